@@ -1,0 +1,10 @@
+"""From a trained RT-DETR to an INT8 model, measured: export, compress (ACT), evaluate.
+
+Importing this package makes paddlepaddle importable. paddlepaddle 2.6.2 exports its own copy of zlib's
+symbols; when it is loaded before Python's ``zlib`` the first decompression of the process ends in a crash
+(SIGSEGV in ``inflateReset2``). Whoever loads ``zlib`` first decides which copy is used, so it is loaded here.
+"""
+
+import zlib  # noqa: F401  (loaded before paddle on purpose, see above)
+
+__version__ = "0.1.0"

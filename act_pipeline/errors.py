@@ -1,0 +1,65 @@
+"""Errors that are the user's to mend: one line, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EROFS: "the file system is read-only",
+}
+
+
+class UserError(Exception):
+    """What was found, what was expected and what to do next, in one line."""
+
+
+def suggest(name: str, candidates: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the candidate nearest to ``name``, or an empty string."""
+    near = difflib.get_close_matches(str(name), [str(candidate) for candidate in candidates], n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def describe_os_error(error: OSError) -> str | None:
+    """Return a user's words for an ``OSError`` that no code of ours can mend, or None if it may be a bug."""
+    reason = _DISK_ERRORS.get(error.errno or 0)
+    if reason is None:
+        return None
+    place = error.filename if error.filename else "the output"
+    return f"cannot write or read {place}: {reason}; choose another place or free it, then run again"
+
+
+def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
+    """Run a command's ``main`` and turn the user's errors into one line on stderr.
+
+    Args:
+        main: takes the argument list (None: ``sys.argv[1:]``) and returns an exit code.
+        argv: the arguments.
+
+    Returns:
+        ``main``'s own exit code; 2 for a :class:`UserError`, a full disk or a refused path; 130 for Ctrl-C.
+        Anything else is a bug of ours and is raised with its traceback.
+    """
+    try:
+        return main(argv)
+    except UserError as error:
+        message = " ".join(str(error).split())
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written is left behind", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        described = describe_os_error(error)
+        if described is None:
+            raise
+        message = described
+    print(f"error: {message}", file=sys.stderr)
+    return EXIT_USER_ERROR

@@ -1,0 +1,106 @@
+"""The `InferenceModel`: a folder with a static graph, its weights and how to feed it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from act_pipeline.errors import UserError
+from act_pipeline.records import hash_files
+
+MODEL_FILENAME = "model.pdmodel"
+PARAMS_FILENAME = "model.pdiparams"
+INFER_CFG_FILENAME = "infer_cfg.yml"
+
+
+@dataclass(frozen=True)
+class InferenceModel:
+    """A static graph on disk, in the form PaddleDetection's exporter and PaddleSlim's ACT write.
+
+    Inputs: ``image [N, 3, H, W]`` float32 as the reader normalizes it, ``im_shape [N, 2]`` (height, width of the
+    network's input, pixels), ``scale_factor [N, 2]`` (input size / original size, y then x).
+    Outputs: ``bbox [K, 6]`` (class, score, x1, y1, x2, y2 in pixels of the original image) and ``bbox_num [N]``.
+
+    Attributes:
+        directory: the folder.
+        model_filename: the program, a protobuf ``ProgramDesc``.
+        params_filename: all parameters in one file.
+    """
+
+    directory: Path
+    model_filename: str = MODEL_FILENAME
+    params_filename: str = PARAMS_FILENAME
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | os.PathLike[str],
+        model_filename: str = MODEL_FILENAME,
+        params_filename: str = PARAMS_FILENAME,
+    ) -> InferenceModel:
+        """Check that the folder holds a whole model.
+
+        Raises:
+            UserError: the folder or a file is missing or empty, or the model is of Paddle 3's ``model.json`` kind.
+        """
+        folder = Path(directory)
+        if not folder.exists():
+            raise UserError(f"model folder {folder} does not exist; export a model with tools/export_model.py first")
+        if not folder.is_dir():
+            raise UserError(f"{folder} is a file, expected the folder that holds {model_filename} and {params_filename}")
+        model = cls(folder, model_filename, params_filename)
+        if not model.model_path.exists():
+            json_path = model.model_path.with_suffix(".json")
+            if json_path.exists():
+                raise UserError(
+                    f"{json_path} is a model of Paddle 3 (PIR), expected {model_filename}: export it again with "
+                    "tools/export_model.py, or in Paddle 3 with FLAGS_enable_pir_api=0"
+                )
+            raise UserError(f"{model.model_path} is missing in the model folder; export a model with tools/export_model.py")
+        if not model.params_path.exists():
+            raise UserError(f"{model.params_path} is missing beside {model_filename}; copy both files of the export")
+        for path in (model.model_path, model.params_path):
+            if path.stat().st_size == 0:
+                raise UserError(f"{path} is empty; copy or export it again")
+        return model
+
+    @property
+    def model_path(self) -> Path:
+        return self.directory / self.model_filename
+
+    @property
+    def params_path(self) -> Path:
+        return self.directory / self.params_filename
+
+    @property
+    def infer_cfg_path(self) -> Path:
+        return self.directory / INFER_CFG_FILENAME
+
+    @property
+    def bytes(self) -> int:
+        """Size of the program and the parameters together, in bytes."""
+        return self.model_path.stat().st_size + self.params_path.stat().st_size
+
+    def content_hash(self) -> str:
+        """Return a hash of the program and the parameters, ``sha256:<hex>``."""
+        return hash_files([self.model_path, self.params_path])
+
+    def infer_cfg(self) -> dict[str, Any]:
+        """Return ``infer_cfg.yml``, empty if the folder has none.
+
+        Raises:
+            UserError: the file is no YAML mapping.
+        """
+        if not self.infer_cfg_path.exists():
+            return {}
+        try:
+            content = yaml.safe_load(self.infer_cfg_path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.infer_cfg_path} is no YAML: {error}") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{self.infer_cfg_path} holds {type(content).__name__}, expected a mapping")
+        return content
