@@ -199,10 +199,11 @@ class RTDETRTransformer(nn.Layer):
         )
         self._reset_parameters()
 
-        self._fixed_anchors = None
         if eval_size:
-            shapes = [(eval_size[0] // stride, eval_size[1] // stride) for stride in self.feat_strides]
-            self._fixed_anchors = self._anchors(shapes)
+            anchors, valid = self._anchors(self._eval_shapes())
+            # Not persistable: they belong to the graph, and the official weights do not have them.
+            self.register_buffer("anchors", anchors, persistable=False)
+            self.register_buffer("valid_anchors", valid, persistable=False)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -231,10 +232,13 @@ class RTDETRTransformer(nn.Layer):
             xavier_uniform_(projection[0].weight)
         normal_(self.denoising_class_embed.weight)
 
+    def _eval_shapes(self) -> list[tuple[int, int]]:
+        return [(self.eval_size[0] // stride, self.eval_size[1] // stride) for stride in self.feat_strides]
+
     def _anchors(
         self, shapes: Sequence[tuple[int, int]], grid_size: float = 0.05
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Return one anchor a position, before the sigmoid ``[1, L, 4]``, and whether it may be used ``[1, L, 1]``.
+        """Return one anchor a position, before the sigmoid ``[1, L, 4]``, and 1 where it may be used ``[1, L, 1]``.
 
         Anchors nearer than ``eps`` to an edge are not used: infinite, with the features masked.
         """
@@ -247,7 +251,7 @@ class RTDETRTransformer(nn.Layer):
         anchors = paddle.concat(anchors, axis=1)
         valid = paddle.logical_and(anchors > self.eps, anchors < 1 - self.eps).all(-1, keepdim=True)
         unact = paddle.log(anchors / (1 - anchors))
-        return paddle.where(valid, unact, paddle.full_like(unact, float("inf"))), valid
+        return paddle.where(valid, unact, paddle.full_like(unact, float("inf"))), valid.astype("float32")
 
     def forward(self, feats: Sequence[paddle.Tensor], pad_mask=None, gt_meta=None):
         """Detect.
@@ -262,12 +266,12 @@ class RTDETRTransformer(nn.Layer):
             logits ``[N, Q, classes]``, and what the loss needs to know of the denoising queries.
         """
         projected = [projection(feat) for projection, feat in zip(self.input_proj, feats)]
-        if self.training or self._fixed_anchors is None:
+        if self.training or not self.eval_size:
             shapes = [tuple(feat.shape[2:]) for feat in projected]
             anchors, valid = self._anchors(shapes)
         else:
-            shapes = [(self.eval_size[0] // stride, self.eval_size[1] // stride) for stride in self.feat_strides]
-            anchors, valid = self._fixed_anchors
+            shapes = self._eval_shapes()
+            anchors, valid = self.anchors, self.valid_anchors
         memory = paddle.concat([feat.flatten(2).transpose([0, 2, 1]) for feat in projected], axis=1)
 
         denoising = (None, None, None, None)
@@ -290,7 +294,7 @@ class RTDETRTransformer(nn.Layer):
 
     def _select_queries(self, memory, anchors, valid):
         """Choose the ``num_queries`` positions with the highest class score."""
-        output_memory = self.enc_output(memory * valid.astype(memory.dtype))
+        output_memory = self.enc_output(memory * valid)
         class_logits = self.enc_score_head(output_memory)
         boxes_unact = self.enc_bbox_head(output_memory) + anchors
         _, top = paddle.topk(class_logits.max(-1), self.num_queries, axis=1)

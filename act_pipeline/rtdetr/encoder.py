@@ -137,11 +137,12 @@ class HybridEncoder(nn.Layer):
         self.pan_blocks = nn.LayerList(
             [_CSPRepLayer(hidden_dim * 2, hidden_dim, blocks, expansion, act_fn) for _ in range(steps)]
         )
-        self._fixed_position = {}
         if eval_size:
             for level in use_encoder_idx:
                 height, width = (size // feat_strides[level] for size in eval_size)
-                self._fixed_position[level] = sine_position_embedding(width, height, hidden_dim)
+                position = sine_position_embedding(width, height, hidden_dim)
+                # Not persistable: it belongs to the graph, and the official weights do not have it.
+                self.register_buffer(f"position_{level}", position, persistable=False)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -174,11 +175,11 @@ class HybridEncoder(nn.Layer):
         return outputs
 
     def _attend(self, encoder: nn.Layer, level: int, feature: paddle.Tensor) -> paddle.Tensor:
-        if self.training or level not in self._fixed_position:
+        if self.training or not self.eval_size:
             height, width = feature.shape[2:]
             position = sine_position_embedding(width, height, self.hidden_dim)
         else:
             height, width = (size // self.feat_strides[level] for size in self.eval_size)
-            position = self._fixed_position[level]
+            position = getattr(self, f"position_{level}")
         memory = encoder(feature.flatten(2).transpose([0, 2, 1]), pos_embed=position)
         return memory.transpose([0, 2, 1]).reshape([-1, self.hidden_dim, height, width])
