@@ -1,0 +1,103 @@
+"""DETR with a neck, and the post-process that gives boxes in pixels of the original image."""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+from ppdet.core.workspace import create
+from ppdet.modeling.architectures.meta_arch import BaseArch
+from ppdet.modeling.transformers import bbox_cxcywh_to_xyxy
+
+
+class DETR(BaseArch):
+    """Backbone, an optional neck, transformer, head and post-process (PaddleDetection's `DETR`)."""
+
+    __category__ = "architecture"
+    __inject__ = ["post_process"]
+    __shared__ = ["exclude_post_process"]
+
+    def __init__(
+        self, backbone, transformer="DETRTransformer", detr_head="DETRHead", neck=None,
+        post_process="DETRPostProcess", exclude_post_process=False,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.transformer = transformer
+        self.detr_head = detr_head
+        self.neck = neck
+        self.post_process = post_process
+        self.exclude_post_process = exclude_post_process
+
+    @classmethod
+    def from_config(cls, cfg, *args, **kwargs):
+        backbone = create(cfg["backbone"])
+        shape = backbone.out_shape
+        neck = create(cfg["neck"], input_shape=shape) if cfg["neck"] else None
+        if neck is not None:
+            shape = neck.out_shape
+        transformer = create(cfg["transformer"], input_shape=shape)
+        head = create(
+            cfg["detr_head"], hidden_dim=transformer.hidden_dim, nhead=transformer.nhead, input_shape=shape
+        )
+        return {"backbone": backbone, "neck": neck, "transformer": transformer, "detr_head": head}
+
+    def _forward(self):
+        feats = self.backbone(self.inputs)
+        if self.neck is not None:
+            feats = self.neck(feats)
+        pad_mask = self.inputs.get("pad_mask") if self.training else None
+        decoded = self.transformer(feats, pad_mask, self.inputs)
+        if self.training:
+            return self.detr_head(decoded, feats, self.inputs)
+        predictions = self.detr_head(decoded, feats)
+        if self.exclude_post_process:
+            boxes, logits, _ = predictions
+            return boxes, logits
+        return self.post_process(predictions, self.inputs["im_shape"], self.inputs["scale_factor"])
+
+    def get_loss(self):
+        losses = self._forward()
+        losses["loss"] = paddle.add_n([value for name, value in losses.items() if "log" not in name])
+        return losses
+
+    def get_pred(self):
+        bbox, bbox_num = self._forward()
+        return {"bbox": bbox, "bbox_num": bbox_num}
+
+
+class DETRPostProcess:
+    """The ``num_top_queries`` best (query, class) pairs of every image; no NMS is needed."""
+
+    __shared__ = ["num_classes", "use_focal_loss"]
+
+    def __init__(self, num_classes=80, num_top_queries=100, use_focal_loss=False):
+        self.num_classes = num_classes
+        self.num_top_queries = num_top_queries
+        self.use_focal_loss = use_focal_loss
+
+    def __call__(self, predictions, im_shape, scale_factor):
+        """Decode.
+
+        Args:
+            predictions: boxes ``[N, Q, 4]`` (cx, cy, w, h in 0..1), logits ``[N, Q, classes]``, and None.
+            im_shape: ``[N, 2]``, height and width of the network's input in pixels.
+            scale_factor: ``[N, 2]``, input size / original size, y then x.
+
+        Returns:
+            ``bbox [N * num_top_queries, 6]``: class, score, x1, y1, x2, y2 in pixels of the original image, and
+            ``bbox_num [N]`` int32.
+        """
+        boxes, logits, _ = predictions
+        scores = F.sigmoid(logits) if self.use_focal_loss else F.softmax(logits)[:, :, :-1]
+        scores, flat = paddle.topk(scores.flatten(1), self.num_top_queries, axis=-1)
+        labels = flat % self.num_classes
+        query = flat // self.num_classes
+        batch_size = paddle.shape(boxes)[0]
+        batch = paddle.arange(batch_size, dtype=query.dtype).unsqueeze(-1).tile([1, self.num_top_queries])
+        boxes = paddle.gather_nd(bbox_cxcywh_to_xyxy(boxes), paddle.stack([batch, query], axis=-1))
+
+        height, width = paddle.split(paddle.floor(im_shape / scale_factor + 0.5), 2, axis=-1)
+        boxes = boxes * paddle.concat([width, height, width, height], axis=-1).unsqueeze(1)
+        bbox = paddle.concat([labels.unsqueeze(-1).astype("float32"), scores.unsqueeze(-1), boxes], axis=-1)
+        bbox_num = paddle.full([1], self.num_top_queries, dtype="int32").tile([batch_size])
+        return bbox.reshape([-1, 6]), bbox_num

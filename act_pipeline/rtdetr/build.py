@@ -1,0 +1,146 @@
+"""From a PaddleDetection model YAML and its weights to a model; the only place that enters `ppdet`'s workspace."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.errors import UserError
+
+_MAX_NAMED_MISMATCHES = 3
+
+
+def register_modules() -> None:
+    """Add to `ppdet`'s workspace what RT-DETR needs; nothing, if the installed `ppdet` has RT-DETR itself.
+
+    `ResNet`, `DETR` and `DINOLoss` replace `ppdet`'s own, of which they are supersets.
+    """
+    import ppdet.modeling  # noqa: F401  (registers ppdet's own modules)
+    from ppdet.core.config.schema import extract_schema
+    from ppdet.core.workspace import global_config
+
+    if "RTDETRTransformer" in global_config:
+        return
+    from act_pipeline.rtdetr import architecture, backbone, decoder, encoder, loss
+
+    for module in (
+        backbone.PPHGNetV2, backbone.ResNet, encoder.TransformerLayer, encoder.HybridEncoder,
+        decoder.RTDETRTransformer, loss.DINOLoss, architecture.DETR, architecture.DETRPostProcess,
+    ):
+        # Not `register`: it refuses names that are taken, and three of these replace ppdet's own.
+        global_config[module.__name__] = extract_schema(module)
+
+
+@contextlib.contextmanager
+def workspace(config: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield `ppdet`'s `create` with ``config`` merged into its global workspace, and restore that afterwards.
+
+    `create` and `merge_config` write into the registered schemas, so a model built earlier would leave its
+    settings to the next one.
+    """
+    from ppdet.core.workspace import create, global_config, merge_config
+
+    before = {key: _copy_entry(value) for key, value in global_config.items()}
+    try:
+        merge_config(copy.deepcopy(dict(config)))
+        yield create
+    finally:
+        global_config.clear()
+        global_config.update(before)
+
+
+def _copy_entry(value: Any) -> Any:
+    from ppdet.core.config.schema import SchemaDict
+
+    if not isinstance(value, SchemaDict):
+        return copy.deepcopy(value) if isinstance(value, (dict, list)) else value
+    duplicate = value.copy()
+    for key, item in duplicate.items():
+        if type(item) in (dict, list):
+            dict.__setitem__(duplicate, key, copy.deepcopy(item))
+    return duplicate
+
+
+def build_model(
+    config: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = (), weights: str | None = None
+):
+    """Build an RT-DETR in dygraph mode.
+
+    Args:
+        config: a PaddleDetection model YAML, or its content.
+        overrides: ``Section.key=value``, as PaddleDetection's ``-o`` takes them.
+        weights: a ``.pdparams`` to load.
+
+    Returns:
+        a `paddle.nn.Layer` in training mode. Its input is a dict of ``image [N, 3, H, W]``, ``im_shape [N, 2]``,
+        ``scale_factor [N, 2]``, and in training ``gt_class``, ``gt_bbox``; its output ``{"bbox", "bbox_num"}``, in
+        training a dict of losses.
+
+    Raises:
+        UserError: the YAML names no architecture, a module that does not exist, or a key that a module lacks.
+    """
+    if not isinstance(config, Mapping):
+        from act_pipeline.yaml_file import apply_overrides, load_yaml
+
+        source = os.fspath(config)
+        config = apply_overrides(load_yaml(source), overrides)
+    else:
+        source = "the model config"
+    register_modules()
+    architecture = config.get("architecture")
+    if not isinstance(architecture, str):
+        raise UserError(f"{source}: key 'architecture' is {architecture!r}, expected a model such as DETR")
+    if "RTDETRTransformer" not in str(config.get(architecture, {})):
+        raise UserError(
+            f"{source}: {architecture}.transformer is not RTDETRTransformer; this project takes RT-DETR models "
+            "(see configs/rtdetr/)"
+        )
+    with workspace(config) as create:
+        try:
+            model = create(architecture)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{source}: the model cannot be built: {error}") from error
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def load_weights(model, path: str | os.PathLike[str]) -> None:
+    """Load a ``.pdparams`` whose keys and shapes must be the model's own.
+
+    Raises:
+        UserError: the file is missing or unreadable, or keys or shapes do not fit (the first three are named).
+    """
+    import paddle
+
+    location = os.fspath(path)
+    if not location.endswith(".pdparams") and os.path.exists(location + ".pdparams"):
+        location += ".pdparams"
+    if not os.path.isfile(location):
+        raise UserError(f"weights {location} do not exist; give -o weights=PATH to a .pdparams")
+    try:
+        state = paddle.load(location)
+    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ImportError) as error:
+        raise UserError(f"weights {location} cannot be read ({error}); expected a .pdparams; download it again") from None
+    if not isinstance(state, dict):
+        raise UserError(f"weights {location} hold {type(state).__name__}, expected a state dict")
+    state.pop("StructuredToParameterName@@", None)
+    expected = model.state_dict()
+    faults = []
+    for name, parameter in expected.items():
+        if name not in state:
+            faults.append(f"{name} is missing")
+        elif list(np.shape(state[name])) != list(parameter.shape):
+            faults.append(f"{name} is {list(np.shape(state[name]))}, expected {list(parameter.shape)}")
+    faults += [f"{name} is not in the model" for name in state if name not in expected]
+    if faults:
+        named = "; ".join(faults[:_MAX_NAMED_MISMATCHES])
+        more = f"; and {len(faults) - _MAX_NAMED_MISMATCHES} more" if len(faults) > _MAX_NAMED_MISMATCHES else ""
+        raise UserError(f"weights {location} do not fit the model config: {named}{more}; use the config they were trained with")
+    model.set_state_dict(state)
