@@ -106,7 +106,7 @@ def save_pdparams(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            pickle.dump({key: np.ascontiguousarray(value) for key, value in weights.items()}, file, protocol=2)
+            pickle.dump({key: np.ascontiguousarray(value) for key, value in weights.items()}, file, protocol=4)
         os.chmod(name, 0o644)
         os.replace(name, target)
     except BaseException:

@@ -52,6 +52,7 @@ class Settings:
         lr: highest learning rate, reached after ``warmup`` steps, then a cosine down to a hundredth.
         weight_decay: of AdamW, on weights with two dimensions or more.
         clip_norm: the gradient's largest norm.
+        dense_share: share of the steps over which :func:`dense_loss` helps, its weight falling from 1 to 0.
         ema_decay: of the average of weights that is evaluated and saved.
         seed: of scenes, initial weights and denoising.
         scene_size: longer side of the scenes in pixels; the reader's resize to ``eval_size`` follows.
@@ -59,16 +60,17 @@ class Settings:
         threads: of PyTorch; 0 leaves it to PyTorch.
     """
 
-    iters: int = 6000
+    iters: int = 4200
     batch_size: int = 8
-    lr: float = 5e-4
+    lr: float = 6e-4
     weight_decay: float = 1e-4
-    warmup: int = 300
+    warmup: int = 200
     clip_norm: float = 0.5
+    dense_share: float = 0.6
     ema_decay: float = 0.998
     seed: int = 0
     scene_size: int = 256
-    eval_every: int = 500
+    eval_every: int = 300
     eval_scenes: int = 60
     threads: int = 0
 
@@ -98,16 +100,27 @@ def build_torch_model(model_yaml: str | os.PathLike[str]) -> tuple[nn.Module, in
     bottlenecks = round(3 * encoder["depth_mult"])
     for block in (*model.model.encoder.fpn_blocks, *model.model.encoder.pan_blocks):
         block.bottlenecks = nn.Sequential(*list(block.bottlenecks)[:bottlenecks])
-    for module in model.modules():  # transformers' own initial values are meant for fine-tuning
+    _initialize(model)
+    height, width = spec["eval_size"]
+    if height != width:
+        raise UserError(f"{model_yaml}: eval_size is {height} x {width}, expected a square")
+    return model, height
+
+
+def _initialize(model: nn.Module) -> None:
+    """Give fresh weights a scale to learn from: transformers' own initial values are meant for fine-tuning."""
+    for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-    height, width = spec["eval_size"]
-    if height != width:
-        raise UserError(f"{model_yaml}: eval_size is {height} x {width}, expected a square")
-    return model, height
+        elif isinstance(module, nn.Linear):
+            if "class_embed" in name or "enc_score_head" in name:
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.constant_(module.bias, -math.log(99.0))  # a prior probability of 0.01
+            elif module.weight.abs().max() > 0:  # zeros are meant: offsets, attention weights, the last box layer
+                nn.init.xavier_uniform_(module.weight)
 
 
 def _pixels(scene: Scene, size: int) -> np.ndarray:
@@ -138,6 +151,57 @@ class _Scenes(torch.utils.data.IterableDataset):
                 labels.append({"class_labels": torch.from_numpy(scene.labels), "boxes": torch.from_numpy(boxes)})
             yield torch.from_numpy(np.stack(pixels)), labels
             step += 1
+
+
+_LEVEL_LIMITS = (0.16, 0.32)
+"""A box whose longer side is up to these shares of the image belongs to the first, second or else third level."""
+
+
+def dense_loss(logits: torch.Tensor, boxes: torch.Tensor, labels: list[dict[str, torch.Tensor]],
+               shapes: tuple[tuple[int, int], ...]) -> torch.Tensor:
+    """Score what the encoder proposes at every place, not only at the few that become queries.
+
+    The decoder's losses tell a fresh backbone little, as they reach it through a handful of queries. As in one-stage
+    detectors, each place near the centre of a box, on the level that fits its size, is told its class and box.
+
+    Args:
+        logits: [N, L, classes], the encoder's class scores; L runs over the places of all levels.
+        boxes: [N, L, 4], its boxes, centre and size, before the sigmoid.
+        labels: for each image ``class_labels`` [n] and ``boxes`` [n, 4], centre and size in shares of the image.
+        shapes: height and width of each level.
+    """
+    places, levels, steps = [], [], []
+    for level, (height, width) in enumerate(shapes):
+        y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+        places.append(torch.stack([x, y], dim=-1).reshape(-1, 2))
+        levels.append(torch.full((height * width,), level))
+        steps.append(torch.full((height * width,), 1.0 / width))
+    place, level, step = torch.cat(places), torch.cat(levels), torch.cat(steps)
+    wanted = torch.zeros_like(logits)
+    chosen, targets = [], []
+    limits = torch.tensor(_LEVEL_LIMITS)
+    for number, label in enumerate(labels):
+        truth = label["boxes"]
+        fits = torch.bucketize(truth[:, 2:].amax(dim=1), limits)[None, :] == level[:, None]
+        reach = torch.maximum(truth[None, :, 2:] * 0.2, step[:, None, None] * 0.55)
+        near = ((place[:, None] - truth[None, :, :2]).abs() < reach).all(dim=-1) & fits
+        area = torch.where(near, truth[:, 2:].prod(dim=1)[None, :], torch.inf)
+        smallest, owner = area.min(dim=1)
+        positive = torch.isfinite(smallest).nonzero().squeeze(1)
+        wanted[number, positive, label["class_labels"][owner[positive]]] = 1.0
+        chosen.append(boxes[number, positive].sigmoid())
+        targets.append(truth[owner[positive]])
+    found, target = torch.cat(chosen), torch.cat(targets)
+    count = max(1, len(found))
+    scores = logits.sigmoid()
+    weight = torch.where(wanted > 0, 0.5 * (1 - scores) ** 2, 0.5 * scores ** 2).detach()
+    class_loss = nn.functional.binary_cross_entropy_with_logits(logits, wanted, weight=weight, reduction="sum") / count
+    box_loss = (found - target).abs().sum() / count
+    low = torch.maximum(found[:, :2] - found[:, 2:] / 2, target[:, :2] - target[:, 2:] / 2)
+    high = torch.minimum(found[:, :2] + found[:, 2:] / 2, target[:, :2] + target[:, 2:] / 2)
+    shared = (high - low).clamp(min=0).prod(dim=1)
+    union = found[:, 2:].prod(dim=1) + target[:, 2:].prod(dim=1) - shared
+    return 2 * class_loss + 5 * box_loss + 2 * (1 - shared / union.clamp(min=1e-6)).sum() / count
 
 
 @torch.no_grad()
@@ -265,6 +329,7 @@ def train(
         first, best = state["step"], state["best"]
     loader = iter(torch.utils.data.DataLoader(
         _Scenes(settings, size, first), batch_size=None, num_workers=1, prefetch_factor=4))
+    shapes = tuple((size // stride, size // stride) for stride in (8, 16, 32))
     model.train()
     begun, mean_loss = time.monotonic(), None
     bar = tqdm(range(first, settings.iters), initial=first, total=settings.iters, desc="train", unit="step",
@@ -273,13 +338,17 @@ def train(
         pixels, labels = next(loader)
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(step, settings)
-        loss = model(pixel_values=pixels.contiguous(memory_format=torch.channels_last), labels=labels).loss
+        outputs = model(pixel_values=pixels.contiguous(memory_format=torch.channels_last), labels=labels)
+        loss, dense_weight = outputs.loss, 1 - step / (settings.dense_share * settings.iters)
+        if dense_weight > 0:
+            loss = loss + dense_weight * dense_loss(
+                outputs.enc_outputs_class, outputs.enc_outputs_coord_logits, labels, shapes)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
         optimizer.step()
         average.update(model)
-        value = loss.item()
+        value = outputs.loss.item()
         if not math.isfinite(value):
             raise UserError(f"the loss is {value} at step {step}: run again with a lower --lr (now {settings.lr})")
         mean_loss = value if mean_loss is None else 0.98 * mean_loss + 0.02 * value

@@ -1,0 +1,178 @@
+"""The built-in sample: deterministic, valid COCO, with training and validation apart; its weights fit its config."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from act_pipeline.data import sample
+from act_pipeline.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN, VAL, SEED, SIZE = 4, 3, 5, 128
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample") / "digits"
+    assert sample.make_sample(folder, TRAIN, VAL, SEED, SIZE, progress=False)
+    return folder
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(made: Path, tmp_path: Path) -> None:
+    sample.make_sample(tmp_path / "again", TRAIN, VAL, SEED, SIZE, progress=False)
+    sample.make_sample(tmp_path / "other", TRAIN, VAL, SEED + 1, SIZE, progress=False)
+    first, again, other = _contents(made), _contents(tmp_path / "again"), _contents(tmp_path / "other")
+    assert first == again
+    assert first.keys() == other.keys()
+    assert not [name for name in first if name.endswith(".jpg") and first[name] == other[name]]
+
+
+def test_more_scenes_do_not_change_the_first_ones(made: Path, tmp_path: Path) -> None:
+    sample.make_sample(tmp_path / "more", TRAIN + 1, VAL, SEED, SIZE, progress=False)
+    first, more = _contents(made), _contents(tmp_path / "more")
+    images = [name for name in first if name.endswith(".jpg")]
+    assert len(images) == TRAIN + VAL
+    assert all(first[name] == more[name] for name in images)
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", TRAIN), ("val", VAL)])
+def test_annotations_are_coco(made: Path, split: str, count: int) -> None:
+    import cv2
+    from pycocotools.coco import COCO
+
+    coco = COCO(str(made / "annotations" / f"instances_{split}.json"))
+    assert [category["id"] for category in coco.dataset["categories"]] == list(range(1, 11))
+    assert [category["name"] for category in coco.dataset["categories"]] == list("0123456789")
+    assert len(coco.imgs) == len(coco.dataset["images"]) == count
+    assert len(coco.anns) == len(coco.dataset["annotations"]) >= count * 2
+    for image in coco.dataset["images"]:
+        pixels = cv2.imread(str(made / "images" / split / image["file_name"]))
+        assert pixels.shape == (image["height"], image["width"], 3)
+        assert max(pixels.shape[:2]) == SIZE and min(pixels.shape[:2]) in (SIZE, SIZE * 3 // 4)
+    for annotation in coco.dataset["annotations"]:
+        image = coco.imgs[annotation["image_id"]]
+        x, y, width, height = annotation["bbox"]
+        assert x >= 0 and y >= 0 and width > 0 and height > 0
+        assert x + width <= image["width"] and y + height <= image["height"]
+        assert annotation["area"] == width * height
+        assert 1 <= annotation["category_id"] <= 10
+        assert annotation["iscrowd"] == 0
+
+
+def test_training_and_validation_share_no_scan_and_no_background() -> None:
+    train, val = set(sample.scan_indices("train").tolist()), set(sample.scan_indices("val").tolist())
+    assert not train & val
+    assert train | val == set(range(1797))
+    _, labels = sample._digits()
+    for digit in range(10):
+        share = sum(labels[index] == digit for index in val) / (labels == digit).sum()
+        assert share == pytest.approx(sample.VALIDATION_SHARE, abs=0.01)
+    for left, right in zip(sample.background_photographs("train"), sample.background_photographs("val")):
+        assert left.shape[1] + right.shape[1] == 640
+        assert left.shape[1] == int(640 * sample.PHOTOGRAPH_CUT)
+    for split, allowed in (("train", train), ("val", val)):
+        used = {scan for index in range(10) for scan in sample.make_scene(split, SEED, index, SIZE).scans.tolist()}
+        assert used <= allowed
+
+
+def test_scenes_have_small_large_whole_and_hidden_digits() -> None:
+    scenes = [sample.make_scene("val", 1, index) for index in range(40)]
+    boxes, labels = (np.concatenate([getattr(scene, name) for scene in scenes]) for name in ("boxes", "labels"))
+    visible = np.concatenate([scene.visible for scene in scenes])
+    sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+    assert sides.min() < 32 and sides.max() > 80
+    assert visible.min() >= sample.MIN_VISIBLE and visible.max() == 1.0
+    assert 0.1 < (visible < 0.9).mean() < 0.7
+    assert set(labels.tolist()) == set(range(10))
+    assert all(1 <= len(scene.boxes) <= sample.DIGITS_PER_SCENE[1] for scene in scenes)
+    _, classes = sample._digits()
+    assert all((classes[scene.scans] == scene.labels).all() for scene in scenes)
+
+
+def test_a_second_run_does_nothing_and_a_damaged_folder_is_made_anew(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    assert sample.make_sample(folder, 2, 1, SEED, SIZE, progress=False)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert not sample.make_sample(folder, 2, 1, SEED, SIZE, progress=False)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    image = folder / "images" / "val" / "val_00000.jpg"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:100])
+    assert sample.make_sample(folder, 2, 1, SEED, SIZE, progress=False)
+    assert image.read_bytes() == whole
+    assert sample.make_sample(folder, 3, 1, SEED, SIZE, progress=False)
+    assert len(list((folder / "images" / "train").iterdir())) == 3
+
+
+def test_a_run_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample, "make_scene", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sample.make_sample(tmp_path / "digits", 1, 1, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not a sample"):
+        sample.make_sample(tmp_path, 1, 1, progress=False)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("flags", [["--train", "0"], ["--val", "-1"], ["--seed", "-1"], ["--size", "8"]])
+def test_the_command_refuses_bad_numbers_in_one_line(flags: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "make_sample.py"), "--output_dir", str(tmp_path / "digits"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {flags[0]} is {flags[1]}, expected at least")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "digits").exists()
+
+
+def _sample_weights() -> dict[str, np.ndarray]:
+    with open(ROOT / "act_pipeline" / "data" / "rtdetr_sample.pdparams", "rb") as file:
+        return pickle.load(file)
+
+
+def test_weights_fit_the_sample_config() -> None:
+    from act_pipeline.rtdetr import build_model
+
+    expected = {name: tuple(value.shape) for name, value in
+                build_model(str(ROOT / "configs" / "rtdetr" / "rtdetr_sample.yml")).state_dict().items()}
+    weights = _sample_weights()
+    assert {name: value.shape for name, value in weights.items()} == expected
+    assert all(value.dtype == np.float32 and np.isfinite(value).all() for value in weights.values())
+    assert os.path.getsize(ROOT / "act_pipeline" / "data" / "rtdetr_sample.pdparams") <= 20_000_000
+
+
+def test_reader_and_model_config_agree_with_the_sample(made: Path) -> None:
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!COCODataSet", lambda loader, node: loader.construct_mapping(node))
+    reader = yaml.load((ROOT / "configs" / "readers" / "sample_reader.yml").read_text(encoding="utf-8"), Loader)
+    model = yaml.safe_load((ROOT / "configs" / "rtdetr" / "rtdetr_sample.yml").read_text(encoding="utf-8"))
+    resize = next(step["Resize"] for step in reader["EvalReader"]["sample_transforms"] if "Resize" in step)
+    assert resize["target_size"] == model["eval_size"]
+    assert reader["num_classes"] == model["num_classes"] == len(sample.CLASS_NAMES)
+    for section, split in (("TrainDataset", "train"), ("EvalDataset", "val"), ("TestDataset", "val")):
+        annotations = json.loads((made / reader[section]["anno_path"]).read_text(encoding="utf-8"))
+        images = made / reader[section]["image_dir"]
+        assert reader[section]["anno_path"] == f"annotations/instances_{split}.json"
+        assert all((images / image["file_name"]).is_file() for image in annotations["images"])
+        assert reader[section]["dataset_dir"] == "dataset/sample"
