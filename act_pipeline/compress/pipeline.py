@@ -1,0 +1,214 @@
+"""The stages of a compression: prepare, evaluate the float model, train, evaluate what was saved, record."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from act_pipeline.compress.act import Training, quiet_upstream, train
+from act_pipeline.config import Config
+from act_pipeline.data import Reader
+from act_pipeline.engines import create_engine
+from act_pipeline.engines.base import Engine, available_cpus
+from act_pipeline.errors import UserError
+from act_pipeline.evaluation import Evaluation, evaluate
+from act_pipeline.model import INFER_CFG_FILENAME, InferenceModel
+from act_pipeline.records import new_artifact, read_record, write_record
+from act_pipeline.static_graph import StaticGraph, fold_batch_norm, fold_constants, static_mode
+
+ACT_SCHEMA = "act_pipeline.act/1"
+RECORD_FILENAME = "act.json"
+# PaddleSlim's own tolerance between TrainConfig.origin_metric and what the float model gives.
+_ORIGIN_TOLERANCE = 0.05
+
+
+@dataclass
+class Compressed:
+    """A finished compression.
+
+    Attributes:
+        model: the INT8 model.
+        record: what ``act.json`` holds.
+        fp32: evaluation of the float model; None without evaluation.
+        int8: evaluation of the INT8 model as saved.
+    """
+
+    model: InferenceModel
+    record: dict[str, Any]
+    fp32: Evaluation | None
+    int8: Evaluation | None
+
+
+def compress(
+    config: Config, save_dir: str | os.PathLike[str], device: str = "auto", progress: bool = True
+) -> Compressed:
+    """Compress the model that a config names; an older result in ``save_dir`` is replaced when the new one is whole.
+
+    Args:
+        config: what to compress, on which data, how.
+        save_dir: the INT8 model's folder, with ``act.json`` beside the model.
+        device: ``CPU``, ``GPU`` or ``auto``: the GPU if Paddle finds one.
+        progress: show progress bars on stderr.
+
+    Raises:
+        UserError: model, data and config do not fit together, or the device is not there.
+    """
+    model = InferenceModel.load(config.global_.model_dir, config.global_.model_filename, config.global_.params_filename)
+    reader = Reader.load(config.global_.reader_config)
+    splits = ["train", "eval"] if config.global_.evaluation else ["train"]
+    reader.check(*splits)
+    device = choose_device(device)
+    seconds: dict[str, float] = {}
+    with new_artifact(save_dir) as staging, static_mode():
+        work = staging / ".work"
+        with _timed(seconds, "prepare"):
+            prepared = prepare(model, work / "float")
+            _check_fit(config, model, prepared, reader)
+        fp32 = None
+        if config.global_.evaluation:
+            with _timed(seconds, "evaluate_fp32"):
+                fp32 = _evaluate(model, "fp32", device, reader, progress)
+            _check_origin(config, fp32)
+        with _timed(seconds, "train"):
+            training = _train(config, prepared, reader, fp32, work, device, progress)
+        for path in (training.model.model_path, training.model.params_path):
+            shutil.move(str(path), str(staging / path.name))
+        if model.infer_cfg_path.exists():
+            shutil.copyfile(model.infer_cfg_path, staging / INFER_CFG_FILENAME)
+        shutil.rmtree(work)
+        saved = InferenceModel.load(staging)
+        int8 = None
+        if config.global_.evaluation:
+            with _timed(seconds, "evaluate_int8"):
+                int8 = _evaluate(saved, "int8", device, reader, progress)
+        record = _record(config, model, saved, training, fp32, int8, seconds, device)
+        write_record(staging / RECORD_FILENAME, ACT_SCHEMA, record)
+    final = InferenceModel.load(save_dir)
+    return Compressed(final, read_record(Path(save_dir) / RECORD_FILENAME, ACT_SCHEMA), fp32, int8)
+
+
+def prepare(model: InferenceModel, directory: Path) -> InferenceModel:
+    """Write a copy of a float model that computes the same, with constants and BatchNorm folded into its weights."""
+    directory.mkdir(parents=True)
+    with quiet_upstream():
+        graph = StaticGraph.load(model)
+        fold_constants(graph)
+        fold_batch_norm(graph)
+        return graph.save(directory)
+
+
+def choose_device(device: str) -> str:
+    """Return ``CPU`` or ``GPU`` for ``auto``, ``cpu`` or ``gpu``.
+
+    Raises:
+        UserError: a GPU is asked for that Paddle does not find.
+    """
+    import paddle
+
+    wanted = device.upper()
+    if wanted not in ("AUTO", "CPU", "GPU"):
+        raise UserError(f"device is '{device}', expected auto, cpu or gpu")
+    found = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+    if wanted == "GPU" and not found:
+        reason = "this machine has no GPU" if paddle.is_compiled_with_cuda() else "paddlepaddle is the CPU package"
+        raise UserError(f"no GPU can be used: {reason}; use --devices=cpu, or install requirements/gpu.txt on a GPU machine")
+    return "GPU" if wanted != "CPU" and found else "CPU"
+
+
+def _train(
+    config: Config, prepared: InferenceModel, reader: Reader, fp32: Evaluation | None, work: Path, device: str, progress: bool
+) -> Training:
+    loader = reader.loader("train")
+
+    def score(engine: Engine) -> float:
+        return evaluate(engine, reader, progress=progress, batch_size=1, warmup=0).map
+
+    save_dir = work / "int8"
+    save_dir.mkdir()
+    return train(
+        prepared, config, loader, len(loader), score if config.global_.evaluation else None, save_dir, device,
+        fp32.map if fp32 and config.train_config.origin_metric is not None else None, progress,
+    )
+
+
+def _evaluate(model: InferenceModel, precision: str, device: str, reader: Reader, progress: bool) -> Evaluation:
+    engine = create_engine("paddle", model, precision, device, available_cpus())
+    with contextlib.closing(engine):
+        return evaluate(engine, reader, progress=progress)
+
+
+def _check_fit(config: Config, model: InferenceModel, prepared: InferenceModel, reader: Reader) -> None:
+    """Find out before the first hour, not after it, that the reader does not feed what the model takes."""
+    graph = StaticGraph.load(prepared)
+    block = graph.program.global_block()
+    image = next((block.var(name) for name in graph.feed_names if name == "image"), None)
+    height, width = reader.input_size
+    if image is not None and tuple(image.shape[2:]) not in ((height, width), (-1, -1)):
+        raise UserError(
+            f"{reader.path}: the reader resizes to {height} x {width}, but {model.model_path} takes "
+            f"{image.shape[2]} x {image.shape[3]}; set Resize.target_size in the reader, or export the model at that size"
+        )
+    labels = model.infer_cfg().get("label_list")
+    if isinstance(labels, list) and len(labels) != len(reader.class_names):
+        raise UserError(
+            f"{reader.path}: the data has {len(reader.class_names)} classes, but {model.infer_cfg_path} names {len(labels)}; "
+            "give the reader of the data that the model was trained on"
+        )
+
+
+def _check_origin(config: Config, fp32: Evaluation) -> None:
+    origin = config.train_config.origin_metric
+    if origin is not None and abs(fp32.map - origin) > _ORIGIN_TOLERANCE:
+        raise UserError(
+            f"{config.path}: TrainConfig.origin_metric is {origin}, but the float model has {fp32.map:.4f} mAP on this data; "
+            "check the data set, or correct origin_metric"
+        )
+
+
+def _record(
+    config: Config, model: InferenceModel, saved: InferenceModel, training: Training, fp32: Evaluation | None,
+    int8: Evaluation | None, seconds: dict[str, float], device: str,
+) -> dict[str, Any]:
+    def figures(evaluation: Evaluation | None, measured: InferenceModel) -> dict[str, Any]:
+        return {
+            "map": evaluation.map if evaluation else None,
+            "map50": evaluation.map50 if evaluation else None,
+            "bytes": measured.bytes,
+            "latency_ms": evaluation.latency_ms if evaluation else None,
+        }
+
+    return {
+        "strategy": "qat_dis",
+        "fp32": figures(fp32, model),
+        "int8": figures(int8, saved),
+        "map_drop": fp32.map - int8.map if fp32 and int8 else None,
+        "bytes_ratio": saved.bytes / model.bytes,
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "quantized_ops": training.inventory.quantized,
+        "kept_ops": training.inventory.kept,
+        "training": {
+            "iterations": training.iterations,
+            "evaluations": [{"iteration": iteration, "map": metric} for iteration, metric in training.evaluations],
+            "loss": [round(loss, 6) for _, loss in training.losses],
+            "stopped": training.stopped,
+        },
+        "evaluation": {
+            "engine": "paddle", "device": device, "threads": available_cpus(), "images": int8.images if int8 else 0,
+        },
+        "config": config.as_dict(),
+        "source_hash": model.content_hash(),
+        "model_hash": saved.content_hash(),
+    }
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start

@@ -1,0 +1,131 @@
+"""Paddle 2.6.2's quantization passes: made fast, and their result saved so that it computes what was evaluated.
+
+The passes are Paddle's own (`paddle.static.quantization.quantization_pass`). Two of their habits cost minutes on a
+graph of RT-DETR's size, and neither changes the result:
+
+- ``IrGraph.link_to`` and ``update_input_link`` assert that their nodes are in the graph, by building the set of all
+  nodes on every call;
+- ``OutScaleForTrainingPass`` builds the set of all variables for every output of every op to see whether a name is
+  taken, and observes the teacher's tensors too, whose scales nobody reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+TEACHER_PREFIX = "teacher_"
+
+
+class _VarNodes:
+    """Stands for the set of a graph's variable nodes; knows the names without building it."""
+
+    def __init__(self, names: set[str], build):
+        self.names = names
+        self._build = build
+
+    def __iter__(self):
+        return iter(self._build())
+
+
+class _Silent:
+    """Takes the place of the passes' own progress bars, which count ops that tell a user nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    def update(self, count: int = 1) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def fast_passes() -> Iterator[None]:
+    """Within it, Paddle's quantization passes take time in proportion to the graph, not to its square."""
+    from paddle.base.framework import IrGraph
+    from paddle.static.quantization import quantization_pass
+
+    all_var_nodes = IrGraph.all_var_nodes
+    find_node_by_name = IrGraph._find_node_by_name
+    observe = quantization_pass.OutScaleForTrainingPass.apply
+
+    def link_to(graph, node_in, node_out):
+        node_in.append_output(node_out)
+        node_out.append_input(node_in)
+
+    def update_input_link(graph, old_input_node, new_input_node, op_node):
+        old_input_node.remove_output(op_node)
+        op_node.remove_input(old_input_node)
+        new_input_node.append_output(op_node)
+        op_node.append_input(new_input_node)
+        op_node.rename_input(old_input_node.name(), new_input_node.name())
+
+    def find_by_name(graph, nodes, node_name):
+        if isinstance(nodes, _VarNodes) and node_name not in nodes.names:
+            raise AssertionError(f"Cannot find the target node ({node_name}) in the giving set.")
+        return find_node_by_name(graph, nodes, node_name)
+
+    def observe_student(self, graph):
+        names = {node.name() for node in graph.graph.nodes() if node.is_var()}
+        all_op_nodes, create = graph.all_op_nodes, graph.create_persistable_node
+
+        def create_and_note(name, *args, **kwargs):
+            names.add(name)
+            return create(name, *args, **kwargs)
+
+        with mock.patch.multiple(
+            graph,
+            all_op_nodes=lambda: [op for op in all_op_nodes() if not _is_teacher(op)],
+            all_var_nodes=lambda: _VarNodes(names, lambda: all_var_nodes(graph)),
+            create_persistable_node=create_and_note,
+        ):
+            return observe(self, graph)
+
+    with contextlib.ExitStack() as stack:
+        for target, name, replacement in (
+            (IrGraph, "link_to", link_to),
+            (IrGraph, "update_input_link", update_input_link),
+            (IrGraph, "_find_node_by_name", find_by_name),
+            (quantization_pass.OutScaleForTrainingPass, "apply", observe_student),
+            (quantization_pass, "tqdm", _Silent),
+        ):
+            stack.enter_context(mock.patch.object(target, name, replacement))
+        yield
+
+
+def _is_teacher(op_node: Any) -> bool:
+    outputs = op_node.op().output_arg_names()
+    return bool(outputs) and all(name.startswith(TEACHER_PREFIX) for name in outputs)
+
+
+def convert(program: Any, scope: Any, place: Any) -> Any:
+    """Turn a trained test program into the INT8 inference program: what PaddleSlim's `quant.convert` does, exactly.
+
+    Weights become int8 (``QuantWeightPass``). The scales that were observed on other tensors become the ops'
+    ``out_threshold`` attributes (``OutScaleForInferencePass``), which TensorRT reads and which round nowhere.
+    PaddleSlim saves them as pairs of quantize and dequantize ops marked ``only_observer`` instead; those are
+    computed on the CPU and by every reader of the file, though they were no part of the model that was trained and
+    evaluated.
+    """
+    from paddle.base import core
+    from paddle.base.framework import IrGraph
+    from paddle.static.quantization import OutScaleForInferencePass, QuantWeightPass
+
+    graph = IrGraph(core.Graph(program.desc), for_test=True)
+    observers = [op for op in graph.all_op_nodes() if op.name() == "moving_average_abs_max_scale"]
+    scales = {output for op in observers for output in op.outputs}
+    with fast_passes():
+        OutScaleForInferencePass(scope=scope).apply(graph)
+        graph.safe_remove_nodes(set(observers))
+        # The passes hang an observer's scale before the op that follows, only to order the two.
+        graph.safe_remove_nodes({node for node in scales if not any(op.is_op() and node.name() in
+                                 op.op().input_arg_names() for op in node.outputs)})
+        QuantWeightPass(scope, place).apply(graph)
+    return graph.to_program()

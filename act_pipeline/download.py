@@ -1,0 +1,94 @@
+"""Weights from a URL: downloaded once into a cache, whole and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from urllib.parse import urldefrag, urlparse
+
+from act_pipeline.errors import UserError
+from act_pipeline.records import hash_files
+
+_CHUNK_BYTES = 1 << 16
+_TIMEOUT_S = 20
+CACHE_VARIABLE = "ACT_PIPELINE_CACHE"
+
+
+def is_url(location: str) -> bool:
+    return urlparse(location).scheme in ("http", "https")
+
+
+def cache_directory() -> Path:
+    """Return ``$ACT_PIPELINE_CACHE``, else ``act_pipeline`` in ``$XDG_CACHE_HOME``, else in ``~/.cache``."""
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "act_pipeline"
+
+
+def fetch(url: str, progress: bool = True) -> Path:
+    """Return the local file of ``url``, downloaded unless the cache holds it unharmed.
+
+    Args:
+        url: ``http(s)://``; ``#sha256=HEX`` at its end is checked.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        UserError: offline, refused, cut short, or not the file that the hash names.
+    """
+    address, fragment = urldefrag(url)
+    expected = fragment[len("sha256="):].lower() if fragment.startswith("sha256=") else None
+    name = Path(urlparse(address).path).name
+    if not name:
+        raise UserError(f"{address} names no file, expected a URL that ends in a file name such as model.pdparams")
+    folder = cache_directory() / "weights"
+    target = folder / name
+    seal = folder / f"{name}.sha256"
+    if target.exists() and seal.exists():
+        known_hash, _, known_address = seal.read_text(encoding="utf-8").strip().partition(" ")
+        found = hash_files([target]).partition(":")[2]
+        if known_address == address and found == known_hash and expected in (None, found):
+            return target
+    folder.mkdir(parents=True, exist_ok=True)
+    found = _download(address, target, expected, progress)
+    seal.write_text(f"{found} {address}\n", encoding="utf-8")
+    return target
+
+
+def _download(address: str, target: Path, expected: str | None, progress: bool) -> str:
+    import requests
+    from tqdm import tqdm
+
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            try:
+                with requests.get(address, stream=True, timeout=_TIMEOUT_S) as response:
+                    response.raise_for_status()
+                    total = int(response.headers.get("Content-Length") or 0)
+                    with tqdm(
+                        total=total or None, desc=target.name, unit="B", unit_scale=True, disable=not progress, leave=False
+                    ) as bar:
+                        for chunk in response.iter_content(_CHUNK_BYTES):
+                            file.write(chunk)
+                            bar.update(len(chunk))
+            except requests.HTTPError as error:
+                raise UserError(f"{address} cannot be downloaded: {error}; check the URL") from None
+            except requests.RequestException as error:
+                reason = type(error).__name__
+                raise UserError(
+                    f"{address} cannot be reached ({reason}); without a network, download it elsewhere and give its path"
+                ) from None
+        size = partial.stat().st_size
+        if total and size != total:
+            raise UserError(f"{address} was cut short: {size} of {total} bytes came; run it again")
+        found = hash_files([partial]).partition(":")[2]
+        if expected is not None and found != expected:
+            raise UserError(f"{address} is not the file that was asked for: sha256 is {found}, expected {expected}")
+        os.replace(partial, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+    return found

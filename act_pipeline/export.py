@@ -1,0 +1,155 @@
+"""From a model YAML and weights to an `InferenceModel`, as PaddleDetection's ``tools/export_model.py`` does it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from act_pipeline.data.annotations import Annotations
+from act_pipeline.download import fetch, is_url
+from act_pipeline.errors import UserError
+from act_pipeline.model import INFER_CFG_FILENAME, InferenceModel
+from act_pipeline.records import new_artifact
+from act_pipeline.rtdetr.build import build_model
+from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.yaml_file import apply_overrides, load_yaml, resolve_path
+
+COCO_CLASSES = 80
+# PaddleDetection's TRT_MIN_SUBGRAPH of DETR: what its own deployment reads from infer_cfg.yml.
+_MIN_SUBGRAPH_SIZE = 3
+_RTDETR_NORMALIZATION = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "norm_type": "none"}
+
+
+def export_model(
+    config: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str] = "output_inference",
+    overrides: Sequence[str] = (),
+) -> InferenceModel:
+    """Export a model into ``output_dir/<name of the config>``.
+
+    Args:
+        config: PaddleDetection's model YAML.
+        output_dir: the folder's parent.
+        overrides: ``key=value`` each; ``weights`` is a path or a URL, ``trt=True`` writes activations as TensorRT knows
+            them.
+
+    Returns:
+        the model. Its inputs are ``image [N, 3, H, W]``, ``im_shape [N, 2]``, ``scale_factor [N, 2]``, its outputs
+        ``bbox [K, 6]``, ``bbox_num [N]``; N is open.
+
+    Raises:
+        UserError: the config, the weights or the input size are not as they must be.
+    """
+    content = apply_overrides(load_yaml(config), overrides)
+    size = _input_size(config, content)
+    content = {**content, "eval_size": list(size)}
+    weights = content.get("weights")
+    if not isinstance(weights, str):
+        raise UserError(f"{config}: key 'weights' is {weights!r}, expected a .pdparams or its URL; give -o weights=PATH_OR_URL")
+    infer_cfg = _infer_cfg(config, content, size)
+
+    model = build_model(content)
+    from act_pipeline.rtdetr.build import load_weights
+
+    load_weights(model, fetch(weights) if is_url(weights) else weights)
+    return export_layer(model, size, infer_cfg, Path(output_dir) / Path(config).stem)
+
+
+def export_layer(model: Any, size: tuple[int, int], infer_cfg: Mapping[str, Any], directory: Path) -> InferenceModel:
+    """Write a built model's static graph, its parameters and ``infer_cfg.yml`` into ``directory``, whole or not at all."""
+    import paddle
+    from paddle.static import InputSpec
+
+    model.eval()
+    for layer in model.sublayers():
+        if hasattr(layer, "convert_to_deploy"):
+            layer.convert_to_deploy()
+    inputs = {
+        "image": InputSpec([None, 3, *size], name="image"),
+        "im_shape": InputSpec([None, 2], name="im_shape"),
+        "scale_factor": InputSpec([None, 2], name="scale_factor"),
+    }
+    with new_artifact(directory) as staging:
+        traced = staging / "traced"
+        paddle.jit.save(paddle.jit.to_static(model, input_spec=[inputs]), str(traced / "model"))
+        with static_mode():
+            StaticGraph.load(InferenceModel(traced)).save(staging)
+        for file in traced.iterdir():
+            file.unlink()
+        traced.rmdir()
+        text = yaml.safe_dump(dict(infer_cfg), sort_keys=False, allow_unicode=True)
+        (staging / INFER_CFG_FILENAME).write_text(text, encoding="utf-8")
+    return InferenceModel.load(directory)
+
+
+def _input_size(config: Any, content: Mapping[str, Any]) -> tuple[int, int]:
+    """Return height and width: ``TestReader.inputs_def.image_shape`` as PaddleDetection has it, else ``eval_size``."""
+    shape = ((content.get("TestReader") or {}).get("inputs_def") or {}).get("image_shape")
+    if shape is not None:
+        where, size = "TestReader.inputs_def.image_shape", shape[-2:] if isinstance(shape, list) else shape
+    else:
+        where, size = "eval_size", content.get("eval_size")
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(edge, int) and edge > 0 for edge in size)):
+        raise UserError(f"{config}: key '{where}' gives the input size {size!r}, expected two positive integers [height, width]")
+    if any(edge % 32 for edge in size):
+        raise UserError(f"{config}: key '{where}' gives the input size {size}, expected multiples of 32, the coarsest stride")
+    return size[0], size[1]
+
+
+def _infer_cfg(config: Any, content: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    return {
+        "mode": "paddle",
+        "draw_threshold": 0.5,
+        "metric": content.get("metric", "COCO"),
+        "use_dynamic_shape": False,
+        "arch": "DETR",
+        "min_subgraph_size": _MIN_SUBGRAPH_SIZE,
+        "Preprocess": _preprocessing(content, size),
+        "label_list": _label_list(config, content),
+    }
+
+
+def _preprocessing(content: Mapping[str, Any], size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Return ``infer_cfg.yml``'s steps: the TestReader's, after decoding; RT-DETR's own where the config has none."""
+    reader = content.get("TestReader") or content.get("EvalReader") or {}
+    steps = reader.get("sample_transforms") or [
+        {"Decode": {}}, {"Resize": {"keep_ratio": False, "interp": 2}}, {"NormalizeImage": _RTDETR_NORMALIZATION},
+        {"Permute": {}},
+    ]
+    described = []
+    for step in steps:
+        for name, arguments in step.items():
+            arguments = dict(arguments or {})
+            if name == "Decode":
+                continue
+            if name == "Resize":
+                arguments.update(target_size=list(size), interp=arguments.get("interp", 1))
+            described.append({**arguments, "type": name})
+    return described
+
+
+def _label_list(config: Any, content: Mapping[str, Any]) -> list[str]:
+    """Return the class names: of the annotation file if it is here, COCO's for 80 classes, else numbers."""
+    num_classes = content.get("num_classes", COCO_CLASSES)
+    for section in ("TestDataset", "EvalDataset"):
+        dataset = content.get(section)
+        fields = getattr(dataset, "fields", dataset) or {}
+        if not fields.get("anno_path"):
+            continue
+        path = resolve_path(str(Path(fields.get("dataset_dir") or "", fields["anno_path"])), config)
+        if path.is_file() and path.suffix == ".json":
+            names = Annotations.load(path, f"{config}: {section}.anno_path").class_names
+            if len(names) != num_classes:
+                raise UserError(
+                    f"{config}: num_classes is {num_classes}, but {path} has {len(names)} categories; set one to fit the other"
+                )
+            return names
+    if num_classes == COCO_CLASSES:
+        from act_pipeline.upstream import import_ppdet
+
+        return list(import_ppdet("ppdet.data.source.category").get_categories("COCO", None)[1].values())
+    return [f"class_{index}" for index in range(num_classes)]

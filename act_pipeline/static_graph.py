@@ -1,0 +1,226 @@
+"""Static graphs: loading, saving, and rewriting that leaves what the graph computes as it was.
+
+This module and `compress/quant_graph.py` are the ones that touch Paddle's program internals (2.6.2: ``Block._insert_op``,
+``Block._remove_op``, ``Program._prune``, ``OpDesc.remove_attr``), because Paddle has no public way to rewrite a
+program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.errors import UserError
+from act_pipeline.model import InferenceModel
+
+_CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
+# Written by the Python tracer: file names and lines of the machine that made the graph, read by nothing at
+# inference, a third to a half of a .pdmodel.
+_TRACE_ATTRIBUTES = ("op_callstack",)
+
+
+@contextlib.contextmanager
+def static_mode() -> Iterator[None]:
+    """Switch Paddle to static graphs and leave it as it was found."""
+    import paddle
+
+    was_dygraph = paddle.in_dynamic_mode()
+    paddle.enable_static()
+    try:
+        yield
+    finally:
+        if was_dygraph:
+            paddle.disable_static()
+
+
+@dataclass
+class StaticGraph:
+    """A program in memory with the scope that holds its parameters.
+
+    Attributes:
+        program: a `paddle.static.Program` with feed and fetch ops.
+        feed_names: the inputs.
+        fetch_targets: the outputs, variables of the program.
+        scope: the parameters.
+        executor: a CPU executor.
+    """
+
+    program: Any
+    feed_names: list[str]
+    fetch_targets: list[Any]
+    scope: Any
+    executor: Any
+
+    @classmethod
+    def load(cls, model: InferenceModel) -> StaticGraph:
+        """Load a model; call it within :func:`static_mode`.
+
+        Raises:
+            UserError: Paddle cannot read the files.
+        """
+        import paddle
+
+        scope = paddle.static.Scope()
+        executor = paddle.static.Executor(paddle.CPUPlace())
+        with paddle.static.scope_guard(scope):
+            try:
+                program, feed_names, fetch_targets = paddle.static.load_inference_model(
+                    None, executor, model_filename=model.model_path.read_bytes(),
+                    params_filename=model.params_path.read_bytes(),
+                )
+            except (RuntimeError, ValueError, OSError) as error:
+                reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+                raise UserError(
+                    f"{model.model_path} and {model.params_filename} cannot be read as a Paddle model ({reason}); the "
+                    "files may be truncated or not belong together: copy or export them again"
+                ) from None
+        return cls(program, list(feed_names), list(fetch_targets), scope, executor)
+
+    def save(self, directory: Path) -> InferenceModel:
+        """Write ``model.pdmodel`` and ``model.pdiparams`` into ``directory``, without the traces of their making."""
+        import paddle
+
+        remove_traces(self.program)
+        block = self.program.global_block()
+        model = InferenceModel(directory)
+        with paddle.static.scope_guard(self.scope):
+            # clip_extra would also drop the scales that are kept as attributes.
+            paddle.static.save_inference_model(
+                str(directory / "model"), [block.var(name) for name in self.feed_names], self.fetch_targets,
+                self.executor, program=self.program, clip_extra=False,
+            )
+        return model
+
+    def parameter(self, name: str) -> np.ndarray:
+        """Return a parameter's value."""
+        return np.array(self.scope.find_var(name).get_tensor())
+
+    def set_parameter(self, name: str, value: np.ndarray) -> None:
+        """Set a parameter's value; the variable is made if it does not exist."""
+        import paddle
+
+        self.scope.var(name).get_tensor().set(np.ascontiguousarray(value), paddle.CPUPlace())
+
+    def add_parameter(self, name: str, value: np.ndarray) -> Any:
+        """Add a persistable variable to the program and give it a value."""
+        variable = self.program.global_block().create_var(
+            name=name, shape=list(value.shape), dtype=str(value.dtype), persistable=True, stop_gradient=True
+        )
+        self.set_parameter(name, value)
+        return variable
+
+    def is_parameter(self, name: str) -> bool:
+        block = self.program.global_block()
+        return block.has_var(name) and block.var(name).persistable and name not in ("feed", "fetch")
+
+    def remove_unused_parameters(self) -> None:
+        """Remove parameters that no op reads, so that they are not saved."""
+        block = self.program.global_block()
+        used = {name for op in block.ops for name in (*op.input_arg_names, *op.output_arg_names)}
+        for name in [name for name in block.vars if name not in used]:
+            block._remove_var(name)
+
+
+def remove_traces(program: Any) -> None:
+    """Remove the attributes that only say where an op was made."""
+    for block in program.blocks:
+        for op in block.ops:
+            for attribute in _TRACE_ATTRIBUTES:
+                if op.desc.has_attr(attribute):
+                    op.desc.remove_attr(attribute)
+
+
+def fold_constants(graph: StaticGraph) -> int:
+    """Compute once what the graph computes from parameters alone, and keep the results as parameters.
+
+    RT-DETR's attention takes q, k and v as slices of one ``in_proj`` weight at run time; as slices they are no
+    weights to a quantizer. Ops that start from no parameter (``fill_constant``) stay: engines read shapes from them.
+
+    Returns:
+        how many ops were folded.
+    """
+    import paddle
+
+    block = graph.program.global_block()
+    constant: set[str] = set()
+    folded = []
+    for op in block.ops:
+        inputs = [name for name in op.input_arg_names if name]
+        if op.type in ("feed", "fetch") or not inputs:
+            continue
+        if all(name in constant or graph.is_parameter(name) for name in inputs):
+            folded.append(op)
+            constant.update(op.output_arg_names)
+    if not folded:
+        return 0
+    inside = {id(op) for op in folded}
+    frontier = sorted(
+        {
+            name
+            for op in block.ops
+            if id(op) not in inside
+            for name in op.input_arg_names
+            if name in constant
+        }
+    )
+    program = graph.program.clone()
+    with paddle.static.scope_guard(graph.scope):
+        values = graph.executor.run(program._prune(frontier), fetch_list=frontier) if frontier else []
+    for op in reversed(folded):
+        block._remove_op(block.ops.index(op))
+    for name, value in zip(frontier, values):
+        variable = block.var(name)
+        variable.persistable = True
+        variable.desc.set_shape(list(value.shape))
+        graph.set_parameter(name, value)
+    graph.remove_unused_parameters()
+    return len(folded)
+
+
+def fold_batch_norm(graph: StaticGraph) -> int:
+    """Fold every BatchNorm that follows a convolution into its weights, in inference form, and leave a bias.
+
+    ``gamma * (w * x - mean) / sqrt(var + eps) + beta`` is ``w' * x + b'`` with ``s = gamma / sqrt(var + eps)``,
+    ``w' = s * w`` (per output channel) and ``b' = beta - s * mean``. Folded before quantization, the weights that are
+    quantized are the ones that engines compute with, and training does not touch the statistics.
+
+    Returns:
+        how many were folded.
+    """
+    block = graph.program.global_block()
+    uses = Counter(name for op in block.ops for name in op.input_arg_names)
+    producer = {name: op for op in block.ops for name in op.output_arg_names}
+    folded = 0
+    for norm in [op for op in block.ops if op.type == "batch_norm"]:
+        source = norm.input("X")[0]
+        conv = producer.get(source)
+        if conv is None or conv.type not in _CONVOLUTIONS or uses[source] != 1 or "Bias" in conv.input_names:
+            continue
+        weight_name = conv.input("Filter")[0]
+        if not graph.is_parameter(weight_name) or uses[weight_name] != 1:
+            continue
+        gamma, beta, mean, variance = (
+            graph.parameter(norm.input(slot)[0]).astype(np.float64) for slot in ("Scale", "Bias", "Mean", "Variance")
+        )
+        factor = gamma / np.sqrt(variance + norm.attr("epsilon"))
+        weight = graph.parameter(weight_name)
+        graph.set_parameter(weight_name, (weight * factor[:, None, None, None]).astype(weight.dtype))
+        bias = (beta - factor * mean).astype(weight.dtype)
+        bias_name = f"{weight_name}.folded_bias"
+        graph.add_parameter(bias_name, bias)
+        index = block.ops.index(norm)
+        output = norm.output("Y")[0]
+        block._remove_op(index)
+        block._insert_op(
+            index, type="elementwise_add", inputs={"X": [source], "Y": [bias_name]}, outputs={"Out": [output]},
+            attrs={"axis": 1},
+        )
+        folded += 1
+    graph.remove_unused_parameters()
+    return folded

@@ -1,0 +1,43 @@
+"""Compress an RT-DETR to INT8 by quantization-aware training with distillation (PaddleSlim's ACT)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from act_pipeline.errors import run_command  # noqa: E402
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "-c", "--config", "--config_path", default=str(REPOSITORY / "configs" / "sample.yml"),
+        help="config in PaddleSlim's schema (Global, Distillation, QuantAware, TrainConfig); default: %(default)s",
+    )
+    parser.add_argument("--save_dir", default="output/sample_int8", help="folder of the INT8 model; default: %(default)s")
+    parser.add_argument(
+        "--devices", default="auto", choices=["auto", "cpu", "gpu"], help="where to train; default: %(default)s"
+    )
+    parser.add_argument(
+        "-o", "--opt", nargs="*", default=[], metavar="SECTION.KEY=VALUE",
+        help="set keys of the config: TrainConfig.train_iter=100 Global.model_dir=output/my_rtdetr",
+    )
+    arguments = parser.parse_args(argv)
+
+    from act_pipeline.compress import compress
+    from act_pipeline.config import load_config
+    from act_pipeline.tables import compression_table
+
+    result = compress(load_config(arguments.config, arguments.opt), arguments.save_dir, arguments.devices)
+    print(compression_table(result.record))
+    print(f"INT8 model and act.json: {result.model.directory}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
