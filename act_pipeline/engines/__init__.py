@@ -86,6 +86,11 @@ def find_support(name: str, precision: str, device: str, here: Machine | None = 
     for entry in entries:
         if (entry.precision, entry.device) == (precision, device):
             return entry
+    devices = {entry.device for entry in entries}
+    if device not in devices:
+        instead = "--use_mkldnn=False" if name == "paddle_onednn" else "--use_trt=False"
+        only = " or ".join(sorted(devices))
+        raise UserError(f"{name} runs on the {only} only; run with --device={only}, or on the {device} with {instead}")
     can = ", ".join(f"{entry.precision} on {entry.device}" for entry in entries)
     raise UserError(f"{name} has no {precision} on {device}; it has {can}")
 
