@@ -14,15 +14,25 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from act_pipeline.engines.base import Engine
+from act_pipeline.engines.base import Engine, available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.records import write_record, write_text_atomically
 
 EVAL_SCHEMA = "act_pipeline.eval/1"
 STAT_NAMES = (
-    "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
-    "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large",
+    "ap",
+    "ap50",
+    "ap75",
+    "ap_small",
+    "ap_medium",
+    "ap_large",
+    "ar1",
+    "ar10",
+    "ar100",
+    "ar_small",
+    "ar_medium",
+    "ar_large",
 )
 PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}
 
@@ -99,8 +109,10 @@ class Evaluation:
         """Write the detections in COCO's result form, as its evaluation servers take them."""
         rows = [
             {
-                "image_id": int(image_id), "category_id": int(category_id),
-                "bbox": [round(float(value), 3) for value in box], "score": round(float(score), 6),
+                "image_id": int(image_id),
+                "category_id": int(category_id),
+                "bbox": [round(float(value), 3) for value in box],
+                "score": round(float(score), 6),
             }
             for image_id, *box, score, category_id in self.detections.tolist()
         ]
@@ -145,9 +157,12 @@ def evaluate(
         warmup: runs of the first batch that are not timed.
 
     Raises:
-        UserError: no image could be read, the model's classes do not fit the annotations, or its outputs are not finite.
+        UserError: no image could be read, the model's classes do not fit the annotations, or its outputs are not
+            finite.
     """
-    loader = reader.loader(split, batch_size=batch_size, shuffle=False, drop_last=False)
+    # Reading ahead on the cores that the engine computes on would be timed with it.
+    workers = 0 if engine.device == "CPU" and engine.threads >= available_cpus() else None
+    loader = reader.loader(split, batch_size=batch_size, shuffle=False, drop_last=False, workers=workers)
     coco = _load_annotations(reader.annotation_file(split))
     category_ids = coco.getCatIds()  # in the file's order, which is the order of the class indices
     rows: list[np.ndarray] = []
@@ -247,20 +262,22 @@ def _coco_rows(
     bbox_num = np.asarray(outputs["bbox_num"]).reshape(-1)
     if len(bbox_num) != len(image_ids) or bbox_num.sum() != len(bbox):
         raise UserError(
-            f"the model gave bbox {list(bbox.shape)} and bbox_num {bbox_num.tolist()} for {len(image_ids)} images, expected "
-            "one count an image that add up to the boxes; export the model again with tools/export_model.py"
+            f"the model gave bbox {list(bbox.shape)} and bbox_num {bbox_num.tolist()} for {len(image_ids)} images, "
+            "expected one count an image that add up to the boxes; export the model again with tools/export_model.py"
         )
     ids = np.repeat(np.asarray(image_ids, np.float64), bbox_num)
     if not np.isfinite(bbox).all():
         bad = ids[~np.isfinite(bbox).all(axis=1)][0]
-        raise UserError(f"the model's boxes are not finite (NaN or infinite) on image id {int(bad)}; its weights are damaged")
+        raise UserError(
+            f"the model's boxes are not finite (NaN or infinite) on image id {int(bad)}; its weights are damaged"
+        )
     found = bbox[:, 0] >= 0  # a class of -1 marks a row that is no detection
     bbox, ids = bbox[found], ids[found]
     classes = bbox[:, 0].astype(np.int64)
     if len(classes) and classes.max() >= len(category_ids):
         raise UserError(
-            f"the model found class {classes.max()}, but {annotation_file} has {len(category_ids)} categories; expected the "
-            "data set that the model was trained on: give its --reader_config"
+            f"the model found class {classes.max()}, but {annotation_file} has {len(category_ids)} categories; "
+            "expected the data set that the model was trained on: give its --reader_config"
         )
     categories = np.asarray(category_ids, np.float64)[classes]
     return np.column_stack([ids, bbox[:, 2:4], bbox[:, 4:6] - bbox[:, 2:4], bbox[:, 1], categories])
@@ -273,9 +290,13 @@ def _load_annotations(annotation_file: Any) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
             coco = COCO(str(annotation_file))
     except FileNotFoundError:
-        raise UserError(f"annotation file {annotation_file} is missing; set anno_path and dataset_dir in the reader") from None
+        raise UserError(
+            f"annotation file {annotation_file} is missing; set anno_path and dataset_dir in the reader"
+        ) from None
     except (ValueError, KeyError, AssertionError, TypeError) as error:
-        raise UserError(f"{annotation_file} is no COCO annotation file: {error}; expected images, annotations, categories") from None
+        raise UserError(
+            f"{annotation_file} is no COCO annotation file: {error}; expected images, annotations, categories"
+        ) from None
     coco.dataset.setdefault("info", {})
     for annotation in coco.dataset.get("annotations", []):
         annotation.setdefault("iscrowd", 0)
@@ -296,7 +317,11 @@ def _score(
             results = coco.loadRes(detections)
         else:  # loadRes fails on nothing at all
             results = COCO()
-            results.dataset = {"images": coco.dataset["images"], "categories": coco.dataset["categories"], "annotations": []}
+            results.dataset = {
+                "images": coco.dataset["images"],
+                "categories": coco.dataset["categories"],
+                "annotations": [],
+            }
             results.createIndex()
         scorer = COCOeval(coco, results, "bbox")
         scorer.params.imgIds = list(image_ids)

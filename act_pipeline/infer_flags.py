@@ -58,34 +58,54 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     def flag(name: str, help: str, **options: Any) -> None:
-        parser.add_argument(f"--{name}", help=help, default=InferenceRequest.__dataclass_fields__[name].default, **options)
+        parser.add_argument(
+            f"--{name}", help=help, default=InferenceRequest.__dataclass_fields__[name].default, **options
+        )
 
     def boolean(name: str, help: str) -> None:
         default = InferenceRequest.__dataclass_fields__[name].default
         flag(name, f"{help} (default {default})", type=parse_bool, nargs="?", const=True, metavar="True|False")
 
-    flag("model_path", "model folder (default: the sample's, output/sample/int8, or output/sample/fp32 with a float --precision)")
+    flag(
+        "model_path",
+        "model folder (default: the sample's, output/sample/int8, or output/sample/fp32 with a float --precision)",
+    )
     flag("model_filename", "program in the model folder (default %(default)s)")
     flag("params_filename", "parameters in the model folder (default %(default)s)")
     flag("reader_config", "reader YAML: data set and preprocessing (default configs/readers/sample_reader.yml)")
     flag("image_file", "run on this picture, list what is found and draw it, instead of evaluating")
-    flag("device", "CPU, GPU or auto: a GPU if Paddle can use one (default %(default)s)", type=_device, metavar="CPU|GPU|auto")
+    flag(
+        "device",
+        "CPU, GPU or auto: a GPU if Paddle can use one (default %(default)s)",
+        type=_device,
+        metavar="CPU|GPU|auto",
+    )
     flag("precision", "fp32, fp16 or int8 (default: what the model is)", type=_precision, metavar="fp32|fp16|int8")
     boolean("use_trt", "run in TensorRT; the first run collects shapes and builds the engine")
     boolean("use_dynamic_shape", "give TensorRT the shapes collected in dynamic_shape.txt")
     boolean(
         "use_mkldnn",
-        "use oneDNN on the CPU. For int8: True runs the convolutions in INT8 and skips the other Q/DQ, about as fast as "
-        "fp32; False computes every Q/DQ in float, exact and slow",
+        "use oneDNN on the CPU. For int8: True runs the convolutions in INT8 and skips the other Q/DQ, about as fast "
+        "as fp32; False computes every Q/DQ in float, exact and slow",
     )
     flag("cpu_threads", "CPU threads (default: all CPUs this process may use)", type=_positive, metavar="N")
-    boolean("benchmark", "measure latency only, on images (or --image_file) read beforehand: 5 runs to warm up, 50 timed")
+    boolean(
+        "benchmark", "measure latency only, on images (or --image_file) read beforehand: 5 runs to warm up, 50 timed"
+    )
     boolean("include_nms", "kept for PaddleSlim's command lines; RT-DETR has no NMS, so it changes nothing")
-    boolean("trt_calib_mode", "TensorRT calibrates INT8 scales itself, for a float model with --precision=int8 --use_trt=True")
+    boolean(
+        "trt_calib_mode",
+        "TensorRT calibrates INT8 scales itself, for a float model with --precision=int8 --use_trt=True",
+    )
     flag("img_shape", "network input, one number or HEIGHT,WIDTH (default: the reader's)", type=_size, metavar="SIZE")
     flag("batch_size", "images in a run (default %(default)s)", type=_positive, metavar="N")
     flag("limit", "only the first N images of the data set", type=_positive, metavar="N")
-    flag("threshold", "smallest score that --image_file draws and lists (default %(default)s)", type=_share, metavar="SCORE")
+    flag(
+        "threshold",
+        "smallest score that --image_file draws and lists (default %(default)s)",
+        type=_share,
+        metavar="SCORE",
+    )
     flag("output_dir", "where --image_file writes the picture (default %(default)s)")
     flag("json", "write the record (eval.json) to this file", metavar="FILE")
     boolean("collect_shape_only", "collect dynamic_shape.txt into the model folder and stop; works on a CPU")

@@ -157,7 +157,10 @@ def run_inference(
     if not request.include_nms:
         say("--include_nms=False has no effect: RT-DETR picks its boxes without NMS")
     if precision == "int8" and name == "paddle":
-        say("int8 in Paddle's own kernels computes every Q/DQ in float: the accuracy is exact, the latency is not INT8's")
+        say(
+            "int8 in Paddle's own kernels computes every Q/DQ in float: the accuracy is what the model was made for, "
+            "the latency is not what INT8 kernels reach"
+        )
     options: dict[str, Any] = {"summary": summary, "inference": inference, "machine": here}
     if name == "paddle_trt":
         say(f"loading the TensorRT engine of {model.directory}; the first time it is built, which takes minutes")
@@ -179,7 +182,9 @@ def _load_model(request: InferenceRequest) -> InferenceModel:
         default = DEFAULT_MODELS["int8" if request.precision in (None, "int8") else "float"]
         path = _default_path(default)
         if not path.exists():
-            raise UserError(f"model folder {default} does not exist; run `make demo`, which makes it, or give --model_path")
+            raise UserError(
+                f"model folder {default} does not exist; run `make demo`, which makes it, or give --model_path"
+            )
     return InferenceModel.load(path, request.model_filename, request.params_filename)
 
 
@@ -217,8 +222,15 @@ def _reader(request: InferenceRequest, reader: Any) -> Any:
 
 
 def _collect_if_stale(
-    request: InferenceRequest, model: InferenceModel, reader: Any, summary: Any, device: str, threads: int, here: Machine,
-    inference: Any, say: Say,
+    request: InferenceRequest,
+    model: InferenceModel,
+    reader: Any,
+    summary: Any,
+    device: str,
+    threads: int,
+    here: Machine,
+    inference: Any,
+    say: Say,
 ) -> Path | None:
     """Return the path of the shapes if they were collected just now, None if those at hand are valid."""
     from act_pipeline.engines.dynamic_shape import ShapeKey, collect, stale_reason
@@ -286,12 +298,19 @@ def _benchmark(
         say(f"timing on random input, since the data set cannot be read: {error}")
     size = request.batch_size
     batches = [
-        {name: array[start:start + size] for name, array in images.items()} for start in range(0, count - size + 1, size)
+        {name: array[start : start + size] for name, array in images.items()}
+        for start in range(0, count - size + 1, size)
     ]
     latency_ms, images_per_second = measure_latency(engine, batches)
     record = {
-        **engine_record(engine, model, reader), "images": count, "map": None, "map50": None, "latency_ms": latency_ms,
-        "images_per_second": images_per_second, "batch_size": size, "input": source,
+        **engine_record(engine, model, reader),
+        "images": count,
+        "map": None,
+        "map50": None,
+        "latency_ms": latency_ms,
+        "images_per_second": images_per_second,
+        "batch_size": size,
+        "input": source,
     }
     lines = [
         f"[Benchmark]Inference time(ms): min={latency_ms['min']:.2f}, max={latency_ms['max']:.2f}, "
@@ -330,7 +349,9 @@ def _show(request: InferenceRequest, engine: Engine, model: InferenceModel, read
     ]
     lines.append(f"{len(shown)} detections with a score of at least {request.threshold:g}; picture: {output}")
     record = {
-        **engine_record(engine, model, reader), "image": image_file, "threshold": request.threshold,
+        **engine_record(engine, model, reader),
+        "image": image_file,
+        "threshold": request.threshold,
         "detections": [
             {"class": int(row[0]), "score": float(row[1]), "bbox": [float(value) for value in row[2:]]} for row in shown
         ],

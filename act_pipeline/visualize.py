@@ -14,12 +14,28 @@ from act_pipeline.errors import UserError
 
 _DPI = 100
 _COLORS = (
-    "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000", "#800000", "#000075",
+    "#e6194b",
+    "#3cb44b",
+    "#4363d8",
+    "#f58231",
+    "#911eb4",
+    "#008080",
+    "#9a6324",
+    "#808000",
+    "#800000",
+    "#000075",
 )
 # Tried in this order for what the letters of matplotlib's own font do not cover, Chinese class names above all.
 _FALLBACK_FONTS = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans CN", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "SimHei",
-    "Microsoft YaHei", "PingFang SC", "Arial Unicode MS",
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans CN",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "SimHei",
+    "Microsoft YaHei",
+    "PingFang SC",
+    "Arial Unicode MS",
 )
 
 
@@ -84,9 +100,15 @@ def draw_detections(
         color = _COLORS[int(class_index) % len(_COLORS)]
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=line_width))
         axes.text(
-            min(max(x1, 0), width - 1), max(y1, 0), detection_label(class_index, score, class_names), color="white",
-            verticalalignment="bottom" if y1 > height / 20 else "top", clip_on=True, parse_math=False,
-            bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0, "alpha": 0.8}, **font,
+            min(max(x1, 0), width - 1),
+            max(y1, 0),
+            detection_label(class_index, score, class_names),
+            color="white",
+            verticalalignment="bottom" if y1 > height / 20 else "top",
+            clip_on=True,
+            parse_math=False,
+            bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0, "alpha": 0.8},
+            **font,
         )
     with warnings.catch_warnings():  # letters that no installed font has come out as empty boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from current font")

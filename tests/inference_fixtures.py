@@ -19,12 +19,22 @@ OBJECT = (0.25, 0.25, 0.75, 0.625)
 CLASS_NAMES = ("disc", "square")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 GPU_MACHINE = Machine(
-    cpu="test", cores=2, avx512_vnni=True, gpus=("Test GPU",), paddle="2.6.2", paddle_onednn=True, cuda="11.8", cudnn="8.6",
-    tensorrt_compiled=(8, 5, 3), tensorrt_runtime=(8, 5, 3),
+    cpu="test",
+    cores=2,
+    avx512_vnni=True,
+    gpus=("Test GPU",),
+    paddle="2.6.2",
+    paddle_onednn=True,
+    cuda="11.8",
+    cudnn="8.6",
+    tensorrt_compiled=(8, 5, 3),
+    tensorrt_runtime=(8, 5, 3),
 )
 
 
-def export_tiny_model(directory: Path, quantized: bool = False, size: int = SIZE, class_index: int = 0) -> InferenceModel:
+def export_tiny_model(
+    directory: Path, quantized: bool = False, size: int = SIZE, class_index: int = 0
+) -> InferenceModel:
     """Export a network that finds ``OBJECT`` in every image, with a score that a convolution decides.
 
     Two rows an image: class 0 at ``OBJECT``, and class 1 at the whole image with a score of 0.
@@ -45,7 +55,15 @@ def export_tiny_model(directory: Path, quantized: bool = False, size: int = SIZE
         original = im_shape / scale_factor  # [N, 2] height, width
         height, width = original[:, 0:1], original[:, 1:2]
         found = paddle.concat(
-            [score * 0 + class_index, score, width * OBJECT[0], height * OBJECT[1], width * OBJECT[2], height * OBJECT[3]], 1
+            [
+                score * 0 + class_index,
+                score,
+                width * OBJECT[0],
+                height * OBJECT[1],
+                width * OBJECT[2],
+                height * OBJECT[3],
+            ],
+            1,
         )
         nothing = paddle.concat([score * 0 + 1, score * 0, score * 0, score * 0, width, height], 1)
         bbox = paddle.stack([found, nothing], 1).reshape([-1, 6])
@@ -83,14 +101,18 @@ def _quantized_conv(image):
     def constant(name, value):
         array = np.asarray(value)
         return paddle.static.create_parameter(
-            list(array.shape), str(array.dtype), name,
+            list(array.shape),
+            str(array.dtype),
+            name,
             attr=paddle.ParamAttr(name, trainable=False, initializer=paddle.nn.initializer.Assign(array)),
         )
 
     def op(kind, x, scale, zero_point, axis, dtype):
         out = block.create_var(name=paddle.utils.unique_name.generate(kind), dtype=dtype, shape=x.shape)
         block.append_op(
-            type=kind, inputs={"X": [x], "Scale": [scale], "ZeroPoint": [zero_point]}, outputs={"Y": [out]},
+            type=kind,
+            inputs={"X": [x], "Scale": [scale], "ZeroPoint": [zero_point]},
+            outputs={"Y": [out]},
             attrs={"quant_axis": axis, "bit_length": 8},
         )
         return out
@@ -102,8 +124,12 @@ def _quantized_conv(image):
     rounded = np.round(_WEIGHTS / weight_scale[:, None, None, None] * 127)
     weight = constant("w", rounded)
     weight = op(
-        "dequantize_linear", weight, constant("w@scale", weight_scale), constant("w@zero_point", np.zeros(8, np.int32)),
-        0, "float32",
+        "dequantize_linear",
+        weight,
+        constant("w@scale", weight_scale),
+        constant("w@zero_point", np.zeros(8, np.int32)),
+        0,
+        "float32",
     )
     return paddle.nn.functional.conv2d(image, weight, padding=1)
 
@@ -123,10 +149,16 @@ def make_tiny_data(directory: Path, images: int = 5) -> Path:
         name = f"{index}.png"
         cv2.imwrite(str(directory / "images" / name), picture)
         content["images"].append({"id": 100 + index, "file_name": name, "height": height, "width": width})
-        content["annotations"].append({
-            "id": index + 1, "image_id": 100 + index, "category_id": 7, "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "area": (x2 - x1) * (y2 - y1), "iscrowd": 0,
-        })
+        content["annotations"].append(
+            {
+                "id": index + 1,
+                "image_id": 100 + index,
+                "category_id": 7,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                "iscrowd": 0,
+            }
+        )
     path = directory / "annotations.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
@@ -178,7 +210,7 @@ class TinyLoader:
 
     def __iter__(self):
         for start in range(0, len(self._entries), self._size):
-            entries = self._entries[start:start + self._size]
+            entries = self._entries[start : start + self._size]
             samples = [self._reader.preprocess(self._folder / entry["file_name"]) for entry in entries]
             batch = {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
             batch["im_id"] = np.int64([entry["id"] for entry in entries])
@@ -251,6 +283,4 @@ class _RecordingPredictor:
         if name == "bbox_num":
             return np.ones(count, np.int32)
         original = self._arrays["im_shape"] / self._arrays["scale_factor"]
-        return np.float32([
-            [0, 0.9, OBJECT[0] * w, OBJECT[1] * h, OBJECT[2] * w, OBJECT[3] * h] for h, w in original
-        ])
+        return np.float32([[0, 0.9, OBJECT[0] * w, OBJECT[1] * h, OBJECT[2] * w, OBJECT[3] * h] for h, w in original])

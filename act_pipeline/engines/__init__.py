@@ -13,7 +13,15 @@ from act_pipeline.errors import UserError, suggest
 from act_pipeline.model import InferenceModel
 
 __all__ = [
-    "DEVICES", "ENGINES", "PRECISIONS", "Engine", "EngineSupport", "Machine", "create_engine", "find_support", "machine",
+    "DEVICES",
+    "ENGINES",
+    "PRECISIONS",
+    "Engine",
+    "EngineSupport",
+    "Machine",
+    "create_engine",
+    "find_support",
+    "machine",
     "support",
 ]
 
@@ -36,7 +44,8 @@ def create_engine(
     Args:
         name: ``paddle`` (its own kernels), ``paddle_onednn`` (oneDNN on the CPU) or ``paddle_trt`` (TensorRT).
         model: the model.
-        precision: ``fp32``, ``fp16`` or ``int8``; an INT8 model is only run as ``int8``, so that no figure is mislabelled.
+        precision: ``fp32``, ``fp16`` or ``int8``; an INT8 model is only run as ``int8``, so that no
+            figure is mislabelled.
         device: ``CPU`` or ``GPU``.
         threads: CPU threads; None: all that this process may use.
         **options: for tests and tools that know better, ``inference`` and ``machine`` (stand-ins) and ``summary``; for
@@ -62,8 +71,8 @@ def create_engine(
         )
     if precision != "int8" and summary.quantized:
         raise UserError(
-            f"{model.model_path} is an INT8 model, asked for {precision}; run it with --precision=int8, or give the float "
-            "model's folder"
+            f"{model.model_path} is an INT8 model, asked for {precision}; run it with --precision=int8, or give "
+            "the float model's folder"
         )
     if name == "paddle_trt":
         from act_pipeline.engines.paddle_trt import PaddleTensorRTEngine
@@ -99,10 +108,14 @@ def support(here: Machine | None = None) -> list[EngineSupport]:
     """Return for every engine, precision and device whether this machine can run it, and if not, what to do."""
     here = here or machine()
     cpu = _cpu_refusal(here)
-    onednn = cpu or (None if here.paddle_onednn else ("this Paddle was built without oneDNN", "run with --use_mkldnn=False"))
+    onednn = cpu or (
+        None if here.paddle_onednn else ("this Paddle was built without oneDNN", "run with --use_mkldnn=False")
+    )
     gpu = _gpu_refusal(here)
     trt = _trt_refusal(here)
-    int8_kernels = "with 8-bit dot products (AVX512-VNNI)" if here.avx512_vnni else "without AVX512-VNNI: slower than float"
+    int8_kernels = (
+        "with 8-bit dot products (AVX512-VNNI)" if here.avx512_vnni else "without AVX512-VNNI: slower than float"
+    )
     rows = [
         ("paddle", "fp32", "CPU", cpu, "Paddle's own kernels"),
         ("paddle", "int8", "CPU", cpu, "every Q/DQ computed in float: exact, slower than fp32"),
@@ -149,11 +162,15 @@ def _trt_refusal(here: Machine) -> tuple[str, str] | None:
         why = here.absent.get("tensorrt_runtime", "libnvinfer was not found")
         return (
             f"TensorRT is missing ({why})",
-            f"install TensorRT {wanted} and put the folder of its libnvinfer.so.{major} into LD_LIBRARY_PATH, or {without}",
+            f"install TensorRT {wanted} and put the folder of its libnvinfer.so.{major} into LD_LIBRARY_PATH, "
+            f"or {without}",
         )
     if here.tensorrt_runtime[0] != major:
         found = ".".join(map(str, here.tensorrt_runtime))
-        return f"TensorRT {found} was found, Paddle was built with {wanted}", f"install TensorRT {major}.x, or {without}"
+        return (
+            f"TensorRT {found} was found, Paddle was built with {wanted}",
+            f"install TensorRT {major}.x, or {without}",
+        )
     return None
 
 

@@ -81,7 +81,9 @@ class EngineSupport:
     def require(self) -> None:
         """Raise a UserError saying what is missing and what would work, unless available."""
         if not self.available:
-            raise UserError(f"{self.engine} {self.precision} on {self.device} cannot run here: {self.why}; {self.remedy}")
+            raise UserError(
+                f"{self.engine} {self.precision} on {self.device} cannot run here: {self.why}; {self.remedy}"
+            )
 
 
 def available_cpus() -> int:
@@ -97,7 +99,9 @@ def runtime_error_line(error: BaseException) -> str:
     Paddle 2.6 writes ``(InvalidArgument) Sentence.`` then, on more lines, ``[Hint: ...]`` and ``(at file.cc:123)``.
     """
     text = str(error)
-    found = re.search(r"^\s*(\([A-Z]\w+\) .*?)(?=\n\s*\[Hint|\s*\(at /|\n\s*\[operator|\Z)", text, re.DOTALL | re.MULTILINE)
+    found = re.search(
+        r"^\s*(\([A-Z]\w+\) .*?)(?=\n\s*\[Hint|\s*\(at /|\n\s*\[operator|\Z)", text, re.DOTALL | re.MULTILINE
+    )
     sentence = found.group(1) if found else next((line for line in reversed(text.splitlines()) if line.strip()), "")
     return " ".join(sentence.split()) or type(error).__name__
 

@@ -68,8 +68,10 @@ def stale_reason(model: InferenceModel, key: ShapeKey) -> str | None:
         if found["schema"] != SCHEMA:
             raise ValueError("schema")
         kept = ShapeKey(
-            str(found["model_hash"]), (int(found["input_size"][0]), int(found["input_size"][1])),
-            int(found["max_batch_size"]), str(found["paddle"]),
+            str(found["model_hash"]),
+            (int(found["input_size"][0]), int(found["input_size"][1])),
+            int(found["max_batch_size"]),
+            str(found["paddle"]),
         )
         kept_hash = str(found["shapes_hash"])
     except (ValueError, KeyError, TypeError, IndexError):
@@ -137,10 +139,16 @@ def collect(
             record.unlink()  # a kill between the two files leaves shapes without a record, which are collected anew
         os.chmod(name, 0o644)
         os.replace(name, target)
-        write_record(record, SCHEMA, {
-            **asdict(key), "device": device, "shapes_hash": hash_files([target]),
-            "collected": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        })
+        write_record(
+            record,
+            SCHEMA,
+            {
+                **asdict(key),
+                "device": device,
+                "shapes_hash": hash_files([target]),
+                "collected": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            },
+        )
     finally:
         if predictor is not None:
             predictor.close()

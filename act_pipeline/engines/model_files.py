@@ -19,8 +19,17 @@ from act_pipeline.model import InferenceModel
 
 # VarType.Type of framework.proto (Paddle 2.6): element type -> (NumPy's name, bytes an element).
 _ELEMENT_TYPES = {
-    0: ("bool", 1), 1: ("int16", 2), 2: ("int32", 4), 3: ("int64", 8), 4: ("float16", 2), 5: ("float32", 4),
-    6: ("float64", 8), 20: ("uint8", 1), 21: ("int8", 1), 22: ("bfloat16", 2), 23: ("complex64", 8),
+    0: ("bool", 1),
+    1: ("int16", 2),
+    2: ("int32", 4),
+    3: ("int64", 8),
+    4: ("float16", 2),
+    5: ("float32", 4),
+    6: ("float64", 8),
+    20: ("uint8", 1),
+    21: ("int8", 1),
+    22: ("bfloat16", 2),
+    23: ("complex64", 8),
     24: ("complex128", 16),
 }
 _NOT_SAVED_TYPES = ("FEED_MINIBATCH", "FETCH_LIST", "RAW")
@@ -95,7 +104,9 @@ def _read_program(path: Path) -> Any:
     try:
         program.ParseFromString(path.read_bytes())
     except (DecodeError, ValueError):
-        raise UserError(f"{path} is truncated or no Paddle program ({path.stat().st_size} bytes); copy or export it again") from None
+        raise UserError(
+            f"{path} is truncated or no Paddle program ({path.stat().st_size} bytes); copy or export it again"
+        ) from None
     if not program.blocks or not program.blocks[0].ops:
         raise UserError(f"{path} holds no operators, expected an exported program; copy or export it again")
     return program
@@ -122,7 +133,9 @@ def _check_parameters(model: InferenceModel, expected: Mapping[str, tuple[int, .
     with open(path, "rb") as file:
         for shape in _parameter_shapes(file, size, path, len(names)):
             if count == len(names):
-                raise UserError(f"{path} holds more than the {count} parameters that {model.model_filename} has; {remedy}")
+                raise UserError(
+                    f"{path} holds more than the {count} parameters that {model.model_filename} has; {remedy}"
+                )
             if shape != expected[names[count]]:
                 raise UserError(
                     f"{path} is not of the same export as {model.model_filename}: parameter {names[count]} is "
@@ -130,7 +143,9 @@ def _check_parameters(model: InferenceModel, expected: Mapping[str, tuple[int, .
                 )
             count += 1
     if count != len(names):
-        raise UserError(f"{path} is truncated: it holds {count} parameters, {model.model_filename} has {len(names)}; {remedy}")
+        raise UserError(
+            f"{path} is truncated: it holds {count} parameters, {model.model_filename} has {len(names)}; {remedy}"
+        )
 
 
 def _parameter_shapes(file: BinaryIO, size: int, path: Path, total: int) -> Iterator[tuple[int, ...]]:
@@ -193,4 +208,6 @@ def _truncated(path: Path, size: int, index: int, total: int) -> UserError:
 
 
 def _not_parameters(path: Path, index: int) -> UserError:
-    return UserError(f"{path} is no Paddle parameters file (parameter {index + 1} has no valid header); copy or export it again")
+    return UserError(
+        f"{path} is no Paddle parameters file (parameter {index + 1} has no valid header); copy or export it again"
+    )

@@ -116,8 +116,8 @@ class Predictor:
         self._where = model.directory
         if len(self.summary.outputs) < 2:
             raise UserError(
-                f"{model.model_path} has the outputs {list(self.summary.outputs)}, expected bbox [K, 6] and bbox_num [N]; "
-                "export the model again with its post-process (tools/export_model.py does)"
+                f"{model.model_path} has the outputs {list(self.summary.outputs)}, expected bbox [K, 6] and "
+                "bbox_num [N]; export the model again with its post-process (tools/export_model.py does)"
             )
         if inference is None:
             from paddle import inference
@@ -147,8 +147,8 @@ class Predictor:
         if bbox.ndim != 2 or bbox.shape[1] != 6:
             if bbox.size:
                 raise UserError(
-                    f"the first output of {self._where} is {list(bbox.shape)}, expected bbox [K, 6] (class, score, x1, y1, "
-                    "x2, y2); export the model again with its post-process (tools/export_model.py does)"
+                    f"the first output of {self._where} is {list(bbox.shape)}, expected bbox [K, 6] (class, score, "
+                    "x1, y1, x2, y2); export the model again with its post-process (tools/export_model.py does)"
                 )
             bbox = bbox.reshape(0, 6)
         return {"bbox": bbox, "bbox_num": np.asarray(bbox_num, np.int32).reshape(-1)}
@@ -161,8 +161,8 @@ class Predictor:
     def _checked(self, name: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         if name not in inputs:
             raise UserError(
-                f"{self._where} takes an input {name!r}, which is none of {sorted(inputs)}; expected an RT-DETR with the "
-                "inputs image, im_shape and scale_factor"
+                f"{self._where} takes an input {name!r}, which is none of {sorted(inputs)}; expected an RT-DETR "
+                "with the inputs image, im_shape and scale_factor"
             )
         array = np.ascontiguousarray(inputs[name], np.float32)
         expected = self.summary.inputs.get(name, array.shape)
@@ -171,7 +171,8 @@ class Predictor:
             hint = ""
             if name == "image" and self.summary.input_size:
                 height, width = self.summary.input_size
-                hint = f"; set --img_shape={height if height == width else f'{height},{width}'} or the reader's target_size so"
+                size = height if height == width else f"{height},{width}"
+                hint = f"; set --img_shape={size} or the reader's target_size so"
             raise UserError(
                 f"{self._where} takes {name} {_dimensions(expected)}, the reader gives {_dimensions(array.shape)}{hint}"
             )
@@ -193,7 +194,9 @@ class _Refusals:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         # pybind11 makes RuntimeError, ValueError, NotImplementedError, MemoryError ... of Paddle's error codes; all of
         # them carry "(SomeCode) sentence" or come from libraries underneath.
-        if isinstance(error, (RuntimeError, ValueError, OSError, MemoryError, NotImplementedError, IndexError, SystemError)):
+        if isinstance(
+            error, (RuntimeError, ValueError, OSError, MemoryError, NotImplementedError, IndexError, SystemError)
+        ):
             raise UserError(f"{self._what}: {runtime_error_line(error)}{self._remedy}") from error
 
 

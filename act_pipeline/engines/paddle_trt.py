@@ -95,11 +95,19 @@ class PaddleTensorRTEngine:
         # Paddle 2.6 names an engine after the subgraph's inputs and the precision only: the same graph with other
         # weights, other shapes or on another GPU would get the old engine. So everything else is in the folder's name.
         shapes = shapes_path(model)
-        key = json.dumps([
-            model.content_hash(), self.precision, batch_size, calibrate,
-            hash_files([shapes]) if dynamic_shape and shapes.exists() else None,
-            self._machine.gpus, self._machine.paddle, self._machine.cuda, self._machine.tensorrt_runtime,
-        ])
+        key = json.dumps(
+            [
+                model.content_hash(),
+                self.precision,
+                batch_size,
+                calibrate,
+                hash_files([shapes]) if dynamic_shape and shapes.exists() else None,
+                self._machine.gpus,
+                self._machine.paddle,
+                self._machine.cuda,
+                self._machine.tensorrt_runtime,
+            ]
+        )
         return model.directory / CACHE_DIRECTORY / hashlib.sha256(key.encode()).hexdigest()[:16]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
