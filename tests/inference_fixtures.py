@@ -33,7 +33,7 @@ GPU_MACHINE = Machine(
 
 
 def export_tiny_model(
-    directory: Path, quantized: bool = False, size: int = SIZE, class_index: int = 0
+    directory: Path, quantized: bool = False, size: int = SIZE, class_index: int = 0, stored_type: type = np.int8
 ) -> InferenceModel:
     """Export a network that finds ``OBJECT`` in every image, with a score that a convolution decides.
 
@@ -72,7 +72,7 @@ def export_tiny_model(
         executor.run(startup)
         if quantized:  # declared as float32, stored as int8: so does ACT
             weight = paddle.static.global_scope().find_var("w").get_tensor()
-            weight.set(np.array(weight).astype(np.int8), paddle.CPUPlace())
+            weight.set(np.array(weight).astype(stored_type), paddle.CPUPlace())
         directory.mkdir(parents=True, exist_ok=True)
         paddle.static.save_inference_model(
             str(directory / "model"), [im_shape, image, scale_factor], [bbox, bbox_num], executor, program=main

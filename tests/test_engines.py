@@ -210,6 +210,16 @@ def test_the_summary_of_a_model(int8_model, float_model):
     assert not inspect_model(float_model).quantized
 
 
+def test_onednn_does_not_get_quantized_weights_that_it_would_misread(tmp_path):
+    model = export_tiny_model(tmp_path / "m", quantized=True, stored_type=np.float32)
+    assert inspect_model(model).float_stored_weights == ("w",)
+    create_engine("paddle", model, "int8").close()
+    with pytest.raises(
+        UserError, match=r"holds 1 quantized weights in another type than int8 \(w, .*--use_mkldnn=False"
+    ):
+        create_engine("paddle_onednn", model, "int8")
+
+
 # --- what this machine can do ----------------------------------------------------------------------------------------
 
 

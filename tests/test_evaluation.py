@@ -154,6 +154,15 @@ def test_the_first_run_is_not_timed_and_the_last_partial_batch_not_in_the_percen
     assert evaluation.images_per_second == pytest.approx(4 / 0.08)
 
 
+@pytest.mark.parametrize(("threads", "device", "workers"), [(1000, "CPU", 0), (0, "CPU", None), (1000, "GPU", None)])
+def test_nothing_reads_ahead_on_the_cores_that_are_timed(reader, threads, device, workers):
+    engine, asked, loader = ScriptedEngine(lambda h, w: []), [], reader.loader
+    engine.threads, engine.device = threads, device
+    reader.loader = lambda split, **options: asked.append(options["workers"]) or loader(split, **options)
+    evaluate(engine, reader, progress=False)
+    assert asked == [workers]
+
+
 def test_percentiles():
     values = latency_percentiles([i / 1000 for i in range(1, 102)])
     assert values == {"min": 1.0, "p50": 51.0, "p90": 91.0, "p99": 100.0, "max": 101.0}

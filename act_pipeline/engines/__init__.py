@@ -74,6 +74,13 @@ def create_engine(
             f"{model.model_path} is an INT8 model, asked for {precision}; run it with --precision=int8, or give "
             "the float model's folder"
         )
+    if name == "paddle_onednn" and precision == "int8" and summary.float_stored_weights:
+        # oneDNN's weight pass of Paddle 2.6.2 takes them for int8 bytes and computes nonsense, without a word.
+        weights = summary.float_stored_weights
+        raise UserError(
+            f"{model.params_path} holds {len(weights)} quantized weights in another type than int8 ({weights[0]}, "
+            "...), which oneDNN computes wrong; save the model with int8 weights, or run it with --use_mkldnn=False"
+        )
     if name == "paddle_trt":
         from act_pipeline.engines.paddle_trt import PaddleTensorRTEngine
 

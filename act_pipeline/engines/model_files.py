@@ -46,12 +46,14 @@ class ModelSummary:
         outputs: names, in the order of the fetch.
         op_counts: op type -> how many.
         parameters: name -> shape of everything in the parameters file.
+        float_stored_weights: names of quantized weights that the parameters file holds in another type than int8.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
     outputs: tuple[str, ...]
     op_counts: Mapping[str, int]
     parameters: Mapping[str, tuple[int, ...]]
+    float_stored_weights: tuple[str, ...] = ()
 
     @property
     def quantized(self) -> bool:
@@ -86,12 +88,20 @@ def inspect_model(model: InferenceModel) -> ModelSummary:
         for name in sorted(variables)
         if variables[name].persistable and _type_name(variables[name]) not in _NOT_SAVED_TYPES
     }
-    _check_parameters(model, expected)
+    stored_types = _check_parameters(model, expected)
+    quantized_weights = {
+        slot.arguments[0]
+        for op in block.ops
+        if op.type == "dequantize_linear"
+        for slot in op.inputs
+        if slot.parameter == "X" and slot.arguments[0] in expected
+    }
     return ModelSummary(
         inputs={name: _shape(variables[name]) for _, name in feeds},
         outputs=tuple(name for _, name in fetches),
         op_counts=Counter(op.type for part in program.blocks for op in part.ops),
         parameters=expected,
+        float_stored_weights=tuple(sorted(name for name in quantized_weights if stored_types[name] != "int8")),
     )
 
 
@@ -124,14 +134,16 @@ def _shape(variable: Any) -> tuple[int, ...]:
     return tuple(variable.type.lod_tensor.tensor.dims)
 
 
-def _check_parameters(model: InferenceModel, expected: Mapping[str, tuple[int, ...]]) -> None:
+def _check_parameters(model: InferenceModel, expected: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Return the element type of each parameter as it is stored; the program's own says float32 for INT8 weights."""
     path = model.params_path
     size = path.stat().st_size
     names = list(expected)
     remedy = f"copy {model.model_filename} and {model.params_filename} of the same export again"
-    count = 0
+    types: dict[str, str] = {}
     with open(path, "rb") as file:
-        for shape in _parameter_shapes(file, size, path, len(names)):
+        for shape, element_type in _parameter_headers(file, size, path, len(names)):
+            count = len(types)
             if count == len(names):
                 raise UserError(
                     f"{path} holds more than the {count} parameters that {model.model_filename} has; {remedy}"
@@ -141,15 +153,17 @@ def _check_parameters(model: InferenceModel, expected: Mapping[str, tuple[int, .
                     f"{path} is not of the same export as {model.model_filename}: parameter {names[count]} is "
                     f"{list(shape)}, expected {list(expected[names[count]])}; {remedy}"
                 )
-            count += 1
+            types[names[count]] = element_type
+    count = len(types)
     if count != len(names):
         raise UserError(
             f"{path} is truncated: it holds {count} parameters, {model.model_filename} has {len(names)}; {remedy}"
         )
+    return types
 
 
-def _parameter_shapes(file: BinaryIO, size: int, path: Path, total: int) -> Iterator[tuple[int, ...]]:
-    """Yield the shape of each tensor of a ``save_combine`` file, sorted by name as Paddle writes them.
+def _parameter_headers(file: BinaryIO, size: int, path: Path, total: int) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Yield the shape and element type of each tensor of a ``save_combine`` file, sorted by name as Paddle writes them.
 
     The layout (paddle/fluid/framework/lod_tensor.cc and tensor_util.cc, 2.6), little-endian: u32 version 0; u64 count
     of LoD levels, each u64 bytes and these; u32 version 0; i32 bytes of a ``TensorDesc`` protobuf and this; the data.
@@ -197,7 +211,7 @@ def _parameter_shapes(file: BinaryIO, size: int, path: Path, total: int) -> Iter
         if end > size:
             raise _truncated(path, size, index, total)
         file.seek(end)
-        yield tuple(desc.dims)
+        yield tuple(desc.dims), _ELEMENT_TYPES[desc.data_type][0]
         index += 1
 
 
