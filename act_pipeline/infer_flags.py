@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
     flag(
         "model_path",
-        "model folder (default: the sample's, output/sample/int8, or output/sample/fp32 with a float --precision)",
+        "model folder (default: the sample's, output/rtdetr_sample_int8, or output/rtdetr_sample with a float --precision)",
     )
     flag("model_filename", "program in the model folder (default %(default)s)")
     flag("params_filename", "parameters in the model folder (default %(default)s)")

@@ -22,7 +22,7 @@ from act_pipeline.records import write_record
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_READER = Path("configs/readers/sample_reader.yml")
-DEFAULT_MODELS = {"int8": Path("output/sample/int8"), "float": Path("output/sample/fp32")}
+DEFAULT_MODELS = {"int8": Path("output/rtdetr_sample_int8"), "float": Path("output/rtdetr_sample")}
 # Set for the process that goes on after the shapes were collected, so that it never collects and starts another one.
 COLLECTED_VARIABLE = "ACT_PIPELINE_SHAPES_COLLECTED"
 BENCHMARK_IMAGES = 16

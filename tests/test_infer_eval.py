@@ -433,9 +433,9 @@ def test_the_command_ends_user_errors_with_one_line_and_code_2(tmp_path, int8_mo
 
 
 def test_without_the_sample_the_command_says_to_make_it(tmp_path):
-    if (REPOSITORY / "output/sample/int8").exists():
+    if (REPOSITORY / "output/rtdetr_sample_int8").exists():
         pytest.skip("the sample is made")
-    with pytest.raises(UserError, match="model folder output/sample/int8 does not exist; run `make demo`"):
+    with pytest.raises(UserError, match="model folder output/rtdetr_sample_int8 does not exist; run `make demo`"):
         run_inference(InferenceRequest(), say=quiet)
 
 

@@ -55,7 +55,7 @@ def create_engine(
         UserError: unknown name, this machine cannot, precision and model do not fit, or the model is damaged.
 
     Example:
-        >>> model = InferenceModel.load("output/sample/int8")  # doctest: +SKIP
+        >>> model = InferenceModel.load("output/rtdetr_sample_int8")  # doctest: +SKIP
         >>> engine = create_engine("paddle", model, precision="int8", threads=2)  # doctest: +SKIP
         >>> engine.run(batch)["bbox"]  # doctest: +SKIP
     """
