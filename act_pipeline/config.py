@@ -173,7 +173,7 @@ class PaddleClass:
                 )
         for name in supplied:
             if name not in parameters:
-                raise Invalid("type", f"is the text '{self.type}', which takes no {name}; choose SGD, Momentum or AdamW")
+                raise Invalid("type", f"is '{self.type}', which takes no {name}; choose SGD, Momentum or AdamW")
         for name, parameter in parameters.items():
             if parameter.default is parameter.empty and name not in self.arguments and name not in supplied:
                 raise Invalid(name, f"is missing, expected the argument of {module}.{self.type}; add it")
@@ -185,7 +185,8 @@ class PaddleClass:
         try:
             found(**copy.deepcopy(self.arguments))
         except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
-            raise Invalid("", f"is refused by {module}.{self.type}: {error}; correct its arguments") from None
+            reason = " ".join(str(error).split())
+            raise Invalid("", f"is refused by {module}.{self.type}: {reason}; correct its arguments") from None
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,8 @@ class GradClip(PaddleClass):
     def __post_init__(self) -> None:
         if not self.type.startswith("ClipGrad"):
             known = ("ClipGradByGlobalNorm", "ClipGradByNorm", "ClipGradByValue")
-            raise Invalid("type", f"is the text '{self.type}', expected one of {', '.join(known)}{suggest(self.type, known)}")
+            hint = suggest(self.type, known)
+            raise Invalid("type", f"is the text '{self.type}', expected one of {', '.join(known)}{hint}")
         self.check_by_making("paddle.nn")
 
 
@@ -237,7 +239,7 @@ class OptimizerBuilder:
 
     def __post_init__(self) -> None:
         if self.weight_decay is not None and self.regularizer is not None:
-            raise Invalid("weight_decay", "is given beside 'regularizer', which ACT would use alone; delete one of them")
+            raise Invalid("weight_decay", "is given beside 'regularizer', which ACT would use alone; delete one")
         if self.optimizer.type == "AdamW" and self.weight_decay is None:
             raise Invalid("weight_decay", "is missing, expected a number: AdamW needs it; add it")
 
@@ -270,7 +272,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.epochs is None and self.train_iter is None:
-            raise Invalid("train_iter", "is missing, and so is 'epochs', expected one of them; add train_iter: 500, say")
+            raise Invalid("train_iter", "is missing, and so is 'epochs', expected one of them; add train_iter: 500")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from act_pipeline.data.annotations import Annotations
 from act_pipeline.download import fetch, is_url
 from act_pipeline.errors import UserError
 from act_pipeline.model import INFER_CFG_FILENAME, InferenceModel
-from act_pipeline.records import new_artifact
+from act_pipeline.records import hash_files, new_artifact, read_record, versions, write_record
 from act_pipeline.rtdetr.build import build_model
 from act_pipeline.static_graph import StaticGraph, static_mode
 from act_pipeline.yaml_file import apply_overrides, load_yaml, resolve_path
 
+EXPORT_SCHEMA = "act_pipeline.export/1"
+RECORD_FILENAME = "export.json"
 COCO_CLASSES = 80
 # PaddleDetection's TRT_MIN_SUBGRAPH of DETR: what its own deployment reads from infer_cfg.yml.
 _MIN_SUBGRAPH_SIZE = 3
@@ -28,14 +31,16 @@ def export_model(
     config: str | os.PathLike[str],
     output_dir: str | os.PathLike[str] = "output_inference",
     overrides: Sequence[str] = (),
+    reuse: bool = False,
 ) -> InferenceModel:
-    """Export a model into ``output_dir/<name of the config>``.
+    """Export a model into ``output_dir/<name of the config>``, with a record of what it was made from, ``export.json``.
 
     Args:
         config: PaddleDetection's model YAML.
         output_dir: the folder's parent.
         overrides: ``key=value`` each; ``weights`` is a path or a URL, ``trt=True`` writes activations as TensorRT knows
             them.
+        reuse: return the model that is there already if its record says that it was made from the same.
 
     Returns:
         the model. Its inputs are ``image [N, 3, H, W]``, ``im_shape [N, 2]``, ``scale_factor [N, 2]``, its outputs
@@ -51,15 +56,39 @@ def export_model(
     if not isinstance(weights, str):
         raise UserError(f"{config}: key 'weights' is {weights!r}, expected a .pdparams or its URL; give -o weights=PATH_OR_URL")
     infer_cfg = _infer_cfg(config, content, size)
+    weights = str(fetch(weights) if is_url(weights) else weights)
 
+    from act_pipeline.rtdetr.build import load_weights, weights_path
+
+    directory = Path(output_dir) / Path(config).stem
+    record = {
+        "config": str(config),
+        "overrides": list(overrides),
+        "input_size": list(size),
+        "label_list": infer_cfg["label_list"],
+        "source_hash": hash_files([weights_path(weights)]),
+        "versions": versions(),
+    }
+    if reuse and _is_current(directory, record):
+        return InferenceModel.load(directory)
     model = build_model(content)
-    from act_pipeline.rtdetr.build import load_weights
-
-    load_weights(model, fetch(weights) if is_url(weights) else weights)
-    return export_layer(model, size, infer_cfg, Path(output_dir) / Path(config).stem)
+    load_weights(model, weights)
+    return export_layer(model, size, infer_cfg, directory, record)
 
 
-def export_layer(model: Any, size: tuple[int, int], infer_cfg: Mapping[str, Any], directory: Path) -> InferenceModel:
+def _is_current(directory: Path, record: Mapping[str, Any]) -> bool:
+    try:
+        found = read_record(directory / RECORD_FILENAME, EXPORT_SCHEMA)
+        return all(found.get(key) == value for key, value in record.items()) and (
+            found.get("model_hash") == InferenceModel.load(directory).content_hash()
+        )
+    except UserError:
+        return False
+
+
+def export_layer(
+    model: Any, size: tuple[int, int], infer_cfg: Mapping[str, Any], directory: Path, record: Mapping[str, Any]
+) -> InferenceModel:
     """Write a built model's static graph, its parameters and ``infer_cfg.yml`` into ``directory``, whole or not at all."""
     import paddle
     from paddle.static import InputSpec
@@ -77,12 +106,12 @@ def export_layer(model: Any, size: tuple[int, int], infer_cfg: Mapping[str, Any]
         traced = staging / "traced"
         paddle.jit.save(paddle.jit.to_static(model, input_spec=[inputs]), str(traced / "model"))
         with static_mode():
-            StaticGraph.load(InferenceModel(traced)).save(staging)
-        for file in traced.iterdir():
-            file.unlink()
-        traced.rmdir()
+            exported = StaticGraph.load(InferenceModel(traced)).save(staging)
+        shutil.rmtree(traced)
         text = yaml.safe_dump(dict(infer_cfg), sort_keys=False, allow_unicode=True)
         (staging / INFER_CFG_FILENAME).write_text(text, encoding="utf-8")
+        figures = {"bytes": exported.bytes, "model_hash": exported.content_hash()}
+        write_record(staging / RECORD_FILENAME, EXPORT_SCHEMA, {**record, **figures})
     return InferenceModel.load(directory)
 
 

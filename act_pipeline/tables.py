@@ -24,27 +24,37 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def compression_table(record: Mapping[str, Any]) -> str:
     """Return FP32 against INT8 of an ``act.json``, one line each, and what changed."""
-    rows = []
-    for label, part in (("FP32", record["fp32"]), ("INT8", record["int8"])):
-        latency = part.get("latency_ms")
-        rows.append([
-            label, _figure(part["map"]), _figure(part["map50"]), f"{part['bytes'] / BYTES_PER_MB:.2f}",
-            f"{latency['p50']:.1f}" if latency else "-",
-        ])
+    rows = [
+        [label, _figure(part["map"]), _figure(part["map50"]), _megabytes(part["bytes"])]
+        for label, part in (("FP32", record["fp32"]), ("INT8", record["int8"]))
+    ]
     drop = record["map_drop"]
-    rows.append([
-        "INT8 against FP32", f"{-drop:+.4f}" if drop is not None else "-", "", f"x {record['bytes_ratio']:.3f}", "",
-    ])
-    quantized = sum(record["quantized_ops"].values())
-    kept = len(record["kept_ops"])
-    total = record["seconds"]
-    engine = record["evaluation"]
+    rows.append(["change", f"{-drop:+.4f}" if drop is not None else "-", "", f"x {record['bytes_ratio']:.3f}"])
+    quantized, kept = sum(record["quantized_ops"].values()), len(record["kept_ops"])
+    measured = record["evaluation"]
     return "\n".join([
-        text_table(["", "mAP", "mAP50", "MB", "ms p50"], rows),
-        f"{quantized} ops in INT8, {kept} kept float; measured in Paddle Inference's own kernels on the {engine['device']}, "
-        f"{engine['threads']} threads, {engine['images']} images; {sum(total.values()):.0f} s in all",
+        text_table(["", "mAP", "mAP50", "MB"], rows),
+        f"{quantized} ops in INT8, {kept} kept float; {measured['images']} images in Paddle Inference on the "
+        f"{measured['device']}, the INT8 model as saved; {sum(record['seconds'].values()):.0f} s in all",
     ])
+
+
+def evaluation_table(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return one line for each ``eval.json``; ratios are to the first one."""
+    first = next(iter(records.values()))
+    rows = []
+    for label, record in records.items():
+        ratio = first["latency_ms"]["p50"] / record["latency_ms"]["p50"]
+        rows.append([
+            label, _figure(record["map"]), _figure(record["map50"]), _megabytes(record["model_bytes"]),
+            f"{record['model_bytes'] / first['model_bytes']:.3f}", f"{record['latency_ms']['p50']:.1f}", f"{ratio:.2f}",
+        ])
+    return text_table(["", "mAP", "mAP50", "MB", "size ratio", "ms p50", "speed ratio"], rows)
 
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / BYTES_PER_MB:.2f}"

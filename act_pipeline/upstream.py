@@ -34,7 +34,8 @@ def import_ppdet(module: str = "ppdet") -> ModuleType:
         if error.name != "ppdet":
             raise
         raise UserError(
-            "the package paddledet (ppdet) is missing, expected version 2.6.0; install it from the lock files in requirements/"
+            "the package paddledet (ppdet) is missing, expected version 2.6.0; install it from the lock files in "
+            "requirements/"
         ) from None
     finally:
         builtins.print = say

@@ -30,6 +30,7 @@ BASE_KEY = "_BASE_"
 # memory, and a wrong file (an annotation file, say) from being parsed for minutes.
 MAX_BYTES = 512 << 10
 MAX_NODES = 100_000
+MAX_DEPTH = 50
 
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 
@@ -190,7 +191,8 @@ def _read(path: Path, named_by: str) -> str:
     except PermissionError:
         raise UserError(f"{path} cannot be read{named_by}: no permission; make it readable") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8 (byte {error.start}), expected a YAML file") from None
+        place = f"byte {error.start}"
+        raise UserError(f"{path} is no text in UTF-8 ({place}), expected a YAML file; save it as UTF-8") from None
 
 
 def _parse(text: str, source: str) -> Any:
@@ -207,10 +209,10 @@ def _parse(text: str, source: str) -> Any:
     except yaml.reader.ReaderError as error:
         raise UserError(f"{source}: character {error.position} is not allowed in YAML; save it as plain text") from None
     except RecursionError:
-        raise UserError(f"{source} is nested too deeply for a config; write it flat") from None
+        raise UserError(f"{source}: nested more than {MAX_DEPTH} deep, too deep for a config; write it flat") from None
     except (ValueError, OverflowError) as error:
         # PyYAML's int() and float() on a value of thousands of digits, say.
-        raise UserError(f"{source} holds a value that is no YAML: {error}") from None
+        raise UserError(f"{source} holds a value that is no YAML: {' '.join(str(error).split())}") from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -228,7 +230,7 @@ def _unshare(value: Any) -> Any:
 
 
 def _check_nodes(root: yaml.Node, source: str) -> None:
-    """Refuse unknown tags, keys given twice, and aliases that hold themselves or multiply beyond ``MAX_NODES``."""
+    """Refuse unknown tags, keys given twice, and what is nested or multiplied by aliases beyond any use."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
@@ -239,6 +241,8 @@ def _check_nodes(root: yaml.Node, source: str) -> None:
         if id(node) in open_nodes:
             raise UserError(f"{where}: the anchor holds itself, expected plain data; write the value out")
         open_nodes.add(id(node))
+        if len(open_nodes) > MAX_DEPTH:
+            raise UserError(f"{where}: nested more than {MAX_DEPTH} deep, too deep for a config; write it flat")
         _check_tag(node, where)
         total = 1
         if isinstance(node, yaml.MappingNode):
@@ -316,8 +320,8 @@ def _describe_two_nodes(lines: list[str], index: int, source: str) -> str | None
             if first_line is None or key is None:
                 return None
             return (
-                f"{source} line {index + 1}: key '{key.group(1)}' has a second !{second.group(2)} node (the first is on "
-                f"line {first_line + 1}), expected one; delete one of the two, or join their annotation files into "
+                f"{source} line {index + 1}: key '{key.group(1)}' has a second !{second.group(2)} node (the first is "
+                f"on line {first_line + 1}), expected one; delete one of the two, or join their annotation files into "
                 "one and name that in anno_path"
             )
     return None

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-c", "--config", "--config_path", default=str(REPOSITORY / "configs" / "sample.yml"),
         help="config in PaddleSlim's schema (Global, Distillation, QuantAware, TrainConfig); default: %(default)s",
     )
-    parser.add_argument("--save_dir", default="output/sample_int8", help="folder of the INT8 model; default: %(default)s")
+    parser.add_argument("--save_dir", default="output/rtdetr_sample_int8", help="folder of the INT8 model; default: %(default)s")
     parser.add_argument(
         "--devices", default="auto", choices=["auto", "cpu", "gpu"], help="where to train; default: %(default)s"
     )

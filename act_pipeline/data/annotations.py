@@ -60,7 +60,7 @@ class Annotations:
         categories = _entries(content, "categories", ("id", "name"), source)
         for image in images:
             if not isinstance(image["file_name"], str) or not image["file_name"]:
-                raise UserError(f"{source}: images: file_name of image {image['id']} is no text, expected a file's name")
+                raise UserError(f"{source}: images: file_name of image {image['id']} is no text, expected a name")
         boxes = _boxes(content, source, {image["id"] for image in images}, {category["id"] for category in categories})
         return cls(
             path=source,
@@ -99,7 +99,9 @@ def _read_json(source: Path, named_by: str) -> Any:
             f"annotation file {source} does not exist, named by {named_by}; check anno_path and dataset_dir"
         ) from None
     except (IsADirectoryError, NotADirectoryError):
-        raise UserError(f"annotation file {source} is a folder or lies in a file, named by {named_by}; name a file") from None
+        raise UserError(
+            f"annotation file {source} is a folder or lies in a file, named by {named_by}; name a file"
+        ) from None
     except PermissionError:
         raise UserError(f"annotation file {source} cannot be read: no permission; make it readable") from None
     except json.JSONDecodeError as error:
@@ -109,7 +111,10 @@ def _read_json(source: Path, named_by: str) -> Any:
             "copy or export it again"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"annotation file {source} is no JSON ({error}), named by {named_by}; export it again") from None
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"annotation file {source} is no JSON ({reason}), named by {named_by}; export it again"
+        ) from None
 
 
 def _entries(content: dict[str, Any], name: str, needed: tuple[str, ...], source: Path) -> list[dict[str, Any]]:
@@ -156,7 +161,8 @@ def _boxes(content: dict[str, Any], source: Path, images: set[int], classes: set
         annotation.setdefault("iscrowd", 0)
         if not _is_number(annotation["area"]) or annotation["iscrowd"] not in (0, 1):
             raise UserError(
-                f"{where}: area is {annotation['area']!r} and iscrowd {annotation['iscrowd']!r}, expected a number and 0 or 1"
+                f"{where}: area is {annotation['area']!r} and iscrowd {annotation['iscrowd']!r}, expected a number, "
+                "and 0 or 1; export it again"
             )
         # COCOeval takes the id 0 for "not matched", and needs ids that differ: they are only its own bookkeeping.
         annotation["id"] = len(boxes) + 1

@@ -97,8 +97,9 @@ class Dataset:
         named = ", ".join(new[:_NAMED_FILES]) + (", ..." if len(new) > _NAMED_FILES else "")
         if bad > self._max_bad_share * self.total or bad == self.total:
             raise UserError(
-                f"{named}: {reason}; {bad} of the {self.total} images of {self._where} cannot be used, expected at most "
-                f"{self._max_bad_share:.1%}; check image_dir and dataset_dir, mend the files, or raise max_bad_share"
+                f"{named}: {reason}; {bad} of the {self.total} images of {self._where} cannot be used, expected at "
+                f"most {self._max_bad_share:.1%}; check image_dir and dataset_dir, mend the files, or raise "
+                "max_bad_share"
             )
         _logger.warning("%s: %s; skipped (%d of %d images so far)", named, reason, bad, self.total)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -15,6 +14,7 @@ import numpy as np
 
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.data.dataset import Dataset, coco_records, folder_records
+from act_pipeline.data.input_size import input_size, with_input_size
 from act_pipeline.data.loader import Loader
 from act_pipeline.data.settings import SPLITS, CocoDataSet, ReaderSettings, load_settings
 from act_pipeline.data.transforms import Preprocess, UnreadableImage
@@ -22,8 +22,6 @@ from act_pipeline.errors import UserError
 from act_pipeline.records import hash_files
 from act_pipeline.yaml_file import resolve_path
 
-# The argument that gives the size, of the transforms that can fix it.
-_SIZE_ARGUMENTS = {"Resize": "target_size", "LetterBoxResize": "target_size", "Pad": "size"}
 _CHECKED_IMAGES = 8
 
 
@@ -71,7 +69,7 @@ class Reader:
         return cls(load_settings(path, overrides))
 
     def check(self, *splits: str) -> None:
-        """Check ``splits`` now, rather than in mid-run: annotation files, images' presence, the transforms on some images.
+        """Check ``splits`` now, rather than in mid-run: annotation files, images' presence, transforms on a few images.
 
         Raises:
             UserError: something is missing or wrong.
@@ -111,15 +109,7 @@ class Reader:
         Raises:
             UserError: neither the transforms nor ``inputs_def`` fix it.
         """
-        for step in reversed(self.settings.reader.sample_transforms):
-            size = _fixed_size(step)
-            if size is not None:
-                return size
-        shape = self.settings.inputs_def.get("image_shape")
-        if isinstance(shape, list) and len(shape) == 3 and _is_size(shape[1:]):
-            return shape[1], shape[2]
-        where = self.settings.source.locate(f"{self.settings.reader_name}.sample_transforms")
-        raise UserError(f"{where} fix no input size, expected Resize with keep_ratio: False and target_size; add it")
+        return input_size(self.settings)
 
     def annotation_file(self, split: str = "eval") -> Path:
         """Return the path of a split's annotation file.
@@ -155,7 +145,7 @@ class Reader:
                 f"({_shorten(annotations.class_names)}); set num_classes to {found}, or name the right annotation file"
             )
         if split == "eval" and not annotations.boxes:
-            raise UserError(f"{path} has no boxes in 'annotations', expected ground truth to evaluate on; name another file")
+            raise UserError(f"{path} has no boxes in 'annotations', expected ground truth to evaluate on; name another")
         return annotations
 
     def dataset(self, split: str = "eval") -> Dataset:
@@ -175,12 +165,12 @@ class Reader:
                 where, repeat = str(self.annotation_file(split)), settings.repeat if split == "train" else 1
             else:
                 if not settings.image_dir:
-                    raise UserError(f"{self._locate(split)}.image_dir is missing, expected the folder of the pictures; add it")
+                    raise UserError(f"{self._locate(split)}.image_dir is missing, expected a folder; add it")
                 records, where, repeat = folder_records(settings, folder), str(folder), 1
             if not records:
                 raise UserError(
-                    f"{self._locate(split)} has no images ({where}), expected at least one; check image_dir and dataset_dir, "
-                    "or set allow_empty: true to train on images without boxes"
+                    f"{self._locate(split)} has no images ({where}), expected at least one; check image_dir and "
+                    "dataset_dir, or set allow_empty: true to train on images without boxes"
                 )
             self._datasets[split] = Dataset(records, self.preprocessing(), self.max_bad_share, where, repeat)
         return self._datasets[split]
@@ -231,8 +221,8 @@ class Reader:
         if self._preprocess is None:
             section = self.settings.reader
             self._preprocess = Preprocess(
-                section.sample_transforms, section.batch_transforms, self.settings.num_classes or 80, self.settings.source,
-                self.settings.reader_name,
+                section.sample_transforms, section.batch_transforms, self.settings.num_classes or 80,
+                self.settings.source, self.settings.reader_name,
             )
         return self._preprocess
 
@@ -245,21 +235,16 @@ class Reader:
         try:
             sample = self.preprocessing().sample(Path(image_file), 0)
         except UnreadableImage as error:
-            raise UserError(f"{image_file}: {error.reason}, expected a picture (JPEG, PNG or BMP); check the file") from None
+            raise UserError(f"{image_file}: {error.reason}, expected a picture; check the file") from None
         return self.preprocessing().batch([sample])
 
     def with_input_size(self, height: int, width: int) -> Reader:
-        """Return a reader that resizes to ``height`` x ``width`` pixels and is the same otherwise."""
-        section = copy.deepcopy(self.settings.reader)
-        if not any(_fixed_size(step) for step in section.sample_transforms):
-            where = self.settings.source.locate(f"{self.settings.reader_name}.sample_transforms")
-            raise UserError(f"{where} fix no input size to change, expected Resize with keep_ratio: False; add it")
-        for step in section.sample_transforms:
-            (name, arguments), = step.items()
-            if name in _SIZE_ARGUMENTS:
-                arguments[_SIZE_ARGUMENTS[name]] = [height, width]
-        inputs_def = {**self.settings.inputs_def, "image_shape": [3, height, width]}
-        return Reader(dataclasses.replace(self.settings, reader=section, inputs_def=inputs_def), self._annotations)
+        """Return a reader that resizes to ``height`` x ``width`` pixels and is the same otherwise.
+
+        Raises:
+            UserError: its transforms fix no size.
+        """
+        return Reader(with_input_size(self.settings, height, width), self._annotations)
 
     def with_dataset(
         self,
@@ -325,7 +310,8 @@ class Reader:
             raise UserError(f"the data has no split '{split}', expected one of {', '.join(SPLITS)}")
         if split not in self.settings.datasets:
             raise UserError(
-                f"{self._locate(split)} is missing, expected a !COCODataSet with image_dir, anno_path and dataset_dir; add it"
+                f"{self._locate(split)} is missing, expected a !COCODataSet with image_dir, anno_path and dataset_dir; "
+                "add it"
             )
         return self.settings.datasets[split]
 
@@ -334,21 +320,6 @@ class Reader:
 
     def _resolve(self, dataset_dir: Optional[Path], name: str) -> Path:
         return resolve_path(name, self.path) if dataset_dir is None else dataset_dir / Path(name).expanduser()
-
-
-def _fixed_size(step: dict[str, Any]) -> Optional[tuple[int, int]]:
-    """Return the height and width that a transform always gives, or None if it leaves them open."""
-    (name, arguments), = step.items()
-    arguments = arguments or {}
-    if name not in _SIZE_ARGUMENTS or (name == "Resize" and arguments.get("keep_ratio", True)):
-        return None
-    size = arguments.get(_SIZE_ARGUMENTS[name])
-    size = [size, size] if isinstance(size, int) else size
-    return (size[0], size[1]) if _is_size(size) else None
-
-
-def _is_size(size: Any) -> bool:
-    return isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
 
 
 def _shorten(names: list[str]) -> str:

@@ -14,11 +14,11 @@ from act_pipeline.yaml_file import Tagged, apply_overrides, load_yaml, parse_ove
 
 SPLITS = {"train": "TrainDataset", "eval": "EvalDataset", "test": "TestDataset"}
 DEFAULT_MAX_BAD_SHARE = 0.01
-# Top-level keys of a reader file. PaddleDetection's files hold many more; those are left alone unless they look like
-# one of these misspelt.
+# Top-level keys of a reader file. PaddleDetection's files may hold more; those are left alone unless they look like one
+# of these misspelt. A whole model file (it has `architecture`) has too many keys of its own for such a guess.
 _KNOWN_KEYS = (
     "metric", "num_classes", "worker_num", "max_bad_share", "TrainDataset", "EvalDataset", "TestDataset", "TrainReader",
-    "EvalReader", "TestReader", "EvalMOTDataset", "TestMOTDataset", "EvalMOTReader", "TestMOTReader", "map_type",
+    "EvalReader", "TestReader", "EvalMOTDataset", "TestMOTDataset", "EvalMOTReader", "TestMOTReader",
 )
 
 
@@ -128,11 +128,11 @@ def load_settings(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -
     source = Source(Path(path), tuple(".".join(parse_override(override)[0]) for override in overrides))
     for name in content:
         hint = suggest(name, _KNOWN_KEYS)
-        if name not in _KNOWN_KEYS and hint:
+        if name not in _KNOWN_KEYS and hint and "architecture" not in content:
             raise UserError(f"{source.locate(str(name))} is not a known key{hint}")
     top = build(_TopLevel, {name: content[name] for name in content if name in _TopLevel.__dataclass_fields__}, source)
     if top.metric != "COCO":
-        raise UserError(f"{source.locate('metric')} is the text '{top.metric}', expected COCO: annotations in COCO's form")
+        raise UserError(f"{source.locate('metric')} is the text '{top.metric}', expected COCO; convert the annotations")
     datasets = {
         split: _dataset(content[name], source, name) for split, name in SPLITS.items() if content.get(name) is not None
     }
@@ -184,9 +184,9 @@ def _check_steps(reader: ReaderSection, name: str, source: Source) -> None:
         for index, step in enumerate(getattr(reader, list_name)):
             where = source.locate(f"{name}.{list_name}[{index}]")
             if len(step) != 1:
-                raise UserError(f"{where} has {len(step)} names, expected one, as in '- Decode: {{}}'; indent its arguments")
+                raise UserError(f"{where} has {len(step)} names, expected one, as in '- Decode: {{}}'; split it")
             for transform, arguments in step.items():
                 if arguments is not None and not isinstance(arguments, dict):
-                    raise UserError(f"{where}: {transform} is {describe(arguments)}, expected its arguments as a mapping")
+                    raise UserError(f"{where}: {transform} is {describe(arguments)}, expected a mapping of arguments")
     if not reader.sample_transforms:
         raise UserError(f"{source.locate(f'{name}.sample_transforms')} is empty, expected Decode, Resize, ..., Permute")

@@ -50,7 +50,7 @@ class Preprocess:
         self._where = source.locate(f"{section}.sample_transforms")
         first = next(iter(sample_transforms[0]))
         if not first.startswith("Decode"):
-            raise UserError(f"{self._where} begin with {first}, expected Decode, which reads the image; add '- Decode: {{}}'")
+            raise UserError(f"{self._where} begin with {first}, expected Decode, which reads the image; add it")
         self._sample_transforms = [
             _make(step, num_classes, source, f"{section}.sample_transforms[{index}]")
             for index, step in enumerate(sample_transforms)
@@ -80,7 +80,8 @@ class Preprocess:
                 if index == 0:
                     reason = error.strerror if isinstance(error, OSError) else "it cannot be decoded as an image"
                     raise UnreadableImage(image_file, reason or type(error).__name__) from None
-                raise UserError(f"{self._where}: {name} fails on {image_file}: {error}; correct its arguments") from None
+                message = f"{self._where}: {name} fails on {image_file}: {_line(error)}; correct its arguments"
+                raise UserError(message) from None
         for key in INPUTS:
             if key not in sample:
                 raise UserError(f"{self._where} give no '{key}', expected Decode first and Resize after it; add them")
@@ -96,14 +97,19 @@ class Preprocess:
             try:
                 samples = transform(samples)
             except Exception as error:
-                raise UserError(f"{self._where}: {name} fails on a batch: {error}; correct its arguments") from None
+                message = f"{self._where}: {name} fails on a batch: {_line(error)}; correct its arguments"
+                raise UserError(message) from None
         shapes = {np.shape(sample["image"]) for sample in samples}
         if len(shapes) > 1 or not all(len(shape) == 3 and shape[0] == 3 for shape in shapes):
             raise UserError(
-                f"{self._where} give images of the shapes {sorted(shapes)}, expected [3, height, width], the same for a "
-                "whole batch; end with Permute, and use Resize with keep_ratio: False or a batch_size of 1"
+                f"{self._where} give images of the shapes {sorted(shapes)}, expected [3, height, width], the same for "
+                "a whole batch; end with Permute, and use Resize with keep_ratio: False or a batch_size of 1"
             )
-        arrays = {key: np.stack([sample[key] for sample in samples]).astype(kind, copy=False) for key, kind in INPUTS.items()}
+        arrays = {}
+        for key, kind in INPUTS.items():
+            # Permute leaves a transposed view, and np.stack by itself would keep that order in memory.
+            arrays[key] = np.empty((len(samples), *np.shape(samples[0][key])), kind)
+            np.stack([sample[key] for sample in samples], out=arrays[key])
         arrays["im_id"] = np.concatenate([sample["im_id"] for sample in samples])
         return arrays
 
@@ -134,7 +140,12 @@ def _make(step: dict[str, Any], num_classes: int, source: Source, name: str) -> 
     try:
         made = operator(**arguments)
     except Exception as error:
-        raise UserError(f"{source.locate(f'{name}.{kind}')} is refused by ppdet: {error}; correct its arguments") from None
+        where = source.locate(f"{name}.{kind}")
+        raise UserError(f"{where} is refused by ppdet: {_line(error)}; correct its arguments") from None
     if hasattr(made, "num_classes"):
         made.num_classes = num_classes
     return kind, made
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -21,7 +21,9 @@ def register_modules() -> None:
 
     `ResNet`, `DETR` and `DINOLoss` replace `ppdet`'s own, of which they are supersets.
     """
-    import ppdet.modeling  # noqa: F401  (registers ppdet's own modules)
+    from act_pipeline.upstream import import_ppdet
+
+    import_ppdet("ppdet.modeling")  # registers ppdet's own modules
     from ppdet.core.config.schema import extract_schema
     from ppdet.core.workspace import global_config
 
@@ -111,6 +113,20 @@ def build_model(
     return model
 
 
+def weights_path(path: str | os.PathLike[str]) -> str:
+    """Return the file of ``path``, which may lack the ending ``.pdparams``, as PaddleDetection's configs do.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    location = os.fspath(path)
+    if not location.endswith(".pdparams") and os.path.exists(location + ".pdparams"):
+        location += ".pdparams"
+    if not os.path.isfile(location):
+        raise UserError(f"weights {location} do not exist; give -o weights=PATH_OR_URL of a .pdparams")
+    return location
+
+
 def load_weights(model, path: str | os.PathLike[str]) -> None:
     """Load a ``.pdparams`` whose keys and shapes must be the model's own.
 
@@ -119,11 +135,7 @@ def load_weights(model, path: str | os.PathLike[str]) -> None:
     """
     import paddle
 
-    location = os.fspath(path)
-    if not location.endswith(".pdparams") and os.path.exists(location + ".pdparams"):
-        location += ".pdparams"
-    if not os.path.isfile(location):
-        raise UserError(f"weights {location} do not exist; give -o weights=PATH to a .pdparams")
+    location = weights_path(path)
     try:
         state = paddle.load(location)
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ImportError) as error:

@@ -1,0 +1,107 @@
+"""The whole path on the built-in sample: data, export, compress, evaluate, a table."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from act_pipeline.compress import Compressed, compress
+from act_pipeline.config import load_config
+from act_pipeline.data.sample import make_sample
+from act_pipeline.engines import find_support
+from act_pipeline.errors import UserError
+from act_pipeline.evaluation import EVAL_SCHEMA
+from act_pipeline.export import export_model
+from act_pipeline.inference import InferenceRequest, run_inference
+from act_pipeline.model import InferenceModel
+from act_pipeline.records import read_record
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MODEL_CONFIG = REPOSITORY / "configs" / "rtdetr" / "rtdetr_sample.yml"
+WEIGHTS = REPOSITORY / "act_pipeline" / "data" / "rtdetr_sample.pdparams"
+COMPRESS_CONFIG = REPOSITORY / "configs" / "sample.yml"
+READER_CONFIG = REPOSITORY / "configs" / "readers" / "sample_reader.yml"
+TRAIN_SCENES, VAL_SCENES, SCENE_SIZE = 300, 120, 256
+
+
+@dataclass
+class Demo:
+    """What the demo made.
+
+    Attributes:
+        fp32: the exported float model.
+        compressed: the INT8 model and its ``act.json``.
+        evaluations: label -> ``eval.json``, the float model's first.
+    """
+
+    fp32: InferenceModel
+    compressed: Compressed
+    evaluations: dict[str, dict[str, Any]]
+
+
+def run_demo(
+    data_dir: str | os.PathLike[str] = "dataset/sample",
+    output_dir: str | os.PathLike[str] = "output",
+    overrides: Sequence[str] = (),
+    scenes: tuple[int, int] = (TRAIN_SCENES, VAL_SCENES),
+) -> Demo:
+    """Run every stage; what was made from the same by an earlier run is taken from it.
+
+    Args:
+        data_dir: where the sample is made.
+        output_dir: where the models and records go.
+        overrides: ``Section.key=value`` for the compression config.
+        scenes: training and validation scenes.
+    """
+    output = Path(output_dir)
+    _say(f"data: {scenes[0]} training and {scenes[1]} validation scenes in {data_dir}")
+    make_sample(data_dir, *scenes, seed=0, size=SCENE_SIZE)
+    _say(f"export: {MODEL_CONFIG.name} with its weights, to {output / MODEL_CONFIG.stem}")
+    fp32 = export_model(MODEL_CONFIG, output, [f"weights={WEIGHTS}", "trt=True"], reuse=True)
+
+    reader = [f"{name}.dataset_dir={Path(data_dir).resolve()}" for name in ("TrainDataset", "EvalDataset", "TestDataset")]
+    save_dir = output / f"{MODEL_CONFIG.stem}_int8"
+    _say(f"compress: {COMPRESS_CONFIG.name}, to {save_dir}")
+    config = load_config(COMPRESS_CONFIG, [f"Global.model_dir={fp32.directory}", *overrides])
+    compressed = compress(config, save_dir, reuse=True, reader_overrides=reader)
+
+    runs = {
+        "FP32, oneDNN": (fp32, "fp32", True),
+        "INT8, Q/DQ as they stand": (compressed.model, "int8", False),
+        "INT8, oneDNN convolutions": (compressed.model, "int8", True),
+    }
+    evaluations = {}
+    for label, (model, precision, onednn) in runs.items():
+        if onednn and not find_support("paddle_onednn", precision, "CPU").available:
+            continue
+        json_file = output / f"eval_{precision}{'_onednn' if onednn else ''}.json"
+        _say(f"evaluate: {label}, to {json_file}")
+        evaluations[label] = _evaluate(model, precision, onednn, json_file, reader)
+    return Demo(fp32, compressed, evaluations)
+
+
+def _evaluate(
+    model: InferenceModel, precision: str, onednn: bool, json_file: Path, reader_overrides: Sequence[str]
+) -> dict[str, Any]:
+    from act_pipeline.data import Reader
+
+    reader = Reader.load(READER_CONFIG, reader_overrides)
+    try:
+        record = read_record(json_file, EVAL_SCHEMA)
+        if record["model_hash"] == model.content_hash() and record["reader_hash"] == reader.fingerprint():
+            return record
+    except UserError:
+        pass
+    request = InferenceRequest(
+        model_path=str(model.directory), device="CPU", precision=precision, use_mkldnn=onednn, json=str(json_file)
+    )
+    run_inference(request, reader=reader, say=lambda line: None)
+    return read_record(json_file, EVAL_SCHEMA)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
