@@ -1,8 +1,8 @@
 """The built-in sample: scenes with real handwritten digits, in COCO's form, made from a seed in seconds.
 
-The digits are the 1,797 scans of 8 x 8 pixels that come with scikit-learn (``sklearn.datasets.load_digits``, from
-the UCI set "Optical Recognition of Handwritten Digits"). They are enlarged smoothly, turned a little, coloured, and laid
-on backgrounds: crops of the two photographs that come with scikit-learn, or procedural textures. Digits and plain patches
+The digits are the 1,797 scans of 8 x 8 pixels that come with scikit-learn (``sklearn.datasets.load_digits``, from the
+UCI set "Optical Recognition of Handwritten Digits"). They are enlarged smoothly, turned a little, coloured, and laid on
+backgrounds: crops of the two photographs that come with scikit-learn, or procedural textures. Digits and plain patches
 hide parts of one another.
 
 Training and validation share nothing but the recipe:
@@ -177,7 +177,7 @@ class _Canvas:
         return np.bincount(owner[owner >= 0].ravel(), minlength=len(self.ink))
 
     def lay(self, alpha: np.ndarray, top: int, left: int, colour: np.ndarray, digit: bool, opacity: float) -> bool:
-        """Lay a shape, unless too little of it or of a digit under it would be left visible; say whether it was laid."""
+        """Lay a shape, unless too little of it or of a digit under it would stay visible; say whether it was laid."""
         height, width = self.owner.shape
         y1, x1 = max(top, 0), max(left, 0)
         y2, x2 = min(top + alpha.shape[0], height), min(left + alpha.shape[1], width)
