@@ -97,10 +97,9 @@ def make_venv(python, venv):  # type: (str, Path) -> None
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True,
     )
     if probe.returncode != 0:
-        name = "python{}.{}".format(*sys.version_info[:2])
         raise InstallError(
-            "{} has no venv or ensurepip, expected both: install them (Debian, Ubuntu: apt-get install {}-venv), "
-            "then run this again".format(python, name)
+            "{} has no venv or ensurepip, expected both: install them (Debian, Ubuntu: apt-get install python3-venv, or "
+            "python3.X-venv for a Python 3.X of its own), then run this again".format(python)
         )
     say("environment: making {} with Python {}".format(venv, probe.stdout.strip()))
     made = subprocess.run(
@@ -124,7 +123,9 @@ def install(venv, lock):  # type: (Path, Path) -> None
     say("environment: installing {} packages from {} into {}".format(total, lock, venv))
     command = [
         str(venv / "bin" / "python"), "-I", "-m", "pip", "install", "--require-hashes", "--no-deps", "--only-binary",
-        ":all:", "--disable-pip-version-check", "--no-input", "--progress-bar", "off", "-r", str(lock),
+        ":all:", "--disable-pip-version-check", "--no-input", "--progress-bar", "off",
+        # Byte code for all 8,700 files is most of pip's work; Python writes it for those that are ever imported.
+        "--no-compile", "-r", str(lock),
     ]
     # A PIP_USER or `user = true` of the person's own would turn pip away from the environment.
     environment = dict(os.environ, PIP_USER="0", PYTHONUNBUFFERED="1")
