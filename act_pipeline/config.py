@@ -1,0 +1,321 @@
+"""The compression config: PaddleSlim's ACT schema, typed and checked before anything runs.
+
+Sections and keys are those of ``paddleslim.auto_compression.strategy_config`` (2.6.0) and of the ``Global`` section of
+PaddleSlim's detection example. To add a section, write its dataclass and name it in :class:`Config`.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Optional, Union
+
+from act_pipeline.errors import suggest
+from act_pipeline.model import MODEL_FILENAME, PARAMS_FILENAME
+from act_pipeline.schema import Invalid, Source, build, key, to_mapping
+from act_pipeline.yaml_file import apply_overrides, load_yaml, parse_override
+
+# The losses of paddleslim.dist that take one teacher and one student tensor, as ACT calls them (`fsp` takes four).
+# ACT runs `eval` on this name: nothing but a name known here may reach it.
+DistillationLoss = Literal["soft_label", "l2", "dkd", "skd"]
+QuantizeType = Literal["channel_wise_abs_max", "abs_max", "range_abs_max", "moving_average_abs_max"]
+# paddleslim.quant.quanter: TRANSFORM_PASS_OP_TYPES (ops with weights), then QUANT_DEQUANT_PASS_OP_TYPES.
+QuantizableOp = Literal[
+    "conv2d", "depthwise_conv2d", "conv2d_transpose", "mul", "matmul", "matmul_v2",
+    "pool2d", "elementwise_add", "concat", "softmax", "argmax", "transpose", "equal", "gather", "greater_equal",
+    "greater_than", "less_equal", "less_than", "mean", "not_equal", "reshape", "reshape2", "transpose2",
+    "nearest_interp", "trilinear_interp", "slice", "squeeze", "elementwise_sub", "relu", "relu6", "leaky_relu", "prelu",
+    "tanh", "swish", "dropout", "batch_norm", "layer_norm", "sigmoid", "elementwise_mul", "elementwise_pow",
+    "hard_swish", "hard_sigmoid", "gru", "lstm", "pad2d", "pad3d", "flatten", "flatten2", "unsqueeze2",
+    "flatten_contiguous_range", "split", "squeeze2", "nearest_interp_v2", "bilinear_interp", "bilinear_interp_v2",
+    "fill_constant_batch_size_like", "arg_max", "abs", "assign", "cast", "clip", "box_coder", "crop", "cumsum",
+    "expand_v2", "fill_any_like", "fill_constant", "gelu", "instance_norm", "lookup_table", "lookup_table_v2", "norm",
+    "p_norm", "pow", "reduce_mean", "stack", "top_k_v2", "logical_and", "logical_not", "meshgrid", "roi_align",
+    "strided_slice", "where", "grid_sampler", "tile", "group_norm", "reduce_sum", "square", "softplus",
+    "shuffle_channel", "reduce_max", "scale",
+]
+
+
+@dataclass(frozen=True)
+class Global:
+    """What is compressed and on which data; paths are resolved by :func:`act_pipeline.yaml_file.resolve_path`.
+
+    Attributes:
+        reader_config: the reader YAML.
+        model_dir: folder of the float inference model.
+        model_filename: the program in it.
+        params_filename: its parameters.
+        include_nms: whether the graph holds its post-process; RT-DETR's does.
+        evaluation: whether the model is evaluated while it trains.
+        input_list: the model's inputs by the reader's names, or ``{reader's name: model's name}``; None: the model's.
+    """
+
+    reader_config: Path
+    model_dir: Path
+    model_filename: str = MODEL_FILENAME
+    params_filename: str = PARAMS_FILENAME
+    include_nms: bool = True
+    evaluation: bool = key(True, name="Evaluation")
+    input_list: Optional[Union[list[str], dict[str, str]]] = None
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """ACT's ``Distillation``: the float model teaches the quantized one.
+
+    Attributes:
+        loss: one loss, or one a group of nodes.
+        node: tensors to compare, in one group or several; empty: the outputs that ACT finds.
+        alpha: weight of the loss, or of each group's.
+        teacher_model_dir: folder of another teacher; None: the float model itself.
+        teacher_model_filename: its program.
+        teacher_params_filename: its parameters.
+    """
+
+    loss: Union[DistillationLoss, list[DistillationLoss]] = "l2"
+    node: Union[list[list[str]], list[str]] = key(factory=list)
+    # ACT takes 0 for "not given" and uses 1.
+    alpha: Union[float, list[float]] = key(1.0, above=0)
+    teacher_model_dir: Optional[Path] = None
+    teacher_model_filename: Optional[str] = None
+    teacher_params_filename: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        groups = len(self.node) if self.node and isinstance(self.node[0], list) else None
+        for name, value in (("loss", self.loss), ("alpha", self.alpha)):
+            if groups is None and isinstance(value, list):
+                raise Invalid(name, f"is a list of {len(value)}, expected one value: 'node' holds no lists of nodes")
+            if groups is not None and (not isinstance(value, list) or len(value) != groups):
+                found = f"a list of {len(value)}" if isinstance(value, list) else "one value"
+                raise Invalid(name, f"is {found}, expected a list of {groups}: one a list of nodes in 'node'")
+        if self.teacher_model_dir is not None:
+            for name in ("teacher_model_filename", "teacher_params_filename"):
+                if getattr(self, name) is None:
+                    raise Invalid(name, "is missing, expected a file name: 'teacher_model_dir' is given; add it")
+
+
+@dataclass(frozen=True)
+class QuantAware:
+    """ACT's ``QuantAware``: training with fake quantization. Keys and defaults are PaddleSlim's."""
+
+    quantize_op_types: list[QuantizableOp] = key(
+        factory=lambda: ["conv2d", "depthwise_conv2d", "conv2d_transpose", "mul", "matmul", "matmul_v2"]
+    )
+    weight_bits: int = key(8, at_least=1, at_most=16)
+    activation_bits: int = key(8, at_least=1, at_most=16)
+    not_quant_pattern: Union[list[str], str] = key(factory=lambda: ["skip_quant"])
+    use_pact: bool = False
+    activation_quantize_type: QuantizeType = "moving_average_abs_max"
+    weight_quantize_type: QuantizeType = "channel_wise_abs_max"
+    dtype: Literal["int8"] = "int8"
+    window_size: int = key(10000, at_least=1)
+    moving_rate: float = key(0.9, above=0, at_most=1)
+    for_tensorrt: bool = False
+    onnx_format: bool = True
+    is_full_quantize: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.quantize_op_types:
+            raise Invalid("quantize_op_types", "is empty, expected the ops to quantize, conv2d and matmul_v2 say")
+        if self.for_tensorrt and self.weight_quantize_type != "channel_wise_abs_max":
+            raise Invalid(
+                "weight_quantize_type",
+                f"is the text '{self.weight_quantize_type}', expected channel_wise_abs_max with for_tensorrt: true",
+            )
+        if self.for_tensorrt and self.activation_quantize_type not in ("range_abs_max", "moving_average_abs_max"):
+            raise Invalid(
+                "activation_quantize_type",
+                f"is the text '{self.activation_quantize_type}', expected moving_average_abs_max or range_abs_max "
+                "with for_tensorrt: true",
+            )
+
+
+@dataclass(frozen=True)
+class PaddleClass:
+    """A class of Paddle by its name (``type``) and the arguments that stand beside it."""
+
+    type: str
+    arguments: dict[str, Any] = key(factory=dict, rest=True)
+
+    def check(self, module: str, refused: Iterable[str], supplied: Iterable[str] = ()) -> Any:
+        """Return the class, having checked that it exists and takes the arguments.
+
+        Args:
+            module: where ACT looks the class up.
+            refused: names there that ACT cannot use.
+            supplied: arguments that ACT itself gives.
+
+        Raises:
+            Invalid: it does not.
+        """
+        namespace = importlib.import_module(module)
+        names = [
+            name for name in dir(namespace)
+            if inspect.isclass(getattr(namespace, name)) and not name.startswith("_") and name not in refused
+        ]
+        if self.type not in names:
+            raise Invalid("type", f"is the text '{self.type}', expected a class of {module}{suggest(self.type, names)}")
+        found = getattr(namespace, self.type)
+        parameters = dict(list(inspect.signature(found.__init__).parameters.items())[1:])
+        for name in self.arguments:
+            if name in supplied:
+                raise Invalid(name, f"is given to {self.type} by the keys around it; take it out here")
+            if name not in parameters:
+                known = [parameter for parameter in parameters if parameter not in supplied]
+                raise Invalid(
+                    name, f"is not an argument of {module}.{self.type}, expected one of {', '.join(known)}"
+                    f"{suggest(name, known)}",
+                )
+        for name in supplied:
+            if name not in parameters:
+                raise Invalid("type", f"is the text '{self.type}', which takes no {name}; choose SGD, Momentum or AdamW")
+        for name, parameter in parameters.items():
+            if parameter.default is parameter.empty and name not in self.arguments and name not in supplied:
+                raise Invalid(name, f"is missing, expected the argument of {module}.{self.type}; add it")
+        return found
+
+    def check_by_making(self, module: str, refused: Iterable[str] = ()) -> None:
+        """Check that the class can be made of these arguments, by making one."""
+        found = self.check(module, refused)
+        try:
+            found(**copy.deepcopy(self.arguments))
+        except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
+            raise Invalid("", f"is refused by {module}.{self.type}: {error}; correct its arguments") from None
+
+
+@dataclass(frozen=True)
+class LearningRate(PaddleClass):
+    """A schedule of ``paddle.optimizer.lr`` that needs no function and no metric."""
+
+    def __post_init__(self) -> None:
+        self.check_by_making(
+            "paddle.optimizer.lr",
+            refused=("LRScheduler", "LambdaDecay", "MultiplicativeDecay", "ReduceOnPlateau", "Tensor", "Variable"),
+        )
+
+
+@dataclass(frozen=True)
+class Optimizer(PaddleClass):
+    """An optimizer of ``paddle.optimizer`` that works in a static graph."""
+
+    def __post_init__(self) -> None:
+        self.check("paddle.optimizer", ("Optimizer", "LBFGS"), ("learning_rate", "grad_clip", "weight_decay"))
+
+
+@dataclass(frozen=True)
+class Regularizer(PaddleClass):
+    """A class of ``paddle.regularizer``."""
+
+    def __post_init__(self) -> None:
+        self.check_by_making("paddle.regularizer", refused=("WeightDecayRegularizer",))
+
+
+@dataclass(frozen=True)
+class GradClip(PaddleClass):
+    """``ClipGradByValue``, ``ClipGradByNorm`` or ``ClipGradByGlobalNorm`` of ``paddle.nn``."""
+
+    def __post_init__(self) -> None:
+        if not self.type.startswith("ClipGrad"):
+            known = ("ClipGradByGlobalNorm", "ClipGradByNorm", "ClipGradByValue")
+            raise Invalid("type", f"is the text '{self.type}', expected one of {', '.join(known)}{suggest(self.type, known)}")
+        self.check_by_making("paddle.nn")
+
+
+@dataclass(frozen=True)
+class OptimizerBuilder:
+    """How the optimizer is made: its class, and one of ``weight_decay`` (L2) and ``regularizer``."""
+
+    optimizer: Optimizer
+    weight_decay: Optional[float] = key(None, at_least=0)
+    regularizer: Optional[Regularizer] = None
+    grad_clip: Optional[GradClip] = None
+
+    def __post_init__(self) -> None:
+        if self.weight_decay is not None and self.regularizer is not None:
+            raise Invalid("weight_decay", "is given beside 'regularizer', which ACT would use alone; delete one of them")
+        if self.optimizer.type == "AdamW" and self.weight_decay is None:
+            raise Invalid("weight_decay", "is missing, expected a number: AdamW needs it; add it")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """ACT's ``TrainConfig``.
+
+    Attributes:
+        train_iter: iterations of training; or give ``epochs``.
+        eval_iter: iterations between evaluations.
+        logging_iter: iterations between lines of the log.
+        learning_rate: a number or a schedule.
+        origin_metric: mAP the float model must have, within 0.05, before training starts.
+        target_metric: mAP at which training stops early.
+    """
+
+    epochs: Optional[int] = key(None, at_least=1)
+    train_iter: Optional[int] = key(None, at_least=1)
+    learning_rate: Union[float, LearningRate] = key(0.02, above=0)
+    optimizer_builder: OptimizerBuilder = key(factory=lambda: OptimizerBuilder(Optimizer("SGD")))
+    eval_iter: int = key(1000, at_least=1)
+    logging_iter: Optional[int] = key(10, at_least=1)
+    origin_metric: Optional[float] = key(None, at_least=0, at_most=1)
+    target_metric: Optional[float] = key(None, at_least=0, at_most=1)
+    amp_config: Optional[dict[str, Any]] = None
+    recompute_config: Optional[dict[str, Any]] = None
+    sharding_config: Optional[dict[str, Any]] = None
+    sparse_model: bool = False
+
+    def __post_init__(self) -> None:
+        if self.epochs is None and self.train_iter is None:
+            raise Invalid("train_iter", "is missing, and so is 'epochs', expected one of them; add train_iter: 500, say")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A compression config.
+
+    Attributes:
+        path: the YAML file it was read from.
+        global_: ``Global``.
+        distillation: ``Distillation``.
+        quant_aware: ``QuantAware``.
+        train_config: ``TrainConfig``.
+    """
+
+    path: Path = key(from_yaml=False)
+    global_: Global = key(name="Global")
+    distillation: Distillation = key(name="Distillation")
+    quant_aware: QuantAware = key(name="QuantAware")
+    train_config: TrainConfig = key(name="TrainConfig")
+
+    def to_act(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+        """Return what ``paddleslim.auto_compression.AutoCompression`` takes, in dicts of its own (it changes them).
+
+        Returns:
+            The strategies, ``{"Distillation": {...}, "QuantAware": {...}}``, and the keys of ``TrainConfig``.
+        """
+        strategies = {"Distillation": to_mapping(self.distillation), "QuantAware": to_mapping(self.quant_aware)}
+        return strategies, to_mapping(self.train_config)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the whole config, defaults included, in types that JSON has."""
+        return {"path": str(self.path), **to_mapping(self)}
+
+
+def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
+    """Read and check a compression config.
+
+    Args:
+        path: a YAML file in ACT's schema.
+        overrides: ``Section.key=value`` each, set over the file's values.
+
+    Raises:
+        UserError: the file is no YAML, or a section, key, type or value is not as the schema has it.
+    """
+    overrides = list(overrides)
+    content = apply_overrides(load_yaml(path), overrides)
+    source = Source(Path(path), tuple(".".join(parse_override(override)[0]) for override in overrides))
+    return build(Config, content, source, path=Path(path))

@@ -1,0 +1,174 @@
+"""COCO annotation files, read once and checked before a run depends on them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from act_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+
+_EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """A checked annotation file.
+
+    Attributes:
+        path: the file.
+        images: COCO's ``images`` entries, sorted by id; each has at least ``id`` and ``file_name``.
+        category_ids: COCO category id of every class index. The order is the file's (``COCO.getCatIds()``), which is
+            what ppdet numbers classes by.
+        class_names: the categories' names in that order.
+        boxes: COCO's ``annotations`` entries that have a box, numbered from 1, with ``area`` and ``iscrowd`` filled in
+            where the file leaves them out; None if the file has no ``annotations``.
+        content: the whole file.
+    """
+
+    path: Path
+    images: list[dict[str, Any]]
+    category_ids: list[int]
+    class_names: list[str]
+    boxes: list[dict[str, Any]] | None
+    content: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], named_by: str) -> Annotations:
+        """Read and check a file.
+
+        Args:
+            path: the file.
+            named_by: the file and key that name it, for messages.
+
+        Raises:
+            UserError: the file is missing, is no JSON, or lacks what COCO's form must have.
+        """
+        source = Path(path)
+        content = _read_json(source, named_by)
+        if not isinstance(content, dict):
+            raise UserError(f"{source} holds no JSON object, expected COCO's images, annotations and categories")
+        images = _entries(content, "images", ("id", "file_name"), source)
+        categories = _entries(content, "categories", ("id", "name"), source)
+        for image in images:
+            if not isinstance(image["file_name"], str) or not image["file_name"]:
+                raise UserError(f"{source}: images: file_name of image {image['id']} is no text, expected a file's name")
+        boxes = _boxes(content, source, {image["id"] for image in images}, {category["id"] for category in categories})
+        return cls(
+            path=source,
+            images=sorted(images, key=lambda image: image["id"]),
+            category_ids=[category["id"] for category in categories],
+            class_names=[str(category["name"]) for category in categories],
+            boxes=boxes,
+            content=content,
+        )
+
+    def images_with_boxes(self, load_crowd: bool = False) -> set[int]:
+        """Return the ids of the images that ppdet's ``COCODataSet`` would find a box in."""
+        return {
+            box["image_id"] for box in self.boxes or ()
+            if (load_crowd or not box["iscrowd"]) and not box.get("ignore", False)
+            and box["area"] > 0 and min(box["bbox"][2:]) > _EPSILON
+        }
+
+    def ground_truth(self) -> COCO:
+        """Return the file as pycocotools' ``COCO``, for ``COCOeval``, made without its prints."""
+        from pycocotools.coco import COCO
+
+        ground_truth = COCO()
+        ground_truth.dataset = {**self.content, "annotations": self.boxes or []}
+        with contextlib.redirect_stdout(io.StringIO()):
+            ground_truth.createIndex()
+        return ground_truth
+
+
+def _read_json(source: Path, named_by: str) -> Any:
+    try:
+        with open(source, "rb") as file:
+            return json.loads(file.read())
+    except FileNotFoundError:
+        raise UserError(
+            f"annotation file {source} does not exist, named by {named_by}; check anno_path and dataset_dir"
+        ) from None
+    except (IsADirectoryError, NotADirectoryError):
+        raise UserError(f"annotation file {source} is a folder or lies in a file, named by {named_by}; name a file") from None
+    except PermissionError:
+        raise UserError(f"annotation file {source} cannot be read: no permission; make it readable") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise UserError(
+            f"annotation file {source} is no JSON ({place}: {error.msg}), expected COCO's form, named by {named_by}; "
+            "copy or export it again"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"annotation file {source} is no JSON ({error}), named by {named_by}; export it again") from None
+
+
+def _entries(content: dict[str, Any], name: str, needed: tuple[str, ...], source: Path) -> list[dict[str, Any]]:
+    entries = content.get(name)
+    if not isinstance(entries, list) or not entries:
+        found = "has no" if entries is None else "has an empty list of" if entries == [] else "has no list of"
+        raise UserError(f"{source} {found} {name}, expected COCO's form with '{name}': [{{...}}]; export it again")
+    ids: set[int] = set()
+    for index, entry in enumerate(entries):
+        for key in needed:
+            if not isinstance(entry, dict) or key not in entry:
+                raise UserError(f"{source}: {name}[{index}] has no '{key}', expected COCO's form; export it again")
+        number = entry["id"]
+        if isinstance(number, bool) or not isinstance(number, int) or abs(number) >= 2**63:
+            raise UserError(f"{source}: {name}[{index}].id is {number!r}, expected a whole number; export it again")
+        if number in ids:
+            raise UserError(f"{source}: {name}[{index}].id is {number}, which another has; expected each id once")
+        ids.add(number)
+    return entries
+
+
+def _boxes(content: dict[str, Any], source: Path, images: set[int], classes: set[int]) -> list[dict[str, Any]] | None:
+    annotations = content.get("annotations")
+    if annotations is None:
+        return None
+    if not isinstance(annotations, list):
+        raise UserError(f"{source}: annotations is no list, expected COCO's form; export it again")
+    boxes = []
+    for index, annotation in enumerate(annotations):
+        where = f"{source}: annotations[{index}]"
+        if not isinstance(annotation, dict):
+            raise UserError(f"{where} is no object, expected image_id, category_id and bbox; export it again")
+        if annotation.get("bbox") is None:
+            continue
+        if not _is_in(annotation.get("image_id"), images):
+            raise UserError(f"{where}.image_id is {annotation.get('image_id')!r}, which no image has; export it again")
+        if not _is_in(annotation.get("category_id"), classes):
+            raise UserError(f"{where}.category_id is {annotation.get('category_id')!r}, which no category has")
+        bbox = annotation["bbox"]
+        if not (isinstance(bbox, list) and len(bbox) == 4 and all(_is_number(side) for side in bbox)):
+            raise UserError(f"{where}.bbox is {str(bbox)[:60]}, expected four numbers: x, y, width, height in pixels")
+        # In place: COCO's train2017 has 860,000 of these.
+        annotation.setdefault("area", bbox[2] * bbox[3])
+        annotation.setdefault("iscrowd", 0)
+        if not _is_number(annotation["area"]) or annotation["iscrowd"] not in (0, 1):
+            raise UserError(
+                f"{where}: area is {annotation['area']!r} and iscrowd {annotation['iscrowd']!r}, expected a number and 0 or 1"
+            )
+        # COCOeval takes the id 0 for "not matched", and needs ids that differ: they are only its own bookkeeping.
+        annotation["id"] = len(boxes) + 1
+        boxes.append(annotation)
+    return boxes
+
+
+def _is_in(value: Any, known: set[int]) -> bool:
+    return isinstance(value, int) and value in known
+
+
+def _is_number(value: Any) -> bool:
+    with contextlib.suppress(OverflowError):
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return False

@@ -1,0 +1,83 @@
+"""Batches in order, read ahead by threads while the network computes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.data.dataset import Dataset
+
+
+class Loader:
+    """An iterable over the batches of a data set; every ``iter()`` is one epoch.
+
+    A batch has ``image [N, 3, H, W]`` float32, ``im_shape [N, 2]`` float32 (height, width of the network's input,
+    pixels), ``scale_factor [N, 2]`` float32 (input size / original size, y then x) and ``im_id [N]`` int64 (COCO image
+    ids). Unreadable images are left out, and the next image takes the place.
+
+    The order depends on the seed and the epoch alone, not on the number of workers. Calling a loader is the same as
+    ``iter()``, which is the form PaddleSlim's ACT wants.
+
+    Attributes:
+        dataset: the data set.
+        batch_size, shuffle, drop_last, workers, seed: as given.
+        epoch: the number of the epoch that the next ``iter()`` gives; set it to repeat or resume an order.
+    """
+
+    def __init__(
+        self, dataset: Dataset, batch_size: int, shuffle: bool, drop_last: bool, workers: int, seed: int
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.workers = workers
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Return the number of batches an epoch, less those that files found unreadable later will cost."""
+        images = self.dataset.readable()
+        return images // self.batch_size if self.drop_last else -(-images // self.batch_size)
+
+    def __call__(self) -> Iterator[dict[str, np.ndarray]]:
+        return iter(self)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        order = np.arange(len(self.dataset))
+        if self.shuffle:
+            np.random.default_rng([self.seed, self.epoch]).shuffle(order)
+        self.epoch += 1
+        return self._batches(order.tolist())
+
+    def _batches(self, order: list[int]) -> Iterator[dict[str, np.ndarray]]:
+        samples = []
+        for sample in self._read_ahead(order) if self.workers else map(self.dataset.__getitem__, order):
+            if sample is None:
+                continue
+            samples.append(sample)
+            if len(samples) == self.batch_size:
+                yield self.dataset.batch(samples)
+                samples = []
+        if samples and not self.drop_last:
+            yield self.dataset.batch(samples)
+
+    def _read_ahead(self, order: list[int]) -> Iterator[dict[str, Any] | None]:
+        """Yield the samples in order, holding at most a batch and one sample a worker in advance."""
+        # Threads, not processes: cv2 leaves the interpreter lock while it decodes and resizes.
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="reader")
+        waiting: deque[Future[dict[str, Any] | None]] = deque()
+        try:
+            for index in order:
+                waiting.append(pool.submit(self.dataset.__getitem__, index))
+                if len(waiting) >= self.batch_size + self.workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            # Also when the consumer stops early or is interrupted.
+            pool.shutdown(wait=True, cancel_futures=True)

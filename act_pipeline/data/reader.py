@@ -1,0 +1,355 @@
+"""The `Reader`: data sets and preprocessing as a reader YAML names them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from act_pipeline.data.annotations import Annotations
+from act_pipeline.data.dataset import Dataset, coco_records, folder_records
+from act_pipeline.data.loader import Loader
+from act_pipeline.data.settings import SPLITS, CocoDataSet, ReaderSettings, load_settings
+from act_pipeline.data.transforms import Preprocess, UnreadableImage
+from act_pipeline.errors import UserError
+from act_pipeline.records import hash_files
+from act_pipeline.yaml_file import resolve_path
+
+# The argument that gives the size, of the transforms that can fix it.
+_SIZE_ARGUMENTS = {"Resize": "target_size", "LetterBoxResize": "target_size", "Pad": "size"}
+_CHECKED_IMAGES = 8
+
+
+class Reader:
+    """The data sets of a reader file, and the preprocessing that calibration, evaluation and prediction share.
+
+    All splits are preprocessed by ``EvalReader``'s transforms, training too: distillation compares two networks on the
+    same input, and PaddleSlim's example does so.
+
+    >>> reader = Reader.load("configs/readers/rtdetr_reader.yml")
+    >>> for batch in reader.loader("eval", batch_size=8):
+    ...     batch["image"].shape
+    (8, 3, 640, 640)
+
+    Attributes:
+        path: the reader file.
+        settings: what it says.
+        metric: ``COCO``.
+        max_bad_share: the share of a split's images that may be missing or unreadable before a run ends.
+    """
+
+    def __init__(self, settings: ReaderSettings, annotations: Optional[dict[str, Annotations]] = None) -> None:
+        self.settings = settings
+        self.path = settings.source.path
+        self.metric = settings.metric
+        self.max_bad_share = settings.max_bad_share
+        # Readers derived from one another share the parsed annotation files: COCO's take seconds each.
+        self._annotations = {} if annotations is None else annotations
+        self._datasets: dict[str, Dataset] = {}
+        self._preprocess: Optional[Preprocess] = None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Reader:
+        """Read a reader file, in PaddleSlim's form (``!COCODataSet``) or PaddleDetection's (``name: COCODataSet``).
+
+        The data itself is looked at when it is asked for, or by :meth:`check`.
+
+        Args:
+            path: the file.
+            overrides: ``Section.key=value`` each, set over the file's values.
+
+        Raises:
+            UserError: the file is no YAML, or a key, type or value is not what a reader has.
+        """
+        return cls(load_settings(path, overrides))
+
+    def check(self, *splits: str) -> None:
+        """Check ``splits`` now, rather than in mid-run: annotation files, images' presence, the transforms on some images.
+
+        Raises:
+            UserError: something is missing or wrong.
+        """
+        for split in splits:
+            dataset = self.dataset(split)
+            samples = [dataset[index] for index in range(0, len(dataset), -(-len(dataset) // _CHECKED_IMAGES))]
+            for sample in samples:
+                if sample is not None:
+                    dataset.batch([sample])
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes; the annotation file's where the reader file does not say.
+
+        Raises:
+            UserError: they differ.
+        """
+        if self.settings.num_classes is not None:
+            return self.settings.num_classes
+        return len(self._class_annotations().category_ids)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes by class index, from the annotation file."""
+        return list(self._class_annotations().class_names)
+
+    @property
+    def category_ids(self) -> list[int]:
+        """COCO's category id of every class index, in ppdet's order (``COCO.getCatIds()``: the file's)."""
+        return list(self._class_annotations().category_ids)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the network's input, in pixels.
+
+        Raises:
+            UserError: neither the transforms nor ``inputs_def`` fix it.
+        """
+        for step in reversed(self.settings.reader.sample_transforms):
+            size = _fixed_size(step)
+            if size is not None:
+                return size
+        shape = self.settings.inputs_def.get("image_shape")
+        if isinstance(shape, list) and len(shape) == 3 and _is_size(shape[1:]):
+            return shape[1], shape[2]
+        where = self.settings.source.locate(f"{self.settings.reader_name}.sample_transforms")
+        raise UserError(f"{where} fix no input size, expected Resize with keep_ratio: False and target_size; add it")
+
+    def annotation_file(self, split: str = "eval") -> Path:
+        """Return the path of a split's annotation file.
+
+        Raises:
+            UserError: the reader file has no such split, or the split has no annotation file.
+        """
+        settings = self._dataset_settings(split)
+        if settings.anno_path is None:
+            raise UserError(f"{self._locate(split)}.anno_path is missing, expected an annotation file; add it")
+        return self._resolve(settings.dataset_dir, settings.anno_path)
+
+    def image_dir(self, split: str = "eval") -> Path:
+        """Return the folder of a split's images."""
+        settings = self._dataset_settings(split)
+        return self._resolve(settings.dataset_dir, settings.image_dir)
+
+    def annotations(self, split: str = "eval") -> Annotations:
+        """Return a split's annotation file, read and checked; ``.ground_truth()`` is pycocotools' ``COCO`` of it.
+
+        Raises:
+            UserError: it is missing, is no JSON, lacks what COCO's form must have, or has another number of classes
+                than ``num_classes``; in the ``eval`` split also if it has no boxes.
+        """
+        path = self.annotation_file(split)
+        if str(path) not in self._annotations:
+            self._annotations[str(path)] = Annotations.load(path, f"{self._locate(split)}.anno_path")
+        annotations = self._annotations[str(path)]
+        expected, found = self.settings.num_classes, len(annotations.category_ids)
+        if expected is not None and found != expected:
+            raise UserError(
+                f"{self.settings.source.locate('num_classes')} is {expected}, but {path} has {found} categories "
+                f"({_shorten(annotations.class_names)}); set num_classes to {found}, or name the right annotation file"
+            )
+        if split == "eval" and not annotations.boxes:
+            raise UserError(f"{path} has no boxes in 'annotations', expected ground truth to evaluate on; name another file")
+        return annotations
+
+    def dataset(self, split: str = "eval") -> Dataset:
+        """Return the images of a split (``train``, ``eval`` or ``test``), having looked which are there.
+
+        ``eval`` and ``test`` hold every image of the annotation file, also those without a box (whatever
+        ``allow_empty`` says); ``train`` those that ppdet would train on.
+
+        Raises:
+            UserError: the annotation file or the transforms are wrong, or too many images are missing.
+        """
+        if split not in self._datasets:
+            settings = self._dataset_settings(split)
+            folder = self.image_dir(split)
+            if isinstance(settings, CocoDataSet):
+                records = coco_records(settings, self.annotations(split), folder, training=split == "train")
+                where, repeat = str(self.annotation_file(split)), settings.repeat if split == "train" else 1
+            else:
+                if not settings.image_dir:
+                    raise UserError(f"{self._locate(split)}.image_dir is missing, expected the folder of the pictures; add it")
+                records, where, repeat = folder_records(settings, folder), str(folder), 1
+            if not records:
+                raise UserError(
+                    f"{self._locate(split)} has no images ({where}), expected at least one; check image_dir and dataset_dir, "
+                    "or set allow_empty: true to train on images without boxes"
+                )
+            self._datasets[split] = Dataset(records, self.preprocessing(), self.max_bad_share, where, repeat)
+        return self._datasets[split]
+
+    def loader(
+        self,
+        split: str = "eval",
+        batch_size: Optional[int] = None,
+        shuffle: Optional[bool] = None,
+        drop_last: Optional[bool] = None,
+        workers: Optional[int] = None,
+        seed: int = 0,
+    ) -> Loader:
+        """Return an iterable over the batches of a split; see :class:`Loader` for what a batch holds.
+
+        Args:
+            split: ``train``, ``eval`` or ``test``.
+            batch_size: images a batch; None: ``EvalReader.batch_size``.
+            shuffle: None: True for ``train``, False for the others.
+            drop_last: leave out a last, smaller batch; None: ``EvalReader.drop_last`` for ``train``, and False for the
+                others, since a score needs every image.
+            workers: threads that read ahead; 0: read when asked; None: ``worker_num``, at least 1, at most one a core.
+            seed: of the order. Seed and epoch decide it, whatever the number of workers.
+
+        Raises:
+            UserError: as :meth:`dataset`; or there are fewer images than a batch and the last one is dropped.
+        """
+        dataset = self.dataset(split)
+        settings = self.settings.reader
+        training = split == "train"
+        batch_size = settings.batch_size if batch_size is None else batch_size
+        drop_last = (training and settings.drop_last) if drop_last is None else drop_last
+        if workers is None:
+            workers = max(1, min(self.settings.worker_num, os.cpu_count() or 1))
+        if drop_last and len(dataset) < batch_size:
+            raise UserError(
+                f"{self._locate(split)} has {len(dataset)} images, expected at least one batch of {batch_size}: lower "
+                f"batch_size or set {self.settings.reader_name}.drop_last: false"
+            )
+        return Loader(dataset, batch_size, training if shuffle is None else shuffle, drop_last, workers, seed)
+
+    def preprocessing(self) -> Preprocess:
+        """Return the transforms, made once.
+
+        Raises:
+            UserError: ppdet has no such transform, or it refuses the arguments.
+        """
+        if self._preprocess is None:
+            section = self.settings.reader
+            self._preprocess = Preprocess(
+                section.sample_transforms, section.batch_transforms, self.settings.num_classes or 80, self.settings.source,
+                self.settings.reader_name,
+            )
+        return self._preprocess
+
+    def preprocess(self, image_file: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+        """Return one image file as a batch of 1, with ``im_id`` 0, as :meth:`loader` would give it.
+
+        Raises:
+            UserError: the file is missing or no image.
+        """
+        try:
+            sample = self.preprocessing().sample(Path(image_file), 0)
+        except UnreadableImage as error:
+            raise UserError(f"{image_file}: {error.reason}, expected a picture (JPEG, PNG or BMP); check the file") from None
+        return self.preprocessing().batch([sample])
+
+    def with_input_size(self, height: int, width: int) -> Reader:
+        """Return a reader that resizes to ``height`` x ``width`` pixels and is the same otherwise."""
+        section = copy.deepcopy(self.settings.reader)
+        if not any(_fixed_size(step) for step in section.sample_transforms):
+            where = self.settings.source.locate(f"{self.settings.reader_name}.sample_transforms")
+            raise UserError(f"{where} fix no input size to change, expected Resize with keep_ratio: False; add it")
+        for step in section.sample_transforms:
+            (name, arguments), = step.items()
+            if name in _SIZE_ARGUMENTS:
+                arguments[_SIZE_ARGUMENTS[name]] = [height, width]
+        inputs_def = {**self.settings.inputs_def, "image_shape": [3, height, width]}
+        return Reader(dataclasses.replace(self.settings, reader=section, inputs_def=inputs_def), self._annotations)
+
+    def with_dataset(
+        self,
+        split: str,
+        image_dir: Optional[str] = None,
+        anno_path: Optional[str] = None,
+        dataset_dir: Optional[str] = None,
+    ) -> Reader:
+        """Return a reader whose ``split`` (also one that the file lacks) is another COCO data set.
+
+        What is None stays as it was. Relative paths mean what they mean in the reader file.
+        """
+        if split not in SPLITS:
+            raise UserError(f"the data has no split '{split}', expected one of {', '.join(SPLITS)}")
+        before = self.settings.datasets.get(split)
+        base = before if isinstance(before, CocoDataSet) else CocoDataSet(anno_path="")
+        changes: dict[str, Any] = {}
+        if image_dir is not None:
+            changes["image_dir"] = str(image_dir)
+        if anno_path is not None:
+            changes["anno_path"] = str(anno_path)
+        if dataset_dir is not None:
+            changes["dataset_dir"] = resolve_path(str(dataset_dir), self.path)
+        dataset = dataclasses.replace(base, **changes)
+        if not dataset.anno_path:
+            raise UserError(f"{self._locate(split)}.anno_path is missing, expected an annotation file; give one")
+        datasets = {**self.settings.datasets, split: dataset}
+        return Reader(dataclasses.replace(self.settings, datasets=datasets), self._annotations)
+
+    def fingerprint(self, split: str = "eval") -> str:
+        """Return ``sha256:<hex>`` of all that decides what a split's loader gives, for caches.
+
+        It covers the annotation file, the names and sizes of the images, and the settings that change an array or the
+        choice of images; not where the data lies, nor batch size and workers.
+        """
+        settings = self._dataset_settings(split)
+        dataset = self.dataset(split)
+        chosen = dataclasses.asdict(settings)
+        for place in ("dataset_dir", "image_dir", "anno_path"):
+            chosen.pop(place)
+        folder = self.image_dir(split)
+        files = [
+            (record.image_id, os.path.relpath(record.file, folder), os.path.getsize(record.file))
+            for record in dataset.records
+        ]
+        reader = self.settings.reader
+        body = [
+            split, self.num_classes, chosen, reader.sample_transforms, reader.batch_transforms, files,
+            hash_files([self.annotation_file(split)]) if settings.anno_path is not None else None,
+        ]
+        return "sha256:" + hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _class_annotations(self) -> Annotations:
+        """Return the annotation file that names the classes: the evaluation's, or the first there is."""
+        for split in ("eval", "train", "test"):
+            settings = self.settings.datasets.get(split)
+            if settings is not None and settings.anno_path is not None:
+                return self.annotations(split)
+        raise UserError(f"{self.path} names no annotation file, expected EvalDataset.anno_path; add it")
+
+    def _dataset_settings(self, split: str) -> Any:
+        if split not in SPLITS:
+            raise UserError(f"the data has no split '{split}', expected one of {', '.join(SPLITS)}")
+        if split not in self.settings.datasets:
+            raise UserError(
+                f"{self._locate(split)} is missing, expected a !COCODataSet with image_dir, anno_path and dataset_dir; add it"
+            )
+        return self.settings.datasets[split]
+
+    def _locate(self, split: str) -> str:
+        return self.settings.source.locate(SPLITS[split])
+
+    def _resolve(self, dataset_dir: Optional[Path], name: str) -> Path:
+        return resolve_path(name, self.path) if dataset_dir is None else dataset_dir / Path(name).expanduser()
+
+
+def _fixed_size(step: dict[str, Any]) -> Optional[tuple[int, int]]:
+    """Return the height and width that a transform always gives, or None if it leaves them open."""
+    (name, arguments), = step.items()
+    arguments = arguments or {}
+    if name not in _SIZE_ARGUMENTS or (name == "Resize" and arguments.get("keep_ratio", True)):
+        return None
+    size = arguments.get(_SIZE_ARGUMENTS[name])
+    size = [size, size] if isinstance(size, int) else size
+    return (size[0], size[1]) if _is_size(size) else None
+
+
+def _is_size(size: Any) -> bool:
+    return isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,140 @@
+"""Preprocessing: the transforms that a reader names, as ``ppdet`` makes and applies them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.errors import UserError, suggest
+from act_pipeline.schema import Source
+from act_pipeline.upstream import import_ppdet
+
+# What an exported RT-DETR is fed, and what it is fed as.
+INPUTS = {"image": np.float32, "im_shape": np.float32, "scale_factor": np.float32}
+
+
+class UnreadableImage(Exception):
+    """An image file that is missing or cannot be decoded."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+
+class Preprocess:
+    """The chain of a reader's transforms, from an image file to the arrays of one sample and of a batch.
+
+    It differs from ppdet's ``Compose`` in the errors only: a file that cannot be decoded is an
+    :class:`UnreadableImage`, everything else a :class:`UserError` that names the transform.
+    """
+
+    def __init__(
+        self,
+        sample_transforms: Sequence[dict[str, Any]],
+        batch_transforms: Sequence[dict[str, Any]],
+        num_classes: int,
+        source: Source,
+        section: str,
+    ) -> None:
+        """Make the transforms.
+
+        Raises:
+            UserError: ppdet has no such transform, or it refuses the arguments.
+        """
+        self._where = source.locate(f"{section}.sample_transforms")
+        first = next(iter(sample_transforms[0]))
+        if not first.startswith("Decode"):
+            raise UserError(f"{self._where} begin with {first}, expected Decode, which reads the image; add '- Decode: {{}}'")
+        self._sample_transforms = [
+            _make(step, num_classes, source, f"{section}.sample_transforms[{index}]")
+            for index, step in enumerate(sample_transforms)
+        ]
+        self._batch_transforms = [
+            _make(step, num_classes, source, f"{section}.batch_transforms[{index}]")
+            for index, step in enumerate(batch_transforms)
+        ]
+
+    def sample(self, image_file: str | Path, image_id: int) -> dict[str, Any]:
+        """Read and transform one image.
+
+        Returns:
+            ``image [3, H, W]`` float32, ``im_shape [2]`` (height and width of the network's input, pixels),
+            ``scale_factor [2]`` (input size / original size, y then x), ``im_id [1]`` int64, and what else the
+            transforms leave.
+
+        Raises:
+            UnreadableImage: the file is missing or no image.
+            UserError: a transform fails.
+        """
+        sample: dict[str, Any] = {"im_file": str(image_file), "im_id": np.array([image_id], np.int64)}
+        for index, (name, transform) in enumerate(self._sample_transforms):
+            try:
+                sample = transform(sample)
+            except Exception as error:  # ppdet and cv2 raise whatever comes up
+                if index == 0:
+                    reason = error.strerror if isinstance(error, OSError) else "it cannot be decoded as an image"
+                    raise UnreadableImage(image_file, reason or type(error).__name__) from None
+                raise UserError(f"{self._where}: {name} fails on {image_file}: {error}; correct its arguments") from None
+        for key in INPUTS:
+            if key not in sample:
+                raise UserError(f"{self._where} give no '{key}', expected Decode first and Resize after it; add them")
+        return sample
+
+    def batch(self, samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+        """Apply the batch transforms and stack.
+
+        Returns:
+            ``image [N, 3, H, W]``, ``im_shape [N, 2]``, ``scale_factor [N, 2]`` float32 and ``im_id [N]`` int64.
+        """
+        for name, transform in self._batch_transforms:
+            try:
+                samples = transform(samples)
+            except Exception as error:
+                raise UserError(f"{self._where}: {name} fails on a batch: {error}; correct its arguments") from None
+        shapes = {np.shape(sample["image"]) for sample in samples}
+        if len(shapes) > 1 or not all(len(shape) == 3 and shape[0] == 3 for shape in shapes):
+            raise UserError(
+                f"{self._where} give images of the shapes {sorted(shapes)}, expected [3, height, width], the same for a "
+                "whole batch; end with Permute, and use Resize with keep_ratio: False or a batch_size of 1"
+            )
+        arrays = {key: np.stack([sample[key] for sample in samples]).astype(kind, copy=False) for key, kind in INPUTS.items()}
+        arrays["im_id"] = np.concatenate([sample["im_id"] for sample in samples])
+        return arrays
+
+
+def _make(step: dict[str, Any], num_classes: int, source: Source, name: str) -> tuple[str, Any]:
+    transforms = import_ppdet("ppdet.data.transform")
+    (kind, arguments), = step.items()
+    known = sorted(
+        candidate for candidate in dir(transforms)
+        if inspect.isclass(found := getattr(transforms, candidate)) and issubclass(found, transforms.BaseOperator)
+        and found is not transforms.BaseOperator
+    )
+    if kind not in known:
+        raise UserError(
+            f"{source.locate(name)} is {kind}, which is no transform of ppdet, expected one such as Decode, Resize, "
+            f"NormalizeImage, Permute{suggest(kind, known)}"
+        )
+    operator = getattr(transforms, kind)
+    arguments = copy.deepcopy(arguments or {})
+    parameters = [parameter for parameter in inspect.signature(operator.__init__).parameters if parameter != "self"]
+    for argument in arguments:
+        if argument not in parameters:
+            expected = f"expected one of {', '.join(parameters)}" if parameters else "it takes none"
+            raise UserError(
+                f"{source.locate(f'{name}.{kind}')}.{argument} is not an argument of {kind}, {expected}"
+                f"{suggest(argument, parameters)}"
+            )
+    try:
+        made = operator(**arguments)
+    except Exception as error:
+        raise UserError(f"{source.locate(f'{name}.{kind}')} is refused by ppdet: {error}; correct its arguments") from None
+    if hasattr(made, "num_classes"):
+        made.num_classes = num_classes
+    return kind, made

@@ -1,0 +1,338 @@
+"""COCO scores, latency and throughput of an engine on a data set."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from act_pipeline.engines.base import Engine, available_cpus
+from act_pipeline.errors import UserError
+from act_pipeline.model import InferenceModel
+from act_pipeline.records import write_record, write_text_atomically
+
+EVAL_SCHEMA = "act_pipeline.eval/1"
+STAT_NAMES = (
+    "ap",
+    "ap50",
+    "ap75",
+    "ap_small",
+    "ap_medium",
+    "ap_large",
+    "ar1",
+    "ar10",
+    "ar100",
+    "ar_small",
+    "ar_medium",
+    "ar_large",
+)
+PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}
+
+
+class EvaluationReader(Protocol):
+    """What is needed of a reader (:class:`act_pipeline.data.Reader` has it)."""
+
+    def annotation_file(self, split: str) -> Any:
+        """Return the path of the COCO annotation file of ``split``."""
+
+    def loader(self, split: str, batch_size: int | None = None, **options: Any) -> Iterable[Mapping[str, np.ndarray]]:
+        """Return batches: the engine's inputs and ``im_id [N]`` int64."""
+
+
+@dataclass
+class Evaluation:
+    """What a model does on a data set.
+
+    Attributes:
+        map: mean average precision at IoU 0.50:0.95, all areas, at most 100 detections an image; in [0, 1], -1 if the
+            images have no ground truth.
+        map50: the same at IoU 0.50.
+        stats: the twelve COCO figures by the names in ``STAT_NAMES``; -1 where there is no ground truth (of that size).
+        summary: the standard twelve lines that pycocotools prints.
+        per_class: class name -> AP at 0.50:0.95; None for a class without ground truth.
+        images: how many were evaluated.
+        batch_size: images in a timed run.
+        latency_ms: ``min``, ``p50``, ``p90``, ``p99``, ``max`` of ``engine.run`` on a whole batch, copies in and out of
+            the runtime included, reading and preprocessing not.
+        images_per_second: images / the sum of those times.
+        detections: [M, 7] float64: image id, x, y, width, height (pixels of the original image), score, category id.
+    """
+
+    map: float
+    map50: float
+    stats: dict[str, float]
+    summary: list[str]
+    per_class: dict[str, float | None]
+    images: int
+    batch_size: int
+    latency_ms: dict[str, float]
+    images_per_second: float
+    detections: np.ndarray = field(repr=False)
+
+    def as_record(
+        self, engine: Engine, model: InferenceModel | None = None, reader: Any = None, **more: Any
+    ) -> dict[str, Any]:
+        """Return the content of ``eval.json``; ``more`` is added as it is."""
+        return {
+            **engine_record(engine, model, reader),
+            "images": self.images,
+            "map": self.map,
+            "map50": self.map50,
+            "latency_ms": self.latency_ms,
+            "images_per_second": self.images_per_second,
+            "batch_size": self.batch_size,
+            "stats": self.stats,
+            "per_class": self.per_class,
+            **more,
+        }
+
+    def write_record(
+        self,
+        path: str | os.PathLike[str],
+        engine: Engine,
+        model: InferenceModel | None = None,
+        reader: Any = None,
+        **more: Any,
+    ) -> None:
+        """Write ``eval.json`` (schema ``act_pipeline.eval/1``)."""
+        write_record(path, EVAL_SCHEMA, self.as_record(engine, model, reader, **more))
+
+    def write_detections(self, path: str | os.PathLike[str]) -> None:
+        """Write the detections in COCO's result form, as its evaluation servers take them."""
+        rows = [
+            {
+                "image_id": int(image_id),
+                "category_id": int(category_id),
+                "bbox": [round(float(value), 3) for value in box],
+                "score": round(float(score), 6),
+            }
+            for image_id, *box, score, category_id in self.detections.tolist()
+        ]
+        write_text_atomically(path, json.dumps(rows) + "\n")
+
+
+def engine_record(engine: Engine, model: InferenceModel | None = None, reader: Any = None) -> dict[str, Any]:
+    """Return who ran what on what: the part of ``eval.json`` that is no measurement."""
+    fingerprint = getattr(reader, "fingerprint", None)
+    return {
+        "engine": engine.name,
+        "precision": engine.precision,
+        "device": engine.device,
+        "threads": engine.threads,
+        "model_bytes": model.bytes if model else None,
+        "model_hash": model.content_hash() if model else None,
+        "model": str(model.directory) if model else None,
+        "reader": str(reader.path) if getattr(reader, "path", None) else None,
+        "reader_hash": fingerprint() if fingerprint else None,
+        "versions": engine.versions(),
+    }
+
+
+def evaluate(
+    engine: Engine,
+    reader: EvaluationReader,
+    split: str = "eval",
+    limit: int | None = None,
+    progress: bool = True,
+    batch_size: int = 1,
+    warmup: int = 1,
+) -> Evaluation:
+    """Run every image of a split through an engine and score what it finds.
+
+    Args:
+        engine: anything that is an :class:`act_pipeline.engines.base.Engine`; it is not closed.
+        reader: gives the batches and the annotation file.
+        split: ``eval`` or ``train``, as the reader has them.
+        limit: the first so many images only; the scores are of these.
+        progress: show a progress bar on stderr.
+        batch_size: images in a run.
+        warmup: runs of the first batch that are not timed.
+
+    Raises:
+        UserError: no image could be read, the model's classes do not fit the annotations, or its outputs are not
+            finite.
+    """
+    # Reading ahead on the cores that the engine computes on would be timed with it.
+    workers = 0 if engine.device == "CPU" and engine.threads >= available_cpus() else None
+    loader = reader.loader(split, batch_size=batch_size, shuffle=False, drop_last=False, workers=workers)
+    coco = _load_annotations(reader.annotation_file(split))
+    category_ids = coco.getCatIds()  # in the file's order, which is the order of the class indices
+    rows: list[np.ndarray] = []
+    image_ids: list[int] = []
+    seconds: list[tuple[int, float]] = []
+    for batch in _batches(loader, limit, batch_size, progress):
+        if not seconds:
+            for _ in range(warmup):
+                engine.run(batch)
+        start = time.perf_counter()
+        outputs = engine.run(batch)
+        seconds.append((len(batch["im_id"]), time.perf_counter() - start))
+        ids = [int(image_id) for image_id in np.asarray(batch["im_id"]).reshape(-1)]
+        image_ids.extend(ids)
+        rows.append(_coco_rows(outputs, ids, category_ids, reader.annotation_file(split)))
+    if not image_ids:
+        raise UserError(f"{reader.annotation_file(split)}: no image could be evaluated, expected at least one")
+    detections = np.concatenate(rows)
+    stats, summary, precision = _score(coco, detections, sorted(set(image_ids)))
+    names = {category["id"]: str(category.get("name", category["id"])) for category in coco.loadCats(category_ids)}
+    whole = [duration for size, duration in seconds if size == batch_size] or [duration for _, duration in seconds]
+    return Evaluation(
+        map=stats["ap"],
+        map50=stats["ap50"],
+        stats=stats,
+        summary=summary,
+        per_class={names[category_id]: ap for category_id, ap in zip(sorted(category_ids), precision)},
+        images=len(image_ids),
+        batch_size=batch_size,
+        latency_ms=latency_percentiles(whole),
+        images_per_second=len(image_ids) / max(sum(duration for _, duration in seconds), 1e-9),
+        detections=detections,
+    )
+
+
+def measure_latency(
+    engine: Engine, batches: Sequence[Mapping[str, np.ndarray]], warmup: int = 5, repeats: int = 50
+) -> tuple[dict[str, float], float]:
+    """Time an engine on batches that are read beforehand.
+
+    Args:
+        engine: the engine.
+        batches: are run in turn, round and round; all of one size.
+        warmup: runs that are not timed.
+        repeats: runs that are.
+
+    Returns:
+        Percentiles (and ``mean``) in milliseconds a batch, and images a second.
+    """
+    turns = itertools.cycle(batches)
+    for _ in range(warmup):
+        engine.run(next(turns))
+    seconds, images = [], 0
+    for _ in range(repeats):
+        batch = next(turns)
+        start = time.perf_counter()
+        engine.run(batch)
+        seconds.append(time.perf_counter() - start)
+        images += len(batch["image"])
+    latency_ms = {**latency_percentiles(seconds), "mean": round(float(np.mean(seconds)) * 1000, 4)}
+    return latency_ms, images / max(sum(seconds), 1e-9)
+
+
+def latency_percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Return ``min``, ``p50``, ``p90``, ``p99``, ``max`` in milliseconds."""
+    return {name: round(float(np.percentile(seconds, at)) * 1000, 4) for name, at in PERCENTILES.items()}
+
+
+def _batches(
+    loader: Iterable[Mapping[str, np.ndarray]], limit: int | None, batch_size: int, progress: bool
+) -> Iterator[Mapping[str, np.ndarray]]:
+    from tqdm import tqdm
+
+    total = len(loader) if hasattr(loader, "__len__") else None  # type: ignore[arg-type]
+    if limit is not None:
+        wanted = -(-limit // batch_size)
+        total = wanted if total is None else min(total, wanted)
+    left = limit
+    with tqdm(total=total, desc="evaluate", unit="batch", disable=not progress, leave=False) as bar:
+        for batch in loader:
+            if left is not None:
+                if left <= 0:
+                    break
+                batch = {name: array[:left] for name, array in batch.items()}
+                left -= len(batch["im_id"])
+            yield batch
+            bar.update()
+            if left == 0:  # asked for no more: do not make the loader read another batch
+                break
+
+
+def _coco_rows(
+    outputs: Mapping[str, np.ndarray], image_ids: Sequence[int], category_ids: Sequence[int], annotation_file: Any
+) -> np.ndarray:
+    """Return [K, 7] float64 as ``Evaluation.detections`` of one batch."""
+    bbox = np.asarray(outputs["bbox"], np.float64).reshape(-1, 6)
+    bbox_num = np.asarray(outputs["bbox_num"]).reshape(-1)
+    if len(bbox_num) != len(image_ids) or bbox_num.sum() != len(bbox):
+        raise UserError(
+            f"the model gave bbox {list(bbox.shape)} and bbox_num {bbox_num.tolist()} for {len(image_ids)} images, "
+            "expected one count an image that add up to the boxes; export the model again with tools/export_model.py"
+        )
+    ids = np.repeat(np.asarray(image_ids, np.float64), bbox_num)
+    if not np.isfinite(bbox).all():
+        bad = ids[~np.isfinite(bbox).all(axis=1)][0]
+        raise UserError(
+            f"the model's boxes are not finite (NaN or infinite) on image id {int(bad)}; its weights are damaged"
+        )
+    found = bbox[:, 0] >= 0  # a class of -1 marks a row that is no detection
+    bbox, ids = bbox[found], ids[found]
+    classes = bbox[:, 0].astype(np.int64)
+    if len(classes) and classes.max() >= len(category_ids):
+        raise UserError(
+            f"the model found class {classes.max()}, but {annotation_file} has {len(category_ids)} categories; "
+            "expected the data set that the model was trained on: give its --reader_config"
+        )
+    categories = np.asarray(category_ids, np.float64)[classes]
+    return np.column_stack([ids, bbox[:, 2:4], bbox[:, 4:6] - bbox[:, 2:4], bbox[:, 1], categories])
+
+
+def _load_annotations(annotation_file: Any) -> Any:
+    from pycocotools.coco import COCO
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO(str(annotation_file))
+    except FileNotFoundError:
+        raise UserError(
+            f"annotation file {annotation_file} is missing; set anno_path and dataset_dir in the reader"
+        ) from None
+    except (ValueError, KeyError, AssertionError, TypeError) as error:
+        raise UserError(
+            f"{annotation_file} is no COCO annotation file: {error}; expected images, annotations, categories"
+        ) from None
+    coco.dataset.setdefault("info", {})
+    for annotation in coco.dataset.get("annotations", []):
+        annotation.setdefault("iscrowd", 0)
+        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+    return coco
+
+
+def _score(
+    coco: Any, detections: np.ndarray, image_ids: Sequence[int]
+) -> tuple[dict[str, float], list[str], list[float | None]]:
+    """Return the twelve figures, the lines, and AP at 0.50:0.95 by category id in ascending order."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()):
+        if len(detections):
+            results = coco.loadRes(detections)
+        else:  # loadRes fails on nothing at all
+            results = COCO()
+            results.dataset = {
+                "images": coco.dataset["images"],
+                "categories": coco.dataset["categories"],
+                "annotations": [],
+            }
+            results.createIndex()
+        scorer = COCOeval(coco, results, "bbox")
+        scorer.params.imgIds = list(image_ids)
+        scorer.evaluate()
+        scorer.accumulate()
+        with contextlib.redirect_stdout(printed):
+            scorer.summarize()
+    precision = scorer.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category], all areas, 100 detections
+    per_class: list[float | None] = []
+    for index in range(precision.shape[2]):
+        valid = precision[:, :, index][precision[:, :, index] > -1]
+        per_class.append(float(valid.mean()) if valid.size else None)
+    stats = {name: float(value) for name, value in zip(STAT_NAMES, scorer.stats)}
+    return stats, [line.rstrip() for line in printed.getvalue().splitlines() if line.strip()], per_class

@@ -1,0 +1,157 @@
+"""The flags of ``deploy/infer_eval.py``: PaddleSlim's names, with booleans read as people mean them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, NoReturn
+
+from act_pipeline.engines.base import PRECISIONS
+from act_pipeline.errors import UserError, suggest
+from act_pipeline.inference import InferenceRequest
+
+_TRUE = ("true", "1", "yes", "y", "on")
+_FALSE = ("false", "0", "no", "n", "off")
+
+
+def parse_bool(text: str) -> bool:
+    """Return what ``text`` means; ``False`` means False.
+
+    Raises:
+        argparse.ArgumentTypeError: it means neither.
+    """
+    if text.strip().lower() in _TRUE:
+        return True
+    if text.strip().lower() in _FALSE:
+        return False
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected True or False")
+
+
+def parse_request(argv: Sequence[str]) -> InferenceRequest:
+    """Return the request that the flags make.
+
+    Raises:
+        UserError: a flag is unknown or its value is not what it takes.
+        SystemExit: ``--help``, after printing it.
+    """
+    parser = _parser()
+    namespace, unknown = parser.parse_known_args(list(argv))
+    if unknown:
+        name = unknown[0].split("=", 1)[0]
+        flags = [option for action in parser._actions for option in action.option_strings]
+        raise UserError(f"unknown flag {unknown[0]!r}{suggest(name, flags)}; see --help")
+    return InferenceRequest(**{entry.name: getattr(namespace, entry.name) for entry in fields(InferenceRequest)})
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message[:1].lower() + message[1:] + "; see --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        description="Run a model folder on a COCO data set (mAP, latency) or on one picture, in Paddle Inference.",
+        allow_abbrev=False,
+    )
+
+    def flag(name: str, help: str, **options: Any) -> None:
+        parser.add_argument(
+            f"--{name}", help=help, default=InferenceRequest.__dataclass_fields__[name].default, **options
+        )
+
+    def boolean(name: str, help: str) -> None:
+        default = InferenceRequest.__dataclass_fields__[name].default
+        flag(name, f"{help} (default {default})", type=parse_bool, nargs="?", const=True, metavar="True|False")
+
+    flag(
+        "model_path",
+        "model folder (default: the sample's, output/sample/int8, or output/sample/fp32 with a float --precision)",
+    )
+    flag("model_filename", "program in the model folder (default %(default)s)")
+    flag("params_filename", "parameters in the model folder (default %(default)s)")
+    flag("reader_config", "reader YAML: data set and preprocessing (default configs/readers/sample_reader.yml)")
+    flag("image_file", "run on this picture, list what is found and draw it, instead of evaluating")
+    flag(
+        "device",
+        "CPU, GPU or auto: a GPU if Paddle can use one (default %(default)s)",
+        type=_device,
+        metavar="CPU|GPU|auto",
+    )
+    flag("precision", "fp32, fp16 or int8 (default: what the model is)", type=_precision, metavar="fp32|fp16|int8")
+    boolean("use_trt", "run in TensorRT; the first run collects shapes and builds the engine")
+    boolean("use_dynamic_shape", "give TensorRT the shapes collected in dynamic_shape.txt")
+    boolean(
+        "use_mkldnn",
+        "use oneDNN on the CPU. For int8: True runs the convolutions in INT8 and skips the other Q/DQ, about as fast "
+        "as fp32; False computes every Q/DQ in float, exact and slow",
+    )
+    flag("cpu_threads", "CPU threads (default: all CPUs this process may use)", type=_positive, metavar="N")
+    boolean(
+        "benchmark", "measure latency only, on images (or --image_file) read beforehand: 5 runs to warm up, 50 timed"
+    )
+    boolean("include_nms", "kept for PaddleSlim's command lines; RT-DETR has no NMS, so it changes nothing")
+    boolean(
+        "trt_calib_mode",
+        "TensorRT calibrates INT8 scales itself, for a float model with --precision=int8 --use_trt=True",
+    )
+    flag("img_shape", "network input, one number or HEIGHT,WIDTH (default: the reader's)", type=_size, metavar="SIZE")
+    flag("batch_size", "images in a run (default %(default)s)", type=_positive, metavar="N")
+    flag("limit", "only the first N images of the data set", type=_positive, metavar="N")
+    flag(
+        "threshold",
+        "smallest score that --image_file draws and lists (default %(default)s)",
+        type=_share,
+        metavar="SCORE",
+    )
+    flag("output_dir", "where --image_file writes the picture (default %(default)s)")
+    flag("json", "write the record (eval.json) to this file", metavar="FILE")
+    boolean("collect_shape_only", "collect dynamic_shape.txt into the model folder and stop; works on a CPU")
+    return parser
+
+
+def _device(text: str) -> str:
+    for name in ("CPU", "GPU", "auto"):
+        if text.lower() == name.lower():
+            return name
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected CPU, GPU or auto")
+
+
+def _precision(text: str) -> str:
+    if text.lower() in PRECISIONS:
+        return text.lower()
+    near = suggest(text.lower(), PRECISIONS)
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected one of {', '.join(PRECISIONS)}{near}")
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least 1")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 0 to 1")
+    return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.replace("x", ",").split(",")
+    try:
+        numbers = [int(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2) or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a size such as 640 or HEIGHT,WIDTH such as 480,640")
+    return numbers[0], numbers[-1]
