@@ -46,8 +46,19 @@ def test_act_json_is_as_designed(demo) -> None:
     path = demo.compressed.model.directory / "act.json"
     record = json.loads(path.read_text())
     assert record["schema"] == "act_pipeline.act/1"
-    assert {"strategy", "fp32", "int8", "map_drop", "bytes_ratio", "seconds", "quantized_ops", "kept_ops", "versions",
-            "config", "source_hash"} <= set(record)
+    assert {
+        "strategy",
+        "fp32",
+        "int8",
+        "map_drop",
+        "bytes_ratio",
+        "seconds",
+        "quantized_ops",
+        "kept_ops",
+        "versions",
+        "config",
+        "source_hash",
+    } <= set(record)
     assert set(record["fp32"]) == set(record["int8"]) == {"map", "map50", "bytes"}
     assert record["source_hash"] == demo.fp32.content_hash()
     assert record["map_drop"] == pytest.approx(record["fp32"]["map"] - record["int8"]["map"])
@@ -57,8 +68,18 @@ def test_act_json_is_as_designed(demo) -> None:
 
 def test_eval_json_is_as_designed_and_agrees_with_act_json(demo) -> None:
     record = demo.evaluations["INT8, Q/DQ as they stand"]
-    assert {"engine", "precision", "device", "threads", "images", "map", "map50", "latency_ms", "images_per_second",
-            "model_bytes"} <= set(record)
+    assert {
+        "engine",
+        "precision",
+        "device",
+        "threads",
+        "images",
+        "map",
+        "map50",
+        "latency_ms",
+        "images_per_second",
+        "model_bytes",
+    } <= set(record)
     assert set(record["latency_ms"]) == {"min", "p50", "p90", "p99", "max"}
     assert record["images"] == 120 and record["engine"] == "paddle" and record["precision"] == "int8"
     assert record["map"] == pytest.approx(demo.compressed.record["int8"]["map"], abs=1e-9)
@@ -73,7 +94,9 @@ def test_every_quantizable_op_is_int8_and_nothing_else_rounds(demo) -> None:
     record = demo.compressed.record
     assert record["kept_ops"] == []
     ops = ops_of(demo.compressed.model)
-    assert sum(op.type in ("conv2d", "depthwise_conv2d", "matmul_v2") for op in ops) == sum(record["quantized_ops"].values())
+    assert sum(op.type in ("conv2d", "depthwise_conv2d", "matmul_v2") for op in ops) == sum(
+        record["quantized_ops"].values()
+    )
     readers = {name: op.type for op in ops for name in op.input_arg_names}
     for op in ops:
         if op.type == "dequantize_linear":
@@ -83,7 +106,9 @@ def test_every_quantizable_op_is_int8_and_nothing_else_rounds(demo) -> None:
 
 
 def test_scales_for_tensorrt_are_kept_where_they_cannot_round(demo) -> None:
-    thresholds = {op.type: op.attr("out_threshold") for op in ops_of(demo.compressed.model) if op.has_attr("out_threshold")}
+    thresholds = {
+        op.type: op.attr("out_threshold") for op in ops_of(demo.compressed.model) if op.has_attr("out_threshold")
+    }
     assert {"conv2d", "elementwise_add", "relu", "softmax"} <= set(thresholds)
     assert all(np.isfinite(value) and value > 0 for value in thresholds.values())
 
@@ -146,7 +171,8 @@ def test_fast_passes_make_the_program_that_the_stock_passes_make(demo) -> None:
     from act_pipeline.compress.quant_graph import fast_passes
 
     config = {
-        "onnx_format": True, "activation_quantize_type": "moving_average_abs_max",
+        "onnx_format": True,
+        "activation_quantize_type": "moving_average_abs_max",
         "weight_quantize_type": "channel_wise_abs_max",
         "quantize_op_types": ["conv2d", "depthwise_conv2d", "matmul_v2"],
     }
@@ -239,11 +265,20 @@ def test_a_broken_run_keeps_the_old_result_and_leaves_nothing(
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    demo, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], reader_overrides: list[str], words: str
+    demo,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    reader_overrides: list[str],
+    words: str,
 ) -> None:
     def command(argv):
-        compress(config_of(demo, *overrides), tmp_path / "int8", progress=False,
-                 reader_overrides=[*places_of(demo), *reader_overrides])
+        compress(
+            config_of(demo, *overrides),
+            tmp_path / "int8",
+            progress=False,
+            reader_overrides=[*places_of(demo), *reader_overrides],
+        )
 
     assert run_command(command) == 2
     error = capsys.readouterr().err.strip().splitlines()
@@ -254,12 +289,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_another_class_count_is_found_before_training(demo, tmp_path: Path) -> None:
     annotations = json.loads((demo.root / "data" / "annotations" / "instances_train.json").read_text())
     annotations["categories"] = annotations["categories"][:9]
-    annotations["annotations"] = [box for box in annotations["annotations"] if box["category_id"] in
-                                  {category["id"] for category in annotations["categories"]}]
+    annotations["annotations"] = [
+        box
+        for box in annotations["annotations"]
+        if box["category_id"] in {category["id"] for category in annotations["categories"]}
+    ]
     other = tmp_path / "nine.json"
     other.write_text(json.dumps(annotations))
-    reader = [*places_of(demo), f"TrainDataset.anno_path={other}", f"EvalDataset.anno_path={other}",
-              "EvalDataset.image_dir=images/train"]
+    reader = [
+        *places_of(demo),
+        f"TrainDataset.anno_path={other}",
+        f"EvalDataset.anno_path={other}",
+        "EvalDataset.image_dir=images/train",
+    ]
     with pytest.raises(UserError, match="9|num_classes"):
         compress(config_of(demo), tmp_path / "int8", progress=False, reader_overrides=reader)
     assert not (tmp_path / "int8").exists()
@@ -285,7 +327,11 @@ def test_real_photographs_from_end_to_end(tmp_path: Path) -> None:
         pytest.skip("the trained model of real photographs is not beside this repository")
     reader = ["num_classes=3", "EvalReader.sample_transforms.1.Resize.target_size=[256, 256]"]
     for name, split in (("TrainDataset", "train"), ("EvalDataset", "test"), ("TestDataset", "test")):
-        reader += [f"{name}.dataset_dir={data}", f"{name}.image_dir=images", f"{name}.anno_path=annotations/instances_{split}.json"]
+        reader += [
+            f"{name}.dataset_dir={data}",
+            f"{name}.image_dir=images",
+            f"{name}.anno_path=annotations/instances_{split}.json",
+        ]
     config = load_config(COMPRESS_CONFIG, [f"Global.model_dir={model}", "TrainConfig.train_iter=50"])
     record = compress(config, tmp_path / "int8", reader_overrides=reader).record
     assert record["fp32"]["map"] == pytest.approx(0.5466, abs=5e-4)

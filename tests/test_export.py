@@ -33,7 +33,9 @@ def test_the_signature_is_paddledetections(demo) -> None:
 
     summary = inspect_model(demo.fp32)
     assert {name: list(shape) for name, shape in summary.inputs.items()} == {
-        "image": [-1, 3, 224, 224], "im_shape": [-1, 2], "scale_factor": [-1, 2],
+        "image": [-1, 3, 224, 224],
+        "im_shape": [-1, 2],
+        "scale_factor": [-1, 2],
     }
     with static_mode():
         targets = StaticGraph.load(demo.fp32).fetch_targets
@@ -55,8 +57,8 @@ def test_a_batch_gives_what_its_images_give_alone(demo) -> None:
     together = engine.run(batch)
     assert together["bbox_num"].tolist() == [50, 50, 50]
     for index in range(3):
-        alone = engine.run({name: array[index:index + 1] for name, array in batch.items()})
-        found = together["bbox"][index * 50:(index + 1) * 50]
+        alone = engine.run({name: array[index : index + 1] for name, array in batch.items()})
+        found = together["bbox"][index * 50 : (index + 1) * 50]
         assert np.abs(np.sort(found[:, 1]) - np.sort(alone["bbox"][:, 1])).max() < 1e-4
     engine.close()
 
@@ -85,10 +87,14 @@ def test_bccd_gives_the_same_from_its_weights_as_from_its_graph(tmp_path: Path) 
         BCCD / "rtdetr_hgnetv2_s_bccd.yml", tmp_path, [f"weights={BCCD / 'rtdetr_hgnetv2_s_bccd.pdparams'}", "trt=True"]
     )
     data = SHARED / "data" / "bccd"
-    reader = Reader.load(REPOSITORY / "configs" / "readers" / "sample_reader.yml").with_input_size(256, 256).with_dataset(
-        "eval", image_dir="images", anno_path="annotations/instances_test.json", dataset_dir=str(data)
+    reader = (
+        Reader.load(REPOSITORY / "configs" / "readers" / "sample_reader.yml")
+        .with_input_size(256, 256)
+        .with_dataset("eval", image_dir="images", anno_path="annotations/instances_test.json", dataset_dir=str(data))
     )
-    engines = [create_engine("paddle_onednn", model, "fp32", "CPU", 2) for model in (exported, InferenceModel.load(BCCD))]
+    engines = [
+        create_engine("paddle_onednn", model, "fp32", "CPU", 2) for model in (exported, InferenceModel.load(BCCD))
+    ]
     for batch in list(reader.loader("eval", batch_size=4))[:2]:
         ours, theirs = (engine.run(batch)["bbox"] for engine in engines)
         order = [np.lexsort((rows[:, 2], np.round(rows[:, 1], 4))) for rows in (ours, theirs)]
@@ -103,7 +109,10 @@ def test_the_command_writes_where_paddledetections_does(tmp_path: Path, capsys: 
     code = run_tool("-c", str(MODEL_CONFIG), "-o", f"weights={WEIGHTS}", "trt=True", f"--output_dir={tmp_path}")
     assert code == 0 and "rtdetr_sample" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "rtdetr_sample").iterdir()) == [
-        "export.json", "infer_cfg.yml", "model.pdiparams", "model.pdmodel",
+        "export.json",
+        "infer_cfg.yml",
+        "model.pdiparams",
+        "model.pdmodel",
     ]
 
 
@@ -183,7 +192,9 @@ def test_a_download_is_kept_checked_and_fetched_again_when_harmed(
         fetch(f"{url}#sha256={'0' * 64}", progress=False)
 
 
-@pytest.mark.parametrize(("name", "words"), [("absent.pdparams", "cannot be downloaded: 404"), ("cut.pdparams", "cut|reached")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("absent.pdparams", "cannot be downloaded: 404"), ("cut.pdparams", "cut|reached")]
+)
 def test_a_download_that_fails_leaves_nothing(
     server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
 ) -> None:

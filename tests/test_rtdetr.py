@@ -158,7 +158,11 @@ def test_one_model_leaves_no_setting_to_the_next() -> None:
     def decoder_layers(name: str) -> int:
         return len(build_model(CONFIGS / f"{name}.yml").transformer.decoder.layers)
 
-    assert [decoder_layers(name) for name in ("rtdetr_r18vd_6x_coco", "rtdetr_sample", "rtdetr_r18vd_6x_coco")] == [3, 2, 3]
+    assert [decoder_layers(name) for name in ("rtdetr_r18vd_6x_coco", "rtdetr_sample", "rtdetr_r18vd_6x_coco")] == [
+        3,
+        2,
+        3,
+    ]
 
 
 def test_an_installed_rtdetr_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
