@@ -103,8 +103,8 @@ class Diagnosis:
     Attributes:
         checks: Python and the packages.
         machine: name -> finding, for the CPU, the GPUs, CUDA, cuDNN and TensorRT.
-        engines: an entry an engine, precision and device: ``engine``, ``precision``, ``device``, ``available``, ``why``,
-            ``remedy``.
+        engines: an entry an engine, precision and device: ``engine``, ``precision``, ``device``, ``available``,
+            ``why``, ``remedy``.
         can_run: FP32 and INT8 run here on the CPU, from export to evaluation.
         verdict: the same in one line.
     """
@@ -272,7 +272,7 @@ def run_probe() -> dict[str, Any]:
 
 
 def read_probe(text: str, ended: int | None) -> dict[str, Any]:
-    """Read what :func:`probe` wrote; ``ended`` is its exit code, below zero for a signal, None if it had to be stopped."""
+    """Read what :func:`probe` wrote; ``ended`` is its exit code, below zero for a signal, None if it was stopped."""
     result: dict[str, Any] = {"imports": {}, "machine": None, "engines": []}
     trying = ""
     for line in text.splitlines():
@@ -352,7 +352,8 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
         format_table(("machine", "found"), list(diagnosis.machine.items())),
     ]
     if engines:
-        parts.append(format_table(("engine", "precision", "device", "runs here", "how, or why not and what to do"), engines))
+        header = ("engine", "precision", "device", "runs here", "how, or why not and what to do")
+        parts.append(format_table(header, engines))
     return "\n\n".join([*parts, diagnosis.verdict])
 
 

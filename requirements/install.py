@@ -98,8 +98,8 @@ def make_venv(python, venv):  # type: (str, Path) -> None
     )
     if probe.returncode != 0:
         raise InstallError(
-            "{} has no venv or ensurepip, expected both: install them (Debian, Ubuntu: apt-get install python3-venv, or "
-            "python3.X-venv for a Python 3.X of its own), then run this again".format(python)
+            "{} has no venv or ensurepip, expected both: install them (Debian, Ubuntu: apt-get install python3-venv, "
+            "or python3.X-venv for a Python 3.X of its own), then run this again".format(python)
         )
     say("environment: making {} with Python {}".format(venv, probe.stdout.strip()))
     made = subprocess.run(

@@ -59,7 +59,7 @@ def test_version_bounds(found: str, expected: str, fits: bool) -> None:
 @pytest.mark.parametrize(
     ("failure", "remedy"),
     [
-        ("ImportError: libGL.so.1: cannot open shared object file: No such file or directory", "opencv-python-headless"),
+        ("ImportError: libGL.so.1: cannot open shared object file: No such file", "opencv-python-headless"),
         ("ImportError: libgthread-2.0.so.0: cannot open shared object file", "opencv-python-headless"),
         ("ImportError: libgomp.so.1: cannot open shared object file", "libgomp1"),
         ("ImportError: libcudnn.so.8: cannot open shared object file", "cuDNN 8.6"),
@@ -113,7 +113,8 @@ def test_judgement() -> None:
     broken = Check("paddleslim", doctor.MISSING, "==2.6.0", False, "not installed")
     assert doctor.judge([fine], {}, CPU_ENGINES + NO_GPU).can_run
     without = doctor.judge([fine, broken], {}, CPU_ENGINES)
-    assert not without.can_run and "paddleslim (missing)" in without.verdict and "requirements/cpu.txt" in without.verdict
+    assert not without.can_run and "paddleslim (missing)" in without.verdict
+    assert "requirements/cpu.txt" in without.verdict
     no_int8 = doctor.judge([fine], {}, CPU_ENGINES[:1] + NO_GPU)
     assert not no_int8.can_run and "int8" in no_int8.verdict and "fp32" not in no_int8.verdict
     gpu = dict(NO_GPU[1], available=True)
@@ -130,7 +131,8 @@ def test_tables_say_why_and_what_to_do_once() -> None:
 def test_machine_rows_give_the_reason_for_what_is_absent() -> None:
     machine = {
         "cpu": "EPYC", "cores": 2, "avx512_vnni": True, "gpus": ["H100", "H100"], "cuda": "11.8", "cudnn": None,
-        "tensorrt_compiled": [8, 5, 3], "tensorrt_runtime": None, "absent": {"tensorrt_runtime": "libnvinfer is missing"},
+        "tensorrt_compiled": [8, 5, 3], "tensorrt_runtime": None,
+        "absent": {"tensorrt_runtime": "libnvinfer is missing"},
     }
     rows = doctor.describe_machine(machine, "H100, 535.104")
     assert rows["GPUs for Paddle"] == "H100, H100" and rows["CUDA"] == "built for 11.8"

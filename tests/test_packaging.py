@@ -116,7 +116,8 @@ def test_the_installed_packages_contradict_each_other_only_where_it_is_known() -
 
 def run_python(source: str) -> int:
     """Run a line of Python from the repository's root; returns the exit code, below zero for a signal."""
-    return subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, timeout=300, check=False).returncode
+    command = [sys.executable, "-c", source]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, check=False).returncode
 
 
 @pytest.mark.parametrize("first", ["paddle", "ppdet", "paddleslim"])
@@ -144,7 +145,8 @@ def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_setup(tree: Path, *arguments: str) -> None:
     """Run setup.py in a source tree with the setuptools that is installed."""
-    subprocess.run([sys.executable, "setup.py", "-q", *arguments], cwd=tree, check=True, capture_output=True, timeout=120)
+    command = [sys.executable, "setup.py", "-q", *arguments]
+    subprocess.run(command, cwd=tree, check=True, capture_output=True, timeout=120)
 
 
 def test_metadata(source_tree: Path) -> None:
