@@ -25,7 +25,7 @@ _RECORDED_PACKAGES = (
     "paddledet",
     "numpy",
     "pycocotools",
-    "opencv-python",
+    "opencv-python", "opencv-python-headless",
 )
 
 
