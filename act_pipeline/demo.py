@@ -63,7 +63,9 @@ def run_demo(
     _say(f"export: {MODEL_CONFIG.name} with its weights, to {output / MODEL_CONFIG.stem}")
     fp32 = export_model(MODEL_CONFIG, output, [f"weights={WEIGHTS}", "trt=True"], reuse=True)
 
-    reader = [f"{name}.dataset_dir={Path(data_dir).resolve()}" for name in ("TrainDataset", "EvalDataset", "TestDataset")]
+    reader = [
+        f"{name}.dataset_dir={Path(data_dir).resolve()}" for name in ("TrainDataset", "EvalDataset", "TestDataset")
+    ]
     save_dir = output / f"{MODEL_CONFIG.stem}_int8"
     _say(f"compress: {COMPRESS_CONFIG.name}, to {save_dir}")
     config = load_config(COMPRESS_CONFIG, [f"Global.model_dir={fp32.directory}", *overrides])

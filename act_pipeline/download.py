@@ -38,7 +38,7 @@ def fetch(url: str, progress: bool = True) -> Path:
         UserError: offline, refused, cut short, or not the file that the hash names.
     """
     address, fragment = urldefrag(url)
-    expected = fragment[len("sha256="):].lower() if fragment.startswith("sha256=") else None
+    expected = fragment[len("sha256=") :].lower() if fragment.startswith("sha256=") else None
     name = Path(urlparse(address).path).name
     if not name:
         raise UserError(f"{address} names no file, expected a URL that ends in a file name such as model.pdparams")
@@ -69,7 +69,12 @@ def _download(address: str, target: Path, expected: str | None, progress: bool) 
                     response.raise_for_status()
                     total = int(response.headers.get("Content-Length") or 0)
                     with tqdm(
-                        total=total or None, desc=target.name, unit="B", unit_scale=True, disable=not progress, leave=False
+                        total=total or None,
+                        desc=target.name,
+                        unit="B",
+                        unit_scale=True,
+                        disable=not progress,
+                        leave=False,
                     ) as bar:
                         for chunk in response.iter_content(_CHUNK_BYTES):
                             file.write(chunk)
@@ -79,7 +84,7 @@ def _download(address: str, target: Path, expected: str | None, progress: bool) 
             except requests.RequestException as error:
                 reason = type(error).__name__
                 raise UserError(
-                    f"{address} cannot be reached ({reason}); without a network, download it elsewhere and give its path"
+                    f"{address} cannot be reached ({reason}); offline, download it elsewhere and give its path"
                 ) from None
         size = partial.stat().st_size
         if total and size != total:

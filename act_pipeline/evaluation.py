@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from act_pipeline.data.annotations import Annotations
 from act_pipeline.engines.base import Engine, available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
@@ -163,7 +164,7 @@ def evaluate(
     # Reading ahead on the cores that the engine computes on would be timed with it.
     workers = 0 if engine.device == "CPU" and engine.threads >= available_cpus() else None
     loader = reader.loader(split, batch_size=batch_size, shuffle=False, drop_last=False, workers=workers)
-    coco = _load_annotations(reader.annotation_file(split))
+    coco = Annotations.load(reader.annotation_file(split), f"the reader's {split} split").ground_truth()
     category_ids = coco.getCatIds()  # in the file's order, which is the order of the class indices
     rows: list[np.ndarray] = []
     image_ids: list[int] = []
@@ -281,27 +282,6 @@ def _coco_rows(
         )
     categories = np.asarray(category_ids, np.float64)[classes]
     return np.column_stack([ids, bbox[:, 2:4], bbox[:, 4:6] - bbox[:, 2:4], bbox[:, 1], categories])
-
-
-def _load_annotations(annotation_file: Any) -> Any:
-    from pycocotools.coco import COCO
-
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO(str(annotation_file))
-    except FileNotFoundError:
-        raise UserError(
-            f"annotation file {annotation_file} is missing; set anno_path and dataset_dir in the reader"
-        ) from None
-    except (ValueError, KeyError, AssertionError, TypeError) as error:
-        raise UserError(
-            f"{annotation_file} is no COCO annotation file: {error}; expected images, annotations, categories"
-        ) from None
-    coco.dataset.setdefault("info", {})
-    for annotation in coco.dataset.get("annotations", []):
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-    return coco
 
 
 def _score(

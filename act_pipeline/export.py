@@ -54,7 +54,9 @@ def export_model(
     content = {**content, "eval_size": list(size)}
     weights = content.get("weights")
     if not isinstance(weights, str):
-        raise UserError(f"{config}: key 'weights' is {weights!r}, expected a .pdparams or its URL; give -o weights=PATH_OR_URL")
+        raise UserError(
+            f"{config}: key 'weights' is {weights!r}, expected a .pdparams or its URL; give -o weights=PATH_OR_URL"
+        )
     infer_cfg = _infer_cfg(config, content, size)
     weights = str(fetch(weights) if is_url(weights) else weights)
 
@@ -89,7 +91,7 @@ def _is_current(directory: Path, record: Mapping[str, Any]) -> bool:
 def export_layer(
     model: Any, size: tuple[int, int], infer_cfg: Mapping[str, Any], directory: Path, record: Mapping[str, Any]
 ) -> InferenceModel:
-    """Write a built model's static graph, its parameters and ``infer_cfg.yml`` into ``directory``, whole or not at all."""
+    """Write a built model's static graph, parameters and ``infer_cfg.yml`` into ``directory``, whole or not at all."""
     import paddle
     from paddle.static import InputSpec
 
@@ -123,9 +125,13 @@ def _input_size(config: Any, content: Mapping[str, Any]) -> tuple[int, int]:
     else:
         where, size = "eval_size", content.get("eval_size")
     if not (isinstance(size, list) and len(size) == 2 and all(isinstance(edge, int) and edge > 0 for edge in size)):
-        raise UserError(f"{config}: key '{where}' gives the input size {size!r}, expected two positive integers [height, width]")
+        raise UserError(
+            f"{config}: key '{where}' gives the input size {size!r}, expected two positive integers [height, width]"
+        )
     if any(edge % 32 for edge in size):
-        raise UserError(f"{config}: key '{where}' gives the input size {size}, expected multiples of 32, the coarsest stride")
+        raise UserError(
+            f"{config}: key '{where}' gives the input size {size}, expected multiples of 32, the coarsest stride"
+        )
     return size[0], size[1]
 
 
@@ -146,7 +152,9 @@ def _preprocessing(content: Mapping[str, Any], size: tuple[int, int]) -> list[di
     """Return ``infer_cfg.yml``'s steps: the TestReader's, after decoding; RT-DETR's own where the config has none."""
     reader = content.get("TestReader") or content.get("EvalReader") or {}
     steps = reader.get("sample_transforms") or [
-        {"Decode": {}}, {"Resize": {"keep_ratio": False, "interp": 2}}, {"NormalizeImage": _RTDETR_NORMALIZATION},
+        {"Decode": {}},
+        {"Resize": {"keep_ratio": False, "interp": 2}},
+        {"NormalizeImage": _RTDETR_NORMALIZATION},
         {"Permute": {}},
     ]
     described = []
@@ -174,7 +182,7 @@ def _label_list(config: Any, content: Mapping[str, Any]) -> list[str]:
             names = Annotations.load(path, f"{config}: {section}.anno_path").class_names
             if len(names) != num_classes:
                 raise UserError(
-                    f"{config}: num_classes is {num_classes}, but {path} has {len(names)} categories; set one to fit the other"
+                    f"{config}: num_classes is {num_classes}, {path} has {len(names)} categories; correct one"
                 )
             return names
     if num_classes == COCO_CLASSES:

@@ -51,7 +51,9 @@ class InferenceModel:
         if not folder.exists():
             raise UserError(f"model folder {folder} does not exist; export a model with tools/export_model.py first")
         if not folder.is_dir():
-            raise UserError(f"{folder} is a file, expected the folder that holds {model_filename} and {params_filename}")
+            raise UserError(
+                f"{folder} is a file, expected the folder that holds {model_filename} and {params_filename}"
+            )
         model = cls(folder, model_filename, params_filename)
         if not model.model_path.exists():
             json_path = model.model_path.with_suffix(".json")
@@ -60,7 +62,9 @@ class InferenceModel:
                     f"{json_path} is a model of Paddle 3 (PIR), expected {model_filename}: export it again with "
                     "tools/export_model.py, or in Paddle 3 with FLAGS_enable_pir_api=0"
                 )
-            raise UserError(f"{model.model_path} is missing in the model folder; export a model with tools/export_model.py")
+            raise UserError(
+                f"{model.model_path} is missing in the model folder; export a model with tools/export_model.py"
+            )
         if not model.params_path.exists():
             raise UserError(f"{model.params_path} is missing beside {model_filename}; copy both files of the export")
         for path in (model.model_path, model.params_path):

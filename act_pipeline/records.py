@@ -19,7 +19,13 @@ from act_pipeline.errors import UserError
 
 _HASHED_CHUNK_BYTES = 1 << 20
 _RECORDED_PACKAGES = (
-    "paddlepaddle", "paddlepaddle-gpu", "paddleslim", "paddledet", "numpy", "pycocotools", "opencv-python",
+    "paddlepaddle",
+    "paddlepaddle-gpu",
+    "paddleslim",
+    "paddledet",
+    "numpy",
+    "pycocotools",
+    "opencv-python", "opencv-python-headless",
 )
 
 

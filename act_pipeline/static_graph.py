@@ -1,8 +1,8 @@
 """Static graphs: loading, saving, and rewriting that leaves what the graph computes as it was.
 
-This module and `compress/quant_graph.py` are the ones that touch Paddle's program internals (2.6.2: ``Block._insert_op``,
-``Block._remove_op``, ``Program._prune``, ``OpDesc.remove_attr``), because Paddle has no public way to rewrite a
-program.
+This module and `compress/quant_graph.py` are the ones that touch Paddle's program internals (2.6.2:
+``Block._insert_op``, ``Block._remove_op``, ``Program._prune``, ``OpDesc.remove_attr``), because Paddle has no public
+way to rewrite a program.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 
@@ -62,18 +63,27 @@ class StaticGraph:
         """Load a model; call it within :func:`static_mode`.
 
         Raises:
-            UserError: Paddle cannot read the files.
+            UserError: the files are damaged or do not belong together.
         """
         import paddle
 
+        inspect_model(model)  # a damaged program would end the process within Paddle
+        stem = Path(model.model_filename).stem
+        if (model.model_filename, model.params_filename) == (f"{stem}.pdmodel", f"{stem}.pdiparams"):
+            prefix, contents = str(model.directory / stem), {}
+        else:
+            prefix, contents = (
+                None,
+                {
+                    "model_filename": model.model_path.read_bytes(),
+                    "params_filename": model.params_path.read_bytes(),
+                },
+            )
         scope = paddle.static.Scope()
         executor = paddle.static.Executor(paddle.CPUPlace())
         with paddle.static.scope_guard(scope):
             try:
-                program, feed_names, fetch_targets = paddle.static.load_inference_model(
-                    None, executor, model_filename=model.model_path.read_bytes(),
-                    params_filename=model.params_path.read_bytes(),
-                )
+                program, feed_names, fetch_targets = paddle.static.load_inference_model(prefix, executor, **contents)
             except (RuntimeError, ValueError, OSError) as error:
                 reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
                 raise UserError(
@@ -92,8 +102,12 @@ class StaticGraph:
         with paddle.static.scope_guard(self.scope):
             # clip_extra would also drop the scales that are kept as attributes.
             paddle.static.save_inference_model(
-                str(directory / "model"), [block.var(name) for name in self.feed_names], self.fetch_targets,
-                self.executor, program=self.program, clip_extra=False,
+                str(directory / "model"),
+                [block.var(name) for name in self.feed_names],
+                self.fetch_targets,
+                self.executor,
+                program=self.program,
+                clip_extra=False,
             )
         return model
 
@@ -161,13 +175,7 @@ def fold_constants(graph: StaticGraph) -> int:
         return 0
     inside = {id(op) for op in folded}
     frontier = sorted(
-        {
-            name
-            for op in block.ops
-            if id(op) not in inside
-            for name in op.input_arg_names
-            if name in constant
-        }
+        {name for op in block.ops if id(op) not in inside for name in op.input_arg_names if name in constant}
     )
     program = graph.program.clone()
     with paddle.static.scope_guard(graph.scope):
@@ -218,7 +226,10 @@ def fold_batch_norm(graph: StaticGraph) -> int:
         output = norm.output("Y")[0]
         block._remove_op(index)
         block._insert_op(
-            index, type="elementwise_add", inputs={"X": [source], "Y": [bias_name]}, outputs={"Out": [output]},
+            index,
+            type="elementwise_add",
+            inputs={"X": [source], "Y": [bias_name]},
+            outputs={"Out": [output]},
             attrs={"axis": 1},
         )
         folded += 1

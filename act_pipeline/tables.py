@@ -32,11 +32,13 @@ def compression_table(record: Mapping[str, Any]) -> str:
     rows.append(["change", f"{-drop:+.4f}" if drop is not None else "-", "", f"x {record['bytes_ratio']:.3f}"])
     quantized, kept = sum(record["quantized_ops"].values()), len(record["kept_ops"])
     measured = record["evaluation"]
-    return "\n".join([
-        text_table(["", "mAP", "mAP50", "MB"], rows),
-        f"{quantized} ops in INT8, {kept} kept float; {measured['images']} images in Paddle Inference on the "
-        f"{measured['device']}, the INT8 model as saved; {sum(record['seconds'].values()):.0f} s in all",
-    ])
+    return "\n".join(
+        [
+            text_table(["", "mAP", "mAP50", "MB"], rows),
+            f"{quantized} ops in INT8, {kept} kept float; {measured['images']} images in Paddle Inference on the "
+            f"{measured['device']}, the INT8 model as saved; {sum(record['seconds'].values()):.0f} s in all",
+        ]
+    )
 
 
 def evaluation_table(records: Mapping[str, Mapping[str, Any]]) -> str:
@@ -45,10 +47,17 @@ def evaluation_table(records: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for label, record in records.items():
         ratio = first["latency_ms"]["p50"] / record["latency_ms"]["p50"]
-        rows.append([
-            label, _figure(record["map"]), _figure(record["map50"]), _megabytes(record["model_bytes"]),
-            f"{record['model_bytes'] / first['model_bytes']:.3f}", f"{record['latency_ms']['p50']:.1f}", f"{ratio:.2f}",
-        ])
+        rows.append(
+            [
+                label,
+                _figure(record["map"]),
+                _figure(record["map50"]),
+                _megabytes(record["model_bytes"]),
+                f"{record['model_bytes'] / first['model_bytes']:.3f}",
+                f"{record['latency_ms']['p50']:.1f}",
+                f"{ratio:.2f}",
+            ]
+        )
     return text_table(["", "mAP", "mAP50", "MB", "size ratio", "ms p50", "speed ratio"], rows)
 
 

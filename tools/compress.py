@@ -16,15 +16,24 @@ from act_pipeline.errors import run_command  # noqa: E402
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "-c", "--config", "--config_path", default=str(REPOSITORY / "configs" / "sample.yml"),
+        "-c",
+        "--config",
+        "--config_path",
+        default=str(REPOSITORY / "configs" / "sample.yml"),
         help="config in PaddleSlim's schema (Global, Distillation, QuantAware, TrainConfig); default: %(default)s",
     )
-    parser.add_argument("--save_dir", default="output/rtdetr_sample_int8", help="folder of the INT8 model; default: %(default)s")
+    parser.add_argument(
+        "--save_dir", default="output/rtdetr_sample_int8", help="folder of the INT8 model; default: %(default)s"
+    )
     parser.add_argument(
         "--devices", default="auto", choices=["auto", "cpu", "gpu"], help="where to train; default: %(default)s"
     )
     parser.add_argument(
-        "-o", "--opt", nargs="*", default=[], metavar="SECTION.KEY=VALUE",
+        "-o",
+        "--opt",
+        nargs="*",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
         help="set keys of the config: TrainConfig.train_iter=100 Global.model_dir=output/my_rtdetr",
     )
     arguments = parser.parse_args(argv)

@@ -14,17 +14,28 @@ from act_pipeline.errors import UserError, run_command  # noqa: E402
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-c", "--config", required=True, help="model YAML, such as configs/rtdetr/rtdetr_r50vd_6x_coco.yml")
     parser.add_argument(
-        "-o", "--opt", nargs="*", default=[], metavar="KEY=VALUE",
-        help="set keys of the config: weights=PATH_OR_URL, trt=True, num_classes=3, TestReader.inputs_def.image_shape=[3,640,640]",
+        "-c", "--config", required=True, help="model YAML, such as configs/rtdetr/rtdetr_r50vd_6x_coco.yml"
     )
-    parser.add_argument("--output_dir", default="output_inference", help="the model goes to OUTPUT_DIR/<name of the config>")
+    parser.add_argument(
+        "-o",
+        "--opt",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set keys of the config: weights=PATH_OR_URL, trt=True, num_classes=3, "
+        "TestReader.inputs_def.image_shape=[3,640,640]",
+    )
+    parser.add_argument(
+        "--output_dir", default="output_inference", help="the model goes to OUTPUT_DIR/<name of the config>"
+    )
     parser.add_argument("--export_serving_model", nargs="?", const=True, default=False, help=argparse.SUPPRESS)
     parser.add_argument("--slim_config", default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if str(arguments.export_serving_model).lower() not in ("false", "0"):
-        raise UserError("--export_serving_model is not supported; export, then convert the folder with paddle_serving_client")
+        raise UserError(
+            "--export_serving_model is not supported; export, then convert the folder with paddle_serving_client"
+        )
     if arguments.slim_config:
         raise UserError("--slim_config is not supported; export the float model and compress it with tools/compress.py")
 

@@ -141,7 +141,7 @@ def _feed_sources(config: Config, feed_names: Sequence[str], batch: Mapping[str,
     for name, source in sources.items():
         if source not in batch:
             raise UserError(
-                f"{config.path}: the model's input '{name}' is not given by the reader, which has {', '.join(sorted(batch))}; "
+                f"{config.path}: the reader has no input '{name}' for the model, it has {', '.join(sorted(batch))}; "
                 "name it in Global.input_list"
             )
     return sources
@@ -191,9 +191,13 @@ def _make_compression_class(base: type) -> type:
             with tqdm(total=total, desc="train", unit="iter", disable=not self._progress) as bar:
                 while training.iterations < total and not training.stopped:
                     for data in self.train_dataloader():
-                        loss = float(np.mean(self._exe.run(
-                            train_info.program, feed=data, fetch_list=list(train_info.fetch_targets)
-                        )[0]))
+                        loss = float(
+                            np.mean(
+                                self._exe.run(train_info.program, feed=data, fetch_list=list(train_info.fetch_targets))[
+                                    0
+                                ]
+                            )
+                        )
                         if not isinstance(train_info.learning_rate, float):
                             train_info.learning_rate.step()
                         training.iterations += 1
@@ -206,13 +210,15 @@ def _make_compression_class(base: type) -> type:
                         if not math.isfinite(loss):
                             if not training.evaluations:
                                 raise UserError(
-                                    f"the loss is {loss} at iteration {training.iterations}, before the first evaluation; "
+                                    f"the loss is {loss} at iteration {training.iterations}, before an evaluation; "
                                     "lower TrainConfig.learning_rate"
                                 )
                             training.stopped = f"the loss was {loss} at iteration {training.iterations}"
                             break
                         last = training.iterations == total
-                        if self.eval_function is not None and (last or training.iterations % train_config.eval_iter == 0):
+                        if self.eval_function is not None and (
+                            last or training.iterations % train_config.eval_iter == 0
+                        ):
                             best = self._evaluate(test_info, train_config, best)
                         if last or training.stopped:
                             break
@@ -284,7 +290,7 @@ def trainable_weights(program: Any) -> set[str]:
 
 @contextlib.contextmanager
 def _own_scope() -> Iterator[None]:
-    """Give the run a scope of its own: ACT keeps its variables in the global one, where a second run would meet them."""
+    """Give the run a scope of its own: ACT keeps its variables in the global one, where the next would find them."""
     import paddle
 
     with paddle.static.scope_guard(paddle.static.Scope()):

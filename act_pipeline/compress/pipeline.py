@@ -139,12 +139,20 @@ def choose_device(device: str) -> str:
     found = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     if wanted == "GPU" and not found:
         reason = "this machine has no GPU" if paddle.is_compiled_with_cuda() else "paddlepaddle is the CPU package"
-        raise UserError(f"no GPU can be used: {reason}; use --devices=cpu, or install requirements/gpu.txt on a GPU machine")
+        raise UserError(
+            f"no GPU can be used: {reason}; use --devices=cpu, or install requirements/gpu.txt on a GPU machine"
+        )
     return "GPU" if wanted != "CPU" and found else "CPU"
 
 
 def _train(
-    config: Config, prepared: InferenceModel, reader: Reader, fp32: Evaluation | None, work: Path, device: str, progress: bool
+    config: Config,
+    prepared: InferenceModel,
+    reader: Reader,
+    fp32: Evaluation | None,
+    work: Path,
+    device: str,
+    progress: bool,
 ) -> Training:
     loader = reader.loader("train")
 
@@ -154,13 +162,20 @@ def _train(
     save_dir = work / "int8"
     save_dir.mkdir()
     return train(
-        prepared, config, loader, len(loader), score if config.global_.evaluation else None, save_dir, device,
-        fp32.map if fp32 and config.train_config.origin_metric is not None else None, progress,
+        prepared,
+        config,
+        loader,
+        len(loader),
+        score if config.global_.evaluation else None,
+        save_dir,
+        device,
+        fp32.map if fp32 and config.train_config.origin_metric is not None else None,
+        progress,
     )
 
 
 def _evaluate(model: InferenceModel, precision: str, device: str, reader: Reader, progress: bool) -> Evaluation:
-    # Paddle's own kernels compute an INT8 model exactly as it was trained; for a float one oneDNN gives the same, sooner.
+    # Paddle's own kernels compute an INT8 model just as it was trained; for a float one oneDNN gives the same, sooner.
     name = "paddle_onednn" if precision == "fp32" and device == "CPU" else "paddle"
     engine = create_engine(name, model, precision, device, available_cpus())
     with contextlib.closing(engine):
@@ -176,12 +191,12 @@ def _check_fit(config: Config, model: InferenceModel, prepared: InferenceModel, 
     if image is not None and tuple(image.shape[2:]) not in ((height, width), (-1, -1)):
         raise UserError(
             f"{reader.path}: the reader resizes to {height} x {width}, but {model.model_path} takes "
-            f"{image.shape[2]} x {image.shape[3]}; set Resize.target_size in the reader, or export the model at that size"
+            f"{image.shape[2]} x {image.shape[3]}; set the reader's Resize.target_size, or export the model so"
         )
     labels = model.infer_cfg().get("label_list")
     if isinstance(labels, list) and len(labels) != len(reader.class_names):
         raise UserError(
-            f"{reader.path}: the data has {len(reader.class_names)} classes, but {model.infer_cfg_path} names {len(labels)}; "
+            f"{reader.path}: the data has {len(reader.class_names)} classes, {model.infer_cfg_path} names {len(labels)}; "
             "give the reader of the data that the model was trained on"
         )
 
@@ -190,14 +205,19 @@ def _check_origin(config: Config, fp32: Evaluation) -> None:
     origin = config.train_config.origin_metric
     if origin is not None and abs(fp32.map - origin) > _ORIGIN_TOLERANCE:
         raise UserError(
-            f"{config.path}: TrainConfig.origin_metric is {origin}, but the float model has {fp32.map:.4f} mAP on this data; "
+            f"{config.path}: TrainConfig.origin_metric is {origin}, the float model has {fp32.map:.4f} mAP here; "
             "check the data set, or correct origin_metric"
         )
 
 
 def _record(
-    model: InferenceModel, saved: InferenceModel, training: Training, fp32: Evaluation | None, int8: Evaluation | None,
-    seconds: dict[str, float], device: str,
+    model: InferenceModel,
+    saved: InferenceModel,
+    training: Training,
+    fp32: Evaluation | None,
+    int8: Evaluation | None,
+    seconds: dict[str, float],
+    device: str,
 ) -> dict[str, Any]:
     def figures(evaluation: Evaluation | None, measured: InferenceModel) -> dict[str, Any]:
         return {
@@ -222,7 +242,10 @@ def _record(
             "stopped": training.stopped,
         },
         "evaluation": {
-            "engine": "paddle", "device": device, "threads": available_cpus(), "images": int8.images if int8 else 0,
+            "engine": "paddle",
+            "device": device,
+            "threads": available_cpus(),
+            "images": int8.images if int8 else 0,
         },
         "model_hash": saved.content_hash(),
     }

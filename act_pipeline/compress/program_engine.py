@@ -14,7 +14,9 @@ class ProgramEngine:
     name = "paddle_executor"
     precision = "int8"
 
-    def __init__(self, executor: Any, program: Any, feed_names: Sequence[str], fetch_targets: Sequence[Any], device: str):
+    def __init__(
+        self, executor: Any, program: Any, feed_names: Sequence[str], fetch_targets: Sequence[Any], device: str
+    ):
         self.device = device
         self.threads = 0
         self._executor = executor

@@ -125,7 +125,12 @@ def convert(program: Any, scope: Any, place: Any) -> Any:
         OutScaleForInferencePass(scope=scope).apply(graph)
         graph.safe_remove_nodes(set(observers))
         # The passes hang an observer's scale before the op that follows, only to order the two.
-        graph.safe_remove_nodes({node for node in scales if not any(op.is_op() and node.name() in
-                                 op.op().input_arg_names() for op in node.outputs)})
+        graph.safe_remove_nodes(
+            {
+                node
+                for node in scales
+                if not any(op.is_op() and node.name() in op.op().input_arg_names() for op in node.outputs)
+            }
+        )
         QuantWeightPass(scope, place).apply(graph)
     return graph.to_program()

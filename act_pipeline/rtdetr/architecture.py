@@ -17,8 +17,13 @@ class DETR(BaseArch):
     __shared__ = ["exclude_post_process"]
 
     def __init__(
-        self, backbone, transformer="DETRTransformer", detr_head="DETRHead", neck=None,
-        post_process="DETRPostProcess", exclude_post_process=False,
+        self,
+        backbone,
+        transformer="DETRTransformer",
+        detr_head="DETRHead",
+        neck=None,
+        post_process="DETRPostProcess",
+        exclude_post_process=False,
     ):
         super().__init__()
         self.backbone = backbone
@@ -36,9 +41,7 @@ class DETR(BaseArch):
         if neck is not None:
             shape = neck.out_shape
         transformer = create(cfg["transformer"], input_shape=shape)
-        head = create(
-            cfg["detr_head"], hidden_dim=transformer.hidden_dim, nhead=transformer.nhead, input_shape=shape
-        )
+        head = create(cfg["detr_head"], hidden_dim=transformer.hidden_dim, nhead=transformer.nhead, input_shape=shape)
         return {"backbone": backbone, "neck": neck, "transformer": transformer, "detr_head": head}
 
     def _forward(self):

@@ -12,6 +12,8 @@ from ppdet.core.workspace import serializable
 from ppdet.modeling.backbones import resnet as ppdet_resnet
 from ppdet.modeling.shape_spec import ShapeSpec
 
+from act_pipeline.rtdetr.layers import batch_norm
+
 
 @dataclass(frozen=True)
 class _Stage:
@@ -82,14 +84,16 @@ class _ConvBNAct(nn.Layer):
         # An even kernel pads one side only; Paddle's "SAME" puts the extra row and column at the end.
         padding = "SAME" if same_padding else (kernel_size - 1) // 2
         self.conv = nn.Conv2D(
-            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias_attr=False,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            groups=groups,
+            bias_attr=False,
             weight_attr=paddle.ParamAttr(learning_rate=lr_mult),
         )
-        self.bn = nn.BatchNorm2D(
-            out_channels,
-            weight_attr=paddle.ParamAttr(regularizer=paddle.regularizer.L2Decay(0.0), learning_rate=lr_mult),
-            bias_attr=paddle.ParamAttr(regularizer=paddle.regularizer.L2Decay(0.0), learning_rate=lr_mult),
-        )
+        self.bn = batch_norm(out_channels, lr_mult)
         self.act = act
 
     def forward(self, x):
@@ -258,10 +262,20 @@ class ResNet(ppdet_resnet.ResNet):
         freeze_stem_only=False,
     ):
         super().__init__(
-            depth=depth, ch_in=ch_in, variant=variant, lr_mult_list=lr_mult_list, groups=groups,
-            base_width=base_width, norm_type=norm_type, norm_decay=norm_decay, freeze_norm=freeze_norm,
-            freeze_at=-1 if freeze_stem_only else freeze_at, return_idx=return_idx, dcn_v2_stages=dcn_v2_stages,
-            num_stages=num_stages, std_senet=std_senet,
+            depth=depth,
+            ch_in=ch_in,
+            variant=variant,
+            lr_mult_list=lr_mult_list,
+            groups=groups,
+            base_width=base_width,
+            norm_type=norm_type,
+            norm_decay=norm_decay,
+            freeze_norm=freeze_norm,
+            freeze_at=-1 if freeze_stem_only else freeze_at,
+            return_idx=return_idx,
+            dcn_v2_stages=dcn_v2_stages,
+            num_stages=num_stages,
+            std_senet=std_senet,
         )
         if freeze_stem_only and freeze_at >= 0:
             _freeze(self.conv1)

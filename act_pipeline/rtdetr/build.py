@@ -32,8 +32,14 @@ def register_modules() -> None:
     from act_pipeline.rtdetr import architecture, backbone, decoder, encoder, loss
 
     for module in (
-        backbone.PPHGNetV2, backbone.ResNet, encoder.TransformerLayer, encoder.HybridEncoder,
-        decoder.RTDETRTransformer, loss.DINOLoss, architecture.DETR, architecture.DETRPostProcess,
+        backbone.PPHGNetV2,
+        backbone.ResNet,
+        encoder.TransformerLayer,
+        encoder.HybridEncoder,
+        decoder.RTDETRTransformer,
+        loss.DINOLoss,
+        architecture.DETR,
+        architecture.DETRPostProcess,
     ):
         # Not `register`: it refuses names that are taken, and three of these replace ppdet's own.
         global_config[module.__name__] = extract_schema(module)
@@ -139,7 +145,9 @@ def load_weights(model, path: str | os.PathLike[str]) -> None:
     try:
         state = paddle.load(location)
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ImportError) as error:
-        raise UserError(f"weights {location} cannot be read ({error}); expected a .pdparams; download it again") from None
+        raise UserError(
+            f"weights {location} cannot be read ({error}); expected a .pdparams; download it again"
+        ) from None
     if not isinstance(state, dict):
         raise UserError(f"weights {location} hold {type(state).__name__}, expected a state dict")
     state.pop("StructuredToParameterName@@", None)
@@ -154,5 +162,7 @@ def load_weights(model, path: str | os.PathLike[str]) -> None:
     if faults:
         named = "; ".join(faults[:_MAX_NAMED_MISMATCHES])
         more = f"; and {len(faults) - _MAX_NAMED_MISMATCHES} more" if len(faults) > _MAX_NAMED_MISMATCHES else ""
-        raise UserError(f"weights {location} do not fit the model config: {named}{more}; use the config they were trained with")
+        raise UserError(
+            f"weights {location} do not fit the model config: {named}{more}; use the config they were trained with"
+        )
     model.set_state_dict(state)

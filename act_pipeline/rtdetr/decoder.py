@@ -12,8 +12,12 @@ from ppdet.modeling.initializer import bias_init_with_prob, constant_, linear_in
 from ppdet.modeling.transformers.deformable_transformer import MSDeformableAttention
 from ppdet.modeling.transformers.dino_transformer import DINOTransformerDecoderLayer
 from ppdet.modeling.transformers.utils import (
-    _get_clones, get_contrastive_denoising_training_group, inverse_sigmoid,
+    _get_clones,
+    get_contrastive_denoising_training_group,
+    inverse_sigmoid,
 )
+
+from act_pipeline.rtdetr.layers import batch_norm
 
 
 class StaticShapeDeformableAttention(MSDeformableAttention):
@@ -52,9 +56,7 @@ class StaticShapeDeformableAttention(MSDeformableAttention):
         for level, (height, width) in enumerate(value_spatial_shapes):
             feature = per_level[level].transpose([0, 2, 3, 1]).reshape([-1, self.head_dim, height, width])
             points = grid[:, :, :, level].transpose([0, 2, 1, 3, 4]).reshape([-1, queries, self.num_points, 2])
-            sampled.append(
-                F.grid_sample(feature, points, mode="bilinear", padding_mode="zeros", align_corners=False)
-            )
+            sampled.append(F.grid_sample(feature, points, mode="bilinear", padding_mode="zeros", align_corners=False))
         weights = weights.transpose([0, 2, 1, 3]).reshape([-1, 1, queries, self.num_levels * self.num_points])
         output = (paddle.concat(sampled, axis=-1) * weights).sum(-1)
         output = output.reshape([-1, self.embed_dim, queries]).transpose([0, 2, 1])
@@ -161,21 +163,12 @@ class RTDETRTransformer(nn.Layer):
             [
                 nn.Sequential(
                     ("conv", nn.Conv2D(channels, hidden_dim, kernel_size=1, bias_attr=False)),
-                    (
-                        "norm",
-                        nn.BatchNorm2D(
-                            hidden_dim,
-                            weight_attr=paddle.ParamAttr(regularizer=paddle.regularizer.L2Decay(0.0)),
-                            bias_attr=paddle.ParamAttr(regularizer=paddle.regularizer.L2Decay(0.0)),
-                        ),
-                    ),
+                    ("norm", batch_norm(hidden_dim)),
                 )
                 for channels in backbone_feat_channels
             ]
         )
-        layer = _DecoderLayer(
-            hidden_dim, nhead, dim_feedforward, dropout, activation, num_levels, num_decoder_points
-        )
+        layer = _DecoderLayer(hidden_dim, nhead, dim_feedforward, dropout, activation, num_levels, num_decoder_points)
         self.decoder = _Decoder(layer, num_decoder_layers, eval_idx)
 
         self.denoising_class_embed = nn.Embedding(
@@ -277,8 +270,13 @@ class RTDETRTransformer(nn.Layer):
         denoising = (None, None, None, None)
         if self.training:
             denoising = get_contrastive_denoising_training_group(
-                gt_meta, self.num_classes, self.num_queries, self.denoising_class_embed.weight,
-                self.num_denoising, self.label_noise_ratio, self.box_noise_scale,
+                gt_meta,
+                self.num_classes,
+                self.num_queries,
+                self.denoising_class_embed.weight,
+                self.num_denoising,
+                self.label_noise_ratio,
+                self.box_noise_scale,
             )
         denoising_queries, denoising_boxes_unact, attn_mask, dn_meta = denoising
 
@@ -287,8 +285,14 @@ class RTDETRTransformer(nn.Layer):
             queries = paddle.concat([denoising_queries, queries], axis=1)
             boxes_unact = paddle.concat([denoising_boxes_unact, boxes_unact], axis=1)
         boxes, logits = self.decoder(
-            queries, boxes_unact.detach(), memory, shapes, self.dec_bbox_head, self.dec_score_head,
-            self.query_pos_head, attn_mask,
+            queries,
+            boxes_unact.detach(),
+            memory,
+            shapes,
+            self.dec_bbox_head,
+            self.dec_score_head,
+            self.query_pos_head,
+            attn_mask,
         )
         return boxes, logits, top_boxes, top_logits, dn_meta
 

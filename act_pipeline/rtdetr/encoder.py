@@ -11,6 +11,8 @@ from ppdet.modeling.backbones.cspresnet import RepVggBlock
 from ppdet.modeling.backbones.csp_darknet import BaseConv
 from ppdet.modeling.ops import get_act_fn
 from ppdet.modeling.shape_spec import ShapeSpec
+
+from act_pipeline.rtdetr.layers import batch_norm
 from ppdet.modeling.transformers import detr_transformer
 
 _POSITION_TEMPERATURE = 10000.0
@@ -114,11 +116,7 @@ class HybridEncoder(nn.Layer):
             [
                 nn.Sequential(
                     nn.Conv2D(channels, hidden_dim, kernel_size=1, bias_attr=False),
-                    nn.BatchNorm2D(
-                        hidden_dim,
-                        weight_attr=paddle.ParamAttr(regularizer=paddle.regularizer.L2Decay(0.0)),
-                        bias_attr=paddle.ParamAttr(regularizer=paddle.regularizer.L2Decay(0.0)),
-                    ),
+                    batch_norm(hidden_dim),
                 )
                 for channels in in_channels
             ]

@@ -42,8 +42,18 @@ class DINOLoss(detr_loss.DETRLoss):
         self.use_vfl = use_vfl
 
     def forward(
-        self, boxes, logits, gt_bbox, gt_class, masks=None, gt_mask=None, postfix="",
-        dn_out_bboxes=None, dn_out_logits=None, dn_meta=None, **kwargs,
+        self,
+        boxes,
+        logits,
+        gt_bbox,
+        gt_class,
+        masks=None,
+        gt_mask=None,
+        postfix="",
+        dn_out_bboxes=None,
+        dn_out_logits=None,
+        dn_meta=None,
+        **kwargs,
     ):
         """Return a dict of losses, each a scalar.
 
@@ -89,9 +99,7 @@ class DINOLoss(detr_loss.DETRLoss):
         if sum(len(one) for one in gt_class) > 0:
             index, classes = self._get_index_updates(queries, gt_class, matches)
             predicted, target = self._get_src_target_assign(boxes.detach(), gt_bbox, matches)
-            overlap = bbox_iou(
-                bbox_cxcywh_to_xyxy(predicted).split(4, -1), bbox_cxcywh_to_xyxy(target).split(4, -1)
-            )
+            overlap = bbox_iou(bbox_cxcywh_to_xyxy(predicted).split(4, -1), bbox_cxcywh_to_xyxy(target).split(4, -1))
             label = paddle.scatter(label, index, classes.flatten().astype("int64"))
             iou = paddle.scatter(iou, index, overlap.flatten())
         one_hot = F.one_hot(label.reshape([count, queries]), self.num_classes + 1)[..., :-1]

@@ -1,0 +1,51 @@
+# Two commands do the work: `make demo` and `make test`. Both make .venv first, from the lock, when it has changed.
+#   make demo LOCK=gpu             with paddlepaddle-gpu (CUDA 11.8)
+#   make test PYTHON=python3.12    with another Python
+PYTHON ?= python3
+LOCK ?= cpu
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+VENV_PYTHON := $(VENV)/bin/python
+INSTALL = $(PYTHON) requirements/install.py --venv $(VENV)
+LOCK_TOOL := .venv-lock
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all doctor lock clean env env-dev check-python
+
+help: ## what there is to make
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: env ## the whole path on the built-in sample: export, compress, evaluate, a table
+	@$(VENV_PYTHON) tools/demo.py
+
+test: env-dev ## the tests, with one run of the whole path, without the slow ones
+	@echo "test: running the tests (make test-all runs the slow ones too)"
+	@$(VENV_PYTHON) -m pytest -q -m "not slow" $(PYTEST_ARGS)
+
+test-all: env-dev ## all tests
+	@echo "test: running all tests, the slow ones too"
+	@$(VENV_PYTHON) -m pytest -q $(PYTEST_ARGS)
+
+doctor: env ## versions, GPU, CUDA, TensorRT, and which engines run here
+	@$(VENV_PYTHON) -m act_pipeline.doctor
+
+lock: check-python ## the lock files anew from requirements/*.in (UPGRADE=1: with the newest versions that fit)
+	@$(PYTHON) requirements/install.py --venv $(LOCK_TOOL) requirements/lock-tool.txt
+	@$(LOCK_TOOL)/bin/python requirements/lock.py --uv $(LOCK_TOOL)/bin/uv $(if $(UPGRADE),--upgrade)
+
+clean: ## remove .venv and what the commands made (dataset/, output/)
+	@echo "clean: removing $(VENV), $(LOCK_TOOL), dataset/sample, output and caches"
+	@rm -rf $(VENV) $(LOCK_TOOL) dataset/sample output build .pytest_cache .hypothesis *.egg-info
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+env: check-python # .venv with what the commands need
+	@$(INSTALL) requirements/$(LOCK).txt
+
+env-dev: check-python # .venv with what the tests need besides
+	@$(INSTALL) requirements/$(LOCK).txt requirements/dev.txt
+
+check-python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: $(PYTHON) is not on the PATH, expected Python 3.9 to 3.12: install one, or make PYTHON=/path/to/python3" >&2; \
+	  exit 2; }

@@ -1,0 +1,16 @@
+"""Layers that several parts of RT-DETR are made of."""
+
+from __future__ import annotations
+
+import paddle
+from paddle import nn
+
+
+def batch_norm(channels: int, lr_mult: float = 1.0) -> nn.BatchNorm2D:
+    """Return a BatchNorm of ``[N, channels, H, W]`` whose parameters have no weight decay."""
+    no_decay = paddle.regularizer.L2Decay(0.0)
+    return nn.BatchNorm2D(
+        channels,
+        weight_attr=paddle.ParamAttr(regularizer=no_decay, learning_rate=lr_mult),
+        bias_attr=paddle.ParamAttr(regularizer=no_decay, learning_rate=lr_mult),
+    )

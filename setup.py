@@ -1,0 +1,70 @@
+"""The package for pip: `pip install .` resolves; paddlepaddle, paddleslim and paddledet come from requirements/*.txt.
+
+paddleslim 2.6.0 and paddledet 2.6.0 cannot both be declared: one pins opencv-python==4.6.0.66, the other asks for
+opencv-python<=4.6.0 and for an empty package `sklearn` that refuses to install. The locks hold both.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version():
+    """Return ``__version__`` as the package states it, without importing it."""
+    source = (ROOT / "act_pipeline" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE).group(1)
+
+
+def read_description():
+    """Return the README, or an empty text where it was not shipped."""
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+setup(
+    name="act_pipeline",
+    version=read_version(),
+    description="From a trained RT-DETR to a measured INT8 model: export, compress with PaddleSlim's ACT, evaluate",
+    long_description=read_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.9,<3.13",
+    packages=find_packages(include=["act_pipeline", "act_pipeline.*"]),
+    package_data={"act_pipeline": ["data/*.pdparams", "**/*.yml", "**/*.json"]},
+    install_requires=[
+        # Importing paddleslim with later ones of these two crashed the process.
+        "matplotlib<3.9",
+        "pillow<11",
+        # paddlepaddle 2.6.2 was built against NumPy 1.
+        "numpy>=1.23,<2",
+        # The same cv2 as opencv-python, without the windows (and without needing libGL).
+        "opencv-python-headless==4.6.0.66",
+        "pycocotools",
+        "pyyaml",
+        "requests",
+        "scikit-learn",
+        "scipy",
+        # ppdet imports pkg_resources.
+        "setuptools<81",
+        "six",
+        "tqdm",
+    ],
+    extras_require={
+        # One of the two: they put different files into the same folder.
+        "cpu": ["paddlepaddle==2.6.2"],
+        "gpu": ["paddlepaddle-gpu==2.6.2"],
+        "dev": ["hypothesis", "pytest", "pytest-timeout"],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.9",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)

@@ -1,0 +1,26 @@
+"""Fixtures that are made once and shared."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+import act_pipeline  # noqa: E402, F401  (makes paddle importable, whichever test imports it first)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory):
+    """The whole path on the built-in sample, with fewer iterations than `make demo`."""
+    from act_pipeline.demo import WEIGHTS, run_demo
+
+    if not WEIGHTS.exists():
+        pytest.fail(f"{WEIGHTS} is missing: the sample's weights belong to the repository")
+    root = tmp_path_factory.mktemp("demo")
+    made = run_demo(root / "data", root / "output", ["TrainConfig.train_iter=20", "TrainConfig.eval_iter=20"])
+    made.root = root
+    return made
