@@ -5,11 +5,12 @@ fast as PaddlePaddle 2.6 does in dygraph mode (on two cores, forward and backwar
 0.23 s against 2.1 s), which is why it is used here, and only here; the weights are saved under PaddleDetection's names
 (:mod:`act_pipeline.rtdetr.from_transformers`).
 
-The weights in the repository come from 4,800 steps in 57 minutes on two busy cores (torch 2.13.0, transformers 5.23.0,
+The weights in the repository come from 4,800 steps in 57 minutes on two busy cores (torch 2.13.0, transformers 5.23,
 seed 0): run with ``--iters 3800``, stopped at step 2,400 and resumed with ``--iters 4800``. mAP, as it printed it on
-60 scenes of its own: 0.07 after 600 steps, 0.29 after 1,200, 0.46 after 2,400, 0.54 after 3,600, 0.575 at the end; 0.641
-on the 120 validation scenes that ``tools/make_sample.py`` writes. Steps were quicker with the environment variables
-``MALLOC_MMAP_THRESHOLD_`` and ``MALLOC_TRIM_THRESHOLD_`` at 100000000000, which keep glibc from giving freed memory back.
+60 scenes of its own: 0.07 after 600 steps, 0.29 after 1,200, 0.46 after 2,400, 0.54 after 3,600, 0.575 at the end;
+0.641 on the 120 validation scenes that ``tools/make_sample.py`` writes. Steps were quicker with the environment
+variables ``MALLOC_MMAP_THRESHOLD_`` and ``MALLOC_TRIM_THRESHOLD_`` at 100000000000, which keep glibc from giving
+freed memory back.
 
 Needs ``torch``, ``transformers``, ``pillow``, ``scipy``, and ``numpy<2``, best in an environment of their own.
 """
