@@ -256,7 +256,9 @@ def _make_compression_class(base: type) -> type:
             targets = [block.var(target.name) for target in test_info.fetch_targets]
             folder = Path(self.tmp_dir, f"strategy_{strategy_idx + 1}")
             folder.mkdir()
-            StaticGraph(program, list(test_info.feed_target_names), targets, scope, self._exe).save(folder)
+            graph = StaticGraph(program, list(test_info.feed_target_names), targets, scope, self._exe)
+            quant_graph.orient_square_weights(graph)
+            graph.save(folder)
 
     return Compression
 

@@ -12,9 +12,12 @@ graph of RT-DETR's size, and neither changes the result:
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
+
+from act_pipeline.static_graph import StaticGraph
 
 TEACHER_PREFIX = "teacher_"
 
@@ -134,3 +137,34 @@ def convert(program: Any, scope: Any, place: Any) -> Any:
         )
         QuantWeightPass(scope, place).apply(graph)
     return graph.to_program()
+
+
+def orient_square_weights(graph: StaticGraph) -> int:
+    """Store square matmul weights transposed, with their scales along axis 0; what is computed stays the same.
+
+    Paddle 2.6.2's oneDNN INT8 (``QuantDequantMkldnnPass``) does not read ``quant_axis``: it takes the scales for those of
+    axis 0 whenever there are as many as rows. On a square ``[in, out]`` weight, whose scales belong to axis 1, it so
+    multiplies rows by the scales of columns; the built-in sample lost 0.025 mAP by it.
+
+    Returns:
+        how many were turned.
+    """
+    block = graph.program.global_block()
+    producer = {name: op for op in block.ops for name in op.output_arg_names}
+    uses = Counter(name for op in block.ops for name in op.input_arg_names)
+    turned = 0
+    for op in block.ops:
+        if op.type != "matmul_v2" or op.attr("trans_y"):
+            continue
+        dequantize = producer.get(op.input("Y")[0])
+        if dequantize is None or dequantize.type != "dequantize_linear" or dequantize.attr("quant_axis") != 1:
+            continue
+        name = dequantize.input("X")[0]
+        shape = tuple(block.var(name).shape)
+        if len(shape) != 2 or shape[0] != shape[1] or uses[name] != 1 or uses[op.input("Y")[0]] != 1:
+            continue
+        graph.set_parameter(name, graph.parameter(name).T)
+        dequantize._set_attr("quant_axis", 0)
+        op._set_attr("trans_y", True)
+        turned += 1
+    return turned
