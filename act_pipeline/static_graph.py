@@ -1,8 +1,8 @@
 """Static graphs: loading, saving, and rewriting that leaves what the graph computes as it was.
 
 This module and `compress/quant_graph.py` are the ones that touch Paddle's program internals (2.6.2:
-``Block._insert_op``, ``Block._remove_op``, ``Program._prune``, ``OpDesc.remove_attr``), because Paddle has no public
-way to rewrite a program.
+``Block._insert_op``, ``Block._remove_op``, ``Program._prune``, ``framework_pb2``), because Paddle has no public way to
+rewrite a program.
 """
 
 from __future__ import annotations
@@ -96,7 +96,6 @@ class StaticGraph:
         """Write ``model.pdmodel`` and ``model.pdiparams`` into ``directory``, without the traces of their making."""
         import paddle
 
-        remove_traces(self.program)
         block = self.program.global_block()
         model = InferenceModel(directory)
         with paddle.static.scope_guard(self.scope):
@@ -109,6 +108,7 @@ class StaticGraph:
                 program=self.program,
                 clip_extra=False,
             )
+        _remove_traces(model.model_path)
         return model
 
     def parameter(self, name: str) -> np.ndarray:
@@ -141,13 +141,18 @@ class StaticGraph:
             block._remove_var(name)
 
 
-def remove_traces(program: Any) -> None:
-    """Remove the attributes that only say where an op was made."""
+def _remove_traces(model_path: Path) -> None:
+    """Remove the attributes that only say where an op was made; Paddle gives them to the ops that saving adds, too."""
+    from paddle.base.proto import framework_pb2
+
+    program = framework_pb2.ProgramDesc()
+    program.ParseFromString(model_path.read_bytes())
     for block in program.blocks:
         for op in block.ops:
-            for attribute in _TRACE_ATTRIBUTES:
-                if op.desc.has_attr(attribute):
-                    op.desc.remove_attr(attribute)
+            kept = [attribute for attribute in op.attrs if attribute.name not in _TRACE_ATTRIBUTES]
+            del op.attrs[:]
+            op.attrs.extend(kept)
+    model_path.write_bytes(program.SerializeToString())
 
 
 def fold_constants(graph: StaticGraph) -> int:

@@ -88,7 +88,7 @@ def test_bccd_gives_the_same_from_its_weights_as_from_its_graph(tmp_path: Path) 
     )
     data = SHARED / "data" / "bccd"
     reader = (
-        Reader.load(REPOSITORY / "configs" / "readers" / "sample_reader.yml")
+        Reader.load(REPOSITORY / "configs" / "readers" / "sample_reader.yml", ["num_classes=3"])
         .with_input_size(256, 256)
         .with_dataset("eval", image_dir="images", anno_path="annotations/instances_test.json", dataset_dir=str(data))
     )

@@ -286,8 +286,13 @@ def trainable_weights(program: Any) -> set[str]:
         elif op.type in ("batch_norm", "layer_norm", "group_norm"):
             weights |= persistable([*op.input("Scale"), *op.input("Bias")])
         elif op.type == "elementwise_add" and op.input("X")[0] in linear_outputs:
-            weights |= {name for name in persistable(op.input("Y")) if len(block.var(name).shape) == 1}
+            # A bias has one value a channel, whether it is stored as [C] or as [1, C, 1, 1].
+            weights |= {name for name in persistable(op.input("Y")) if _is_vector(block.var(name).shape)}
     return weights
+
+
+def _is_vector(shape: Sequence[int]) -> bool:
+    return math.prod(shape) == max(shape)
 
 
 @contextlib.contextmanager
