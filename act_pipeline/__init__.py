@@ -5,6 +5,10 @@ symbols; when it is loaded before Python's ``zlib`` the first decompression of t
 (SIGSEGV in ``inflateReset2``). Whoever loads ``zlib`` first decides which copy is used, so it is loaded here.
 """
 
+import os
 import zlib  # noqa: F401  (loaded before paddle on purpose, see above)
+
+# Paddle's C++ side writes a line on stderr for every executor it makes; warnings and errors still come.
+os.environ.setdefault("GLOG_minloglevel", "1")
 
 __version__ = "0.1.0"

@@ -21,6 +21,7 @@ from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 
 _CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
+_SAVED_OUTPUT_PREFIX = "save_infer_model/scale_"
 # Written by the Python tracer: file names and lines of the machine that made the graph, read by nothing at
 # inference, a third to a half of a .pdmodel.
 _TRACE_ATTRIBUTES = ("op_callstack",)
@@ -96,6 +97,7 @@ class StaticGraph:
         """Write ``model.pdmodel`` and ``model.pdiparams`` into ``directory``, without the traces of their making."""
         import paddle
 
+        self._unwrap_outputs()
         block = self.program.global_block()
         model = InferenceModel(directory)
         with paddle.static.scope_guard(self.scope):
@@ -110,6 +112,22 @@ class StaticGraph:
             )
         _remove_traces(model.model_path)
         return model
+
+    def _unwrap_outputs(self) -> None:
+        """Take away the identity ops that an earlier save put behind the outputs.
+
+        Saving puts new ones there under the same names, so that the outputs would be written from themselves; on such a
+        cycle PaddleSlim's search for the last weights never ends.
+        """
+        block = self.program.global_block()
+        for index, target in enumerate(self.fetch_targets):
+            while target.name.startswith(_SAVED_OUTPUT_PREFIX):
+                op = next(op for op in block.ops if op.type == "scale" and target.name in op.output_arg_names)
+                target = block.var(op.input("X")[0])
+                block._remove_op(block.ops.index(op))
+            self.fetch_targets[index] = target
+        for op in [op for op in block.ops if op.type == "fetch"]:
+            block._remove_op(block.ops.index(op))
 
     def parameter(self, name: str) -> np.ndarray:
         """Return a parameter's value."""

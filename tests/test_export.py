@@ -69,6 +69,16 @@ def test_nothing_in_the_model_names_the_machine_that_made_it(demo) -> None:
         assert str(REPOSITORY).encode() not in content and b"site-packages" not in content
 
 
+def test_no_op_writes_what_it_reads(demo) -> None:
+    """Saved twice, a graph had outputs written from themselves, on which PaddleSlim recursed without an end."""
+    from act_pipeline.static_graph import StaticGraph, static_mode
+
+    with static_mode():
+        for model in (demo.fp32, demo.compressed.model):
+            ops = StaticGraph.load(model).program.global_block().ops
+            assert not [op.type for op in ops if op.type == "scale" and set(op.input_arg_names) & set(op.output_arg_names)]
+
+
 def test_the_record_says_what_it_was_made_from(demo) -> None:
     record = read_record(demo.fp32.directory / "export.json", "act_pipeline.export/1")
     assert record["source_hash"] == hash_files([WEIGHTS])

@@ -191,7 +191,7 @@ def _check_fit(config: Config, model: InferenceModel, prepared: InferenceModel, 
     if image is not None and tuple(image.shape[2:]) not in ((height, width), (-1, -1)):
         raise UserError(
             f"{reader.path}: the reader resizes to {height} x {width}, but {model.model_path} takes "
-            f"{image.shape[2]} x {image.shape[3]}; set the reader's Resize.target_size, or export the model so"
+            f"{image.shape[2]} x {image.shape[3]}; set its Resize.target_size, or export the model so"
         )
     labels = model.infer_cfg().get("label_list")
     if isinstance(labels, list) and len(labels) != len(reader.class_names):
