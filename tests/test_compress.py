@@ -87,7 +87,7 @@ def test_eval_json_is_as_designed_and_agrees_with_act_json(demo) -> None:
 
 def test_what_is_saved_computes_what_was_evaluated_in_training(demo) -> None:
     record = demo.compressed.record
-    assert record["training"]["evaluations"][-1]["map"] == pytest.approx(record["int8"]["map"], abs=2e-3)
+    assert record["training"]["evaluations"][-1]["map"] == pytest.approx(record["int8"]["map"], abs=1e-9)
 
 
 def test_every_way_of_running_it_detects_as_well(demo) -> None:

@@ -5,7 +5,8 @@ PaddleSlim 2.6.0; there is no public hook for any of them):
 
 - ``_prepare_program``: Paddle's passes run as `quant_graph.fast_passes`, and constants are not trained;
 - ``_start_train``: a progress bar, the last iteration evaluated too, a stop at a loss that is not finite;
-- ``_save_model``: what is saved is what was evaluated (`quant_graph.convert`);
+- ``_save_model``: what is kept is the model that was evaluated: every evaluation writes the INT8 model
+  (`quant_graph.convert`) and runs it as it will be run, and the best one stays;
 - ``create_tmp_dir``: a name of its own for every run; stock names the folder by minute and parent process.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,9 +28,7 @@ import numpy as np
 
 from act_pipeline.compress import quant_graph
 from act_pipeline.compress.inventory import OpInventory, take_inventory
-from act_pipeline.compress.program_engine import ProgramEngine
 from act_pipeline.config import Config
-from act_pipeline.engines.base import Engine
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph
@@ -63,7 +63,7 @@ def train(
     config: Config,
     batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
     batches_per_epoch: int,
-    score: Callable[[Engine], float] | None,
+    score: Callable[[InferenceModel], float] | None,
     save_dir: Path,
     device: str = "CPU",
     origin_metric: float | None = None,
@@ -76,7 +76,7 @@ def train(
         config: ``Distillation``, ``QuantAware`` and ``TrainConfig``.
         batches: gives an epoch's batches.
         batches_per_epoch: how many those are.
-        score: the metric of an engine, in 0..1; None: no evaluation, the last weights are kept.
+        score: the metric of an INT8 model, in 0..1; None: no evaluation, the last weights are kept.
         save_dir: an existing folder for the INT8 model.
         device: ``CPU`` or ``GPU``.
         origin_metric: the float model's metric, if ACT shall stop when it is reached.
@@ -101,10 +101,6 @@ def train(
             for batch in batches():
                 yield {name: batch[source] for name, source in _feed_sources(config, feed_names, batch).items()}
 
-        def evaluate(executor: Any, program: Any, names: Sequence[str], targets: Sequence[Any]) -> float:
-            assert score is not None
-            return score(ProgramEngine(executor, program, names, targets, device))
-
         feed_names.extend(_feed_names(model))
         compression = class_(
             model_dir=str(model.directory),
@@ -113,9 +109,8 @@ def train(
             save_dir=str(save_dir),
             config={**strategies, "TrainConfig": train_config},
             train_dataloader=feeds,
-            eval_callback=evaluate if score is not None else None,
         )
-        compression.prepare_run(batches_per_epoch, origin_metric, progress, config.quant_aware.quantize_op_types)
+        compression.prepare_run(batches_per_epoch, score, origin_metric, progress, config.quant_aware.quantize_op_types)
         try:
             compression.compress()
         except (MemoryError, RuntimeError) as error:
@@ -153,10 +148,16 @@ def _make_compression_class(base: type) -> type:
 
     class Compression(base):  # type: ignore[misc, valid-type]
         def prepare_run(
-            self, batches_per_epoch: int, origin_metric: float | None, progress: bool, op_types: Sequence[str]
+            self,
+            batches_per_epoch: int,
+            score: Callable[[InferenceModel], float] | None,
+            origin_metric: float | None,
+            progress: bool,
+            op_types: Sequence[str],
         ) -> None:
             self.training = Training(InferenceModel(Path(self.final_dir)), OpInventory({}, []))
             self._batches_per_epoch = batches_per_epoch
+            self._score = score
             self._origin_metric = origin_metric
             self._progress = progress
             self._op_types = list(op_types)
@@ -216,9 +217,7 @@ def _make_compression_class(base: type) -> type:
                             training.stopped = f"the loss was {loss} at iteration {training.iterations}"
                             break
                         last = training.iterations == total
-                        if self.eval_function is not None and (
-                            last or training.iterations % train_config.eval_iter == 0
-                        ):
+                        if self._score is not None and (last or training.iterations % train_config.eval_iter == 0):
                             best = self._evaluate(test_info, train_config, best)
                         if last or training.stopped:
                             break
@@ -226,15 +225,16 @@ def _make_compression_class(base: type) -> type:
             return test_info
 
         def _evaluate(self, test_info: Any, train_config: Any, best: float) -> float:
-            import paddle
-
             training = self.training
-            program = getattr(test_info.program, "_program", test_info.program)
-            metric = float(self.eval_function(self._exe, program, test_info.feed_target_names, test_info.fetch_targets))
+            candidate = self._save_candidate(test_info, "candidate")
+            metric = self._score(candidate)
             training.evaluations.append((training.iterations, metric))
             if metric > best:
                 best = metric
-                paddle.static.save(program, str(Path(self.tmp_dir, "best_model")))
+                shutil.rmtree(self._best_dir, ignore_errors=True)
+                candidate.directory.rename(self._best_dir)
+            else:
+                shutil.rmtree(candidate.directory)
             if train_config.target_metric is not None and metric > train_config.target_metric:
                 training.stopped = f"target_metric {train_config.target_metric} is reached"
             origin = self._origin_metric
@@ -242,23 +242,35 @@ def _make_compression_class(base: type) -> type:
                 training.stopped = f"the metric is within {_NEAR_ORIGIN:.1%} of origin_metric"
             return best
 
-        def _save_model(self, test_info: Any, strategy: str, strategy_idx: int) -> None:
+        def _save_candidate(self, test_info: Any, name: str) -> InferenceModel:
+            """Write the INT8 model of the weights as they are now; the training's own variables stay as they were."""
             import paddle
 
+            trained = paddle.static.global_scope()
             program = getattr(test_info.program, "_program", test_info.program)
-            best = Path(self.tmp_dir, "best_model")
-            if best.with_suffix(".pdparams").exists():
-                paddle.static.load(program, str(best))
-            scope = paddle.static.global_scope()
-            program = quant_graph.convert(program, scope, self._places)
+            scope, place = paddle.static.Scope(), paddle.CPUPlace()
+            for variable in program.list_vars():
+                if variable.persistable and variable.name not in ("feed", "fetch"):
+                    value = np.array(trained.find_var(variable.name).get_tensor())
+                    scope.var(variable.name).get_tensor().set(value, place)
+            program = quant_graph.convert(program, scope, place)
             self.training.inventory = take_inventory(program, self._op_types)
             block = program.global_block()
             targets = [block.var(target.name) for target in test_info.fetch_targets]
-            folder = Path(self.tmp_dir, f"strategy_{strategy_idx + 1}")
-            folder.mkdir()
-            graph = StaticGraph(program, list(test_info.feed_target_names), targets, scope, self._exe)
+            feeds = list(test_info.feed_target_names)
+            graph = StaticGraph(program, feeds, targets, scope, paddle.static.Executor(place))
             quant_graph.orient_square_weights(graph)
-            graph.save(folder)
+            folder = Path(self.tmp_dir, name)
+            folder.mkdir()
+            return graph.save(folder)
+
+        @property
+        def _best_dir(self) -> Path:
+            return Path(self.tmp_dir, "strategy_1")  # where AutoCompression looks for what it copies to save_dir
+
+        def _save_model(self, test_info: Any, strategy: str, strategy_idx: int) -> None:
+            if not self._best_dir.exists():
+                self._save_candidate(test_info, self._best_dir.name)
 
     return Compression
 

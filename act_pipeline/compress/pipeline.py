@@ -15,7 +15,7 @@ from act_pipeline.compress.act import Training, quiet_upstream, train
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
 from act_pipeline.engines import create_engine
-from act_pipeline.engines.base import Engine, available_cpus
+from act_pipeline.engines.base import available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation import Evaluation, evaluate
 from act_pipeline.model import INFER_CFG_FILENAME, InferenceModel
@@ -156,8 +156,8 @@ def _train(
 ) -> Training:
     loader = reader.loader("train")
 
-    def score(engine: Engine) -> float:
-        return evaluate(engine, reader, progress=progress, batch_size=1, warmup=0).map
+    def score(model: InferenceModel) -> float:
+        return _evaluate(model, "int8", device, reader, progress).map
 
     save_dir = work / "int8"
     save_dir.mkdir()
