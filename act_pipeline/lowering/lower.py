@@ -197,7 +197,8 @@ def _finish(build: GraphBuilder, source: Source, opset: int, batch: int | None) 
     for position, name in enumerate(source.outputs):
         exposed = _OUTPUTS[position] if len(source.outputs) == 2 else name
         build.nodes.append(onnx.helper.make_node("Identity", [build.get(name)], [exposed], name=exposed))
-        kind, shape = kinds[position] if len(source.outputs) == 2 else (onnx.TensorProto.FLOAT, None)
+        known = [size if size >= 0 else f"{exposed}_{axis}" for axis, size in enumerate(source.shapes[name])]
+        kind, shape = kinds[position] if len(source.outputs) == 2 else (onnx.TensorProto.FLOAT, known)
         outputs.append(onnx.helper.make_tensor_value_info(exposed, kind, shape))
     used = {name for node in build.nodes for name in node.input}
     initializers = [tensor for name, tensor in build.initializers.items() if name in used]

@@ -9,6 +9,7 @@ import numpy as np
 
 from act_pipeline.static_graph import StaticGraph
 
+QUANTIZABLE_OPS = ("conv2d", "depthwise_conv2d", "matmul_v2")
 # Paddle 2.6's quantize_linear: round(x / scale * 127), ties to even, clipped to [-128, 127].
 QUANTIZATION_STEPS = np.float32(127)
 # VarType.Type of framework.proto (Paddle 2.6).
@@ -81,7 +82,9 @@ def read_source(graph: StaticGraph) -> Source:
     block = graph.program.global_block()
     source = Source(inputs=list(graph.feed_names), outputs=[target.name for target in graph.fetch_targets])
     alias: dict[str, str] = {}
+    observed: dict[str, str] = {}
     pending: dict[str, QuantizedTensor] = {}
+    # Stock ACT gives an observing and an acting pair of one tensor the same names.
     for name in block.vars:
         if graph.is_parameter(name):
             source.constants[name] = graph.parameter(name)
@@ -89,7 +92,9 @@ def read_source(graph: StaticGraph) -> Source:
         if raw.type in ("feed", "fetch"):
             continue
         inputs = {
-            slot: [alias.get(name, name) for name in raw.input(slot)] for slot in raw.input_names if raw.input(slot)
+            slot: [_resolve(name, raw.type, alias, source) for name in raw.input(slot)]
+            for slot in raw.input_names
+            if raw.input(slot)
         }
         outputs = {slot: list(raw.output(slot)) for slot in raw.output_names if raw.output(slot)}
         for name in {name for names in (*inputs.values(), *outputs.values()) for name in names}:
@@ -98,22 +103,29 @@ def read_source(graph: StaticGraph) -> Source:
                 source.dtypes[name] = DTYPES.get(int(block.var(name).dtype), np.float32)
         if raw.type == "quantize_linear":
             if _is_observer(raw):
-                alias[outputs["Y"][0]] = inputs["X"][0]
+                observed[outputs["Y"][0]] = inputs["X"][0]
             else:
                 scale = source.constants[inputs["Scale"][0]].astype(np.float32).reshape(-1) / QUANTIZATION_STEPS
                 pending[outputs["Y"][0]] = QuantizedTensor(inputs["X"][0], scale[0].reshape(()))
         elif raw.type == "dequantize_linear":
             name, output = inputs["X"][0], outputs["Y"][0]
-            if name in pending:
+            if _is_observer(raw):
+                alias[output] = observed[name]
+            elif name in pending:
                 source.quantized[output] = pending[name]
-            elif name in source.constants and not _is_observer(raw):
-                source.quantized[output] = _weight(source, raw, name, inputs["Scale"][0])
             else:
-                alias[output] = name
+                source.quantized[output] = _weight(source, raw, name, inputs["Scale"][0])
         else:
             attrs = {name: raw.attr(name) for name in raw.attr_names if name != "op_callstack"}
             source.ops.append(Op(raw.type, inputs, outputs, attrs))
     return source
+
+
+def _resolve(name: str, op_type: str, alias: dict[str, str], source: Source) -> str:
+    """Return what an op read before observers were put in: INT8 ops their rounded inputs, all others the float ones."""
+    if op_type == "dequantize_linear" or (op_type in QUANTIZABLE_OPS and name in source.quantized):
+        return name
+    return alias.get(name, name)
 
 
 def _is_observer(raw: Any) -> bool:
