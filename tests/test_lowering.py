@@ -20,7 +20,8 @@ ort = pytest.importorskip("onnxruntime")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 BCCD, STOCK, DATA = SHARED / "models/bccd", SHARED / "models/bccd_int8_stock", SHARED / "data/bccd"
 needs_bccd = pytest.mark.skipif(
-    not (BCCD.is_dir() and STOCK.is_dir() and DATA.is_dir()), reason="the blood cell models and photographs are not at hand"
+    not (BCCD.is_dir() and STOCK.is_dir() and DATA.is_dir()),
+    reason="the blood cell models and photographs are not at hand",
 )
 
 
@@ -64,7 +65,9 @@ def in_paddle(model: InferenceModel):
     return lambda inputs: engine.run(inputs)["bbox"]
 
 
-def agreement(expected: list[np.ndarray], found: list[np.ndarray], threshold: float = 0.3) -> tuple[float, float, float]:
+def agreement(
+    expected: list[np.ndarray], found: list[np.ndarray], threshold: float = 0.3
+) -> tuple[float, float, float]:
     """Return the mean IoU, the largest and the mean difference of scores of detections above the threshold.
 
     Each expected one is matched to the detection of its class with the largest IoU.
@@ -211,6 +214,8 @@ def without_observers(model: InferenceModel, directory: Path) -> InferenceModel:
 
 @needs_bccd
 def test_stock_act_agrees_with_paddle(tmp_path: Path) -> None:
+    """Scores are held by their mean: rounding is chaotic, and single ones move by 0.05 in Paddle itself (mean 0.007,
+    IoU 0.992) when one bias of a convolution changes by 3e-6."""
     inputs = photographs(3)
     stock = InferenceModel.load(STOCK)
     expected = one_by_one(in_paddle(without_observers(stock, tmp_path / "paddle")), inputs)
@@ -225,6 +230,9 @@ def test_stock_act_agrees_with_paddle(tmp_path: Path) -> None:
             overlap, largest, mean = agreement(expected, one_by_one(runtime(lowered.path), inputs))
             print(f"{target} {runtime.__name__}: IoU {overlap:.4f}, scores within {largest:.4f}, mean {mean:.4f}")
             assert overlap >= 0.98 and mean <= 0.03, (target, runtime.__name__, overlap, largest)
+    run = in_onnxruntime(tmp_path / "cpu.onnx")
+    overlap, _, mean = agreement(one_by_one(run, inputs), list(run(inputs).reshape(3, -1, 6)))
+    assert overlap >= 0.98 and mean <= 0.03, "a batch of three"
 
 
 @needs_bccd

@@ -54,7 +54,8 @@ def convolution(build: GraphBuilder, op: Op, followers: list[Op]) -> None:
     for follower in followers:
         if follower.type == "batch_norm":
             gamma, beta, mean, variance = (
-                build.constants[follower.input(slot)].astype(np.float64) for slot in ("Scale", "Bias", "Mean", "Variance")
+                build.constants[follower.input(slot)].astype(np.float64)
+                for slot in ("Scale", "Bias", "Mean", "Variance")
             )
             step = gamma / np.sqrt(variance + follower.attrs["epsilon"])
             factor, bias = factor * step, (bias - mean) * step + beta

@@ -17,6 +17,8 @@ from act_pipeline.lowering.source import Op, Source, read_source
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph, static_mode
 
+# How many ops of a type are quantized, and those that are not.
+_Report = tuple[dict[str, int], list[dict[str, str]]]
 # How a runtime wants one set of symmetric scales spelled. OpenVINO loses 0.05 mAP on int8 activations and is right on
 # uint8 with zero point 128, which is the same arithmetic; TensorRT takes only int8 with zero point 0.
 TARGETS = {"tensorrt": "int8", "cpu": "uint8"}
@@ -125,7 +127,7 @@ def lower(
     )
 
 
-def _convert(source: Source, dtype: str, opset: int) -> tuple[GraphBuilder, tuple[dict[str, int], list[dict[str, str]]]]:
+def _convert(source: Source, dtype: str, opset: int) -> tuple[GraphBuilder, _Report]:
     build = GraphBuilder(source, dtype, opset)
     readers = _readers(source)
     merged: set[int] = set()

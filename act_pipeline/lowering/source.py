@@ -1,4 +1,4 @@
-"""What a Paddle program says, in a plain form: ops without observers, constants, and who is quantized with which scale."""
+"""What a Paddle program says, in a plain form: ops without observers, constants, and who is quantized how."""
 
 from __future__ import annotations
 
