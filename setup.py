@@ -56,7 +56,11 @@ setup(
         # One of the two: they put different files into the same folder.
         "cpu": ["paddlepaddle==2.6.2"],
         "gpu": ["paddlepaddle-gpu==2.6.2"],
-        "dev": ["hypothesis", "pytest", "pytest-timeout"],
+        # Writes what `deploy/export_onnx.py` lowers; the locked versions, which go with numpy 1.23 and protobuf 7.
+        "onnx": ["onnx>=1.19,<1.24"],
+        "onnxruntime": ["onnxruntime>=1.19,<1.32"],
+        "openvino": ["openvino>=2025.3,<2026.5"],
+        "dev": ["hypothesis", "onnx", "onnxruntime", "openvino", "pytest", "pytest-timeout"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

@@ -1,0 +1,52 @@
+"""Lower a model to ONNX, INT8 with Q/DQ where it has scales, spelled for the runtime that will take it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from act_pipeline.errors import UserError, run_command  # noqa: E402
+
+
+def _batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"--batch is {text!r}, expected a positive integer, or 'dynamic'")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model_path", required=True, help="the model's folder")
+    parser.add_argument("--model_filename", default="model.pdmodel")
+    parser.add_argument("--params_filename", default="model.pdiparams")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--output", help="the file to write")
+    place.add_argument("--output_dir", help="write OUTPUT_DIR/model_<target>.onnx")
+    parser.add_argument(
+        "--target", default="cpu", help="tensorrt (int8, zero point 0) or cpu (uint8, zero point 128: OpenVINO, ORT)"
+    )
+    parser.add_argument("--precision", default="auto", help="auto (what the model is), int8 or fp32")
+    parser.add_argument("--opset", type=int, default=17)
+    parser.add_argument("--batch", default="dynamic", help="a fixed batch size, or dynamic")
+    arguments = parser.parse_args(argv)
+
+    from act_pipeline.lowering import lower
+    from act_pipeline.model import InferenceModel
+
+    model = InferenceModel.load(arguments.model_path, arguments.model_filename, arguments.params_filename)
+    output = arguments.output or Path(arguments.output_dir) / f"model_{arguments.target}.onnx"
+    lowered = lower(
+        model, output, arguments.target, arguments.opset, _batch(arguments.batch), arguments.precision
+    )
+    print(lowered.summary())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
