@@ -106,7 +106,7 @@ def export_layer(
     }
     with new_artifact(directory) as staging:
         traced = staging / "traced"
-        paddle.jit.save(paddle.jit.to_static(model, input_spec=[inputs]), str(traced / "model"))
+        paddle.jit.save(paddle.jit.to_static(model, input_spec=[inputs], full_graph=True), str(traced / "model"))
         with static_mode():
             exported = StaticGraph.load(InferenceModel(traced)).save(staging)
         shutil.rmtree(traced)

@@ -354,7 +354,9 @@ def test_real_photographs_from_end_to_end(tmp_path: Path) -> None:
             f"{name}.image_dir=images",
             f"{name}.anno_path=annotations/instances_{split}.json",
         ]
-    config = load_config(COMPRESS_CONFIG, [f"Global.model_dir={model}", "TrainConfig.train_iter=50"])
+    config = load_config(
+        COMPRESS_CONFIG, [f"Global.model_dir={model}", "TrainConfig.train_iter=100", "TrainConfig.eval_iter=100"]
+    )
     record = compress(config, tmp_path / "int8", reader_overrides=reader).record
     assert record["fp32"]["map"] == pytest.approx(0.5466, abs=5e-4)
-    assert abs(record["map_drop"]) <= 0.005 and record["bytes_ratio"] <= 0.32
+    assert abs(record["map_drop"]) <= 0.003 and record["bytes_ratio"] <= 0.32

@@ -185,7 +185,8 @@ def test_training_gives_losses_that_fall(demo) -> None:
     from act_pipeline.demo import READER_CONFIG, WEIGHTS
 
     paddle.seed(0)
-    reader = Reader.load(READER_CONFIG, [f"TrainDataset.dataset_dir={demo.root / 'data'}"])
+    places = [f"{name}.dataset_dir={demo.root / 'data'}" for name in ("TrainDataset", "EvalDataset")]
+    reader = Reader.load(READER_CONFIG, places)
     batch = next(iter(reader.loader("train", batch_size=2, shuffle=False)))
     boxes_of = {image: [] for image in batch["im_id"].tolist()}
     for box in reader.annotations("train").boxes:
