@@ -29,6 +29,7 @@ import numpy as np
 from act_pipeline.compress import quant_graph
 from act_pipeline.compress.inventory import OpInventory, take_inventory
 from act_pipeline.config import Config
+from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph
@@ -93,15 +94,14 @@ def train(
 
         class_ = _make_compression_class(AutoCompression)
         strategies, train_config = config.to_act()
-        for key in ("origin_metric",):
-            train_config.pop(key, None)
-        feed_names: list[str] = []
+        # Compared by the caller already; ACT would evaluate the float model once more in the slow executor.
+        train_config.pop("origin_metric", None)
+        feed_names = list(inspect_model(model).inputs)
 
         def feeds() -> Iterator[dict[str, np.ndarray]]:
             for batch in batches():
                 yield {name: batch[source] for name, source in _feed_sources(config, feed_names, batch).items()}
 
-        feed_names.extend(_feed_names(model))
         compression = class_(
             model_dir=str(model.directory),
             model_filename=model.model_filename,
@@ -122,10 +122,6 @@ def train(
         training = compression.training
     training.model = InferenceModel.load(save_dir)
     return training
-
-
-def _feed_names(model: InferenceModel) -> list[str]:
-    return StaticGraph.load(model).feed_names
 
 
 def _feed_sources(config: Config, feed_names: Sequence[str], batch: Mapping[str, np.ndarray]) -> dict[str, str]:
@@ -192,13 +188,8 @@ def _make_compression_class(base: type) -> type:
             with tqdm(total=total, desc="train", unit="iter", disable=not self._progress) as bar:
                 while training.iterations < total and not training.stopped:
                     for data in self.train_dataloader():
-                        loss = float(
-                            np.mean(
-                                self._exe.run(train_info.program, feed=data, fetch_list=list(train_info.fetch_targets))[
-                                    0
-                                ]
-                            )
-                        )
+                        fetched = self._exe.run(train_info.program, feed=data, fetch_list=train_info.fetch_targets)
+                        loss = float(np.mean(fetched[0]))
                         if not isinstance(train_info.learning_rate, float):
                             train_info.learning_rate.step()
                         training.iterations += 1

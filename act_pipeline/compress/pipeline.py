@@ -16,6 +16,7 @@ from act_pipeline.config import Config
 from act_pipeline.data import Reader
 from act_pipeline.engines import create_engine
 from act_pipeline.engines.base import available_cpus
+from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation import Evaluation, evaluate
 from act_pipeline.model import INFER_CFG_FILENAME, InferenceModel
@@ -81,8 +82,8 @@ def compress(
     with new_artifact(save_dir) as staging, static_mode():
         work = staging / ".work"
         with _timed(seconds, "prepare"):
+            _check_fit(model, reader)
             prepared = prepare(model, work / "float")
-            _check_fit(config, model, prepared, reader)
         fp32 = None
         if config.global_.evaluation:
             with _timed(seconds, "evaluate_fp32"):
@@ -182,16 +183,14 @@ def _evaluate(model: InferenceModel, precision: str, device: str, reader: Reader
         return evaluate(engine, reader, progress=progress)
 
 
-def _check_fit(config: Config, model: InferenceModel, prepared: InferenceModel, reader: Reader) -> None:
+def _check_fit(model: InferenceModel, reader: Reader) -> None:
     """Find out before the first hour, not after it, that the reader does not feed what the model takes."""
-    graph = StaticGraph.load(prepared)
-    block = graph.program.global_block()
-    image = next((block.var(name) for name in graph.feed_names if name == "image"), None)
+    taken = inspect_model(model).input_size
     height, width = reader.input_size
-    if image is not None and tuple(image.shape[2:]) not in ((height, width), (-1, -1)):
+    if taken is not None and tuple(taken) != (height, width):
         raise UserError(
             f"{reader.path}: the reader resizes to {height} x {width}, but {model.model_path} takes "
-            f"{image.shape[2]} x {image.shape[3]}; set its Resize.target_size, or export the model so"
+            f"{taken[0]} x {taken[1]}; set its Resize.target_size, or export the model so"
         )
     labels = model.infer_cfg().get("label_list")
     if isinstance(labels, list) and len(labels) != len(reader.class_names):

@@ -144,7 +144,7 @@ def orient_square_weights(graph: StaticGraph) -> int:
 
     Paddle 2.6.2's oneDNN INT8 does not mind ``quant_axis``: it takes the scales for those of axis 0 whenever there are
     as many as rows. On a square ``[in, out]`` weight, whose scales belong to axis 1, it so multiplies rows by the scales
-    of columns. Seen on the built-in sample: 0.617 mAP in oneDNN, and 0.642 with the weights turned, as in Paddle's own.
+    of columns. Seen on the built-in sample: 0.617 mAP in oneDNN; 0.642 with the weights turned, as in Paddle's own.
 
     Returns:
         how many were turned.
