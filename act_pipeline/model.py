@@ -1,4 +1,4 @@
-"""The `InferenceModel`: a folder with a static graph, its weights and how to feed it."""
+"""The two artifacts that a runtime loads: Paddle's folder, and the ONNX file that was lowered from it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import yaml
 
 from act_pipeline.errors import UserError
-from act_pipeline.records import hash_files
+from act_pipeline.records import hash_files, read_record
 
 MODEL_FILENAME = "model.pdmodel"
 PARAMS_FILENAME = "model.pdiparams"
 INFER_CFG_FILENAME = "infer_cfg.yml"
+ONNX_SCHEMA = "act_pipeline.onnx/1"
 
 
 @dataclass(frozen=True)
@@ -108,3 +109,67 @@ class InferenceModel:
         if not isinstance(content, dict):
             raise UserError(f"{self.infer_cfg_path} holds {type(content).__name__}, expected a mapping")
         return content
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An ONNX file with the inputs and outputs of :class:`InferenceModel`, and the record that the lowering wrote.
+
+    Attributes:
+        path: the file.
+    """
+
+    path: Path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> OnnxModel:
+        """Check that the file is there.
+
+        Raises:
+            UserError: it is missing, empty or no file.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise UserError(f"ONNX file {file} does not exist; write it with deploy/export_onnx.py")
+        if file.stat().st_size == 0:
+            raise UserError(f"{file} is empty; write it again with deploy/export_onnx.py")
+        return cls(file)
+
+    @property
+    def directory(self) -> Path:
+        return self.path.parent
+
+    @property
+    def record_path(self) -> Path:
+        """Where the lowering writes what it did: ``model_cpu.json`` beside ``model_cpu.onnx``."""
+        return self.path.with_suffix(".json")
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file, in bytes."""
+        return self.path.stat().st_size
+
+    def content_hash(self) -> str:
+        """Return a hash of the file, ``sha256:<hex>``."""
+        return hash_files([self.path])
+
+    def record(self) -> dict[str, Any]:
+        """Return what the lowering wrote beside the file; empty for a file of other origin.
+
+        Raises:
+            UserError: there is a file of that name that is no such record.
+        """
+        return read_record(self.record_path, ONNX_SCHEMA) if self.record_path.exists() else {}
+
+
+def open_model(
+    path: str | os.PathLike[str], model_filename: str = MODEL_FILENAME, params_filename: str = PARAMS_FILENAME
+) -> InferenceModel | OnnxModel:
+    """Return the artifact at ``path``: an ONNX file if it ends in ``.onnx``, else a model folder.
+
+    Raises:
+        UserError: as the two ``load``.
+    """
+    if Path(path).suffix == ".onnx":
+        return OnnxModel.load(path)
+    return InferenceModel.load(path, model_filename, params_filename)

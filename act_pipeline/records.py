@@ -25,7 +25,15 @@ _RECORDED_PACKAGES = (
     "paddledet",
     "numpy",
     "pycocotools",
-    "opencv-python", "opencv-python-headless",
+    "opencv-python",
+    "opencv-python-headless",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "nncf",
+    "tensorrt",
+    "tensorrt-rtx-cu12",
 )
 
 
@@ -56,12 +64,17 @@ def new_artifact(directory: str | os.PathLike[str]) -> Iterator[Path]:
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` so that a reader, at any moment, sees the old file or the new one."""
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write ``content`` so that a reader, at any moment, sees the old file or the new one."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.chmod(name, 0o644)
         os.replace(name, target)
     except BaseException:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from act_pipeline.lowering.builder import GraphBuilder, require_onnx
 from act_pipeline.lowering.compute import CONVOLUTIONS, convolution, matmul
 from act_pipeline.lowering.ops import add_op
 from act_pipeline.lowering.source import Op, Source, read_source
-from act_pipeline.model import InferenceModel
+from act_pipeline.model import ONNX_SCHEMA, InferenceModel, OnnxModel
+from act_pipeline.records import hash_files, write_bytes_atomically, write_record
 from act_pipeline.static_graph import StaticGraph, static_mode
 
 # How many ops of a type are quantized, and those that are not.
@@ -53,6 +53,16 @@ class Lowered:
     quantized: dict[str, int] = field(default_factory=dict)
     kept: list[dict[str, str]] = field(default_factory=list)
 
+    def as_record(self, source: InferenceModel) -> dict[str, Any]:
+        """Return the record that is written beside the file."""
+        record = {key: value for key, value in asdict(self).items() if key != "path"}
+        return {
+            "source": str(source.directory),
+            "source_hash": source.content_hash(),
+            "lowering_hash": lowering_hash(),
+            **record,
+        }
+
     def summary(self) -> str:
         """Return what was done, in a few lines."""
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.quantized.items())) or "none"
@@ -74,8 +84,9 @@ def lower(
     opset: int = 17,
     batch: int | None = None,
     precision: str = "auto",
+    float16: bool = False,
 ) -> Lowered:
-    """Write a Paddle model as ONNX.
+    """Write a Paddle model as ONNX, and beside it a record of what was done (``model_cpu.json`` for ``model_cpu.onnx``).
 
     Inputs and outputs are the model's: ``image [N, 3, H, W]``, ``im_shape [N, 2]``, ``scale_factor [N, 2]`` float32
     to ``bbox [K, 6]`` float32, ``bbox_num [N]`` int32.
@@ -98,6 +109,8 @@ def lower(
         raise UserError(f"opset is {opset}, expected {OPSETS.start} to {OPSETS.stop - 1}")
     if precision not in PRECISIONS:
         raise UserError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if float16:
+        raise UserError("float16 is not lowered to yet")
     if batch is not None and batch < 1:
         raise UserError(f"batch is {batch}, expected a positive integer, or 'dynamic'")
     onnx = require_onnx()
@@ -120,11 +133,18 @@ def lower(
     proto = _finish(build, source, opset, batch)
     onnx.checker.check_model(proto, full_check=True)
     path = Path(output)
-    _write(path, proto.SerializeToString())
+    written = proto.SerializeToString()
     quantized, kept = report
-    return Lowered(
-        path, "int8" if source.quantized else "fp32", target, opset, batch, path.stat().st_size, quantized, kept
-    )
+    lowered = Lowered(path, "int8" if source.quantized else "fp32", target, opset, batch, len(written), quantized, kept)
+    # The record goes first: a file without its record is of unknown origin, the other way round is nothing at all.
+    write_record(OnnxModel(path).record_path, ONNX_SCHEMA, lowered.as_record(model))
+    write_bytes_atomically(path, written)
+    return lowered
+
+
+def lowering_hash() -> str:
+    """Return a hash of this package's code: another one may write another file."""
+    return hash_files(sorted(Path(__file__).parent.glob("*.py")))
 
 
 def _convert(source: Source, dtype: str, opset: int) -> tuple[GraphBuilder, _Report]:
@@ -211,17 +231,3 @@ def _finish(build: GraphBuilder, source: Source, opset: int, batch: int | None) 
         ir_version=_IR_VERSIONS[opset],
         producer_name="act_pipeline",
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
