@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--target", default="cpu", help="tensorrt (int8, zero point 0) or cpu (uint8, zero point 128: OpenVINO, ORT)"
     )
     parser.add_argument("--precision", default="auto", help="auto (what the model is), int8 or fp32")
+    parser.add_argument(
+        "--float16", action="store_true", help="float work in FP16, for GPUs; the post-process stays FP32"
+    )
     parser.add_argument("--opset", type=int, default=17)
     parser.add_argument("--batch", default="dynamic", help="a fixed batch size, or dynamic")
     arguments = parser.parse_args(argv)
@@ -40,9 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from act_pipeline.model import InferenceModel
 
     model = InferenceModel.load(arguments.model_path, arguments.model_filename, arguments.params_filename)
-    output = arguments.output or Path(arguments.output_dir) / f"model_{arguments.target}.onnx"
+    suffix = "_fp16" if arguments.float16 else ""
+    output = arguments.output or Path(arguments.output_dir) / f"model_{arguments.target}{suffix}.onnx"
     lowered = lower(
-        model, output, arguments.target, arguments.opset, _batch(arguments.batch), arguments.precision
+        model,
+        output,
+        arguments.target,
+        arguments.opset,
+        _batch(arguments.batch),
+        arguments.precision,
+        arguments.float16,
     )
     print(lowered.summary())
     return 0

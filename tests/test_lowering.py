@@ -19,6 +19,8 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 BCCD, STOCK, DATA = SHARED / "models/bccd", SHARED / "models/bccd_int8_stock", SHARED / "data/bccd"
+# What may stand between a rounding and the op that computes in INT8.
+MOVERS = ("Concat", "MaxPool", "Reshape", "Resize", "Transpose")
 needs_bccd = pytest.mark.skipif(
     not (BCCD.is_dir() and STOCK.is_dir() and DATA.is_dir()),
     reason="the blood cell models and photographs are not at hand",
@@ -225,7 +227,9 @@ def test_stock_act_agrees_with_paddle(tmp_path: Path) -> None:
         assert lowered.quantized == {"conv2d": 56, "depthwise_conv2d": 12, "matmul_v2": 65} and lowered.kept == []
         assert lowered.bytes <= 0.30 * float_bytes
         zero_point = ("uint8", 128) if target == "cpu" else ("int8", 0)
-        assert spelling(lowered.path) == ({zero_point}, {"int8"}, {"Conv", "MatMul"})
+        zero_points, weights, readers = spelling(lowered.path)
+        assert (zero_points, weights) == ({zero_point}, {"int8"})
+        assert {"Conv", "MatMul"} <= readers <= {"Conv", "MatMul", *(MOVERS if target == "cpu" else ())}
         for runtime in runtimes:
             overlap, largest, mean = agreement(expected, one_by_one(runtime(lowered.path), inputs))
             print(f"{target} {runtime.__name__}: IoU {overlap:.4f}, scores within {largest:.4f}, mean {mean:.4f}")

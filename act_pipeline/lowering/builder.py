@@ -25,7 +25,7 @@ class GraphBuilder:
     Attributes:
         values: Paddle name -> ONNX name of what was computed.
         constants: Paddle name -> value of what is known now.
-        quantized: as in :class:`act_pipeline.lowering.source.Source`.
+        quantized, rounded: as in :class:`act_pipeline.lowering.source.Source`.
     """
 
     def __init__(self, source: Source, activation_dtype: str, opset: int) -> None:
@@ -36,6 +36,7 @@ class GraphBuilder:
         self.values: dict[str, str] = {name: name for name in source.inputs}
         self.constants: dict[str, np.ndarray] = dict(source.constants)
         self.quantized = source.quantized
+        self.rounded = source.rounded
         self.shapes = source.shapes
         self.dtypes = source.dtypes
         self._zero_point = np.array(128, np.uint8) if activation_dtype == "uint8" else np.array(0, np.int8)
@@ -99,6 +100,8 @@ class GraphBuilder:
             value = self.get(tensor.source)
             if transposed:
                 value = self.swap_last(value, tensor.source)
+            if tensor.source in self.rounded:
+                return value
             zero = self.initializer(self._zero_point, "zero_point")
             rounded = self.node("QuantizeLinear", [value, scale, zero], f"{tensor.source}.quantized")
             made = self.node("DequantizeLinear", [rounded, scale, zero], f"{tensor.source}.dequantized")

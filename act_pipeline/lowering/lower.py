@@ -11,7 +11,10 @@ from typing import Any
 from act_pipeline.errors import UserError, suggest
 from act_pipeline.lowering.builder import GraphBuilder, require_onnx
 from act_pipeline.lowering.compute import CONVOLUTIONS, convolution, matmul
+from act_pipeline.lowering.float16 import QUANTIZED_OPSET, to_float16
+from act_pipeline.lowering.layout import say_layouts
 from act_pipeline.lowering.ops import add_op
+from act_pipeline.lowering.placement import round_early
 from act_pipeline.lowering.source import Op, Source, read_source
 from act_pipeline.model import ONNX_SCHEMA, InferenceModel, OnnxModel
 from act_pipeline.records import hash_files, write_bytes_atomically, write_record
@@ -35,7 +38,8 @@ class Lowered:
 
     Attributes:
         path: the ONNX file.
-        precision: ``int8`` or ``fp32``.
+        precision: ``int8`` or ``fp32``, of the model.
+        float16: what is not INT8 is FP16, up to the last matmul.
         target: a key of :data:`TARGETS`.
         opset: of the file.
         batch: the fixed batch size, None if any.
@@ -46,6 +50,7 @@ class Lowered:
 
     path: Path
     precision: str
+    float16: bool
     target: str
     opset: int
     batch: int | None
@@ -69,7 +74,7 @@ class Lowered:
         batch = "any" if self.batch is None else self.batch
         lines = [
             f"lowered to {self.path}: {self.bytes / 1e6:.2f} MB, opset {self.opset}, batch {batch}, "
-            f"{self.precision}, spelled for {self.target}",
+            f"{self.precision}{' and fp16' if self.float16 else ''}, spelled for {self.target}",
             f"in INT8: {counts}; float: {len(self.kept)} convolutions and matmuls",
         ]
         if self.precision == "int8":
@@ -98,6 +103,7 @@ def lower(
         opset: 17 to 21.
         batch: the batch size, None for any.
         precision: ``int8`` (the model must hold scales), ``fp32`` (it must hold none) or ``auto``, what the model is.
+        float16: float work in FP16 up to the last matmul, for GPUs; an INT8 model then has an opset of at least 19.
 
     Raises:
         UserError: an argument is unknown, the model has no scales though INT8 is asked for, an op cannot be lowered,
@@ -109,14 +115,14 @@ def lower(
         raise UserError(f"opset is {opset}, expected {OPSETS.start} to {OPSETS.stop - 1}")
     if precision not in PRECISIONS:
         raise UserError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
-    if float16:
-        raise UserError("float16 is not lowered to yet")
     if batch is not None and batch < 1:
         raise UserError(f"batch is {batch}, expected a positive integer, or 'dynamic'")
     onnx = require_onnx()
     with static_mode():
         source = read_source(StaticGraph.load(model))
     fake = next((op for op in source.ops if op.type.startswith("fake_")), None)
+    if float16 and source.quantized:
+        opset = max(opset, QUANTIZED_OPSET)
     if fake is not None:
         raise UserError(
             f"{model.model_path}: op {fake.type} with the output {fake.output!r} is of a model saved without "
@@ -129,13 +135,20 @@ def lower(
         )
     if precision == "fp32" and source.quantized:
         raise UserError(f"{model.model_path} is an INT8 model; give the float model it was made from for fp32")
+    say_layouts(source)
+    if target == "cpu":
+        round_early(source)
     build, report = _convert(source, TARGETS[target], opset)
     proto = _finish(build, source, opset, batch)
+    if float16:
+        to_float16(proto)
     onnx.checker.check_model(proto, full_check=True)
     path = Path(output)
     written = proto.SerializeToString()
     quantized, kept = report
-    lowered = Lowered(path, "int8" if source.quantized else "fp32", target, opset, batch, len(written), quantized, kept)
+    lowered = Lowered(
+        path, "int8" if source.quantized else "fp32", float16, target, opset, batch, len(written), quantized, kept
+    )
     # The record goes first: a file without its record is of unknown origin, the other way round is nothing at all.
     write_record(OnnxModel(path).record_path, ONNX_SCHEMA, lowered.as_record(model))
     write_bytes_atomically(path, written)

@@ -58,18 +58,35 @@ def _shape_operand(build: GraphBuilder, names: list[str]) -> str:
     return parts[0] if len(parts) == 1 else build.node("Concat", parts, axis=0)
 
 
+def _trailing(build: GraphBuilder, op: Op) -> int:
+    """Return how many axes the second operand lacks at its end; ONNX, like NumPy, aligns at the end."""
+    axis, ranks = int(op.attrs.get("axis", -1)), [len(build.shapes[op.input(slot)]) for slot in ("X", "Y")]
+    return max(ranks[0] - axis - ranks[1], 0) if axis >= 0 and ranks[1] > 0 else 0
+
+
 def _binary(build: GraphBuilder, op: Op) -> str:
-    left, right, axis = op.input("X"), op.input("Y"), int(op.attrs.get("axis", -1))
-    ranks = len(build.shapes[left]), len(build.shapes[right])
+    left, right, trailing = op.input("X"), op.input("Y"), _trailing(build, op)
     operand = build.get(right)
-    trailing = ranks[0] - axis - ranks[1] if axis >= 0 else 0
-    if trailing > 0 and ranks[1] > 0:
+    if trailing:
         if right in build.constants:
             value = build.constants[right]
             operand = build.initializer(value.reshape(value.shape + (1,) * trailing), right)
         else:
-            operand = build.node("Unsqueeze", [operand, build.ints(*range(ranks[1], ranks[1] + trailing))])
+            rank = len(build.shapes[right])
+            operand = build.node("Unsqueeze", [operand, build.ints(*range(rank, rank + trailing))])
     return build.node(_BINARY[op.type], [build.get(left), operand], op.output)
+
+
+def _multiply(build: GraphBuilder, op: Op) -> str:
+    """Multiply; by a mask of zeros and ones, which OpenVINO would fold into a scale and divide by, it is Where."""
+    mask, value = build.constants.get(op.input("Y")), op.input("X")
+    if mask is None or not np.isin(mask, (0, 1)).all() or build.shapes[op.output] != build.shapes[value]:
+        return _binary(build, op)
+    if mask.all():
+        return build.get(value)
+    chosen = mask.reshape(*mask.shape, *(1,) * _trailing(build, op)).astype(bool)
+    zero = build.initializer(np.zeros((), mask.dtype))
+    return build.node("Where", [build.initializer(chosen, op.input("Y")), build.get(value), zero], op.output)
 
 
 def _activation(build: GraphBuilder, op: Op) -> str:
@@ -343,6 +360,7 @@ _RULES: dict[str, Callable[[GraphBuilder, Op], "str | None"]] = {
     **{kind: _activation for kind in _SIMPLE},
     **{kind: _binary for kind in _BINARY},
     **{kind: _reduce for kind in _REDUCTIONS},
+    "elementwise_mul": _multiply,
     "silu": _silu,
     "gelu": _gelu,
     "softmax": _softmax,

@@ -66,6 +66,7 @@ class Source:
         dtypes: name -> NumPy type, as the program says.
         inputs: names.
         outputs: names.
+        rounded: names of tensors that are computed from rounded ones and hold nothing else.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -75,6 +76,7 @@ class Source:
     dtypes: dict[str, type] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    rounded: set[str] = field(default_factory=set)
 
 
 def read_source(graph: StaticGraph) -> Source:

@@ -1,0 +1,213 @@
+"""What the lowering rewrites before it writes: where tensors are rounded, how moves are said, masks, half precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import act_pipeline  # noqa: F401  (makes paddle importable)
+from act_pipeline.lowering.builder import GraphBuilder
+from act_pipeline.lowering.float16 import to_float16
+from act_pipeline.lowering.layout import say_layouts
+from act_pipeline.lowering.ops import add_op
+from act_pipeline.lowering.placement import round_early
+from act_pipeline.lowering.source import Op, QuantizedTensor, Source
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+
+SCALE = np.array(0.1, np.float32)
+
+
+def op(kind: str, inputs: str, output: str, **attrs: object) -> Op:
+    return Op(kind, {"X": inputs.split()}, {"Out": [output]}, attrs)
+
+
+def source(ops: list[Op], shapes: dict[str, tuple[int, ...]], outputs: str) -> Source:
+    """Return a program with the float32 input ``x``."""
+    made = Source(ops=ops, shapes=dict(shapes), inputs=["x"], outputs=outputs.split())
+    made.dtypes = {name: np.float32 for name in shapes}
+    return made
+
+
+def write(program: Source, opset: int = 17) -> onnx.ModelProto:
+    build = GraphBuilder(program, "int8", opset)
+    for step in program.ops:
+        add_op(build, step)
+    for name in program.outputs:
+        build.nodes.append(onnx.helper.make_node("Identity", [build.get(name)], [name], name=name))
+    sizes = [size if size >= 0 else "N" for size in program.shapes["x"]]
+    graph = onnx.helper.make_graph(
+        build.nodes,
+        "test",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, sizes)],
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in program.outputs],
+        list(build.initializers.values()),
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=9)
+
+
+def run(proto: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})
+
+
+def kinds(proto: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in proto.graph.node if node.op_type != "Identity"]
+
+
+def attention_like() -> Source:
+    """relu, then two moves, then a reader that rounds (an addition of the pair with itself stands for a matmul)."""
+    program = source(
+        [
+            op("relu", "x", "a"),
+            op("transpose2", "a", "b", axis=[0, 2, 1]),
+            op("reshape2", "b", "c", shape=[-1, 6]),
+            op("elementwise_add", "c.dq", "y"),
+        ],
+        {"x": (-1, 2, 3), "a": (-1, 2, 3), "b": (-1, 3, 2), "c": (-1, 6), "c.dq": (-1, 6), "y": (-1, 6)},
+        "y",
+    )
+    program.ops[-1].inputs["Y"] = ["c.dq"]
+    program.quantized["c.dq"] = QuantizedTensor("c", SCALE)
+    return program
+
+
+def test_a_rounding_moves_up_past_moves_and_computes_the_same() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 2, 3)).astype(np.float32)
+    late, early = attention_like(), attention_like()
+    round_early(early)
+    assert early.rounded == {"b", "c"}
+    written = write(early)
+    assert kinds(written)[:4] == ["Relu", "QuantizeLinear", "DequantizeLinear", "Transpose"]
+    assert kinds(written).count("QuantizeLinear") == 1
+    np.testing.assert_array_equal(run(written, x)[0], run(write(late), x)[0])
+
+
+@pytest.mark.parametrize("reader", ["op", "output", "scale"])
+def test_a_rounding_stays_where_something_reads_the_tensor_unrounded(reader: str) -> None:
+    program = attention_like()
+    if reader == "op":
+        program.ops.append(op("relu", "b", "z"))
+        program.shapes["z"] = (-1, 3, 2)
+    elif reader == "output":
+        program.outputs.append("b")
+    else:
+        program.quantized["b.dq"] = QuantizedTensor("b", SCALE * 2)
+    round_early(program)
+    assert program.rounded == {"c"}
+
+
+def test_a_rounding_moves_past_the_largest_but_not_past_an_average() -> None:
+    for kind, expected in (("max", {"p"}), ("avg", set())):
+        program = source(
+            [op("relu", "x", "a"), op("pool2d", "a", "p", pooling_type=kind)],
+            {"x": (1, 1, 4, 4), "a": (1, 1, 4, 4), "p": (1, 1, 2, 2)},
+            "",
+        )
+        program.quantized["p.dq"] = QuantizedTensor("p", SCALE)
+        round_early(program)
+        assert program.rounded == expected, kind
+
+
+def test_concatenated_parts_are_rounded_each_by_the_one_scale() -> None:
+    program = source(
+        [op("relu", "x", "a"), op("sigmoid", "x", "b"), op("concat", "a b", "c", axis=1), op("scale", "c.dq", "y")],
+        {name: (-1, 2) for name in "xab"} | {name: (-1, 4) for name in ("c", "c.dq", "y")},
+        "y",
+    )
+    program.ops[-1].attrs = {"scale": 2.0, "bias": 0.0, "bias_after_scale": True}
+    program.quantized["c.dq"] = QuantizedTensor("c", SCALE)
+    x = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+    before = run(write(program), x)[0]
+    round_early(program)
+    written = write(program)
+    assert kinds(written).count("QuantizeLinear") == 2 and kinds(written).index("Concat") > 5
+    np.testing.assert_array_equal(run(written, x)[0], before)
+
+
+@pytest.mark.parametrize("case", ["map to sequence", "sequence to map", "values"])
+def test_a_change_of_layout_is_said_in_four_dimensions(case: str) -> None:
+    steps, shapes, size = {
+        "map to sequence": (
+            [op("flatten_contiguous_range", "x", "a", start_axis=2, stop_axis=3), op("transpose2", "a", "y", axis=[0, 2, 1])],
+            {"x": (-1, 5, 2, 3), "a": (-1, 5, 6), "y": (-1, 6, 5)},
+            (2, 5, 2, 3),
+        ),
+        "sequence to map": (
+            [op("transpose2", "x", "a", axis=[0, 2, 1]), op("reshape2", "a", "y", shape=[-1, 5, 2, 3])],
+            {"x": (-1, 6, 5), "a": (-1, 5, 6), "y": (-1, 5, 2, 3)},
+            (2, 6, 5),
+        ),
+        "values": (
+            [op("transpose2", "x", "a", axis=[0, 2, 3, 1]), op("reshape2", "a", "y", shape=[-1, 4, 2, 3])],
+            {"x": (-1, 6, 7, 4), "a": (-1, 7, 4, 6), "y": (-1, 4, 2, 3)},
+            (2, 6, 7, 4),
+        ),
+    }[case]  # fmt: skip
+    plain, said = source(steps, shapes, "y"), source(list(steps), shapes, "y")
+    say_layouts(said)
+    x = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    turns = [list(node.attribute[0].ints) for node in write(said).graph.node if node.op_type == "Transpose"]
+    assert turns in ([[0, 2, 3, 1]], [[0, 3, 1, 2]])
+    np.testing.assert_array_equal(run(write(said), x)[0], run(write(plain), x)[0])
+
+
+def test_a_move_with_two_readers_is_left_alone() -> None:
+    program = source(
+        [op("flatten_contiguous_range", "x", "a", start_axis=2, stop_axis=3), op("transpose2", "a", "y", axis=[0, 2, 1])],
+        {"x": (-1, 5, 2, 3), "a": (-1, 5, 6), "y": (-1, 6, 5)},
+        "y a",
+    )  # fmt: skip
+    say_layouts(program)
+    assert [step.type for step in program.ops] == ["flatten_contiguous_range", "transpose2"]
+
+
+@pytest.mark.parametrize(("mask", "kind"), [([1, 0, 1], ["Where"]), ([1, 1, 1], []), ([2, 0, 1], ["Mul"])])
+def test_a_mask_is_a_choice(mask: list[int], kind: list[str]) -> None:
+    program = source([op("elementwise_mul", "x", "y")], {"x": (-1, 3), "m": (3,), "y": (-1, 3)}, "y")
+    program.ops[0].inputs["Y"] = ["m"]
+    program.constants["m"] = np.array(mask, np.float32)
+    written = write(program)
+    assert kinds(written) == kind
+    x = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    np.testing.assert_array_equal(run(written, x)[0], x * np.array(mask, np.float32))
+
+
+def test_half_precision_ends_after_the_last_matmul(tmp_path: Path) -> None:
+    program = source(
+        [op("relu", "x", "a"), op("matmul_v2", "a", "b"), op("sigmoid", "b", "c"), op("scale", "c", "y")],
+        {"x": (-1, 3), "a": (-1, 3), "w": (3, 2), "b": (-1, 2), "c": (-1, 2), "y": (-1, 2)},
+        "y",
+    )
+    program.ops[-1].attrs = {"scale": 1000.0, "bias": 0.0, "bias_after_scale": True}
+    program.ops[1].inputs["Y"] = ["w"]
+    program.constants["w"] = np.random.default_rng(1).normal(size=(3, 2)).astype(np.float32)
+    from act_pipeline.lowering.compute import matmul
+
+    build = GraphBuilder(program, "int8", 17)
+    for step in program.ops:
+        matmul(build, step) if step.type == "matmul_v2" else add_op(build, step)
+    graph = onnx.helper.make_graph(
+        [*build.nodes, onnx.helper.make_node("Identity", [build.get("y")], ["y"], name="y")],
+        "test",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 2])],
+        list(build.initializers.values()),
+    )
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    before = run(proto, x)[0]
+    to_float16(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    assert kinds(proto) == ["Cast", "Relu", "MatMul", "Cast", "Sigmoid", "Mul"]
+    types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    matrix = next(node for node in proto.graph.node if node.op_type == "MatMul")
+    product = next(node for node in proto.graph.node if node.op_type == "Mul")
+    assert types[matrix.input[1]] == onnx.TensorProto.FLOAT16 and types[product.input[1]] == onnx.TensorProto.FLOAT
+    after = run(proto, x)[0]
+    assert after.dtype == np.float32
+    np.testing.assert_allclose(after, before, rtol=5e-3)
+    assert np.abs(after - before).max() > 0
