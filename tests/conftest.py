@@ -12,6 +12,8 @@ sys.path.insert(0, str(REPOSITORY))
 
 import act_pipeline  # noqa: E402, F401  (makes paddle importable, whichever test imports it first)
 
+from inference_fixtures import float_model, int8_model  # noqa: E402, F401, I001  (after act_pipeline)
+
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory):

@@ -1,0 +1,136 @@
+"""The ONNX file that a runtime loads: lowered from a model's folder or given, and looked into before a runtime does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from act_pipeline.engines.arrays import require_outputs
+from act_pipeline.engines.base import Artifact
+from act_pipeline.errors import UserError
+from act_pipeline.model import InferenceModel, OnnxModel
+
+_INTEGER_OPS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+# How activations are rounded -> the --target of deploy/export_onnx.py that writes them so.
+_SPELLINGS = {"int8": "tensorrt", "uint8": "cpu"}
+
+
+@dataclass(frozen=True)
+class OnnxSummary:
+    """What an ONNX file takes, gives and is made of.
+
+    Attributes:
+        inputs: name -> shape, -1 where any size goes.
+        outputs: names.
+        op_counts: op type -> how many.
+        rounded_to: type that activations are rounded to, ``int8`` or ``uint8``; None for a float file.
+        float16: it holds FP16 constants.
+    """
+
+    inputs: Mapping[str, tuple[int, ...]]
+    outputs: tuple[str, ...]
+    op_counts: Mapping[str, int]
+    rounded_to: str | None = None
+    float16: bool = False
+
+    @property
+    def quantized(self) -> bool:
+        """The file holds Q/DQ pairs or integer ops: it is an INT8 model."""
+        return any(op in self.op_counts for op in _INTEGER_OPS)
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """Height and width that the network takes, pixels; None if any."""
+        shape = self.inputs.get("image", ())
+        return (shape[2], shape[3]) if len(shape) == 4 and shape[2] > 0 and shape[3] > 0 else None
+
+
+def inspect_onnx(model: OnnxModel) -> OnnxSummary:
+    """Read the file.
+
+    Raises:
+        UserError: it is truncated or no ONNX file, or lacks an output; or ``onnx`` is missing.
+    """
+    from google.protobuf.message import DecodeError
+
+    from act_pipeline.lowering.builder import require_onnx
+
+    onnx = require_onnx()
+    try:
+        graph = onnx.load(str(model.path), load_external_data=False).graph
+    except (DecodeError, ValueError):
+        graph = None
+    if graph is None or not graph.node:
+        raise UserError(
+            f"{model.path} is truncated or no ONNX file ({model.bytes} bytes); write it again with "
+            "deploy/export_onnx.py"
+        )
+    constants = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    summary = OnnxSummary(
+        inputs={value.name: _shape(value) for value in graph.input if value.name not in constants},
+        outputs=tuple(value.name for value in graph.output),
+        op_counts=Counter(node.op_type for node in graph.node),
+        rounded_to=_rounded_to(onnx, graph, constants),
+        float16=onnx.TensorProto.FLOAT16 in constants.values(),
+    )
+    require_outputs(summary.outputs, model.path)
+    return summary
+
+
+def onnx_artifact(model: Artifact, target: str = "cpu", float16: bool = False) -> tuple[OnnxModel, OnnxSummary]:
+    """Return the file for a runtime and what it holds: a folder is lowered, a file is taken as it is.
+
+    Args:
+        model: a model's folder, or an ONNX file.
+        target: how a folder is spelled, a key of :data:`act_pipeline.lowering.TARGETS`.
+        float16: float work in FP16; a float file must have it, or must not, accordingly.
+
+    Raises:
+        UserError: as the lowering; or the file's floats are of another type.
+    """
+    if isinstance(model, InferenceModel):
+        from act_pipeline.lowering import lowered_onnx
+
+        model = lowered_onnx(model, target, float16=float16)
+    summary = inspect_onnx(model)
+    if not summary.quantized and summary.float16 != float16:
+        found, asked = ("FP16", "FP32") if summary.float16 else ("FP32", "FP16")
+        how = "with" if float16 else "without"
+        raise UserError(
+            f"{model.path} holds {found} weights, asked for {asked}; write it {how} --float16 (deploy/export_onnx.py), "
+            "or give the model's folder"
+        )
+    return model, summary
+
+
+def require_spelling(model: OnnxModel, summary: OnnxSummary, target: str, why: str) -> None:
+    """Raise a UserError unless an INT8 file is spelled for ``target``; ``why`` says what happens otherwise."""
+    found = _SPELLINGS.get(summary.rounded_to or "")
+    if found is not None and found != target:
+        zero_points = {"tensorrt": "int8 activations, zero point 0", "cpu": "uint8 activations, zero point 128"}
+        raise UserError(
+            f"{model.path} is spelled for --target {found} ({zero_points[found]}), {why}; write it with "
+            f"deploy/export_onnx.py --target {target}, or give the model's folder"
+        )
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(
+        size.dim_value if size.WhichOneof("value") == "dim_value" and size.dim_value > 0 else -1
+        for size in value.type.tensor_type.shape.dim
+    )
+
+
+def _rounded_to(onnx: Any, graph: Any, constants: Mapping[str, int]) -> str | None:
+    """A QuantizeLinear rounds to the type of its zero point; without one to uint8 (or ``output_dtype``, opset 21)."""
+    found = set()
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear":
+            named = next((attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0)
+            zero_point = constants.get(node.input[2]) if len(node.input) > 2 else None
+            found.add(zero_point or named or onnx.TensorProto.UINT8)
+    if onnx.TensorProto.INT8 in found:  # one such pair is enough to be computed wrong
+        return "int8"
+    return "uint8" if onnx.TensorProto.UINT8 in found else None
