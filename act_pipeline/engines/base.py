@@ -109,9 +109,12 @@ def runtime_error_line(error: BaseException) -> str:
     """Return the one sentence of a runtime's error that says what happened, without C++ traceback and hints.
 
     Paddle 2.6 writes ``(InvalidArgument) Sentence.`` then, on more lines, ``[Hint: ...]`` and ``(at file.cc:123)``; the
-    others have it in their last line.
+    others have it in their last line, but OpenVINO, which names there what follows from an op that it does not know.
     """
     text = str(error)
+    unknown = re.search(r"No conversion rule found for operations: .*", text)
+    if unknown:
+        return unknown.group(0)
     found = re.search(
         r"^\s*(\([A-Z]\w+\) .*?)(?=\n\s*\[Hint|\s*\(at /|\n\s*\[operator|\Z)", text, re.DOTALL | re.MULTILINE
     )

@@ -23,7 +23,10 @@ class OpenVINOEngine:
 
     Each batch size that comes is compiled once, with that size fixed: a fixed one runs about 8% faster than an open
     one. The size is set on the inputs and inferred from there, since ``Model.reshape`` runs passes after which half of
-    the convolutions fall out of INT8 (OpenVINO 2025.3 to 2026.4).
+    the convolutions fall out of INT8 (OpenVINO 2026.4).
+
+    Some INT8 graphs are refused with a fixed batch and taken with an open one (2026.4: ``MatMulTransformation``, where
+    the input of a quantized matmul is multiplied by a constant of ``[1, L, 1]``). These are compiled once, open.
     """
 
     name = "openvino"
@@ -63,6 +66,8 @@ class OpenVINOEngine:
         self._openvino, self._core = openvino, core
         self._batched = {name for name, shape in summary.inputs.items() if shape and shape[0] == -1}
         self._requests: dict[int, Any] = {}
+        self._open_request: Any = None
+        self._batch = "fixed"
         with refusals(f"OpenVINO cannot load {self._where}"):
             self._model = core.read_model(str(self.artifact.path))
         self._request(batch_size if self._batched else 1)
@@ -70,7 +75,7 @@ class OpenVINOEngine:
     @property
     def settings(self) -> dict[str, str]:
         """What else decides the figures; goes into records."""
-        return {"float_precision": self.float_precision}
+        return {"float_precision": self.float_precision, "batch": self._batch}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See :meth:`act_pipeline.engines.base.Engine.run`."""
@@ -83,7 +88,7 @@ class OpenVINOEngine:
 
     def close(self) -> None:
         """Free the compiled models."""
-        self._requests, self._model, self._core = {}, None, None
+        self._requests, self._open_request, self._model, self._core = {}, None, None, None
 
     def versions(self) -> dict[str, str]:
         """Return the versions of OpenVINO and of what lowered the model."""
@@ -91,22 +96,34 @@ class OpenVINOEngine:
 
     def _request(self, batch: int) -> Any:
         """Return the inference request for a batch size, compiled now if it is the first of this size."""
+        if self._open_request is not None:
+            return self._open_request
         if batch not in self._requests:
-            with refusals(f"OpenVINO cannot compile {self._where} for a batch of {batch}"):
-                model = self._model.clone()
-                for parameter in model.get_parameters():
-                    if parameter.output(0).get_names() & self._batched:
-                        shape = parameter.get_partial_shape()
-                        shape[0] = batch
-                        parameter.set_partial_shape(shape)
-                model.validate_nodes_and_infer_types()
-                settings = {
-                    "INFERENCE_NUM_THREADS": self.threads,
-                    "NUM_STREAMS": 1,
-                    "INFERENCE_PRECISION_HINT": self.float_precision,
-                }
-                self._requests[batch] = self._core.compile_model(model, "CPU", settings).create_infer_request()
+            try:
+                self._requests[batch] = self._compile(self._with_batch(batch))
+            except RuntimeError:
+                with refusals(f"OpenVINO cannot compile {self._where}"):
+                    self._open_request, self._batch = self._compile(self._model), "open"
+                return self._open_request
         return self._requests[batch]
+
+    def _with_batch(self, batch: int) -> Any:
+        model = self._model.clone()
+        for parameter in model.get_parameters():
+            if parameter.output(0).get_names() & self._batched:
+                shape = parameter.get_partial_shape()
+                shape[0] = batch
+                parameter.set_partial_shape(shape)
+        model.validate_nodes_and_infer_types()
+        return model
+
+    def _compile(self, model: Any) -> Any:
+        settings = {
+            "INFERENCE_NUM_THREADS": self.threads,
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": self.float_precision,
+        }
+        return self._core.compile_model(model, "CPU", settings).create_infer_request()
 
 
 def import_openvino() -> Any:
