@@ -10,9 +10,9 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import act_pipeline  # noqa: E402, F401  (makes paddle importable, whichever test imports it first)
+from inference_fixtures import float_model, int8_model  # noqa: E402, F401
 
-from inference_fixtures import float_model, int8_model  # noqa: E402, F401, I001  (after act_pipeline)
+import act_pipeline  # noqa: E402, F401  (makes paddle importable, whichever test imports it first)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from inference_fixtures import GPU_MACHINE, OBJECT, SHARED, SIZE, TinyReader, ma
 from act_pipeline.engine_choice import choose_engine
 from act_pipeline.engines import ENGINES, Engine, best_engine, create_engine, find_support, machine, support
 from act_pipeline.engines.host import optional_packages
+from act_pipeline.engines.openvino import OpenVINOEngine
 from act_pipeline.errors import UserError
 from act_pipeline.infer_flags import parse_request
 from act_pipeline.inference import InferenceRequest, run_inference
@@ -153,18 +155,38 @@ def test_a_real_float_model_detects_what_it_does_in_paddle(name, tmp_path):
     found = run_once(name, model, batch, batch_size=2)
     assert found["bbox_num"].tolist() == expected["bbox_num"].tolist()
     for which in range(2):
-        # Queries with scores that agree to 1e-6 may change places: compare the best of each image, sorted by score.
-        rows = slice(300 * which, 300 * which + 20)
+        # Boxes come by score; those whose scores agree to 1e-6 may change places, so the best of each image are held.
+        first = which * int(expected["bbox_num"][0])
+        rows = slice(first, first + 20)
+        assert len(expected["bbox"][rows]) == 20
         np.testing.assert_allclose(found["bbox"][rows, 1], expected["bbox"][rows, 1], atol=1e-3)
         np.testing.assert_allclose(found["bbox"][rows, 2:], expected["bbox"][rows, 2:], atol=0.05)
 
 
 @needs_bccd
 def test_the_int8_model_of_stock_act_runs_in_both(tmp_path):
+    """OpenVINO 2026.4 refuses this graph with a fixed batch: it is compiled for any, once."""
     model = InferenceModel.load(shutil.copytree(SHARED / "models/bccd_int8_stock", tmp_path / "model"))
     for name in ONNX_ENGINES:
-        outputs = run_once(name, model, make_batch(2, 256), "int8", batch_size=2)
-        assert np.isfinite(outputs["bbox"]).all() and outputs["bbox_num"].sum() == len(outputs["bbox"])
+        engine = create_engine(name, model, "int8", threads=1, batch_size=2)
+        for count in (2, 1):
+            outputs = engine.run(make_batch(count, 256))
+            assert np.isfinite(outputs["bbox"]).all() and outputs["bbox_num"].tolist() == [80] * count
+        engine.close()
+
+
+def test_a_graph_that_openvino_refuses_with_a_fixed_batch_is_compiled_for_any(float_model, monkeypatch):
+    def refuse(self, batch):
+        raise RuntimeError("MatMulTransformation")
+
+    monkeypatch.setattr(OpenVINOEngine, "_with_batch", refuse)
+    engine = create_engine("openvino", float_model, threads=1, batch_size=3)
+    for count in (3, 1):
+        batch = make_batch(count)
+        expected = run_once("paddle", float_model, batch)["bbox"]
+        np.testing.assert_allclose(engine.run(batch)["bbox"], expected, atol=1e-3)
+    engine.close()
+    assert engine.settings["batch"] == "open"
 
 
 # --- refusing --------------------------------------------------------------------------------------------------------
@@ -311,11 +333,7 @@ def test_every_engine_has_rows():
 )
 def test_the_fastest_on_a_cpu(precision, device, here, name, why):
     found, said = best_engine(precision, device, here)
-    assert found == name
-    with_match = pytest.raises(UserError, match=why)
-    with with_match:
-        raise UserError(said)
-    assert "\n" not in said
+    assert found == name and re.search(why, said) and "\n" not in said
 
 
 def test_float_in_onnx_runtime_comes_before_paddle_and_its_int8_after():
@@ -473,8 +491,8 @@ def test_the_runtimes_report_nothing_and_leave_nothing_in_the_home_folder(float_
     path = lowered_onnx(float_model).path
     code = (
         "import sys, numpy as np; from act_pipeline.engines import create_engine; "
-        f"from act_pipeline.model import OnnxModel; model = OnnxModel.load({str(path)!r}); "
-        f"batch = dict(image=np.zeros((1, 3, {SIZE}, {SIZE})), im_shape=np.ones((1, 2)), scale_factor=np.ones((1, 2)))\n"
+        f"from act_pipeline.model import OnnxModel; model = OnnxModel.load({str(path)!r}); ones = np.ones((1, 2)); "
+        f"batch = dict(image=np.zeros((1, 3, {SIZE}, {SIZE})), im_shape=ones, scale_factor=ones)\n"
         "for name in ('openvino', 'onnxruntime'): create_engine(name, model, threads=1).run(batch)\n"
         "print('openvino_telemetry' in sys.modules)"
     )
