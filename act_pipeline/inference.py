@@ -104,17 +104,17 @@ def run_inference(
             return _go_on_in_a_fresh_process(rerun, say)
     if not request.include_nms:
         say("--include_nms=False has no effect: RT-DETR picks its boxes without NMS")
-    if precision == "int8" and name == "paddle":
-        say(
-            "int8 in Paddle's own kernels computes every Q/DQ in float: the accuracy is what the model was made for, "
-            "the latency is not what INT8 kernels reach"
-        )
     if name in ("paddle_trt", "tensorrt"):
         say(f"loading the TensorRT engine of {location(model)}; the first time it is built, which takes minutes")
     options: dict[str, Any] = {"summary": summary, "inference": inference, "machine": here}
     if name == "paddle_trt":
         options.update(dynamic_shape=request.use_dynamic_shape, calibrate=request.trt_calib_mode)
     engine = create_engine(name, model, precision, device, threads, batch_size=request.batch_size, **options)
+    if precision == "int8" and name == "paddle":
+        say(
+            "int8 in Paddle's own kernels computes every Q/DQ in float: the accuracy is what the model was made for, "
+            "the latency is not what INT8 kernels reach"
+        )
     with contextlib.closing(engine):
         if request.benchmark:
             return _benchmark(request, engine, model, reader, summary, say)

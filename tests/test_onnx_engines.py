@@ -124,11 +124,12 @@ def test_bf16_is_openvinos(float_model):
     if not machine().bf16:
         pytest.skip("this CPU has no bf16")
     batch = make_batch(2)
+    batch["image"] *= 0.1  # far from where the sigmoid is flat
     engine = create_engine("openvino", float_model, "bf16", threads=1, batch_size=2)
     assert engine.settings == {"float_precision": "bf16", "batch": "fixed"} and engine.precision == "bf16"
     found, exact = engine.run(batch)["bbox"][:, 1], run_once("openvino", float_model, batch, batch_size=2)["bbox"][:, 1]
     engine.close()
-    np.testing.assert_allclose(found, exact, atol=0.02)
+    assert 0 < np.abs(found - exact).max() < 0.02  # f32 gives the very same twice
     with pytest.raises(UserError, match="onnxruntime has no bf16 on CPU.*--engine=openvino"):
         create_engine("onnxruntime", float_model, "bf16")
 
