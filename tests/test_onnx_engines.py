@@ -17,6 +17,7 @@ from inference_fixtures import GPU_MACHINE, OBJECT, SHARED, SIZE, TinyReader, ma
 from act_pipeline.engine_choice import choose_engine
 from act_pipeline.engines import ENGINES, Engine, best_engine, create_engine, find_support, machine, support
 from act_pipeline.engines.host import optional_packages
+from act_pipeline.engines.onnx_files import inspect_onnx
 from act_pipeline.engines.openvino import OpenVINOEngine
 from act_pipeline.errors import UserError
 from act_pipeline.infer_flags import parse_request
@@ -166,7 +167,6 @@ def test_a_real_float_model_detects_what_it_does_in_paddle(name, tmp_path):
 
 @needs_bccd
 def test_the_int8_model_of_stock_act_runs_in_both(tmp_path):
-    """OpenVINO 2026.4 refuses this graph with a fixed batch: it is compiled for any, once."""
     model = InferenceModel.load(shutil.copytree(SHARED / "models/bccd_int8_stock", tmp_path / "model"))
     for name in ONNX_ENGINES:
         engine = create_engine(name, model, "int8", threads=1, batch_size=2)
@@ -174,6 +174,28 @@ def test_the_int8_model_of_stock_act_runs_in_both(tmp_path):
             outputs = engine.run(make_batch(count, 256))
             assert np.isfinite(outputs["bbox"]).all() and outputs["bbox_num"].tolist() == [80] * count
         engine.close()
+        if name == "openvino":
+            assert engine.settings["batch"] == "fixed"
+
+
+def test_a_file_that_rounds_around_another_zero_is_left_as_it_is(int8_model, tmp_path):
+    """The tiny model's image is rounded to uint8; with the zero point 100 its darkest value is -100 / 127."""
+    proto = onnx.load(str(lowered_onnx(int8_model).path))
+    (name,) = {node.input[2] for node in proto.graph.node if node.op_type == "QuantizeLinear"}
+    zero_point = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
+    zero_point.CopyFrom(onnx.numpy_helper.from_array(np.array(100, np.uint8), name))
+    onnx.save(proto, str(tmp_path / "asymmetric.onnx"))
+    model = OnnxModel(tmp_path / "asymmetric.onnx")
+    assert inspect_onnx(lowered_onnx(int8_model)).symmetric and not inspect_onnx(model).symmetric
+    batch = make_batch(1)
+    batch["image"][:] = 0
+    batch["image"][..., :8, :8] = 1.2  # beyond what the zero point 128 leaves room for
+    options = {"openvino": {"float_precision": "f32"}, "onnxruntime": {}}
+    found, expected = (
+        run_once(name, model, batch, "int8", **options[name])["bbox"][0, 1] for name in ("openvino", "onnxruntime")
+    )
+    clipped = run_once("onnxruntime", lowered_onnx(int8_model), batch, "int8")["bbox"][0, 1]
+    assert abs(found - expected) < 1e-4 and abs(clipped - expected) > 0.01
 
 
 def test_a_graph_that_openvino_refuses_with_a_fixed_batch_is_compiled_for_any(float_model, monkeypatch):

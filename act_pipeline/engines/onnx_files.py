@@ -26,6 +26,7 @@ class OnnxSummary:
         outputs: names.
         op_counts: op type -> how many.
         rounded_to: type that activations are rounded to, ``int8`` or ``uint8``; None for a float file.
+        symmetric: each of them has one scale, and the zero point 0 of ``int8`` or 128 of ``uint8``.
         float16: it holds FP16 constants.
     """
 
@@ -33,6 +34,7 @@ class OnnxSummary:
     outputs: tuple[str, ...]
     op_counts: Mapping[str, int]
     rounded_to: str | None = None
+    symmetric: bool = True
     float16: bool = False
 
     @property
@@ -67,13 +69,15 @@ def inspect_onnx(model: OnnxModel) -> OnnxSummary:
             f"{model.path} is truncated or no ONNX file ({model.bytes} bytes); write it again with "
             "deploy/export_onnx.py"
         )
-    constants = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    rounded_to, symmetric = _rounding(onnx, graph, constants)
     summary = OnnxSummary(
         inputs={value.name: _shape(value) for value in graph.input if value.name not in constants},
         outputs=tuple(value.name for value in graph.output),
         op_counts=Counter(node.op_type for node in graph.node),
-        rounded_to=_rounded_to(onnx, graph, constants),
-        float16=onnx.TensorProto.FLOAT16 in constants.values(),
+        rounded_to=rounded_to,
+        symmetric=symmetric,
+        float16=any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in constants.values()),
     )
     require_outputs(summary.outputs, model.path)
     return summary
@@ -123,14 +127,22 @@ def _shape(value: Any) -> tuple[int, ...]:
     )
 
 
-def _rounded_to(onnx: Any, graph: Any, constants: Mapping[str, int]) -> str | None:
-    """A QuantizeLinear rounds to the type of its zero point; without one to uint8 (or ``output_dtype``, opset 21)."""
-    found = set()
+def _rounding(onnx: Any, graph: Any, constants: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """Return the type that activations are rounded to, and whether around zero with one scale each.
+
+    A QuantizeLinear rounds to the type of its zero point; without one to uint8 (or ``output_dtype``, opset 21).
+    """
+    kinds, symmetric = set(), True
+    middle = {onnx.TensorProto.INT8: 0, onnx.TensorProto.UINT8: 128}
     for node in graph.node:
-        if node.op_type == "QuantizeLinear":
-            named = next((attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0)
-            zero_point = constants.get(node.input[2]) if len(node.input) > 2 else None
-            found.add(zero_point or named or onnx.TensorProto.UINT8)
-    if onnx.TensorProto.INT8 in found:  # one such pair is enough to be computed wrong
-        return "int8"
-    return "uint8" if onnx.TensorProto.UINT8 in found else None
+        if node.op_type != "QuantizeLinear":
+            continue
+        named = next((attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0)
+        zero_point = constants.get(node.input[2]) if len(node.input) > 2 else None
+        kind = zero_point.data_type if zero_point is not None else named or onnx.TensorProto.UINT8
+        value = onnx.numpy_helper.to_array(zero_point).reshape(-1) if zero_point is not None else [0]
+        kinds.add(kind)
+        symmetric = symmetric and len(value) == 1 and middle.get(kind) == value[0]
+    if onnx.TensorProto.INT8 in kinds:  # one such pair is enough to be computed wrong
+        return "int8", symmetric
+    return "uint8" if onnx.TensorProto.UINT8 in kinds else None, symmetric

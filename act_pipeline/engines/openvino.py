@@ -23,10 +23,11 @@ class OpenVINOEngine:
 
     Each batch size that comes is compiled once, with that size fixed: a fixed one runs about 8% faster than an open
     one. The size is set on the inputs and inferred from there, since ``Model.reshape`` runs passes after which half of
-    the convolutions fall out of INT8 (OpenVINO 2026.4).
+    the convolutions fall out of INT8 (OpenVINO 2026.4). Q/DQ pairs are said as FakeQuantize, see
+    :mod:`act_pipeline.engines.openvino_quantization`.
 
-    Some INT8 graphs are refused with a fixed batch and taken with an open one (2026.4: ``MatMulTransformation``, where
-    the input of a quantized matmul is multiplied by a constant of ``[1, L, 1]``). These are compiled once, open.
+    INT8 graphs of other origin are sometimes refused with a fixed batch and taken with an open one (2026.4:
+    ``MatMulTransformation``). These are compiled once, open.
     """
 
     name = "openvino"
@@ -70,6 +71,10 @@ class OpenVINOEngine:
         self._batch = "fixed"
         with refusals(f"OpenVINO cannot load {self._where}"):
             self._model = core.read_model(str(self.artifact.path))
+        if summary.rounded_to is not None and summary.symmetric:
+            from act_pipeline.engines.openvino_quantization import say_fake_quantize
+
+            say_fake_quantize(self._model)
         self._request(batch_size if self._batched else 1)
 
     @property
