@@ -58,8 +58,9 @@ setup(
         "gpu": ["paddlepaddle-gpu==2.6.2"],
         # Writes what `deploy/export_onnx.py` lowers; the locked versions, which go with numpy 1.23 and protobuf 7.
         "onnx": ["onnx>=1.19,<1.24"],
-        "onnxruntime": ["onnxruntime>=1.19,<1.32"],
-        "openvino": ["openvino>=2025.3,<2026.5"],
+        # Engines; the lowering writes what they load.
+        "onnxruntime": ["onnx>=1.19,<1.24", "onnxruntime>=1.19,<1.32"],
+        "openvino": ["onnx>=1.19,<1.24", "openvino>=2025.3,<2026.5"],
         "dev": ["hypothesis", "onnx", "onnxruntime", "openvino", "pytest", "pytest-timeout"],
     },
     classifiers=[

@@ -10,5 +10,7 @@ import zlib  # noqa: F401  (loaded before paddle on purpose, see above)
 
 # Paddle's C++ side writes a line on stderr for every executor it makes; warnings and errors still come.
 os.environ.setdefault("GLOG_minloglevel", "1")
+# ONNX Runtime 1.31 writes an identifier of the machine into ~/.cache and reports its use, unless told before its import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"

@@ -215,15 +215,20 @@ def describe_machine(machine: Mapping[str, Any] | None, driver: str) -> dict[str
             value = joined or None
         return f"{prefix}{value}" if value else f"none ({absent.get(field, 'not found')})"
 
-    vnni = {True: "with AVX512-VNNI", False: "without AVX512-VNNI"}.get(machine.get("avx512_vnni"), "")
+    def feature(field: str, name: str) -> str:
+        return {True: f"with {name}", False: f"without {name}"}.get(machine.get(field), "")  # type: ignore[arg-type]
+
+    features = (feature("avx512_vnni", "AVX512-VNNI"), feature("bf16", "bf16"))
+    packages = machine.get("packages") or {}
     return {
-        "CPU": ", ".join(filter(None, (str(machine.get("cpu")), f"{machine.get('cores')} usable cores", vnni))),
+        "CPU": ", ".join(filter(None, (str(machine.get("cpu")), f"{machine.get('cores')} usable cores", *features))),
         **described,
         "GPUs for Paddle": finding("gpus"),
         "CUDA": finding("cuda", "built for "),
         "cuDNN": finding("cudnn", "built for "),
         "TensorRT, compiled": finding("tensorrt_compiled"),
         "TensorRT, runtime": finding("tensorrt_runtime"),
+        "optional packages": ", ".join(f"{name} {version}" for name, version in packages.items()) or "none",
     }
 
 

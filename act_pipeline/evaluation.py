@@ -15,9 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from act_pipeline.data.annotations import Annotations
-from act_pipeline.engines.base import Engine, available_cpus
+from act_pipeline.engines.base import Artifact, Engine, available_cpus, location
 from act_pipeline.errors import UserError
-from act_pipeline.model import InferenceModel
 from act_pipeline.records import write_record, write_text_atomically
 
 EVAL_SCHEMA = "act_pipeline.eval/1"
@@ -79,7 +78,7 @@ class Evaluation:
     detections: np.ndarray = field(repr=False)
 
     def as_record(
-        self, engine: Engine, model: InferenceModel | None = None, reader: Any = None, **more: Any
+        self, engine: Engine, model: Artifact | None = None, reader: Any = None, **more: Any
     ) -> dict[str, Any]:
         """Return the content of ``eval.json``; ``more`` is added as it is."""
         return {
@@ -99,7 +98,7 @@ class Evaluation:
         self,
         path: str | os.PathLike[str],
         engine: Engine,
-        model: InferenceModel | None = None,
+        model: Artifact | None = None,
         reader: Any = None,
         **more: Any,
     ) -> None:
@@ -120,17 +119,24 @@ class Evaluation:
         write_text_atomically(path, json.dumps(rows) + "\n")
 
 
-def engine_record(engine: Engine, model: InferenceModel | None = None, reader: Any = None) -> dict[str, Any]:
-    """Return who ran what on what: the part of ``eval.json`` that is no measurement."""
+def engine_record(engine: Engine, model: Artifact | None = None, reader: Any = None) -> dict[str, Any]:
+    """Return who ran what on what: the part of ``eval.json`` that is no measurement.
+
+    ``model`` is what was asked for, the folder of a model that was lowered; ``model_bytes`` and ``model_hash`` are of
+    the ``artifact`` that the engine loaded.
+    """
     fingerprint = getattr(reader, "fingerprint", None)
+    artifact = getattr(engine, "artifact", None) or model
     return {
         "engine": engine.name,
         "precision": engine.precision,
         "device": engine.device,
         "threads": engine.threads,
-        "model_bytes": model.bytes if model else None,
-        "model_hash": model.content_hash() if model else None,
-        "model": str(model.directory) if model else None,
+        **({"engine_settings": dict(engine.settings)} if hasattr(engine, "settings") else {}),
+        "model_bytes": artifact.bytes if artifact else None,
+        "model_hash": artifact.content_hash() if artifact else None,
+        "model": str(location(model or artifact)) if artifact else None,
+        "artifact": str(location(artifact)) if artifact else None,
         "reader": str(reader.path) if getattr(reader, "path", None) else None,
         "reader_hash": fingerprint() if fingerprint else None,
         "versions": engine.versions(),

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
-from act_pipeline.engines.base import PRECISIONS
+from act_pipeline.engine_choice import AUTO
+from act_pipeline.engines import ENGINES, PRECISIONS
 from act_pipeline.errors import UserError, suggest
-from act_pipeline.inference import InferenceRequest
+from act_pipeline.infer_request import InferenceRequest
 
 _TRUE = ("true", "1", "yes", "y", "on")
 _FALSE = ("false", "0", "no", "n", "off")
@@ -53,7 +54,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        description="Run a model folder on a COCO data set (mAP, latency) or on one picture, in Paddle Inference.",
+        description="Run a model on a COCO data set (mAP, latency) or on one picture, in an inference engine.",
         allow_abbrev=False,
     )
 
@@ -68,25 +69,35 @@ def _parser() -> argparse.ArgumentParser:
 
     flag(
         "model_path",
-        "model folder (default: the sample's, output/rtdetr_sample_int8, or output/rtdetr_sample with a float --precision)",
+        "model folder, or an ONNX file of deploy/export_onnx.py (default: the sample's, output/rtdetr_sample_int8, or "
+        "output/rtdetr_sample with a float --precision)",
     )
     flag("model_filename", "program in the model folder (default %(default)s)")
     flag("params_filename", "parameters in the model folder (default %(default)s)")
     flag("reader_config", "reader YAML: data set and preprocessing (default configs/readers/sample_reader.yml)")
     flag("image_file", "run on this picture, list what is found and draw it, instead of evaluating")
     flag(
+        "engine",
+        "what runs the model; auto: the fastest that this machine has for the precision, on a CPU openvino. openvino, "
+        "onnxruntime and tensorrt lower a model folder to ONNX, which is kept in it (default: paddle, or what "
+        "--use_trt and --use_mkldnn say; auto for an ONNX file)",
+        type=_engine,
+        metavar="|".join((AUTO, *ENGINES)),
+    )
+    flag(
         "device",
-        "CPU, GPU or auto: a GPU if Paddle can use one (default %(default)s)",
+        "CPU, GPU or auto: a GPU if the engine can use one (default %(default)s)",
         type=_device,
         metavar="CPU|GPU|auto",
     )
-    flag("precision", "fp32, fp16 or int8 (default: what the model is)", type=_precision, metavar="fp32|fp16|int8")
-    boolean("use_trt", "run in TensorRT; the first run collects shapes and builds the engine")
+    names = "|".join(PRECISIONS)
+    flag("precision", f"{names} (default: what the model is)", type=_precision, metavar=names)
+    boolean("use_trt", "--engine=paddle_trt: Paddle with TensorRT; the first run collects shapes and builds the engine")
     boolean("use_dynamic_shape", "give TensorRT the shapes collected in dynamic_shape.txt")
     boolean(
         "use_mkldnn",
-        "use oneDNN on the CPU. For int8: True runs the convolutions in INT8 and skips the other Q/DQ, about as fast "
-        "as fp32; False computes every Q/DQ in float, exact and slow",
+        "--engine=paddle_onednn: Paddle with oneDNN on the CPU. For int8: True runs the convolutions in INT8 and skips "
+        "the other Q/DQ, about as fast as fp32; False computes every Q/DQ in float, exact and slow",
     )
     flag("cpu_threads", "CPU threads (default: all CPUs this process may use)", type=_positive, metavar="N")
     boolean(
@@ -120,10 +131,18 @@ def _device(text: str) -> str:
 
 
 def _precision(text: str) -> str:
-    if text.lower() in PRECISIONS:
+    return _one_of(text, PRECISIONS)
+
+
+def _engine(text: str) -> str:
+    return _one_of(text, (AUTO, *ENGINES))
+
+
+def _one_of(text: str, names: Sequence[str]) -> str:
+    if text.lower() in names:
         return text.lower()
-    near = suggest(text.lower(), PRECISIONS)
-    raise argparse.ArgumentTypeError(f"found {text!r}, expected one of {', '.join(PRECISIONS)}{near}")
+    near = suggest(text.lower(), names)
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected one of {', '.join(names)}{near}")
 
 
 def _positive(text: str) -> int:

@@ -13,72 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.engines import Machine, create_engine, find_support, machine
-from act_pipeline.engines.base import Engine, available_cpus
+from act_pipeline.engine_choice import choose_engine, default_path, load_model
+from act_pipeline.engines import Artifact, Engine, Machine, create_engine, find_support, inspect_artifact, machine
+from act_pipeline.engines.base import available_cpus, location
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation import EVAL_SCHEMA, Evaluation, engine_record, evaluate, measure_latency
-from act_pipeline.model import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
+from act_pipeline.infer_request import InferenceRequest
+from act_pipeline.model import InferenceModel, OnnxModel
 from act_pipeline.records import write_record
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+__all__ = ["COLLECTED_VARIABLE", "InferenceOutcome", "InferenceRequest", "run_inference"]
+
 DEFAULT_READER = Path("configs/readers/sample_reader.yml")
-DEFAULT_MODELS = {"int8": Path("output/rtdetr_sample_int8"), "float": Path("output/rtdetr_sample")}
 # Set for the process that goes on after the shapes were collected, so that it never collects and starts another one.
 COLLECTED_VARIABLE = "ACT_PIPELINE_SHAPES_COLLECTED"
 BENCHMARK_IMAGES = 16
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class InferenceRequest:
-    """What to run and where; the fields are the flags of ``deploy/infer_eval.py``.
-
-    Attributes:
-        model_path: the model folder; None: the sample's, INT8 unless ``precision`` is a float one.
-        model_filename: the program in it.
-        params_filename: the parameters in it.
-        reader_config: the reader YAML; None: the sample's.
-        image_file: run on this picture instead of the data set, and draw.
-        device: ``auto`` (a GPU if there is one that Paddle can use), ``CPU`` or ``GPU``.
-        precision: ``fp32``, ``fp16``, ``int8``; None: int8 for an INT8 model, fp32 for a float one.
-        use_trt: run in TensorRT.
-        use_dynamic_shape: give TensorRT the collected shapes.
-        use_mkldnn: use oneDNN on the CPU.
-        cpu_threads: None: all CPUs that this process may use.
-        benchmark: time only, on the data set's first images, on ``image_file``, or on random input without either.
-        include_nms: has no effect on RT-DETR, which has no NMS.
-        trt_calib_mode: TensorRT calibrates INT8 scales itself.
-        img_shape: (height, width) of the network's input; None: the reader's.
-        batch_size: images in a run.
-        limit: the first so many images of the data set.
-        threshold: smallest score that is drawn and listed.
-        output_dir: where pictures go.
-        json: where to write the record, ``eval.json``.
-        collect_shape_only: stop when the shapes are collected.
-    """
-
-    model_path: str | None = None
-    model_filename: str = MODEL_FILENAME
-    params_filename: str = PARAMS_FILENAME
-    reader_config: str | None = None
-    image_file: str | None = None
-    device: str = "auto"
-    precision: str | None = None
-    use_trt: bool = False
-    use_dynamic_shape: bool = True
-    use_mkldnn: bool = False
-    cpu_threads: int | None = None
-    benchmark: bool = False
-    include_nms: bool = True
-    trt_calib_mode: bool = False
-    img_shape: tuple[int, int] | None = None
-    batch_size: int = 1
-    limit: int | None = None
-    threshold: float = 0.5
-    output_dir: str = "output/infer"
-    json: str | None = None
-    collect_shape_only: bool = False
 
 
 @dataclass
@@ -129,63 +80,47 @@ def run_inference(
     """
     if request.json is not None:
         _check_record_path(Path(request.json))
-    model = _load_model(request)
+    model = load_model(request)
     here = here or machine()
-    device = _device(request, here)
-    if device == "GPU" and request.use_mkldnn:
-        raise UserError("--use_mkldnn=True is for the CPU, --device is GPU; leave one of them out")
-    from act_pipeline.engines.dynamic_shape import shapes_path
-    from act_pipeline.engines.model_files import inspect_model
-
-    if here.paddle is None:
-        find_support("paddle", "fp32", "CPU", here).require()
-    summary = inspect_model(model)
-    precision = request.precision or ("int8" if summary.quantized else "fp32")
-    collecting = request.collect_shape_only or (request.use_trt and request.use_dynamic_shape)
-    name = "paddle_trt" if request.use_trt else "paddle_onednn" if request.use_mkldnn else "paddle"
+    summary = inspect_artifact(model, here)
+    choice = choose_engine(request, model, summary.quantized, here)
+    if choice.why:
+        say(f"--engine=auto takes {choice.name}: {choice.why}")
+    name, precision, device = choice.name, choice.precision, choice.device
     if not request.collect_shape_only:
         find_support(name, precision, device, here).require()
     threads = request.cpu_threads or available_cpus()
     reader = _reader(request, reader)
-    if collecting:
+    if isinstance(model, InferenceModel) and (
+        request.collect_shape_only or (name == "paddle_trt" and request.use_dynamic_shape)
+    ):
         collected = _collect_if_stale(request, model, reader, summary, device, threads, here, inference, say)
         if request.collect_shape_only:
+            from act_pipeline.engines.dynamic_shape import shapes_path
+
             shapes = collected or f"{shapes_path(model)}, valid already"
             return InferenceOutcome(lines=[f"shapes: {shapes}"])
         if collected:
             return _go_on_in_a_fresh_process(rerun, say)
     if not request.include_nms:
         say("--include_nms=False has no effect: RT-DETR picks its boxes without NMS")
+    if name in ("paddle_trt", "tensorrt"):
+        say(f"loading the TensorRT engine of {location(model)}; the first time it is built, which takes minutes")
+    options: dict[str, Any] = {"summary": summary, "inference": inference, "machine": here}
+    if name == "paddle_trt":
+        options.update(dynamic_shape=request.use_dynamic_shape, calibrate=request.trt_calib_mode)
+    engine = create_engine(name, model, precision, device, threads, batch_size=request.batch_size, **options)
     if precision == "int8" and name == "paddle":
         say(
             "int8 in Paddle's own kernels computes every Q/DQ in float: the accuracy is what the model was made for, "
             "the latency is not what INT8 kernels reach"
         )
-    options: dict[str, Any] = {"summary": summary, "inference": inference, "machine": here}
-    if name == "paddle_trt":
-        say(f"loading the TensorRT engine of {model.directory}; the first time it is built, which takes minutes")
-        options.update(
-            batch_size=request.batch_size, dynamic_shape=request.use_dynamic_shape, calibrate=request.trt_calib_mode
-        )
-    engine = create_engine(name, model, precision, device, threads, **options)
     with contextlib.closing(engine):
         if request.benchmark:
             return _benchmark(request, engine, model, reader, summary, say)
         if request.image_file:
             return _show(request, engine, model, reader)
         return _evaluate(request, engine, model, reader, say)
-
-
-def _load_model(request: InferenceRequest) -> InferenceModel:
-    path = request.model_path
-    if path is None:
-        default = DEFAULT_MODELS["int8" if request.precision in (None, "int8") else "float"]
-        path = _default_path(default)
-        if not path.exists():
-            raise UserError(
-                f"model folder {default} does not exist; run `make demo`, which makes it, or give --model_path"
-            )
-    return InferenceModel.load(path, request.model_filename, request.params_filename)
 
 
 def _check_record_path(path: Path) -> None:
@@ -199,22 +134,11 @@ def _check_record_path(path: Path) -> None:
         raise UserError(f"--json={path}: no permission to write to {folder}; choose another place")
 
 
-def _default_path(path: Path) -> Path:
-    return path if path.exists() else REPOSITORY / path if (REPOSITORY / path).exists() else path
-
-
-def _device(request: InferenceRequest, here: Machine) -> str:
-    if request.device != "auto":
-        return request.device
-    # TensorRT asked for: let the GPU's entry say what is missing, instead of "no TensorRT on CPU".
-    return "GPU" if here.gpus or (request.use_trt and not request.collect_shape_only) else "CPU"
-
-
 def _reader(request: InferenceRequest, reader: Any) -> Any:
     if reader is None:
         from act_pipeline.data import Reader
 
-        config = Path(request.reader_config) if request.reader_config else _default_path(DEFAULT_READER)
+        config = Path(request.reader_config) if request.reader_config else default_path(DEFAULT_READER)
         reader = Reader.load(config)
     if request.img_shape is not None and tuple(reader.input_size) != tuple(request.img_shape):
         reader = reader.with_input_size(*request.img_shape)
@@ -270,9 +194,9 @@ def _go_on_in_a_fresh_process(rerun: Sequence[str] | None, say: Say) -> Inferenc
 
 
 def _evaluate(
-    request: InferenceRequest, engine: Engine, model: InferenceModel, reader: Any, say: Say
+    request: InferenceRequest, engine: Engine, model: Artifact, reader: Any, say: Say
 ) -> InferenceOutcome:
-    say(f"evaluating {model.directory}: {engine.name} {engine.precision} on {engine.device}, {engine.threads} threads")
+    say(f"evaluating {location(model)}: {engine.name} {engine.precision} on {engine.device}, {engine.threads} threads")
     evaluation = evaluate(engine, reader, "eval", limit=request.limit, batch_size=request.batch_size)
     record = evaluation.as_record(engine, model, reader)
     lines = [
@@ -284,7 +208,7 @@ def _evaluate(
 
 
 def _benchmark(
-    request: InferenceRequest, engine: Engine, model: InferenceModel, reader: Any, summary: Any, say: Say
+    request: InferenceRequest, engine: Engine, model: Artifact, reader: Any, summary: Any, say: Say
 ) -> InferenceOutcome:
     count = max(request.batch_size, min(request.limit or BENCHMARK_IMAGES, BENCHMARK_IMAGES))
     try:
@@ -330,7 +254,7 @@ def _random_images(reader: Any, summary: Any, count: int) -> dict[str, np.ndarra
     }
 
 
-def _show(request: InferenceRequest, engine: Engine, model: InferenceModel, reader: Any) -> InferenceOutcome:
+def _show(request: InferenceRequest, engine: Engine, model: Artifact, reader: Any) -> InferenceOutcome:
     from act_pipeline.visualize import detection_label, draw_detections, read_image
 
     image_file = str(request.image_file)
@@ -359,11 +283,14 @@ def _show(request: InferenceRequest, engine: Engine, model: InferenceModel, read
     return _finish(request, InferenceOutcome(lines=lines, detections=shown, picture=output, record=record))
 
 
-def _class_names(reader: Any, model: InferenceModel) -> Sequence[str]:
+def _class_names(reader: Any, model: Artifact) -> Sequence[str]:
     try:
         return list(reader.class_names)
     except UserError:  # the data set is not here; a picture can be shown all the same
-        return [str(name) for name in model.infer_cfg().get("label_list") or []]
+        # A lowered file lies in onnx/ in the folder of its model.
+        folders = [model.directory, model.directory.parent] if isinstance(model, OnnxModel) else [model.directory]
+        labels = (InferenceModel(folder).infer_cfg().get("label_list") for folder in folders)
+        return [str(name) for name in next(filter(None, labels), [])]
 
 
 def _latency_line(latency_ms: Mapping[str, float], images_per_second: float, batch_size: int) -> str:

@@ -10,6 +10,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from inference_fixtures import float_model, int8_model  # noqa: E402, F401
+
 import act_pipeline  # noqa: E402, F401  (makes paddle importable, whichever test imports it first)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 import act_pipeline  # noqa: F401  (makes paddle importable)
 from act_pipeline.engines.host import Machine
@@ -32,6 +33,18 @@ GPU_MACHINE = Machine(
 )
 
 
+@pytest.fixture(scope="module")
+def float_model(tmp_path_factory) -> InferenceModel:
+    """A tiny float model in a folder of the test file's own."""
+    return export_tiny_model(tmp_path_factory.mktemp("models") / "fp32")
+
+
+@pytest.fixture(scope="module")
+def int8_model(tmp_path_factory) -> InferenceModel:
+    """The same with Q/DQ."""
+    return export_tiny_model(tmp_path_factory.mktemp("models") / "int8", quantized=True)
+
+
 def export_tiny_model(
     directory: Path, quantized: bool = False, size: int = SIZE, class_index: int = 0, stored_type: type = np.int8
 ) -> InferenceModel:
@@ -50,7 +63,8 @@ def export_tiny_model(
         im_shape = paddle.static.data("im_shape", [-1, 2], "float32")
         scale_factor = paddle.static.data("scale_factor", [-1, 2], "float32")
         features = _quantized_conv(image) if quantized else _conv(image)
-        brightness = paddle.nn.functional.relu(features).mean(axis=[1, 2, 3]).reshape([-1, 1])
+        pixels = (size if size > 0 else SIZE) ** 2
+        brightness = (paddle.nn.functional.relu(features).sum(axis=[1, 2, 3]) / (8 * pixels)).reshape([-1, 1])
         score = paddle.nn.functional.sigmoid(brightness)
         original = im_shape / scale_factor  # [N, 2] height, width
         height, width = original[:, 0:1], original[:, 1:2]

@@ -37,16 +37,6 @@ COMMAND = REPOSITORY / "deploy" / "infer_eval.py"
 BCCD_FIRST_TWELVE = 0.53287  # mAP of ../shared/models/bccd on the first twelve test images, in Paddle Inference
 
 
-@pytest.fixture(scope="module")
-def float_model(tmp_path_factory) -> InferenceModel:
-    return export_tiny_model(tmp_path_factory.mktemp("models") / "fp32")
-
-
-@pytest.fixture(scope="module")
-def int8_model(tmp_path_factory) -> InferenceModel:
-    return export_tiny_model(tmp_path_factory.mktemp("models") / "int8", quantized=True)
-
-
 @pytest.fixture()
 def model_path(int8_model, tmp_path) -> Path:
     return Path(shutil.copytree(int8_model.directory, tmp_path / "model"))
@@ -127,7 +117,9 @@ def test_flags_alone_are_true_and_nothing_given_is_the_defaults():
     ("flag", "message"),
     [
         ("--use_trt=maybe", "--use_trt: found 'maybe', expected True or False"),
-        ("--precision=int9", "--precision: found 'int9', expected one of fp32, fp16, int8; did you mean 'int8'"),
+        ("--precision=int9", "--precision: found 'int9', expected one of fp32, fp16, bf16, int8; did you mean 'int8'"),
+        ("--engine=openvno", "--engine: found 'openvno', expected one of auto, paddle, paddle_onednn, paddle_trt, "),
+        ("--engine=openvno", "did you mean 'openvino'"),
         ("--device=XPU", "--device: found 'XPU', expected CPU, GPU or auto"),
         ("--img_shape=big", "--img_shape: found 'big', expected a size"),
         ("--batch_size=0", "--batch_size: found '0', expected a whole number of at least 1"),

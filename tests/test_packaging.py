@@ -18,7 +18,8 @@ from packaging.requirements import Requirement
 from act_pipeline import __version__, doctor
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = ("cpu", "gpu", "dev", "lock-tool")
+RUNTIMES = ("openvino", "onnxruntime")
+LOCKS = ("cpu", "gpu", "dev", *RUNTIMES, "lock-tool")
 PYTHONS = ("3.9", "3.10", "3.11", "3.12")
 PADDLE = {"cpu": "paddlepaddle", "gpu": "paddlepaddle-gpu"}
 
@@ -89,6 +90,10 @@ def test_the_locks_agree_with_each_other(python: str) -> None:
     assert cpu == gpu
     assert {name: cpu[name] for name in dev if name in cpu} == {name: dev[name] for name in dev if name in cpu}
     assert {"pytest", "pytest-timeout", "hypothesis"} <= set(dev)
+    for name in RUNTIMES:  # what comes on top is what the tests run with, and moves nothing of the rest
+        runtime = pins(name, python)
+        assert {name, "onnx"} <= set(runtime)
+        assert runtime == {package: {**cpu, **dev}.get(package) for package in runtime}
 
 
 def test_the_installed_packages_contradict_each_other_only_where_it_is_known() -> None:
@@ -154,7 +159,7 @@ def test_metadata(source_tree: Path) -> None:
     (metadata,) = importlib.metadata.distributions(path=[str(source_tree)])
     assert metadata.version == __version__
     assert set(metadata.metadata["Requires-Python"].split(",")) == {">=3.9", "<3.13"}
-    assert {"cpu", "gpu", "dev"} <= set(metadata.metadata.get_all("Provides-Extra"))
+    assert {"cpu", "gpu", "dev", "onnx", *RUNTIMES} <= set(metadata.metadata.get_all("Provides-Extra"))
     required = [Requirement(line) for line in metadata.requires or ()]
     names = {canonical(requirement.name) for requirement in required}
     assert not names & {"paddleslim", "paddledet"}, "these two cannot be declared together"
@@ -163,6 +168,9 @@ def test_metadata(source_tree: Path) -> None:
         for requirement in required:
             version = locked[canonical(requirement.name)]
             assert requirement.specifier.contains(version), f"{requirement} against {version} in the lock"
+    for name in RUNTIMES:  # the lowering writes what they load
+        marked = [requirement for requirement in required if str(requirement.marker or "").endswith(f'"{name}"')]
+        assert {canonical(requirement.name) for requirement in marked} == {name, "onnx"}
 
 
 def test_a_wheel_holds_the_whole_package(source_tree: Path, tmp_path: Path) -> None:

@@ -8,15 +8,20 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Protocol, Union, runtime_checkable
 
 import numpy as np
 
 from act_pipeline.errors import UserError
+from act_pipeline.model import InferenceModel, OnnxModel
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 DEVICES = ("CPU", "GPU")
+Artifact = Union[InferenceModel, OnnxModel]
 _PASS_STATISTICS = b"---    "
+# What pybind11 makes of a runtime's C++ exceptions.
+_RUNTIME_ERRORS = (RuntimeError, ValueError, OSError, MemoryError, NotImplementedError, IndexError, SystemError)
 
 
 @runtime_checkable
@@ -24,16 +29,18 @@ class Engine(Protocol):
     """A model loaded in one runtime, at one precision, on one device.
 
     Attributes:
-        name: the runtime, ``paddle``, ``paddle_onednn`` or ``paddle_trt``.
-        precision: ``fp32``, ``fp16`` or ``int8``.
+        name: the runtime, a key of :data:`act_pipeline.engines.ENGINES`.
+        precision: one of :data:`PRECISIONS`.
         device: ``CPU`` or ``GPU``.
         threads: CPU threads that compute.
+        artifact: what the runtime loaded: the model's folder, or the ONNX file that it was lowered to.
     """
 
     name: str
     precision: str
     device: str
     threads: int
+    artifact: Artifact
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Detect objects in a batch; when it returns, the results are in host memory.
@@ -64,7 +71,7 @@ class EngineSupport:
 
     Attributes:
         engine: a name for :func:`act_pipeline.engines.create_engine`.
-        precision: ``fp32``, ``fp16`` or ``int8``.
+        precision: one of :data:`PRECISIONS`.
         device: ``CPU`` or ``GPU``.
         available: it can.
         why: what is missing; for an available one, how it computes.
@@ -86,6 +93,11 @@ class EngineSupport:
             )
 
 
+def location(model: Artifact) -> Path:
+    """Return what a user calls a model: the folder, or the ONNX file."""
+    return model.path if isinstance(model, OnnxModel) else model.directory
+
+
 def available_cpus() -> int:
     """Return how many CPUs this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -94,16 +106,35 @@ def available_cpus() -> int:
 
 
 def runtime_error_line(error: BaseException) -> str:
-    """Return the one sentence of Paddle's error that says what happened, without its C++ traceback and hints.
+    """Return the one sentence of a runtime's error that says what happened, without C++ traceback and hints.
 
-    Paddle 2.6 writes ``(InvalidArgument) Sentence.`` then, on more lines, ``[Hint: ...]`` and ``(at file.cc:123)``.
+    Paddle 2.6 writes ``(InvalidArgument) Sentence.`` then, on more lines, ``[Hint: ...]`` and ``(at file.cc:123)``; the
+    others have it in their last line, but OpenVINO, which names there what follows from an op that it does not know.
     """
     text = str(error)
+    unknown = re.search(r"No conversion rule found for operations: .*", text)
+    if unknown:
+        return unknown.group(0)
     found = re.search(
         r"^\s*(\([A-Z]\w+\) .*?)(?=\n\s*\[Hint|\s*\(at /|\n\s*\[operator|\Z)", text, re.DOTALL | re.MULTILINE
     )
     sentence = found.group(1) if found else next((line for line in reversed(text.splitlines()) if line.strip()), "")
     return " ".join(sentence.split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def refusals(what: str, remedy: str = "", also: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+    """Turn a runtime's exceptions into a UserError while the block runs; errors of ours pass.
+
+    Args:
+        what: what was tried, such as ``OpenVINO cannot load DIR``.
+        remedy: what the user can do, appended.
+        also: exception types of the runtime that derive from none of Python's usual ones.
+    """
+    try:
+        yield
+    except (*_RUNTIME_ERRORS, *also) as error:
+        raise UserError(f"{what}: {runtime_error_line(error)}{remedy}") from error
 
 
 @contextlib.contextmanager

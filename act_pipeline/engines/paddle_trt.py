@@ -40,6 +40,7 @@ class PaddleTensorRTEngine:
         self,
         model: InferenceModel,
         precision: str = "fp32",
+        device: str = "GPU",
         threads: int | None = None,
         batch_size: int = 1,
         dynamic_shape: bool = True,
@@ -53,6 +54,7 @@ class PaddleTensorRTEngine:
         Args:
             model: float for ``fp32`` and ``fp16``, with Q/DQ ops for ``int8`` (float with ``calibrate``).
             precision: ``fp32``, ``fp16`` or ``int8``.
+            device: ``GPU``.
             threads: CPU threads for what stays outside TensorRT; None: all.
             batch_size: the largest batch.
             dynamic_shape: use the shapes that :mod:`act_pipeline.engines.dynamic_shape` collected.
@@ -64,7 +66,7 @@ class PaddleTensorRTEngine:
         Raises:
             UserError: the shapes were not collected, the files are damaged, or Paddle refuses the model.
         """
-        self.precision = precision
+        self.precision, self.artifact = precision, model
         self.threads = threads or available_cpus()
         self._machine = machine or this_machine()
         shapes = shapes_path(model)
@@ -89,7 +91,7 @@ class PaddleTensorRTEngine:
                 config.enable_tuned_tensorrt_dynamic_shape(str(shapes), True)
 
         remedy = "; --use_trt=False runs it without TensorRT"
-        self._predictor = Predictor(model, configure, summary, inference, remedy)
+        self._predictor = Predictor(model, configure, summary, inference, remedy, batch_size)
 
     def _cache_directory(self, model: InferenceModel, batch_size: int, dynamic_shape: bool, calibrate: bool) -> Any:
         # Paddle 2.6 names an engine after the subgraph's inputs and the precision only: the same graph with other

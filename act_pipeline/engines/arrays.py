@@ -1,0 +1,98 @@
+"""What goes into an engine and what comes out, checked alike for every runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from act_pipeline.errors import UserError
+
+
+class InputCheck:
+    """Takes a reader's batch to what a model takes, or says in one line why it does not fit."""
+
+    def __init__(self, where: Path, shapes: Mapping[str, tuple[int, ...]], batch_size: int | None = None) -> None:
+        """Remember what the model takes.
+
+        Args:
+            where: the model, for messages.
+            shapes: input name -> shape, -1 where any size goes.
+            batch_size: the largest batch; None: any.
+        """
+        self._where, self._shapes, self._batch_size = where, dict(shapes), batch_size
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the model's inputs as contiguous float32 arrays.
+
+        Raises:
+            UserError: one is missing, has another shape or another number of images, or the batch is too large.
+        """
+        checked = {name: self._checked(name, expected, inputs) for name, expected in self._shapes.items()}
+        batches = {name: len(array) for name, array in checked.items() if array.ndim}
+        if len(set(batches.values())) > 1:
+            found = ", ".join(f"{name} of {count}" for name, count in batches.items())
+            raise UserError(f"{self._where} takes inputs of one batch, the reader gives {found} images")
+        largest = max(batches.values(), default=0)
+        if self._batch_size is not None and largest > self._batch_size:
+            raise UserError(
+                f"{self._where} was loaded for batches up to {self._batch_size}, this one has {largest}; load it with "
+                f"--batch_size={largest} (batch_size={largest})"
+            )
+        return checked
+
+    def _checked(self, name: str, expected: tuple[int, ...], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        if name not in inputs:
+            raise UserError(
+                f"{self._where} takes an input {name!r}, which is none of {sorted(inputs)}; expected an RT-DETR "
+                "with the inputs image, im_shape and scale_factor"
+            )
+        array = np.ascontiguousarray(inputs[name], np.float32)
+        fits = len(expected) == array.ndim and all(want in (-1, got) for want, got in zip(expected, array.shape))
+        if not fits:
+            raise UserError(
+                f"{self._where} takes {name} {_dimensions(expected)}, the reader gives {_dimensions(array.shape)}"
+                f"{_remedy(name, expected, array.shape)}"
+            )
+        return array
+
+
+def detections(bbox: np.ndarray, bbox_num: np.ndarray, where: Path) -> dict[str, np.ndarray]:
+    """Return a model's first two outputs as :meth:`act_pipeline.engines.base.Engine.run` gives them.
+
+    Raises:
+        UserError: the first is not [K, 6].
+    """
+    bbox = np.asarray(bbox, np.float32)
+    if bbox.ndim != 2 or bbox.shape[1] != 6:
+        if bbox.size:
+            raise UserError(
+                f"the first output of {where} is {list(bbox.shape)}, expected bbox [K, 6] (class, score, "
+                "x1, y1, x2, y2); export the model again with its post-process (tools/export_model.py does)"
+            )
+        bbox = bbox.reshape(0, 6)
+    return {"bbox": bbox, "bbox_num": np.asarray(bbox_num, np.int32).reshape(-1)}
+
+
+def require_outputs(outputs: tuple[str, ...], where: Path) -> None:
+    """Raise a UserError unless there are the two outputs that an engine gives."""
+    if len(outputs) < 2:
+        raise UserError(
+            f"{where} has the outputs {list(outputs)}, expected bbox [K, 6] and bbox_num [N]; export the model again "
+            "with its post-process (tools/export_model.py does)"
+        )
+
+
+def _remedy(name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> str:
+    if len(expected) == len(found) and expected[0] not in (-1, found[0]) and expected[1:] == found[1:]:
+        return f"; set --batch_size={expected[0]}, or write the file for any batch (deploy/export_onnx.py)"
+    if name == "image" and len(expected) == 4 and expected[2] > 0 and expected[3] > 0:
+        height, width = expected[2:]
+        size = height if height == width else f"{height},{width}"
+        return f"; set --img_shape={size} or the reader's target_size so"
+    return ""
+
+
+def _dimensions(shape: tuple[int, ...]) -> str:
+    return "[" + ", ".join("N" if size == -1 else str(size) for size in shape) + "]"

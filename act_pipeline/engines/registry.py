@@ -1,0 +1,234 @@
+"""The runtimes by name: which file has them, and what of them a machine can run. Imports none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from act_pipeline.engines.base import EngineSupport
+from act_pipeline.engines.host import Machine, machine
+from act_pipeline.engines.tensorrt import tensorrt_refusal, tensorrt_versions
+from act_pipeline.errors import UserError, suggest
+
+# Why not, and what to do; None: it can.
+Refusal = Optional[tuple[str, str]]
+# Precision, device, refusal, how it computes.
+Row = tuple[str, str, Refusal, str]
+
+_GPU_PACKAGE = "install the GPU packages (requirements/gpu.txt) on a machine with an NVIDIA GPU"
+_ON_CPU = "run with --device=CPU --use_trt=False"
+_CHECK_GPU = "check `nvidia-smi` and the driver"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """An engine's place in the registry.
+
+    Attributes:
+        module: the file in ``act_pipeline/engines/``.
+        class_name: the class in it, an :class:`act_pipeline.engines.base.Engine`.
+        rows: what a machine can run of it.
+        onnx: it loads ONNX files, and folders by lowering them; else folders alone.
+        otherwise: the flag that runs the model without it.
+        fixed: arguments that the name stands for.
+        stand_ins: options for tests and tools that the class takes (``summary``, ``inference``, ``machine``).
+    """
+
+    module: str
+    class_name: str
+    rows: Callable[[Machine], Iterable[Row]]
+    onnx: bool = False
+    otherwise: str = "--engine=auto"
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    stand_ins: tuple[str, ...] = ()
+
+
+def support(here: Machine | None = None) -> list[EngineSupport]:
+    """Return for every engine, precision and device whether this machine can run it, and if not, what to do."""
+    here = here or machine()
+    return [entry for name in REGISTRY for entry in _entries(name, here)]
+
+
+def find_support(name: str, precision: str, device: str, here: Machine | None = None) -> EngineSupport:
+    """Return the entry of :func:`support` for one engine, precision and device.
+
+    Raises:
+        UserError: no such engine, or the engine has no such precision or device.
+    """
+    runtime = find_runtime(name)
+    entries = _entries(name, here or machine())
+    for entry in entries:
+        if (entry.precision, entry.device) == (precision, device):
+            return entry
+    devices = {entry.device for entry in entries}
+    if device not in devices:
+        only = " or ".join(sorted(devices))
+        raise UserError(
+            f"{name} runs on the {only} only; run with --device={only}, or on the {device} with {runtime.otherwise}"
+        )
+    can = ", ".join(f"{entry.precision} on {entry.device}" for entry in entries)
+    others = [entry.engine for entry in support(here) if (entry.precision, entry.device) == (precision, device)]
+    instead = f"; {', '.join(others)} has {precision} on {device} (--engine={others[0]})" if others else ""
+    raise UserError(f"{name} has no {precision} on {device}; it has {can}{instead}")
+
+
+def find_runtime(name: str) -> Runtime:
+    """Return the registry's entry; raises a UserError that names the near one."""
+    if name not in REGISTRY:
+        raise UserError(f"unknown engine {name!r}, expected one of {', '.join(REGISTRY)}{suggest(name, REGISTRY)}")
+    return REGISTRY[name]
+
+
+def _entries(name: str, here: Machine) -> list[EngineSupport]:
+    return [
+        EngineSupport(name, precision, device, refusal is None, *(refusal or (how, "")))
+        for precision, device, refusal, how in REGISTRY[name].rows(here)
+    ]
+
+
+def _paddle_rows(here: Machine) -> list[Row]:
+    cpu, gpu = paddle_refusal(here), _paddle_gpu_refusal(here)
+    own, exact = "Paddle's own kernels", "every Q/DQ computed in float: exact, slower than fp32"
+    return [
+        ("fp32", "CPU", cpu, own),
+        ("int8", "CPU", cpu, exact),
+        ("fp32", "GPU", gpu, own),
+        ("fp16", "GPU", gpu, f"{own}, mixed precision"),
+        ("int8", "GPU", gpu, exact),
+    ]
+
+
+def _onednn_rows(here: Machine) -> list[Row]:
+    refusal = paddle_refusal(here)
+    if refusal is None and not here.paddle_onednn:
+        refusal = ("this Paddle was built without oneDNN", "run with --use_mkldnn=False")
+    how = f"convolutions in INT8 by oneDNN, {_int8_kernels(here)}; the rest float"
+    return [("fp32", "CPU", refusal, "oneDNN"), ("int8", "CPU", refusal, how)]
+
+
+def _paddle_trt_rows(here: Machine) -> list[Row]:
+    refusal, how = _paddle_trt_refusal(here), _paddle_trt_versions(here)
+    return [(precision, "GPU", refusal, how) for precision in ("fp32", "fp16", "int8")]
+
+
+def _openvino_rows(here: Machine) -> list[Row]:
+    refusal = _package_refusal(here, "openvino")
+    version = f"OpenVINO {here.packages.get('openvino', '')}"
+    rest = "bf16" if here.bf16 else "f32"
+    no_bf16 = ("this CPU has no bf16 (AVX512-BF16 or AMX)", "run it as fp32")
+    return [
+        ("fp32", "CPU", refusal, version),
+        ("bf16", "CPU", refusal or (None if here.bf16 else no_bf16), f"{version}, bf16 kernels"),
+        ("int8", "CPU", refusal, f"{version}, INT8 kernels {_int8_kernels(here)}; the rest {rest}"),
+    ]
+
+
+def _onnxruntime_rows(here: Machine) -> list[Row]:
+    refusal = _package_refusal(here, "onnxruntime")
+    version = f"ONNX Runtime {here.packages.get('onnxruntime', '')}"
+    gpu = refusal
+    if gpu is None and "onnxruntime-gpu" not in here.packages:
+        gpu = ("onnxruntime is the CPU package", "pip install onnxruntime-gpu instead of it, or run with --device=CPU")
+    elif gpu is None and not here.nvidia_gpus:
+        gpu = (here.absent.get("nvidia_gpus", "no NVIDIA GPU"), f"{_CHECK_GPU}, or run with --device=CPU")
+    return [
+        ("fp32", "CPU", refusal, version),
+        ("int8", "CPU", refusal, f"{version}, slower than its fp32 on RT-DETR"),
+        ("fp32", "GPU", gpu, f"{version}, CUDA"),
+        ("fp16", "GPU", gpu, f"{version}, CUDA"),
+        ("int8", "GPU", gpu, f"{version}, TensorRT"),
+    ]
+
+
+def _tensorrt_rows(here: Machine) -> list[Row]:
+    refusal = tensorrt_refusal(here)
+    how = "" if refusal else tensorrt_versions()
+    return [(precision, "GPU", refusal, how) for precision in ("fp32", "fp16", "int8")]
+
+
+def paddle_refusal(here: Machine) -> Refusal:
+    """Return why Paddle cannot run here on the CPU (nor read a model's folder), and what to do; None if it can."""
+    if here.paddle is None:
+        return here.absent.get("paddle", "paddlepaddle is missing"), "run `make demo`, or install requirements/cpu.txt"
+    return None
+
+
+def _paddle_gpu_refusal(here: Machine) -> Refusal:
+    if here.paddle is None:
+        return paddle_refusal(here)
+    if here.cuda is None:
+        return here.absent.get("cuda", "paddlepaddle is the CPU package"), f"{_GPU_PACKAGE}, or {_ON_CPU}"
+    if not here.gpus:
+        return here.absent.get("gpus", "no NVIDIA GPU"), f"{_CHECK_GPU}, or {_ON_CPU}"
+    return None
+
+
+def _paddle_trt_refusal(here: Machine) -> Refusal:
+    refusal = _paddle_gpu_refusal(here)
+    if refusal is not None:
+        return refusal
+    without = "run with --use_trt=False"
+    if here.tensorrt_compiled is None:
+        why = here.absent.get("tensorrt_compiled", "this Paddle was built without TensorRT")
+        return why, f"install a paddlepaddle-gpu that has it (requirements/gpu.txt), or {without}"
+    wanted = ".".join(map(str, here.tensorrt_compiled))
+    major = here.tensorrt_compiled[0]
+    if here.tensorrt_runtime is None:
+        why = here.absent.get("tensorrt_runtime", "libnvinfer was not found")
+        return (
+            f"TensorRT is missing ({why})",
+            f"install TensorRT {wanted} and put the folder of its libnvinfer.so.{major} into LD_LIBRARY_PATH, "
+            f"or {without}",
+        )
+    if here.tensorrt_runtime[0] != major:
+        found = ".".join(map(str, here.tensorrt_runtime))
+        return (
+            f"TensorRT {found} was found, Paddle was built with {wanted}",
+            f"install TensorRT {major}.x, or {without}",
+        )
+    return None
+
+
+def _paddle_trt_versions(here: Machine) -> str:
+    compiled = ".".join(map(str, here.tensorrt_compiled or ()))
+    runtime = ".".join(map(str, here.tensorrt_runtime or ()))
+    return f"TensorRT {runtime}" if runtime == compiled else f"TensorRT {runtime}, built with {compiled}"
+
+
+def _package_refusal(here: Machine, name: str) -> Refusal:
+    """An ONNX runtime needs its own package, and ``onnx`` for the file."""
+    missing = [package for package in (name, "onnx") if package not in here.packages]
+    if missing:
+        remedy = f'pip install "act_pipeline[{name}]", or -r requirements/{name}.txt'
+        return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed", remedy
+    return None
+
+
+def _int8_kernels(here: Machine) -> str:
+    if here.avx512_vnni:
+        return "with 8-bit dot products (AVX512-VNNI)"
+    return "without AVX512-VNNI: slower than float"
+
+
+REGISTRY: dict[str, Runtime] = {
+    "paddle": Runtime("paddle_native", "PaddleEngine", _paddle_rows, stand_ins=("summary", "inference")),
+    "paddle_onednn": Runtime(
+        "paddle_native",
+        "PaddleEngine",
+        _onednn_rows,
+        otherwise="--use_mkldnn=False",
+        fixed={"onednn": True},
+        stand_ins=("summary", "inference"),
+    ),  # fmt: skip
+    "paddle_trt": Runtime(
+        "paddle_trt",
+        "PaddleTensorRTEngine",
+        _paddle_trt_rows,
+        otherwise="--use_trt=False",
+        stand_ins=("summary", "inference", "machine"),
+    ),  # fmt: skip
+    "openvino": Runtime("openvino", "OpenVINOEngine", _openvino_rows, onnx=True),
+    "onnxruntime": Runtime("onnxruntime", "OnnxRuntimeEngine", _onnxruntime_rows, onnx=True),
+    "tensorrt": Runtime("tensorrt", "TensorRTEngine", _tensorrt_rows, onnx=True),
+}
