@@ -61,6 +61,12 @@ setup(
         # Engines; the lowering writes what they load.
         "onnxruntime": ["onnx>=1.19,<1.24", "onnxruntime>=1.19,<1.32"],
         "openvino": ["onnx>=1.19,<1.24", "openvino>=2025.3,<2026.5"],
+        # `deploy/benchmark.py --peer nncf`. It asks for numpy>=1.24 and runs on 1.23.5, which is what its lock has.
+        "nncf": [
+            'nncf>=3.4,<3.5; python_version >= "3.10"',
+            'onnx>=1.19,<1.24; python_version >= "3.10"',
+            'openvino>=2026,<2026.5; python_version >= "3.10"',
+        ],
         "dev": ["hypothesis", "onnx", "onnxruntime", "openvino", "pytest", "pytest-timeout"],
     },
     classifiers=[

@@ -61,6 +61,35 @@ def evaluation_table(records: Mapping[str, Mapping[str, Any]]) -> str:
     return text_table(["", "mAP", "mAP50", "MB", "size ratio", "ms p50", "speed ratio"], rows)
 
 
+def benchmark_table(record: Mapping[str, Any]) -> str:
+    """Return one line for each row of a ``benchmark.json``; ratios are by round, memory is the engine's own."""
+    header = ["", "ms p50", "p90", "images/s", "x own fp32", "x Paddle", "mAP", "model MB", "memory MB", "start s"]
+    rows = []
+    for row in record["rows"]:
+        if row["failure"] is not None:
+            rows.append([row["label"], "failed", *[""] * (len(header) - 2)])
+            continue
+        latency, memory = row["latency_ms"], row["memory"]
+        rows.append(
+            [
+                row["label"],
+                f"{latency['p50']:.2f}",
+                f"{latency['p90']:.2f}",
+                f"{row['images_per_second']:.1f}",
+                *(f"{ratio['by_round']:.2f}" if ratio else "-" for ratio in _ratios(row)),
+                _figure(row["map"]),
+                _megabytes(row["model_bytes"]),
+                f"{memory['engine_bytes'] / BYTES_PER_MB:.0f}" if memory else "-",
+                f"{row['start_seconds']:.1f}",
+            ]
+        )
+    return text_table(header, rows)
+
+
+def _ratios(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    return row["ratio_to_fp32"], row["ratio_to_paddle_fp32"]
+
+
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from act_pipeline.engines.arrays import InputCheck, detections
 from act_pipeline.engines.base import Artifact, available_cpus, location, refusals
-from act_pipeline.engines.onnx_files import onnx_artifact, require_spelling
+from act_pipeline.engines.onnx_files import OnnxSummary, onnx_artifact, require_spelling
 from act_pipeline.errors import UserError
 from act_pipeline.records import versions as package_versions
 
@@ -40,6 +40,7 @@ class OpenVINOEngine:
         threads: int | None = None,
         batch_size: int = 1,
         float_precision: str = "auto",
+        summary: OnnxSummary | None = None,
     ) -> None:
         """Lower the model if it is a folder, and compile it for ``batch_size``.
 
@@ -51,6 +52,7 @@ class OpenVINOEngine:
             batch_size: the largest batch.
             float_precision: for ``int8``, how what is not INT8 computes: ``f32``, ``bf16``, or ``auto``: bf16 where the
                 CPU has it.
+            summary: of an artifact that is no ONNX file and is loaded as it is: OpenVINO's own ``.xml``.
 
         Raises:
             UserError: the package is missing, the file is damaged or spelled for another runtime, or OpenVINO refuses.
@@ -60,7 +62,7 @@ class OpenVINOEngine:
         openvino = import_openvino()
         core = openvino.Core()
         self.float_precision = _float_precision(core, precision, float_precision)
-        self.artifact, summary = onnx_artifact(model)
+        self.artifact, summary = (model, summary) if summary is not None else onnx_artifact(model)
         require_spelling(self.artifact, summary, "cpu", "on which OpenVINO loses 0.05 mAP")
         self._where = location(model)
         self._check = InputCheck(self._where, summary.inputs, batch_size)

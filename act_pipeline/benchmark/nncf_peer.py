@@ -1,0 +1,190 @@
+"""What else one could have used: NNCF's post-training INT8 of the same FP32 model, in OpenVINO.
+
+NNCF 3.4 quantizes the float model as lowered to ONNX and read by OpenVINO, with ``model_type=TRANSFORMER`` (its default
+costs 0.03 mAP on RT-DETR), calibrated on images of the train split, and keeps the result as OpenVINO's own IR.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.benchmark.plan import Candidate
+from act_pipeline.engines.onnx_files import OnnxSummary
+from act_pipeline.errors import UserError
+from act_pipeline.model import InferenceModel, OnnxModel
+from act_pipeline.records import hash_files
+
+LABEL = "nncf int8 in openvino"
+_IR_NAME = "nncf_int8.xml"
+_PACKAGE = 'pip install "act_pipeline[nncf]", or -r requirements/nncf.txt'
+
+
+@dataclass(frozen=True)
+class OpenVINOModel(OnnxModel):
+    """A model in OpenVINO's IR: ``<name>.xml`` and ``<name>.bin`` beside it, where an ONNX file has one.
+
+    Attributes:
+        inputs: name -> shape, -1 where any size goes.
+    """
+
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def weights_path(self) -> Path:
+        return self.path.with_suffix(".bin")
+
+    @property
+    def bytes(self) -> int:
+        """Size of both files together, in bytes."""
+        return self.path.stat().st_size + self.weights_path.stat().st_size
+
+    def content_hash(self) -> str:
+        """Return a hash of both files, ``sha256:<hex>``."""
+        return hash_files([self.path, self.weights_path])
+
+    def record(self) -> dict[str, Any]:
+        """Return nothing: it was not lowered by this package."""
+        return {}
+
+
+def require_nncf() -> None:
+    """Raise a UserError unless NNCF and OpenVINO are installed; imports neither."""
+    missing = [name for name in ("nncf", "openvino", "onnx") if importlib.util.find_spec(name) is None]
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        raise UserError(f"--peer=nncf: {' and '.join(missing)} {are} not installed; {_PACKAGE}, or leave --peer out")
+
+
+def nncf_candidate(
+    model: InferenceModel,
+    reader: Any,
+    images: int,
+    threads: int,
+    batch_size: int,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Candidate:
+    """Make the peer and return its row to be; if NNCF fails, a row with the reason.
+
+    Args:
+        model: the FP32 model.
+        reader: gives the images for the calibration, from its train split.
+        images: how many.
+        threads, batch_size: as the other rows have them.
+        folder: where the IR is kept.
+        say: takes a line about what happens next.
+    """
+    say(f"{LABEL}: calibrating on {images} images")
+    made = functools.partial(
+        Candidate, LABEL, "openvino", "int8", "CPU", how=f"NNCF post-training, {images} images of the train split"
+    )
+    try:
+        start = time.perf_counter()
+        peer = quantize(model, reader, images, folder / _IR_NAME)
+        seconds = time.perf_counter() - start
+    except UserError as error:
+        return made(model, refusal=str(error))
+    except Exception as error:  # the peer's fault is not to end the others
+        return made(model, refusal=" ".join(f"NNCF cannot quantize it: {type(error).__name__}: {error}".split()))
+    return made(
+        peer,
+        create=functools.partial(load_peer, peer, threads=threads, batch_size=batch_size),
+        made_seconds=round(seconds, 2),
+    )
+
+
+def quantize(model: InferenceModel, reader: Any, images: int, path: Path) -> OpenVINOModel:
+    """Write the IR of NNCF's post-training INT8 of a float model.
+
+    Args:
+        model: the float model.
+        reader: a reader with a ``train`` split; its images in an order drawn with seed 0.
+        images: how many of them calibrate.
+        path: the ``.xml``.
+
+    Raises:
+        UserError: the train split cannot be read, or the model cannot be lowered.
+    """
+    from act_pipeline.lowering import lowered_onnx
+
+    onnx_model = lowered_onnx(model, "cpu")
+    nncf, openvino = _import_nncf()
+    network = openvino.Core().read_model(str(onnx_model.path))
+    for parameter in network.get_parameters():  # one image at a time, as it is calibrated; any batch again below
+        _set_batch(parameter, 1)
+    network.validate_nodes_and_infer_types()
+    inputs = {
+        parameter.output(0).get_any_name(): (-1, *parameter.get_partial_shape().to_shape()[1:])
+        for parameter in network.get_parameters()
+    }
+    calibration = nncf.Dataset(_Calibration(reader, images), lambda batch: {name: batch[name] for name in inputs})
+    with contextlib.redirect_stdout(sys.stderr):  # its progress bars are no part of the table
+        quantized = nncf.quantize(network, calibration, model_type=nncf.ModelType.TRANSFORMER, subset_size=images)
+    for parameter in quantized.get_parameters():
+        _set_batch(parameter, -1)
+    quantized.validate_nodes_and_infer_types()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    openvino.save_model(quantized, str(path), compress_to_fp16=False)
+    return OpenVINOModel(path, inputs)
+
+
+def load_peer(model: OpenVINOModel, threads: int, batch_size: int) -> Any:
+    """Return the peer in the same engine, and with the same settings, as our own INT8."""
+    from act_pipeline.engines.openvino import OpenVINOEngine
+
+    summary = OnnxSummary(model.inputs, ("bbox", "bbox_num"), {"FakeQuantize": 1})
+    return OpenVINOEngine(model, "int8", "CPU", threads, batch_size=batch_size, summary=summary)
+
+
+class _Calibration:
+    """The first images of the shuffled train split, one a batch; NNCF goes over them more than once."""
+
+    def __init__(self, reader: Any, images: int) -> None:
+        self._reader, self._images = reader, images
+
+    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
+        loader = self._reader.loader("train", batch_size=1, shuffle=True, drop_last=False)
+        for _, batch in zip(range(self._images), loader):
+            yield batch
+
+    def __len__(self) -> int:
+        return self._images
+
+
+def _set_batch(parameter: Any, batch: int) -> None:
+    # Not Model.reshape, after whose passes half of the convolutions fall out of INT8.
+    shape = parameter.get_partial_shape()
+    shape[0] = batch
+    parameter.set_partial_shape(shape)
+
+
+def _import_nncf() -> tuple[Any, Any]:
+    """Return ``nncf`` and ``openvino``, imported without the telemetry that both would start unasked."""
+    from act_pipeline.engines.openvino import import_openvino
+
+    openvino = import_openvino()
+    os.environ.setdefault("NNCF_CI", "1")  # NNCF 3.4 then sends nothing
+    hidden = "nncf" not in sys.modules and "openvino_telemetry" not in sys.modules
+    if hidden:  # it does without the package where it is missing, and would write into the home folder at its import
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        import nncf
+    except ImportError as error:
+        raise UserError(f"nncf cannot be imported ({error}); {_PACKAGE}, or leave --peer out") from None
+    finally:
+        if hidden:
+            sys.modules.pop("openvino_telemetry", None)
+    logging.getLogger("nncf").setLevel(logging.WARNING)
+    return nncf, openvino

@@ -1,0 +1,291 @@
+"""What is asked for, and what of it this machine can run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from act_pipeline.benchmark.worker import CreateEngine
+from act_pipeline.engine_choice import DEFAULT_MODELS, default_path
+from act_pipeline.engines import ENGINES, PRECISIONS, Machine, create_engine, support
+from act_pipeline.engines.base import EngineSupport
+from act_pipeline.engines.model_files import ModelSummary, inspect_model
+from act_pipeline.errors import UserError, suggest
+from act_pipeline.model import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
+
+MIN_REPEATS, QUICK_REPEATS = 50, 10
+# Paddle Inference without TensorRT. Which of the two is faster depends on the model and the CPU; a ratio to "Paddle" is
+# to the faster one of those that ran, and names it.
+PADDLE_INFERENCE = ("paddle", "paddle_onednn")
+PEERS = ("nncf",)
+
+
+@dataclass(frozen=True)
+class BenchmarkRequest:
+    """What to compare and how; the fields are the flags of ``deploy/benchmark.py``.
+
+    Attributes:
+        model_path: the FP32 model's folder; None: the sample's, unless ``int8_model_path`` is given.
+        int8_model_path: the INT8 model's folder; None: the sample's, unless ``model_path`` is given.
+        model_filename: the program in both.
+        params_filename: the parameters in both.
+        reader_config: the reader YAML; None: the sample's.
+        engines: names; None: all that this machine has.
+        precisions: names; None: all that an engine has.
+        device: ``auto`` (a GPU if an engine can use one), ``CPU`` or ``GPU``.
+        cpu_threads: of every engine; None: all CPUs that this process may use.
+        batch_size: images in a run.
+        warmup: runs of each engine before the first round.
+        repeats: rounds; in each, every engine runs once; None: 50, or 10 with ``quick``.
+        quick: fewer than 50 rounds will do.
+        random: time on random input instead of the data set's images.
+        no_map: do not evaluate.
+        limit: evaluate the first so many images of the data set.
+        peer: ``nncf``: one more row, NNCF's post-training INT8 of the FP32 model in OpenVINO.
+        peer_images: images of the reader's train split that the peer is calibrated on.
+        work_dir: where the peer's model is kept; None: nowhere.
+        seed: of the order of the engines within the rounds.
+        json: where to write the record.
+        chart: where to draw the chart, ``.png``.
+    """
+
+    model_path: str | None = None
+    int8_model_path: str | None = None
+    model_filename: str = MODEL_FILENAME
+    params_filename: str = PARAMS_FILENAME
+    reader_config: str | None = None
+    engines: tuple[str, ...] | None = None
+    precisions: tuple[str, ...] | None = None
+    device: str = "auto"
+    cpu_threads: int | None = None
+    batch_size: int = 1
+    warmup: int = 5
+    repeats: int | None = None
+    quick: bool = False
+    random: bool = False
+    no_map: bool = False
+    limit: int | None = None
+    peer: str | None = None
+    peer_images: int = 200
+    work_dir: str | None = None
+    seed: int = 0
+    json: str | None = None
+    chart: str | None = None
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds."""
+        return self.repeats or (QUICK_REPEATS if self.quick else MIN_REPEATS)
+
+    def check(self) -> None:
+        """Raise a UserError for what can be seen to be wrong before anything is loaded."""
+        for what, names, known in (("engine", self.engines, ENGINES), ("precision", self.precisions, PRECISIONS)):
+            for name in names or ():
+                if name not in known:
+                    raise UserError(
+                        f"unknown {what} {name!r}, expected some of {', '.join(known)}{suggest(name, known)}"
+                    )
+        if self.peer is not None and self.peer not in PEERS:
+            raise UserError(f"unknown peer {self.peer!r}, expected {', '.join(PEERS)}{suggest(self.peer, PEERS)}")
+        if self.rounds < MIN_REPEATS and not self.quick:
+            raise UserError(
+                f"--repeats={self.rounds} is too few for a figure to rely on, expected at least {MIN_REPEATS}; add "
+                "--quick for a look"
+            )
+        if self.chart is not None and Path(self.chart).suffix.lower() != ".png":
+            raise UserError(f"--chart={self.chart}: expected a name that ends in .png")
+
+
+@dataclass(frozen=True)
+class Models:
+    """The two models that are compared; at least one is there.
+
+    Attributes:
+        float_: what runs as ``fp32``, ``fp16`` and ``bf16``.
+        int8: what runs as ``int8``.
+        note: what is missing and why, or None.
+        summaries: precision (``float`` or ``int8``) -> what is in the model's files.
+    """
+
+    float_: InferenceModel | None
+    int8: InferenceModel | None
+    note: str | None = None
+    summaries: Mapping[str, ModelSummary] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, request: BenchmarkRequest) -> Models:
+        """Open what the request names; nothing named: the sample's two.
+
+        Raises:
+            UserError: a folder that was named is not there, or the sample was not made.
+        """
+
+        def load(path: str | Path | None) -> InferenceModel | None:
+            return None if path is None else InferenceModel.load(path, request.model_filename, request.params_filename)
+
+        if request.model_path is None and request.int8_model_path is None:
+            folders = {kind: default_path(path) for kind, path in DEFAULT_MODELS.items()}
+            missing = [kind for kind, path in folders.items() if not path.exists()]
+            if "float" in missing:
+                raise UserError(
+                    f"model folder {DEFAULT_MODELS['float']} does not exist; run `make demo`, which makes it, or give "
+                    "--model_path (and --int8_model_path)"
+                )
+            note = f"{DEFAULT_MODELS['int8']} does not exist: no int8 rows; `make demo` makes it" if missing else None
+            return cls._inspected(load(folders["float"]), None if missing else load(folders["int8"]), note)
+        note = None
+        if request.int8_model_path is None:
+            note = "no --int8_model_path: float rows only"
+        elif request.model_path is None:
+            note = "no --model_path: int8 rows only, and no ratios to fp32"
+        return cls._inspected(load(request.model_path), load(request.int8_model_path), note)
+
+    @classmethod
+    def _inspected(cls, float_: InferenceModel | None, int8: InferenceModel | None, note: str | None) -> Models:
+        found = {name: inspect_model(model) for name, model in (("float", float_), ("int8", int8)) if model is not None}
+        if "float" in found and found["float"].quantized:
+            raise UserError(f"{float_.directory} is an INT8 model, expected an FP32 one; give it as --int8_model_path")
+        if "int8" in found and not found["int8"].quantized:
+            raise UserError(
+                f"{int8.directory} holds no INT8 scales, expected an INT8 model; compress it with tools/compress.py, "
+                "or give it as --model_path"
+            )
+        sizes = {name: summary.input_size for name, summary in found.items()}
+        if len(set(sizes.values())) > 1:
+            raise UserError(
+                f"{float_.directory} takes images of {sizes['float']}, {int8.directory} of {sizes['int8']} (height, "
+                "width); expected the INT8 model that was made of the FP32 one"
+            )
+        return cls(float_, int8, note, found)
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """Height and width that both take, pixels; None if any."""
+        return next(iter(self.summaries.values())).input_size
+
+    def for_precision(self, precision: str) -> InferenceModel | None:
+        """Return the model that runs at a precision, None if it was not given."""
+        return self.int8 if precision == "int8" else self.float_
+
+    def summary_for(self, precision: str) -> ModelSummary | None:
+        """Return what is in that model's files."""
+        return self.summaries.get("int8" if precision == "int8" else "float")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row to be.
+
+    Attributes:
+        label: ``<engine> <precision>``.
+        engine, precision, device: of the engine.
+        model: what it is given.
+        how: how it computes.
+        refusal: why it cannot run; None: it is tried.
+        create: makes the engine, in another process.
+        made_seconds: what making the model took, for a peer's.
+    """
+
+    label: str
+    engine: str
+    precision: str
+    device: str
+    model: Any
+    how: str = ""
+    refusal: str | None = None
+    create: CreateEngine | None = None
+    made_seconds: float | None = None
+
+
+def choose_device(request: BenchmarkRequest, entries: Iterable[EngineSupport]) -> str:
+    """Return ``CPU`` or ``GPU``; ``auto`` is the GPU if an engine that is asked for can use one."""
+    if request.device != "auto":
+        return request.device
+    wanted = (entry for entry in entries if request.engines is None or entry.engine in request.engines)
+    return "GPU" if any(entry.available and entry.device == "GPU" for entry in wanted) else "CPU"
+
+
+def candidates(
+    request: BenchmarkRequest, models: Models, threads: int, here: Machine, create: Any = create_engine
+) -> tuple[list[Candidate], list[str]]:
+    """Return the rows to be, and lines on what is not among them and why.
+
+    An engine that was named and cannot run is a row with its reason; one that was not is a line.
+
+    Args:
+        request: what is asked for.
+        models: the models.
+        threads: CPU threads.
+        here: this machine, or a stand-in.
+        create: takes what :func:`act_pipeline.engines.create_engine` takes.
+
+    Raises:
+        UserError: nothing that is asked for can run here.
+    """
+    entries = support(here)
+    device = choose_device(request, entries)
+    wanted = [
+        entry
+        for entry in entries
+        if entry.device == device
+        and (request.engines is None or entry.engine in request.engines)
+        and (request.precisions is None or entry.precision in request.precisions)
+        and models.for_precision(entry.precision) is not None
+    ]
+    found = []
+    absent: dict[str, list[EngineSupport]] = {}
+    for entry in wanted:
+        if not entry.available and request.engines is None:
+            absent.setdefault(f"{entry.engine}: {entry.why}; {entry.remedy}", []).append(entry)
+            continue
+        model = models.for_precision(entry.precision)
+        found.append(
+            Candidate(
+                label=f"{entry.engine} {entry.precision}",
+                engine=entry.engine,
+                precision=entry.precision,
+                device=device,
+                model=model,
+                how=entry.why if entry.available else "",
+                refusal=None if entry.available else f"{entry.why}; {entry.remedy}",
+                create=functools.partial(
+                    create,
+                    entry.engine,
+                    model,
+                    entry.precision,
+                    device,
+                    threads,
+                    # Handed over, since looking again would import Paddle into the process of every engine.
+                    batch_size=request.batch_size,
+                    machine=here,
+                    summary=models.summary_for(entry.precision),
+                ),
+            )
+        )
+    if not any(candidate.refusal is None for candidate in found):
+        raise UserError(_nothing_runs(request, models, device, found, list(absent)))
+    notes = [f"not here: {' and '.join(entry.precision for entry in rows)} in {why}" for why, rows in absent.items()]
+    for name in request.engines or ():
+        if not any(candidate.engine == name for candidate in found):
+            has = sorted({f"{entry.precision} on {entry.device}" for entry in entries if entry.engine == name})
+            notes.append(f"{name} has none of what is asked for on the {device}; it has {', '.join(has)}")
+    return found, notes
+
+
+def _nothing_runs(
+    request: BenchmarkRequest, models: Models, device: str, refused: Sequence[Candidate], absent: Sequence[str]
+) -> str:
+    reasons = [f"{candidate.label}: {candidate.refusal}" for candidate in refused] or list(absent)
+    if reasons:
+        return f"no engine can run here on the {device}: {reasons[0]}"
+    if request.precisions == ("int8",) and models.int8 is None:
+        return "no INT8 model to run: give --int8_model_path, or leave --precisions out"
+    asked = " ".join(
+        f"--{name}={','.join(values)}"
+        for name, values in (("engines", request.engines), ("precisions", request.precisions))
+        if values
+    )
+    return f"no engine has what is asked for on the {device} ({asked}); `make doctor` lists what runs here"

@@ -1,0 +1,278 @@
+"""One call from two model folders to the table: what ``deploy/benchmark.py`` does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.benchmark.plan import BenchmarkRequest, Candidate, Models, candidates
+from act_pipeline.benchmark.record import Run, as_record, heading, remarks, run_settings
+from act_pipeline.benchmark.timing import rounds
+from act_pipeline.benchmark.worker import Worker, WorkerFailed
+from act_pipeline.engine_choice import default_path
+from act_pipeline.engines import Machine, create_engine, machine
+from act_pipeline.engines.base import available_cpus
+from act_pipeline.errors import UserError
+from act_pipeline.evaluation import evaluate
+from act_pipeline.inference import DEFAULT_READER
+from act_pipeline.records import write_record
+from act_pipeline.tables import benchmark_table
+
+BENCHMARK_SCHEMA = "act_pipeline.benchmark/1"
+TIMED_IMAGES = 16
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class BenchmarkOutcome:
+    """What came of a request.
+
+    Attributes:
+        record: what ``json`` holds; ``rows`` has one entry an engine and precision.
+        lines: what to print.
+    """
+
+    record: dict[str, Any]
+    lines: list[str] = field(default_factory=list)
+
+
+def run_benchmark(
+    request: BenchmarkRequest,
+    say: Say = lambda line: print(line, file=sys.stderr),
+    reader: Any = None,
+    here: Machine | None = None,
+    create: Any = create_engine,
+) -> BenchmarkOutcome:
+    """Time every engine and precision in turn, round by round, and evaluate each.
+
+    Every engine has a process of its own; the parent tells one at a time to run, and the time is taken there, around
+    ``engine.run``: copies in and out of the runtime included, reading and preprocessing not. Before the timed run of a
+    turn are two that are not timed. In every round all run once, on the same images, in an order drawn anew. Ratios are
+    the median over the rounds of the ratio within a round (``by_round``), which is what is printed; the ratio of the
+    two medians stands in the record beside it (``of_p50``).
+
+    Args:
+        request: what is asked for.
+        say: takes a line about what happens next.
+        reader: a reader; None: made from ``request.reader_config``.
+        here: this machine, or a stand-in.
+        create: what makes an engine in its process; picklable.
+
+    Raises:
+        UserError: nothing can run, or a file that was asked for cannot be read or written.
+    """
+    request.check()
+    for flag in ("json", "chart"):
+        _check_place(flag, getattr(request, flag))
+    if request.peer is not None:
+        from act_pipeline.benchmark.nncf_peer import require_nncf
+
+        require_nncf()
+    models = Models.of(request)
+    here = here or machine()
+    threads = request.cpu_threads or available_cpus()
+    planned, notes = candidates(request, models, threads, here, create)
+    notes = [note for note in (models.note, *notes) if note]
+    reader, batches, source = _inputs(request, models, reader)
+    with tempfile.TemporaryDirectory(prefix="act_pipeline_benchmark_") as scratch:
+        if request.peer is not None:
+            planned = [*planned, _peer(request, models, reader, threads, Path(scratch), say)]
+        inputs = Path(scratch) / "inputs.npz"
+        np.savez(inputs, **batches)
+        runs = [Run(candidate, failure=candidate.refusal) for candidate in planned]
+        with _closing(runs):
+            _load(runs, inputs, say)
+            _time(runs, request)
+            if not request.no_map:
+                _evaluate(runs, request, reader, say)
+    if all(run.failure for run in runs):
+        raise UserError("no engine could run: " + "; ".join(f"{run.label}: {run.failure}" for run in runs))
+    settings = run_settings(request, threads, source, batches)
+    return _finish(request, as_record(runs, models, here, settings, reader, notes))
+
+
+def _inputs(request: BenchmarkRequest, models: Models, reader: Any) -> tuple[Any, dict[str, np.ndarray], str]:
+    """Return the reader (None if nothing needs it), ``name -> [batches, N, ...]``, and where these are from."""
+    if not (request.random and request.no_map and request.peer is None):
+        reader = _reader(request, models, reader)
+    size = request.batch_size
+    count = max(1, TIMED_IMAGES // size)
+    if request.random:
+        images, source = _random_images(models, reader, count * size), "random"
+    else:
+        images, source = _first_images(reader, count * size), str(reader.path)
+    return reader, {name: array.reshape(count, size, *array.shape[1:]) for name, array in images.items()}, source
+
+
+def _reader(request: BenchmarkRequest, models: Models, reader: Any) -> Any:
+    try:
+        if reader is None:
+            from act_pipeline.data import Reader
+
+            config = Path(request.reader_config) if request.reader_config else default_path(DEFAULT_READER)
+            reader = Reader.load(config)
+        if not request.no_map:
+            reader.annotation_file("eval")
+    except UserError as error:
+        raise UserError(f"{error}; or time on random input, without mAP: --random --no_map") from None
+    size = models.input_size
+    return reader if size is None or tuple(reader.input_size) == tuple(size) else reader.with_input_size(*size)
+
+
+def _first_images(reader: Any, count: int) -> dict[str, np.ndarray]:
+    """Return the first images of the eval split, over again if there are fewer than ``count``."""
+    try:
+        batch = next(iter(reader.loader("eval", batch_size=count, shuffle=False, drop_last=False)), None)
+    except UserError as error:
+        raise UserError(f"{error}; or time on random input, without mAP: --random --no_map") from None
+    if not batch:
+        raise UserError(
+            f"{reader.annotation_file('eval')} gives no image, expected at least one; or time on random input, without "
+            "mAP: --random --no_map"
+        )
+    return {
+        name: np.resize(batch[name], (count, *batch[name].shape[1:])) for name in ("image", "im_shape", "scale_factor")
+    }
+
+
+def _random_images(models: Models, reader: Any, count: int) -> dict[str, np.ndarray]:
+    size = models.input_size or (tuple(reader.input_size) if reader is not None else None)
+    if size is None:
+        raise UserError("the model takes images of any size, so --random needs a --reader_config that says which")
+    height, width = size
+    random = np.random.default_rng(0)
+    return {
+        "image": random.random((count, 3, height, width), np.float32),
+        "im_shape": np.tile(np.float32([height, width]), (count, 1)),
+        "scale_factor": np.ones((count, 2), np.float32),
+    }
+
+
+def _peer(request: BenchmarkRequest, models: Models, reader: Any, threads: int, scratch: Path, say: Say) -> Candidate:
+    from act_pipeline.benchmark.nncf_peer import nncf_candidate
+
+    if models.float_ is None:
+        raise UserError("--peer=nncf quantizes the FP32 model: give --model_path")
+    folder = Path(request.work_dir) if request.work_dir else scratch
+    return nncf_candidate(models.float_, reader, request.peer_images, threads, request.batch_size, folder, say)
+
+
+@contextlib.contextmanager
+def _closing(runs: Sequence[Run]) -> Iterator[None]:
+    """Leave no process behind, whatever happens."""
+    try:
+        yield
+    except BaseException:
+        for run in runs:
+            if run.worker is not None:
+                run.worker.kill()
+        raise
+    for run in runs:
+        if run.worker is not None:
+            run.worker.close()
+
+
+def _load(runs: Sequence[Run], inputs: Path, say: Say) -> None:
+    """Load every engine in a process of its own, one after the other.
+
+    Each is loaded once before, in a process that ends then: lowering a model and building an engine happen at the first
+    load ever and stay on disk, and are part neither of the start-up time nor of the memory of those that follow.
+    """
+    for run in runs:
+        if run.failure is not None:
+            continue
+        say(f"loading {run.label}")
+        try:
+            run.worker = Worker(run.label, run.candidate.create, inputs)
+            run.row["first_start_seconds"] = round(run.worker.load()["start_seconds"], 3)
+            run.worker.close()
+            run.worker = Worker(run.label, run.candidate.create, inputs)
+            run.row["start_seconds"] = round(run.worker.load()["start_seconds"], 3)
+        except WorkerFailed as error:
+            run.fail(error)
+
+
+def _time(runs: Sequence[Run], request: BenchmarkRequest) -> None:
+    from tqdm import tqdm
+
+    by_label = {run.label: run for run in runs if run.failure is None}
+    for run in by_label.values():
+        try:
+            run.worker.warm_up(request.warmup)
+        except WorkerFailed as error:
+            run.fail(error)
+    order = rounds(list(by_label), request.rounds, request.seed)
+    with tqdm(total=request.rounds, desc="time", unit="round", leave=False) as bar:
+        for index, labels in enumerate(order):
+            for run in (by_label[label] for label in labels):
+                if run.failure is None:
+                    _timed_run(run, index)
+            bar.update()
+    for run in by_label.values():
+        if run.failure is None:
+            try:
+                run.row["memory"] = run.worker.memory()
+            except WorkerFailed as error:
+                run.fail(error)
+
+
+def _timed_run(run: Run, index: int) -> None:
+    try:
+        timed = run.worker.timed_run(index)
+    except WorkerFailed as error:
+        run.fail(error)
+        return
+    run.seconds.append(timed["seconds"])
+    run.unsettled += not timed["settled"]
+    if timed["device_ms"] is not None:
+        run.device_ms.append(float(timed["device_ms"]))
+
+
+def _evaluate(runs: Sequence[Run], request: BenchmarkRequest, reader: Any, say: Say) -> None:
+    for run in runs:
+        if run.failure is not None:
+            continue
+        say(f"evaluating {run.label}")
+        try:
+            found = evaluate(run.worker, reader, "eval", limit=request.limit, batch_size=request.batch_size)
+        except (WorkerFailed, UserError) as error:
+            # Its times stand; what is missing is how well it detects.
+            run.row["map_failure"] = str(error)
+            if isinstance(error, WorkerFailed):
+                run.worker.kill()
+            continue
+        run.row.update(map=found.map, map50=found.map50, images=found.images)
+
+
+def _finish(request: BenchmarkRequest, record: dict[str, Any]) -> BenchmarkOutcome:
+    lines = [heading(record), "", benchmark_table(record), "", *remarks(record)]
+    if request.chart is not None:
+        from act_pipeline.benchmark.chart import draw_chart
+
+        draw_chart(record, request.chart)
+        lines.append(f"chart: {request.chart}")
+    if request.json is not None:
+        write_record(request.json, BENCHMARK_SCHEMA, record)
+        lines.append(f"record: {request.json}")
+    return BenchmarkOutcome(record, lines)
+
+
+def _check_place(flag: str, path: str | None) -> None:
+    """Find out before the work, not after it, that its result has no place."""
+    if path is None:
+        return
+    place = Path(path)
+    if place.is_dir():
+        raise UserError(f"--{flag}={place} is a folder, expected a file name")
+    folder = next(parent for parent in (place.parent, *place.parent.parents) if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"--{flag}={place}: {folder} is no folder that can be written to; choose another place")
