@@ -50,8 +50,9 @@ class OpenVINOEngine:
             device: ``CPU``.
             threads: CPU threads; None: all that this process may use.
             batch_size: the largest batch.
-            float_precision: for ``int8``, how what is not INT8 computes: ``f32``, ``bf16``, or ``auto``: bf16 where the
-                CPU has it.
+            float_precision: for ``int8``, how what is not INT8 computes: ``f32``, ``bf16``, or ``auto``: f32. With bf16,
+                R18 is 4% faster, but coordinates are rounded to 8 bits: the sample loses 0.004 mAP (480 images), and
+                boxes agree with Paddle's to an IoU of 0.975 instead of 0.988.
             summary: of an artifact that is no ONNX file and is loaded as it is: OpenVINO's own ``.xml``.
 
         Raises:
@@ -61,7 +62,7 @@ class OpenVINOEngine:
         self.threads = threads or available_cpus()
         openvino = import_openvino()
         core = openvino.Core()
-        self.float_precision = _float_precision(core, precision, float_precision)
+        self.float_precision = _float_precision(precision, float_precision)
         self.artifact, summary = (model, summary) if summary is not None else onnx_artifact(model)
         require_spelling(self.artifact, summary, "cpu", "on which OpenVINO loses 0.05 mAP")
         self._where = location(model)
@@ -155,7 +156,7 @@ def import_openvino() -> Any:
     return openvino
 
 
-def _float_precision(core: Any, precision: str, asked: str) -> str:
+def _float_precision(precision: str, asked: str) -> str:
     """Return ``f32`` or ``bf16`` for what is not INT8."""
     if asked not in FLOAT_PRECISIONS:
         raise UserError(f"float_precision is {asked!r}, expected one of {', '.join(FLOAT_PRECISIONS)}")
@@ -164,6 +165,4 @@ def _float_precision(core: Any, precision: str, asked: str) -> str:
         if asked not in ("auto", fixed):
             raise UserError(f"float_precision is {asked!r}, which contradicts the precision {precision}; leave it out")
         return fixed
-    if asked != "auto":
-        return asked
-    return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    return "f32" if asked == "auto" else asked

@@ -115,12 +115,11 @@ def _paddle_trt_rows(here: Machine) -> list[Row]:
 def _openvino_rows(here: Machine) -> list[Row]:
     refusal = _package_refusal(here, "openvino")
     version = f"OpenVINO {here.packages.get('openvino', '')}"
-    rest = "bf16" if here.bf16 else "f32"
     no_bf16 = ("this CPU has no bf16 (AVX512-BF16 or AMX)", "run it as fp32")
     return [
         ("fp32", "CPU", refusal, version),
         ("bf16", "CPU", refusal or (None if here.bf16 else no_bf16), f"{version}, bf16 kernels"),
-        ("int8", "CPU", refusal, f"{version}, INT8 kernels {_int8_kernels(here)}; the rest {rest}"),
+        ("int8", "CPU", refusal, f"{version}, INT8 kernels {_int8_kernels(here)}; the rest f32"),
     ]
 
 
