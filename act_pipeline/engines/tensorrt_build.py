@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from act_pipeline.engines.base import location
 from act_pipeline.engines.cudart import Gpu
 from act_pipeline.engines.onnx_files import OnnxSummary, inspect_onnx, onnx_artifact, require_spelling
 from act_pipeline.engines.tensorrt_module import TensorRT, make_log
@@ -115,11 +116,11 @@ def plan_source(
         onnx_model, summary = onnx_artifact(model, "tensorrt", float16)
     if (precision == "int8") != summary.quantized:
         found, remedy = (
-            ("an INT8 model", "run it with --precision int8, or give the float model's folder")
+            ("an INT8 model", "use --precision int8, or give the float model's folder")
             if summary.quantized
             else ("a float model", "compress it with tools/compress.py, or use --precision fp32 or fp16")
         )
-        raise UserError(f"{onnx_model.path} is {found}, asked for {precision}; {remedy}")
+        raise UserError(f"{location(model)} is {found}, asked for {precision}; {remedy}")
     require_spelling(onnx_model, summary, "tensorrt", "which TensorRT refuses")
     return onnx_model, summary
 
@@ -128,7 +129,7 @@ def make_profile(onnx_model: OnnxModel, summary: OnnxSummary, batch_size: int) -
     """Return the shapes that the plan is for: batches of 1 to ``batch_size``, fastest at that.
 
     Raises:
-        UserError: the batch size is not positive, or not the file's fixed one, or more than the batch is open.
+        UserError: the batch size is not positive, or not the file's fixed one, or more than the batch is left open.
     """
     if batch_size < 1:
         raise UserError(f"--batch_size is {batch_size}, expected a positive integer")
@@ -263,7 +264,8 @@ def _is_open(network: Any) -> bool:
 
 def _parser_error(trt: TensorRT, onnx_model: OnnxModel, parser: Any, log: Any) -> str:
     """Return the first error, which is the one that stopped it."""
-    remedy = "; write the file with deploy/export_onnx.py --target tensorrt, or give the model's folder"
+    ours = bool(onnx_model.record())  # then the lowering is wrong, and writing the file again is no help
+    remedy = "" if ours else "; write the file with deploy/export_onnx.py --target tensorrt, or give the model's folder"
     if parser.num_errors == 0:
         return f"{trt} cannot parse {onnx_model.path}: {log.first_error()}{remedy}"
     error = parser.get_error(0)
@@ -278,17 +280,23 @@ def _count_layers(trt: TensorRT, network: Any) -> tuple[dict[str, int], dict[str
     """Return how many layers of each type the network has, and how many convolutions and matmuls take INT8."""
     types = trt.module.LayerType
     counted = {types.CONVOLUTION: "convolution", types.MATRIX_MULTIPLY: "matmul"}
-    layers, int8_layers, dequantized = Counter(), Counter(), set()
-    rest = []
+    layers, int8_layers = Counter(), Counter()
+    made_by, counting = {}, []
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         layers[layer.type.name.lower()] += 1
-        if layer.type == types.DEQUANTIZE:
-            dequantized.add(layer.get_output(0).name)
-        elif layer.type in counted:
-            rest.append(layer)
-    for layer in rest:
-        inputs = [layer.get_input(0), layer.get_input(1)]
-        if all(tensor is not None and tensor.name in dequantized for tensor in inputs):
+        made_by.update({layer.get_output(number).name: layer for number in range(layer.num_outputs)})
+        if layer.type in counted:
+            counting.append(layer)
+
+    def dequantized(tensor: Any) -> bool:
+        """The parser puts shuffles between, to give both sides of a product as many dimensions."""
+        layer = made_by.get(tensor.name) if tensor is not None else None
+        while layer is not None and layer.type == types.SHUFFLE:
+            layer = made_by.get(layer.get_input(0).name)
+        return layer is not None and layer.type == types.DEQUANTIZE
+
+    for layer in counting:
+        if dequantized(layer.get_input(0)) and dequantized(layer.get_input(1)):
             int8_layers[counted[layer.type]] += 1
     return dict(layers), dict(int8_layers)
