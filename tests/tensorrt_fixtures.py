@@ -273,6 +273,7 @@ class _Context:
         score = np.repeat(self._input("image").max((1, 2, 3)), counts)[:, None]
         outputs = {"bbox": np.hstack([score * 0, score, sides]).astype(np.float32), "bbox_num": counts}
         for name, array in outputs.items():
+            array = np.ascontiguousarray(array)
             allocator = self._allocators[name]
             address = allocator.reallocate_output_async(name, 0, array.nbytes, 256, stream)
             ctypes.memmove(address, array.ctypes.data, array.nbytes)

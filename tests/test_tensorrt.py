@@ -447,6 +447,6 @@ def test_asking_for_support_imports_nothing_of_nvidia() -> None:
         "import sys; from act_pipeline.engines.tensorrt import tensorrt_refusal, tensorrt_versions; "
         "from act_pipeline.engines.host import Machine; "
         "tensorrt_refusal(Machine('cpu', 1, None)); tensorrt_versions(); "
-        "sys.exit(any(name.startswith(('tensorrt', 'cuda')) for name in sys.modules))"
+        "sys.exit(any(name.startswith(('tensorrt', 'cuda.')) for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", source], cwd=REPOSITORY, check=False).returncode == 0

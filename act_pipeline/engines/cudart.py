@@ -41,8 +41,8 @@ class Gpu:
 
 
 def has_cudart() -> bool:
-    """Return whether the package is installed; imports no more than ``cuda``, a folder."""
-    return any(_is_there(name) for name in _MODULES)
+    """Return whether the package is installed; imports no more than ``cuda``, a folder without code."""
+    return _is_there("cuda.bindings") or _is_there("cuda.cudart")
 
 
 def _is_there(name: str) -> bool:
