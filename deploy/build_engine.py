@@ -16,11 +16,15 @@ from act_pipeline.infer_flags import parse_bool  # noqa: E402
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, build, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model_path", required=True, help="model folder, or an ONNX file written with --target tensorrt")
+    parser.add_argument(
+        "--model_path", required=True, help="model folder, or an ONNX file written with --target tensorrt"
+    )
     parser.add_argument("--model_filename", default="model.pdmodel")
     parser.add_argument("--params_filename", default="model.pdiparams")
     parser.add_argument("--precision", default="int8", help="int8 (an INT8 model), fp16 or fp32 (a float one)")
-    parser.add_argument("--output", help="the plan to write (default: the model's cache, where --engine=tensorrt looks)")
+    parser.add_argument(
+        "--output", help="the plan to write (default: the model's cache, where --engine=tensorrt looks)"
+    )
     parser.add_argument("--batch_size", type=int, default=1, help="the largest batch, at which it is fastest")
     parser.add_argument(
         "--float16_rest", type=parse_bool, default=True, help="of an INT8 model, compute what is float in FP16"

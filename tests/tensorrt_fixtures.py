@@ -136,7 +136,9 @@ class FakeModule:
         self.__version__ = version
         self.refuse, self.loads, self.builds, self.loaded = refuse, loads, 0, 0
         typed = int(version.split(".")[0]) >= 10 or version.startswith("1.")
-        self.NetworkDefinitionCreationFlag = SimpleNamespace(**({"STRONGLY_TYPED": 1} if typed else {"EXPLICIT_BATCH": 0}))
+        self.NetworkDefinitionCreationFlag = SimpleNamespace(
+            **({"STRONGLY_TYPED": 1} if typed else {"EXPLICIT_BATCH": 0})
+        )
         self.BuilderFlag = SimpleNamespace(**({} if typed else {"INT8": "INT8", "FP16": "FP16"}))
         self.MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
         self.ProfilingVerbosity = SimpleNamespace(DETAILED="detailed", LAYER_NAMES_ONLY="names")

@@ -12,7 +12,14 @@ from act_pipeline.engines.arrays import InputCheck, detections
 from act_pipeline.engines.base import Artifact, available_cpus, location, refusals
 from act_pipeline.engines.cudart import PACKAGE, Cuda, CudaError, Gpu, has_cudart
 from act_pipeline.engines.host import Machine
-from act_pipeline.engines.tensorrt_module import INSTALL, TensorRT, import_tensorrt, installed, installed_version, make_log
+from act_pipeline.engines.tensorrt_module import (
+    INSTALL,
+    TensorRT,
+    import_tensorrt,
+    installed,
+    installed_version,
+    make_log,
+)
 from act_pipeline.errors import UserError
 from act_pipeline.records import versions as package_versions
 

@@ -98,7 +98,9 @@ def import_tensorrt(prefer: Iterable[str] = ()) -> TensorRT:
         UserError: neither is installed, or none of those installed can be imported.
     """
     order = list(prefer)
-    flavours = sorted(installed(), key=lambda flavour: order.index(flavour.name) if flavour.name in order else len(order))
+    flavours = sorted(
+        installed(), key=lambda flavour: order.index(flavour.name) if flavour.name in order else len(order)
+    )
     failures = []
     for flavour in flavours:
         name = next(name for name in flavour.modules if importlib.util.find_spec(name))

@@ -231,7 +231,9 @@ def _other_plan(cache: Path, recipe: Recipe) -> str:
             found = read_record(path, PLAN_SCHEMA).get("recipe")
         except UserError:
             continue
-        if isinstance(found, dict) and all(found.get(key) == value for key, value in wanted.items() if key not in machine):
+        if isinstance(found, dict) and all(
+            found.get(key) == value for key, value in wanted.items() if key not in machine
+        ):
             was, now = (f"{entry.get('module')} {entry.get('version')} for {_for(entry.get('built_for'))}"
                         for entry in (found, wanted))  # fmt: skip
             return f"{path.with_suffix('.plan')} is of {was}, here is {now}: built anew"
