@@ -70,6 +70,7 @@ def test_rtx_builds_our_file_and_refuses_paddle2onnx_one_of_the_same_model(rtx, 
         build_plan(OnnxModel.load(PADDLE2ONNX), tmp_path / "theirs.plan", "int8", 1, quiet, FLOAT32_REST, rtx)
     message = str(refused.value)
     assert "(DequantizeLinear)" in message and "Int32" in message and "--target tensorrt" in message
+    assert "cudaError" not in message, "that there is no driver is not the reason"
     assert "\n" not in message and not (tmp_path / "theirs.plan").exists()
 
 

@@ -272,7 +272,8 @@ def _parser_error(trt: TensorRT, onnx_model: OnnxModel, parser: Any, log: Any) -
     # The two names came with TensorRT 10; before, the node's number is all there is.
     op, node = (getattr(error, name, lambda: "")() for name in ("node_operator", "node_name"))
     where = f"node {node!r} ({op})" if op else f"node number {error.node()}"
-    said = " ".join(error.desc().split())
+    # Without a driver the words end with that of TensorRT-RTX's, which is not why the node is refused.
+    said = " ".join(error.desc().split()).split(" [checkMacros.cpp::catchCudaError")[0]
     return f"{trt} cannot parse {onnx_model.path}: {where}: {said}{remedy}"
 
 
