@@ -67,7 +67,24 @@ setup(
             'onnx>=1.19,<1.24; python_version >= "3.10"',
             'openvino>=2026,<2026.5; python_version >= "3.10"',
         ],
-        "dev": ["hypothesis", "onnx", "onnxruntime", "openvino", "pytest", "pytest-timeout"],
+        # The wheels that the source archive tensorrt-rtx-cu12 names; cuda-bindings 13 wants a driver of CUDA 13.
+        "tensorrt-rtx": [
+            "cuda-bindings>=12.6,<13",
+            "onnx>=1.19,<1.24",
+            "tensorrt-rtx-cu12-bindings==1.7.1.116",
+            "tensorrt-rtx-cu12-libs==1.7.1.116",
+        ],
+        "dev": [
+            "cuda-bindings<13",
+            "hypothesis",
+            "onnx",
+            "onnxruntime",
+            "openvino",
+            "pytest",
+            "pytest-timeout",
+            "tensorrt-rtx-cu12-bindings",
+            "tensorrt-rtx-cu12-libs",
+        ],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

@@ -18,7 +18,12 @@ from packaging.requirements import Requirement
 from act_pipeline import __version__, doctor
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNTIMES = ("openvino", "onnxruntime")
+# Locks and extras of their own, and the packages that they are for.
+RUNTIMES = {
+    "openvino": {"openvino"},
+    "onnxruntime": {"onnxruntime"},
+    "tensorrt-rtx": {"tensorrt-rtx-cu12-bindings", "tensorrt-rtx-cu12-libs", "cuda-bindings"},
+}
 LOCKS = ("cpu", "gpu", "dev", *RUNTIMES, "nncf", "lock-tool")
 PYTHONS = ("3.9", "3.10", "3.11", "3.12")
 PADDLE = {"cpu": "paddlepaddle", "gpu": "paddlepaddle-gpu"}
@@ -90,9 +95,9 @@ def test_the_locks_agree_with_each_other(python: str) -> None:
     assert cpu == gpu
     assert {name: cpu[name] for name in dev if name in cpu} == {name: dev[name] for name in dev if name in cpu}
     assert {"pytest", "pytest-timeout", "hypothesis"} <= set(dev)
-    for name in RUNTIMES:  # what comes on top is what the tests run with, and moves nothing of the rest
+    for name, packages in RUNTIMES.items():  # what the tests run with, and moves nothing of the rest
         runtime = pins(name, python)
-        assert {name, "onnx"} <= set(runtime)
+        assert packages | {"onnx"} <= set(runtime)
         assert runtime == {package: {**cpu, **dev}.get(package) for package in runtime}
     peer, elsewhere = pins("nncf", python), {**cpu, **dev}
     assert ({"nncf", "openvino", "onnx"} <= set(peer)) == (python != "3.9"), "nncf 3.4 is for Python 3.10 and later"
@@ -175,9 +180,9 @@ def test_metadata(source_tree: Path) -> None:
                 continue  # nncf 3.4 is for Python 3.10 and later
             version = locked[canonical(requirement.name)]
             assert requirement.specifier.contains(version), f"{requirement} against {version} in the lock"
-    for name in RUNTIMES:  # the lowering writes what they load
+    for name, packages in RUNTIMES.items():  # the lowering writes what they load
         marked = [requirement for requirement in required if str(requirement.marker or "").endswith(f'"{name}"')]
-        assert {canonical(requirement.name) for requirement in marked} == {name, "onnx"}
+        assert {canonical(requirement.name) for requirement in marked} == packages | {"onnx"}
 
 
 def test_a_wheel_holds_the_whole_package(source_tree: Path, tmp_path: Path) -> None:

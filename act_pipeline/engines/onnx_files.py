@@ -70,6 +70,9 @@ def inspect_onnx(model: OnnxModel) -> OnnxSummary:
             "deploy/export_onnx.py"
         )
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    # paddle2onnx writes Constant nodes instead.
+    values = {node.output[0]: node.attribute[0] for node in graph.node if node.op_type == "Constant" and node.attribute}
+    constants.update({name: attribute.t for name, attribute in values.items() if attribute.name == "value"})
     rounded_to, symmetric = _rounding(onnx, graph, constants)
     summary = OnnxSummary(
         inputs={value.name: _shape(value) for value in graph.input if value.name not in constants},
