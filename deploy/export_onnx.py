@@ -29,7 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     place.add_argument("--output", help="the file to write")
     place.add_argument("--output_dir", help="write OUTPUT_DIR/model_<target>.onnx")
     parser.add_argument(
-        "--target", default="cpu", help="tensorrt (int8, zero point 0) or cpu (uint8, zero point 128: OpenVINO, ORT)"
+        "--target",
+        default="cpu",
+        help="cpu (uint8, zero point 128: OpenVINO, ONNX Runtime), tensorrt (int8, zero point 0), or tensorrt_rtx (the "
+        "same with all activations at the scale 1: smaller plans)",
     )
     parser.add_argument("--precision", default="auto", help="auto (what the model is), int8 or fp32")
     parser.add_argument(

@@ -154,7 +154,7 @@ def small_model(directory: Path, kind: str, gamma_sign: bool = False) -> Inferen
             return graph.save(directory)
 
 
-@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("target", ["cpu", "tensorrt", "tensorrt_rtx"])
 @pytest.mark.parametrize(
     ("kind", "norm"), [("conv2d", False), ("depthwise_conv2d", False), ("matmul_v2", False), ("conv2d", True)]
 )
@@ -173,6 +173,10 @@ def test_one_op_computes_what_paddle_computes(tmp_path: Path, kind: str, norm: b
     session = ort.InferenceSession(str(lowered.path), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"image": image})
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    if target == "tensorrt_rtx":
+        graph = onnx.load(lowered.path).graph
+        constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        assert {float(constants[n.input[1]]) for n in graph.node if n.op_type == "QuantizeLinear"} == {1.0}
 
 
 def spelling(path: Path) -> tuple[set[int], set[str], set[str]]:
@@ -306,7 +310,7 @@ def test_a_model_without_scales_and_an_unknown_op(tmp_path: Path, capsys: pytest
     for arguments, words in (
         (["--model_path", str(tmp_path / "relu"), "--precision", "int8"], "has no quantize_linear ops, so no scales"),
         (["--model_path", str(tmp_path / "sinh")], "op sinh with the output"),
-        (["--model_path", str(tmp_path / "relu"), "--target", "gpu"], "target is 'gpu', expected one of tensorrt, cpu"),
+        (["--model_path", str(tmp_path / "relu"), "--target", "gpu"], "target is 'gpu', expected one of tensorrt, tensorrt_rtx, cpu"),
         (["--model_path", str(tmp_path / "relu"), "--batch", "0"], "--batch is '0'"),
     ):
         assert run_command(main, arguments + output) == 2

@@ -176,6 +176,20 @@ def test_a_mask_is_a_choice(mask: list[int], kind: list[str]) -> None:
     np.testing.assert_array_equal(run(written, x)[0], x * np.array(mask, np.float32))
 
 
+def test_half_precision_keeps_a_scale_that_it_cannot_hold_above_zero() -> None:
+    program = source([op("scale", "x.dq", "y")], {"x": (-1, 3), "x.dq": (-1, 3), "y": (-1, 3)}, "y")
+    program.ops[0].attrs = {"scale": 1.0, "bias": 0.5, "bias_after_scale": True}
+    program.quantized["x.dq"] = QuantizedTensor("x", np.array(1e-9, np.float32))
+    proto = write(program, 19)
+    proto.graph.node.append(onnx.helper.make_node("MatMul", ["x.w", "x.w"], ["x.unused"], name="last"))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((1, 1), np.float32), "x.w"))
+    proto.graph.node[-1].input[0] = proto.graph.node[-2].input[0]  # a matmul after all, so that all is in FP16
+    to_float16(proto)
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    scales = [constants[n.input[1]] for n in proto.graph.node if n.op_type == "DequantizeLinear"]
+    assert len(scales) == 1 and scales[0].dtype == np.float16 and scales[0] > 0
+
+
 def test_half_precision_ends_after_the_last_matmul(tmp_path: Path) -> None:
     program = source(
         [op("relu", "x", "a"), op("matmul_v2", "a", "b"), op("sigmoid", "b", "c"), op("scale", "c", "y")],

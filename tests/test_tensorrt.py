@@ -94,7 +94,7 @@ def test_rtx_builds_the_float_sample(rtx, demo, tmp_path, precision) -> None:
 
 
 @pytest.mark.slow
-def test_rtx_builds_r18_in_int8_at_under_half_of_fp32(rtx, tmp_path) -> None:
+def test_rtx_builds_r18_in_int8_at_two_fifths_of_fp32(rtx, tmp_path) -> None:
     """Random weights. What of a plan is not weights is the source code of its kernels, some 130 kB each."""
     import paddle
 
@@ -106,9 +106,11 @@ def test_rtx_builds_r18_in_int8_at_under_half_of_fp32(rtx, tmp_path) -> None:
 
     classes, yaml = "num_classes=10", REPOSITORY / "configs/rtdetr/rtdetr_r18vd_6x_coco.yml"
     weights = build_model(yaml, [classes]).state_dict()
-    for value in weights.values():  # no channel without a scale, as in no trained model
-        if not value.numpy().any():
-            value.set_value(np.random.default_rng(0).normal(0, 0.02, value.shape).astype(np.float32))
+    random = np.random.default_rng(0)
+    for name, value in weights.items():  # decoder layers start as copies, which a plan holds once; trained ones differ
+        if not name.endswith(("_mean", "_variance")):
+            array = value.numpy()
+            value.set_value((array * random.normal(1, 0.1, array.shape)).astype(array.dtype))
     paddle.save(weights, str(tmp_path / "r18.pdparams"))
     make_sample(tmp_path / "data", train=4, val=2, progress=False)
     fp32 = export_model(yaml, tmp_path, [classes, f"weights={tmp_path / 'r18.pdparams'}"])
@@ -129,7 +131,7 @@ def test_rtx_builds_r18_in_int8_at_under_half_of_fp32(rtx, tmp_path) -> None:
         for model, precision in ((fp32, "fp32"), (int8, "int8"))
     )
     assert small.int8_layers == {"convolution": 57, "matmul": 65}
-    assert small.bytes < 0.5 * whole.bytes
+    assert small.bytes <= 0.40 * whole.bytes
     assert max(whole.seconds, small.seconds) < 120
 
 

@@ -113,7 +113,7 @@ def plan_source(
         if strongly_typed(trt) and not summary.quantized:
             onnx_artifact(model, "tensorrt", precision == "fp16")  # refuses floats of the other type
     else:
-        onnx_model, summary = onnx_artifact(model, "tensorrt", float16)
+        onnx_model, summary = onnx_artifact(model, "tensorrt_rtx" if trt.rtx else "tensorrt", float16)
     if (precision == "int8") != summary.quantized:
         found, remedy = (
             ("an INT8 model", "use --precision int8, or give the float model's folder")

@@ -26,9 +26,12 @@ class GraphBuilder:
         values: Paddle name -> ONNX name of what was computed.
         constants: Paddle name -> value of what is known now.
         quantized, rounded: as in :class:`act_pipeline.lowering.source.Source`.
+        unit_scales: activations are divided by their scales before they are rounded, by 1; what they are multiplied
+            with takes the scale over. The integers are the same. TensorRT-RTX writes the rounding by every other scale
+            as a kernel of its own into a plan, 133 kB of source each, and those by one scale once.
     """
 
-    def __init__(self, source: Source, activation_dtype: str, opset: int) -> None:
+    def __init__(self, source: Source, activation_dtype: str, opset: int, unit_scales: bool = False) -> None:
         self.onnx = require_onnx()
         self.opset = opset
         self.nodes: list[Any] = []
@@ -40,6 +43,7 @@ class GraphBuilder:
         self.shapes = source.shapes
         self.dtypes = source.dtypes
         self._zero_point = np.array(128, np.uint8) if activation_dtype == "uint8" else np.array(0, np.int8)
+        self.unit_scales = unit_scales
         self._made: dict[Any, str] = {}
         self._count = 0
 
@@ -74,16 +78,17 @@ class GraphBuilder:
             return self.values[name]
         return self.initializer(self.constants[name], name)
 
-    def dequantized(self, tensor: QuantizedTensor, transposed: bool = False) -> str:
+    def dequantized(self, tensor: QuantizedTensor, transposed: bool = False, channel_axis: int = -1) -> str:
         """Return the dequantized tensor, its last two axes swapped if ``transposed``; made once, read by many.
 
-        The swap goes before the rounding, so that the pair stands directly at the op that computes in INT8.
+        The swap goes before the rounding, so that the pair stands directly at the op that computes in INT8. With
+        ``unit_scales`` it is divided by its scale, said by channel along ``channel_axis``.
         """
         constant = tensor.weight
         if constant is None and tensor.source in self.constants:
             steps = np.rint(self.constants[tensor.source] / tensor.scale)
             constant = np.clip(steps, -128, 127).astype(np.int8)
-        key = ("dq", tensor.source, tensor.scale.tobytes(), transposed)
+        key = ("dq", tensor.source, tensor.scale.tobytes(), transposed, self.unit_scales and channel_axis)
         if key in self._made:
             return self._made[key]
         scale = self.initializer(tensor.scale, f"{tensor.source}.scale")
@@ -102,6 +107,9 @@ class GraphBuilder:
                 value = self.swap_last(value, tensor.source)
             if tensor.source in self.rounded:
                 return value
+            if self.unit_scales:
+                value = self._divided(value, tensor, transposed, channel_axis)
+                scale = self.initializer(np.float32(1), "unit_scale")
             zero = self.initializer(self._zero_point, "zero_point")
             rounded = self.node("QuantizeLinear", [value, scale, zero], f"{tensor.source}.quantized")
             made = self.node("DequantizeLinear", [rounded, scale, zero], f"{tensor.source}.dequantized")
@@ -111,3 +119,11 @@ class GraphBuilder:
     def swap_last(self, value: str, name: str) -> str:
         rank = len(self.shapes[name])
         return self.node("Transpose", [value], perm=[*range(rank - 2), rank - 1, rank - 2])
+
+    def _divided(self, value: str, tensor: QuantizedTensor, transposed: bool, channel_axis: int) -> str:
+        shape = list(self.shapes[tensor.source])
+        if transposed:
+            shape[-2:] = shape[:-3:-1]
+        channels = max(shape[channel_axis], 1)
+        steps = np.full([channels, *(1,) * (len(shape) - 1 - channel_axis % len(shape))], 1 / tensor.scale, np.float32)
+        return self.node("Mul", [value, self.initializer(steps, f"{tensor.source}.steps")])

@@ -61,12 +61,13 @@ def convolution(build: GraphBuilder, op: Op, followers: list[Op]) -> None:
             factor, bias = factor * step, (bias - mean) * step + beta
         else:
             bias = bias + build.constants[follower.input("Y")].astype(np.float64).reshape(-1)
+    values = build.quantized.get(op.input("Input"))
     if quantized is not None and quantized.weight is not None:
-        weight = build.dequantized(_scaled(quantized, factor))
+        weight = build.dequantized(_scaled(quantized, factor * _taken_over(build, values)))
     else:
-        value = build.constants[filter_name]
-        weight = build.initializer((value * factor[:, None, None, None]).astype(value.dtype), filter_name)
-    inputs = [build.get(op.input("Input")), weight]
+        value, step = build.constants[filter_name], factor * _taken_over(build, values)
+        weight = build.initializer((value * step[:, None, None, None]).astype(value.dtype), filter_name)
+    inputs = [build.get(op.input("Input")) if values is None else build.dequantized(values, channel_axis=1), weight]
     if followers or "Bias" in op.inputs:
         inputs.append(build.initializer(bias.astype(np.float32), f"{filter_name}.bias"))
     kernel = list(build.shapes[filter_name][2:])
@@ -98,17 +99,33 @@ def _scaled(tensor: QuantizedTensor, factor: np.ndarray) -> QuantizedTensor:
     return replace(tensor, scale=np.where(off, 1, scale).astype(np.float32), axis=0, weight=weight)
 
 
+def _taken_over(build: GraphBuilder, tensor: QuantizedTensor | None) -> np.float32:
+    """Return the scale that an activation was divided by, which what it is multiplied with has to take over."""
+    divided = build.unit_scales and tensor is not None and tensor.weight is None
+    return tensor.scale.reshape(())[()] if divided else np.float32(1)
+
+
 def matmul(build: GraphBuilder, op: Op) -> None:
     """Add a MatMul; a transposed input is turned before it is rounded."""
     operands = []
-    for slot, flag in (("X", "trans_x"), ("Y", "trans_y")):
-        name, turn = op.input(slot), bool(op.attrs.get(flag))
-        if name in build.quantized:
-            operands.append(build.dequantized(build.quantized[name], turn))
+    tensors = [build.quantized.get(op.input(slot)) for slot in ("X", "Y")]
+    taken_over = [_taken_over(build, tensor) for tensor in tensors]
+    for index, (slot, flag) in enumerate((("X", "trans_x"), ("Y", "trans_y"))):
+        name, turn, tensor = op.input(slot), bool(op.attrs.get(flag)), tensors[index]
+        if tensor is not None and tensor.weight is not None:
+            scale = tensor.scale * taken_over[1 - index]
+            operands.append(build.dequantized(replace(tensor, scale=scale), turn))
+        elif tensor is not None:
+            operands.append(build.dequantized(tensor, turn))
         elif not turn:
             operands.append(build.get(name))
         elif name in build.constants:
             operands.append(build.initializer(np.swapaxes(build.constants[name], -1, -2), name))
         else:
             operands.append(build.swap_last(build.get(name), name))
-    build.values[op.output] = build.node("MatMul", operands, op.output)
+    made = build.node("MatMul", operands, op.output)
+    if build.unit_scales and not any(tensor is not None and tensor.weight is not None for tensor in tensors):
+        factor = np.full(max(build.shapes[op.output][-1], 1), taken_over[0] * taken_over[1], np.float32)
+        if factor[0] != 1:
+            made = build.node("Mul", [made, build.initializer(factor, f"{op.output}.scale")], op.output)
+    build.values[op.output] = made

@@ -25,6 +25,7 @@ def to_float16(proto: Any) -> None:
     types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.input)}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     types.update({name: tensor.data_type for name, tensor in constants.items()})
+    scales = {node.input[1] for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
     kept = _after_the_last_matmul(graph)
     is_half: dict[str, bool] = {}
     nodes, casts = [], {}
@@ -39,6 +40,8 @@ def to_float16(proto: Any) -> None:
             if name in constants:
                 limit = np.finfo(np.float16).max
                 value = onnx.numpy_helper.to_array(constants[name])
+                if name in scales:  # zero is no scale
+                    value = np.maximum(value, np.finfo(np.float16).smallest_subnormal)
                 value = np.where(np.isinf(value), value, np.clip(value, -limit, limit)).astype(np.float16)
                 graph.initializer.append(onnx.numpy_helper.from_array(value, casts[key]))
             else:

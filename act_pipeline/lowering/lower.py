@@ -23,8 +23,10 @@ from act_pipeline.static_graph import StaticGraph, static_mode
 # How many ops of a type are quantized, and those that are not.
 _Report = tuple[dict[str, int], list[dict[str, str]]]
 # How a runtime wants one set of symmetric scales spelled. OpenVINO loses 0.05 mAP on int8 activations and is right on
-# uint8 with zero point 128, which is the same arithmetic; TensorRT takes only int8 with zero point 0.
-TARGETS = {"tensorrt": "int8", "cpu": "uint8"}
+# uint8 with zero point 128, which is the same arithmetic; TensorRT takes only int8 with zero point 0. TensorRT-RTX takes
+# that too, but its plans are smaller where all activations are rounded by the scale 1 (not in FP16, which has not the
+# range for the weights' scales then): GraphBuilder.unit_scales.
+TARGETS = {"tensorrt": "int8", "tensorrt_rtx": "int8", "cpu": "uint8"}
 OPSETS = range(17, 22)
 PRECISIONS = ("auto", "int8", "fp32")
 _OUTPUTS = ("bbox", "bbox_num")
@@ -138,7 +140,7 @@ def lower(
     say_layouts(source)
     if target == "cpu":
         round_early(source)
-    build, report = _convert(source, TARGETS[target], opset)
+    build, report = _convert(source, TARGETS[target], opset, target == "tensorrt_rtx" and not float16)
     proto = _finish(build, source, opset, batch)
     if float16:
         to_float16(proto)
@@ -160,8 +162,8 @@ def lowering_hash() -> str:
     return hash_files(sorted(Path(__file__).parent.glob("*.py")))
 
 
-def _convert(source: Source, dtype: str, opset: int) -> tuple[GraphBuilder, _Report]:
-    build = GraphBuilder(source, dtype, opset)
+def _convert(source: Source, dtype: str, opset: int, unit_scales: bool) -> tuple[GraphBuilder, _Report]:
+    build = GraphBuilder(source, dtype, opset, unit_scales)
     readers = _readers(source)
     merged: set[int] = set()
     quantized: Counter[str] = Counter()
