@@ -13,6 +13,7 @@ from act_pipeline.lowering.float16 import to_float16
 from act_pipeline.lowering.layout import say_layouts
 from act_pipeline.lowering.ops import add_op
 from act_pipeline.lowering.placement import round_early
+from act_pipeline.lowering.sampling import sum_by_level
 from act_pipeline.lowering.source import Op, QuantizedTensor, Source
 
 onnx = pytest.importorskip("onnx")
@@ -163,6 +164,31 @@ def test_a_move_with_two_readers_is_left_alone() -> None:
     )  # fmt: skip
     say_layouts(program)
     assert [step.type for step in program.ops] == ["flatten_contiguous_range", "transpose2"]
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_samples_of_each_level_are_added_up_where_they_are(stacked: bool) -> None:
+    size = (-1, 5, 7, 2)
+    beside = (
+        [op("stack", "a b", "st", axis=-2), op("flatten_contiguous_range", "st", "c", start_axis=3, stop_axis=4)]
+        if stacked
+        else [op("concat", "a b", "c", axis=-1)]
+    )
+    total = op("reduce_sum", "p", "y", dim=[-1], keep_dim=False)
+    steps = [op("relu", "x", "a"), op("sigmoid", "x", "b"), *beside, op("elementwise_mul", "c", "p"), total]
+    steps[-2].inputs["Y"] = ["w"]
+    shapes = {"x": size, "a": size, "b": size, "st": (-1, 5, 7, 2, 2), "c": (-1, 5, 7, 4), "p": (-1, 5, 7, 4)}
+    plain, summed = (source([*steps], {**shapes, "w": (1, 1, 7, 4), "y": (-1, 5, 7)}, "y") for _ in range(2))
+    for program in (plain, summed):
+        program.constants["w"] = np.random.default_rng(1).normal(size=(1, 1, 7, 4)).astype(np.float32)
+    sum_by_level(summed)
+    x = np.random.default_rng(0).normal(size=(3, 5, 7, 2)).astype(np.float32)
+    assert kinds(write(plain)).count("Concat") == 1
+    assert kinds(write(summed)).count("Concat") == 0 and kinds(write(summed)).count("ReduceSum") == 2
+    np.testing.assert_allclose(run(write(summed), x)[0], run(write(plain), x)[0], rtol=1e-5, atol=1e-6)
+    plain.outputs.append("c")
+    sum_by_level(plain)
+    assert kinds(write(plain)).count("Concat") == 1, "somebody else reads it"
 
 
 @pytest.mark.parametrize(("mask", "kind"), [([1, 0, 1], ["Where"]), ([1, 1, 1], []), ([2, 0, 1], ["Mul"])])

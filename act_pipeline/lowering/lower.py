@@ -15,6 +15,7 @@ from act_pipeline.lowering.float16 import QUANTIZED_OPSET, to_float16
 from act_pipeline.lowering.layout import say_layouts
 from act_pipeline.lowering.ops import add_op
 from act_pipeline.lowering.placement import round_early
+from act_pipeline.lowering.sampling import sum_by_level
 from act_pipeline.lowering.source import Op, Source, read_source
 from act_pipeline.model import ONNX_SCHEMA, InferenceModel, OnnxModel
 from act_pipeline.records import hash_files, write_bytes_atomically, write_record
@@ -138,6 +139,7 @@ def lower(
     if precision == "fp32" and source.quantized:
         raise UserError(f"{model.model_path} is an INT8 model; give the float model it was made from for fp32")
     say_layouts(source)
+    sum_by_level(source)
     if target == "cpu":
         round_early(source)
     build, report = _convert(source, TARGETS[target], opset, target == "tensorrt_rtx" and not float16)
