@@ -5,19 +5,25 @@ PYTHON ?= python3
 LOCK ?= cpu
 VENV ?= .venv
 PYTEST_ARGS ?=
+# Locks of optional runtimes that `make benchmark` compares.
+RUNTIMES ?= openvino onnxruntime nncf
 
 VENV_PYTHON := $(VENV)/bin/python
 INSTALL = $(PYTHON) requirements/install.py --venv $(VENV)
 LOCK_TOOL := .venv-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all doctor lock clean env env-dev check-python
+.PHONY: help demo benchmark test test-all doctor lock clean env env-dev check-python
 
 help: ## what there is to make
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: env ## the whole path on the built-in sample: export, compress, evaluate, a table
 	@$(VENV_PYTHON) tools/demo.py
+
+benchmark: demo ## the sample in every engine and precision that this machine has, beside NNCF's INT8 (Python 3.10 or later)
+	@$(INSTALL) requirements/$(LOCK).txt $(RUNTIMES:%=requirements/%.txt)
+	@$(VENV_PYTHON) deploy/benchmark.py --peer nncf --json output/benchmark.json --chart output/benchmark.png
 
 test: env-dev ## the tests, with one run of the whole path, without the slow ones
 	@echo "test: running the tests (make test-all runs the slow ones too)"
