@@ -97,7 +97,7 @@ class StaticGraph:
         """Write ``model.pdmodel`` and ``model.pdiparams`` into ``directory``, without the traces of their making."""
         import paddle
 
-        self._unwrap_outputs()
+        self.unwrap_outputs()
         block = self.program.global_block()
         model = InferenceModel(directory)
         with paddle.static.scope_guard(self.scope):
@@ -113,7 +113,7 @@ class StaticGraph:
         _remove_traces(model.model_path)
         return model
 
-    def _unwrap_outputs(self) -> None:
+    def unwrap_outputs(self) -> None:
         """Take away the identity ops that an earlier save put behind the outputs.
 
         Saving puts new ones there under the same names, so that the outputs would be written from themselves; on such a
@@ -123,8 +123,9 @@ class StaticGraph:
         for index, target in enumerate(self.fetch_targets):
             while target.name.startswith(_SAVED_OUTPUT_PREFIX):
                 op = next(op for op in block.ops if op.type == "scale" and target.name in op.output_arg_names)
-                target = block.var(op.input("X")[0])
+                wrapper, target = target, block.var(op.input("X")[0])
                 block._remove_op(block.ops.index(op))
+                block._remove_var(wrapper.name)  # another output may take its name, and be of another type
             self.fetch_targets[index] = target
         for op in [op for op in block.ops if op.type == "fetch"]:
             block._remove_op(block.ops.index(op))
