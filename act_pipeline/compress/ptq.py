@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -60,6 +60,25 @@ class Calibration:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass
+class Statistics:
+    """What the calibration images showed; every algorithm finds its thresholds in it.
+
+    Attributes:
+        images: how many were run.
+        activations: quantized activation -> its statistics.
+        means: activation before a bias that can be corrected -> the mean of each channel.
+        ranges: tensor that is observed only -> its range on the first images.
+        readers: activation -> the op that reads it, for messages.
+    """
+
+    images: int
+    activations: dict[str, AbsHistogram]
+    means: dict[str, ChannelMean]
+    ranges: dict[str, AbsMax]
+    readers: dict[str, str]
+
+
 def quantize(
     model: InferenceModel,
     config: Config,
@@ -79,10 +98,25 @@ def quantize(
     Raises:
         UserError: a tensor is NaN or infinite, no op can be quantized, or memory does not suffice.
     """
-    settings = config.quant_post
     start = time.perf_counter()
-    graph, program = insert(model, settings)
-    names = quant_graph.quantized_tensors(program)
+    inserted = insert(model, config.quant_post)
+    statistics = gather(model, inserted, config, batches, device)
+    gathered = time.perf_counter()
+    calibration = write(inserted, config.quant_post, statistics, save_dir)
+    calibration.seconds = {"calibrate": gathered - start, "quantize": time.perf_counter() - gathered}
+    return calibration
+
+
+def gather(
+    model: InferenceModel,
+    inserted: Inserted,
+    config: Config,
+    batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
+    device: str = "CPU",
+) -> Statistics:
+    """Run the calibration images through the float model; see :func:`quantize`."""
+    settings, graph = config.quant_post, inserted.graph
+    names = quant_graph.quantized_tensors(inserted.program)
     if not names:
         raise UserError(
             f"{config.path}: {model.directory} has no op of QuantPost.quantize_op_types "
@@ -95,43 +129,61 @@ def quantize(
         for batch in batches():
             yield {name: batch[source] for name, source in feed_sources(config, feed_names, batch).items()}
 
-    histograms = {name: AbsHistogram() for name in names}
-    observers: dict[str, list[Observer]] = {name: [histograms[name]] for name in names}
-    biases = find_biases(graph, settings.quantize_op_types) if settings.bias_correction else []
+    activations = {name: AbsHistogram() for name in names}
+    observers: dict[str, list[Observer]] = {name: [histogram] for name, histogram in activations.items()}
     means: dict[str, ChannelMean] = {}
-    for bias in biases:
-        if bias.source not in means:
+    for bias in find_biases(graph, settings.quantize_op_types) if settings.bias_correction else ():
+        if bias.source in observers and bias.source not in means:
             means[bias.source] = ChannelMean(bias.channel_axis)
             observers[bias.source].append(means[bias.source])
     images = collect(model, observers, feeds(), device, readers)
-    ranges = {name: AbsMax() for name in quant_graph.observed_tensors(program) if name not in histograms}
+    ranges = {name: AbsMax() for name in quant_graph.observed_tensors(inserted.program) if name not in activations}
     if ranges:
         few = islice(feeds(), -(-_OBSERVED_IMAGES // settings.batch_size))
         collect(model, {name: [observer] for name, observer in ranges.items()}, few, device)
-    thresholds = {name: threshold(seen, settings.algo, settings.hist_percent) for name, seen in histograms.items()}
-    zeros = [name for name, value in thresholds.items() if value == 0]
+    zeros = [f"{name}, read by {readers[name]}" for name, seen in activations.items() if seen.abs_max == 0]
     if zeros:
         _logger.warning(
             "%d of %d quantized activations were zero on all %d calibration images: %s",
-            len(zeros), len(thresholds), images, _shorten([f"{name}, read by {readers[name]}" for name in zeros]),
+            len(zeros), len(names), images, "; ".join(zeros[:_NAMED_TENSORS]) + " ..." * (len(zeros) > _NAMED_TENSORS),
         )
-    calibrated = time.perf_counter()
+    return Statistics(images, activations, means, ranges, readers)
+
+
+def write(inserted: Inserted, settings: QuantPost, statistics: Statistics, save_dir: Path) -> Calibration:
+    """Choose the thresholds and write the INT8 model; ``inserted`` is used up."""
+    graph = inserted.graph
+    thresholds = {
+        name: threshold(seen, settings.algo, settings.hist_percent) for name, seen in statistics.activations.items()
+    }
     # Zeros are zeros at any scale; what else comes at inference is kept as well as can be without having seen it.
     used = {name: value or 1.0 for name, value in thresholds.items()}
-    used.update({name: observer.abs_max or 1.0 for name, observer in ranges.items()})
+    used.update({name: observer.abs_max or 1.0 for name, observer in statistics.ranges.items()})
+    corrected = 0
     with quiet_upstream():
-        corrected = correct_biases(graph, biases, {name: seen.mean for name, seen in means.items()})
-        quant_graph.set_scales(program, graph, used)
+        if settings.bias_correction:
+            biases = find_biases(graph, settings.quantize_op_types)
+            means = {name: observer.mean for name, observer in statistics.means.items()}
+            corrected = correct_biases(graph, [bias for bias in biases if bias.source in means], means)
+        quant_graph.set_scales(inserted.program, graph, used)
         saved, inventory = quant_graph.save_int8(
-            program, graph.scope, graph.executor.place, graph.feed_names,
+            inserted.program, graph.scope, graph.executor.place, graph.feed_names,
             [target.name for target in graph.fetch_targets], settings.quantize_op_types, save_dir, "QuantPost",
         )
-    seconds = {"calibrate": calibrated - start, "quantize": time.perf_counter() - calibrated}
-    return Calibration(saved, inventory, images, thresholds, corrected, zeros, seconds)
+    zeros = [name for name, value in thresholds.items() if value == 0]
+    return Calibration(saved, inventory, statistics.images, thresholds, corrected, zeros)
 
 
-def insert(model: InferenceModel, settings: QuantPost) -> tuple[StaticGraph, Any]:
-    """Return the float graph and the program with Q/DQ inserted, which share a scope."""
+@dataclass
+class Inserted:
+    """A float graph, and its program with Q/DQ inserted, which share a scope."""
+
+    graph: StaticGraph
+    program: Any
+
+
+def insert(model: InferenceModel, settings: QuantPost) -> Inserted:
+    """Load a float model and insert Q/DQ whose scales mean nothing yet."""
     with quiet_upstream():
         graph = StaticGraph.load(model)
         graph.unwrap_outputs()
@@ -147,7 +199,7 @@ def insert(model: InferenceModel, settings: QuantPost) -> tuple[StaticGraph, Any
                 "onnx_format": settings.onnx_format,
             },
         )
-    return graph, program
+    return Inserted(graph, program)
 
 
 def calibration_batches(
@@ -180,7 +232,3 @@ def calibration_batches(
             )
 
     return batches
-
-
-def _shorten(lines: Sequence[str]) -> str:
-    return "; ".join(lines[:_NAMED_TENSORS]) + (" ..." if len(lines) > _NAMED_TENSORS else "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,10 @@ from act_pipeline.engines.base import available_cpus, runtime_error_line, withou
 from act_pipeline.engines.paddle_native import GPU_MEMORY_POOL_MB
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
+
+# Saving puts an identity `scale` op behind every output. These passes of Paddle 2.6.2 take it into the matmul before it,
+# and fail ("The node to be removed does not exist") where that matmul's output has another reader.
+_SCALE_FUSIONS = ("matmul_v2_scale_fuse_pass", "matmul_scale_fuse_pass")
 
 
 class PaddleTensors:
@@ -36,8 +39,9 @@ class PaddleTensors:
 
         config = inference.Config(str(model.model_path), str(model.params_path))
         config.disable_glog_info()
-        # Its passes reuse the memory of tensors that nobody reads again, with an output among them now and then.
         config.switch_ir_optim(True)
+        for name in _SCALE_FUSIONS:
+            config.delete_pass(name)
         if device == "GPU":
             config.enable_use_gpu(GPU_MEMORY_POOL_MB, 0)
         else:
