@@ -17,7 +17,6 @@ LEVELS = 127
 # Candidates of `mse`: abs_max * 2**(-i / 16), six octaves down.
 _MSE_SHARES = np.exp2(-np.arange(97) / 16)
 _KL_BINS = 2048
-_KL_FIRST = 128
 
 
 def threshold(statistics: AbsHistogram, algo: Algorithm, hist_percent: float = 0.9999) -> float:
@@ -96,11 +95,11 @@ def uniform_histogram(lower: np.ndarray, upper: np.ndarray, counts: np.ndarray, 
 def kl_threshold(histogram: np.ndarray, bin_width: float, levels: int = LEVELS) -> float:
     """Return the threshold of the least Kullback-Leibler divergence (entropy calibration, Migacz, GTC 2017).
 
-    For every i: P is ``histogram[:i]`` with all that lies above added to its last bin, Q is ``histogram[:i]`` merged
+    For every i from the half of the bins on: P is ``histogram[:i]`` with all that lies above added to its last bin, Q is ``histogram[:i]`` merged
     into ``levels`` groups of ``i // levels`` bins (the last group takes the rest) and spread again over the bins of each
-    group that are not empty; the i with the least KL(P || Q) gives ``(i + 0.5) * bin_width``. That is
-    ``paddle.static.quantization.cal_kl_threshold`` to the letter, but for where i begins: at 128, as TensorRT has it,
-    not at the half of the bins, so that an outlier can be cut off.
+    group that are not empty; the i with the least KL(P || Q) gives ``(i + 0.5) * bin_width``. This is
+    ``paddle.static.quantization.cal_kl_threshold`` of Paddle 2.6.2, computed for all i at once. TensorRT begins at bin
+    128: on RT-DETR that cuts tensors of the decoder to a twelfth, and the model finds nothing any more.
 
     Args:
         histogram: [bins] counts of absolute values.
@@ -108,10 +107,12 @@ def kl_threshold(histogram: np.ndarray, bin_width: float, levels: int = LEVELS) 
         levels: of the quantized values.
     """
     bins = len(histogram)
-    last = np.arange(min(_KL_FIRST, bins), bins)
+    first = int((bins - 1) * 0.5)
+    last = np.arange(max(first, levels), bins)
     last = last[histogram[last - 1] > 0]
-    if not len(last):  # nothing between the smallest candidate and the largest value: keep all
-        return bins * bin_width
+    if not len(last):  # nothing in the upper half but the largest value: the threshold is where the rest ends
+        held_below = np.flatnonzero(histogram[1 : first + 1])
+        return (float(held_below[-1] + 1 if len(held_below) else 0) + 0.5) * bin_width
     total = float(histogram.sum())
     # Sums over bins [a, b) are differences of these.
     mass = np.concatenate([[0.0], np.cumsum(histogram)])
