@@ -17,6 +17,7 @@ LEVELS = 127
 # Candidates of `mse`: abs_max * 2**(-i / 16), six octaves down.
 _MSE_SHARES = np.exp2(-np.arange(97) / 16)
 _KL_BINS = 2048
+_NOTHING = 2.0**-22
 
 
 def threshold(statistics: AbsHistogram, algo: Algorithm, hist_percent: float = 0.9999) -> float:
@@ -38,12 +39,16 @@ def threshold(statistics: AbsHistogram, algo: Algorithm, hist_percent: float = 0
     lower, upper, counts = statistics.bins()
     if algo == "hist":
         found = quantile(lower, upper, counts, hist_percent)
+        # A quantile that is as good as 0, since nearly all values are, would leave nothing of the others.
+        if found < statistics.abs_max * _NOTHING:
+            found = statistics.abs_max
     elif algo == "mse":
         found = mse_threshold(lower, upper, counts)
     else:
-        found = kl_threshold(uniform_histogram(lower, upper, counts, _KL_BINS), statistics.abs_max / _KL_BINS)
-    # A quantile of 0 (nearly all values are) would make a scale of 0; what is left is the rest, and INT8 can hold it.
-    return min(found, statistics.abs_max) or statistics.abs_max
+        histogram = uniform_histogram(lower, upper, counts, _KL_BINS)
+        chosen = kl_threshold(histogram, statistics.abs_max / _KL_BINS)
+        found = mse_threshold(lower, upper, counts) if chosen is None else chosen
+    return min(found, statistics.abs_max)
 
 
 def quantile(lower: np.ndarray, upper: np.ndarray, counts: np.ndarray, share: float) -> float:
@@ -92,7 +97,7 @@ def uniform_histogram(lower: np.ndarray, upper: np.ndarray, counts: np.ndarray, 
     return np.diff(at)
 
 
-def kl_threshold(histogram: np.ndarray, bin_width: float, levels: int = LEVELS) -> float:
+def kl_threshold(histogram: np.ndarray, bin_width: float, levels: int = LEVELS) -> float | None:
     """Return the threshold of the least Kullback-Leibler divergence (entropy calibration, Migacz, GTC 2017).
 
     For every i from the half of the bins on: P is ``histogram[:i]`` with all that lies above added to its last bin, Q is ``histogram[:i]`` merged
@@ -105,14 +110,16 @@ def kl_threshold(histogram: np.ndarray, bin_width: float, levels: int = LEVELS) 
         histogram: [bins] counts of absolute values.
         bin_width: of each bin.
         levels: of the quantized values.
+
+    Returns:
+        None if the upper half of the bins is empty but for the last: a constant, a mask, or one outlier. Paddle then
+        cuts at the last value of the lower half, which makes 0 of every constant; :func:`threshold` takes ``mse``.
     """
     bins = len(histogram)
-    first = int((bins - 1) * 0.5)
-    last = np.arange(max(first, levels), bins)
+    last = np.arange(max((bins - 1) // 2, levels), bins)
     last = last[histogram[last - 1] > 0]
-    if not len(last):  # nothing in the upper half but the largest value: the threshold is where the rest ends
-        held_below = np.flatnonzero(histogram[1 : first + 1])
-        return (float(held_below[-1] + 1 if len(held_below) else 0) + 0.5) * bin_width
+    if not len(last):
+        return None
     total = float(histogram.sum())
     # Sums over bins [a, b) are differences of these.
     mass = np.concatenate([[0.0], np.cumsum(histogram)])
