@@ -143,6 +143,9 @@ class QuantAware:
 class QuantPost:
     """ACT's ``QuantPost``: post-training quantization. Keys are PaddleSlim's, and ``calib_images`` and ``seed``.
 
+    The defaults of ``algo`` and ``bias_correction`` are not ACT's (``hist``, off): with these the mAP of RT-DETR stayed
+    nearest to the float model's, whichever images were drawn.
+
     Attributes:
         algo: how an activation's threshold is found; see :func:`act_pipeline.compress.calibration.threshold`.
         hist_percent: the quantile of ``hist``.
@@ -156,13 +159,13 @@ class QuantPost:
         not_quant_pattern: name scopes of ops that stay float.
     """
 
-    algo: CalibrationAlgorithm = "avg"
+    algo: CalibrationAlgorithm = "mse"
     hist_percent: float = key(0.9999, above=0, at_most=1)
     calib_images: Optional[int] = key(None, at_least=1)
     batch_nums: Optional[int] = key(None, at_least=1)
     batch_size: int = key(4, at_least=1)
     seed: int = key(0, at_least=0)
-    bias_correction: bool = False
+    bias_correction: bool = True
     weight_quantize_type: Literal["channel_wise_abs_max", "abs_max"] = "channel_wise_abs_max"
     quantize_op_types: list[WeightedOp] = key(
         factory=lambda: ["conv2d", "depthwise_conv2d", "mul", "matmul", "matmul_v2"]

@@ -370,12 +370,10 @@ def test_the_lowering_takes_it_whole(ptq) -> None:
         assert sum(record["quantized"].values()) == sum(ptq.record["quantized_ops"].values())
 
 
-@pytest.mark.parametrize("algo", ["abs_max", "hist", "KL"])
-def test_the_same_seed_gives_the_same_model(demo, tmp_path: Path, algo: str) -> None:
-    """Whatever the batches; and bias correction changes biases, and no weight."""
-    config = config_of(demo, tmp_path, 9, algo, bias_correction=algo == "abs_max")
+def test_the_same_seed_gives_the_same_model_whatever_the_batches(demo, tmp_path: Path) -> None:
+    config = config_of(demo, tmp_path, 9, "avg", bias_correction=True)
     first = compress(config, tmp_path / "a", progress=False, reader_overrides=places_of(demo))
-    other = config_of(demo, tmp_path, 9, algo, algo == "abs_max", overrides=("QuantPost.batch_size=9",))
+    other = config_of(demo, tmp_path, 9, "avg", bias_correction=True, overrides=("QuantPost.batch_size=9",))
     second = compress(other, tmp_path / "b", progress=False, reader_overrides=places_of(demo))
     assert first.record["calibration"]["images"] == second.record["calibration"]["images"] == 9
     with static_mode():
