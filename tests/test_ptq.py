@@ -13,6 +13,7 @@ from act_pipeline.analysis import AbsHistogram, AbsMax, ChannelMean, collect, qu
 from act_pipeline.compress import compress
 from act_pipeline.compress.bias_correction import Bias, correct_biases, find_biases, output_shift
 from act_pipeline.compress.calibration import kl_threshold, threshold, uniform_histogram
+from act_pipeline.compress.ptq import quantize
 from act_pipeline.compress.quant_graph import weight_threshold
 from act_pipeline.config import load_config
 from act_pipeline.data import Reader
@@ -286,6 +287,42 @@ def test_bias_correction_takes_out_the_mean_error_of_every_layer(tmp_path: Path)
             assert shift(True) < 0.2 * shift(False), bias.name
 
 
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_what_is_written_computes_what_numpy_says(tmp_path: Path, per_channel: bool) -> None:
+    with static_mode():
+        model = tiny_graph(tmp_path / "m")
+        path = tmp_path / "c.yml"
+        path.write_text(
+            CONFIG.format(
+                reader=READER_CONFIG,
+                model=model.directory,
+                evaluation="false",
+                images=8,
+                algo="abs_max",
+                bias_correction="true",
+            )
+        )
+        kind = "channel_wise_abs_max" if per_channel else "abs_max"
+        config = load_config(path, [f"QuantPost.weight_quantize_type={kind}"])
+        (tmp_path / "int8").mkdir()
+        made = quantize(model, config, lambda: iter([{"image": images()}]), tmp_path / "int8")
+        assert made.inventory.quantized == {"conv2d": 1, "depthwise_conv2d": 1, "matmul_v2": 2}
+        assert made.inventory.kept == [] and made.corrected_biases == 3 and made.images == 8
+        float_graph, graph = StaticGraph.load(model), StaticGraph.load(made.model)
+        for name, axis in (("w0", 0), ("w1", 0), ("w2", 1)):
+            weight = float_graph.parameter(name)
+            others = tuple(other for other in range(weight.ndim) if other != axis) if per_channel else None
+            scale = np.abs(weight).max(axis=others, keepdims=True)
+            stored = graph.parameter(name)
+            assert stored.dtype == np.int8
+            np.testing.assert_array_equal(stored, np.rint(weight / scale * 127))
+            np.testing.assert_allclose(graph.parameter(f"{name}@scale").reshape(-1), scale.reshape(-1))
+        assert graph.parameter("image@scale") == pytest.approx(np.abs(images()).max())
+        expected = run(float_graph, float_graph.fetch_targets, images())[0]
+        found = run(graph, graph.fetch_targets, images())[0]
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
 def test_a_transposed_weight_is_corrected_as_its_own() -> None:
     rng = np.random.default_rng(0)
     weight, mean = rng.standard_normal((5, 7)).astype(np.float32), rng.random(5)
@@ -302,13 +339,24 @@ def places_of(demo) -> list[str]:
     return [f"{name}.dataset_dir={demo.root / 'data'}" for name in ("TrainDataset", "EvalDataset", "TestDataset")]
 
 
-def config_of(demo, folder: Path, images: int = 100, algo: str = "avg", bias_correction: bool = False,
-              evaluation: bool = False, overrides: tuple[str, ...] = ()):
+def config_of(
+    demo,
+    folder: Path,
+    images: int = 100,
+    algo: str = "avg",
+    bias_correction: bool = False,
+    evaluation: bool = False,
+    overrides: tuple[str, ...] = (),
+):
     path = folder / "ptq.yml"
     path.write_text(
         CONFIG.format(
-            reader=READER_CONFIG, model=demo.fp32.directory, evaluation=str(evaluation).lower(), images=images,
-            algo=algo, bias_correction=str(bias_correction).lower(),
+            reader=READER_CONFIG,
+            model=demo.fp32.directory,
+            evaluation=str(evaluation).lower(),
+            images=images,
+            algo=algo,
+            bias_correction=str(bias_correction).lower(),
         )
     )
     return load_config(path, overrides)
@@ -343,8 +391,12 @@ def test_the_model_is_of_the_form_that_training_writes(ptq, demo) -> None:
             graph = StaticGraph.load(model)
             block = graph.program.global_block()
             ops = [
-                (op.type, op.attr("quant_axis") if op.has_attr("quant_axis") else None, op.has_attr("out_threshold"),
-                 tuple(sorted(op.attr_names)))
+                (
+                    op.type,
+                    op.attr("quant_axis") if op.has_attr("quant_axis") else None,
+                    op.has_attr("out_threshold"),
+                    tuple(sorted(op.attr_names)),
+                )
                 for op in block.ops
             ]
             stored = {
@@ -419,7 +471,11 @@ def test_fewer_images_than_asked_for_are_used_and_said(demo, tmp_path: Path, cap
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    demo, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], reader_overrides: list[str],
+    demo,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    reader_overrides: list[str],
     words: str,
 ) -> None:
     def command(argv):
@@ -467,7 +523,8 @@ def test_real_photographs(tmp_path: Path) -> None:
     reader = ["num_classes=3", "EvalReader.sample_transforms.1.Resize.target_size=[256, 256]"]
     for name, split in (("TrainDataset", "train"), ("EvalDataset", "test"), ("TestDataset", "test")):
         reader += [
-            f"{name}.dataset_dir={data}", f"{name}.image_dir=images",
+            f"{name}.dataset_dir={data}",
+            f"{name}.image_dir=images",
             f"{name}.anno_path=annotations/instances_{split}.json",
         ]
     config = load_config(REPOSITORY / "configs" / "sample_ptq.yml", [f"Global.model_dir={model}"])

@@ -84,44 +84,49 @@ def find_biases(graph: StaticGraph, op_types: Collection[str]) -> list[Bias]:
     return [bias for bias in found if shared[bias.weight] == 1]
 
 
-def correct_biases(graph: StaticGraph, biases: Sequence[Bias], means: Mapping[str, np.ndarray]) -> int:
+def correct_biases(
+    graph: StaticGraph, biases: Sequence[Bias], means: Mapping[str, np.ndarray], per_channel: bool = True
+) -> int:
     """Correct biases in the graph's scope; the weights must still be float there.
 
     Args:
         graph: the float graph.
         biases: of :func:`find_biases`.
         means: activation -> the mean of each channel.
+        per_channel: weights are rounded with a scale for each output channel, else with one.
 
     Returns:
         how many were corrected.
     """
     for bias in biases:
         value = graph.parameter(bias.name)
-        shift = output_shift(graph.parameter(bias.weight), means[bias.source], bias)
+        shift = output_shift(graph.parameter(bias.weight), means[bias.source], bias, per_channel)
         graph.set_parameter(bias.name, (value - shift.reshape(value.shape)).astype(value.dtype))
     return len(biases)
 
 
-def output_shift(weight: np.ndarray, mean: np.ndarray, bias: Bias) -> np.ndarray:
-    """Return ``(Q(W) - W) E[x]``, float64 [out]; Q rounds to INT8 per output channel.
+def output_shift(weight: np.ndarray, mean: np.ndarray, bias: Bias, per_channel: bool = True) -> np.ndarray:
+    """Return ``(Q(W) - W) E[x]``, float64 [out]; Q rounds to INT8.
 
     Args:
         weight: the float weight.
         mean: of the op's input, [in].
         bias: says how the two meet.
+        per_channel: Q has a scale for each output channel, else one.
     """
     if weight.ndim == 2:
-        error = rounding_error(weight, 0 if bias.transposed else 1)
+        error = rounding_error(weight, (0 if bias.transposed else 1) if per_channel else -1)
         return (error if bias.transposed else error.T) @ mean
-    error = rounding_error(weight, 0).sum(axis=(2, 3))  # [out, in / groups]
+    error = rounding_error(weight, 0 if per_channel else -1).sum(axis=(2, 3))  # [out, in / groups]
     means = mean.reshape(bias.groups, -1)  # [groups, in / groups]
     return (error.reshape(bias.groups, -1, error.shape[1]) @ means[:, :, None]).reshape(-1)
 
 
 def rounding_error(weight: np.ndarray, axis: int) -> np.ndarray:
-    """Return ``Q(W) - W`` in float64, Q with one scale a channel along ``axis``."""
+    """Return ``Q(W) - W`` in float64, Q with one scale a channel along ``axis``, or one scale for an axis of -1."""
     shape = [1] * weight.ndim
-    shape[axis] = -1
+    if axis >= 0:
+        shape[axis] = -1
     step = weight_threshold(weight, axis).astype(np.float64).reshape(shape) / 127
     exact = weight.astype(np.float64)
     return np.rint(exact / step) * step - exact

@@ -145,7 +145,10 @@ def gather(
     if zeros:
         _logger.warning(
             "%d of %d quantized activations were zero on all %d calibration images: %s",
-            len(zeros), len(names), images, "; ".join(zeros[:_NAMED_TENSORS]) + " ..." * (len(zeros) > _NAMED_TENSORS),
+            len(zeros),
+            len(names),
+            images,
+            "; ".join(zeros[:_NAMED_TENSORS]) + " ..." * (len(zeros) > _NAMED_TENSORS),
         )
     return Statistics(images, activations, means, ranges, readers)
 
@@ -164,11 +167,22 @@ def write(inserted: Inserted, settings: QuantPost, statistics: Statistics, save_
         if settings.bias_correction:
             biases = find_biases(graph, settings.quantize_op_types)
             means = {name: observer.mean for name, observer in statistics.means.items()}
-            corrected = correct_biases(graph, [bias for bias in biases if bias.source in means], means)
+            corrected = correct_biases(
+                graph,
+                [bias for bias in biases if bias.source in means],
+                means,
+                settings.weight_quantize_type == "channel_wise_abs_max",
+            )
         quant_graph.set_scales(inserted.program, graph, used)
         saved, inventory = quant_graph.save_int8(
-            inserted.program, graph.scope, graph.executor.place, graph.feed_names,
-            [target.name for target in graph.fetch_targets], settings.quantize_op_types, save_dir, "QuantPost",
+            inserted.program,
+            graph.scope,
+            graph.executor.place,
+            graph.feed_names,
+            [target.name for target in graph.fetch_targets],
+            settings.quantize_op_types,
+            save_dir,
+            "QuantPost",
         )
     zeros = [name for name, value in thresholds.items() if value == 0]
     return Calibration(saved, inventory, statistics.images, thresholds, corrected, zeros)
@@ -213,14 +227,21 @@ def calibration_batches(
         UserError: there are none.
     """
     loader = reader.loader(
-        "train", batch_size=settings.batch_size, shuffle=False, drop_last=False, seed=settings.seed,
+        "train",
+        batch_size=settings.batch_size,
+        shuffle=False,
+        drop_last=False,
+        seed=settings.seed,
         images=settings.images,
     )
     found = loader.dataset.readable()
     if found < settings.images:
         _logger.warning(
             "%s: TrainDataset has %d images, %d were asked for (QuantPost.%s); calibrating on all of them",
-            reader.path, found, settings.images, "calib_images" if settings.batch_nums is None else "batch_nums",
+            reader.path,
+            found,
+            settings.images,
+            "calib_images" if settings.batch_nums is None else "batch_nums",
         )
 
     def batches() -> Iterator[Mapping[str, np.ndarray]]:
