@@ -1,8 +1,9 @@
 """Static graphs: loading, saving, and rewriting that leaves what the graph computes as it was.
 
 This module and `compress/quant_graph.py` are the ones that touch Paddle's program internals (2.6.2:
-``Block._insert_op``, ``Block._remove_op``, ``Program._prune``, ``framework_pb2``), because Paddle has no public way to
-rewrite a program.
+``Block._insert_op_without_sync``, ``Block._remove_op``, ``Program._prune``, ``framework_pb2``), because Paddle has no
+public way to rewrite a program. Python alone changes the programs here, so the look for what C++ may have added, which
+Paddle takes over the whole program before every change (``sync``), is left out: it is most of the time.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class StaticGraph:
         """Write ``model.pdmodel`` and ``model.pdiparams`` into ``directory``, without the traces of their making."""
         import paddle
 
-        self._unwrap_outputs()
+        self.unwrap_outputs()
         block = self.program.global_block()
         model = InferenceModel(directory)
         with paddle.static.scope_guard(self.scope):
@@ -113,7 +114,7 @@ class StaticGraph:
         _remove_traces(model.model_path)
         return model
 
-    def _unwrap_outputs(self) -> None:
+    def unwrap_outputs(self) -> None:
         """Take away the identity ops that an earlier save put behind the outputs.
 
         Saving puts new ones there under the same names, so that the outputs would be written from themselves; on such a
@@ -123,11 +124,12 @@ class StaticGraph:
         for index, target in enumerate(self.fetch_targets):
             while target.name.startswith(_SAVED_OUTPUT_PREFIX):
                 op = next(op for op in block.ops if op.type == "scale" and target.name in op.output_arg_names)
-                target = block.var(op.input("X")[0])
-                block._remove_op(block.ops.index(op))
+                wrapper, target = target, block.var(op.input("X")[0])
+                block._remove_op(block.ops.index(op), sync=False)
+                block._remove_var(wrapper.name, sync=False)  # another output may take its name, and be of another type
             self.fetch_targets[index] = target
         for op in [op for op in block.ops if op.type == "fetch"]:
-            block._remove_op(block.ops.index(op))
+            block._remove_op(block.ops.index(op), sync=False)
 
     def parameter(self, name: str) -> np.ndarray:
         """Return a parameter's value."""
@@ -156,7 +158,7 @@ class StaticGraph:
         block = self.program.global_block()
         used = {name for op in block.ops for name in (*op.input_arg_names, *op.output_arg_names)}
         for name in [name for name in block.vars if name not in used]:
-            block._remove_var(name)
+            block._remove_var(name, sync=False)
 
 
 def _remove_traces(model_path: Path) -> None:
@@ -204,7 +206,7 @@ def fold_constants(graph: StaticGraph) -> int:
     with paddle.static.scope_guard(graph.scope):
         values = graph.executor.run(program._prune(frontier), fetch_list=frontier) if frontier else []
     for op in reversed(folded):
-        block._remove_op(block.ops.index(op))
+        block._remove_op(block.ops.index(op), sync=False)
     for name, value in zip(frontier, values):
         variable = block.var(name)
         variable.persistable = True
@@ -247,8 +249,8 @@ def fold_batch_norm(graph: StaticGraph) -> int:
         graph.add_parameter(bias_name, bias)
         index = block.ops.index(norm)
         output = norm.output("Y")[0]
-        block._remove_op(index)
-        block._insert_op(
+        block._remove_op(index, sync=False)
+        block._insert_op_without_sync(
             index,
             type="elementwise_add",
             inputs={"X": [source], "Y": [bias_name]},

@@ -1,4 +1,4 @@
-"""Compress an RT-DETR to INT8 by quantization-aware training with distillation (PaddleSlim's ACT)."""
+"""Compress an RT-DETR to INT8: by training (PaddleSlim's ACT), or by calibration alone (Strategy.name: ptq)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--config",
         "--config_path",
         default=str(REPOSITORY / "configs" / "sample.yml"),
-        help="config in PaddleSlim's schema (Global, Distillation, QuantAware, TrainConfig); default: %(default)s",
+        help="config in PaddleSlim's schema (Global, Strategy, Distillation, QuantAware, TrainConfig, QuantPost); "
+        "default: %(default)s",
     )
     parser.add_argument(
         "--save_dir", default="output/rtdetr_sample_int8", help="folder of the INT8 model; default: %(default)s"
     )
     parser.add_argument(
-        "--devices", default="auto", choices=["auto", "cpu", "gpu"], help="where to train; default: %(default)s"
+        "--devices", default="auto", choices=["auto", "cpu", "gpu"], help="where to train or calibrate; default: %(default)s"
     )
     parser.add_argument(
         "-o",

@@ -27,12 +27,11 @@ from unittest import mock
 import numpy as np
 
 from act_pipeline.compress import quant_graph
-from act_pipeline.compress.inventory import OpInventory, take_inventory
+from act_pipeline.compress.inventory import OpInventory
 from act_pipeline.config import Config
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph
 
 # ACT stops when the metric is this near, relatively, to the float model's (given as TrainConfig.origin_metric).
 _NEAR_ORIGIN = 0.005
@@ -100,7 +99,7 @@ def train(
 
         def feeds() -> Iterator[dict[str, np.ndarray]]:
             for batch in batches():
-                yield {name: batch[source] for name, source in _feed_sources(config, feed_names, batch).items()}
+                yield {name: batch[source] for name, source in feed_sources(config, feed_names, batch).items()}
 
         compression = class_(
             model_dir=str(model.directory),
@@ -124,7 +123,7 @@ def train(
     return training
 
 
-def _feed_sources(config: Config, feed_names: Sequence[str], batch: Mapping[str, np.ndarray]) -> dict[str, str]:
+def feed_sources(config: Config, feed_names: Sequence[str], batch: Mapping[str, np.ndarray]) -> dict[str, str]:
     """Return model input -> reader name (``Global.input_list`` may rename)."""
     listed = config.global_.input_list
     renamed = {model: reader for reader, model in listed.items()} if isinstance(listed, dict) else {}
@@ -244,16 +243,18 @@ def _make_compression_class(base: type) -> type:
                 if variable.persistable and variable.name not in ("feed", "fetch"):
                     value = np.array(trained.find_var(variable.name).get_tensor())
                     scope.var(variable.name).get_tensor().set(value, place)
-            program = quant_graph.convert(program, scope, place)
-            self.training.inventory = take_inventory(program, self._op_types)
-            block = program.global_block()
-            targets = [block.var(target.name) for target in test_info.fetch_targets]
-            feeds = list(test_info.feed_target_names)
-            graph = StaticGraph(program, feeds, targets, scope, paddle.static.Executor(place))
-            quant_graph.orient_square_weights(graph)
             folder = Path(self.tmp_dir, name)
             folder.mkdir()
-            return graph.save(folder)
+            model, self.training.inventory = quant_graph.save_int8(
+                program,
+                scope,
+                place,
+                test_info.feed_target_names,
+                [target.name for target in test_info.fetch_targets],
+                self._op_types,
+                folder,
+            )
+            return model
 
         @property
         def _best_dir(self) -> Path:

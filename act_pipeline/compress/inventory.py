@@ -24,12 +24,15 @@ class OpInventory:
     kept: list[dict[str, str]]
 
 
-def take_inventory(program: Any, quantize_op_types: Collection[str]) -> OpInventory:
+def take_inventory(
+    program: Any, quantize_op_types: Collection[str], section: str = "QuantAware"
+) -> OpInventory:
     """Look at every op that could compute in INT8.
 
     Args:
         program: an INT8 program, its Q/DQ as ``quantize_linear`` and ``dequantize_linear``.
         quantize_op_types: the op types that the config asked for.
+        section: where it did.
     """
     block = program.global_block()
     dequantized = {name for op in block.ops if op.type == "dequantize_linear" for name in op.output_arg_names}
@@ -44,7 +47,7 @@ def take_inventory(program: Any, quantize_op_types: Collection[str]) -> OpInvent
             quantized[op.type] = quantized.get(op.type, 0) + 1
             continue
         if op.type not in quantize_op_types:
-            reason = "not in QuantAware.quantize_op_types"
+            reason = f"not in {section}.quantize_op_types"
         elif op.input(_WEIGHT_SLOTS[op.type])[0] in float_inputs and len(float_inputs) < len(names):
             reason = "its weight is not quantized"
         else:

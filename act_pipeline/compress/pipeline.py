@@ -1,4 +1,4 @@
-"""The stages of a compression: prepare, evaluate the float model, train, evaluate what was saved, record."""
+"""The stages of a compression: prepare, evaluate the float model, quantize, evaluate what was saved, record."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.compress.act import Training, quiet_upstream, train
+from act_pipeline.compress.act import quiet_upstream, train
+from act_pipeline.compress.inventory import OpInventory
+from act_pipeline.compress.ptq import calibration_batches, quantize
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
 from act_pipeline.engines import create_engine
@@ -40,6 +42,23 @@ class Compressed:
 
     model: InferenceModel
     record: dict[str, Any]
+
+
+@dataclass
+class Quantized:
+    """What a strategy made.
+
+    Attributes:
+        model: the INT8 model.
+        inventory: its INT8 ops.
+        record: what the strategy adds to ``act.json``, under names of its own.
+        seconds: by stage.
+    """
+
+    model: InferenceModel
+    inventory: OpInventory
+    record: dict[str, Any]
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def compress(
@@ -89,9 +108,9 @@ def compress(
             with _timed(seconds, "evaluate_fp32"):
                 fp32 = _evaluate(model, "fp32", device, reader, progress)
             _check_origin(config, fp32)
-        with _timed(seconds, "train"):
-            training = _train(config, prepared, reader, fp32, work, device, progress)
-        for path in (training.model.model_path, training.model.params_path):
+        made = _STRATEGIES[config.strategy.name](config, prepared, reader, fp32, work, device, progress)
+        seconds.update(made.seconds)
+        for path in (made.model.model_path, made.model.params_path):
             shutil.move(str(path), str(staging / path.name))
         if model.infer_cfg_path.exists():
             shutil.copyfile(model.infer_cfg_path, staging / INFER_CFG_FILENAME)
@@ -101,7 +120,7 @@ def compress(
         if config.global_.evaluation:
             with _timed(seconds, "evaluate_int8"):
                 int8 = _evaluate(saved, "int8", device, reader, progress)
-        record = {**_record(model, saved, training, fp32, int8, seconds, device), **source}
+        record = {**_record(config, model, saved, made, fp32, int8, seconds, device), **source}
         write_record(staging / RECORD_FILENAME, ACT_SCHEMA, record)
     return Compressed(InferenceModel.load(save_dir), read_record(Path(save_dir) / RECORD_FILENAME, ACT_SCHEMA))
 
@@ -154,7 +173,8 @@ def _train(
     work: Path,
     device: str,
     progress: bool,
-) -> Training:
+) -> Quantized:
+    seconds: dict[str, float] = {}
     loader = reader.loader("train")
 
     def score(model: InferenceModel) -> float:
@@ -162,17 +182,54 @@ def _train(
 
     save_dir = work / "int8"
     save_dir.mkdir()
-    return train(
-        prepared,
-        config,
-        loader,
-        len(loader),
-        score if config.global_.evaluation else None,
-        save_dir,
-        device,
-        fp32.map if fp32 and config.train_config.origin_metric is not None else None,
-        progress,
-    )
+    with _timed(seconds, "train"):
+        training = train(
+            prepared,
+            config,
+            loader,
+            len(loader),
+            score if config.global_.evaluation else None,
+            save_dir,
+            device,
+            fp32.map if fp32 and config.train_config.origin_metric is not None else None,
+            progress,
+        )
+    record = {
+        "iterations": training.iterations,
+        "evaluations": [{"iteration": iteration, "map": metric} for iteration, metric in training.evaluations],
+        "loss": [round(loss, 6) for _, loss in training.losses],
+        "stopped": training.stopped,
+    }
+    return Quantized(training.model, training.inventory, {"training": record}, seconds)
+
+
+def _calibrate(
+    config: Config,
+    prepared: InferenceModel,
+    reader: Reader,
+    fp32: Evaluation | None,
+    work: Path,
+    device: str,
+    progress: bool,
+) -> Quantized:
+    save_dir = work / "int8"
+    save_dir.mkdir()
+    settings = config.quant_post
+    calibration = quantize(prepared, config, calibration_batches(reader, settings, progress), save_dir, device)
+    record = {
+        "algo": settings.algo,
+        "hist_percent": settings.hist_percent if settings.algo == "hist" else None,
+        "images": calibration.images,
+        "images_asked": settings.images,
+        "seed": settings.seed,
+        "bias_correction": settings.bias_correction,
+        "corrected_biases": calibration.corrected_biases,
+        "zero_tensors": calibration.zero_tensors,
+    }
+    return Quantized(calibration.model, calibration.inventory, {"calibration": record}, calibration.seconds)
+
+
+_STRATEGIES = {"qat_dis": _train, "ptq": _calibrate}
 
 
 def _evaluate(model: InferenceModel, precision: str, device: str, reader: Reader, progress: bool) -> Evaluation:
@@ -201,7 +258,7 @@ def _check_fit(model: InferenceModel, reader: Reader) -> None:
 
 
 def _check_origin(config: Config, fp32: Evaluation) -> None:
-    origin = config.train_config.origin_metric
+    origin = config.train_config.origin_metric if config.train_config else None
     if origin is not None and abs(fp32.map - origin) > _ORIGIN_TOLERANCE:
         raise UserError(
             f"{config.path}: TrainConfig.origin_metric is {origin}, the float model has {fp32.map:.4f} mAP here; "
@@ -210,9 +267,10 @@ def _check_origin(config: Config, fp32: Evaluation) -> None:
 
 
 def _record(
+    config: Config,
     model: InferenceModel,
     saved: InferenceModel,
-    training: Training,
+    made: Quantized,
     fp32: Evaluation | None,
     int8: Evaluation | None,
     seconds: dict[str, float],
@@ -226,20 +284,15 @@ def _record(
         }
 
     return {
-        "strategy": "qat_dis",
+        "strategy": config.strategy.name,
         "fp32": figures(fp32, model),
         "int8": figures(int8, saved),
         "map_drop": fp32.map - int8.map if fp32 and int8 else None,
         "bytes_ratio": saved.bytes / model.bytes,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "quantized_ops": training.inventory.quantized,
-        "kept_ops": training.inventory.kept,
-        "training": {
-            "iterations": training.iterations,
-            "evaluations": [{"iteration": iteration, "map": metric} for iteration, metric in training.evaluations],
-            "loss": [round(loss, 6) for _, loss in training.losses],
-            "stopped": training.stopped,
-        },
+        "quantized_ops": made.inventory.quantized,
+        "kept_ops": made.inventory.kept,
+        **made.record,
         "evaluation": {
             "engine": "paddle",
             "device": device,

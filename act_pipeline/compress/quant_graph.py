@@ -13,24 +13,25 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
+
+from act_pipeline.compress.inventory import OpInventory, take_inventory
+from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph
 
 TEACHER_PREFIX = "teacher_"
 
 
 class _VarNodes:
-    """Stands for the set of a graph's variable nodes; knows the names without building it."""
+    """Stands for the set of a graph's variable nodes, of which the passes only ask whether it has a name."""
 
-    def __init__(self, names: set[str], build):
+    def __init__(self, names: set[str]):
         self.names = names
-        self._build = build
-
-    def __iter__(self):
-        return iter(self._build())
 
 
 class _Silent:
@@ -55,7 +56,6 @@ def fast_passes() -> Iterator[None]:
     from paddle.base.framework import IrGraph
     from paddle.static.quantization import quantization_pass
 
-    all_var_nodes = IrGraph.all_var_nodes
     find_node_by_name = IrGraph._find_node_by_name
     observe = quantization_pass.OutScaleForTrainingPass.apply
 
@@ -71,8 +71,10 @@ def fast_passes() -> Iterator[None]:
         op_node.rename_input(old_input_node.name(), new_input_node.name())
 
     def find_by_name(graph, nodes, node_name):
-        if isinstance(nodes, _VarNodes) and node_name not in nodes.names:
-            raise AssertionError(f"Cannot find the target node ({node_name}) in the giving set.")
+        if isinstance(nodes, _VarNodes):
+            if node_name not in nodes.names:
+                raise AssertionError(f"Cannot find the target node ({node_name}) in the giving set.")
+            return None
         return find_node_by_name(graph, nodes, node_name)
 
     def observe_student(self, graph):
@@ -86,7 +88,7 @@ def fast_passes() -> Iterator[None]:
         with mock.patch.multiple(
             graph,
             all_op_nodes=lambda: [op for op in all_op_nodes() if not _is_teacher(op)],
-            all_var_nodes=lambda: _VarNodes(names, lambda: all_var_nodes(graph)),
+            all_var_nodes=lambda: _VarNodes(names),
             create_persistable_node=create_and_note,
         ):
             return observe(self, graph)
@@ -106,6 +108,103 @@ def fast_passes() -> Iterator[None]:
 def _is_teacher(op_node: Any) -> bool:
     outputs = op_node.op().output_arg_names()
     return bool(outputs) and all(name.startswith(TEACHER_PREFIX) for name in outputs)
+
+
+def insert_quantization(graph: StaticGraph, settings: Mapping[str, Any]) -> Any:
+    """Return the test program that quantization-aware training would start from: Q/DQ and observers inserted.
+
+    Their scales are parameters in ``graph.scope`` and mean nothing yet: see :func:`set_scales`.
+
+    Args:
+        graph: a float graph; its program stays as it is.
+        settings: ACT's keys, ``quantize_op_types`` and so on.
+    """
+    from paddleslim.quant import quant_aware
+
+    with fast_passes():
+        return quant_aware(
+            graph.program, graph.executor.place, dict(settings), scope=graph.scope, for_test=True, return_program=True
+        )
+
+
+def quantized_tensors(program: Any) -> list[str]:
+    """Return the activations that a program with inserted quantization rounds, in its order."""
+    block = program.global_block()
+    names = [op.input("X")[0] for op in block.ops if op.type == "quantize_linear"]
+    return [name for name in names if not block.var(name).persistable]
+
+
+def observed_tensors(program: Any) -> list[str]:
+    """Return the tensors whose scales are kept as attributes and round nowhere, in the order of the program."""
+    return [op.input("X")[0] for op in program.global_block().ops if op.type == "moving_average_abs_max_scale"]
+
+
+def set_scales(program: Any, graph: StaticGraph, thresholds: Mapping[str, float]) -> None:
+    """Give a program with inserted quantization its scales; Paddle's ``Scale`` is the threshold, not its 127th part.
+
+    Weights get the largest absolute value of each channel (or of all, if they are quantized per tensor).
+
+    Args:
+        program: of :func:`insert_quantization`.
+        graph: what it was made of; its scope is written to.
+        thresholds: of :func:`quantized_tensors` and :func:`observed_tensors`.
+    """
+    block = program.global_block()
+    for op in block.ops:
+        if op.type == "moving_average_abs_max_scale":
+            graph.set_parameter(op.output("OutScale")[0], np.float32([thresholds[op.input("X")[0]]]))
+    # After the observers: a tensor that is both has one scale.
+    for op in block.ops:
+        if op.type == "quantize_linear":
+            name = op.input("X")[0]
+            if block.var(name).persistable:
+                value = weight_threshold(graph.parameter(name), op.attr("quant_axis"))
+            else:
+                value = np.float32([thresholds[name]])
+            graph.set_parameter(op.input("Scale")[0], value)
+
+
+def weight_threshold(weight: np.ndarray, axis: int) -> np.ndarray:
+    """Return the largest absolute values along all other axes, float32 [channels], or [1] for an axis of -1.
+
+    A channel of zeros gets 1: it is 0 at any scale, and a scale of 0 would make NaN of it.
+    """
+    others = tuple(other for other in range(weight.ndim) if other != axis)
+    largest = np.abs(weight).max(axis=others if axis >= 0 else None).astype(np.float32).reshape(-1)
+    return np.where(largest > 0, largest, np.float32(1))
+
+
+def save_int8(
+    program: Any,
+    scope: Any,
+    place: Any,
+    feed_names: Sequence[str],
+    fetch_names: Sequence[str],
+    op_types: Collection[str],
+    directory: Path,
+    section: str = "QuantAware",
+) -> tuple[InferenceModel, OpInventory]:
+    """Write the INT8 model of a test program with Q/DQ and scales; the weights in ``scope`` become integers.
+
+    Args:
+        program: with Q/DQ and observers, as Paddle's passes insert them.
+        scope: its parameters.
+        place: where they are.
+        feed_names: the inputs.
+        fetch_names: the outputs.
+        op_types: the op types that were to be quantized, for the inventory.
+        directory: an existing folder.
+        section: of the config that names ``op_types``, for the inventory's reasons.
+    """
+    import paddle
+
+    program = convert(program, scope, place)
+    inventory = take_inventory(program, op_types, section)
+    block = program.global_block()
+    targets = [block.var(name) for name in fetch_names]
+    graph = StaticGraph(program, list(feed_names), targets, scope, paddle.static.Executor(place))
+    orient_square_weights(graph)
+    return graph.save(directory), inventory
 
 
 def convert(program: Any, scope: Any, place: Any) -> Any:

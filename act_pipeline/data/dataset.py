@@ -83,6 +83,11 @@ class Dataset:
         """Stack samples as :meth:`Preprocess.batch` does."""
         return self._preprocess.batch(samples)
 
+    def choose(self, count: int, seed: int) -> Dataset:
+        """Return a data set of ``count`` of the images (all, if there are fewer), chosen at random, each once."""
+        chosen = sorted(random.Random(seed).sample(range(len(self.records)), min(count, len(self.records))))
+        return Dataset([self.records[index] for index in chosen], self._preprocess, self._max_bad_share, self._where)
+
     def readable(self) -> int:
         """Return how many images an epoch gives, as far as is known: those there and not found unreadable."""
         return (self.total - len(self.skipped)) * self._repeat

@@ -183,6 +183,7 @@ class Reader:
         drop_last: Optional[bool] = None,
         workers: Optional[int] = None,
         seed: int = 0,
+        images: Optional[int] = None,
     ) -> Loader:
         """Return an iterable over the batches of a split; see :class:`Loader` for what a batch holds.
 
@@ -194,11 +195,14 @@ class Reader:
                 others, since a score needs every image.
             workers: threads that read ahead; 0: read when asked; None: ``worker_num``, at least 1, at most one a core.
             seed: of the order. Seed and epoch decide it, whatever the number of workers.
+            images: so many images only, chosen at random by ``seed``, each once; all, if the split has fewer.
 
         Raises:
             UserError: as :meth:`dataset`; or there are fewer images than a batch and the last one is dropped.
         """
         dataset = self.dataset(split)
+        if images is not None:
+            dataset = dataset.choose(images, seed)
         settings = self.settings.reader
         training = split == "train"
         batch_size = settings.batch_size if batch_size is None else batch_size

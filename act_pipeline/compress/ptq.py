@@ -1,0 +1,255 @@
+"""Post-training quantization: scales from calibration images, no training.
+
+The float graph is run once over the images (`analysis.collect`), each activation's threshold is taken from its
+statistics (`compress.calibration`), weights are rounded per channel, and the model is written by the passes and the
+code that write the trained one (`compress.quant_graph`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.analysis import AbsHistogram, AbsMax, ChannelMean, Observer, collect, quantizable_tensors
+from act_pipeline.compress import quant_graph
+from act_pipeline.compress.act import feed_sources, quiet_upstream
+from act_pipeline.compress.bias_correction import correct_biases, find_biases
+from act_pipeline.compress.calibration import threshold
+from act_pipeline.compress.inventory import OpInventory
+from act_pipeline.config import Config, QuantPost
+from act_pipeline.data import Reader
+from act_pipeline.engines.model_files import inspect_model
+from act_pipeline.errors import UserError
+from act_pipeline.model import InferenceModel
+from act_pipeline.static_graph import StaticGraph
+
+_logger = logging.getLogger(__name__)
+# Ranges of tensors that are not quantized are hints to TensorRT only: a few images do.
+_OBSERVED_IMAGES = 16
+_NAMED_TENSORS = 3
+
+
+@dataclass
+class Calibration:
+    """What a post-training quantization did.
+
+    Attributes:
+        model: the INT8 model as saved.
+        inventory: its INT8 ops.
+        images: how many calibration images were run.
+        thresholds: quantized activation -> the largest absolute value it represents.
+        corrected_biases: how many biases were corrected.
+        zero_tensors: activations that were zero on every image.
+        seconds: by stage, ``calibrate`` and ``quantize``.
+    """
+
+    model: InferenceModel
+    inventory: OpInventory
+    images: int
+    thresholds: dict[str, float]
+    corrected_biases: int = 0
+    zero_tensors: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Statistics:
+    """What the calibration images showed; every algorithm finds its thresholds in it.
+
+    Attributes:
+        images: how many were run.
+        activations: quantized activation -> its statistics.
+        means: activation before a bias that can be corrected -> the mean of each channel.
+        ranges: tensor that is observed only -> its range on the first images.
+        readers: activation -> the op that reads it, for messages.
+    """
+
+    images: int
+    activations: dict[str, AbsHistogram]
+    means: dict[str, ChannelMean]
+    ranges: dict[str, AbsMax]
+    readers: dict[str, str]
+
+
+def quantize(
+    model: InferenceModel,
+    config: Config,
+    batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
+    save_dir: Path,
+    device: str = "CPU",
+) -> Calibration:
+    """Quantize a float model after its training; call it within :func:`static_mode`.
+
+    Args:
+        model: the float model, its constants and BatchNorm folded.
+        config: its ``QuantPost`` says how.
+        batches: gives the calibration images, the same at every call.
+        save_dir: an existing folder for the INT8 model.
+        device: ``CPU`` or ``GPU``, where the float model runs.
+
+    Raises:
+        UserError: a tensor is NaN or infinite, no op can be quantized, or memory does not suffice.
+    """
+    start = time.perf_counter()
+    inserted = insert(model, config.quant_post)
+    statistics = gather(model, inserted, config, batches, device)
+    gathered = time.perf_counter()
+    calibration = write(inserted, config.quant_post, statistics, save_dir)
+    calibration.seconds = {"calibrate": gathered - start, "quantize": time.perf_counter() - gathered}
+    return calibration
+
+
+def gather(
+    model: InferenceModel,
+    inserted: Inserted,
+    config: Config,
+    batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
+    device: str = "CPU",
+) -> Statistics:
+    """Run the calibration images through the float model; see :func:`quantize`."""
+    settings, graph = config.quant_post, inserted.graph
+    names = quant_graph.quantized_tensors(inserted.program)
+    if not names:
+        raise UserError(
+            f"{config.path}: {model.directory} has no op of QuantPost.quantize_op_types "
+            f"({', '.join(settings.quantize_op_types)}); name the types of ops that the model has"
+        )
+    readers = quantizable_tensors(graph, settings.quantize_op_types)
+    feed_names = list(inspect_model(model).inputs)
+
+    def feeds() -> Iterator[dict[str, np.ndarray]]:
+        for batch in batches():
+            yield {name: batch[source] for name, source in feed_sources(config, feed_names, batch).items()}
+
+    activations = {name: AbsHistogram() for name in names}
+    observers: dict[str, list[Observer]] = {name: [histogram] for name, histogram in activations.items()}
+    means: dict[str, ChannelMean] = {}
+    for bias in find_biases(graph, settings.quantize_op_types) if settings.bias_correction else ():
+        if bias.source in observers and bias.source not in means:
+            means[bias.source] = ChannelMean(bias.channel_axis)
+            observers[bias.source].append(means[bias.source])
+    images = collect(model, observers, feeds(), device, readers)
+    ranges = {name: AbsMax() for name in quant_graph.observed_tensors(inserted.program) if name not in activations}
+    if ranges:
+        few = islice(feeds(), -(-_OBSERVED_IMAGES // settings.batch_size))
+        collect(model, {name: [observer] for name, observer in ranges.items()}, few, device)
+    zeros = [f"{name}, read by {readers[name]}" for name, seen in activations.items() if seen.abs_max == 0]
+    if zeros:
+        _logger.warning(
+            "%d of %d quantized activations were zero on all %d calibration images: %s",
+            len(zeros),
+            len(names),
+            images,
+            "; ".join(zeros[:_NAMED_TENSORS]) + " ..." * (len(zeros) > _NAMED_TENSORS),
+        )
+    return Statistics(images, activations, means, ranges, readers)
+
+
+def write(inserted: Inserted, settings: QuantPost, statistics: Statistics, save_dir: Path) -> Calibration:
+    """Choose the thresholds and write the INT8 model; ``inserted`` is used up."""
+    graph = inserted.graph
+    thresholds = {
+        name: threshold(seen, settings.algo, settings.hist_percent) for name, seen in statistics.activations.items()
+    }
+    # Zeros are zeros at any scale; what else comes at inference is kept as well as can be without having seen it.
+    used = {name: value or 1.0 for name, value in thresholds.items()}
+    used.update({name: observer.abs_max or 1.0 for name, observer in statistics.ranges.items()})
+    corrected = 0
+    with quiet_upstream():
+        if settings.bias_correction:
+            biases = find_biases(graph, settings.quantize_op_types)
+            means = {name: observer.mean for name, observer in statistics.means.items()}
+            corrected = correct_biases(
+                graph,
+                [bias for bias in biases if bias.source in means],
+                means,
+                settings.weight_quantize_type == "channel_wise_abs_max",
+            )
+        quant_graph.set_scales(inserted.program, graph, used)
+        saved, inventory = quant_graph.save_int8(
+            inserted.program,
+            graph.scope,
+            graph.executor.place,
+            graph.feed_names,
+            [target.name for target in graph.fetch_targets],
+            settings.quantize_op_types,
+            save_dir,
+            "QuantPost",
+        )
+    zeros = [name for name, value in thresholds.items() if value == 0]
+    return Calibration(saved, inventory, statistics.images, thresholds, corrected, zeros)
+
+
+@dataclass
+class Inserted:
+    """A float graph, and its program with Q/DQ inserted, which share a scope."""
+
+    graph: StaticGraph
+    program: Any
+
+
+def insert(model: InferenceModel, settings: QuantPost) -> Inserted:
+    """Load a float model and insert Q/DQ whose scales mean nothing yet."""
+    with quiet_upstream():
+        graph = StaticGraph.load(model)
+        graph.unwrap_outputs()
+        program = quant_graph.insert_quantization(
+            graph,
+            {
+                "quantize_op_types": settings.quantize_op_types,
+                "weight_quantize_type": settings.weight_quantize_type,
+                "activation_quantize_type": "moving_average_abs_max",
+                "not_quant_pattern": settings.not_quant_pattern,
+                "weight_bits": settings.weight_bits,
+                "activation_bits": settings.activation_bits,
+                "onnx_format": settings.onnx_format,
+            },
+        )
+    return Inserted(graph, program)
+
+
+def calibration_batches(
+    reader: Reader, settings: QuantPost, progress: bool = True
+) -> Callable[[], Iterator[Mapping[str, np.ndarray]]]:
+    """Return what gives the calibration images: of the train split, chosen at random from a seed.
+
+    Fewer than asked for are used all, and that is said.
+
+    Raises:
+        UserError: there are none.
+    """
+    loader = reader.loader(
+        "train",
+        batch_size=settings.batch_size,
+        shuffle=False,
+        drop_last=False,
+        seed=settings.seed,
+        images=settings.images,
+    )
+    found = loader.dataset.readable()
+    if found < settings.images:
+        _logger.warning(
+            "%s: TrainDataset has %d images, %d were asked for (QuantPost.%s); calibrating on all of them",
+            reader.path,
+            found,
+            settings.images,
+            "calib_images" if settings.batch_nums is None else "batch_nums",
+        )
+
+    def batches() -> Iterator[Mapping[str, np.ndarray]]:
+        from tqdm import tqdm
+
+        with contextlib.closing(iter(loader)) as images:
+            yield from tqdm(
+                images, total=len(loader), desc="calibrate", unit="batch", disable=not progress, leave=False
+            )
+
+    return batches
