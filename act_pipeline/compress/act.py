@@ -1,10 +1,11 @@
 """Quantization-aware training with soft-label distillation, by PaddleSlim's Auto Compression Toolkit (ACT).
 
-The training is `paddleslim.auto_compression.AutoCompression`'s own, with four of its methods replaced (all private in
+The training is `paddleslim.auto_compression.AutoCompression`'s own, with five of its methods replaced (all private in
 PaddleSlim 2.6.0; there is no public hook for any of them):
 
 - ``_prepare_program``: Paddle's passes run as `quant_graph.fast_passes`, and constants are not trained;
-- ``_start_train``: a progress bar, the last iteration evaluated too, a stop at a loss that is not finite;
+- ``_compiled_program``: the training program says whether it diverges (`finite`);
+- ``_start_train``: a progress bar, the last iteration evaluated too, checkpoints, an orderly end at a signal;
 - ``_save_model``: what is kept is the model that was evaluated: every evaluation writes the INT8 model
   (`quant_graph.convert`) and runs it as it will be run, and the best one stays;
 - ``create_tmp_dir``: a name of its own for every run; stock names the folder by minute and parent process.
@@ -13,6 +14,7 @@ PaddleSlim 2.6.0; there is no public hook for any of them):
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import shutil
@@ -21,21 +23,25 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional, Protocol
 from unittest import mock
 
 import numpy as np
 
-from act_pipeline.compress import quant_graph
+from act_pipeline.compress import finite, paddle_state, quant_graph
+from act_pipeline.compress.checkpoint import Checkpoints, Snapshot
+from act_pipeline.compress.interrupt import Interruption
 from act_pipeline.compress.inventory import OpInventory, take_inventory
 from act_pipeline.config import Config
 from act_pipeline.engines.model_files import inspect_model
-from act_pipeline.errors import UserError
+from act_pipeline.errors import Interrupted, UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph
 
 # ACT stops when the metric is this near, relatively, to the float model's (given as TrainConfig.origin_metric).
 _NEAR_ORIGIN = 0.005
+_SEED = 0
+_LOWER_RATE = "lower TrainConfig.learning_rate and start again"
 
 
 @dataclass
@@ -49,6 +55,7 @@ class Training:
         evaluations: ``(iteration, mAP)`` of each evaluation between iterations.
         losses: ``(iteration, loss)`` of every iteration.
         stopped: why it ended early; empty if it did not.
+        best: ``(iteration, mAP)`` of the best evaluation.
     """
 
     model: InferenceModel
@@ -57,39 +64,73 @@ class Training:
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     losses: list[tuple[int, float]] = field(default_factory=list)
     stopped: str = ""
+    best: Optional[tuple[int, float]] = None
+
+    def progress(self) -> dict[str, Any]:
+        """Return all but the model, in types that JSON has."""
+        record = dataclasses.asdict(dataclasses.replace(self, model=None))
+        del record["model"]
+        return {**record, "iteration": record.pop("iterations")}
+
+    def take_up(self, progress: Mapping[str, Any]) -> None:
+        """Set what :meth:`progress` gave."""
+        self.iterations = progress["iteration"]
+        self.evaluations = [tuple(evaluation) for evaluation in progress["evaluations"]]
+        self.losses = [tuple(loss) for loss in progress["losses"]]
+        self.stopped = progress["stopped"]
+        self.best = tuple(progress["best"]) if progress["best"] else None
+        self.inventory = OpInventory(**progress["inventory"])
+
+
+class Batches(Protocol):
+    """What a training reads from: `act_pipeline.data.loader.Loader`."""
+
+    position: Mapping[str, int]
+
+    def __call__(self) -> Iterator[Mapping[str, np.ndarray]]:
+        """Return the (rest of the) next epoch."""
+
+    def seek(self, position: Mapping[str, int]) -> None:
+        """Go on after a batch, given the ``position`` at that time."""
 
 
 def train(
     model: InferenceModel,
     config: Config,
-    batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
+    batches: Batches,
     batches_per_epoch: int,
     score: Callable[[InferenceModel], float] | None,
     save_dir: Path,
     device: str = "CPU",
     origin_metric: float | None = None,
     progress: bool = True,
+    checkpoints: Checkpoints | None = None,
+    interruption: Interruption | None = None,
 ) -> Training:
     """Train the quantized model and save the best one.
 
     Args:
         model: the float model, its constants folded; its folder is written to.
         config: ``Distillation``, ``QuantAware`` and ``TrainConfig``.
-        batches: gives an epoch's batches.
+        batches: gives an epoch's batches, and can go on within one.
         batches_per_epoch: how many those are.
         score: the metric of an INT8 model, in 0..1; None: no evaluation, the last weights are kept.
         save_dir: an existing folder for the INT8 model.
         device: ``CPU`` or ``GPU``.
         origin_metric: the float model's metric, if ACT shall stop when it is reached.
         progress: show a progress bar on stderr.
+        checkpoints: where to go on from, and where to write; None: neither.
+        interruption: the signals that end the training between two steps.
 
     Raises:
-        UserError: the loss is not finite before a first evaluation, or memory does not suffice.
+        UserError: the training diverges.
+        Interrupted: a signal came; what was done is in the checkpoint.
+        MemoryError, RuntimeError: memory does not suffice.
     """
     import paddle
 
     paddle.set_device(device.lower())
-    with quiet_upstream(), _own_scope():
+    with quiet_upstream(), _own_scope(), paddle.utils.unique_name.guard():
         from paddleslim.auto_compression import AutoCompression
 
         class_ = _make_compression_class(AutoCompression)
@@ -97,10 +138,13 @@ def train(
         # Compared by the caller already; ACT would evaluate the float model once more in the slow executor.
         train_config.pop("origin_metric", None)
         feed_names = list(inspect_model(model).inputs)
+        first: dict[str, np.ndarray] = {}
 
         def feeds() -> Iterator[dict[str, np.ndarray]]:
             for batch in batches():
-                yield {name: batch[source] for name, source in _feed_sources(config, feed_names, batch).items()}
+                feed = model_feed(config, feed_names, batch)
+                first.update({} if first else feed)
+                yield feed
 
         compression = class_(
             model_dir=str(model.directory),
@@ -111,21 +155,18 @@ def train(
             train_dataloader=feeds,
         )
         compression.prepare_run(batches_per_epoch, score, origin_metric, progress, config.quant_aware.quantize_op_types)
-        try:
-            compression.compress()
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or "ResourceExhausted" in str(error) or "Out of memory" in str(error):
-                raise UserError(
-                    "memory does not suffice for training; lower EvalReader.batch_size in the reader, to 1 if need be"
-                ) from error
-            raise
+        # PaddleSlim has looked at the first batch already, to see whether it is a dict.
+        compression.prepare_survival(batches, checkpoints, interruption or Interruption(), first)
+        compression.compress()
         training = compression.training
     training.model = InferenceModel.load(save_dir)
     return training
 
 
-def _feed_sources(config: Config, feed_names: Sequence[str], batch: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Return model input -> reader name (``Global.input_list`` may rename)."""
+def model_feed(
+    config: Config, feed_names: Sequence[str], batch: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return a reader's batch under the names of the model's inputs (``Global.input_list`` may rename)."""
     listed = config.global_.input_list
     renamed = {model: reader for reader, model in listed.items()} if isinstance(listed, dict) else {}
     sources = {name: renamed.get(name, name) for name in feed_names}
@@ -135,7 +176,7 @@ def _feed_sources(config: Config, feed_names: Sequence[str], batch: Mapping[str,
                 f"{config.path}: the reader has no input '{name}' for the model, it has {', '.join(sorted(batch))}; "
                 "name it in Global.input_list"
             )
-    return sources
+    return {name: batch[source] for name, source in sources.items()}
 
 
 def _make_compression_class(base: type) -> type:
@@ -157,6 +198,19 @@ def _make_compression_class(base: type) -> type:
             self._origin_metric = origin_metric
             self._progress = progress
             self._op_types = list(op_types)
+            self._watched: Optional[str] = None
+
+        def prepare_survival(
+            self,
+            batches: Batches,
+            checkpoints: Checkpoints | None,
+            interruption: Interruption,
+            probe: Mapping[str, np.ndarray],
+        ) -> None:
+            self._batches = batches
+            self._probe = {name: value[:1] for name, value in probe.items()}
+            self._checkpoints = checkpoints
+            self._interruption = interruption
 
         def create_tmp_dir(self, base_dir: str, prefix: str = "tmp") -> str:
             return tempfile.mkdtemp(prefix=f"{prefix}_", dir=base_dir)
@@ -164,6 +218,7 @@ def _make_compression_class(base: type) -> type:
         def _prepare_program(self, program: Any, *args: Any) -> Any:
             recover = compressor.recover_inference_program
             weights = trainable_weights(program)
+            self._op_order = [op.output_arg_names[0] for op in program.global_block().ops if op.output_arg_names]
 
             def recover_weights_only(*recover_args: Any) -> Any:
                 recovered = recover(*recover_args)
@@ -177,61 +232,140 @@ def _make_compression_class(base: type) -> type:
                 with quant_graph.fast_passes():
                     return super()._prepare_program(program, *args)
 
+        def _compiled_program(self, info: Any, strategy: str) -> Any:
+            if info.optimizer is not None:
+                finite.guard_grids(info.program)
+                self._watched = finite.watch_weights(info.program)
+            return super()._compiled_program(info, strategy)
+
         def _start_train(self, train_info: Any, test_info: Any, strategy: str, train_config: Any) -> Any:
+            from tqdm import tqdm
+
             total = train_config.train_iter or (train_config.epochs or 1) * self._batches_per_epoch
             if train_config.epochs:
                 total = min(total, train_config.epochs * self._batches_per_epoch)
             training = self.training
-            best = -1.0
-            from tqdm import tqdm
-
-            with tqdm(total=total, desc="train", unit="iter", disable=not self._progress) as bar:
-                while training.iterations < total and not training.stopped:
-                    for data in self.train_dataloader():
-                        fetched = self._exe.run(train_info.program, feed=data, fetch_list=train_info.fetch_targets)
-                        loss = float(np.mean(fetched[0]))
-                        if not isinstance(train_info.learning_rate, float):
-                            train_info.learning_rate.step()
-                        training.iterations += 1
-                        training.losses.append((training.iterations, loss))
+            self._infos = (train_info, test_info)
+            self._take_up(train_info)
+            feeds: Iterator[Mapping[str, np.ndarray]] = iter(())
+            with tqdm(
+                total=total, initial=training.iterations, desc="train", unit="iter", disable=not self._progress
+            ) as bar:
+                try:
+                    while True:
+                        self._settle(test_info, train_config, total)
+                        if training.iterations >= total or training.stopped:
+                            break
+                        data = next(feeds, None)
+                        if data is None:
+                            feeds = self.train_dataloader()
+                            data = next(feeds)
+                        with self._interruption.held():
+                            self._step(train_info, data)
                         bar.update()
-                        shown = {"loss": f"{loss:.4f}"}
-                        if training.evaluations:
-                            shown["best_mAP"] = f"{best:.4f}"
+                        shown = {"loss": f"{training.losses[-1][1]:.4f}"}
+                        if training.best:
+                            shown["best_mAP"] = f"{training.best[1]:.4f}"
                         bar.set_postfix(shown)
-                        if not math.isfinite(loss):
-                            if not training.evaluations:
-                                raise UserError(
-                                    f"the loss is {loss} at iteration {training.iterations}, before an evaluation; "
-                                    "lower TrainConfig.learning_rate"
-                                )
-                            training.stopped = f"the loss was {loss} at iteration {training.iterations}"
-                            break
-                        last = training.iterations == total
-                        if self._score is not None and (last or training.iterations % train_config.eval_iter == 0):
-                            best = self._evaluate(test_info, train_config, best)
-                        if last or training.stopped:
-                            break
-            self.final_metric = best
+                except Interrupted:
+                    with self._interruption.ignored():
+                        if training.iterations:
+                            self._save_checkpoint()
+                    raise
+            self.final_metric = training.best[1] if training.best else -1.0
             return test_info
 
-        def _evaluate(self, test_info: Any, train_config: Any, best: float) -> float:
+        def _step(self, train_info: Any, data: Mapping[str, np.ndarray]) -> None:
             training = self.training
+            paddle_state.seed_step(training.iterations)
+            fetches = [*train_info.fetch_targets, *([self._watched] if self._watched else [])]
+            fetched = self._exe.run(train_info.program, feed=data, fetch_list=fetches)
+            if not isinstance(train_info.learning_rate, float):
+                train_info.learning_rate.step()
+            loss, iteration = float(np.mean(fetched[0])), training.iterations + 1
+            if not math.isfinite(loss):
+                raise finite.Diverged(f"the loss is {loss} at iteration {iteration}; {_LOWER_RATE}")
+            if not np.isfinite(fetched[-1]).all():
+                raise finite.Diverged(
+                    f"iteration {iteration} leaves weights that are not finite (its loss was {loss:.4g}); {_LOWER_RATE}"
+                )
+            training.iterations = iteration
+            training.losses.append((iteration, loss))
+            self._position = dict(self._batches.position)
+
+        def _settle(self, test_info: Any, train_config: Any, total: int) -> None:
+            """Do what is due after the iteration that was last: an evaluation, a checkpoint."""
+            training = self.training
+            iteration = training.iterations
+            if not iteration:
+                return
+            best, last = training.best, iteration >= total
+            evaluated = bool(training.evaluations) and training.evaluations[-1][0] == iteration
+            if self._score is not None and not evaluated and (last or iteration % train_config.eval_iter == 0):
+                self._evaluate(test_info, train_config)
+            checkpoints = self._checkpoints
+            if checkpoints is not None and (training.best != best or last or checkpoints.due(iteration)):
+                with self._interruption.held():
+                    self._save_checkpoint()
+
+        def _evaluate(self, test_info: Any, train_config: Any) -> None:
+            training = self.training
+            shutil.rmtree(Path(self.tmp_dir, "candidate"), ignore_errors=True)
             candidate = self._save_candidate(test_info, "candidate")
             metric = self._score(candidate)
-            training.evaluations.append((training.iterations, metric))
-            if metric > best:
-                best = metric
-                shutil.rmtree(self._best_dir, ignore_errors=True)
-                candidate.directory.rename(self._best_dir)
-            else:
-                shutil.rmtree(candidate.directory)
-            if train_config.target_metric is not None and metric > train_config.target_metric:
-                training.stopped = f"target_metric {train_config.target_metric} is reached"
-            origin = self._origin_metric
-            if origin and abs(best - origin) / origin <= _NEAR_ORIGIN:
-                training.stopped = f"the metric is within {_NEAR_ORIGIN:.1%} of origin_metric"
-            return best
+            with self._interruption.held():
+                training.evaluations.append((training.iterations, metric))
+                if training.best is None or metric > training.best[1]:
+                    training.best = (training.iterations, metric)
+                    shutil.rmtree(self._best_dir, ignore_errors=True)
+                    candidate.directory.rename(self._best_dir)
+                else:
+                    shutil.rmtree(candidate.directory)
+                if train_config.target_metric is not None and metric > train_config.target_metric:
+                    training.stopped = f"target_metric {train_config.target_metric} is reached"
+                origin = self._origin_metric
+                if origin and abs(training.best[1] - origin) / origin <= _NEAR_ORIGIN:
+                    training.stopped = f"the metric is within {_NEAR_ORIGIN:.1%} of origin_metric"
+
+        def _take_up(self, train_info: Any) -> None:
+            """Go on from the checkpoint, if there is one to go on from."""
+            changing = paddle_state.read_variables(paddle_state.changing_variables(self._infos))
+            self._changing = list(changing)
+            # RT-DETR's anchors hold infinity where they are masked.
+            self._never_finite = {name for name in changing if paddle_state.first_not_finite({name: changing[name]})}
+            paddle_state.seed_all(_SEED)
+            resumed = self._checkpoints.resumed if self._checkpoints is not None else None
+            if resumed is None:
+                return
+            progress = resumed.progress
+            self.training.take_up(progress)
+            paddle_state.write_variables(resumed.variables, self._exe.place)
+            paddle_state.write_random_states(progress["random"])
+            if progress["scheduler"] is not None:
+                train_info.learning_rate.set_state_dict(dict(progress["scheduler"]))
+            if resumed.best_model is not None:
+                shutil.copytree(resumed.best_model, self._best_dir)
+            self._position = progress["position"]
+            self._batches.seek(self._position)
+
+        def _save_checkpoint(self) -> None:
+            if self._checkpoints is None:
+                return
+            learning_rate = self._infos[0].learning_rate
+            variables = paddle_state.read_variables(self._changing)
+            bad = paddle_state.first_not_finite(variables, self._never_finite)
+            if bad:
+                raise finite.Diverged(
+                    f"{bad} is not finite after iteration {self.training.iterations}; {_LOWER_RATE}"
+                )
+            progress = {
+                **self.training.progress(),
+                "position": self._position,
+                "random": paddle_state.read_random_states(),
+                "scheduler": None if isinstance(learning_rate, float) else paddle_state.plain(learning_rate.state_dict()),
+            }
+            best = self._best_dir if self.training.best else None
+            self._checkpoints.save(Snapshot(progress, variables, best))
 
         def _save_candidate(self, test_info: Any, name: str) -> InferenceModel:
             """Write the INT8 model of the weights as they are now; the training's own variables stay as they were."""
@@ -244,13 +378,15 @@ def _make_compression_class(base: type) -> type:
                 if variable.persistable and variable.name not in ("feed", "fetch"):
                     value = np.array(trained.find_var(variable.name).get_tensor())
                     scope.var(variable.name).get_tensor().set(value, place)
-            program = quant_graph.convert(program, scope, place)
+            program = quant_graph.in_order(quant_graph.convert(program, scope, place), self._op_order)
             self.training.inventory = take_inventory(program, self._op_types)
             block = program.global_block()
             targets = [block.var(target.name) for target in test_info.fetch_targets]
             feeds = list(test_info.feed_target_names)
             graph = StaticGraph(program, feeds, targets, scope, paddle.static.Executor(place))
             quant_graph.orient_square_weights(graph)
+            what = f"the INT8 model after iteration {self.training.iterations}"
+            finite.check_outputs(graph, self._probe, what, _LOWER_RATE)
             folder = Path(self.tmp_dir, name)
             folder.mkdir()
             return graph.save(folder)
