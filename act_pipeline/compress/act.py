@@ -70,7 +70,8 @@ class Training:
         """Return all but the model, in types that JSON has."""
         record = dataclasses.asdict(dataclasses.replace(self, model=None))
         del record["model"]
-        return {**record, "iteration": record.pop("iterations")}
+        record["iteration"] = record.pop("iterations")
+        return record
 
     def take_up(self, progress: Mapping[str, Any]) -> None:
         """Set what :meth:`progress` gave."""
@@ -247,7 +248,7 @@ def _make_compression_class(base: type) -> type:
             training = self.training
             self._infos = (train_info, test_info)
             self._take_up(train_info)
-            feeds: Iterator[Mapping[str, np.ndarray]] = iter(())
+            feeds = self._endless_batches()
             with tqdm(
                 total=total, initial=training.iterations, desc="train", unit="iter", disable=not self._progress
             ) as bar:
@@ -256,10 +257,7 @@ def _make_compression_class(base: type) -> type:
                         self._settle(test_info, train_config, total)
                         if training.iterations >= total or training.stopped:
                             break
-                        data = next(feeds, None)
-                        if data is None:
-                            feeds = self.train_dataloader()
-                            data = next(feeds)
+                        data = next(feeds)
                         with self._interruption.held():
                             self._step(train_info, data)
                         bar.update()
@@ -272,8 +270,19 @@ def _make_compression_class(base: type) -> type:
                         if training.iterations:
                             self._save_checkpoint()
                     raise
+                finally:
+                    feeds.close()  # the reader's threads end here, not when they are collected
             self.final_metric = training.best[1] if training.best else -1.0
             return test_info
+
+        def _endless_batches(self) -> Iterator[Mapping[str, np.ndarray]]:
+            empty = 0
+            while empty < 2:  # a checkpoint may be of the end of an epoch, of which nothing is left
+                empty += 1
+                for data in self.train_dataloader():
+                    empty = 0
+                    yield data
+            raise UserError("the training data gives no batch any more, expected at least one an epoch; check the reader")
 
         def _step(self, train_info: Any, data: Mapping[str, np.ndarray]) -> None:
             training = self.training
@@ -329,17 +338,17 @@ def _make_compression_class(base: type) -> type:
 
         def _take_up(self, train_info: Any) -> None:
             """Go on from the checkpoint, if there is one to go on from."""
-            changing = paddle_state.read_variables(paddle_state.changing_variables(self._infos))
-            self._changing = list(changing)
+            self._changing = paddle_state.changing_variables(self._infos)
+            values = paddle_state.read_variables(self._changing)
             # RT-DETR's anchors hold infinity where they are masked.
-            self._never_finite = {name for name in changing if paddle_state.first_not_finite({name: changing[name]})}
+            self._never_finite = {name for name in values if paddle_state.first_not_finite({name: values[name]})}
             paddle_state.seed_all(_SEED)
             resumed = self._checkpoints.resumed if self._checkpoints is not None else None
             if resumed is None:
                 return
             progress = resumed.progress
             self.training.take_up(progress)
-            paddle_state.write_variables(resumed.variables, self._exe.place)
+            paddle_state.write_variables(resumed.variables, self._changing, self._exe.place)
             paddle_state.write_random_states(progress["random"])
             if progress["scheduler"] is not None:
                 train_info.learning_rate.set_state_dict(dict(progress["scheduler"]))

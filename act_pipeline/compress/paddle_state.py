@@ -17,37 +17,63 @@ from act_pipeline.compress.quant_graph import TEACHER_PREFIX
 from act_pipeline.errors import UserError
 
 
+# Inputs of Paddle's fake-quantization ops whose variables have a number for a name.
+_NUMBERED_SLOTS = {"InState", "InAccum", "Iter", "InScales"}
+
+
 def program_of(info: Any) -> Any:
     """Return the program of PaddleSlim's ``ProgramInfo``, compiled or not."""
     return getattr(info.program, "_program", info.program)
 
 
-def changing_variables(infos: Iterable[Any]) -> list[str]:
-    """Return the names of what training may change: all that is kept between steps, but the teacher's weights."""
-    names = {
-        variable.name
-        for info in infos
-        for variable in program_of(info).list_vars()
-        if variable.persistable and variable.name not in ("feed", "fetch")
-    }
-    return sorted(name for name in names if not name.startswith(TEACHER_PREFIX))
+def changing_variables(infos: Iterable[Any]) -> dict[str, str]:
+    """Return what training may change: all that is kept between steps, but what of the teacher no op writes.
+
+    Returns:
+        a name that is the same in every run -> the variable's name in this one. They differ for the moving averages:
+        Paddle's passes number these (``accum_3``) as they walk through sets, in the order of addresses in memory.
+    """
+    names, written, roles = set(), set(), {}
+    for info in infos:
+        program = program_of(info)
+        names |= {variable.name for variable in program.list_vars() if variable.persistable}
+        for op in program.global_block().ops:
+            written.update(op.output_arg_names)
+            for slot in _NUMBERED_SLOTS.intersection(op.input_names):
+                for name in op.input(slot):
+                    roles[name] = f"{op.type}:{op.input('X')[0]}:{slot}"
+    constant = {name for name in names - written if name.startswith(TEACHER_PREFIX)}
+    kept = sorted(names - constant - {"feed", "fetch"})
+    found = {roles.get(name, name): name for name in kept}
+    if len(found) < len(kept):
+        raise RuntimeError("two quantization ops share an input and a type: their moving averages cannot be told apart")
+    return found
 
 
-def read_variables(names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return copies of the variables of the current scope; those that nothing has set yet are left out."""
+def read_variables(names: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Return copies of variables of the current scope; those that nothing has set yet are left out.
+
+    Args:
+        names: key in the result -> variable.
+    """
     import paddle
 
     scope = paddle.static.global_scope()
     values = {}
-    for name in names:
+    for key, name in names.items():
         variable = scope.find_var(name)
         if variable is not None and variable.get_tensor()._is_initialized():
-            values[name] = np.array(variable.get_tensor())
+            values[key] = np.array(variable.get_tensor())
     return values
 
 
-def write_variables(values: Mapping[str, np.ndarray], place: Any) -> None:
+def write_variables(values: Mapping[str, np.ndarray], names: Mapping[str, str], place: Any) -> None:
     """Set variables of the current scope.
+
+    Args:
+        values: what :func:`read_variables` gave.
+        names: key -> variable.
+        place: where they live.
 
     Raises:
         UserError: one of them does not exist, or has another shape: they are of another program.
@@ -56,7 +82,7 @@ def write_variables(values: Mapping[str, np.ndarray], place: Any) -> None:
 
     scope = paddle.static.global_scope()
     for name, value in values.items():
-        variable = scope.find_var(name)
+        variable = scope.find_var(names.get(name, ""))
         found = tuple(variable.get_tensor().shape()) if variable is not None else None
         if found != value.shape:
             raise UserError(
