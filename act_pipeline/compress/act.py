@@ -19,6 +19,7 @@ import logging
 import math
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class Training:
         losses: ``(iteration, loss)`` of every iteration.
         stopped: why it ended early; empty if it did not.
         best: ``(iteration, mAP)`` of the best evaluation.
+        earlier_seconds: what the broken runs spent on the iterations that this one did not repeat.
     """
 
     model: InferenceModel
@@ -65,11 +67,12 @@ class Training:
     losses: list[tuple[int, float]] = field(default_factory=list)
     stopped: str = ""
     best: Optional[tuple[int, float]] = None
+    earlier_seconds: float = 0.0
 
     def progress(self) -> dict[str, Any]:
-        """Return all but the model, in types that JSON has."""
+        """Return what an unbroken run has as well, but the model, in types that JSON has."""
         record = dataclasses.asdict(dataclasses.replace(self, model=None))
-        del record["model"]
+        del record["model"], record["earlier_seconds"]
         record["iteration"] = record.pop("iterations")
         return record
 
@@ -80,6 +83,7 @@ class Training:
         self.losses = [tuple(loss) for loss in progress["losses"]]
         self.stopped = progress["stopped"]
         self.best = tuple(progress["best"]) if progress["best"] else None
+        self.earlier_seconds = float(progress["seconds"])
         self.inventory = OpInventory(**progress["inventory"])
 
 
@@ -343,19 +347,23 @@ def _make_compression_class(base: type) -> type:
             # RT-DETR's anchors hold infinity where they are masked.
             self._never_finite = {name for name in values if paddle_state.first_not_finite({name: values[name]})}
             paddle_state.seed_all(_SEED)
+            self._started = time.perf_counter()
             resumed = self._checkpoints.resumed if self._checkpoints is not None else None
             if resumed is None:
                 return
             progress = resumed.progress
-            self.training.take_up(progress)
+            try:
+                self.training.take_up(progress)
+                paddle_state.write_random_states(progress["random"])
+                if progress["scheduler"] is not None:
+                    train_info.learning_rate.set_state_dict(dict(progress["scheduler"]))
+                self._position = progress["position"]
+                self._batches.seek(self._position)
+            except (KeyError, TypeError, ValueError) as error:
+                raise self._checkpoints.damaged(error) from None
             paddle_state.write_variables(resumed.variables, self._changing, self._exe.place)
-            paddle_state.write_random_states(progress["random"])
-            if progress["scheduler"] is not None:
-                train_info.learning_rate.set_state_dict(dict(progress["scheduler"]))
             if resumed.best_model is not None:
                 shutil.copytree(resumed.best_model, self._best_dir)
-            self._position = progress["position"]
-            self._batches.seek(self._position)
 
         def _save_checkpoint(self) -> None:
             if self._checkpoints is None:
@@ -369,6 +377,7 @@ def _make_compression_class(base: type) -> type:
                 )
             progress = {
                 **self.training.progress(),
+                "seconds": self.training.earlier_seconds + time.perf_counter() - self._started,
                 "position": self._position,
                 "random": paddle_state.read_random_states(),
                 "scheduler": None if isinstance(learning_rate, float) else paddle_state.plain(learning_rate.state_dict()),

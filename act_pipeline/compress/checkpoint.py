@@ -94,7 +94,10 @@ class Checkpoints:
             _say(f"{self.directory} holds an unfinished run, which this one will replace; --resume goes on with it")
             return
         self.resumed = self._load()
-        self._iteration, self._best = self.resumed.progress["iteration"], self.resumed.progress["best"]
+        try:
+            self._iteration, self._best = int(self.resumed.progress["iteration"]), self.resumed.progress["best"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self.damaged(error) from None
         _say(f"going on from iteration {self._iteration} ({self.directory})")
 
     def _load(self) -> Snapshot:
@@ -116,10 +119,15 @@ class Checkpoints:
             if best is not None and not best.is_dir():
                 raise ValueError(f"{best} is missing")
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"{self.directory}: the checkpoint is damaged ({error}); delete it and start from the beginning"
-            ) from None
+            raise self.damaged(error) from None
         return Snapshot(progress, variables, best)
+
+    def damaged(self, error: Exception) -> UserError:
+        """Return the error of a checkpoint that does not hold what it should."""
+        reason = f"{type(error).__name__}: {error}"
+        return UserError(
+            f"{self.directory}: the checkpoint is damaged ({reason}); delete it and start from the beginning"
+        )
 
     @property
     def written(self) -> bool:

@@ -109,6 +109,7 @@ def compress(
             _check_origin(config, fp32)
         with _timed(seconds, "train"):
             training = _train(config, prepared, reader, fp32, work, device, progress, checkpoints, interruption)
+        seconds["train"] += training.earlier_seconds
         for path in (training.model.model_path, training.model.params_path):
             shutil.move(str(path), str(staging / path.name))
         if model.infer_cfg_path.exists():
