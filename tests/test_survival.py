@@ -20,10 +20,8 @@ import numpy as np
 import pytest
 import tiny_training
 
-from act_pipeline.compress import compress
 from act_pipeline.compress.checkpoint import Checkpoints, Snapshot, difference
 from act_pipeline.compress.lock import hold_lock
-from act_pipeline.config import load_config
 from act_pipeline.demo import COMPRESS_CONFIG, READER_CONFIG
 from act_pipeline.errors import UserError, run_command
 from act_pipeline.model import InferenceModel
@@ -295,7 +293,10 @@ def test_lacking_memory_is_one_line(
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
-    [("image", "iteration 8 leaves weights that are not finite"), ("rate", "are not finite|the loss is (nan|inf) at iteration")],
+    [
+        ("image", "iteration 8 leaves weights that are not finite"),
+        ("rate", "are not finite|the loss is (nan|inf) at iteration"),
+    ],
 )
 def test_a_diverging_training_says_the_step_and_keeps_the_best(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: str, words: str

@@ -14,13 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import act_pipeline  # noqa: E402, F401  (before paddle)
 import numpy as np  # noqa: E402
 
-from act_pipeline.compress.act import Training, train  # noqa: E402
+import act_pipeline  # noqa: E402, F401  (before paddle)
+from act_pipeline.compress.act import train  # noqa: E402
 from act_pipeline.compress.checkpoint import Checkpoints  # noqa: E402
 from act_pipeline.compress.failures import explained  # noqa: E402
 from act_pipeline.compress.interrupt import interruptible  # noqa: E402
+from act_pipeline.compress.training import Training  # noqa: E402
 from act_pipeline.config import load_config  # noqa: E402
 from act_pipeline.errors import run_command  # noqa: E402
 from act_pipeline.model import InferenceModel  # noqa: E402

@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from act_pipeline.config import load_config
     from act_pipeline.tables import compression_table
 
-    result = compress(load_config(arguments.config, arguments.opt), arguments.save_dir, arguments.devices, resume=arguments.resume)
+    config = load_config(arguments.config, arguments.opt)
+    result = compress(config, arguments.save_dir, arguments.devices, resume=arguments.resume)
     print(compression_table(result.record))
     print(f"INT8 model and act.json: {result.model.directory}")
     return 0

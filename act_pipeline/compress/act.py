@@ -14,25 +14,25 @@ PaddleSlim 2.6.0; there is no public hook for any of them):
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import math
 import shutil
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Protocol
+from typing import Any, Optional
 from unittest import mock
 
 import numpy as np
 
 from act_pipeline.compress import finite, paddle_state, quant_graph
-from act_pipeline.compress.checkpoint import Checkpoints, Snapshot
+from act_pipeline.compress.checkpoint import Checkpoints
+from act_pipeline.compress.finite import LOWER_RATE, Diverged
 from act_pipeline.compress.interrupt import Interruption
 from act_pipeline.compress.inventory import OpInventory, take_inventory
+from act_pipeline.compress.keeper import Keeper
+from act_pipeline.compress.training import Batches, Training
 from act_pipeline.config import Config
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import Interrupted, UserError
@@ -41,62 +41,6 @@ from act_pipeline.static_graph import StaticGraph
 
 # ACT stops when the metric is this near, relatively, to the float model's (given as TrainConfig.origin_metric).
 _NEAR_ORIGIN = 0.005
-_SEED = 0
-_LOWER_RATE = "lower TrainConfig.learning_rate and start again"
-
-
-@dataclass
-class Training:
-    """What a training did.
-
-    Attributes:
-        model: the INT8 model as saved.
-        inventory: its INT8 ops.
-        iterations: how many were run.
-        evaluations: ``(iteration, mAP)`` of each evaluation between iterations.
-        losses: ``(iteration, loss)`` of every iteration.
-        stopped: why it ended early; empty if it did not.
-        best: ``(iteration, mAP)`` of the best evaluation.
-        earlier_seconds: what the broken runs spent on the iterations that this one did not repeat.
-    """
-
-    model: InferenceModel
-    inventory: OpInventory
-    iterations: int = 0
-    evaluations: list[tuple[int, float]] = field(default_factory=list)
-    losses: list[tuple[int, float]] = field(default_factory=list)
-    stopped: str = ""
-    best: Optional[tuple[int, float]] = None
-    earlier_seconds: float = 0.0
-
-    def progress(self) -> dict[str, Any]:
-        """Return what an unbroken run has as well, but the model, in types that JSON has."""
-        record = dataclasses.asdict(dataclasses.replace(self, model=None))
-        del record["model"], record["earlier_seconds"]
-        record["iteration"] = record.pop("iterations")
-        return record
-
-    def take_up(self, progress: Mapping[str, Any]) -> None:
-        """Set what :meth:`progress` gave."""
-        self.iterations = progress["iteration"]
-        self.evaluations = [tuple(evaluation) for evaluation in progress["evaluations"]]
-        self.losses = [tuple(loss) for loss in progress["losses"]]
-        self.stopped = progress["stopped"]
-        self.best = tuple(progress["best"]) if progress["best"] else None
-        self.earlier_seconds = float(progress["seconds"])
-        self.inventory = OpInventory(**progress["inventory"])
-
-
-class Batches(Protocol):
-    """What a training reads from: `act_pipeline.data.loader.Loader`."""
-
-    position: Mapping[str, int]
-
-    def __call__(self) -> Iterator[Mapping[str, np.ndarray]]:
-        """Return the (rest of the) next epoch."""
-
-    def seek(self, position: Mapping[str, int]) -> None:
-        """Go on after a batch, given the ``position`` at that time."""
 
 
 def train(
@@ -168,9 +112,7 @@ def train(
     return training
 
 
-def model_feed(
-    config: Config, feed_names: Sequence[str], batch: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def model_feed(config: Config, feed_names: Sequence[str], batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return a reader's batch under the names of the model's inputs (``Global.input_list`` may rename)."""
     listed = config.global_.input_list
     renamed = {model: reader for reader, model in listed.items()} if isinstance(listed, dict) else {}
@@ -250,8 +192,9 @@ def _make_compression_class(base: type) -> type:
             if train_config.epochs:
                 total = min(total, train_config.epochs * self._batches_per_epoch)
             training = self.training
-            self._infos = (train_info, test_info)
-            self._take_up(train_info)
+            self._keeper = Keeper(
+                self._checkpoints, training, self._batches, (train_info, test_info), self._exe.place, self._best_dir
+            )
             feeds = self._endless_batches()
             with tqdm(
                 total=total, initial=training.iterations, desc="train", unit="iter", disable=not self._progress
@@ -271,8 +214,7 @@ def _make_compression_class(base: type) -> type:
                         bar.set_postfix(shown)
                 except Interrupted:
                     with self._interruption.ignored():
-                        if training.iterations:
-                            self._save_checkpoint()
+                        self._keeper.save()
                     raise
                 finally:
                     feeds.close()  # the reader's threads end here, not when they are collected
@@ -286,7 +228,9 @@ def _make_compression_class(base: type) -> type:
                 for data in self.train_dataloader():
                     empty = 0
                     yield data
-            raise UserError("the training data gives no batch any more, expected at least one an epoch; check the reader")
+            raise UserError(
+                "the training data gives no batch any more, expected at least one an epoch; check the reader"
+            )
 
         def _step(self, train_info: Any, data: Mapping[str, np.ndarray]) -> None:
             training = self.training
@@ -297,14 +241,14 @@ def _make_compression_class(base: type) -> type:
                 train_info.learning_rate.step()
             loss, iteration = float(np.mean(fetched[0])), training.iterations + 1
             if not math.isfinite(loss):
-                raise finite.Diverged(f"the loss is {loss} at iteration {iteration}; {_LOWER_RATE}")
+                raise Diverged(f"the loss is {loss} at iteration {iteration}; {LOWER_RATE}")
             if not np.isfinite(fetched[-1]).all():
-                raise finite.Diverged(
-                    f"iteration {iteration} leaves weights that are not finite (its loss was {loss:.4g}); {_LOWER_RATE}"
+                raise Diverged(
+                    f"iteration {iteration} leaves weights that are not finite (its loss was {loss:.4g}); {LOWER_RATE}"
                 )
             training.iterations = iteration
             training.losses.append((iteration, loss))
-            self._position = dict(self._batches.position)
+            self._keeper.note_step()
 
         def _settle(self, test_info: Any, train_config: Any, total: int) -> None:
             """Do what is due after the iteration that was last: an evaluation, a checkpoint."""
@@ -319,7 +263,7 @@ def _make_compression_class(base: type) -> type:
             checkpoints = self._checkpoints
             if checkpoints is not None and (training.best != best or last or checkpoints.due(iteration)):
                 with self._interruption.held():
-                    self._save_checkpoint()
+                    self._keeper.save()
 
         def _evaluate(self, test_info: Any, train_config: Any) -> None:
             training = self.training
@@ -340,51 +284,6 @@ def _make_compression_class(base: type) -> type:
                 if origin and abs(training.best[1] - origin) / origin <= _NEAR_ORIGIN:
                     training.stopped = f"the metric is within {_NEAR_ORIGIN:.1%} of origin_metric"
 
-        def _take_up(self, train_info: Any) -> None:
-            """Go on from the checkpoint, if there is one to go on from."""
-            self._changing = paddle_state.changing_variables(self._infos)
-            values = paddle_state.read_variables(self._changing)
-            # RT-DETR's anchors hold infinity where they are masked.
-            self._never_finite = {name for name in values if paddle_state.first_not_finite({name: values[name]})}
-            paddle_state.seed_all(_SEED)
-            self._started = time.perf_counter()
-            resumed = self._checkpoints.resumed if self._checkpoints is not None else None
-            if resumed is None:
-                return
-            progress = resumed.progress
-            try:
-                self.training.take_up(progress)
-                paddle_state.write_random_states(progress["random"])
-                if progress["scheduler"] is not None:
-                    train_info.learning_rate.set_state_dict(dict(progress["scheduler"]))
-                self._position = progress["position"]
-                self._batches.seek(self._position)
-            except (KeyError, TypeError, ValueError) as error:
-                raise self._checkpoints.damaged(error) from None
-            paddle_state.write_variables(resumed.variables, self._changing, self._exe.place)
-            if resumed.best_model is not None:
-                shutil.copytree(resumed.best_model, self._best_dir)
-
-        def _save_checkpoint(self) -> None:
-            if self._checkpoints is None:
-                return
-            learning_rate = self._infos[0].learning_rate
-            variables = paddle_state.read_variables(self._changing)
-            bad = paddle_state.first_not_finite(variables, self._never_finite)
-            if bad:
-                raise finite.Diverged(
-                    f"{bad} is not finite after iteration {self.training.iterations}; {_LOWER_RATE}"
-                )
-            progress = {
-                **self.training.progress(),
-                "seconds": self.training.earlier_seconds + time.perf_counter() - self._started,
-                "position": self._position,
-                "random": paddle_state.read_random_states(),
-                "scheduler": None if isinstance(learning_rate, float) else paddle_state.plain(learning_rate.state_dict()),
-            }
-            best = self._best_dir if self.training.best else None
-            self._checkpoints.save(Snapshot(progress, variables, best))
-
         def _save_candidate(self, test_info: Any, name: str) -> InferenceModel:
             """Write the INT8 model of the weights as they are now; the training's own variables stay as they were."""
             import paddle
@@ -404,7 +303,7 @@ def _make_compression_class(base: type) -> type:
             graph = StaticGraph(program, feeds, targets, scope, paddle.static.Executor(place))
             quant_graph.orient_square_weights(graph)
             what = f"the INT8 model after iteration {self.training.iterations}"
-            finite.check_outputs(graph, self._probe, what, _LOWER_RATE)
+            finite.check_outputs(graph, self._probe, what, LOWER_RATE)
             folder = Path(self.tmp_dir, name)
             folder.mkdir()
             return graph.save(folder)

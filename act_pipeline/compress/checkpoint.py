@@ -1,8 +1,8 @@
 """What a training needs to go on as if it had never been broken off, in a folder beside its ``save_dir``.
 
 The folder ``NAME.checkpoint`` holds ``checkpoint.json`` (what was being trained, and how far it is), ``variables.npz``
-(weights, optimizer, scales) and ``best`` (the best INT8 model so far, which can be run as it is). It is whole or absent,
-and is removed when the run has ended well.
+(weights, optimizer, scales) and ``best`` (the best INT8 model so far, which can be run as it is). It is whole or
+absent, and is removed when the run has ended well.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def explained(checkpoints: Checkpoints, batch_size: int) -> Iterator[None]:
         batch_size: of the training.
 
     Raises:
-        UserError: of a diverged training, lacking memory, a full disk, data that is gone; as it was, if nothing is kept.
+        UserError: of a diverged training, lacking memory, a full disk, data that is gone.
         Interrupted: with a message.
     """
     try:

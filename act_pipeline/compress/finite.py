@@ -1,9 +1,12 @@
 """A training that diverges is found out at the step that does it, and ends with a message.
 
-Paddle 2.6.2's ``grid_sample`` on the CPU reads beyond its input where the grid is NaN, and the process ends with SIGSEGV
-(its bounds check, ``x < 0 || x > max``, holds NaN to be inside). So the programs that are run here get a copy of the grid
-with NaN replaced by a number far outside, which samples to NaN (0 * infinity): what is finite stays as it was, bit by
-bit, and what is not reaches the loss.
+Paddle 2.6.2's ``grid_sample`` on the CPU reads beyond its input where the grid is NaN, and the process ends with
+SIGSEGV (its bounds check, ``x < 0 || x > max``, holds NaN to be inside). So the programs that are run here get a copy
+of the grid with NaN replaced by a number far outside, which samples to NaN (0 * infinity): what is finite stays as it
+was, bit by bit, and what is not reaches the loss.
+
+The loss alone does not say it: Paddle's ReLU and its fake quantization turn NaN into numbers, so that a loss can look
+well while the gradients ruin the weights.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph
 
+LOWER_RATE = "lower TrainConfig.learning_rate and start again"
 _FAR_OUTSIDE = -3e38
 _NORM = "finite@sum_of_squares"
 

@@ -1,8 +1,8 @@
 """The state that Paddle, NumPy and Python keep of a training, as plain values and back again.
 
 Paddle 2.6.2 gives the state of its random generator in an object that cannot be written down. So every step sets the
-generator to a seed of its own (:func:`seed_step`), as `data.loader` does for every epoch: then the number of the step is
-the state.
+generator to a seed of its own (:func:`seed_step`), as `data.loader` does for every epoch: then the number of the step
+is the state.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import numpy as np
 
 from act_pipeline.compress.quant_graph import TEACHER_PREFIX
 from act_pipeline.errors import UserError
-
 
 # Inputs of Paddle's fake-quantization ops whose variables have a number for a name.
 _NUMBERED_SLOTS = {"InState", "InAccum", "Iter", "InScales"}

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.compress.act import Training, model_feed, quiet_upstream, train
+from act_pipeline.compress.act import model_feed, quiet_upstream, train
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.failures import explained
 from act_pipeline.compress.finite import check_float_model
 from act_pipeline.compress.interrupt import Interruption, interruptible
 from act_pipeline.compress.lock import hold_lock
+from act_pipeline.compress.training import Training
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
 from act_pipeline.engines import create_engine
@@ -91,7 +92,10 @@ def compress(
             return current
     seconds: dict[str, float] = {}
     checkpoints = Checkpoints(
-        Path(save_dir), _identity(config, source, reader, device), config.train_config.snapshot_iter, model.infer_cfg_path
+        Path(save_dir),
+        _identity(config, source, reader, device),
+        config.train_config.snapshot_iter,
+        model.infer_cfg_path,
     )
     batch_size = reader.settings.reader.batch_size
     with hold_lock(save_dir), checkpoints.open(resume), explained(checkpoints, batch_size), interruptible(
@@ -128,16 +132,16 @@ def compress(
 def _identity(config: Config, source: Mapping[str, Any], reader: Reader, device: str) -> dict[str, Any]:
     """Return what must be the same for a checkpoint to fit: all that decides the result, and no place on disk."""
     settings = source["config"]
-    train_config = {
-        name: value
-        for name, value in settings["TrainConfig"].items()
-        if name not in ("snapshot_iter", "logging_iter")
-    }
     loading = reader.settings.reader
+    places = ("teacher_model_dir", "teacher_model_filename", "teacher_params_filename")
+
+    def without(section: str, names: Sequence[str]) -> dict[str, Any]:
+        return {name: value for name, value in settings[section].items() if name not in names}
+
     return {
-        "Distillation": {name: value for name, value in settings["Distillation"].items() if "teacher_model" not in name},
+        "Distillation": without("Distillation", places),
         "QuantAware": settings["QuantAware"],
-        "TrainConfig": train_config,
+        "TrainConfig": without("TrainConfig", ("snapshot_iter", "logging_iter")),
         "Global": {name: settings["Global"].get(name) for name in ("Evaluation", "input_list")},
         "EvalReader": {"batch_size": loading.batch_size, "drop_last": loading.drop_last},
         "the float model": source["source_hash"],
