@@ -467,6 +467,7 @@ def files_and_figures(save_dir: Path) -> tuple[dict, bytes, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_ten_kills_of_the_real_thing_change_nothing(small: list[str], tmp_path: Path) -> None:
     command = [*small, "TrainConfig.train_iter=20"]
     unbroken = Run([*command, "--save_dir", str(tmp_path / "unbroken")])
