@@ -312,6 +312,8 @@ class TrainConfig:
     Attributes:
         train_iter: iterations of training; or give ``epochs``.
         eval_iter: iterations between evaluations.
+        snapshot_iter: iterations between checkpoints (PaddleDetection's ``snapshot_epoch``, in ACT's unit); each new
+            best is one as well; None: no others. ACT does not know this key.
         logging_iter: iterations between lines of the log.
         learning_rate: a number or a schedule.
         origin_metric: mAP the float model must have, within 0.05, before training starts.
@@ -323,6 +325,7 @@ class TrainConfig:
     learning_rate: Union[float, LearningRate] = key(0.02, above=0)
     optimizer_builder: OptimizerBuilder = key(factory=lambda: OptimizerBuilder(Optimizer("SGD")))
     eval_iter: int = key(1000, at_least=1)
+    snapshot_iter: Optional[int] = key(100, at_least=1)
     logging_iter: Optional[int] = key(10, at_least=1)
     origin_metric: Optional[float] = key(None, at_least=0, at_most=1)
     target_metric: Optional[float] = key(None, at_least=0, at_most=1)
@@ -376,7 +379,9 @@ class Config:
         if self.distillation is None or self.quant_aware is None or self.train_config is None:
             raise ValueError(f"{self.strategy.name} has no training")
         strategies = {"Distillation": to_mapping(self.distillation), "QuantAware": to_mapping(self.quant_aware)}
-        return strategies, to_mapping(self.train_config)
+        train_config = to_mapping(self.train_config)
+        train_config.pop("snapshot_iter", None)
+        return strategies, train_config
 
     def as_dict(self) -> dict[str, Any]:
         """Return the whole config, defaults included, in types that JSON has."""

@@ -23,6 +23,22 @@ class UserError(Exception):
     """What was found, what was expected and what to do next, in one line."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to end. The message says what is kept and how to go on.
+
+    Attributes:
+        signum: the signal; the exit code is 128 more (130 for Ctrl-C, 143 for SIGTERM).
+    """
+
+    def __init__(self, signum: int, message: str = "") -> None:
+        super().__init__(message)
+        self.signum = signum
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signum
+
+
 def suggest(name: str, candidates: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the candidate nearest to ``name``, or an empty string."""
     near = difflib.get_close_matches(str(name), [str(candidate) for candidate in candidates], n=1, cutoff=0.6)
@@ -46,16 +62,18 @@ def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str]
         argv: the arguments.
 
     Returns:
-        ``main``'s own exit code; 2 for a :class:`UserError`, a full disk or a refused path; 130 for Ctrl-C.
+        ``main``'s own exit code; 2 for a :class:`UserError`, a full disk or a refused path; 130 for Ctrl-C;
+        128 + the signal for :class:`Interrupted`.
         Anything else is a bug of ours and is raised with its traceback.
     """
     try:
         return main(argv)
     except UserError as error:
         message = " ".join(str(error).split())
-    except KeyboardInterrupt:
-        print("interrupted: nothing half-written is left behind", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        message = str(error) or "nothing half-written is left behind"
+        print(f"interrupted: {message}", file=sys.stderr)
+        return error.exit_code if isinstance(error, Interrupted) else EXIT_INTERRUPTED
     except OSError as error:
         described = describe_os_error(error)
         if described is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -60,6 +61,22 @@ def new_artifact(directory: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def clear_leftovers(directory: str | os.PathLike[str]) -> None:
+    """Remove what killed runs of :func:`new_artifact` left beside ``directory``; call it where no other run writes.
+
+    A run killed between its two renames left the folder that it was replacing under a temporary name: it is put back.
+    """
+    target = Path(directory)
+    # mkdtemp adds eight characters to the prefix; those of `name.other` are not ours.
+    for retired in sorted(target.parent.glob(f".{glob.escape(target.name)}.old.????????")):
+        if (retired / "was").is_dir() and not target.exists():
+            os.replace(retired / "was", target)
+        shutil.rmtree(retired, ignore_errors=True)
+    for staging in target.parent.glob(f".{glob.escape(target.name)}.????????"):
+        if staging.is_dir():
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:

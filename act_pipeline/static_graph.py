@@ -101,7 +101,8 @@ class StaticGraph:
         self.unwrap_outputs()
         block = self.program.global_block()
         model = InferenceModel(directory)
-        with paddle.static.scope_guard(self.scope):
+        # Names of their own for the identity ops behind the outputs, whatever was saved before in this process.
+        with paddle.static.scope_guard(self.scope), paddle.utils.unique_name.guard():
             # clip_extra would also drop the scales that are kept as attributes.
             paddle.static.save_inference_model(
                 str(directory / "model"),

@@ -37,13 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SECTION.KEY=VALUE",
         help="set keys of the config: TrainConfig.train_iter=100 Global.model_dir=output/my_rtdetr",
     )
+    parser.add_argument(
+        "-r",
+        "--resume",
+        action="store_true",
+        help="go on with a run that was broken off, from its checkpoint beside --save_dir, to the same result",
+    )
     arguments = parser.parse_args(argv)
 
     from act_pipeline.compress import compress
     from act_pipeline.config import load_config
     from act_pipeline.tables import compression_table
 
-    result = compress(load_config(arguments.config, arguments.opt), arguments.save_dir, arguments.devices)
+    config = load_config(arguments.config, arguments.opt)
+    result = compress(config, arguments.save_dir, arguments.devices, resume=arguments.resume)
     print(compression_table(result.record))
     print(f"INT8 model and act.json: {result.model.directory}")
     return 0

@@ -1,10 +1,11 @@
 """Quantization-aware training with soft-label distillation, by PaddleSlim's Auto Compression Toolkit (ACT).
 
-The training is `paddleslim.auto_compression.AutoCompression`'s own, with four of its methods replaced (all private in
+The training is `paddleslim.auto_compression.AutoCompression`'s own, with five of its methods replaced (all private in
 PaddleSlim 2.6.0; there is no public hook for any of them):
 
 - ``_prepare_program``: Paddle's passes run as `quant_graph.fast_passes`, and constants are not trained;
-- ``_start_train``: a progress bar, the last iteration evaluated too, a stop at a loss that is not finite;
+- ``_compiled_program``: the training program says whether it diverges (`finite`);
+- ``_start_train``: a progress bar, the last iteration evaluated too, checkpoints, an orderly end at a signal;
 - ``_save_model``: what is kept is the model that was evaluated: every evaluation writes the INT8 model
   (`quant_graph.convert`) and runs it as it will be run, and the best one stays;
 - ``create_tmp_dir``: a name of its own for every run; stock names the folder by minute and parent process.
@@ -19,76 +20,65 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 from unittest import mock
 
 import numpy as np
 
-from act_pipeline.compress import quant_graph
-from act_pipeline.compress.inventory import OpInventory
+from act_pipeline.compress import finite, paddle_state, quant_graph
+from act_pipeline.compress.checkpoint import Checkpoints
+from act_pipeline.compress.finite import LOWER_RATE, Diverged
+from act_pipeline.compress.interrupt import Interruption
+from act_pipeline.compress.keeper import Keeper
+from act_pipeline.compress.training import Batches, Training
 from act_pipeline.config import Config
 from act_pipeline.engines.model_files import inspect_model
-from act_pipeline.errors import UserError
+from act_pipeline.errors import Interrupted, UserError
 from act_pipeline.model import InferenceModel
+from act_pipeline.static_graph import StaticGraph
 
 # ACT stops when the metric is this near, relatively, to the float model's (given as TrainConfig.origin_metric).
 _NEAR_ORIGIN = 0.005
 
 
-@dataclass
-class Training:
-    """What a training did.
-
-    Attributes:
-        model: the INT8 model as saved.
-        inventory: its INT8 ops.
-        iterations: how many were run.
-        evaluations: ``(iteration, mAP)`` of each evaluation between iterations.
-        losses: ``(iteration, loss)`` of every iteration.
-        stopped: why it ended early; empty if it did not.
-    """
-
-    model: InferenceModel
-    inventory: OpInventory
-    iterations: int = 0
-    evaluations: list[tuple[int, float]] = field(default_factory=list)
-    losses: list[tuple[int, float]] = field(default_factory=list)
-    stopped: str = ""
-
-
 def train(
     model: InferenceModel,
     config: Config,
-    batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
+    batches: Batches,
     batches_per_epoch: int,
     score: Callable[[InferenceModel], float] | None,
     save_dir: Path,
     device: str = "CPU",
     origin_metric: float | None = None,
     progress: bool = True,
+    checkpoints: Checkpoints | None = None,
+    interruption: Interruption | None = None,
 ) -> Training:
     """Train the quantized model and save the best one.
 
     Args:
         model: the float model, its constants folded; its folder is written to.
         config: ``Distillation``, ``QuantAware`` and ``TrainConfig``.
-        batches: gives an epoch's batches.
+        batches: gives an epoch's batches, and can go on within one.
         batches_per_epoch: how many those are.
         score: the metric of an INT8 model, in 0..1; None: no evaluation, the last weights are kept.
         save_dir: an existing folder for the INT8 model.
         device: ``CPU`` or ``GPU``.
         origin_metric: the float model's metric, if ACT shall stop when it is reached.
         progress: show a progress bar on stderr.
+        checkpoints: where to go on from, and where to write; None: neither.
+        interruption: the signals that end the training between two steps.
 
     Raises:
-        UserError: the loss is not finite before a first evaluation, or memory does not suffice.
+        UserError: the training diverges.
+        Interrupted: a signal came; what was done is in the checkpoint.
+        MemoryError, RuntimeError: memory does not suffice.
     """
     import paddle
 
     paddle.set_device(device.lower())
-    with quiet_upstream(), _own_scope():
+    with quiet_upstream(), _own_scope(), paddle.utils.unique_name.guard():
         from paddleslim.auto_compression import AutoCompression
 
         class_ = _make_compression_class(AutoCompression)
@@ -96,10 +86,13 @@ def train(
         # Compared by the caller already; ACT would evaluate the float model once more in the slow executor.
         train_config.pop("origin_metric", None)
         feed_names = list(inspect_model(model).inputs)
+        first: dict[str, np.ndarray] = {}
 
         def feeds() -> Iterator[dict[str, np.ndarray]]:
             for batch in batches():
-                yield {name: batch[source] for name, source in feed_sources(config, feed_names, batch).items()}
+                feed = model_feed(config, feed_names, batch)
+                first.update({} if first else feed)
+                yield feed
 
         compression = class_(
             model_dir=str(model.directory),
@@ -110,21 +103,16 @@ def train(
             train_dataloader=feeds,
         )
         compression.prepare_run(batches_per_epoch, score, origin_metric, progress, config.quant_aware.quantize_op_types)
-        try:
-            compression.compress()
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or "ResourceExhausted" in str(error) or "Out of memory" in str(error):
-                raise UserError(
-                    "memory does not suffice for training; lower EvalReader.batch_size in the reader, to 1 if need be"
-                ) from error
-            raise
+        # PaddleSlim has looked at the first batch already, to see whether it is a dict.
+        compression.prepare_survival(batches, checkpoints, interruption or Interruption(), first)
+        compression.compress()
         training = compression.training
     training.model = InferenceModel.load(save_dir)
     return training
 
 
-def feed_sources(config: Config, feed_names: Sequence[str], batch: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Return model input -> reader name (``Global.input_list`` may rename)."""
+def model_feed(config: Config, feed_names: Sequence[str], batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a reader's batch under the names of the model's inputs (``Global.input_list`` may rename)."""
     listed = config.global_.input_list
     renamed = {model: reader for reader, model in listed.items()} if isinstance(listed, dict) else {}
     sources = {name: renamed.get(name, name) for name in feed_names}
@@ -134,7 +122,7 @@ def feed_sources(config: Config, feed_names: Sequence[str], batch: Mapping[str, 
                 f"{config.path}: the reader has no input '{name}' for the model, it has {', '.join(sorted(batch))}; "
                 "name it in Global.input_list"
             )
-    return sources
+    return {name: batch[source] for name, source in sources.items()}
 
 
 def _make_compression_class(base: type) -> type:
@@ -156,6 +144,19 @@ def _make_compression_class(base: type) -> type:
             self._origin_metric = origin_metric
             self._progress = progress
             self._op_types = list(op_types)
+            self._watched: Optional[str] = None
+
+        def prepare_survival(
+            self,
+            batches: Batches,
+            checkpoints: Checkpoints | None,
+            interruption: Interruption,
+            probe: Mapping[str, np.ndarray],
+        ) -> None:
+            self._batches = batches
+            self._probe = {name: value[:1] for name, value in probe.items()}
+            self._checkpoints = checkpoints
+            self._interruption = interruption
 
         def create_tmp_dir(self, base_dir: str, prefix: str = "tmp") -> str:
             return tempfile.mkdtemp(prefix=f"{prefix}_", dir=base_dir)
@@ -163,6 +164,7 @@ def _make_compression_class(base: type) -> type:
         def _prepare_program(self, program: Any, *args: Any) -> Any:
             recover = compressor.recover_inference_program
             weights = trainable_weights(program)
+            self._op_order = [op.output_arg_names[0] for op in program.global_block().ops if op.output_arg_names]
 
             def recover_weights_only(*recover_args: Any) -> Any:
                 recovered = recover(*recover_args)
@@ -176,61 +178,110 @@ def _make_compression_class(base: type) -> type:
                 with quant_graph.fast_passes():
                     return super()._prepare_program(program, *args)
 
+        def _compiled_program(self, info: Any, strategy: str) -> Any:
+            if info.optimizer is not None:
+                finite.guard_grids(info.program)
+                self._watched = finite.watch_weights(info.program)
+            return super()._compiled_program(info, strategy)
+
         def _start_train(self, train_info: Any, test_info: Any, strategy: str, train_config: Any) -> Any:
+            from tqdm import tqdm
+
             total = train_config.train_iter or (train_config.epochs or 1) * self._batches_per_epoch
             if train_config.epochs:
                 total = min(total, train_config.epochs * self._batches_per_epoch)
             training = self.training
-            best = -1.0
-            from tqdm import tqdm
-
-            with tqdm(total=total, desc="train", unit="iter", disable=not self._progress) as bar:
-                while training.iterations < total and not training.stopped:
-                    for data in self.train_dataloader():
-                        fetched = self._exe.run(train_info.program, feed=data, fetch_list=train_info.fetch_targets)
-                        loss = float(np.mean(fetched[0]))
-                        if not isinstance(train_info.learning_rate, float):
-                            train_info.learning_rate.step()
-                        training.iterations += 1
-                        training.losses.append((training.iterations, loss))
+            self._keeper = Keeper(
+                self._checkpoints, training, self._batches, (train_info, test_info), self._exe.place, self._best_dir
+            )
+            feeds = self._endless_batches()
+            with tqdm(
+                total=total, initial=training.iterations, desc="train", unit="iter", disable=not self._progress
+            ) as bar:
+                try:
+                    while True:
+                        self._settle(test_info, train_config, total)
+                        if training.iterations >= total or training.stopped:
+                            break
+                        data = next(feeds)
+                        with self._interruption.held():
+                            self._step(train_info, data)
                         bar.update()
-                        shown = {"loss": f"{loss:.4f}"}
-                        if training.evaluations:
-                            shown["best_mAP"] = f"{best:.4f}"
+                        shown = {"loss": f"{training.losses[-1][1]:.4f}"}
+                        if training.best:
+                            shown["best_mAP"] = f"{training.best[1]:.4f}"
                         bar.set_postfix(shown)
-                        if not math.isfinite(loss):
-                            if not training.evaluations:
-                                raise UserError(
-                                    f"the loss is {loss} at iteration {training.iterations}, before an evaluation; "
-                                    "lower TrainConfig.learning_rate"
-                                )
-                            training.stopped = f"the loss was {loss} at iteration {training.iterations}"
-                            break
-                        last = training.iterations == total
-                        if self._score is not None and (last or training.iterations % train_config.eval_iter == 0):
-                            best = self._evaluate(test_info, train_config, best)
-                        if last or training.stopped:
-                            break
-            self.final_metric = best
+                except Interrupted:
+                    with self._interruption.ignored():
+                        self._keeper.save()
+                    raise
+                finally:
+                    feeds.close()  # the reader's threads end here, not when they are collected
+            self.final_metric = training.best[1] if training.best else -1.0
             return test_info
 
-        def _evaluate(self, test_info: Any, train_config: Any, best: float) -> float:
+        def _endless_batches(self) -> Iterator[Mapping[str, np.ndarray]]:
+            empty = 0
+            while empty < 2:  # a checkpoint may be of the end of an epoch, of which nothing is left
+                empty += 1
+                for data in self.train_dataloader():
+                    empty = 0
+                    yield data
+            raise UserError(
+                "the training data gives no batch any more, expected at least one an epoch; check the reader"
+            )
+
+        def _step(self, train_info: Any, data: Mapping[str, np.ndarray]) -> None:
             training = self.training
+            paddle_state.seed_step(training.iterations)
+            fetches = [*train_info.fetch_targets, *([self._watched] if self._watched else [])]
+            fetched = self._exe.run(train_info.program, feed=data, fetch_list=fetches)
+            if not isinstance(train_info.learning_rate, float):
+                train_info.learning_rate.step()
+            loss, iteration = float(np.mean(fetched[0])), training.iterations + 1
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss is {loss} at iteration {iteration}; {LOWER_RATE}")
+            if not np.isfinite(fetched[-1]).all():
+                raise Diverged(
+                    f"iteration {iteration} leaves weights that are not finite (its loss was {loss:.4g}); {LOWER_RATE}"
+                )
+            training.iterations = iteration
+            training.losses.append((iteration, loss))
+            self._keeper.note_step()
+
+        def _settle(self, test_info: Any, train_config: Any, total: int) -> None:
+            """Do what is due after the iteration that was last: an evaluation, a checkpoint."""
+            training = self.training
+            iteration = training.iterations
+            if not iteration:
+                return
+            best, last = training.best, iteration >= total
+            evaluated = bool(training.evaluations) and training.evaluations[-1][0] == iteration
+            if self._score is not None and not evaluated and (last or iteration % train_config.eval_iter == 0):
+                self._evaluate(test_info, train_config)
+            checkpoints = self._checkpoints
+            if checkpoints is not None and (training.best != best or last or checkpoints.due(iteration)):
+                with self._interruption.held():
+                    self._keeper.save()
+
+        def _evaluate(self, test_info: Any, train_config: Any) -> None:
+            training = self.training
+            shutil.rmtree(Path(self.tmp_dir, "candidate"), ignore_errors=True)
             candidate = self._save_candidate(test_info, "candidate")
             metric = self._score(candidate)
-            training.evaluations.append((training.iterations, metric))
-            if metric > best:
-                best = metric
-                shutil.rmtree(self._best_dir, ignore_errors=True)
-                candidate.directory.rename(self._best_dir)
-            else:
-                shutil.rmtree(candidate.directory)
-            if train_config.target_metric is not None and metric > train_config.target_metric:
-                training.stopped = f"target_metric {train_config.target_metric} is reached"
-            origin = self._origin_metric
-            if origin and abs(best - origin) / origin <= _NEAR_ORIGIN:
-                training.stopped = f"the metric is within {_NEAR_ORIGIN:.1%} of origin_metric"
-            return best
+            with self._interruption.held():
+                training.evaluations.append((training.iterations, metric))
+                if training.best is None or metric > training.best[1]:
+                    training.best = (training.iterations, metric)
+                    shutil.rmtree(self._best_dir, ignore_errors=True)
+                    candidate.directory.rename(self._best_dir)
+                else:
+                    shutil.rmtree(candidate.directory)
+                if train_config.target_metric is not None and metric > train_config.target_metric:
+                    training.stopped = f"target_metric {train_config.target_metric} is reached"
+                origin = self._origin_metric
+                if origin and abs(training.best[1] - origin) / origin <= _NEAR_ORIGIN:
+                    training.stopped = f"the metric is within {_NEAR_ORIGIN:.1%} of origin_metric"
 
         def _save_candidate(self, test_info: Any, name: str) -> InferenceModel:
             """Write the INT8 model of the weights as they are now; the training's own variables stay as they were."""
@@ -253,8 +304,14 @@ def _make_compression_class(base: type) -> type:
                 [target.name for target in test_info.fetch_targets],
                 self._op_types,
                 folder,
+                order=self._op_order,
+                check=self._check_candidate,
             )
             return model
+
+        def _check_candidate(self, graph: StaticGraph) -> None:
+            what = f"the INT8 model after iteration {self.training.iterations}"
+            finite.check_outputs(graph, self._probe, what, LOWER_RATE)
 
         @property
         def _best_dir(self) -> Path:

@@ -11,8 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.compress.act import quiet_upstream, train
+from act_pipeline.compress.act import model_feed, quiet_upstream, train
+from act_pipeline.compress.checkpoint import Checkpoints
+from act_pipeline.compress.failures import explained
+from act_pipeline.compress.finite import check_float_model
+from act_pipeline.compress.interrupt import Interruption, interruptible
 from act_pipeline.compress.inventory import OpInventory
+from act_pipeline.compress.lock import hold_lock
 from act_pipeline.compress.ptq import calibration_batches, quantize
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
@@ -68,8 +73,11 @@ def compress(
     progress: bool = True,
     reuse: bool = False,
     reader_overrides: Sequence[str] = (),
+    resume: bool = False,
 ) -> Compressed:
     """Compress the model that a config names; an older result in ``save_dir`` is replaced when the new one is whole.
+
+    The training writes checkpoints to ``<save_dir>.checkpoint``, which is removed when all has ended well.
 
     Args:
         config: what to compress, on which data, how.
@@ -78,9 +86,12 @@ def compress(
         progress: show progress bars on stderr.
         reuse: return the result that is there already if its record says that it was made from the same.
         reader_overrides: ``Section.key=value`` each, set over the reader file.
+        resume: go on from the checkpoint of a run that was broken off, to the same result as an unbroken one.
 
     Raises:
-        UserError: model, data and config do not fit together, or the device is not there.
+        UserError: model, data and config do not fit together, the device is not there, another process writes to
+            ``save_dir``, the checkpoint is of another run, the training diverges, or disk or memory do not suffice.
+        Interrupted: SIGINT or SIGTERM came.
     """
     model = InferenceModel.load(config.global_.model_dir, config.global_.model_filename, config.global_.params_filename)
     reader = Reader.load(config.global_.reader_config, reader_overrides)
@@ -98,17 +109,28 @@ def compress(
         if current is not None:
             return current
     seconds: dict[str, float] = {}
-    with new_artifact(save_dir) as staging, static_mode():
+    checkpoints = Checkpoints(
+        Path(save_dir),
+        _identity(config, source, reader, device),
+        config.train_config.snapshot_iter,
+        model.infer_cfg_path,
+    )
+    batch_size = reader.settings.reader.batch_size
+    with hold_lock(save_dir), checkpoints.open(resume), explained(checkpoints, batch_size), interruptible(
+        checkpoints.way_on
+    ) as interruption, new_artifact(save_dir) as staging, static_mode():
         work = staging / ".work"
         with _timed(seconds, "prepare"):
             _check_fit(model, reader)
             prepared = prepare(model, work / "float")
+            _check_outputs(config, prepared, reader)
         fp32 = None
         if config.global_.evaluation:
             with _timed(seconds, "evaluate_fp32"):
                 fp32 = _evaluate(model, "fp32", device, reader, progress)
             _check_origin(config, fp32)
-        made = _STRATEGIES[config.strategy.name](config, prepared, reader, fp32, work, device, progress)
+        strategy = _STRATEGIES[config.strategy.name]
+        made = strategy(config, prepared, reader, fp32, work, device, progress, checkpoints, interruption)
         seconds.update(made.seconds)
         for path in (made.model.model_path, made.model.params_path):
             shutil.move(str(path), str(staging / path.name))
@@ -123,6 +145,46 @@ def compress(
         record = {**_record(config, model, saved, made, fp32, int8, seconds, device), **source}
         write_record(staging / RECORD_FILENAME, ACT_SCHEMA, record)
     return Compressed(InferenceModel.load(save_dir), read_record(Path(save_dir) / RECORD_FILENAME, ACT_SCHEMA))
+
+
+def _identity(config: Config, source: Mapping[str, Any], reader: Reader, device: str) -> dict[str, Any]:
+    """Return what must be the same for a checkpoint to fit: all that decides the result, and no place on disk."""
+    settings = source["config"]
+    loading = reader.settings.reader
+    places = ("teacher_model_dir", "teacher_model_filename", "teacher_params_filename")
+
+    def without(section: str, names: Sequence[str]) -> dict[str, Any]:
+        return {name: value for name, value in settings[section].items() if name not in names}
+
+    return {
+        "Distillation": without("Distillation", places),
+        "QuantAware": settings["QuantAware"],
+        "TrainConfig": without("TrainConfig", ("snapshot_iter", "logging_iter")),
+        "Global": {name: settings["Global"].get(name) for name in ("Evaluation", "input_list")},
+        "EvalReader": {"batch_size": loading.batch_size, "drop_last": loading.drop_last},
+        "the float model": source["source_hash"],
+        "the teacher": _teacher_hash(config),
+        "the data": source["data_hash"],
+        "device": device,
+        "version": {
+            name: version
+            for name, version in source["versions"].items()
+            if name in ("act_pipeline", "paddlepaddle", "paddlepaddle-gpu", "paddleslim", "numpy")
+        },
+    }
+
+
+def _teacher_hash(config: Config) -> str | None:
+    distillation = config.distillation
+    if distillation.teacher_model_dir is None:
+        return None
+    names = (distillation.teacher_model_filename, distillation.teacher_params_filename)
+    return InferenceModel.load(distillation.teacher_model_dir, *names).content_hash()
+
+
+def _check_outputs(config: Config, prepared: InferenceModel, reader: Reader) -> None:
+    batch = next(iter(reader.loader("train", batch_size=1, shuffle=False)))
+    check_float_model(prepared, model_feed(config, list(inspect_model(prepared).inputs), batch))
 
 
 def _current(save_dir: Path, source: Mapping[str, Any]) -> Compressed | None:
@@ -173,6 +235,8 @@ def _train(
     work: Path,
     device: str,
     progress: bool,
+    checkpoints: Checkpoints,
+    interruption: Interruption,
 ) -> Quantized:
     seconds: dict[str, float] = {}
     loader = reader.loader("train")
@@ -193,7 +257,10 @@ def _train(
             device,
             fp32.map if fp32 and config.train_config.origin_metric is not None else None,
             progress,
+            checkpoints,
+            interruption,
         )
+    seconds["train"] += training.earlier_seconds
     record = {
         "iterations": training.iterations,
         "evaluations": [{"iteration": iteration, "map": metric} for iteration, metric in training.evaluations],
@@ -211,6 +278,8 @@ def _calibrate(
     work: Path,
     device: str,
     progress: bool,
+    checkpoints: Checkpoints,
+    interruption: Interruption,
 ) -> Quantized:
     save_dir = work / "int8"
     save_dir.mkdir()

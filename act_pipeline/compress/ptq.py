@@ -20,7 +20,7 @@ import numpy as np
 
 from act_pipeline.analysis import AbsHistogram, AbsMax, ChannelMean, Observer, collect, quantizable_tensors
 from act_pipeline.compress import quant_graph
-from act_pipeline.compress.act import feed_sources, quiet_upstream
+from act_pipeline.compress.act import model_feed, quiet_upstream
 from act_pipeline.compress.bias_correction import correct_biases, find_biases
 from act_pipeline.compress.calibration import threshold
 from act_pipeline.compress.inventory import OpInventory
@@ -127,7 +127,7 @@ def gather(
 
     def feeds() -> Iterator[dict[str, np.ndarray]]:
         for batch in batches():
-            yield {name: batch[source] for name, source in feed_sources(config, feed_names, batch).items()}
+            yield model_feed(config, feed_names, batch)
 
     activations = {name: AbsHistogram() for name in names}
     observers: dict[str, list[Observer]] = {name: [histogram] for name, histogram in activations.items()}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -183,6 +183,8 @@ def save_int8(
     op_types: Collection[str],
     directory: Path,
     section: str = "QuantAware",
+    order: Sequence[str] | None = None,
+    check: Callable[[StaticGraph], None] | None = None,
 ) -> tuple[InferenceModel, OpInventory]:
     """Write the INT8 model of a test program with Q/DQ and scales; the weights in ``scope`` become integers.
 
@@ -195,15 +197,21 @@ def save_int8(
         op_types: the op types that were to be quantized, for the inventory.
         directory: an existing folder.
         section: of the config that names ``op_types``, for the inventory's reasons.
+        order: outputs of ops, in the order in which :func:`in_order` shall put them.
+        check: looks at the graph before it is saved, and raises if it is not worth it.
     """
     import paddle
 
     program = convert(program, scope, place)
+    if order is not None:
+        program = in_order(program, order)
     inventory = take_inventory(program, op_types, section)
     block = program.global_block()
     targets = [block.var(name) for name in fetch_names]
     graph = StaticGraph(program, list(feed_names), targets, scope, paddle.static.Executor(place))
     orient_square_weights(graph)
+    if check is not None:
+        check(graph)
     return graph.save(directory), inventory
 
 
@@ -236,6 +244,49 @@ def convert(program: Any, scope: Any, place: Any) -> Any:
         )
         QuantWeightPass(scope, place).apply(graph)
     return graph.to_program()
+
+
+def in_order(program: Any, outputs: Sequence[str]) -> Any:
+    """Return the program with its ops in the order of the float model's, Q/DQ just before what first reads them.
+
+    Paddle's passes walk through sets of nodes, whose order is that of addresses in memory, so that no two runs write
+    the same file otherwise.
+
+    Args:
+        program: an inference program; every variable is written once.
+        outputs: the first output of each op of the float program, in its order.
+    """
+    import paddle
+    from paddle.base.proto import framework_pb2
+
+    desc = framework_pb2.ProgramDesc()
+    desc.ParseFromString(program.desc.serialize_to_string())
+    block = desc.blocks[0]
+    ops = list(block.ops)
+    names = [[name for slot in op.outputs for name in slot.arguments] for op in ops]
+    if len(desc.blocks) > 1 or len({name for written in names for name in written}) < sum(map(len, names)):
+        return program
+    producer = {name: index for index, written in enumerate(names) for name in written}
+    rank = {name: position for position, name in enumerate(outputs)}
+    known = [index for index, written in enumerate(names) if written and written[0] in rank]
+    ordered: dict[int, None] = {}
+
+    def place(index: int) -> None:
+        # Depth first; the float program's own order keeps the depth at that of a chain of Q/DQ.
+        if index not in ordered:
+            for slot in ops[index].inputs:
+                for name in slot.arguments:
+                    if name in producer and producer[name] != index:
+                        place(producer[name])
+            ordered[index] = None
+
+    for index in sorted(known, key=lambda index: rank[names[index][0]]):
+        place(index)
+    for index in range(len(ops)):
+        place(index)
+    del block.ops[:]
+    block.ops.extend(ops[index] for index in ordered)
+    return paddle.static.Program.parse_from_string(desc.SerializeToString())
 
 
 def orient_square_weights(graph: StaticGraph) -> int:

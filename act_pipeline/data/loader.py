@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -25,7 +25,8 @@ class Loader:
     Attributes:
         dataset: the data set.
         batch_size, shuffle, drop_last, workers, seed: as given.
-        epoch: the number of the epoch that the next ``iter()`` gives; set it to repeat or resume an order.
+        epoch: the number of the epoch that the next ``iter()`` gives; set it to repeat an order.
+        position: where the last batch ended; :meth:`seek` goes on from there.
     """
 
     def __init__(
@@ -38,6 +39,17 @@ class Loader:
         self.workers = workers
         self.seed = seed
         self.epoch = 0
+        self.position = {"epoch": 0, "images": 0}
+        self._start = 0
+
+    def seek(self, position: Mapping[str, int]) -> None:
+        """Let the next ``iter()`` give the rest of an epoch, without reading the images before it.
+
+        Args:
+            position: a ``position`` that a loader of the same data, seed and batch size had.
+        """
+        self.epoch, self._start = position["epoch"], position["images"]
+        self.position = dict(position)
 
     def __len__(self) -> int:
         """Return the number of batches an epoch, less those that files found unreadable later will cost."""
@@ -51,20 +63,27 @@ class Loader:
         order = np.arange(len(self.dataset))
         if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        self.epoch += 1
-        return self._batches(order.tolist())
+        epoch, start = self.epoch, self._start
+        self.epoch, self._start = epoch + 1, 0
+        return self._batches(order[start:].tolist(), epoch, start)
 
-    def _batches(self, order: list[int]) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(self, order: list[int], epoch: int, start: int) -> Iterator[dict[str, np.ndarray]]:
         samples = []
+        images = start
         for sample in self._read_ahead(order) if self.workers else map(self.dataset.__getitem__, order):
+            images += 1
             if sample is None:
                 continue
             samples.append(sample)
             if len(samples) == self.batch_size:
-                yield self.dataset.batch(samples)
+                batch = self.dataset.batch(samples)
+                self.position = {"epoch": epoch, "images": images}
+                yield batch
                 samples = []
         if samples and not self.drop_last:
-            yield self.dataset.batch(samples)
+            batch = self.dataset.batch(samples)
+            self.position = {"epoch": epoch, "images": images}
+            yield batch
 
     def _read_ahead(self, order: list[int]) -> Iterator[dict[str, Any] | None]:
         """Yield the samples in order, holding at most a batch and one sample a worker in advance."""

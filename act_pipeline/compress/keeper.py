@@ -1,0 +1,101 @@
+"""Between a training that runs in Paddle and its checkpoint on disk."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+from act_pipeline.compress import paddle_state
+from act_pipeline.compress.checkpoint import Checkpoints, Snapshot
+from act_pipeline.compress.finite import LOWER_RATE, Diverged
+from act_pipeline.compress.training import Batches, Training
+
+_SEED = 0
+
+
+class Keeper:
+    """Takes a training up where a broken run left it, and writes down how far it is.
+
+    Attributes:
+        checkpoints: where; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Optional[Checkpoints],
+        training: Training,
+        batches: Batches,
+        infos: tuple[Any, Any],
+        place: Any,
+        best_dir: Path,
+    ) -> None:
+        """Start all random generators, and go on from the checkpoint if there is one to go on from.
+
+        Args:
+            checkpoints: where; None: nowhere.
+            training: set to what the broken run had done.
+            batches: set to the batch after the last.
+            infos: PaddleSlim's ``ProgramInfo`` of the training and of the test program, started and not yet run.
+            place: where their variables live.
+            best_dir: where the best INT8 model lies or will lie.
+
+        Raises:
+            UserError: the checkpoint is damaged or of another program.
+        """
+        self.checkpoints = checkpoints
+        self._training, self._batches, self._best_dir = training, batches, best_dir
+        self._learning_rate = infos[0].learning_rate
+        self._names = paddle_state.changing_variables(infos)
+        self._position: Mapping[str, int] = {}
+        values = paddle_state.read_variables(self._names)
+        # RT-DETR's anchors hold infinity where they are masked.
+        self._never_finite = {name for name in values if paddle_state.first_not_finite({name: values[name]})}
+        self._started = time.perf_counter()
+        paddle_state.seed_all(_SEED)
+        if checkpoints is not None and checkpoints.resumed is not None:
+            self._take_up(checkpoints.resumed, checkpoints, place)
+
+    def _take_up(self, snapshot: Snapshot, checkpoints: Checkpoints, place: Any) -> None:
+        progress = snapshot.progress
+        try:
+            self._training.take_up(progress)
+            paddle_state.write_random_states(progress["random"])
+            if progress["scheduler"] is not None:
+                self._learning_rate.set_state_dict(dict(progress["scheduler"]))
+            self._position = progress["position"]
+            self._batches.seek(self._position)
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoints.damaged(error) from None
+        paddle_state.write_variables(snapshot.variables, self._names, place)
+        if snapshot.best_model is not None:
+            shutil.copytree(snapshot.best_model, self._best_dir)
+
+    def note_step(self) -> None:
+        """Note where the batches are; call it when a step is done, before the next batch is read."""
+        self._position = dict(self._batches.position)
+
+    def save(self) -> None:
+        """Write a checkpoint, if there has been a step.
+
+        Raises:
+            Diverged: a weight, a scale or a moving average is not finite; the last checkpoint stays.
+            OSError: it cannot be written; the last checkpoint stays.
+        """
+        if self.checkpoints is None or not self._training.iterations:
+            return
+        variables = paddle_state.read_variables(self._names)
+        bad = paddle_state.first_not_finite(variables, self._never_finite)
+        if bad:
+            raise Diverged(f"{bad} is not finite after iteration {self._training.iterations}; {LOWER_RATE}")
+        fixed_rate = isinstance(self._learning_rate, float)
+        progress = {
+            **self._training.progress(),
+            "seconds": self._training.earlier_seconds + time.perf_counter() - self._started,
+            "position": self._position,
+            "random": paddle_state.read_random_states(),
+            "scheduler": None if fixed_rate else paddle_state.plain(self._learning_rate.state_dict()),
+        }
+        self.checkpoints.save(Snapshot(progress, variables, self._best_dir if self._training.best else None))

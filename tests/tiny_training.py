@@ -1,0 +1,141 @@
+"""A training small enough to be killed often: two convolutions and a classifier, by `act_pipeline.compress.act.train`.
+
+Run as a program it trains in a process of its own: ``python tests/tiny_training.py DIR '{"iterations": 20}'``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+
+import act_pipeline  # noqa: E402, F401  (before paddle)
+from act_pipeline.compress.act import train  # noqa: E402
+from act_pipeline.compress.checkpoint import Checkpoints  # noqa: E402
+from act_pipeline.compress.failures import explained  # noqa: E402
+from act_pipeline.compress.interrupt import interruptible  # noqa: E402
+from act_pipeline.compress.training import Training  # noqa: E402
+from act_pipeline.config import load_config  # noqa: E402
+from act_pipeline.errors import run_command  # noqa: E402
+from act_pipeline.model import InferenceModel  # noqa: E402
+from act_pipeline.static_graph import static_mode  # noqa: E402
+
+CONFIG = """
+Global: {reader_config: unused.yml, model_dir: unused}
+Distillation: {alpha: 1.0, loss: l2}
+QuantAware:
+  onnx_format: true
+  activation_quantize_type: moving_average_abs_max
+  quantize_op_types: [conv2d, matmul_v2]
+TrainConfig:
+  train_iter: 20
+  eval_iter: 5
+  learning_rate: {type: CosineAnnealingDecay, learning_rate: 0.01, T_max: 50}
+  optimizer_builder: {optimizer: {type: Adam}}
+"""
+
+
+class Numbers:
+    """Seven batches an epoch, drawn from the epoch's number; counts what it draws."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.epoch, self.start = 0, 0
+        self.position = {"epoch": 0, "images": 0}
+        self.drawn = 0
+        self.seconds = seconds
+
+    def seek(self, position) -> None:
+        self.epoch, self.start = position["epoch"], position["images"]
+
+    def __call__(self):
+        epoch, start, self.epoch, self.start = self.epoch, self.start, self.epoch + 1, 0
+        for index in range(start, 7):
+            self.drawn += 1
+            time.sleep(self.seconds)
+            image = np.random.default_rng([epoch, index]).random((2, 3, 16, 16), dtype=np.float32)
+            self.position = {"epoch": epoch, "images": index + 1}
+            yield {"image": image}
+
+
+def make_model(directory: Path) -> InferenceModel:
+    """Write the float model: ``image [N, 3, 16, 16]`` to ten numbers."""
+    import paddle
+
+    directory.mkdir(parents=True)
+    with static_mode():
+        main, startup = paddle.static.Program(), paddle.static.Program()
+        main.random_seed = startup.random_seed = 1
+        scope = paddle.static.Scope()
+        with paddle.static.scope_guard(scope), paddle.static.program_guard(main, startup):
+            with paddle.utils.unique_name.guard():
+                image = paddle.static.data("image", [-1, 3, 16, 16], "float32")
+                x = paddle.nn.functional.relu(paddle.static.nn.conv2d(image, 8, 3))
+                x = paddle.nn.functional.relu(paddle.static.nn.conv2d(x, 8, 3, stride=2))
+                weight = paddle.create_parameter([288, 10], "float32")
+                x = paddle.matmul(x.flatten(1), weight) + 0.5
+                executor = paddle.static.Executor(paddle.CPUPlace())
+                executor.run(startup)
+                paddle.static.save_inference_model(str(directory / "model"), [image], [x], executor, program=main)
+    return InferenceModel.load(directory)
+
+
+def run(
+    directory: Path, iterations: int = 20, optimizer: str = "Adam", every: int = 3, resume: bool = False,
+    seconds: float = 0.0, evaluate: bool = True, overrides: tuple = (), batches: Numbers | None = None,
+    score=None, progress: bool = False,
+) -> Training:
+    """Train in ``directory``; the INT8 model comes to lie in ``directory/int8``."""
+    source = directory / "float"
+    model = InferenceModel.load(source) if source.exists() else make_model(source)
+    config_file = directory / "config.yml"
+    config_file.write_text(CONFIG)
+    config = load_config(
+        config_file,
+        [
+            f"TrainConfig.train_iter={iterations}",
+            f"TrainConfig.optimizer_builder={{optimizer: {{type: {optimizer}}}}}",
+            *overrides,
+        ],
+    )
+    save_dir = directory / "int8"
+    checkpoints = Checkpoints(save_dir, {"TrainConfig": config.as_dict()["TrainConfig"]}, every)
+    numbers = batches or Numbers(seconds)
+
+    def weighed(model: InferenceModel) -> float:
+        time.sleep(seconds)
+        return (sum(model.params_path.read_bytes()) % 997) / 997
+
+    with checkpoints.open(resume), explained(checkpoints, 2), interruptible(checkpoints.way_on) as interruption:
+        with static_mode():
+            shutil.rmtree(save_dir, ignore_errors=True)
+            save_dir.mkdir()
+            training = train(
+                model, config, numbers, 7, (score or weighed) if evaluate else None, save_dir, progress=progress,
+                checkpoints=checkpoints, interruption=interruption,
+            )
+    return training
+
+
+def result(training: Training) -> dict:
+    """Return what must be equal."""
+    return json.loads(json.dumps({**training.progress(), "model": training.model.content_hash()}))
+
+
+if __name__ == "__main__":
+
+    def main(argv=None) -> int:
+        directory = Path(sys.argv[1])
+        with contextlib.suppress(FileNotFoundError):
+            (directory / "result.json").unlink()
+        training = run(directory, progress=True, **json.loads(sys.argv[2]))
+        (directory / "result.json").write_text(json.dumps(result(training)))
+        return 0
+
+    sys.exit(run_command(main))
