@@ -30,6 +30,7 @@ from act_pipeline.compress import finite, paddle_state, quant_graph
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.finite import LOWER_RATE, Diverged
 from act_pipeline.compress.interrupt import Interruption
+from act_pipeline.compress.inventory import OpInventory
 from act_pipeline.compress.keeper import Keeper
 from act_pipeline.compress.training import Batches, Training
 from act_pipeline.config import Config
