@@ -219,7 +219,7 @@ def test_collect_sees_what_the_graph_computes(tmp_path: Path, batch: int) -> Non
         model = tiny_graph(tmp_path / "m")
         graph = StaticGraph.load(model)
         readers = quantizable_tensors(graph, OPS)
-        assert len(readers) == 5 and readers["image"].startswith("conv2d (")
+        assert len(readers) == 5 and readers["image"].startswith("read by conv2d (")
         observers = {name: AbsHistogram() for name in readers}
         batches = [{"image": images()[start : start + batch]} for start in range(0, 8, batch)]
         seen_images = collect(model, {name: [observer] for name, observer in observers.items()}, batches)
@@ -239,7 +239,7 @@ def test_a_tensor_that_is_not_finite_is_named_with_its_op(tmp_path: Path, bad: f
         broken = images()
         broken[2, 1, 3, 3] = bad
         with pytest.raises(UserError, match=f"tensor image, read by conv2d .*{word}.* images 1 to 8"):
-            collect(model, {name: [AbsMax()] for name in readers}, [{"image": broken}], readers=readers)
+            collect(model, {name: [AbsMax()] for name in readers}, [{"image": broken}], ops=readers)
 
 
 def test_weight_thresholds_are_per_channel_and_never_zero() -> None:
@@ -488,7 +488,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["ptq.yml"]
 
 
-def test_a_float_model_that_computes_nan_is_named_and_the_old_result_stays(demo, tmp_path: Path) -> None:
+def test_a_damaged_weight_is_named_with_its_op(demo, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(demo.fp32.directory, broken)
     with static_mode():
@@ -499,7 +499,7 @@ def test_a_float_model_that_computes_nan_is_named_and_the_old_result_stays(demo,
         graph.set_parameter(name, np.full_like(graph.parameter(name), np.nan))
         graph.save(broken)
     config = config_of(demo, tmp_path, 8, overrides=(f"Global.model_dir={broken}",))
-    with pytest.raises(UserError, match=r"tensor \S+, read by \w+ \(\S+\) holds NaN on calibration images 1 to 4"):
+    with pytest.raises(UserError, match=rf"broken: weight {name} of conv2d \(\S+\) holds NaN"):
         compress(config, tmp_path / "int8", progress=False, reader_overrides=places_of(demo))
     assert not (tmp_path / "int8").exists()
 

@@ -24,7 +24,7 @@ def quantizable_tensors(graph: StaticGraph, op_types: Collection[str]) -> dict[s
         op_types: ``conv2d``, ``depthwise_conv2d``, ``matmul_v2``, ...
 
     Returns:
-        tensor -> the first op that reads it, as ``type (its output)``, in the order of the graph.
+        tensor -> the first op that reads it, as ``read by type (its output)``, in the order of the graph.
     """
     tensors: dict[str, str] = {}
     for op in graph.program.global_block().ops:
@@ -32,7 +32,7 @@ def quantizable_tensors(graph: StaticGraph, op_types: Collection[str]) -> dict[s
             for slot in ("Input", "Filter", "X", "Y"):
                 for name in op.input(slot) if slot in op.input_names else ():
                     if not graph.is_parameter(name):
-                        tensors.setdefault(name, f"{op.type} ({op.output_arg_names[0]})")
+                        tensors.setdefault(name, f"read by {op.type} ({op.output_arg_names[0]})")
     return tensors
 
 
@@ -41,7 +41,8 @@ def collect(
     observers: Mapping[str, Sequence[Observer]],
     batches: Iterable[Mapping[str, np.ndarray]],
     device: str = "CPU",
-    readers: Mapping[str, str] | None = None,
+    ops: Mapping[str, str] | None = None,
+    where: str = "",
 ) -> int:
     """Run batches through a float model and feed its tensors to observers.
 
@@ -53,7 +54,8 @@ def collect(
         observers: tensor -> who observes it.
         batches: the model's inputs by name; others are let be.
         device: ``CPU`` or ``GPU``.
-        readers: tensor -> the op that reads it, for messages.
+        ops: tensor -> the op that reads or gives it, in words for messages.
+        where: the model that the user knows, for messages; empty: ``model``.
 
     Returns:
         how many images were run.
@@ -76,9 +78,9 @@ def collect(
                         try:
                             observer.update(values, parts)
                         except NotFiniteError as error:
-                            op = (readers or {}).get(name)
+                            op = (ops or {}).get(name)
                             raise UserError(
-                                f"{model.directory}: tensor {name}{f', read by {op},' if op else ''} holds {error} on "
+                                f"{where or model.directory}: tensor {name}{f', {op},' if op else ''} holds {error} on "
                                 f"calibration images {images + 1} to {images + count}; the weights or the images are "
                                 "damaged: evaluate the float model, and export it again"
                             ) from None

@@ -1,7 +1,7 @@
 """Bias correction: the mean error that rounded weights make is taken out of the bias.
 
-Rounding a weight ``W`` to ``Q(W)`` moves the mean of an output channel by ``E[(Q(W) - W) x] = (Q(W) - W) E[x]``, x being
-the op's float input, and its mean that over images and places. So ``b' = b - (Q(W) - W) E[x]``: Nagel et al.,
+Rounding a weight ``W`` to ``Q(W)`` moves the mean of an output channel by ``E[(Q(W) - W) x] = (Q(W) - W) E[x]``, x
+being the op's float input, and its mean that over images and places. So ``b' = b - (Q(W) - W) E[x]``: Nagel et al.,
 "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2, with ``E[x]`` measured
 on the calibration images. NNCF's fast bias correction measures the same shift by running each layer on ``E[x]``.
 PaddleSlim's ``bias_correction`` (Banner et al. 2018) is another thing: it moves and stretches the rounded weights to

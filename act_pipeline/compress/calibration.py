@@ -100,11 +100,11 @@ def uniform_histogram(lower: np.ndarray, upper: np.ndarray, counts: np.ndarray, 
 def kl_threshold(histogram: np.ndarray, bin_width: float, levels: int = LEVELS) -> float | None:
     """Return the threshold of the least Kullback-Leibler divergence (entropy calibration, Migacz, GTC 2017).
 
-    For every i from the half of the bins on: P is ``histogram[:i]`` with all that lies above added to its last bin, Q is ``histogram[:i]`` merged
-    into ``levels`` groups of ``i // levels`` bins (the last group takes the rest) and spread again over the bins of each
-    group that are not empty; the i with the least KL(P || Q) gives ``(i + 0.5) * bin_width``. This is
-    ``paddle.static.quantization.cal_kl_threshold`` of Paddle 2.6.2, computed for all i at once. TensorRT begins at bin
-    128: on RT-DETR that cuts tensors of the decoder to a twelfth, and the model finds nothing any more.
+    For every i from the half of the bins on: P is ``histogram[:i]`` with all that lies above added to its last bin, Q
+    is ``histogram[:i]`` merged into ``levels`` groups of ``i // levels`` bins (the last group takes the rest) and spread
+    again over the bins of each group that are not empty. The i with the least KL(P || Q) gives ``(i + 0.5) * bin_width``.
+    This is ``paddle.static.quantization.cal_kl_threshold`` of Paddle 2.6.2, computed for all i at once. TensorRT begins at
+    bin 128: on RT-DETR that cuts some tensors to a twelfth, and the model finds nothing any more.
 
     Args:
         histogram: [bins] counts of absolute values.

@@ -69,14 +69,12 @@ class Statistics:
         activations: quantized activation -> its statistics.
         means: activation before a bias that can be corrected -> the mean of each channel.
         ranges: tensor that is observed only -> its range on the first images.
-        readers: activation -> the op that reads it, for messages.
     """
 
     images: int
     activations: dict[str, AbsHistogram]
     means: dict[str, ChannelMean]
     ranges: dict[str, AbsMax]
-    readers: dict[str, str]
 
 
 def quantize(
@@ -122,6 +120,8 @@ def gather(
             f"{config.path}: {model.directory} has no op of QuantPost.quantize_op_types "
             f"({', '.join(settings.quantize_op_types)}); name the types of ops that the model has"
         )
+    where = str(config.global_.model_dir)
+    _check_weights(inserted, where)
     readers = quantizable_tensors(graph, settings.quantize_op_types)
     feed_names = list(inspect_model(model).inputs)
 
@@ -136,12 +136,12 @@ def gather(
         if bias.source in observers and bias.source not in means:
             means[bias.source] = ChannelMean(bias.channel_axis)
             observers[bias.source].append(means[bias.source])
-    images = collect(model, observers, feeds(), device, readers)
+    images = collect(model, observers, feeds(), device, readers, where)
     ranges = {name: AbsMax() for name in quant_graph.observed_tensors(inserted.program) if name not in activations}
     if ranges:
         few = islice(feeds(), -(-_OBSERVED_IMAGES // settings.batch_size))
-        collect(model, {name: [observer] for name, observer in ranges.items()}, few, device)
-    zeros = [f"{name}, read by {readers[name]}" for name, seen in activations.items() if seen.abs_max == 0]
+        collect(model, {name: [observer] for name, observer in ranges.items()}, few, device, _producers(graph), where)
+    zeros = [f"{name}, {readers[name]}" for name, seen in activations.items() if seen.abs_max == 0]
     if zeros:
         _logger.warning(
             "%d of %d quantized activations were zero on all %d calibration images: %s",
@@ -150,7 +150,7 @@ def gather(
             images,
             "; ".join(zeros[:_NAMED_TENSORS]) + " ..." * (len(zeros) > _NAMED_TENSORS),
         )
-    return Statistics(images, activations, means, ranges, readers)
+    return Statistics(images, activations, means, ranges)
 
 
 def write(inserted: Inserted, settings: QuantPost, statistics: Statistics, save_dir: Path) -> Calibration:
@@ -214,6 +214,30 @@ def insert(model: InferenceModel, settings: QuantPost) -> Inserted:
             },
         )
     return Inserted(graph, program)
+
+
+def _check_weights(inserted: Inserted, where: str) -> None:
+    """Find damaged weights before images are run: a ReLU may hide their NaN from all that follows."""
+    readers: dict[str, Any] = {}
+    for op in inserted.graph.program.global_block().ops:
+        for name in op.input_arg_names:
+            readers.setdefault(name, op)
+    for op in inserted.program.global_block().ops:
+        name = op.input("X")[0] if op.type == "quantize_linear" else ""
+        if inserted.graph.is_parameter(name) and not np.isfinite(inserted.graph.parameter(name)).all():
+            reader = readers[name]
+            raise UserError(
+                f"{where}: weight {name} of {reader.type} ({reader.output_arg_names[0]}) holds NaN or infinite values; "
+                "its training or its file is damaged: evaluate the float model, and export it again"
+            )
+
+
+def _producers(graph: StaticGraph) -> dict[str, str]:
+    return {
+        name: f"given by {op.type} ({op.output_arg_names[0]})"
+        for op in graph.program.global_block().ops
+        for name in op.output_arg_names
+    }
 
 
 def calibration_batches(
