@@ -442,6 +442,14 @@ def test_flags_that_contradict_each_other(int8_model, flags, message):
 # --- deploy/infer_eval.py --------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def without_tensorrt(monkeypatch):
+    """Machines here are stand-ins; whether TensorRT is installed is asked of this one."""
+    from act_pipeline.engines import registry
+
+    monkeypatch.setattr(registry, "tensorrt_refusal", lambda here: ("tensorrt is not installed", "install it"))
+
+
 @pytest.fixture()
 def reader(tmp_path) -> TinyReader:
     annotations = make_tiny_data(tmp_path / "data", images=3)
