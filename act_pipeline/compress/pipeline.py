@@ -154,11 +154,11 @@ def _identity(config: Config, source: Mapping[str, Any], reader: Reader, device:
     places = ("teacher_model_dir", "teacher_model_filename", "teacher_params_filename")
 
     def without(section: str, names: Sequence[str]) -> dict[str, Any]:
-        return {name: value for name, value in settings[section].items() if name not in names}
+        return {name: value for name, value in (settings.get(section) or {}).items() if name not in names}
 
     return {
         "Distillation": without("Distillation", places),
-        "QuantAware": settings["QuantAware"],
+        "QuantAware": settings.get("QuantAware"),
         "TrainConfig": without("TrainConfig", ("snapshot_iter", "logging_iter")),
         "Global": {name: settings["Global"].get(name) for name in ("Evaluation", "input_list")},
         "EvalReader": {"batch_size": loading.batch_size, "drop_last": loading.drop_last},
@@ -176,7 +176,7 @@ def _identity(config: Config, source: Mapping[str, Any], reader: Reader, device:
 
 def _teacher_hash(config: Config) -> str | None:
     distillation = config.distillation
-    if distillation.teacher_model_dir is None:
+    if distillation is None or distillation.teacher_model_dir is None:
         return None
     names = (distillation.teacher_model_filename, distillation.teacher_params_filename)
     return InferenceModel.load(distillation.teacher_model_dir, *names).content_hash()
