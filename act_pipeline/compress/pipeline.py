@@ -112,7 +112,7 @@ def compress(
     checkpoints = Checkpoints(
         Path(save_dir),
         _identity(config, source, reader, device),
-        config.train_config.snapshot_iter,
+        config.train_config.snapshot_iter if config.train_config else None,
         model.infer_cfg_path,
     )
     batch_size = reader.settings.reader.batch_size
