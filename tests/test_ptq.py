@@ -488,7 +488,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["ptq.yml"]
 
 
-def test_a_damaged_weight_is_named_with_its_op(demo, tmp_path: Path) -> None:
+def test_a_damaged_weight_is_named(demo, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(demo.fp32.directory, broken)
     with static_mode():
@@ -499,7 +499,7 @@ def test_a_damaged_weight_is_named_with_its_op(demo, tmp_path: Path) -> None:
         graph.set_parameter(name, np.full_like(graph.parameter(name), np.nan))
         graph.save(broken)
     config = config_of(demo, tmp_path, 8, overrides=(f"Global.model_dir={broken}",))
-    with pytest.raises(UserError, match=rf"broken: weight {name} of conv2d \(\S+\) holds NaN"):
+    with pytest.raises(UserError, match=rf"parameter {name} holds NaN"):
         compress(config, tmp_path / "int8", progress=False, reader_overrides=places_of(demo))
     assert not (tmp_path / "int8").exists()
 
