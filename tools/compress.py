@@ -1,4 +1,7 @@
-"""Compress an RT-DETR to INT8: by training (PaddleSlim's ACT), or by calibration alone (Strategy.name: ptq)."""
+"""Compress an RT-DETR to INT8: by calibration, SmoothQuant or training (PaddleSlim's ACT), as Strategy.name says.
+
+By default (`auto`) the cheapest way that keeps the mAP within Strategy.max_drop; exit code 3 if there is none.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--config",
         "--config_path",
         default=str(REPOSITORY / "configs" / "sample.yml"),
-        help="config in PaddleSlim's schema (Global, Strategy, Distillation, QuantAware, TrainConfig, QuantPost); "
+        help="config in PaddleSlim's schema (Global, Strategy, quantize, QuantPost, SmoothQuant, Distillation, QuantAware, "
+        "TrainConfig); "
         "default: %(default)s",
     )
     parser.add_argument(

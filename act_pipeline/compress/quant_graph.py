@@ -21,6 +21,7 @@ from unittest import mock
 import numpy as np
 
 from act_pipeline.compress.inventory import OpInventory, take_inventory
+from act_pipeline.compress.selection import Selection
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph
 
@@ -185,6 +186,7 @@ def save_int8(
     section: str = "QuantAware",
     order: Sequence[str] | None = None,
     check: Callable[[StaticGraph], None] | None = None,
+    selection: Selection | None = None,
 ) -> tuple[InferenceModel, OpInventory]:
     """Write the INT8 model of a test program with Q/DQ and scales; the weights in ``scope`` become integers.
 
@@ -199,13 +201,14 @@ def save_int8(
         section: of the config that names ``op_types``, for the inventory's reasons.
         order: outputs of ops, in the order in which :func:`in_order` shall put them.
         check: looks at the graph before it is saved, and raises if it is not worth it.
+        selection: what was to become of each op, for the inventory.
     """
     import paddle
 
     program = convert(program, scope, place)
     if order is not None:
         program = in_order(program, order)
-    inventory = take_inventory(program, op_types, section)
+    inventory = take_inventory(program, op_types, section, selection)
     block = program.global_block()
     targets = [block.var(name) for name in fetch_names]
     graph = StaticGraph(program, list(feed_names), targets, scope, paddle.static.Executor(place))
