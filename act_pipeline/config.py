@@ -190,6 +190,53 @@ class QuantPost:
 
 
 @dataclass(frozen=True)
+class SmoothQuant:
+    """SmoothQuant: activation outliers go into the weights of matmuls that follow a LayerNorm.
+
+    ``alpha``, ``smooth_all_linears`` and ``search_alpha_min`` and ``_max`` are PaddleSlim's
+    (``paddleslim.quant.advanced.Smooth``, ``PieceWiseSearch``), which searches if it is given a search function and takes
+    0.5 otherwise.
+
+    Attributes:
+        alpha: one for all layers, 0 to 1; None: the best of each layer is searched.
+        search_alpha_min: the first to try.
+        search_alpha_max: the last to try.
+        search_alpha_step: from one to the next; PaddleSlim's is 0.01.
+        smooth_all_linears: smooth the matmuls that follow no LayerNorm too; each costs a multiplication.
+        min_improvement: the share by which a layer's squared error must fall for it to be smoothed.
+        calib_images: how many of the calibration images are looked at.
+        sample_rows: how many rows of each activation are kept, one half to choose by and one to measure on.
+        seed: decides the choice of the rows.
+    """
+
+    alpha: Optional[float] = key(None, at_least=0, at_most=1)
+    search_alpha_min: float = key(0.0, at_least=0, at_most=1)
+    search_alpha_max: float = key(0.95, at_least=0, at_most=1)
+    search_alpha_step: float = key(0.05, above=0)
+    smooth_all_linears: bool = False
+    min_improvement: float = key(0.2, at_least=0, at_most=1)
+    calib_images: int = key(32, at_least=1)
+    sample_rows: int = key(1024, at_least=2)
+    seed: int = key(0, at_least=0)
+
+    def __post_init__(self) -> None:
+        if self.search_alpha_min > self.search_alpha_max:
+            raise Invalid(
+                "search_alpha_min",
+                f"is {self.search_alpha_min}, expected at most search_alpha_max, which is {self.search_alpha_max}",
+            )
+
+    @property
+    def alphas(self) -> list[float]:
+        """What is tried: ``alpha`` alone, or the steps from ``search_alpha_min`` to ``search_alpha_max``, both included."""
+        if self.alpha is not None:
+            return [self.alpha]
+        steps = int((self.search_alpha_max - self.search_alpha_min) / self.search_alpha_step + 1e-9)
+        found = [round(self.search_alpha_min + step * self.search_alpha_step, 6) for step in range(steps + 1)]
+        return found if found[-1] == self.search_alpha_max else [*found, self.search_alpha_max]
+
+
+@dataclass(frozen=True)
 class Strategy:
     """Which way to INT8: ``qat_dis`` (training with distillation, PaddleSlim's ACT) or ``ptq`` (calibration only)."""
 
