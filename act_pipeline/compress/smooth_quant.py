@@ -65,13 +65,15 @@ class Smoothed:
         model: as saved; the given one, if nothing was smoothed.
         layers: of every group, in the order of the graph.
         images: how many were looked at.
-        difference: the largest difference of an output on the first image, as a share of its largest value.
+        difference: of the detections on the first image; see :func:`largest_difference`.
+        powers_of_two: the factors are rounded to these, since exact ones would have changed the outputs.
     """
 
     model: InferenceModel
     layers: list[SmoothedLayer]
     images: int
     difference: float = 0.0
+    powers_of_two: bool = False
 
     @property
     def smoothed(self) -> list[SmoothedLayer]:
@@ -128,6 +130,7 @@ def smooth(
     settings: SmoothQuant,
     algo: Algorithm = "mse",
     hist_percent: float = 0.9999,
+    powers_of_two: bool = False,
 ) -> list[SmoothedLayer]:
     """Search each group's alpha, and smooth the groups whose error falls enough; the graph is changed.
 
@@ -137,6 +140,7 @@ def smooth(
         samples: of :func:`gather_rows`.
         settings: the alphas to try, and ``min_improvement``.
         algo, hist_percent: how calibration will choose the activations' thresholds.
+        powers_of_two: round the factors to these; the graph then computes the same bit by bit.
 
     Returns:
         one for each group.
@@ -147,7 +151,7 @@ def smooth(
             graph.parameter(name).T if transposed else graph.parameter(name)
             for name, transposed in zip(group.weights, group.transposed)
         ]
-        choice = search(samples[group.activation], weights, settings.alphas, algo, hist_percent)
+        choice = search(samples[group.activation], weights, settings.alphas, algo, hist_percent, powers_of_two)
         reason = _reason_against(choice, settings.min_improvement)
         if choice is not None and not reason:
             apply_factors(graph, group, choice.factors)
@@ -203,8 +207,8 @@ def smooth_model(
         where: the model that the user knows, for messages.
 
     Returns:
-        With ``model`` itself where there is nothing to smooth, or where smoothing would change its outputs by more than
-        1e-4 of their largest value (which is said in a warning).
+        With ``model`` itself where there is nothing to smooth. Factors that would change the outputs by more than 1e-4 are
+        rounded to powers of two, which change nothing.
 
     Raises:
         UserError: see :func:`gather_rows`.
@@ -218,19 +222,25 @@ def smooth_model(
         model, groups, _first_images(feeds(), settings.calib_images), settings.sample_rows, settings.seed, device, where
     )
     images = max(len(sample.by_image) for sample in samples.values())
-    layers = smooth(graph, groups, samples, settings, algo, hist_percent)
-    if not any(layer.smoothed for layer in layers):
-        return Smoothed(model, layers, images)
     first = next(_first_images(feeds(), 1))
-    difference = largest_difference(StaticGraph.load(model), graph, first)
-    if not difference <= _TOLERANCE:
-        _logger.warning(
-            "%s: SmoothQuant would change the float model's outputs by %.1e of their largest value, more than %.0e; the "
-            "model is left as it was",
+    expected = _outputs(graph, first)
+    for powers_of_two in (False, True):
+        layers = smooth(graph, groups, samples, settings, algo, hist_percent, powers_of_two)
+        if not any(layer.smoothed for layer in layers):
+            return Smoothed(model, layers, images)
+        difference = largest_difference(expected, _outputs(graph, first))
+        if difference <= _TOLERANCE:
+            break
+        _logger.info(
+            "%s: SmoothQuant's factors%s change the float model's outputs by %.1e, more than %.0e",
             where or model.directory,
+            ", powers of two," * powers_of_two,
             difference,
             _TOLERANCE,
         )
+        graph = StaticGraph.load(model)
+        graph.unwrap_outputs()
+    else:
         undone = f"outputs would change by {difference:.1e}"
         layers = [
             replace(layer, smoothed=False, folded=False, reason=undone) if layer.smoothed else layer for layer in layers
@@ -238,30 +248,33 @@ def smooth_model(
         return Smoothed(model, layers, images, difference)
     directory.mkdir(parents=True, exist_ok=True)
     with quiet_upstream():
-        return Smoothed(graph.save(directory), layers, images, difference)
+        return Smoothed(graph.save(directory), layers, images, difference, powers_of_two)
 
 
-def largest_difference(before: StaticGraph, after: StaticGraph, feed: Mapping[str, np.ndarray]) -> float:
-    """Return the largest difference of two graphs' outputs, each as a share of its largest absolute value.
+def largest_difference(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+    """Return how far a model's outputs on one image are from another's; infinite if shapes or classes differ, or for NaN.
 
-    Values are compared as they stand: RT-DETR's detections come by falling score, and a model that puts two of them in
-    another order has changed. Infinite where shapes differ or an output holds NaN.
+    Detections are sets: RT-DETR gives two of the same score in either order, and the least rounding decides. So each one
+    is held to the nearest of its class on the other side, from both sides; scores differ as they stand, boxes as a share
+    of the largest coordinate. Any other output is compared as it stands, as a share of its largest absolute value.
 
     Args:
-        before, after: graphs with the same outputs, in the same order; left as they are.
-        feed: their inputs.
+        expected, found: outputs of one image: ``bbox [K, 6]``, ``bbox_num [1]``; or others.
     """
     largest = 0.0
-    for expected, found in zip(_outputs(before, feed), _outputs(after, feed)):
-        if expected.shape != found.shape:
+    for one, other in zip(expected, found):
+        if one.shape != other.shape or not (np.isfinite(one).all() and np.isfinite(other).all()):
             return float("inf")
-        if not expected.size:
+        if not one.size:
             continue
-        difference = float(np.abs(found - expected).max())
-        if difference > 0:
-            largest = max(largest, difference / max(float(np.abs(expected).max()), np.finfo(np.float32).tiny))
-        elif difference != 0:  # NaN
-            return float("inf")
+        extent = max(float(np.abs(one).max()), np.finfo(np.float32).tiny)
+        if one.ndim == 2 and one.shape[1] == 6:
+            scale = np.array([0, 1, *[max(float(np.abs(one[:, 2:]).max()), 1.0)] * 4])
+            with np.errstate(divide="ignore", invalid="ignore"):
+                apart = np.nan_to_num(np.abs(one[:, None] - other[None]) / scale, nan=0.0, posinf=np.inf).max(axis=2)
+            largest = max(largest, float(apart.min(axis=0).max()), float(apart.min(axis=1).max()))
+        else:
+            largest = max(largest, float(np.abs(one - other).max()) / extent)
     return largest
 
 

@@ -6,10 +6,9 @@ leaves them to the others, and its row of the weight, which has a scale for each
 Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", ICML 2023; in
 PaddleSlim, ``paddleslim.quant.advanced.Smooth`` and ``PieceWiseSearch``.
 
-The factors here are powers of two. A float is multiplied by these without rounding, so the smoothed float model computes
-bit for bit what the model did before, and RT-DETR's queries, which change places at the least difference, stay where
-they are. What INT8 loses by it is little: a channel's range is off by sqrt(2) at most, and the search looks at the
-factors as they are used.
+A float is multiplied by a power of two without rounding. So factors that are rounded to powers of two leave what the
+float model computes as it is, bit by bit; they cost about 2 dB of what smoothing gains where there are no great outliers,
+and are kept for models that the exact ones would change.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from act_pipeline.compress.quant_graph import weight_threshold
 
 # Of the largest: what is smaller is taken for that, so that no channel that is as good as dead is blown up.
 _FLOOR = 1e-5
-# Beyond 2**16, float16 engines would lose what was gained.
-_LARGEST_EXPONENT = 16
+# Beyond, float16 engines would lose what was gained.
+_LARGEST = 2.0**16
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Choice:
 
     Attributes:
         alpha: the best; 0 to 1.
-        factors: float32 [channels], powers of two; the activation is divided by them.
+        factors: float32 [channels]; the activation is divided by them.
         error_before: mean over the weights of ``||X W - Q(X) Q(W)||^2 / ||X W||^2``, on rows and images by which
             neither alpha nor any threshold was chosen.
         error_after: the same with ``Q(X / s) Q(s W)``.
@@ -91,7 +90,7 @@ def smoothing_factors(act_max: np.ndarray, weight_max: np.ndarray, alpha: float)
 
     Their geometric mean is made 1, which changes no error (activation and weights have scales of their own) and keeps
     both in the ranges they had. What is below 1e-5 of the largest counts as that. A channel that was zero on every image
-    gets 1: it says nothing of how large it may become.
+    gets 1: it says nothing of how large it may become. All are within 2**-16 to 2**16.
 
     Args:
         act_max: [channels], of the activation.
@@ -107,13 +106,12 @@ def smoothing_factors(act_max: np.ndarray, weight_max: np.ndarray, alpha: float)
     weight = np.log(np.maximum(weight_max, weight_max.max() * _FLOOR)[seen])
     powers = alpha * act - (1 - alpha) * weight
     factors[seen] = np.exp(powers - powers.mean())
-    return factors
+    return np.clip(factors, 1 / _LARGEST, _LARGEST)
 
 
 def powers_of_two(factors: np.ndarray) -> np.ndarray:
-    """Return the nearest powers of two, within 2**-16 to 2**16; float32."""
-    exponents = np.clip(np.rint(np.log2(factors)), -_LARGEST_EXPONENT, _LARGEST_EXPONENT)
-    return np.exp2(exponents).astype(np.float32)
+    """Return the nearest powers of two."""
+    return np.exp2(np.rint(np.log2(factors)))
 
 
 def search(
@@ -122,6 +120,7 @@ def search(
     alphas: Sequence[float],
     algo: Algorithm,
     hist_percent: float = 0.9999,
+    rounded: bool = False,
 ) -> Choice | None:
     """Return the alpha of the least error, and that error on other images.
 
@@ -131,6 +130,7 @@ def search(
         alphas: to try.
         algo: how the activation's threshold will be chosen; see :func:`act_pipeline.compress.calibration.threshold`.
         hist_percent: for ``hist``.
+        rounded: to powers of two.
 
     Returns:
         None if the activation was zero on all images, or all weights are.
@@ -142,7 +142,8 @@ def search(
     chosen_by, measured_on = sample.halves()
     best: tuple[float, float, np.ndarray] | None = None
     for alpha in alphas:
-        factors = powers_of_two(smoothing_factors(sample.abs_max, weight_max, alpha))
+        factors = smoothing_factors(sample.abs_max, weight_max, alpha)
+        factors = (powers_of_two(factors) if rounded else factors).astype(np.float32)
         error = layer_error(chosen_by, chosen_by, weights, factors, algo, hist_percent)
         if best is None or error < best[0]:
             best = error, alpha, factors
