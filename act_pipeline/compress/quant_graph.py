@@ -20,6 +20,7 @@ from unittest import mock
 
 import numpy as np
 
+from act_pipeline.analysis.weights import weight_threshold
 from act_pipeline.compress.inventory import OpInventory, take_inventory
 from act_pipeline.compress.selection import Selection
 from act_pipeline.model import InferenceModel
@@ -163,16 +164,6 @@ def set_scales(program: Any, graph: StaticGraph, thresholds: Mapping[str, float]
             else:
                 value = np.float32([thresholds[name]])
             graph.set_parameter(op.input("Scale")[0], value)
-
-
-def weight_threshold(weight: np.ndarray, axis: int) -> np.ndarray:
-    """Return the largest absolute values along all other axes, float32 [channels], or [1] for an axis of -1.
-
-    A channel of zeros gets 1: it is 0 at any scale, and a scale of 0 would make NaN of it.
-    """
-    others = tuple(other for other in range(weight.ndim) if other != axis)
-    largest = np.abs(weight).max(axis=others if axis >= 0 else None).astype(np.float32).reshape(-1)
-    return np.where(largest > 0, largest, np.float32(1))
 
 
 def save_int8(
