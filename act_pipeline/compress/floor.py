@@ -16,7 +16,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from act_pipeline.analysis.matching import detection_change
+from act_pipeline.analysis.matching import agreement_of
 from act_pipeline.analysis.simulate import Simulation
 from act_pipeline.compress.inventory import inventory_of
 from act_pipeline.compress.job import Candidate, Job
@@ -47,19 +47,21 @@ class Error:
         self._progress = progress
 
     def of_each(self, choices: Sequence[Collection[str]], what: str = "sensitivity") -> list[float]:
-        """Return, for each set of ops in INT8, the mean change of the detections, 0 for none."""
+        """Return, for each set of ops in INT8, the change of the detections: 0 for none, 1 where nothing agrees."""
         from tqdm import tqdm
 
-        total = np.zeros(len(choices))
+        agreement, objects = np.zeros(len(choices)), np.zeros(len(choices))
         count = len(choices) * len(self._feeds)
         with tqdm(total=count, desc=what, unit="run", disable=not self._progress, leave=False) as bar:
             for feed in self._feeds:
                 exact = self._simulation.hold(feed)
                 for index, quantized in enumerate(choices):
                     outputs = self._simulation.run(feed, quantized, self._weight_only)
-                    total[index] += detection_change(exact, outputs)
+                    agreed, counted = agreement_of(exact, outputs)
+                    agreement[index] += agreed
+                    objects[index] += counted
                     bar.update()
-        return (total / len(self._feeds)).tolist()
+        return (np.where(objects > 0, 1 - agreement / np.maximum(objects, 1), 0.0)).tolist()
 
 
 def lift(job: Job, candidate: Candidate, limit: Optional[int] = None) -> Candidate:
@@ -68,7 +70,7 @@ def lift(job: Job, candidate: Candidate, limit: Optional[int] = None) -> Candida
     Args:
         job: the compression; what is tried is added to it.
         candidate: below the floor.
-        limit: give back so many ops at most; None: all, if need be.
+        limit: give back so many ops at most; None: all but one, if need be.
 
     Returns:
         the best that was found; :meth:`Job.meets` tells whether it is within ``max_drop``.
@@ -76,7 +78,8 @@ def lift(job: Job, candidate: Candidate, limit: Optional[int] = None) -> Candida
     start = time.perf_counter()
     candidates = list(candidate.selection.int8)
     given: list[dict[str, Any]] = []
-    left = limit if limit is not None else len(candidates)
+    # A model of which every op is float is no INT8 model.
+    left = min(len(candidates) - 1, len(candidates) if limit is None else limit)
     best = candidate
     with _measuring(job, candidate) as error:
         alone = dict(zip(candidates, error.of_each([[name] for name in candidates])))
