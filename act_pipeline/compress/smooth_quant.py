@@ -6,7 +6,6 @@ where they pay, in :mod:`act_pipeline.compress.smoothing`. Here a model is looke
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ class SmoothedLayer:
         activation, layer_norm, matmuls: as in :class:`SmoothGroup`.
         alpha: the best one; None where there was nothing to choose.
         sqnr_before_db: signal to quantization noise of the matmuls' outputs as they are, in decibels, on rows that
-            decided nothing.
+            decided nothing; None where there is no signal or no noise.
         sqnr_after_db: the same with the best alpha, used or not.
         smoothed: whether it is used.
         folded: the factors are in the LayerNorm, else in a multiplication of their own.
@@ -50,8 +49,8 @@ class SmoothedLayer:
     layer_norm: str | None
     matmuls: tuple[str, ...]
     alpha: float | None
-    sqnr_before_db: float
-    sqnr_after_db: float
+    sqnr_before_db: float | None
+    sqnr_after_db: float | None
     smoothed: bool
     folded: bool
     reason: str = ""
@@ -162,8 +161,8 @@ def smooth(
                 group.layer_norm,
                 group.matmuls,
                 choice.alpha if choice else None,
-                sqnr_db(before),
-                sqnr_db(after),
+                sqnr_db(before) if before > 0 else None,
+                sqnr_db(after) if after > 0 else None,
                 not reason,
                 group.folds and not reason,
                 reason,
@@ -292,10 +291,13 @@ def _outputs(graph: StaticGraph, feed: Mapping[str, np.ndarray]) -> list[np.ndar
 
 def _first_images(feeds: Iterator[Mapping[str, np.ndarray]], images: int) -> Iterator[dict[str, np.ndarray]]:
     """Yield the first images, in the batches in which they come."""
-    with contextlib.closing(feeds):
+    try:
         for feed in feeds:
             count = len(next(iter(feed.values())))
             yield {name: value[:images] for name, value in feed.items()}
             images -= count
             if images <= 0:
                 return
+    finally:
+        if hasattr(feeds, "close"):  # a generator's threads and progress bar end now, not when it is collected
+            feeds.close()
