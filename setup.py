@@ -33,11 +33,13 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9,<3.13",
     packages=find_packages(include=["act_pipeline", "act_pipeline.*"]),
-    package_data={"act_pipeline": ["data/*.pdparams", "**/*.yml", "**/*.json"]},
+    package_data={"act_pipeline": ["data/*.pdparams", "**/*.yml", "**/*.json", "report/page.html", "report/page.css"]},
     install_requires=[
         # Importing paddleslim with later ones of these two crashed the process.
         "matplotlib<3.9",
         "pillow<11",
+        # The report.
+        "jinja2",
         # paddlepaddle 2.6.2 was built against NumPy 1.
         "numpy>=1.23,<2",
         # The same cv2 as opencv-python, without the windows (and without needing libGL).

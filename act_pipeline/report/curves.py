@@ -1,0 +1,80 @@
+"""Scores and precision-recall curves of detections that were kept, by pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.data.annotations import Annotations
+from act_pipeline.evaluation import STAT_NAMES
+
+RECALLS = tuple(round(float(recall), 2) for recall in np.linspace(0, 1, 101))
+CURVE_IOUS = (0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What pycocotools says of detections.
+
+    Attributes:
+        stats: the twelve figures by the names in ``STAT_NAMES``; None where there is no ground truth (of that size).
+        per_class: class name -> AP at IoU 0.50:0.95; None for a class without ground truth.
+        curves: IoU (``0.50``) -> [101] precision at ``RECALLS``, the mean over the classes with ground truth.
+        class_curves: class name -> [101] precision at IoU 0.50; None for a class without ground truth.
+    """
+
+    stats: dict[str, float | None]
+    per_class: dict[str, float | None]
+    curves: dict[str, list[float]]
+    class_curves: dict[str, list[float] | None]
+
+
+def score(annotations: Annotations, detections: np.ndarray, image_ids: Sequence[int]) -> Scores:
+    """Score detections [M, 7] (as ``Evaluation.detections``) of the images that were evaluated."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth = annotations.ground_truth()
+    with contextlib.redirect_stdout(io.StringIO()):
+        if len(detections):
+            results = truth.loadRes(np.ascontiguousarray(detections))
+        else:  # loadRes fails on nothing at all
+            results = COCO()
+            results.dataset = {**truth.dataset, "annotations": []}
+            results.createIndex()
+        scorer = COCOeval(truth, results, "bbox")
+        scorer.params.imgIds = sorted(image_ids)
+        scorer.evaluate()
+        scorer.accumulate()
+        scorer.summarize()
+    names = {category["id"]: str(category["name"]) for category in truth.dataset["categories"]}
+    ordered = [names[category_id] for category_id in scorer.params.catIds]
+    precision = scorer.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class], all areas, 100 detections
+    known = (precision > -1).any(axis=(0, 1))
+    places = {f"{iou:.2f}": int(np.argmin(np.abs(scorer.params.iouThrs - iou))) for iou in CURVE_IOUS}
+    at_half = precision[places["0.50"]]
+    return Scores(
+        stats={name: _known(value) for name, value in zip(STAT_NAMES, scorer.stats)},
+        per_class={
+            name: float(precision[:, :, index].mean()) if known[index] else None for index, name in enumerate(ordered)
+        },
+        curves={
+            name: _rounded(precision[place][:, known].mean(axis=1)) for name, place in places.items() if known.any()
+        },
+        class_curves={
+            name: _rounded(at_half[:, index]) if known[index] else None for index, name in enumerate(ordered)
+        },
+    )
+
+
+def _known(value: Any) -> float | None:
+    return float(value) if value > -1 else None
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(float(value), 4) for value in values]

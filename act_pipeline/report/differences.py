@@ -1,0 +1,169 @@
+"""Detections of two models paired with each other: where they differ, and by how much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.report.errors import FOREGROUND_IOU, box_iou
+
+# Weaker detections than this share of the threshold are no partner: RT-DETR gives a few hundred boxes for every image.
+_WEAKEST_PARTNER = 0.25
+HEAT_ROWS, HEAT_COLUMNS = 9, 12
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A detection of one model or of both, on one image.
+
+    Attributes:
+        first: [7] as ``Evaluation.detections``, of the first model, or None.
+        second: the same of the second model.
+        iou: of the two boxes; None if one is missing.
+    """
+
+    first: np.ndarray | None
+    second: np.ndarray | None
+    iou: float | None
+
+    def status(self, threshold: float) -> str:
+        """Return ``both``, ``lost`` or ``new``: which models show it at a score threshold (neither: ``none``)."""
+        before = self.first is not None and self.first[5] >= threshold
+        after = self.second is not None and self.second[5] >= threshold
+        return {(True, True): "both", (True, False): "lost", (False, True): "new"}.get((before, after), "none")
+
+    @property
+    def difference(self) -> float:
+        """How much changed, from 0 (nothing) to 1: the change of the score, and the part of the box that moved."""
+        if self.first is None or self.second is None or self.iou is None:
+            return float(self.first[5] if self.first is not None else self.second[5])
+        scores = (float(self.first[5]), float(self.second[5]))
+        return abs(scores[0] - scores[1]) + min(scores) * (1 - self.iou)
+
+
+def pair_images(
+    first: np.ndarray, second: np.ndarray, image_ids: Sequence[int], threshold: float
+) -> dict[int, list[Pair]]:
+    """Pair two models' detections image by image.
+
+    Partners have the same class and an IoU of at least 0.5; those that overlap most are paired first, each once. A
+    detection below the threshold counts only as the partner of one above it.
+
+    Args:
+        first: [M, 7] as ``Evaluation.detections``.
+        second: [K, 7] of the other model.
+        image_ids: the images that were evaluated.
+        threshold: the score from which on a detection is shown.
+
+    Returns:
+        image id -> pairs of which at least one side has the threshold, the surest first.
+    """
+    sides = [_by_image(rows[rows[:, 5] >= _WEAKEST_PARTNER * threshold]) for rows in (first, second)]
+    nothing = np.zeros((0, 7))
+    return {
+        image_id: _pair(sides[0].get(image_id, nothing), sides[1].get(image_id, nothing), threshold)
+        for image_id in image_ids
+    }
+
+
+def _by_image(rows: np.ndarray) -> dict[int, np.ndarray]:
+    ordered = rows[np.argsort(rows[:, 0], kind="stable")]
+    ids, starts = np.unique(ordered[:, 0], return_index=True)
+    return {int(image_id): part for image_id, part in zip(ids, np.split(ordered, starts[1:]))} if len(ids) else {}
+
+
+def _pair(first: np.ndarray, second: np.ndarray, threshold: float) -> list[Pair]:
+    overlaps = box_iou(first[:, 1:5], second[:, 1:5])
+    overlaps[first[:, 6][:, None] != second[:, 6][None]] = 0
+    shown_first, shown_second = first[:, 5] >= threshold, second[:, 5] >= threshold
+    # What both show is paired before what only one shows, so that a weak box beside it takes no partner away.
+    rank = overlaps + 1.0 * (shown_first[:, None] & shown_second[None])
+    rank[(overlaps < FOREGROUND_IOU) | ~(shown_first[:, None] | shown_second[None])] = -1
+    pairs: list[Pair] = []
+    left_first, left_second = set(range(len(first))), set(range(len(second)))
+    for place in np.argsort(-rank, axis=None, kind="stable"):
+        row, column = divmod(int(place), max(len(second), 1))
+        if rank[row, column] < 0:
+            break
+        if row in left_first and column in left_second:
+            left_first.remove(row)
+            left_second.remove(column)
+            pairs.append(Pair(first[row], second[column], float(overlaps[row, column])))
+    pairs += [Pair(first[row], None, None) for row in sorted(left_first) if shown_first[row]]
+    pairs += [Pair(None, second[column], None) for column in sorted(left_second) if shown_second[column]]
+    return sorted(pairs, key=_surest, reverse=True)
+
+
+def _surest(pair: Pair) -> float:
+    return max(float(row[5]) for row in (pair.first, pair.second) if row is not None)
+
+
+def summarize(pairs: Mapping[int, Sequence[Pair]], threshold: float) -> dict[str, Any]:
+    """Return how many detections both show, the first alone, the second alone, and how far the common ones moved."""
+    everything = [pair for found in pairs.values() for pair in found]
+    statuses = [pair.status(threshold) for pair in everything]
+    both = [pair for pair, status in zip(everything, statuses) if status == "both"]
+    changes = [abs(float(pair.first[5]) - float(pair.second[5])) for pair in both]
+    overlaps = [pair.iou for pair in both]
+    return {
+        "both": len(both),
+        "lost": statuses.count("lost"),
+        "new": statuses.count("new"),
+        "mean_iou": float(np.mean(overlaps)) if both else None,
+        "median_score_change": float(np.median(changes)) if both else None,
+        "p95_score_change": float(np.percentile(changes, 95)) if both else None,
+        "images_unchanged": sum(
+            all(pair.status(threshold) == "both" for pair in found) for found in pairs.values()
+        ),
+        "images": len(pairs),
+    }
+
+
+def most_different(pairs: Mapping[int, Sequence[Pair]], count: int) -> list[tuple[int, float]]:
+    """Return the ``count`` images with the largest sum of differences, with the sums; none without any."""
+    sums = [(image_id, sum(pair.difference for pair in found)) for image_id, found in pairs.items()]
+    return [entry for entry in sorted(sums, key=lambda entry: (-entry[1], entry[0]))[:count] if entry[1] > 0]
+
+
+def iou_map(
+    pairs: Mapping[int, Sequence[Pair]], sizes: Mapping[int, tuple[float, float]], threshold: float
+) -> dict[str, Any]:
+    """Return the mean IoU of paired boxes by where in the image their centre lies.
+
+    Args:
+        pairs: of every image; those that both models show are taken.
+        sizes: image id -> width and height in pixels; images without are left out.
+        threshold: of the score.
+
+    Returns:
+        ``rows``, ``columns``; ``mean_iou`` [rows][columns], None where no box lies; ``count`` [rows][columns].
+    """
+    sums, counts = np.zeros((HEAT_ROWS, HEAT_COLUMNS)), np.zeros((HEAT_ROWS, HEAT_COLUMNS), int)
+    for image_id, found in pairs.items():
+        if image_id not in sizes:
+            continue
+        width, height = sizes[image_id]
+        for pair in found:
+            if pair.status(threshold) != "both":
+                continue
+            x, y, box_width, box_height = pair.first[1:5]
+            row = int(np.clip((y + box_height / 2) / height * HEAT_ROWS, 0, HEAT_ROWS - 1))
+            column = int(np.clip((x + box_width / 2) / width * HEAT_COLUMNS, 0, HEAT_COLUMNS - 1))
+            sums[row, column] += pair.iou
+            counts[row, column] += 1
+    means = [
+        [round(float(total / count), 4) if count else None for total, count in zip(*line)]
+        for line in zip(sums, counts)
+    ]
+    filled = [mean for line in means for mean in line if mean is not None]
+    return {
+        "rows": HEAT_ROWS,
+        "columns": HEAT_COLUMNS,
+        "mean_iou": means,
+        "count": counts.tolist(),
+        "lowest": min(filled, default=None),
+        "highest": max(filled, default=None),
+    }

@@ -1,0 +1,204 @@
+"""Charts as SVG that stands in a page: its colours are the page's own (light and dark), its texts are texts.
+
+Text stays text, so that a reader's browser finds letters for it, Chinese ones too, and a screen can be any size.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# Stand for the page's colours while matplotlib draws, and are exchanged for its CSS variables afterwards.
+INK, MUTED, LINE, FP32, INT8, SURFACE, LOSS = (f"#0102{number:02x}" for number in range(3, 10))
+_VARIABLES = {
+    INK: "--ink", MUTED: "--muted", LINE: "--line", FP32: "--fp32", INT8: "--int8", SURFACE: "--surface", LOSS: "--loss",
+}  # fmt: skip
+_WIDTH, _HEIGHT = 4.5, 3.1
+_RC = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "act_pipeline",
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "axes.unicode_minus": True,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+
+
+def pr_curve(
+    recalls: Sequence[float],
+    fp32: Sequence[float],
+    int8: Sequence[float],
+    words: Mapping[str, str],
+    width: float = _WIDTH,
+) -> str:
+    """Return precision over recall of both models; ``words`` has ``recall`` and ``precision``; width in inches."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        axes.plot(recalls, fp32, color=FP32, linewidth=2.6, label="FP32", alpha=0.75)
+        axes.plot(recalls, int8, color=INT8, linewidth=1.5, linestyle=(0, (4, 1.5)), label="INT8")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel(words["recall"])
+        axes.set_ylabel(words["precision"])
+        axes.legend(loc="lower left")
+
+    return _svg(draw, width, _HEIGHT / _WIDTH * width)
+
+
+def heat_map(grid: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """Return mean IoU over the image plane, dark where it is lowest; ``words`` has ``mean_iou``."""
+    values = np.array([[np.nan if mean is None else mean for mean in line] for line in grid["mean_iou"]], np.float64)
+
+    def draw(figure: Any) -> None:
+        import matplotlib
+
+        axes = figure.add_subplot()
+        low = min(float(np.nanmin(values)), 0.95)
+        shown = np.ma.masked_invalid(values)
+        mesh = axes.pcolormesh(shown, vmin=low, vmax=1, cmap=matplotlib.colormaps["cividis"], edgecolors="face")
+        axes.invert_yaxis()
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.grid(False)
+        for row, column in zip(*np.nonzero(np.isnan(values))):
+            axes.plot(column + 0.5, row + 0.5, marker="x", color=LINE, markersize=4, markeredgewidth=0.8)
+        bar = figure.colorbar(mesh, ax=axes, shrink=0.9, pad=0.02, aspect=24)
+        bar.outline.set_visible(False)
+        bar.set_label(words["mean_iou"])
+
+    return _svg(draw)
+
+
+def training(losses: Sequence[float], evaluations: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> str:
+    """Return the loss of every iteration and the mAP of every evaluation; ``words`` has ``iteration`` and ``loss``."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        axes.plot(range(1, len(losses) + 1), losses, color=MUTED, linewidth=1.1)
+        axes.set_xlabel(words["iteration"])
+        axes.set_ylabel(words["loss"])
+        if evaluations:
+            scale = axes.twinx()
+            scale.grid(False)
+            scale.plot(
+                [item["iteration"] for item in evaluations], [item["map"] for item in evaluations],
+                color=INT8, linewidth=1.4, marker="o", markersize=4,
+            )  # fmt: skip
+            scale.set_ylabel("mAP", color=INT8)
+
+    return _svg(draw, height=2.6)
+
+
+def ranges(ops: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> str:
+    """Return a box of every op's activations: from the 99.9 to the 99.99 percentile, with a line up to the largest.
+
+    Args:
+        ops: in the order of the graph, each with ``group``, ``p999``, ``p9999``, ``abs_max``.
+        words: has ``op_place`` and ``magnitude``.
+    """
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        floor = 1e-6
+        low, high, top = (
+            np.maximum([float(op[key]) for op in ops], floor) for key in ("p999", "p9999", "abs_max")
+        )
+        places = np.arange(len(ops))
+        axes.vlines(places, low, np.maximum(top, low), color=LOSS, linewidth=0.9)
+        axes.vlines(places, low, np.maximum(high, low * 1.02), color=INT8, linewidth=2.4)
+        axes.scatter(places, low, s=5, color=INK, linewidths=0, zorder=3)
+        axes.set_yscale("log")
+        groups = [op["group"] for op in ops]
+        starts = [place for place in places if place == 0 or groups[place] != groups[place - 1]]
+        for start, end in zip(starts, [*starts[1:], len(ops)]):
+            if start:
+                axes.axvline(start - 0.5, color=MUTED, linewidth=0.6, linestyle=(0, (2, 2)))
+            if end - start > len(ops) / 14:
+                axes.text((start + end - 1) / 2, 1.01, groups[start], transform=axes.get_xaxis_transform(),
+                          ha="center", va="bottom", color=MUTED, fontsize=8)  # fmt: skip
+        axes.set_xlim(-1, len(ops))
+        axes.set_xlabel(words["op_place"])
+        axes.set_ylabel(words["magnitude"])
+
+    return _svg(draw, width=7.6, height=3.2)
+
+
+def histogram(edges: Sequence[float], counts: Sequence[float], threshold: float | None, words: Mapping[str, str]) -> str:
+    """Return one tensor's histogram on a logarithmic scale, with the threshold at which INT8 ends."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        axes.stairs(np.maximum(counts, 0), edges, fill=True, color=INT8, alpha=0.85, baseline=0)
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.5)
+        if threshold is not None:
+            axes.axvline(threshold, color=LOSS, linewidth=1.2, linestyle=(0, (3, 2)))
+        axes.set_xlabel(words["value"])
+        axes.set_ylabel(words["count"])
+
+    return _svg(draw, 3.5, 2.2)
+
+
+def with_ids(drawing: str, prefix: str) -> str:
+    """Return a drawing with ids that no other drawing of the page has."""
+    names = set(re.findall(r'\bid="([^"]+)"', drawing))
+    for name in names:
+        drawing = drawing.replace(f'id="{name}"', f'id="{prefix}{name}"')
+        drawing = drawing.replace(f"url(#{name})", f"url(#{prefix}{name})").replace(f'"#{name}"', f'"#{prefix}{name}"')
+    return drawing
+
+
+def _svg(draw: Any, width: float = _WIDTH, height: float = _HEIGHT) -> str:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    buffer = io.StringIO()
+    # Letters that matplotlib's own font lacks are drawn by the browser; here they only cost a warning each.
+    with matplotlib.rc_context(_RC), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _for_page(buffer.getvalue())
+
+
+def _for_page(source: str) -> str:
+    """Return a drawing without what a page has already (fonts, colours, namespaces) or must not have (addresses)."""
+    drawing = source[source.index("<svg") :]
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r"<!--.*?-->", "", drawing, flags=re.DOTALL)
+    # A style sheet in a drawing is one of the whole page.
+    drawing = re.sub(r"<style.*?</style>", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)
+    drawing = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", drawing).replace("xlink:href", "href")
+    drawing = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", r"<svg \1 focusable='false'>", drawing, count=1)
+    drawing = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", drawing)
+    for color, variable in _VARIABLES.items():
+        drawing = drawing.replace(color, f"var({variable})")
+    return re.sub(r">\s+<", "><", drawing).strip()

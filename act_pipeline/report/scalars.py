@@ -1,0 +1,65 @@
+"""What a training recorded, as scalars for VisualDL, which PaddlePaddle's users look at trainings with."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# VisualDL knows its files by the first part of the name.
+LOG_FILENAME = "vdlrecords.act.log"
+
+
+class Scalars:
+    """Scalars of one run in a folder that ``visualdl --logdir`` shows; does nothing where VisualDL is not installed.
+
+    >>> with Scalars("output/rtdetr_int8/visualdl") as scalars:  # doctest: +SKIP
+    ...     scalars.add("train/loss", 3.9, step=1)
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        """Open the log; one of an earlier run is replaced, since VisualDL would draw both as one line."""
+        self.path: Path | None = None
+        self._writer: Any = None
+        if importlib.util.find_spec("visualdl") is None:
+            return
+        from visualdl import LogWriter
+
+        self.path = Path(directory) / LOG_FILENAME
+        self.path.unlink(missing_ok=True)
+        self._writer = LogWriter(logdir=str(directory), file_name=LOG_FILENAME, display_name="act_pipeline")
+
+    def add(self, tag: str, value: float, step: int) -> None:
+        """Add a point: ``train/loss`` or ``eval/map``, say, at an iteration."""
+        if self._writer is not None:
+            self._writer.add_scalar(tag=tag, value=value, step=step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> Scalars:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def write_scalars(act: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path | None:
+    """Write the training of an ``act.json``: ``train/loss`` of every iteration, ``eval/map`` of every evaluation.
+
+    Returns:
+        The file; None if nothing was trained, or VisualDL is not installed.
+    """
+    training = act.get("training") or {}
+    if not training.get("loss") and not training.get("evaluations"):
+        return None
+    with Scalars(directory) as scalars:
+        for step, loss in enumerate(training.get("loss") or (), start=1):
+            scalars.add("train/loss", loss, step)
+        for evaluation in training.get("evaluations") or ():
+            scalars.add("eval/map", evaluation["map"], evaluation["iteration"])
+        return scalars.path

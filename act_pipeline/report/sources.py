@@ -1,0 +1,192 @@
+"""The records that a report is made from, and which rows of them are of the models that it is about."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.errors import UserError
+from act_pipeline.evaluation import DETECTIONS_FILENAME, EVAL_SCHEMA, load_detections
+from act_pipeline.records import read_record
+
+ACT_SCHEMA = "act_pipeline.act/1"
+BENCHMARK_SCHEMA = "act_pipeline.benchmark/1"
+ANALYSIS_SCHEMA = "act_pipeline.analysis/1"
+ACT_FILENAME, ANALYSIS_FILENAME = "act.json", "analysis.json"
+HALF_PRECISIONS = ("fp16", "bf16")
+
+
+@dataclass
+class Sources:
+    """What was found.
+
+    Attributes:
+        artifact: the folder of the INT8 model.
+        act: ``act.json``.
+        evals: ``eval.json`` records.
+        benchmark: ``benchmark.json``, or None.
+        analysis: ``analysis.json``, or None.
+        detections: ``fp32`` and ``int8`` as ``Evaluation.detections``, or None.
+        files: the name of each record that was read.
+    """
+
+    artifact: Path
+    act: dict[str, Any]
+    evals: list[dict[str, Any]] = field(default_factory=list)
+    benchmark: dict[str, Any] | None = None
+    analysis: dict[str, Any] | None = None
+    detections: dict[str, np.ndarray] | None = None
+    files: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(
+        cls,
+        artifact: Path,
+        evals: Sequence[str | os.PathLike[str]] = (),
+        analysis: str | os.PathLike[str] | None = None,
+        benchmark: str | os.PathLike[str] | None = None,
+    ) -> Sources:
+        """Read the records beside a model, and those that are named.
+
+        Raises:
+            UserError: ``act.json`` or a file that is named is missing, or is something else.
+        """
+        found = cls(artifact, read_record(artifact / ACT_FILENAME, ACT_SCHEMA), files=[ACT_FILENAME])
+        for path in evals:
+            found.evals.append(read_record(path, EVAL_SCHEMA))
+            found.files.append(Path(path).name)
+        if benchmark is not None:
+            found.benchmark = read_record(benchmark, BENCHMARK_SCHEMA)
+            found.files.append(Path(benchmark).name)
+        beside = artifact / ANALYSIS_FILENAME
+        if analysis is not None or beside.is_file():
+            found.analysis = read_record(analysis if analysis is not None else beside, ANALYSIS_SCHEMA)
+            found.files.append(Path(analysis if analysis is not None else beside).name)
+        if (artifact / DETECTIONS_FILENAME).is_file():
+            detections = load_detections(artifact / DETECTIONS_FILENAME)
+            missing = [name for name in ("fp32", "int8") if name not in detections]
+            if missing:
+                raise UserError(
+                    f"{artifact / DETECTIONS_FILENAME} lacks {' and '.join(missing)}, expected fp32 and int8; "
+                    "delete it and compress again"
+                )
+            found.detections = detections
+            found.files.append(DETECTIONS_FILENAME)
+        return found
+
+    def engine_rows(self) -> list[dict[str, Any]]:
+        """Return a row for everything that an engine measured, benchmark rows first.
+
+        Each has ``engine``, ``precision``, ``device``, ``label``, ``own`` (one of the two models that the report is
+        about, and no peer), ``map``, ``map50``, ``stats``, ``bytes``, ``latency_ms`` (or None), ``speed_ratio`` (to the
+        same engine in FP32, or None), ``together`` (a number that rows timed in one run share) and ``failure``.
+        """
+        rows = [self._benchmark_row(row) for row in (self.benchmark or {}).get("rows", ())]
+        seen = {(row["engine"], row["precision"], row["device"]) for row in rows if row["own"] and not row["failure"]}
+        for record in self.evals:
+            row = self._eval_row(record)
+            timed = next((other for other in rows if _same(other, row) and other["own"] and row["own"]), None)
+            if timed is not None and _same_key(row) in seen:
+                # The benchmark's times are taken in turns; the evaluation adds what it alone has.
+                timed["stats"] = timed["stats"] or row["stats"]
+                continue
+            rows.append(row)
+        for row in rows:
+            if row["speed_ratio"] is None and row["together"] is None and row["latency_ms"]:
+                base = next(
+                    (
+                        other for other in rows
+                        if other["together"] is None and other["own"] and other["precision"] == "fp32"
+                        and other["latency_ms"] and (other["engine"], other["device"], other["batch_size"])
+                        == (row["engine"], row["device"], row["batch_size"])
+                    ),
+                    None,
+                )  # fmt: skip
+                if base is not None:
+                    row["speed_ratio"] = round(base["latency_ms"]["p50"] / row["latency_ms"]["p50"], 4)
+        return rows
+
+    def _benchmark_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        precision = row["precision"]
+        models = self.benchmark["models"] if self.benchmark else {}
+        model = models.get("int8" if precision == "int8" else "fp32") or {}
+        ratio = row.get("ratio_to_fp32")
+        return {
+            "engine": row["engine"],
+            "precision": precision,
+            "device": row["device"],
+            "label": row["label"],
+            "own": row["label"] == f"{row['engine']} {precision}" and self._is_own(model, precision, "path", "hash"),
+            "map": row.get("map"),
+            "map50": row.get("map50"),
+            "stats": None,
+            "bytes": row.get("model_bytes"),
+            "latency_ms": row.get("latency_ms"),
+            "speed_ratio": ratio["by_round"] if ratio else None,
+            "batch_size": (self.benchmark or {}).get("settings", {}).get("batch_size"),
+            "together": 0,
+            "failure": row.get("failure"),
+        }
+
+    def _eval_row(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        precision, own = record["precision"], self._is_own(record, record["precision"], "model", "model_hash")
+        label = f"{record['engine']} {precision}"
+        if not own and record.get("model"):
+            label += f" ({os.path.basename(os.path.normpath(record['model']))})"
+        return {
+            "engine": record["engine"],
+            "precision": precision,
+            "device": record["device"],
+            "label": label,
+            "own": own,
+            "map": record.get("map"),
+            "map50": record.get("map50"),
+            "stats": record.get("stats"),
+            "bytes": record.get("model_bytes"),
+            "latency_ms": record.get("latency_ms"),
+            "speed_ratio": None,
+            "batch_size": record.get("batch_size"),
+            "together": None,
+            "failure": None,
+        }
+
+    def _is_own(self, model: Mapping[str, Any], precision: str, path_key: str, hash_key: str) -> bool:
+        """Tell whether a record is of this INT8 model, or of the float model that it was made from.
+
+        A lowered file has a hash of its own; then the folder that it was lowered from decides.
+        """
+        int8 = precision == "int8"
+        expected = self.act.get("model_hash" if int8 else "source_hash")
+        if model.get(hash_key) == expected and expected is not None:
+            return True
+        if path_key == "path" or model.get("artifact") == model.get("model"):
+            return False  # the hash is the model's own, and another
+        directory = self.artifact if int8 else (self.act.get("config", {}).get("Global") or {}).get("model_dir")
+        named = model.get(path_key)
+        return bool(directory and named) and Path(directory).resolve().name == Path(named).resolve().name
+
+
+def _same_key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["engine"], row["precision"], row["device"]
+
+
+def _same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    return _same_key(first) == _same_key(second)
+
+
+def fastest_pair(rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """Return FP32 and INT8 in the engine that runs INT8 fastest, of those that ran both in the same way; or None."""
+    timed = [row for row in rows if row["own"] and row["latency_ms"] and not row["failure"]]
+    pairs = [
+        (fp32, int8)
+        for int8 in timed if int8["precision"] == "int8" and int8["speed_ratio"] is not None
+        for fp32 in timed if fp32["precision"] == "fp32" and fp32["together"] == int8["together"]
+        and (fp32["engine"], fp32["device"], fp32["batch_size"])
+        == (int8["engine"], int8["device"], int8["batch_size"])
+    ]  # fmt: skip
+    return min(pairs, key=lambda pair: pair[1]["latency_ms"]["p50"], default=None)

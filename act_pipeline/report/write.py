@@ -1,0 +1,71 @@
+"""``report.html`` and ``report.json`` beside an INT8 model, from records."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from act_pipeline.errors import UserError, suggest
+from act_pipeline.records import write_record, write_text_atomically
+from act_pipeline.report.content import REPORT_SCHEMA, ReportReader, build
+from act_pipeline.report.pictures import photograph
+from act_pipeline.report.render import render
+from act_pipeline.report.scalars import write_scalars
+from act_pipeline.report.sources import Sources
+from act_pipeline.report.texts import LANGUAGES
+
+REPORT_FILENAME, RECORD_FILENAME = "report.html", "report.json"
+SCALARS_DIRECTORY = "visualdl"
+
+
+def write_report(
+    artifact: str | os.PathLike[str],
+    reader: ReportReader,
+    evals: Sequence[str | os.PathLike[str]] = (),
+    lang: str = "en",
+    analysis: str | os.PathLike[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+    benchmark: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write ``report.html`` and the record of its figures, ``report.json``, into the folder of an INT8 model.
+
+    The scalars of a training go to ``visualdl`` in the folder, where VisualDL is installed. Nothing is run: the figures come from ``act.json``, ``detections.npz`` and ``analysis.json`` in the folder, and the
+    records that are named. What was not measured is left out, and the page says how to measure it.
+
+    Args:
+        artifact: the folder of the INT8 model, with ``act.json``.
+        reader: of the data that the model was evaluated on; asked for annotations and images only where detections
+            were kept.
+        evals: ``eval.json`` files: FP16, and latencies in the engines that will run the model.
+        lang: ``en`` or ``zh``.
+        analysis: an ``analysis.json`` other than the one in the folder.
+        progress: is told in a line what is done next.
+        benchmark: a ``benchmark.json``.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        UserError: a record or the data is missing or is something else, or there is no such language.
+    """
+    if lang not in LANGUAGES:
+        raise UserError(f"no report in '{lang}', expected one of {', '.join(LANGUAGES)}{suggest(lang, LANGUAGES)}")
+    say = progress or (lambda line: None)
+    folder = Path(artifact)
+    say(f"reading the records of {folder}")
+    sources = Sources.read(folder, evals, analysis, benchmark)
+    if sources.detections is not None:
+        say("scoring and comparing the detections of both models")
+    record = build(sources, reader)
+    say(f"drawing {folder / REPORT_FILENAME}")
+
+    def picture(entry: Mapping[str, Any]) -> Any:
+        return photograph(Path(reader.image_dir("eval")) / entry["file_name"])
+
+    page = render(record, lang, picture)
+    write_record(folder / RECORD_FILENAME, REPORT_SCHEMA, record)
+    write_text_atomically(folder / REPORT_FILENAME, page)
+    write_scalars(sources.act, folder / SCALARS_DIRECTORY)
+    return folder / REPORT_FILENAME

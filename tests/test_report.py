@@ -1,0 +1,486 @@
+"""The report: its page, that every figure of it stands in a record, and what is left out where nothing was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report_fixtures import (
+    FP32_HASH,
+    INT8_HASH,
+    VERSIONS,
+    StubReader,
+    analysis_record,
+    latency,
+    make_artifact,
+    make_data,
+    write_eval,
+)
+
+from act_pipeline.errors import UserError
+from act_pipeline.records import read_record, write_record
+from act_pipeline.report import REPORT_SCHEMA, write_report
+from act_pipeline.report.render import number
+from act_pipeline.report.scalars import LOG_FILENAME, write_scalars
+from act_pipeline.report.sources import Sources, fastest_pair
+from act_pipeline.report.texts import LANGUAGES, texts
+
+ROOT = Path(__file__).resolve().parents[1]
+SECTIONS = (
+    "models", "classes", "curves", "pictures", "errors", "sensitivity", "distributions", "time", "again",
+)  # fmt: skip
+_VOID = {"meta", "img", "br"}
+_LEAVES = {"path", "rect", "use"}
+_NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?\d[\d,]*(?:\.\d+)?")
+
+
+class Page(HTMLParser):
+    """A page read strictly: tags must nest, ids must differ."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.stack: list[tuple[str, dict[str, str | None]]] = []
+        self.ids: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        # Of each piece of text: the text, the open tags with their attributes.
+        self.texts: list[tuple[str, list[tuple[str, dict[str, str | None]]]]] = []
+        self.feed(text)
+        self.close()
+        assert not self.stack, f"not closed: {self.stack}"
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        assert len(found) == len(attributes), f"an attribute twice: {tag} {attributes}"
+        self.tags.append((tag, found))
+        if "id" in found:
+            self.ids.append(found["id"])
+        if tag not in _VOID:
+            self.stack.append((tag, found))
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in _VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.stack and self.stack[-1][0] == tag, f"</{tag}> in {[name for name, _ in self.stack]}"
+        self.stack.pop()
+
+    def handle_data(self, text):
+        if text.strip():
+            self.texts.append((text, list(self.stack)))
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [found for name, found in self.tags if name == tag]
+
+    def text_of(self, section: str) -> str:
+        return " ".join(
+            text for text, stack in self.texts if any(found.get("id") == section for _, found in stack)
+        )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> StubReader:
+    return make_data(tmp_path_factory.mktemp("report") / "data")
+
+
+@pytest.fixture(scope="module", params=LANGUAGES)
+def whole(request, data, tmp_path_factory):
+    """A report of everything, in each language: the page, its record, its folder."""
+    folder = tmp_path_factory.mktemp("report")
+    artifact = make_artifact(folder / "model_int8", data)
+    evals = [
+        write_eval(folder / f"{engine}_{precision}.json", engine, precision, p50)
+        for engine, precision, p50 in (
+            ("openvino", "fp32", 20.0), ("openvino", "int8", 8.0), ("openvino", "bf16", 11.0), ("onnxruntime", "fp32", 22.0),
+        )
+    ]  # fmt: skip
+    path = write_report(artifact, data, evals, request.param)
+    return Page(path.read_text(encoding="utf-8")), read_record(artifact / "report.json", REPORT_SCHEMA), artifact
+
+
+def test_the_page_is_whole_and_alone(whole):
+    page, _, artifact = whole
+    text = (artifact / "report.html").read_text(encoding="utf-8")
+    assert len(page.ids) == len(set(page.ids)), "an id twice"
+    assert "http:" not in text and "https:" not in text and "<script" not in text and "@import" not in text
+    assert not page.named("script") and not page.named("link") and not page.named("iframe")
+    for tag, found in page.tags:
+        for key in ("src", "href", "xlink:href", "data", "srcset"):
+            value = found.get(key)
+            assert value is None or value.startswith(("data:image/", "#")), (tag, value)
+            if value and value.startswith("#") and len(value) > 1:
+                assert value[1:] in page.ids, f"{value} leads nowhere"
+    assert all(address.startswith("#") for address in re.findall(r"url\(([^)]*)\)", text))
+    assert not (artifact / "report.html").stat().st_size > 5e6
+    assert any("default-src 'none'" in (found.get("content") or "") for found in page.named("meta"))
+
+
+def test_it_can_be_read_without_eyes_and_colours(whole):
+    page, _, _ = whole
+    assert page.named("img") and all(len(found.get("alt") or "") > 5 for found in page.named("img"))
+    charts = [found for found in page.named("svg") if found.get("class") == "chart"]
+    assert len(charts) >= 8 and all(found["role"] == "img" and found["aria-label"] for found in charts)
+    assert page.named("th") and all(found.get("scope") in ("row", "col", "rowgroup") for found in page.named("th"))
+    assert [found["lang"] for found in page.named("html")] in (["en"], ["zh-CN"])
+    assert len(page.named("h1")) == 1 and len(page.named("main")) == 1
+    assert all(found["aria-labelledby"] in page.ids for found in page.named("section"))
+    lost = [found for found in page.named("rect") if found.get("class") in ("lost", "new")]
+    assert lost, "the models differ, and no box says so"
+
+
+def test_every_section_is_there_in_order(whole):
+    page, _, _ = whole
+    assert [found["id"] for found in page.named("section")] == list(SECTIONS)
+    for section in SECTIONS:
+        assert len(page.text_of(section)) > 100, section
+
+
+def test_every_figure_stands_in_a_record(whole):
+    """Every number that a reader sees is the rounding of one in a record, or a part of a name in one."""
+    page, record, artifact = whole
+    assert record["schema"] == REPORT_SCHEMA
+    numbers, names = leaves(record)
+    lang = page.named("html")[0]["lang"][:2]
+    # Constants of the texts (IoU 0.50:0.95) are no figures.
+    constants = {token for text in texts(lang).values() for token in _NUMBER.findall(text)}
+    seen = 0
+    for text, stack in page.texts:
+        tags = [tag for tag, _ in stack]
+        if "style" in tags or any(found.get("class") == "chart" for _, found in stack):
+            continue  # axes; what is drawn on them is in the record, since only the record is drawn from
+        if tags[-1] == "data":
+            seen += 1
+            value = float(stack[-1][1]["value"])
+            assert value in numbers, f"{text} ({value}) is in no record"
+            shown = float(text.replace(",", "").replace("\u2212", "-"))
+            digits = len(text.partition(".")[2])
+            assert any(shown == round(value * scale, digits) for scale in (1, 100, 1e-6)), (text, value)
+            continue
+        bare = text
+        for name in names:
+            bare = bare.replace(name, " ")
+        for token in _NUMBER.findall(bare):
+            if token in constants and "pre" not in tags:
+                continue
+            value = float(token.replace(",", ""))
+            digits = len(token.partition(".")[2])
+            assert any(round(known, digits) == value for known in numbers), f"{token} in {text!r} is in no record"
+    assert seen > 150
+
+
+def leaves(value) -> tuple[set[float], list[str]]:
+    """Return all numbers of a record, and all its texts with a digit, the longest first."""
+    numbers: set[float] = set()
+    names: set[str] = set()
+
+    def walk(part):
+        if isinstance(part, dict):
+            for key, below in part.items():
+                names.add(str(key))
+                walk(below)
+        elif isinstance(part, list):
+            for below in part:
+                walk(below)
+        elif isinstance(part, bool) or part is None:
+            pass
+        elif isinstance(part, (int, float)):
+            numbers.add(float(part))
+        else:
+            names.update((str(part), str(part).upper()))
+            if str(part).startswith("sha256:"):
+                names.add(str(part)[7:19])
+
+    walk(value)
+    return numbers, sorted((name for name in names if re.search(r"\d", name)), key=len, reverse=True)
+
+
+def test_the_record_says_what_the_others_say(whole):
+    _, record, artifact = whole
+    act = json.loads((artifact / "act.json").read_text(encoding="utf-8"))
+    verdict = record["verdict"]
+    assert (verdict["map_fp32"], verdict["map_int8"]) == (act["fp32"]["map"], act["int8"]["map"])
+    assert verdict["map_change"] == pytest.approx(-act["map_drop"]) and verdict["state"] == "holds"
+    assert verdict["times_smaller"] == pytest.approx(1 / act["bytes_ratio"])
+    assert verdict["speed"] == {
+        "engine": "openvino", "device": "CPU", "fp32_ms": 20.0, "int8_ms": 8.0, "times_as_fast": 2.5, "map": 0.4567,
+    }  # fmt: skip
+    assert [row["name"] for row in record["models"]] == ["FP32", "BF16", "INT8"]
+    assert [row["latency_ms"] for row in record["models"]] == [20.0, 11.0, 8.0]
+    assert [(row["name"], row["chosen"]) for row in record["strategies"]] == [("ptq:mse", False), ("mixed", True)]
+    assert [row["name"] for row in record["engines"]] == [
+        "openvino fp32", "openvino int8", "openvino bf16", "onnxruntime fp32"
+    ]  # fmt: skip
+    assert [row["name"] for row in record["per_class"]] == ["cat", "dog & <b>", "nothing"]
+    assert record["per_class"][0]["change"] == pytest.approx(-0.012) and record["per_class"][0]["objects"] == 5
+    assert record["per_class"][2] == {"name": "nothing", "fp32": None, "int8": None, "change": None, "objects": 0}
+    assert record["class_counts"] == {"known": 2, "lower": 1, "shown": 3, "hidden": 0}
+    assert record["notes"] == [] and record["versions"] == VERSIONS
+    assert record["seconds"]["total"] == pytest.approx(22.24)
+
+
+def test_texts_are_the_same_in_every_language():
+    def fields(text: str) -> set[str]:
+        return {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
+
+    english = texts("en")
+    for lang in LANGUAGES:
+        assert {name: fields(text) for name, text in texts(lang).items()} == {
+            name: fields(text) for name, text in english.items()
+        }
+    assert re.search("[\u4e00-\u9fff]", texts("zh")["title"])
+
+
+def test_names_are_shown_as_they_are(whole):
+    page, _, artifact = whole
+    assert "dog & <b>" in page.text_of("classes")
+    assert "dog & <b>" not in (artifact / "report.html").read_text(encoding="utf-8")
+
+
+# --- what was not measured -------------------------------------------------------------------------------------------
+
+
+def written(artifact: Path, reader: StubReader, *options, **more) -> tuple[Page, dict]:
+    path = write_report(artifact, reader, *options, **more)
+    return Page(path.read_text(encoding="utf-8")), read_record(artifact / "report.json", REPORT_SCHEMA)
+
+
+def test_an_older_record_alone_gives_a_report(data, tmp_path):
+    """Of the time before strategies were recorded: no steps, no limit, no stats, nothing beside it."""
+    write_record(
+        tmp_path / "m" / "act.json",
+        "act_pipeline.act/1",
+        {
+            "strategy": "qat_dis", "fp32": {"map": 0.6414, "map50": 0.77, "bytes": 15612189},
+            "int8": {"map": 0.642, "map50": 0.7746, "bytes": 4424947}, "map_drop": -0.0006,
+            "seconds": {"train": 88.02}, "quantized_ops": {"conv2d": 56}, "kept_ops": [],
+            "config": {"path": "a.yml"}, "evaluation": {"engine": "paddle", "images": 120, "device": "CPU", "threads": 2},
+        },
+    )  # fmt: skip
+    page, record = written(tmp_path / "m", data)
+    assert [found["id"] for found in page.named("section")] == list(SECTIONS)
+    assert record["verdict"]["state"] == "no_limit" and record["errors"] is None and record["curves"] is None
+    words = texts("en")
+    for section, text in (
+        ("classes", "classes_missing"), ("curves", "no_detections"), ("pictures", "no_detections"),
+        ("errors", "no_detections"), ("sensitivity", "sensitivity_missing"), ("sensitivity", "kept_none"),
+        ("distributions", "distributions_missing"), ("models", "no_half"), ("models", "no_engines"),
+    ):  # fmt: skip
+        assert words[text] in page.text_of(section), text
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_a_model_that_was_not_evaluated_has_a_report(data, tmp_path, lang):
+    nothing = {"map": None, "map50": None, "bytes": 1000}
+    artifact = make_artifact(
+        tmp_path / "m", data, fp32=nothing, int8=nothing, map_drop=None, steps=[], evaluation={"images": 0}
+    )
+    (artifact / "detections.npz").unlink()
+    page, record = written(artifact, data, (), lang)
+    assert record["verdict"]["state"] == "not_measured"
+    assert texts(lang)["not_measured"] in " ".join(text for text, _ in page.texts)
+
+
+def test_below_the_floor_is_said_first(data, tmp_path):
+    artifact = make_artifact(tmp_path / "m", data, max_drop=0.0)
+    act = read_record(artifact / "act.json", "act_pipeline.act/1")
+    assert act["map_drop"] > 0
+    page, record = written(artifact, data)
+    assert record["verdict"]["state"] == "below"
+    assert page.text_of("verdict").startswith("INT8 loses too much")
+
+
+def test_a_drop_of_exactly_what_is_allowed_holds(data, tmp_path):
+    artifact = make_artifact(tmp_path / "m", data)
+    act = read_record(artifact / "act.json", "act_pipeline.act/1")
+    act["max_drop"] = act["fp32"]["map"] - act["int8"]["map"]
+    write_record(artifact / "act.json", "act_pipeline.act/1", act)
+    assert written(artifact, data)[1]["verdict"]["state"] == "holds"
+
+
+def test_images_that_are_gone_leave_the_tables(tmp_path):
+    reader = make_data(tmp_path / "data")
+    artifact = make_artifact(tmp_path / "m", reader)
+    for file in (tmp_path / "data" / "images").iterdir():
+        file.unlink()
+    page, record = written(artifact, reader)
+    assert record["pictures"] and not page.named("img")
+    assert texts("en")["picture_missing"] in page.text_of("pictures")
+
+
+def test_detections_of_another_data_set_are_not_shown(data, tmp_path):
+    artifact = make_artifact(tmp_path / "m", data)
+    other = make_data(tmp_path / "other", images=2)
+    page, record = written(artifact, other)
+    assert record["notes"] == [{"text": "other_data", "images": 3}] and record["errors"] is None
+    assert "3 images that the reader's data does not have" in " ".join(
+        "".join(text for text, _ in page.texts).split()
+    )
+
+
+def test_detections_of_another_run_are_warned_about(data, tmp_path):
+    artifact = make_artifact(tmp_path / "m", data)
+    act = read_record(artifact / "act.json", "act_pipeline.act/1")
+    act["int8"]["map"] += 0.01
+    write_record(artifact / "act.json", "act_pipeline.act/1", act)
+    (note,) = written(artifact, data)[1]["notes"]
+    assert (note["text"], note["model"]) == ("other_detections", "INT8")
+    assert note["recorded"] - note["found"] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("missing", ["detection_change", "sqnr_db", "activations", "all"])
+def test_an_analysis_of_a_part_gives_that_part(data, tmp_path, missing):
+    artifact = make_artifact(tmp_path / "m", data)
+    analysis = analysis_record()
+    for op in analysis["ops"]:
+        for key in [key for key in op if key == missing or missing == "all"]:
+            del op[key]
+    write_record(artifact / "analysis.json", "act_pipeline.analysis/1", analysis)
+    page, record = written(artifact, data)
+    assert (record["distributions"] is None) == (missing in ("activations", "all"))
+    if missing == "all":
+        assert record["sensitivity"] is None
+        return
+    # Both rank the last op highest: its detections change most, and its noise is the largest.
+    assert record["sensitivity"]["ops"][0]["module"] == "backbone.block29"
+    assert record["sensitivity"]["measure"] == ("noise" if missing == "detection_change" else "detection_change")
+    assert sum(group["share"] for group in record["sensitivity"]["groups"]) == pytest.approx(1)
+    if missing != "activations":
+        # The largest is 4.0 everywhere, the 99.9 percentile is smallest in the first.
+        assert record["distributions"]["worst"][0]["name"] == "conv2d_0.tmp_0"
+        assert record["distributions"]["worst"][0]["reach"] == pytest.approx(4)
+
+
+def test_many_classes_stand_behind_a_click(data, tmp_path):
+    classes = {f"class {number}": 0.5 for number in range(80)}
+    artifact = make_artifact(tmp_path / "m", data)
+    act = read_record(artifact / "act.json", "act_pipeline.act/1")
+    act["fp32"]["per_class"], act["int8"]["per_class"] = classes, {**classes, "class 44": 0.25}
+    write_record(artifact / "act.json", "act_pipeline.act/1", act)
+    page, record = written(artifact, data)
+    assert record["class_counts"] == {"known": 80, "lower": 1, "shown": 20, "hidden": 60}
+    assert record["per_class"][0]["name"] == "class 44"
+    assert page.text_of("classes").count("class ") >= 80
+
+
+# --- what is asked wrongly -------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_is_said_in_one_line(data, tmp_path):
+    with pytest.raises(UserError, match=r"act\.json is missing"):
+        write_report(tmp_path, data)
+    artifact = make_artifact(tmp_path / "m", data)
+    with pytest.raises(UserError, match="no report in 'cn', expected one of en, zh"):
+        write_report(artifact, data, lang="cn")
+    with pytest.raises(UserError, match="schema is 'act_pipeline.act/1', expected 'act_pipeline.eval/1'"):
+        write_report(artifact, data, [artifact / "act.json"])
+    (artifact / "detections.npz").write_bytes(b"no zip")
+    with pytest.raises(UserError, match=r"detections\.npz holds no detections"):
+        write_report(artifact, data)
+    assert not (artifact / "report.html").exists()
+
+
+def test_the_command_writes_and_prints_the_path(data, tmp_path):
+    artifact = make_artifact(tmp_path / "m", data)
+    reader = tmp_path / "reader.yml"
+    folder = data.path.parent
+    reader.write_text(
+        "metric: COCO\nnum_classes: 3\nEvalDataset: !COCODataSet\n  image_dir: images\n  anno_path: annotations.json\n"
+        f"  dataset_dir: {folder}\nworker_num: 0\nEvalReader:\n  sample_transforms:\n    - Decode: {{}}\n"
+        "    - Resize: {target_size: [32, 32], keep_ratio: False, interp: 2}\n    - Permute: {}\n  batch_size: 1\n",
+        encoding="utf-8",
+    )
+    command = [
+        sys.executable, str(ROOT / "tools" / "report.py"), "--model_path", str(artifact), "--reader_config", str(reader),
+        "--lang", "zh", "--eval", str(write_eval(tmp_path / "e.json", "openvino", "int8", 8.0)),
+    ]  # fmt: skip
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == f"report: {artifact / 'report.html'}\n"
+    assert 'lang="zh-CN"' in (artifact / "report.html").read_text(encoding="utf-8")
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "text"),
+    [
+        (0.64196, {"digits": 4}, "0.6420"), (-0.00814, {"digits": 4, "sign": True}, "\u22120.0081"),
+        (0.5, {"digits": 1, "sign": True}, "+0.5"), (-1e-9, {"digits": 4, "sign": True}, "0.0000"),
+        (15612189, {"digits": 2, "scale": 1e-6}, "15.61"), (12345, {}, "12,345"),
+    ],
+)  # fmt: skip
+def test_figures_are_shown_rounded_and_kept_whole(value, options, text):
+    assert number(value, **options) == f'<data value="{value!r}">{text}</data>'
+    assert "data" not in number(None)
+
+
+def benchmark_row(engine, precision, p50, ratio, label=None, failure=None):
+    return {
+        "label": label or f"{engine} {precision}", "engine": engine, "precision": precision, "device": "CPU",
+        "failure": failure, "model_bytes": 10, "latency_ms": None if failure else latency(p50), "map": 0.6, "map50": 0.7,
+        "ratio_to_fp32": {"to": "", "by_round": ratio, "of_p50": 1.0} if ratio else None,
+    }  # fmt: skip
+
+
+def test_the_speed_is_of_the_fastest_engine_that_ran_both_of_these_models(tmp_path, data):
+    artifact = make_artifact(tmp_path / "m", data)
+    benchmark = {
+        "settings": {"batch_size": 1},
+        "models": {"fp32": {"path": "x", "hash": FP32_HASH}, "int8": {"path": "y", "hash": INT8_HASH}},
+        "rows": [
+            benchmark_row("openvino", "int8", 7.0, 2.0, label="nncf int8 in openvino"), benchmark_row("openvino", "int8", 8.0, 1.8),
+            benchmark_row("openvino", "fp32", 14.0, 1.0), benchmark_row("onnxruntime", "int8", 5.0, None),
+            benchmark_row("tensorrt", "int8", 1.0, 9.0, failure="no GPU"), benchmark_row("paddle", "fp32", 30.0, 1.0),
+            benchmark_row("paddle", "int8", 99.0, 0.3),
+        ],
+    }  # fmt: skip
+    write_record(tmp_path / "b.json", "act_pipeline.benchmark/1", benchmark)
+    sources = Sources.read(artifact, [], None, tmp_path / "b.json")
+    fp32, int8 = fastest_pair(sources.engine_rows())
+    assert (fp32["label"], int8["label"], int8["speed_ratio"]) == ("openvino fp32", "openvino int8", 1.8)
+    page, record = written(artifact, data, benchmark=tmp_path / "b.json")
+    assert "no GPU" in page.text_of("models") and record["verdict"]["speed"]["int8_ms"] == 8.0
+    benchmark["models"]["int8"]["hash"] = "sha256:other"
+    write_record(tmp_path / "b.json", "act_pipeline.benchmark/1", benchmark)
+    assert fastest_pair(Sources.read(artifact, [], None, tmp_path / "b.json").engine_rows()) is None
+
+
+def test_an_evaluation_of_another_model_is_no_part_of_the_verdict(tmp_path, data):
+    artifact = make_artifact(tmp_path / "m", data)
+    files = [
+        write_eval(tmp_path / "a.json", "openvino", "fp32", 20.0),
+        write_eval(tmp_path / "b.json", "openvino", "int8", 5.0, model_hash="sha256:other", model="output/other",
+                   artifact="output/other"),
+    ]  # fmt: skip
+    _, record = written(artifact, data, files)
+    assert record["verdict"]["speed"] is None
+    assert [row["name"] for row in record["engines"]] == ["openvino fp32", "openvino int8 (other)"]
+    # What was lowered from this model has another hash, and says from which folder.
+    files[1] = write_eval(tmp_path / "c.json", "openvino", "int8", 5.0, model_hash="sha256:lowered",
+                          model=str(artifact), artifact=f"{artifact}/onnx/model.onnx")  # fmt: skip
+    assert written(artifact, data, files)[1]["verdict"]["speed"]["times_as_fast"] == 4.0
+
+
+def test_the_training_goes_to_visualdl(tmp_path):
+    visualdl = pytest.importorskip("visualdl", reason="visualdl is not installed")
+    training = {"loss": [3.5, 2.5], "evaluations": [{"iteration": 2, "map": 0.625}]}
+    assert write_scalars({}, tmp_path) is None
+    for _ in range(2):  # a second report replaces the log of the first
+        path = write_scalars({"training": training}, tmp_path)
+        assert path == tmp_path / LOG_FILENAME
+        reader = visualdl.LogReader(file_path=str(path))
+        points = {tag: [(item.id, item.value) for item in reader.get_data("scalar", tag)] for tag in ("train/loss", "eval/map")}
+        assert points == {"train/loss": [(1, 3.5), (2, 2.5)], "eval/map": [(2, 0.625)]}
+
+
+def test_without_visualdl_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
+    assert write_scalars({"training": {"loss": [1.0]}}, tmp_path) is None and not list(tmp_path.iterdir())
