@@ -47,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="go on with a run that was broken off, from its checkpoint beside --save_dir, to the same result",
     )
+    parser.add_argument(
+        "--lang", default="en", choices=["en", "zh", "none"],
+        help="language of report.html beside the model; none: no report; default: %(default)s",
+    )
     arguments = parser.parse_args(argv)
 
     from act_pipeline.compress import compress
@@ -54,9 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from act_pipeline.tables import compression_table
 
     config = load_config(arguments.config, arguments.opt)
-    result = compress(config, arguments.save_dir, arguments.devices, resume=arguments.resume)
+    report = None if arguments.lang == "none" else arguments.lang
+    result = compress(config, arguments.save_dir, arguments.devices, resume=arguments.resume, report=report)
     print(compression_table(result.record))
-    print(f"INT8 model and act.json: {result.model.directory}")
+    print(f"INT8 model, act.json{'' if report is None else ' and report.html'}: {result.model.directory}")
     return 0
 
 

@@ -29,6 +29,7 @@ from act_pipeline.errors import BelowFloor, UserError
 from act_pipeline.evaluation import Evaluation, save_detections
 from act_pipeline.model import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.records import new_artifact, read_record, versions, write_record
+from act_pipeline.report import write_report
 from act_pipeline.static_graph import StaticGraph, fold_batch_norm, fold_constants, static_mode
 
 BELOW_SUFFIX = ".below_max_drop"
@@ -57,6 +58,7 @@ def compress(
     reuse: bool = False,
     reader_overrides: Sequence[str] = (),
     resume: bool = False,
+    report: str | None = None,
 ) -> Compressed:
     """Compress the model that a config names; an older result in ``save_dir`` is replaced when the new one is whole.
 
@@ -70,8 +72,10 @@ def compress(
         reuse: return the result that is there already if its record says that it was made from the same.
         reader_overrides: ``Section.key=value`` each, set over the reader file.
         resume: go on from the checkpoint of a run that was broken off, to the same result as an unbroken one.
+        report: language of the ``report.html`` that is written beside the model, ``en`` or ``zh``; None: no report.
 
     Raises:
+        BelowFloor: no INT8 model is within ``Strategy.max_drop``; the best is kept in ``<save_dir>.below_max_drop``.
         UserError: model, data and config do not fit together, the device is not there, another process writes to
             ``save_dir``, the checkpoint is of another run, the training diverges, or disk or memory do not suffice.
         Interrupted: SIGINT or SIGTERM came.
@@ -120,7 +124,7 @@ def compress(
         met = job.meets(chosen)
         target = Path(save_dir) if met else Path(f"{Path(save_dir)}{BELOW_SUFFIX}")
         record = {**compression_record(job, chosen, model, seconds), **source}
-        _write(target, model, chosen, job, record)
+        _write(target, model, chosen, job, record, report)
     if not met:
         raise BelowFloor(
             f"no INT8 model is within max_drop {job.max_drop} of the float model's {fp32.map:.4f} mAP: the best, "
@@ -157,7 +161,9 @@ def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[In
     return prepared, selection
 
 
-def _write(target: Path, model: InferenceModel, chosen: Candidate, job: Job, record: Mapping[str, Any]) -> None:
+def _write(
+    target: Path, model: InferenceModel, chosen: Candidate, job: Job, record: Mapping[str, Any], report: str | None
+) -> None:
     with new_artifact(target) as staging:
         for path, name in ((chosen.model.model_path, MODEL_FILENAME), (chosen.model.params_path, PARAMS_FILENAME)):
             shutil.copyfile(path, staging / name)
@@ -166,6 +172,8 @@ def _write(target: Path, model: InferenceModel, chosen: Candidate, job: Job, rec
         if job.fp32 is not None and chosen.evaluation is not None:
             save_detections(staging / DETECTIONS_FILENAME, {"fp32": job.fp32, "int8": chosen.evaluation})
         write_record(staging / RECORD_FILENAME, ACT_SCHEMA, dict(record))
+        if report is not None:
+            write_report(staging, job.reader, lang=report)
 
 
 def _identity(config: Config, source: Mapping[str, Any], reader: Reader, device: str) -> dict[str, Any]:
