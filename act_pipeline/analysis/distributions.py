@@ -131,8 +131,8 @@ def statistics(histogram: AbsHistogram, extent: Extent, channel_abs_max: np.ndar
         al., "LLM.int8()", NeurIPS 2022, section 3, take 6.0 where the activations' ``rms`` is about 1);
         ``channel_spread``, the largest to the median of the channels' ``abs_max`` (None: the median is 0);
         ``channels``, how many; ``channel_abs_max``, the quartiles of theirs (``min``, ``p25``, ``p50``, ``p75``, ``max``);
-        ``worst_channel``, the index of the largest; ``histogram``: counts of absolute values in 64 bins of one width
-        from 0 to ``abs_max``.
+        ``worst_channel``, the index of the largest; ``histogram``: ``counts`` of absolute values in 64 bins of one
+        width from ``min``, 0, to ``max``, ``abs_max``.
     """
     from act_pipeline.compress.calibration import quantile, uniform_histogram
 
@@ -153,11 +153,15 @@ def statistics(histogram: AbsHistogram, extent: Extent, channel_abs_max: np.ndar
         "channel_spread": spread(channel_abs_max),
         "channel_abs_max": _named(quartiles),
         "worst_channel": int(np.argmax(channel_abs_max)) if channel_abs_max.size else None,
-        "histogram": (
-            [0] * HISTOGRAM_BINS
-            if empty
-            else np.rint(uniform_histogram(lower, upper, counts, HISTOGRAM_BINS)).astype(np.int64).tolist()
-        ),
+        "histogram": {
+            "min": 0.0,
+            "max": histogram.abs_max,
+            "counts": (
+                [0] * HISTOGRAM_BINS
+                if empty
+                else np.rint(uniform_histogram(lower, upper, counts, HISTOGRAM_BINS)).astype(np.int64).tolist()
+            ),
+        },
     }
 
 

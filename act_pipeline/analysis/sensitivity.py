@@ -13,7 +13,7 @@ import hashlib
 import math
 import re
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -293,28 +293,32 @@ def ranked(sensitivities: Collection[OpSensitivity]) -> list[OpSensitivity]:
     return sorted(sensitivities, key=lambda op: (-op.error, -op.detection_change))
 
 
-def group_shares(sensitivities: Sequence[OpSensitivity]) -> dict[str, dict[str, Any]]:
-    """Return group -> ``ops``, ``share`` of the total error; the groups of the ops, and every attention beside them.
+def group_shares(sensitivities: Sequence[OpSensitivity]) -> list[dict[str, Any]]:
+    """Return ``name``, ``ops`` (how many) and ``share`` of the total error of each group; the shares add up to 1."""
+    return _shares(sensitivities, lambda op: op.group)
 
-    The groups' shares add up to 1; an attention's (``decoder.layers.0.self_attn``) is a part of its group's.
-    """
+
+def attention_shares(sensitivities: Sequence[OpSensitivity]) -> list[dict[str, Any]]:
+    """Return the same of each attention (``transformer.decoder.layers.0.self_attn``), which is a part of its group."""
+
+    def attention(op: OpSensitivity) -> str | None:
+        found = _ATTENTION.match(op.module)
+        return found.group(1) if found else None
+
+    return _shares(sensitivities, attention)
+
+
+def _shares(
+    sensitivities: Sequence[OpSensitivity], name_of: Callable[[OpSensitivity], Optional[str]]
+) -> list[dict[str, Any]]:
     shares: dict[str, dict[str, Any]] = {}
-    for kind, names in (("group", _groups_of), ("attention", _attentions_of)):
-        for op in sensitivities:
-            for name in names(op):
-                entry = shares.setdefault(name, {"kind": kind, "ops": 0, "share": 0.0})
-                entry["ops"] += 1
-                entry["share"] += op.share
-    return shares
-
-
-def _groups_of(op: OpSensitivity) -> list[str]:
-    return [op.group]
-
-
-def _attentions_of(op: OpSensitivity) -> list[str]:
-    found = _ATTENTION.match(op.module)
-    return [found.group(1)] if found else []
+    for op in sensitivities:
+        name = name_of(op)
+        if name is not None:
+            entry = shares.setdefault(name, {"name": name, "ops": 0, "share": 0.0})
+            entry["ops"] += 1
+            entry["share"] += op.share
+    return list(shares.values())
 
 
 def _detects(outputs: Mapping[str, np.ndarray]) -> bool:
