@@ -57,6 +57,7 @@ REQUIREMENTS = (
     Requirement(("opencv-python-headless", "opencv-python"), ">=4.5,<5", "cv2", "paddleslim asks for 4.6.0.66"),
     Requirement(("pycocotools",), "", "pycocotools.mask"),
     Requirement(("pyyaml",), "", "yaml"),
+    Requirement(("jinja2",), "", "jinja2"),
     Requirement(("protobuf",), ">=3.20.2", "google.protobuf", "paddlepaddle needs 3.20.2 or later"),
     Requirement(("scikit-learn",), "", "sklearn"),
     Requirement(("scipy",), "", "scipy"),

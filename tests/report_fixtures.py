@@ -58,13 +58,14 @@ def make_data(folder: Path, images: int = 5) -> StubReader:
 
 
 def detections(reader: StubReader, seed: int, noise: float, seldom: int = 3) -> np.ndarray:
-    """Return the objects with boxes that are a bit off, one wrong class, one false box, some missed."""
+    """Return the objects with boxes that are a bit off, one wrong class, one false box, some unsure; many false ones of a low score."""
     rng = np.random.default_rng(seed)
     rows = []
     for index, box in enumerate(reader.annotations().boxes or ()):
         x, y, width, height = np.array(box["bbox"]) + rng.normal(0, noise, 4)
         score = 0.35 if index % seldom == 0 else float(rng.uniform(0.6, 0.95))
         rows.append([box["image_id"], x, y, width, height, score, box["category_id"]])
+    rows += [[40 + index % 5, 100 + index, 5, 9, 9, 0.4, 3] for index in range(12)]
     rows.append([40, 60, 40, 20, 20, 0.91, 3])
     rows.append([41, 120, 80, 30, 30, 0.7 + noise / 100, 7])
     rows.append([42, 12, 12, 39, 29, 0.3, 3])

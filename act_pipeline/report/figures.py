@@ -131,7 +131,7 @@ def ranges(ops: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> str:
         axes.vlines(places, low, np.maximum(top, low), color=LOSS, linewidth=0.9)
         axes.vlines(places, low, np.maximum(high, low * 1.02), color=INT8, linewidth=2.4)
         axes.scatter(places, low, s=5, color=INK, linewidths=0, zorder=3)
-        axes.set_yscale("log")
+        _logarithmic(axes)
         groups = [op["group"] for op in ops]
         starts = [place for place in places if place == 0 or groups[place] != groups[place - 1]]
         for start, end in zip(starts, [*starts[1:], len(ops)]):
@@ -153,7 +153,7 @@ def histogram(edges: Sequence[float], counts: Sequence[float], threshold: float 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
         axes.stairs(np.maximum(counts, 0), edges, fill=True, color=INT8, alpha=0.85, baseline=0)
-        axes.set_yscale("log")
+        _logarithmic(axes)
         axes.set_ylim(bottom=0.5)
         if threshold is not None:
             axes.axvline(threshold, color=LOSS, linewidth=1.2, linestyle=(0, (3, 2)))
@@ -161,6 +161,15 @@ def histogram(edges: Sequence[float], counts: Sequence[float], threshold: float 
         axes.set_ylabel(words["count"])
 
     return _svg(draw, 3.5, 2.2)
+
+
+def _logarithmic(axes: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_yscale("log")
+    # matplotlib's own 10^x is set as formula, in fonts that a page does not have.
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def with_ids(drawing: str, prefix: str) -> str:
