@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.analysis import ANALYSIS_FILENAME, ANALYSIS_SCHEMA
 from act_pipeline.analysis.collect import collect, quantizable_tensors
 from act_pipeline.analysis.distributions import TensorObserver, observe_activations, weight_statistics
 from act_pipeline.analysis.executors import EXECUTORS, measure_sensitivity
@@ -31,8 +32,6 @@ from act_pipeline.model import InferenceModel
 from act_pipeline.records import read_record, write_record
 from act_pipeline.static_graph import StaticGraph, static_mode
 
-ANALYSIS_SCHEMA = "act_pipeline.analysis/1"
-RECORD_FILENAME = "analysis.json"
 LEDGER_FILENAME = "sensitivity.jsonl"
 # On the sample the ten worst of 8 images are those of 64; see CONTRIBUTING.md.
 SENSITIVITY_IMAGES = 8
@@ -127,8 +126,8 @@ def analyze(
         start = time.perf_counter()
         plots = draw_plots(record, target)
         record["seconds"]["plot"] = round(time.perf_counter() - start, 2)
-        write_record(target / RECORD_FILENAME, ANALYSIS_SCHEMA, record)
-    return Analysis(target, read_record(target / RECORD_FILENAME, ANALYSIS_SCHEMA), sensitivities, plots)
+        write_record(target / ANALYSIS_FILENAME, ANALYSIS_SCHEMA, record)
+    return Analysis(target, read_record(target / ANALYSIS_FILENAME, ANALYSIS_SCHEMA), sensitivities, plots)
 
 
 class _Study:

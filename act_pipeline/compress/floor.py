@@ -1,7 +1,7 @@
 """The floor of accuracy: ops go back to float, the one that costs most first, until an INT8 model is within ``max_drop``.
 
-Which op costs most is measured and not guessed: each op is quantized alone, and the change in the detections on a few
-training images ranks them; before every step, the foremost are released one by one from the model as it then is, and
+Which op costs most is measured and not guessed: each op is quantized alone on a few training images, and the error of the
+outputs ranks them (`analysis.sensitivity`); before every step, the foremost are released one by one from the model as it then is, and
 the one whose release mends most goes back. NNCF's ``quantize_with_accuracy_control`` walks the same way, with the
 metric instead of the detections and without measuring anew.
 """
@@ -9,19 +9,23 @@ metric instead of the detections and without measuring anew.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
 
+from act_pipeline.analysis.executors import measure_sensitivity
 from act_pipeline.analysis.matching import agreement_of
+from act_pipeline.analysis.sensitivity import OpSensitivity, Task, attention_shares, group_shares, ranked
 from act_pipeline.analysis.simulate import Simulation
 from act_pipeline.compress.inventory import inventory_of
 from act_pipeline.compress.job import Candidate, Job
 from act_pipeline.compress.mixed import dequantized, give_back, read_thresholds
 from act_pipeline.compress.ptq import held_out_feeds
+from act_pipeline.model import InferenceModel
 
 _logger = logging.getLogger(__name__)
 RANK_IMAGES = 4
@@ -81,9 +85,16 @@ def lift(job: Job, candidate: Candidate, limit: Optional[int] = None) -> Candida
     # A model of which every op is float is no INT8 model.
     left = min(len(candidates) - 1, len(candidates) if limit is None else limit)
     best = candidate
-    with _measuring(job, candidate) as error:
-        alone = dict(zip(candidates, error.of_each([[name] for name in candidates])))
-        waiting = sorted(candidates, key=lambda name: -alone[name])
+    model = candidate.source or dequantized(candidate.model, job.folder("dequantized") / "float")
+    feeds = held_out_feeds(job.config, job.reader, model, RANK_IMAGES)
+    thresholds = read_thresholds(candidate.model)
+    sensitivities = _measure_alone(job, candidate, model, thresholds, feeds)
+    alone = {op.name: op.detection_change for op in sensitivities}
+    waiting = [op.name for op in ranked(sensitivities)]
+    ops = [op for op in candidate.selection.ops if op.name not in candidate.selection.kept]
+    with contextlib.closing(Simulation(model, ops, job.device)) as simulation:
+        simulation.set_thresholds(thresholds)
+        error = Error(simulation, feeds, candidate.selection.weight_only, job.progress)
         size, singles = 1, 0
         while waiting and len(given) < left:
             size = min(size, left - len(given))
@@ -99,15 +110,27 @@ def lift(job: Job, candidate: Candidate, limit: Optional[int] = None) -> Candida
     return best
 
 
-@contextlib.contextmanager
-def _measuring(job: Job, candidate: Candidate) -> Iterator[Error]:
-    selection = candidate.selection
-    model = candidate.source or dequantized(candidate.model, job.folder("dequantized") / "float")
-    feeds = held_out_feeds(job.config, job.reader, model, RANK_IMAGES)
-    ops = [op for op in selection.ops if op.name not in selection.kept]
-    with contextlib.closing(Simulation(model, ops, job.device)) as simulation:
-        simulation.set_thresholds(read_thresholds(candidate.model))
-        yield Error(simulation, feeds, selection.weight_only, job.progress)
+def _measure_alone(
+    job: Job,
+    candidate: Candidate,
+    model: InferenceModel,
+    thresholds: Mapping[str, float],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+) -> list[OpSensitivity]:
+    """Return what each op costs alone, and keep it for the record."""
+    int8 = set(candidate.selection.int8)
+    ops = [op for op in candidate.selection.ops if op.name in int8]
+    batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+    found = measure_sensitivity(Task.of(model, ops, thresholds, [batch], job.device), progress=job.progress)
+    job.sensitivity = {
+        "of": candidate.name,
+        "images": len(feeds),
+        "ops": [dataclasses.asdict(op) for op in found],
+        "ranking": [op.name for op in ranked(found)],
+        "groups": group_shares(found),
+        "attentions": attention_shares(found),
+    }
+    return found
 
 
 def _next(error: Error, waiting: Sequence[str], size: int) -> list[str]:

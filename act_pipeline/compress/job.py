@@ -71,6 +71,7 @@ class Job:
         checkpoints: of the training.
         interruption: signals.
         tried: every candidate, in the order of the trial.
+        sensitivity: what each op costs alone, as ``analysis.json`` has it, if that was measured.
     """
 
     config: Config
@@ -84,6 +85,7 @@ class Job:
     checkpoints: Checkpoints
     interruption: Interruption
     tried: list[Candidate] = field(default_factory=list)
+    sensitivity: Optional[dict[str, Any]] = None
 
     @property
     def max_drop(self) -> Optional[float]:

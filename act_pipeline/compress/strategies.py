@@ -26,6 +26,8 @@ from act_pipeline.static_graph import StaticGraph
 _logger = logging.getLogger(__name__)
 ALGORITHMS = ("mse", "avg", "abs_max", "hist", "KL")
 _COMPARED_IMAGES = 16
+# SmoothQuant costs multiplications: it must take back this share of the drop to be built upon.
+_SMOOTHING_GAIN = 0.1
 # `auto` trains before it gives back more than this share of the ops.
 _MIXED_SHARE = 0.1
 
@@ -56,7 +58,8 @@ def auto(job: Job) -> Candidate:
         smooth = _calibrated(job, smoothed, selection, "smooth_quant", choose=True, record=found)
         if job.meets(smooth):
             return smooth
-        candidate = max(candidate, smooth, key=lambda found: found.map)
+        if job.drop(candidate) - job.drop(smooth) > _SMOOTHING_GAIN * job.drop(candidate):
+            candidate = smooth
     mixed = lift(job, candidate, int(_MIXED_SHARE * len(candidate.selection.ops)))
     if job.meets(mixed):
         return mixed
