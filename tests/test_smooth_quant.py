@@ -246,6 +246,9 @@ def test_groups_of_the_hand_built_graph(tmp_path: Path) -> None:
         # A matmul that is left out keeps the factors from the norm.
         without = find_groups(graph, exclude=folding.matmuls[:1])[1]
         assert (without.weights, without.folds) == (("w3",), False)
+        # So does whoever runs the model and gets the norm itself.
+        graph.fetch_targets.append(graph.program.global_block().var(folding.layer_norm))
+        assert [group.folds for group in find_groups(graph)] == [False, False, False]
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -37,8 +37,8 @@ class SmoothedLayer:
     Attributes:
         activation, layer_norm, matmuls: as in :class:`SmoothGroup`.
         alpha: the best one; None where there was nothing to choose.
-        sqnr_before_db: signal to quantization noise of the matmuls' outputs as they are, in decibels, on rows that
-            decided nothing; None where there is no signal or no noise.
+        sqnr_before_db: signal to quantization noise of the matmuls' outputs as they are, in decibels, on images by
+            which neither alpha nor the threshold was chosen; None where there is no signal or no noise.
         sqnr_after_db: the same with the best alpha, used or not.
         smoothed: whether it is used.
         folded: the factors are in the LayerNorm, else in a multiplication of their own.
