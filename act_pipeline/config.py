@@ -6,18 +6,15 @@ PaddleSlim's detection example. To add a section, write its dataclass and name i
 
 from __future__ import annotations
 
-import copy
-import importlib
-import inspect
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
-from act_pipeline.errors import suggest
 from act_pipeline.model import MODEL_FILENAME, PARAMS_FILENAME
 from act_pipeline.schema import Invalid, Source, build, key, to_mapping
+from act_pipeline.train_config import TrainConfig
 from act_pipeline.yaml_file import apply_overrides, load_yaml, parse_override
 
 # The losses of paddleslim.dist that take one teacher and one student tensor, as ACT calls them (`fsp` takes four).
@@ -25,7 +22,7 @@ from act_pipeline.yaml_file import apply_overrides, load_yaml, parse_override
 DistillationLoss = Literal["soft_label", "l2", "dkd", "skd"]
 QuantizeType = Literal["channel_wise_abs_max", "abs_max", "range_abs_max", "moving_average_abs_max"]
 CalibrationAlgorithm = Literal["abs_max", "avg", "hist", "mse", "KL"]
-StrategyName = Literal["qat_dis", "ptq"]
+StrategyName = Literal["auto", "ptq", "smooth_quant", "qat_dis"]
 WeightedOp = Literal["conv2d", "depthwise_conv2d", "conv2d_transpose", "mul", "matmul", "matmul_v2"]
 DEFAULT_CALIBRATION_IMAGES = 200
 # paddleslim.quant.quanter: TRANSFORM_PASS_OP_TYPES (ops with weights), then QUANT_DEQUANT_PASS_OP_TYPES.
@@ -190,153 +187,83 @@ class QuantPost:
 
 
 @dataclass(frozen=True)
-class Strategy:
-    """Which way to INT8: ``qat_dis`` (training with distillation, PaddleSlim's ACT) or ``ptq`` (calibration only)."""
+class SmoothQuant:
+    """SmoothQuant: activation outliers go into the weights of matmuls that follow a LayerNorm.
 
-    name: StrategyName = "qat_dis"
-
-
-@dataclass(frozen=True)
-class PaddleClass:
-    """A class of Paddle by its name (``type``) and the arguments that stand beside it."""
-
-    type: str
-    arguments: dict[str, Any] = key(factory=dict, rest=True)
-
-    def check(self, module: str, refused: Iterable[str], supplied: Iterable[str] = ()) -> Any:
-        """Return the class, having checked that it exists and takes the arguments.
-
-        Args:
-            module: where ACT looks the class up.
-            refused: names there that ACT cannot use.
-            supplied: arguments that ACT itself gives.
-
-        Raises:
-            Invalid: it does not.
-        """
-        namespace = importlib.import_module(module)
-        names = [
-            name for name in dir(namespace)
-            if inspect.isclass(getattr(namespace, name)) and not name.startswith("_") and name not in refused
-        ]
-        if self.type not in names:
-            raise Invalid("type", f"is the text '{self.type}', expected a class of {module}{suggest(self.type, names)}")
-        found = getattr(namespace, self.type)
-        parameters = dict(list(inspect.signature(found.__init__).parameters.items())[1:])
-        for name in self.arguments:
-            if name in supplied:
-                raise Invalid(name, f"is given to {self.type} by the keys around it; take it out here")
-            if name not in parameters:
-                known = [parameter for parameter in parameters if parameter not in supplied]
-                raise Invalid(
-                    name, f"is not an argument of {module}.{self.type}, expected one of {', '.join(known)}"
-                    f"{suggest(name, known)}",
-                )
-        for name in supplied:
-            if name not in parameters:
-                raise Invalid("type", f"is '{self.type}', which takes no {name}; choose SGD, Momentum or AdamW")
-        for name, parameter in parameters.items():
-            if parameter.default is parameter.empty and name not in self.arguments and name not in supplied:
-                raise Invalid(name, f"is missing, expected the argument of {module}.{self.type}; add it")
-        return found
-
-    def check_by_making(self, module: str, refused: Iterable[str] = ()) -> None:
-        """Check that the class can be made of these arguments, by making one."""
-        found = self.check(module, refused)
-        try:
-            found(**copy.deepcopy(self.arguments))
-        except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
-            reason = " ".join(str(error).split())
-            raise Invalid("", f"is refused by {module}.{self.type}: {reason}; correct its arguments") from None
-
-
-@dataclass(frozen=True)
-class LearningRate(PaddleClass):
-    """A schedule of ``paddle.optimizer.lr`` that needs no function and no metric."""
-
-    def __post_init__(self) -> None:
-        self.check_by_making(
-            "paddle.optimizer.lr",
-            refused=("LRScheduler", "LambdaDecay", "MultiplicativeDecay", "ReduceOnPlateau", "Tensor", "Variable"),
-        )
-
-
-@dataclass(frozen=True)
-class Optimizer(PaddleClass):
-    """An optimizer of ``paddle.optimizer`` that works in a static graph."""
-
-    def __post_init__(self) -> None:
-        self.check("paddle.optimizer", ("Optimizer", "LBFGS"), ("learning_rate", "grad_clip", "weight_decay"))
-
-
-@dataclass(frozen=True)
-class Regularizer(PaddleClass):
-    """A class of ``paddle.regularizer``."""
-
-    def __post_init__(self) -> None:
-        self.check_by_making("paddle.regularizer", refused=("WeightDecayRegularizer",))
-
-
-@dataclass(frozen=True)
-class GradClip(PaddleClass):
-    """``ClipGradByValue``, ``ClipGradByNorm`` or ``ClipGradByGlobalNorm`` of ``paddle.nn``."""
-
-    def __post_init__(self) -> None:
-        if not self.type.startswith("ClipGrad"):
-            known = ("ClipGradByGlobalNorm", "ClipGradByNorm", "ClipGradByValue")
-            hint = suggest(self.type, known)
-            raise Invalid("type", f"is the text '{self.type}', expected one of {', '.join(known)}{hint}")
-        self.check_by_making("paddle.nn")
-
-
-@dataclass(frozen=True)
-class OptimizerBuilder:
-    """How the optimizer is made: its class, and one of ``weight_decay`` (L2) and ``regularizer``."""
-
-    optimizer: Optimizer
-    weight_decay: Optional[float] = key(None, at_least=0)
-    regularizer: Optional[Regularizer] = None
-    grad_clip: Optional[GradClip] = None
-
-    def __post_init__(self) -> None:
-        if self.weight_decay is not None and self.regularizer is not None:
-            raise Invalid("weight_decay", "is given beside 'regularizer', which ACT would use alone; delete one")
-        if self.optimizer.type == "AdamW" and self.weight_decay is None:
-            raise Invalid("weight_decay", "is missing, expected a number: AdamW needs it; add it")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """ACT's ``TrainConfig``.
+    ``alpha``, ``smooth_all_linears`` and ``search_alpha_min`` and ``_max`` are PaddleSlim's
+    (``paddleslim.quant.advanced.Smooth``, ``PieceWiseSearch``), which searches if it is given a search function and takes
+    0.5 otherwise.
 
     Attributes:
-        train_iter: iterations of training; or give ``epochs``.
-        eval_iter: iterations between evaluations.
-        snapshot_iter: iterations between checkpoints (PaddleDetection's ``snapshot_epoch``, in ACT's unit); each new
-            best is one as well; None: no others. ACT does not know this key.
-        logging_iter: iterations between lines of the log.
-        learning_rate: a number or a schedule.
-        origin_metric: mAP the float model must have, within 0.05, before training starts.
-        target_metric: mAP at which training stops early.
+        alpha: one for all layers, 0 to 1; None: the best of each layer is searched.
+        search_alpha_min: the first to try.
+        search_alpha_max: the last to try.
+        search_alpha_step: from one to the next; PaddleSlim's is 0.01.
+        smooth_all_linears: smooth the matmuls that follow no LayerNorm too; each costs a multiplication.
+        min_improvement: the share by which a layer's squared error must fall for it to be smoothed.
+        calib_images: how many of the calibration images are looked at.
+        sample_rows: how many rows of each activation are kept, one half to choose by and one to measure on.
+        seed: decides the choice of the rows.
     """
 
-    epochs: Optional[int] = key(None, at_least=1)
-    train_iter: Optional[int] = key(None, at_least=1)
-    learning_rate: Union[float, LearningRate] = key(0.02, above=0)
-    optimizer_builder: OptimizerBuilder = key(factory=lambda: OptimizerBuilder(Optimizer("SGD")))
-    eval_iter: int = key(1000, at_least=1)
-    snapshot_iter: Optional[int] = key(100, at_least=1)
-    logging_iter: Optional[int] = key(10, at_least=1)
-    origin_metric: Optional[float] = key(None, at_least=0, at_most=1)
-    target_metric: Optional[float] = key(None, at_least=0, at_most=1)
-    amp_config: Optional[dict[str, Any]] = None
-    recompute_config: Optional[dict[str, Any]] = None
-    sharding_config: Optional[dict[str, Any]] = None
-    sparse_model: bool = False
+    alpha: Optional[float] = key(None, at_least=0, at_most=1)
+    search_alpha_min: float = key(0.0, at_least=0, at_most=1)
+    search_alpha_max: float = key(0.95, at_least=0, at_most=1)
+    search_alpha_step: float = key(0.05, above=0)
+    smooth_all_linears: bool = False
+    min_improvement: float = key(0.2, at_least=0, at_most=1)
+    calib_images: int = key(32, at_least=1)
+    sample_rows: int = key(1024, at_least=2)
+    seed: int = key(0, at_least=0)
 
     def __post_init__(self) -> None:
-        if self.epochs is None and self.train_iter is None:
-            raise Invalid("train_iter", "is missing, and so is 'epochs', expected one of them; add train_iter: 500")
+        if self.search_alpha_min > self.search_alpha_max:
+            raise Invalid(
+                "search_alpha_min",
+                f"is {self.search_alpha_min}, expected at most search_alpha_max, which is {self.search_alpha_max}",
+            )
+
+    @property
+    def alphas(self) -> list[float]:
+        """What is tried: ``alpha`` alone, or the steps from ``search_alpha_min`` to ``search_alpha_max``, both included."""
+        if self.alpha is not None:
+            return [self.alpha]
+        steps = int((self.search_alpha_max - self.search_alpha_min) / self.search_alpha_step + 1e-9)
+        found = [round(self.search_alpha_min + step * self.search_alpha_step, 6) for step in range(steps + 1)]
+        return found if found[-1] == self.search_alpha_max else [*found, self.search_alpha_max]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Which way to INT8, and how much accuracy it may cost.
+
+    Attributes:
+        name: ``ptq``: calibration only. ``smooth_quant``: the same after outliers of activations were moved into the
+            weights. ``qat_dis``: training with distillation, PaddleSlim's ACT. ``auto``: these in turn, with ops kept
+            float where that is enough, until one is within ``max_drop``.
+        max_drop: how much lower than the float model's the mAP may be, in [0, 1], absolute; ops are given back to float
+            until it holds. None: whatever comes.
+    """
+
+    name: StrategyName = "auto"
+    max_drop: Optional[float] = key(0.005, at_least=0, at_most=1)
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Which ops compute in INT8. A pattern is an op type (``matmul_v2``), a part of RT-DETR (``backbone``, ``encoder``,
+    ``decoder``, ``head``), an op's name (its output, as ``act.json`` has it) or a glob over module names
+    (``transformer.decoder.*.cross_attn.*``).
+
+    Attributes:
+        include: only these; empty: all of ``quantize_op_types``.
+        exclude: not these.
+        weight_only: of the rest, these keep float activations, and their weights are stored in INT8.
+    """
+
+    include: list[str] = key(factory=list)
+    exclude: list[str] = key(factory=list)
+    weight_only: list[str] = key(factory=list)
 
 
 @dataclass(frozen=True)
@@ -346,26 +273,47 @@ class Config:
     Attributes:
         path: the YAML file it was read from.
         global_: ``Global``.
-        strategy: ``Strategy``, ``qat_dis`` if there is none.
+        strategy: ``Strategy``, ``auto`` if there is none.
+        quantize: which ops compute in INT8.
         distillation: ``Distillation``; ``qat_dis`` needs it.
         quant_aware: ``QuantAware``; ``qat_dis`` needs it.
         train_config: ``TrainConfig``; ``qat_dis`` needs it.
-        quant_post: ``QuantPost``; what ``ptq`` does.
+        quant_post: ``QuantPost``; how ``ptq`` and ``smooth_quant`` calibrate.
+        smooth_quant: ``SmoothQuant``; what ``smooth_quant`` does before.
     """
 
     path: Path = key(from_yaml=False)
     global_: Global = key(name="Global")
     strategy: Strategy = key(factory=Strategy, name="Strategy")
+    quantize: Quantize = key(factory=Quantize)
     distillation: Optional[Distillation] = key(None, name="Distillation")
     quant_aware: Optional[QuantAware] = key(None, name="QuantAware")
     train_config: Optional[TrainConfig] = key(None, name="TrainConfig")
     quant_post: QuantPost = key(factory=QuantPost, name="QuantPost")
+    smooth_quant: SmoothQuant = key(factory=SmoothQuant, name="SmoothQuant")
 
     def __post_init__(self) -> None:
-        if self.strategy.name == "qat_dis":
-            for name, section in self._training_sections().items():
+        sections = self._training_sections()
+        begun = self.strategy.name == "auto" and any(section is not None for section in sections.values())
+        if self.strategy.name == "qat_dis" or begun:
+            for name, section in sections.items():
                 if section is None:
                     raise Invalid(name, "is missing, expected a mapping of 'key: value' lines; add it")
+        if self.strategy.name == "auto" and not self.global_.evaluation:
+            raise Invalid(
+                "Strategy.name", "is auto, which needs Global.Evaluation: true; name ptq, smooth_quant or qat_dis"
+            )
+
+    @property
+    def trains(self) -> bool:
+        """Whether the config says how to train."""
+        return all(section is not None for section in self._training_sections().values())
+
+    @property
+    def op_types(self) -> list[str]:
+        """The op types that shall compute in INT8."""
+        section = self.quant_aware if self.strategy.name == "qat_dis" else self.quant_post
+        return list(section.quantize_op_types)
 
     def _training_sections(self) -> dict[str, Any]:
         return {"Distillation": self.distillation, "QuantAware": self.quant_aware, "TrainConfig": self.train_config}

@@ -69,7 +69,7 @@ def run_demo(
     save_dir = output / f"{MODEL_CONFIG.stem}_int8"
     _say(f"compress: {COMPRESS_CONFIG.name}, to {save_dir}")
     config = load_config(COMPRESS_CONFIG, [f"Global.model_dir={fp32.directory}", *overrides])
-    compressed = compress(config, save_dir, reuse=True, reader_overrides=reader)
+    compressed = compress(config, save_dir, reuse=True, reader_overrides=reader, report="en")
 
     runs = {
         "FP32, oneDNN": (fp32, "fp32", True),

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 
 EXIT_USER_ERROR = 2
+EXIT_BELOW_FLOOR = 3
 EXIT_INTERRUPTED = 130
 
 _DISK_ERRORS = {
@@ -21,6 +22,14 @@ _DISK_ERRORS = {
 
 class UserError(Exception):
     """What was found, what was expected and what to do next, in one line."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class BelowFloor(UserError):
+    """No INT8 model is as accurate as was asked for."""
+
+    exit_code = EXIT_BELOW_FLOOR
 
 
 class Interrupted(KeyboardInterrupt):
@@ -62,14 +71,15 @@ def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str]
         argv: the arguments.
 
     Returns:
-        ``main``'s own exit code; 2 for a :class:`UserError`, a full disk or a refused path; 130 for Ctrl-C;
+        ``main``'s own exit code; 2 for a :class:`UserError`, a full disk or a refused path; 3 for
+        :class:`BelowFloor`; 130 for Ctrl-C;
         128 + the signal for :class:`Interrupted`.
         Anything else is a bug of ours and is raised with its traceback.
     """
     try:
         return main(argv)
     except UserError as error:
-        message = " ".join(str(error).split())
+        message, exit_code = " ".join(str(error).split()), error.exit_code
     except KeyboardInterrupt as error:
         message = str(error) or "nothing half-written is left behind"
         print(f"interrupted: {message}", file=sys.stderr)
@@ -78,6 +88,6 @@ def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str]
         described = describe_os_error(error)
         if described is None:
             raise
-        message = described
+        message, exit_code = described, EXIT_USER_ERROR
     print(f"error: {message}", file=sys.stderr)
-    return EXIT_USER_ERROR
+    return exit_code

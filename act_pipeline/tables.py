@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 BYTES_PER_MB = 1e6
+_NAMED_OPS = 4
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -23,22 +24,66 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def compression_table(record: Mapping[str, Any]) -> str:
-    """Return FP32 against INT8 of an ``act.json``, one line each, and what changed."""
-    rows = [
-        [label, _figure(part["map"]), _figure(part["map50"]), _megabytes(part["bytes"])]
-        for label, part in (("FP32", record["fp32"]), ("INT8", record["int8"]))
-    ]
-    drop = record["map_drop"]
-    rows.append(["change", f"{-drop:+.4f}" if drop is not None else "-", "", f"x {record['bytes_ratio']:.3f}"])
-    quantized, kept = sum(record["quantized_ops"].values()), len(record["kept_ops"])
-    measured = record["evaluation"]
-    return "\n".join(
-        [
-            text_table(["", "mAP", "mAP50", "MB"], rows),
-            f"{quantized} ops in INT8, {kept} kept float; {measured['images']} images in Paddle Inference on the "
-            f"{measured['device']}, the INT8 model as saved; {sum(record['seconds'].values()):.0f} s in all",
-        ]
+    """Return FP32 against everything that was tried of an ``act.json``, one line each, and what changed."""
+    fp32 = record["fp32"]
+    rows = [["FP32", _figure(fp32["map"]), _figure(fp32["map50"]), "", _megabytes(fp32["bytes"]), "", "", ""]]
+    for step in record["steps"]:
+        drop = step["map_drop"]
+        rows.append(
+            [
+                f"{step['name']}{' *' if step['chosen'] else ''}",
+                _figure(step["map"]),
+                _figure(step["map50"]),
+                f"{-drop:+.4f}" if drop is not None else "-",
+                _megabytes(step["bytes"]),
+                f"{step['bytes'] / fp32['bytes']:.3f}",
+                f"{step['quantized']}/{record['quantizable_ops']}",
+                f"{step['seconds']:.0f}",
+            ]
+        )
+    measured, floor = record["evaluation"], record["max_drop"]
+    lines = [text_table(["", "mAP", "mAP50", "change", "MB", "ratio", "INT8 ops", "s"], rows)]
+    given = [f"{entry['module']} ({entry['output']})" for entry in record["given_back"]]
+    if given:
+        more = f" and {len(given) - _NAMED_OPS} more" if len(given) > _NAMED_OPS else ""
+        lines.append(f"given back to float: {', '.join(given[:_NAMED_OPS])}{more}")
+    lines.append(
+        f"* kept{'' if floor is None else f', within max_drop {floor}'}; {measured['images']} images in Paddle Inference "
+        f"on the {measured['device']}, the INT8 models as saved; {sum(record['seconds'].values()):.0f} s in all"
     )
+    return "\n".join(lines)
+
+
+def analysis_table(record: Mapping[str, Any], count: int = 10) -> str:
+    """Return the most sensitive ops of an ``analysis.json``, and the groups' shares; without sensitivities, the ops whose
+    largest activation is farthest from its 99.9 percentile."""
+    ops = {op["name"]: op for op in record["ops"]}
+    seconds = f"{len(ops)} ops, {record['images']} calibration images, {sum(record['seconds'].values()):.0f} s in all"
+    if not record["ranking"]:
+
+        def reach(op: Mapping[str, Any]) -> float:
+            return max((part["abs_max"] / part["p99_9"] for part in op["activations"] if part["p99_9"] > 0), default=1.0)
+
+        worst = sorted(ops.values(), key=reach, reverse=True)[:count]
+        rows = [[op["module"], op["type"], f"{reach(op):.1f}"] for op in worst]
+        return "\n".join([text_table(["widest activations", "op", "largest / 99.9%"], rows), seconds])
+    rows = [
+        [
+            op["module"],
+            op["type"],
+            f"{op['sqnr_db']:.1f}",
+            f"{100 * op['share']:.1f}",
+            f"{100 * op['detection_change']:.1f}",
+            *([f"{op['map']:.4f}"] if op["map"] is not None else []),
+        ]
+        for op in (ops[name] for name in record["ranking"][:count])
+    ]
+    header = ["most sensitive", "op", "SQNR dB", "share %", "detections %", *(["mAP"] if len(rows[0]) > 5 else [])]
+    shares = ", ".join(
+        f"{group['name']} {100 * group['share']:.1f}% ({group['ops']} ops)"
+        for group in sorted(record["groups"], key=lambda group: -group["share"])
+    )
+    return "\n".join([text_table(header, rows), f"shares of the error: {shares}", seconds])
 
 
 def evaluation_table(records: Mapping[str, Mapping[str, Any]]) -> str:

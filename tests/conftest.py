@@ -10,19 +10,18 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from inference_fixtures import float_model, int8_model  # noqa: E402, F401
+from inference_fixtures import TRAINED, float_model, int8_model  # noqa: E402, F401
 
 import act_pipeline  # noqa: E402, F401  (makes paddle importable, whichever test imports it first)
 
-
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory):
-    """The whole path on the built-in sample, with fewer iterations than `make demo`."""
+    """The whole path on the built-in sample, trained for a few iterations."""
     from act_pipeline.demo import WEIGHTS, run_demo
 
     if not WEIGHTS.exists():
         pytest.fail(f"{WEIGHTS} is missing: the sample's weights belong to the repository")
     root = tmp_path_factory.mktemp("demo")
-    made = run_demo(root / "data", root / "output", ["TrainConfig.train_iter=20", "TrainConfig.eval_iter=20"])
+    made = run_demo(root / "data", root / "output", TRAINED)
     made.root = root
     return made

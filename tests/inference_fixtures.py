@@ -19,6 +19,8 @@ SIZE = 32
 OBJECT = (0.25, 0.25, 0.75, 0.625)
 CLASS_NAMES = ("disc", "square")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+# The sample by training; max_drop is out of the way, since what so short a training gives is no matter.
+TRAINED = ["Strategy={name: qat_dis, max_drop: 0.1}", "TrainConfig.train_iter=20", "TrainConfig.eval_iter=20"]
 GPU_MACHINE = Machine(
     cpu="test",
     cores=2,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inference_fixtures import TRAINED
 
 from act_pipeline.compress import compress
 from act_pipeline.config import load_config
@@ -59,7 +60,7 @@ def test_act_json_is_as_designed(demo) -> None:
         "config",
         "source_hash",
     } <= set(record)
-    assert set(record["fp32"]) == set(record["int8"]) == {"map", "map50", "bytes"}
+    assert set(record["fp32"]) == set(record["int8"]) >= {"map", "map50", "bytes", "stats", "per_class", "latency_ms"}
     assert record["source_hash"] == demo.fp32.content_hash()
     assert record["map_drop"] == pytest.approx(record["fp32"]["map"] - record["int8"]["map"])
     assert set(record["seconds"]) == {"prepare", "evaluate_fp32", "train", "evaluate_int8"}
@@ -231,15 +232,13 @@ def test_a_second_run_takes_what_has_not_changed(demo, monkeypatch: pytest.Monke
     def never(*args, **kwargs):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("act_pipeline.compress.pipeline.train", never)
+    monkeypatch.setattr("act_pipeline.compress.strategies.train", never)
     monkeypatch.setattr("act_pipeline.export.build_model", never)
     monkeypatch.setattr("act_pipeline.inference.evaluate", never)
-    again = run_demo(
-        demo.root / "data", demo.root / "output", ["TrainConfig.train_iter=20", "TrainConfig.eval_iter=20"]
-    )
+    again = run_demo(demo.root / "data", demo.root / "output", TRAINED)
     assert again.compressed.record == demo.compressed.record
     with pytest.raises(AssertionError, match="computed again"):
-        run_demo(demo.root / "data", demo.root / "output", ["TrainConfig.train_iter=21"])
+        run_demo(demo.root / "data", demo.root / "output", [*TRAINED, "TrainConfig.train_iter=21"])
 
 
 def test_the_source_model_is_left_as_it_was(demo) -> None:
@@ -249,7 +248,7 @@ def test_the_source_model_is_left_as_it_was(demo) -> None:
 
 
 def config_of(demo, *overrides: str):
-    return load_config(COMPRESS_CONFIG, [f"Global.model_dir={demo.fp32.directory}", *overrides])
+    return load_config(COMPRESS_CONFIG, [*TRAINED, f"Global.model_dir={demo.fp32.directory}", *overrides])
 
 
 def places_of(demo) -> list[str]:
@@ -268,8 +267,8 @@ def test_a_broken_run_keeps_the_old_result_and_leaves_nothing(
     def fail(*args, **kwargs):
         raise failure
 
-    monkeypatch.setattr("act_pipeline.compress.pipeline._evaluate", lambda *args: None)
-    monkeypatch.setattr("act_pipeline.compress.pipeline.train", fail)
+    monkeypatch.setattr("act_pipeline.compress.pipeline.evaluate_model", lambda *args: None)
+    monkeypatch.setattr("act_pipeline.compress.strategies.train", fail)
     assert run_command(lambda argv: compress(config_of(demo), save_dir, reader_overrides=places_of(demo))) == code
     assert [path.name for path in tmp_path.iterdir()] == ["int8"]
     assert InferenceModel.load(save_dir).content_hash() == demo.compressed.model.content_hash()
@@ -355,7 +354,8 @@ def test_real_photographs_from_end_to_end(tmp_path: Path) -> None:
             f"{name}.anno_path=annotations/instances_{split}.json",
         ]
     config = load_config(
-        COMPRESS_CONFIG, [f"Global.model_dir={model}", "TrainConfig.train_iter=100", "TrainConfig.eval_iter=100"]
+        COMPRESS_CONFIG,
+        [*TRAINED, f"Global.model_dir={model}", "TrainConfig.train_iter=100", "TrainConfig.eval_iter=100"],
     )
     record = compress(config, tmp_path / "int8", reader_overrides=reader).record
     assert record["fp32"]["map"] == pytest.approx(0.5466, abs=5e-4)

@@ -326,8 +326,8 @@ def test_what_is_written_computes_what_numpy_says(tmp_path: Path, per_channel: b
 def test_a_transposed_weight_is_corrected_as_its_own() -> None:
     rng = np.random.default_rng(0)
     weight, mean = rng.standard_normal((5, 7)).astype(np.float32), rng.random(5)
-    plain = output_shift(weight, mean, Bias("b", "w", "x", -1))
-    turned = output_shift(weight.T.copy(), mean, Bias("b", "w", "x", -1, transposed=True))
+    plain = output_shift(weight, mean, Bias("y", "b", "w", "x", -1))
+    turned = output_shift(weight.T.copy(), mean, Bias("y", "b", "w", "x", -1, transposed=True))
     assert plain.shape == (7,) and np.abs(plain).max() > 0
     np.testing.assert_allclose(turned, plain)
 
@@ -465,7 +465,7 @@ def test_fewer_images_than_asked_for_are_used_and_said(demo, tmp_path: Path, cap
         (["QuantPost.batch_nums=3"], [], "QuantPost.batch_nums is given beside 'calib_images'"),
         (["QuantPost.quantize_op_types=[]"], [], "QuantPost.quantize_op_types is empty"),
         (["QuantPost.quantize_op_types=[conv2d_transpose]"], [], "has no op of QuantPost.quantize_op_types"),
-        (["Strategy.name=ptqq"], [], "Strategy.name is the text 'ptqq', expected one of qat_dis, ptq"),
+        (["Strategy.name=ptqq"], [], "Strategy.name is the text 'ptqq', expected one of auto, ptq, smooth_quant, qat_dis"),
         (["Strategy.name=qat_dis"], [], "Distillation is missing"),
         ([], ["TrainDataset.image_dir=nowhere"], "nowhere"),
     ],
@@ -509,7 +509,8 @@ def test_ptq_configs_load() -> None:
         config = load_config(path)
         assert config.strategy.name == "ptq" and config.train_config is None
         assert config.quant_post.images == 200
-    assert load_config(REPOSITORY / "configs" / "sample.yml").strategy.name == "qat_dis"
+    assert load_config(REPOSITORY / "configs" / "sample.yml").strategy.name == "auto"
+    assert load_config(REPOSITORY / "configs" / "sample_qat_dis.yml").strategy.name == "qat_dis"
     config = load_config(REPOSITORY / "configs" / "sample.yml", ["Strategy.name=ptq", "QuantPost.batch_nums=10"])
     assert config.quant_post.images == 10 * config.quant_post.batch_size
 

@@ -1,4 +1,7 @@
-"""Compress an RT-DETR to INT8: by training (PaddleSlim's ACT), or by calibration alone (Strategy.name: ptq)."""
+"""Compress an RT-DETR to INT8: by calibration, SmoothQuant or training (PaddleSlim's ACT), as Strategy.name says.
+
+By default (`auto`) the cheapest way that keeps the mAP within Strategy.max_drop; exit code 3 if there is none.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--config",
         "--config_path",
         default=str(REPOSITORY / "configs" / "sample.yml"),
-        help="config in PaddleSlim's schema (Global, Strategy, Distillation, QuantAware, TrainConfig, QuantPost); "
+        help="config in PaddleSlim's schema (Global, Strategy, quantize, QuantPost, SmoothQuant, Distillation, QuantAware, "
+        "TrainConfig); "
         "default: %(default)s",
     )
     parser.add_argument(
@@ -43,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="go on with a run that was broken off, from its checkpoint beside --save_dir, to the same result",
     )
+    parser.add_argument(
+        "--lang", default="en", choices=["en", "zh", "none"],
+        help="language of report.html beside the model; none: no report; default: %(default)s",
+    )
     arguments = parser.parse_args(argv)
 
     from act_pipeline.compress import compress
@@ -50,9 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from act_pipeline.tables import compression_table
 
     config = load_config(arguments.config, arguments.opt)
-    result = compress(config, arguments.save_dir, arguments.devices, resume=arguments.resume)
+    report = None if arguments.lang == "none" else arguments.lang
+    result = compress(config, arguments.save_dir, arguments.devices, resume=arguments.resume, report=report)
     print(compression_table(result.record))
-    print(f"INT8 model and act.json: {result.model.directory}")
+    print(f"INT8 model, act.json{'' if report is None else ' and report.html'}: {result.model.directory}")
     return 0
 
 

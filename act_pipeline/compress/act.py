@@ -32,6 +32,7 @@ from act_pipeline.compress.finite import LOWER_RATE, Diverged
 from act_pipeline.compress.interrupt import Interruption
 from act_pipeline.compress.inventory import OpInventory
 from act_pipeline.compress.keeper import Keeper
+from act_pipeline.compress.selection import skip_patterns
 from act_pipeline.compress.training import Batches, Training
 from act_pipeline.config import Config
 from act_pipeline.engines.model_files import inspect_model
@@ -55,6 +56,7 @@ def train(
     progress: bool = True,
     checkpoints: Checkpoints | None = None,
     interruption: Interruption | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> Training:
     """Train the quantized model and save the best one.
 
@@ -70,6 +72,8 @@ def train(
         progress: show a progress bar on stderr.
         checkpoints: where to go on from, and where to write; None: neither.
         interruption: the signals that end the training between two steps.
+        thresholds: quantized activation -> the largest absolute value that its moving average starts from; None:
+            PaddleSlim's start, which the first batches overwrite.
 
     Raises:
         UserError: the training diverges.
@@ -84,6 +88,8 @@ def train(
 
         class_ = _make_compression_class(AutoCompression)
         strategies, train_config = config.to_act()
+        patterns = skip_patterns(strategies["QuantAware"]["not_quant_pattern"])
+        strategies["QuantAware"]["not_quant_pattern"] = patterns
         # Compared by the caller already; ACT would evaluate the float model once more in the slow executor.
         train_config.pop("origin_metric", None)
         feed_names = list(inspect_model(model).inputs)
@@ -106,6 +112,7 @@ def train(
         compression.prepare_run(batches_per_epoch, score, origin_metric, progress, config.quant_aware.quantize_op_types)
         # PaddleSlim has looked at the first batch already, to see whether it is a dict.
         compression.prepare_survival(batches, checkpoints, interruption or Interruption(), first)
+        compression.start_thresholds = dict(thresholds or {})
         compression.compress()
         training = compression.training
     training.model = InferenceModel.load(save_dir)
@@ -192,6 +199,7 @@ def _make_compression_class(base: type) -> type:
             if train_config.epochs:
                 total = min(total, train_config.epochs * self._batches_per_epoch)
             training = self.training
+            paddle_state.start_moving_averages(train_info, self.start_thresholds, self._exe.place)
             self._keeper = Keeper(
                 self._checkpoints, training, self._batches, (train_info, test_info), self._exe.place, self._best_dir
             )

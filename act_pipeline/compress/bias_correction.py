@@ -30,6 +30,7 @@ class Bias:
     """A bias that can be corrected, and the op before it.
 
     Attributes:
+        op: the op's first output.
         name: the parameter, one value an output channel.
         weight: the op's weight, [out, in / groups, kh, kw] or [in, out].
         source: the op's activation.
@@ -38,6 +39,7 @@ class Bias:
         transposed: the weight is [out, in].
     """
 
+    op: str
     name: str
     weight: str
     source: str
@@ -79,7 +81,7 @@ def find_biases(graph: StaticGraph, op_types: Collection[str]) -> list[Bias]:
         if not graph.is_parameter(name) or math.prod(block.var(name).shape) != channels or len(readers[name]) != 1:
             continue
         groups = int(op.attr("groups")) if convolution else 1
-        found.append(Bias(name, weight, source, 1 if convolution else -1, groups, transposed))
+        found.append(Bias(output, name, weight, source, 1 if convolution else -1, groups, transposed))
     shared = Counter(bias.weight for bias in found)
     return [bias for bias in found if shared[bias.weight] == 1]
 

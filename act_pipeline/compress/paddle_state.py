@@ -49,6 +49,38 @@ def changing_variables(infos: Iterable[Any]) -> dict[str, str]:
     return found
 
 
+def start_moving_averages(info: Any, thresholds: Mapping[str, float], place: Any) -> int:
+    """Set the moving averages of activations in the current scope as if they had seen a threshold for ever.
+
+    ``moving_average_abs_max`` is ``accum / state`` with ``accum = rate * accum + abs_max`` and ``state = rate * state +
+    1``, whose limits are ``threshold / (1 - rate)`` and ``1 / (1 - rate)``.
+
+    Args:
+        info: of the training program.
+        thresholds: quantized activation -> its threshold; others are let be.
+        place: where the variables live.
+
+    Returns:
+        how many were set.
+    """
+    import paddle
+
+    scope = paddle.static.global_scope()
+    found = 0
+    for op in program_of(info).global_block().ops:
+        if op.type != "quantize_linear" or "InState" not in op.input_names or not op.input("InState"):
+            continue
+        value = thresholds.get(op.input("X")[0])
+        if not value:
+            continue
+        state = 1 / (1 - op.attr("moving_rate"))
+        for slot, number in (("Scale", value), ("InAccum", value * state), ("InState", state)):
+            tensor = scope.find_var(op.input(slot)[0]).get_tensor()
+            tensor.set(np.full(tensor.shape(), number, np.array(tensor).dtype), place)
+        found += 1
+    return found
+
+
 def read_variables(names: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Return copies of variables of the current scope; those that nothing has set yet are left out.
 

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.compress.act import model_feed, quiet_upstream, train
+from act_pipeline.analysis.ops import quantizable_ops
+from act_pipeline.compress.act import model_feed, quiet_upstream
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.failures import explained
 from act_pipeline.compress.finite import check_float_model
-from act_pipeline.compress.interrupt import Interruption, interruptible
-from act_pipeline.compress.inventory import OpInventory
+from act_pipeline.compress.interrupt import interruptible
+from act_pipeline.compress.job import Candidate, Job, evaluate_model, timed
 from act_pipeline.compress.lock import hold_lock
-from act_pipeline.compress.ptq import calibration_batches, quantize
+from act_pipeline.compress.record import ACT_SCHEMA, DETECTIONS_FILENAME, RECORD_FILENAME, compression_record
+from act_pipeline.compress.selection import Selection, mark_kept, select
+from act_pipeline.compress.strategies import STRATEGIES
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
-from act_pipeline.engines import create_engine
 from act_pipeline.engines.base import available_cpus
 from act_pipeline.engines.model_files import inspect_model
-from act_pipeline.errors import UserError
-from act_pipeline.evaluation import Evaluation, evaluate
-from act_pipeline.model import INFER_CFG_FILENAME, InferenceModel
+from act_pipeline.errors import BelowFloor, UserError
+from act_pipeline.evaluation import Evaluation, save_detections
+from act_pipeline.model import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.records import new_artifact, read_record, versions, write_record
+from act_pipeline.report import write_report
 from act_pipeline.static_graph import StaticGraph, fold_batch_norm, fold_constants, static_mode
 
-ACT_SCHEMA = "act_pipeline.act/1"
-RECORD_FILENAME = "act.json"
+BELOW_SUFFIX = ".below_max_drop"
 # PaddleSlim's own tolerance between TrainConfig.origin_metric and what the float model gives.
 _ORIGIN_TOLERANCE = 0.05
 
@@ -49,23 +50,6 @@ class Compressed:
     record: dict[str, Any]
 
 
-@dataclass
-class Quantized:
-    """What a strategy made.
-
-    Attributes:
-        model: the INT8 model.
-        inventory: its INT8 ops.
-        record: what the strategy adds to ``act.json``, under names of its own.
-        seconds: by stage.
-    """
-
-    model: InferenceModel
-    inventory: OpInventory
-    record: dict[str, Any]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
 def compress(
     config: Config,
     save_dir: str | os.PathLike[str],
@@ -74,6 +58,7 @@ def compress(
     reuse: bool = False,
     reader_overrides: Sequence[str] = (),
     resume: bool = False,
+    report: str | None = None,
 ) -> Compressed:
     """Compress the model that a config names; an older result in ``save_dir`` is replaced when the new one is whole.
 
@@ -87,8 +72,10 @@ def compress(
         reuse: return the result that is there already if its record says that it was made from the same.
         reader_overrides: ``Section.key=value`` each, set over the reader file.
         resume: go on from the checkpoint of a run that was broken off, to the same result as an unbroken one.
+        report: language of the ``report.html`` that is written beside the model, ``en`` or ``zh``; None: no report.
 
     Raises:
+        BelowFloor: no INT8 model is within ``Strategy.max_drop``; the best is kept in ``<save_dir>.below_max_drop``.
         UserError: model, data and config do not fit together, the device is not there, another process writes to
             ``save_dir``, the checkpoint is of another run, the training diverges, or disk or memory do not suffice.
         Interrupted: SIGINT or SIGTERM came.
@@ -108,7 +95,6 @@ def compress(
         current = _current(Path(save_dir), source)
         if current is not None:
             return current
-    seconds: dict[str, float] = {}
     checkpoints = Checkpoints(
         Path(save_dir),
         _identity(config, source, reader, device),
@@ -118,33 +104,76 @@ def compress(
     batch_size = reader.settings.reader.batch_size
     with hold_lock(save_dir), checkpoints.open(resume), explained(checkpoints, batch_size), interruptible(
         checkpoints.way_on
-    ) as interruption, new_artifact(save_dir) as staging, static_mode():
-        work = staging / ".work"
-        with _timed(seconds, "prepare"):
+    ) as interruption, tempfile.TemporaryDirectory(**_beside(save_dir)) as work, static_mode():
+        seconds: dict[str, float] = {}
+        with timed(seconds, "prepare"):
             _check_fit(model, reader)
-            prepared = prepare(model, work / "float")
+            prepared, selection = _prepare(model, config, Path(work, "float"))
             _check_outputs(config, prepared, reader)
         fp32 = None
         if config.global_.evaluation:
-            with _timed(seconds, "evaluate_fp32"):
-                fp32 = _evaluate(model, "fp32", device, reader, progress)
+            with timed(seconds, "evaluate_fp32"):
+                fp32 = evaluate_model(model, "fp32", device, reader, progress)
             _check_origin(config, fp32)
-        strategy = _STRATEGIES[config.strategy.name]
-        made = strategy(config, prepared, reader, fp32, work, device, progress, checkpoints, interruption)
-        seconds.update(made.seconds)
-        for path in (made.model.model_path, made.model.params_path):
-            shutil.move(str(path), str(staging / path.name))
+        folder = Path(work, "strategies")
+        folder.mkdir()
+        job = Job(
+            config, prepared, selection, reader, fp32, folder, device, progress, checkpoints, interruption
+        )
+        chosen = STRATEGIES[config.strategy.name](job)
+        met = job.meets(chosen)
+        target = Path(save_dir) if met else Path(f"{Path(save_dir)}{BELOW_SUFFIX}")
+        record = {**compression_record(job, chosen, model, seconds), **source}
+        _write(target, model, chosen, job, record, report)
+    if not met:
+        raise BelowFloor(
+            f"no INT8 model is within max_drop {job.max_drop} of the float model's {fp32.map:.4f} mAP: the best, "
+            f"{chosen.name}, has {chosen.map:.4f}, and is kept in {target}; raise Strategy.max_drop, calibrate on more "
+            "images, or train longer"
+        )
+    return Compressed(InferenceModel.load(save_dir), read_record(Path(save_dir) / RECORD_FILENAME, ACT_SCHEMA))
+
+
+def _beside(save_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return where to work: beside the result, on the same disk, under a name that :func:`clear_leftovers` knows."""
+    target = Path(save_dir)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file, expected a folder to write to: choose another --save_dir")
+    return {"prefix": f".{target.name}.", "dir": target.parent}
+
+
+def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[InferenceModel, Selection]:
+    """Return the float model ready to be quantized, and which of its ops shall compute in INT8."""
+    prepared = prepare(model, directory)
+    graph = StaticGraph.load(prepared)
+    ops = quantizable_ops(graph, config.op_types)
+    if not ops:
+        section = "QuantAware" if config.strategy.name == "qat_dis" else "QuantPost"
+        raise UserError(
+            f"{config.path}: {model.directory} has no op of {section}.quantize_op_types ({', '.join(config.op_types)}); "
+            "name the types of ops that the model has"
+        )
+    selection = select(ops, config.quantize, config.path)
+    if selection.kept:
+        mark_kept(graph, list(selection.kept))
+        prepared = graph.save(directory)
+    return prepared, selection
+
+
+def _write(
+    target: Path, model: InferenceModel, chosen: Candidate, job: Job, record: Mapping[str, Any], report: str | None
+) -> None:
+    with new_artifact(target) as staging:
+        for path, name in ((chosen.model.model_path, MODEL_FILENAME), (chosen.model.params_path, PARAMS_FILENAME)):
+            shutil.copyfile(path, staging / name)
         if model.infer_cfg_path.exists():
             shutil.copyfile(model.infer_cfg_path, staging / INFER_CFG_FILENAME)
-        shutil.rmtree(work)
-        saved = InferenceModel.load(staging)
-        int8 = None
-        if config.global_.evaluation:
-            with _timed(seconds, "evaluate_int8"):
-                int8 = _evaluate(saved, "int8", device, reader, progress)
-        record = {**_record(config, model, saved, made, fp32, int8, seconds, device), **source}
-        write_record(staging / RECORD_FILENAME, ACT_SCHEMA, record)
-    return Compressed(InferenceModel.load(save_dir), read_record(Path(save_dir) / RECORD_FILENAME, ACT_SCHEMA))
+        if job.fp32 is not None and chosen.evaluation is not None:
+            save_detections(staging / DETECTIONS_FILENAME, {"fp32": job.fp32, "int8": chosen.evaluation})
+        write_record(staging / RECORD_FILENAME, ACT_SCHEMA, dict(record))
+        if report is not None:
+            write_report(staging, job.reader, lang=report)
 
 
 def _identity(config: Config, source: Mapping[str, Any], reader: Reader, device: str) -> dict[str, Any]:
@@ -158,7 +187,10 @@ def _identity(config: Config, source: Mapping[str, Any], reader: Reader, device:
 
     return {
         "Distillation": without("Distillation", places),
+        "Strategy": settings.get("Strategy"),
+        "quantize": settings.get("quantize"),
         "QuantAware": settings.get("QuantAware"),
+        "QuantPost": settings.get("QuantPost") if config.strategy.name == "auto" else None,
         "TrainConfig": without("TrainConfig", ("snapshot_iter", "logging_iter")),
         "Global": {name: settings["Global"].get(name) for name in ("Evaluation", "input_list")},
         "EvalReader": {"batch_size": loading.batch_size, "drop_last": loading.drop_last},
@@ -227,88 +259,6 @@ def choose_device(device: str) -> str:
     return "GPU" if wanted != "CPU" and found else "CPU"
 
 
-def _train(
-    config: Config,
-    prepared: InferenceModel,
-    reader: Reader,
-    fp32: Evaluation | None,
-    work: Path,
-    device: str,
-    progress: bool,
-    checkpoints: Checkpoints,
-    interruption: Interruption,
-) -> Quantized:
-    seconds: dict[str, float] = {}
-    loader = reader.loader("train")
-
-    def score(model: InferenceModel) -> float:
-        return _evaluate(model, "int8", device, reader, progress).map
-
-    save_dir = work / "int8"
-    save_dir.mkdir()
-    with _timed(seconds, "train"):
-        training = train(
-            prepared,
-            config,
-            loader,
-            len(loader),
-            score if config.global_.evaluation else None,
-            save_dir,
-            device,
-            fp32.map if fp32 and config.train_config.origin_metric is not None else None,
-            progress,
-            checkpoints,
-            interruption,
-        )
-    seconds["train"] += training.earlier_seconds
-    record = {
-        "iterations": training.iterations,
-        "evaluations": [{"iteration": iteration, "map": metric} for iteration, metric in training.evaluations],
-        "loss": [round(loss, 6) for _, loss in training.losses],
-        "stopped": training.stopped,
-    }
-    return Quantized(training.model, training.inventory, {"training": record}, seconds)
-
-
-def _calibrate(
-    config: Config,
-    prepared: InferenceModel,
-    reader: Reader,
-    fp32: Evaluation | None,
-    work: Path,
-    device: str,
-    progress: bool,
-    checkpoints: Checkpoints,
-    interruption: Interruption,
-) -> Quantized:
-    save_dir = work / "int8"
-    save_dir.mkdir()
-    settings = config.quant_post
-    calibration = quantize(prepared, config, calibration_batches(reader, settings, progress), save_dir, device)
-    record = {
-        "algo": settings.algo,
-        "hist_percent": settings.hist_percent if settings.algo == "hist" else None,
-        "images": calibration.images,
-        "images_asked": settings.images,
-        "seed": settings.seed,
-        "bias_correction": settings.bias_correction,
-        "corrected_biases": calibration.corrected_biases,
-        "zero_tensors": calibration.zero_tensors,
-    }
-    return Quantized(calibration.model, calibration.inventory, {"calibration": record}, calibration.seconds)
-
-
-_STRATEGIES = {"qat_dis": _train, "ptq": _calibrate}
-
-
-def _evaluate(model: InferenceModel, precision: str, device: str, reader: Reader, progress: bool) -> Evaluation:
-    # Paddle's own kernels compute an INT8 model just as it was trained; for a float one oneDNN gives the same, sooner.
-    name = "paddle_onednn" if precision == "fp32" and device == "CPU" else "paddle"
-    engine = create_engine(name, model, precision, device, available_cpus())
-    with contextlib.closing(engine):
-        return evaluate(engine, reader, progress=progress)
-
-
 def _check_fit(model: InferenceModel, reader: Reader) -> None:
     """Find out before the first hour, not after it, that the reader does not feed what the model takes."""
     taken = inspect_model(model).input_size
@@ -333,47 +283,3 @@ def _check_origin(config: Config, fp32: Evaluation) -> None:
             f"{config.path}: TrainConfig.origin_metric is {origin}, the float model has {fp32.map:.4f} mAP here; "
             "check the data set, or correct origin_metric"
         )
-
-
-def _record(
-    config: Config,
-    model: InferenceModel,
-    saved: InferenceModel,
-    made: Quantized,
-    fp32: Evaluation | None,
-    int8: Evaluation | None,
-    seconds: dict[str, float],
-    device: str,
-) -> dict[str, Any]:
-    def figures(evaluation: Evaluation | None, measured: InferenceModel) -> dict[str, Any]:
-        return {
-            "map": evaluation.map if evaluation else None,
-            "map50": evaluation.map50 if evaluation else None,
-            "bytes": measured.bytes,
-        }
-
-    return {
-        "strategy": config.strategy.name,
-        "fp32": figures(fp32, model),
-        "int8": figures(int8, saved),
-        "map_drop": fp32.map - int8.map if fp32 and int8 else None,
-        "bytes_ratio": saved.bytes / model.bytes,
-        "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "quantized_ops": made.inventory.quantized,
-        "kept_ops": made.inventory.kept,
-        **made.record,
-        "evaluation": {
-            "engine": "paddle",
-            "device": device,
-            "threads": available_cpus(),
-            "images": int8.images if int8 else 0,
-        },
-        "model_hash": saved.content_hash(),
-    }
-
-
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - start

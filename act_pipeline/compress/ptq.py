@@ -8,7 +8,9 @@ code that write the trained one (`compress.quant_graph`).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +25,9 @@ from act_pipeline.compress import quant_graph
 from act_pipeline.compress.act import model_feed, quiet_upstream
 from act_pipeline.compress.bias_correction import correct_biases, find_biases
 from act_pipeline.compress.calibration import threshold
-from act_pipeline.compress.inventory import OpInventory
+from act_pipeline.compress.inventory import OpInventory, inventory_of
+from act_pipeline.compress.mixed import give_back
+from act_pipeline.compress.selection import Selection, skip_patterns
 from act_pipeline.config import Config, QuantPost
 from act_pipeline.data import Reader
 from act_pipeline.engines.model_files import inspect_model
@@ -77,32 +81,87 @@ class Statistics:
     ranges: dict[str, AbsMax]
 
 
+class PostTraining:
+    """The calibration images seen once, and INT8 models of any algorithm written from it.
+
+    Call all of it within :func:`static_mode`.
+
+    Attributes:
+        model: the float model.
+        statistics: what the images showed.
+        seconds: that the images took.
+    """
+
+    def __init__(
+        self,
+        model: InferenceModel,
+        config: Config,
+        batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
+        device: str = "CPU",
+        selection: Selection | None = None,
+    ) -> None:
+        """Run the calibration images through the float model.
+
+        Args:
+            model: the float model, its constants and BatchNorm folded.
+            config: its ``QuantPost`` says how.
+            batches: gives the calibration images, the same at every call.
+            device: ``CPU`` or ``GPU``, where the float model runs.
+            selection: which ops; None: all of ``QuantPost.quantize_op_types``. Those that stay float are marked in
+                ``model`` (:func:`act_pipeline.compress.selection.mark_kept`).
+
+        Raises:
+            UserError: a tensor is NaN or infinite, no op can be quantized, or memory does not suffice.
+        """
+        start = time.perf_counter()
+        self.model = model
+        self._config = config
+        self._selection = selection
+        self._inserted: Inserted | None = insert(model, config.quant_post)
+        self.statistics = gather(model, self._inserted, config, batches, device)
+        self.seconds = time.perf_counter() - start
+
+    def thresholds(self, algo: str) -> dict[str, float]:
+        """Return quantized activation -> the largest absolute value that ``algo`` has it represent."""
+        percent = self._config.quant_post.hist_percent
+        return {name: threshold(seen, algo, percent) for name, seen in self.statistics.activations.items()}
+
+    def write(self, save_dir: Path, algo: str | None = None) -> Calibration:
+        """Write the INT8 model.
+
+        Args:
+            save_dir: an existing folder.
+            algo: None: that of the config.
+        """
+        start = time.perf_counter()
+        settings = self._config.quant_post
+        settings = settings if algo is None else dataclasses.replace(settings, algo=algo)
+        # Writing turns the scope's weights into integers.
+        inserted, self._inserted = self._inserted or insert(self.model, settings), None
+        weight_only = self._selection.weight_only if self._selection else ()
+        whole = save_dir / ".whole" if weight_only else save_dir
+        whole.mkdir(exist_ok=True)
+        calibration = write(inserted, settings, self.statistics, whole, self._selection)
+        if weight_only:
+            calibration.model = give_back(calibration.model, weight_only, save_dir)
+            calibration.inventory = inventory_of(
+                calibration.model, settings.quantize_op_types, "QuantPost", self._selection
+            )
+            shutil.rmtree(whole)
+        calibration.seconds = {"calibrate": self.seconds, "quantize": time.perf_counter() - start}
+        return calibration
+
+
 def quantize(
     model: InferenceModel,
     config: Config,
     batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
     save_dir: Path,
     device: str = "CPU",
+    selection: Selection | None = None,
 ) -> Calibration:
-    """Quantize a float model after its training; call it within :func:`static_mode`.
-
-    Args:
-        model: the float model, its constants and BatchNorm folded.
-        config: its ``QuantPost`` says how.
-        batches: gives the calibration images, the same at every call.
-        save_dir: an existing folder for the INT8 model.
-        device: ``CPU`` or ``GPU``, where the float model runs.
-
-    Raises:
-        UserError: a tensor is NaN or infinite, no op can be quantized, or memory does not suffice.
-    """
-    start = time.perf_counter()
-    inserted = insert(model, config.quant_post)
-    statistics = gather(model, inserted, config, batches, device)
-    gathered = time.perf_counter()
-    calibration = write(inserted, config.quant_post, statistics, save_dir)
-    calibration.seconds = {"calibrate": gathered - start, "quantize": time.perf_counter() - gathered}
-    return calibration
+    """Quantize a float model after its training, by the algorithm of the config; see :class:`PostTraining`."""
+    return PostTraining(model, config, batches, device, selection).write(save_dir)
 
 
 def gather(
@@ -123,12 +182,7 @@ def gather(
     where = str(config.global_.model_dir)
     _check_weights(inserted, where)
     readers = quantizable_tensors(graph, settings.quantize_op_types)
-    feed_names = list(inspect_model(model).inputs)
-
-    def feeds() -> Iterator[dict[str, np.ndarray]]:
-        for batch in batches():
-            yield model_feed(config, feed_names, batch)
-
+    feeds = feeds_of(config, model, batches)
     activations = {name: AbsHistogram() for name in names}
     observers: dict[str, list[Observer]] = {name: [histogram] for name, histogram in activations.items()}
     means: dict[str, ChannelMean] = {}
@@ -153,7 +207,13 @@ def gather(
     return Statistics(images, activations, means, ranges)
 
 
-def write(inserted: Inserted, settings: QuantPost, statistics: Statistics, save_dir: Path) -> Calibration:
+def write(
+    inserted: Inserted,
+    settings: QuantPost,
+    statistics: Statistics,
+    save_dir: Path,
+    selection: Selection | None = None,
+) -> Calibration:
     """Choose the thresholds and write the INT8 model; ``inserted`` is used up."""
     graph = inserted.graph
     thresholds = {
@@ -167,9 +227,10 @@ def write(inserted: Inserted, settings: QuantPost, statistics: Statistics, save_
         if settings.bias_correction:
             biases = find_biases(graph, settings.quantize_op_types)
             means = {name: observer.mean for name, observer in statistics.means.items()}
+            kept = selection.kept if selection else {}
             corrected = correct_biases(
                 graph,
-                [bias for bias in biases if bias.source in means],
+                [bias for bias in biases if bias.source in means and bias.op not in kept],
                 means,
                 settings.weight_quantize_type == "channel_wise_abs_max",
             )
@@ -183,6 +244,7 @@ def write(inserted: Inserted, settings: QuantPost, statistics: Statistics, save_
             settings.quantize_op_types,
             save_dir,
             "QuantPost",
+            selection=selection,
         )
     zeros = [name for name, value in thresholds.items() if value == 0]
     return Calibration(saved, inventory, statistics.images, thresholds, corrected, zeros)
@@ -207,7 +269,7 @@ def insert(model: InferenceModel, settings: QuantPost) -> Inserted:
                 "quantize_op_types": settings.quantize_op_types,
                 "weight_quantize_type": settings.weight_quantize_type,
                 "activation_quantize_type": "moving_average_abs_max",
-                "not_quant_pattern": settings.not_quant_pattern,
+                "not_quant_pattern": skip_patterns(settings.not_quant_pattern),
                 "weight_bits": settings.weight_bits,
                 "activation_bits": settings.activation_bits,
                 "onnx_format": settings.onnx_format,
@@ -238,6 +300,26 @@ def _producers(graph: StaticGraph) -> dict[str, str]:
         for op in graph.program.global_block().ops
         for name in op.output_arg_names
     }
+
+
+def held_out_feeds(config: Config, reader: Reader, model: InferenceModel, images: int) -> list[dict[str, np.ndarray]]:
+    """Return training images that no calibration of the config looks at, one a feed; any, where there are too few."""
+    settings = config.quant_post
+    options = {"batch_size": 1, "shuffle": False, "drop_last": False, "seed": settings.seed, "images": images}
+    loader = reader.loader("train", skip=settings.images, **options)
+    if len(loader) < images:
+        loader = reader.loader("train", **options)
+    names = list(inspect_model(model).inputs)
+    with contextlib.closing(iter(loader)) as batches:
+        return [model_feed(config, names, batch) for batch in batches]
+
+
+def feeds_of(
+    config: Config, model: InferenceModel, batches: Callable[[], Iterator[Mapping[str, np.ndarray]]]
+) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
+    """Return what gives a reader's batches under the names of the model's inputs."""
+    names = list(inspect_model(model).inputs)
+    return lambda: (model_feed(config, names, batch) for batch in batches())
 
 
 def calibration_batches(

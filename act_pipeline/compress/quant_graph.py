@@ -20,7 +20,9 @@ from unittest import mock
 
 import numpy as np
 
+from act_pipeline.analysis.weights import weight_threshold
 from act_pipeline.compress.inventory import OpInventory, take_inventory
+from act_pipeline.compress.selection import Selection
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph
 
@@ -164,16 +166,6 @@ def set_scales(program: Any, graph: StaticGraph, thresholds: Mapping[str, float]
             graph.set_parameter(op.input("Scale")[0], value)
 
 
-def weight_threshold(weight: np.ndarray, axis: int) -> np.ndarray:
-    """Return the largest absolute values along all other axes, float32 [channels], or [1] for an axis of -1.
-
-    A channel of zeros gets 1: it is 0 at any scale, and a scale of 0 would make NaN of it.
-    """
-    others = tuple(other for other in range(weight.ndim) if other != axis)
-    largest = np.abs(weight).max(axis=others if axis >= 0 else None).astype(np.float32).reshape(-1)
-    return np.where(largest > 0, largest, np.float32(1))
-
-
 def save_int8(
     program: Any,
     scope: Any,
@@ -185,6 +177,7 @@ def save_int8(
     section: str = "QuantAware",
     order: Sequence[str] | None = None,
     check: Callable[[StaticGraph], None] | None = None,
+    selection: Selection | None = None,
 ) -> tuple[InferenceModel, OpInventory]:
     """Write the INT8 model of a test program with Q/DQ and scales; the weights in ``scope`` become integers.
 
@@ -199,13 +192,14 @@ def save_int8(
         section: of the config that names ``op_types``, for the inventory's reasons.
         order: outputs of ops, in the order in which :func:`in_order` shall put them.
         check: looks at the graph before it is saved, and raises if it is not worth it.
+        selection: what was to become of each op, for the inventory.
     """
     import paddle
 
     program = convert(program, scope, place)
     if order is not None:
         program = in_order(program, order)
-    inventory = take_inventory(program, op_types, section)
+    inventory = take_inventory(program, op_types, section, selection)
     block = program.global_block()
     targets = [block.var(name) for name in fetch_names]
     graph = StaticGraph(program, list(feed_names), targets, scope, paddle.static.Executor(place))

@@ -83,9 +83,14 @@ class Dataset:
         """Stack samples as :meth:`Preprocess.batch` does."""
         return self._preprocess.batch(samples)
 
-    def choose(self, count: int, seed: int) -> Dataset:
-        """Return a data set of ``count`` of the images (all, if there are fewer), chosen at random, each once."""
-        chosen = sorted(random.Random(seed).sample(range(len(self.records)), min(count, len(self.records))))
+    def choose(self, count: int, seed: int, skip: int = 0) -> Dataset:
+        """Return a data set of ``count`` of the images (all, if there are fewer), chosen at random, each once.
+
+        ``skip`` leaves out the first so many of the drawn ones: two choices of one seed, the second of which skips as
+        many as the first took, have no image in common.
+        """
+        drawn = random.Random(seed).sample(range(len(self.records)), len(self.records))
+        chosen = sorted(drawn[skip : skip + count])
         return Dataset([self.records[index] for index in chosen], self._preprocess, self._max_bad_share, self._where)
 
     def readable(self) -> int:

@@ -184,6 +184,7 @@ class Reader:
         workers: Optional[int] = None,
         seed: int = 0,
         images: Optional[int] = None,
+        skip: int = 0,
     ) -> Loader:
         """Return an iterable over the batches of a split; see :class:`Loader` for what a batch holds.
 
@@ -196,13 +197,14 @@ class Reader:
             workers: threads that read ahead; 0: read when asked; None: ``worker_num``, at least 1, at most one a core.
             seed: of the order. Seed and epoch decide it, whatever the number of workers.
             images: so many images only, chosen at random by ``seed``, each once; all, if the split has fewer.
+            skip: of ``images``, leave out the first so many that the seed draws, and take the next ones.
 
         Raises:
             UserError: as :meth:`dataset`; or there are fewer images than a batch and the last one is dropped.
         """
         dataset = self.dataset(split)
         if images is not None:
-            dataset = dataset.choose(images, seed)
+            dataset = dataset.choose(images, seed, skip)
         settings = self.settings.reader
         training = split == "train"
         batch_size = settings.batch_size if batch_size is None else batch_size

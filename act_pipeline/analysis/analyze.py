@@ -1,0 +1,284 @@
+"""The analysis of a float model: what its ops compute, and what each costs in INT8."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.analysis.collect import collect, quantizable_tensors
+from act_pipeline.analysis.distributions import TensorObserver, observe_activations, weight_statistics
+from act_pipeline.analysis.executors import EXECUTORS, measure_sensitivity
+from act_pipeline.analysis.ledger import Ledger
+from act_pipeline.analysis.observers import NotFiniteError
+from act_pipeline.analysis.ops import QuantizableOp, quantizable_ops
+from act_pipeline.analysis.plots import draw_plots
+from act_pipeline.analysis.sensitivity import OpSensitivity, Subset, Task, attention_shares, group_shares, ranked
+from act_pipeline.config import Config
+from act_pipeline.data import Reader
+from act_pipeline.engines.model_files import inspect_model
+from act_pipeline.errors import UserError
+from act_pipeline.model import InferenceModel
+from act_pipeline.records import read_record, write_record
+from act_pipeline.static_graph import StaticGraph, static_mode
+
+ANALYSIS_SCHEMA = "act_pipeline.analysis/1"
+RECORD_FILENAME = "analysis.json"
+LEDGER_FILENAME = "sensitivity.jsonl"
+# On the sample the ten worst of 8 images are those of 64; see CONTRIBUTING.md.
+SENSITIVITY_IMAGES = 8
+# Held in memory at a time, by every worker: 0.3 GB an image of 640 x 640.
+_BATCH_IMAGES = 4
+_NAMED_TENSORS = 3
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Analysis:
+    """What was found.
+
+    Attributes:
+        directory: where ``analysis.json`` and the plots are.
+        record: what ``analysis.json`` holds.
+        sensitivities: of the ops, in their order; empty if they were not measured.
+        plots: the files.
+    """
+
+    directory: Path
+    record: dict[str, Any]
+    sensitivities: list[OpSensitivity] = field(default_factory=list)
+    plots: list[Path] = field(default_factory=list)
+
+
+def analyze(
+    config: Config,
+    output_dir: str | os.PathLike[str],
+    device: str = "auto",
+    images: int | None = None,
+    sensitivity: bool = True,
+    sensitivity_images: int = SENSITIVITY_IMAGES,
+    map_images: int = 0,
+    workers: int = 1,
+    executor: str = "local",
+    ray_address: str | None = None,
+    progress: bool = True,
+    reader_overrides: Sequence[str] = (),
+) -> Analysis:
+    """Analyse the float model that a config names, and write ``analysis.json`` and plots.
+
+    One pass over the calibration images gives the distributions; then each quantizable op is put into INT8 alone, with
+    the thresholds of ``QuantPost.algo``, on images that were not calibrated on. A run that is broken off goes on with
+    what it had measured (``sensitivity.jsonl``) when it is started again.
+
+    Args:
+        config: the model, the data, the op types, how to calibrate; its strategy and ``quantize`` change nothing.
+        output_dir: where to write; its folder is made, and other files there stay.
+        device: ``CPU``, ``GPU`` or ``auto``.
+        images: how many calibration images; None: ``QuantPost``'s.
+        sensitivity: whether to measure sensitivities.
+        sensitivity_images: on how many images.
+        map_images: also measure every op's mAP on so many images of the eval split; 0: not.
+        workers, executor, ray_address: see :func:`act_pipeline.analysis.executors.run_units`.
+        progress: show progress bars on stderr.
+        reader_overrides: ``Section.key=value`` each, set over the reader file.
+
+    Raises:
+        UserError: model and data do not fit together, there are no calibration images, a tensor is NaN or infinite (its
+            op is named), another process writes to ``output_dir``, a worker or a cluster fails, or memory does not
+            suffice.
+    """
+    from act_pipeline.compress.lock import hold_lock
+    from act_pipeline.compress.pipeline import choose_device
+
+    _check_arguments(images, sensitivity_images, map_images, workers, executor)
+    target = Path(output_dir)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file, expected a folder to write to: choose another --output_dir")
+    model = InferenceModel.load(config.global_.model_dir, config.global_.model_filename, config.global_.params_filename)
+    if images is not None:
+        post = dataclasses.replace(config.quant_post, calib_images=images, batch_nums=None)
+        config = dataclasses.replace(config, quant_post=post)
+    reader = Reader.load(config.global_.reader_config, reader_overrides)
+    reader.check("train", *(["eval"] if map_images else []))
+    device = choose_device(device)
+    subset = Subset(str(reader.path), tuple(reader_overrides), map_images, {}) if map_images else None
+    with hold_lock(target), tempfile.TemporaryDirectory(prefix="act_pipeline_") as work, static_mode():
+        target.mkdir(parents=True, exist_ok=True)
+        study = _Study(config, model, reader, device, Path(work), progress)
+        study.distributions()
+        sensitivities = (
+            study.sensitivities(
+                target / LEDGER_FILENAME, sensitivity_images, subset, executor, workers, ray_address
+            )
+            if sensitivity
+            else []
+        )
+        record = study.record(sensitivities, {"executor": executor, "workers": workers})
+        start = time.perf_counter()
+        plots = draw_plots(record, target)
+        record["seconds"]["plot"] = round(time.perf_counter() - start, 2)
+        write_record(target / RECORD_FILENAME, ANALYSIS_SCHEMA, record)
+    return Analysis(target, read_record(target / RECORD_FILENAME, ANALYSIS_SCHEMA), sensitivities, plots)
+
+
+class _Study:
+    """An analysis under way: the prepared model, its ops, and what was found so far."""
+
+    def __init__(
+        self, config: Config, model: InferenceModel, reader: Reader, device: str, work: Path, progress: bool
+    ) -> None:
+        from act_pipeline.compress.pipeline import prepare
+
+        self.config, self.model, self.reader = config, model, reader
+        self.device, self.progress = device, progress
+        self.seconds: dict[str, float] = {}
+        with self._timed("prepare"):
+            self.prepared = prepare(model, work / "float")
+            self.graph = StaticGraph.load(self.prepared)
+            self.ops: list[QuantizableOp] = quantizable_ops(self.graph, config.op_types)
+        if not self.ops:
+            raise UserError(
+                f"{config.path}: {model.directory} has no op of quantize_op_types ({', '.join(config.op_types)}); name the "
+                "types of ops that the model has"
+            )
+        self.observers: dict[str, TensorObserver] = {}
+        self.weights: dict[str, dict[str, Any]] = {}
+        self.thresholds: dict[str, float] = {}
+        self.constants: list[str] = []
+        self.images = self.sensitivity_images = 0
+        self.key: str | None = None
+
+    def distributions(self) -> None:
+        """Run the calibration images, once."""
+        from act_pipeline.compress.calibration import threshold
+        from act_pipeline.compress.ptq import calibration_batches, feeds_of
+
+        settings = self.config.quant_post
+        where = str(self.config.global_.model_dir)
+        with self._timed("collect"):
+            try:
+                self.weights = weight_statistics(self.graph, self.ops)
+            except NotFiniteError as error:
+                raise UserError(
+                    f"{where}: {error}; its training or its file is damaged: evaluate the float model, and export it again"
+                ) from None
+            self.observers = observe_activations(self.ops)
+            readers = quantizable_tensors(self.graph, self.config.op_types)
+            feeds = feeds_of(self.config, self.prepared, calibration_batches(self.reader, settings, self.progress))
+            watched = {name: observer.observers for name, observer in self.observers.items()}
+            self.images = collect(self.prepared, watched, feeds(), self.device, readers, where)
+        if not self.images:
+            raise UserError(f"{self.reader.path}: TrainDataset gave no calibration image, expected at least one")
+        with self._timed("thresholds"):
+            self.thresholds = {
+                name: threshold(observer.histogram, settings.algo, settings.hist_percent)
+                for name, observer in self.observers.items()
+            }
+        self.constants = [f"{name}, {readers[name]}" for name, seen in self.observers.items() if seen.constant]
+        if self.constants:
+            _logger.warning(
+                "%d of %d activations were constant on all %d calibration images: %s",
+                len(self.constants),
+                len(self.observers),
+                self.images,
+                "; ".join(self.constants[:_NAMED_TENSORS]) + " ..." * (len(self.constants) > _NAMED_TENSORS),
+            )
+
+    def sensitivities(
+        self,
+        ledger: Path,
+        images: int,
+        subset: Subset | None,
+        executor: str,
+        workers: int,
+        ray_address: str | None,
+    ) -> list[OpSensitivity]:
+        """Measure every op."""
+        from act_pipeline.compress.act import model_feed
+        from act_pipeline.compress.ptq import held_out_feeds
+
+        with self._timed("sensitivity"):
+            feeds = held_out_feeds(self.config, self.reader, self.prepared, images)
+            batches = [_joined(feeds[at : at + _BATCH_IMAGES]) for at in range(0, len(feeds), _BATCH_IMAGES)]
+            if subset is not None:
+                names = {name: name for name in ("image", "im_shape", "scale_factor")}
+                # model_feed takes names to arrays; given names to names it says which of the reader's is the model's.
+                sources = model_feed(self.config, list(inspect_model(self.prepared).inputs), names)  # type: ignore[arg-type]
+                subset = dataclasses.replace(subset, sources=sources)
+            task = Task.of(self.prepared, self.ops, self.thresholds, batches, self.device, subset)
+            self.sensitivity_images, self.key = task.images, task.key
+            return measure_sensitivity(
+                task, Ledger(ledger, task.key), executor, workers, ray_address, self.progress
+            )
+
+    def record(self, sensitivities: Sequence[OpSensitivity], how: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the content of ``analysis.json``."""
+        measured = {op.name: op for op in sensitivities}
+        settings = self.config.quant_post
+        return {
+            "model": str(self.model.directory),
+            "source_hash": self.model.content_hash(),
+            "data_hash": {"train": self.reader.fingerprint("train")},
+            "config": self.config.as_dict(),
+            "device": self.device,
+            "images": self.images,
+            "images_asked": settings.images,
+            "algo": settings.algo,
+            "constant_activations": self.constants,
+            "ops": [self._described(op, measured.get(op.name)) for op in self.ops],
+            "ranking": [op.name for op in ranked(sensitivities)],
+            "groups": group_shares(sensitivities),
+            "attentions": attention_shares(sensitivities),
+            "sensitivity": {"images": self.sensitivity_images, "key": self.key, **how} if sensitivities else None,
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+        }
+
+    def _described(self, op: QuantizableOp, measured: OpSensitivity | None) -> dict[str, Any]:
+        figures = ("sqnr_db", "error", "share", "detection_change", "map")
+        return {
+            "name": op.name,
+            "type": op.type,
+            "module": op.module,
+            "group": op.group,
+            **({name: getattr(measured, name) for name in figures} if measured else {}),
+            "activations": [
+                {"tensor": name, "threshold": self.thresholds[name], **self.observers[name].statistics()}
+                for name in op.activations
+            ],
+            "weight": {"name": op.weight, **self.weights[op.weight]} if op.weight else None,
+        }
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - start
+
+
+def _check_arguments(
+    images: int | None, sensitivity_images: int, map_images: int, workers: int, executor: str
+) -> None:
+    for flag, value, least in (
+        ("--images", images, 1),
+        ("--sensitivity_images", sensitivity_images, 1),
+        ("--map_images", map_images, 0),
+        ("--workers", workers, 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{flag} is {value}, expected at least {least}")
+    if executor not in EXECUTORS:
+        raise UserError(f"--executor is '{executor}', expected one of {', '.join(EXECUTORS)}")
+
+
+def _joined(feeds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([np.asarray(feed[name], np.float32) for feed in feeds]) for name in feeds[0]}

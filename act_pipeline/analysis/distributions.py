@@ -1,0 +1,177 @@
+"""How the values of weights and activations are distributed, as far as INT8 minds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.analysis.observers import AbsHistogram, NotFiniteError, Observer
+from act_pipeline.analysis.ops import QuantizableOp
+from act_pipeline.static_graph import StaticGraph
+
+HISTOGRAM_BINS = 64
+QUANTILES = {"p1": 0.01, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p99": 0.99, "p99_9": 0.999, "p99_99": 0.9999}
+# LLM.int8() calls 6 an outlier, in activations whose root mean square is about 1.
+_OUTLIER_RMS = 6.0
+
+
+class Extent:
+    """The smallest and the largest value.
+
+    Attributes:
+        min, max: so far; nothing was seen: infinite and minus infinite.
+    """
+
+    def __init__(self) -> None:
+        self.min, self.max = float("inf"), float("-inf")
+
+    def update(self, values: np.ndarray, images: int) -> None:
+        """See :class:`act_pipeline.analysis.observers.Observer`."""
+        if values.size:
+            self.min, self.max = min(self.min, float(values.min())), max(self.max, float(values.max()))
+
+
+class ChannelAbsMax:
+    """The largest absolute value of every channel.
+
+    Args:
+        axis: of the channels.
+
+    Attributes:
+        abs_max: float32 [channels]; empty if nothing was seen, or if the axis changed its length.
+    """
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.abs_max = np.zeros(0, np.float32)
+        self._uneven = False
+
+    def update(self, values: np.ndarray, images: int) -> None:
+        """See :class:`act_pipeline.analysis.observers.Observer`."""
+        if not values.size or self._uneven:
+            return
+        axis = self.axis % values.ndim
+        others = tuple(other for other in range(values.ndim) if other != axis)
+        largest = np.maximum(values.max(axis=others), -values.min(axis=others)).astype(np.float32)
+        if self.abs_max.size and self.abs_max.size != largest.size:
+            self.abs_max, self._uneven = np.zeros(0, np.float32), True
+        else:
+            self.abs_max = np.maximum(self.abs_max, largest) if self.abs_max.size else largest
+
+
+class TensorObserver:
+    """All that is known of an activation after one pass.
+
+    Attributes:
+        histogram: also what thresholds are found in (:func:`act_pipeline.compress.calibration.threshold`).
+        extent, channels: as named.
+    """
+
+    def __init__(self, channel_axis: int) -> None:
+        self.histogram = AbsHistogram()
+        self.extent = Extent()
+        self.channels = ChannelAbsMax(channel_axis)
+
+    @property
+    def observers(self) -> list[Observer]:
+        """What :func:`act_pipeline.analysis.collect.collect` feeds."""
+        return [self.histogram, self.extent, self.channels]
+
+    @property
+    def constant(self) -> bool:
+        """The tensor had one value only, everywhere and on all images."""
+        return self.extent.min == self.extent.max
+
+    def statistics(self) -> dict[str, Any]:
+        """See :func:`statistics`."""
+        return statistics(self.histogram, self.extent, self.channels.abs_max)
+
+
+def observe_activations(ops: Sequence[QuantizableOp]) -> dict[str, TensorObserver]:
+    """Return an observer for every activation that ``ops`` read: tensor -> observer.
+
+    The channels of a convolution's input are its axis 1, those of a matmul's the last.
+    """
+    observers: dict[str, TensorObserver] = {}
+    for op in ops:
+        for name in op.activations:
+            observers.setdefault(name, TensorObserver(-1 if op.type.startswith("matmul") or op.type == "mul" else 1))
+    return observers
+
+
+def weight_statistics(graph: StaticGraph, ops: Sequence[QuantizableOp]) -> dict[str, dict[str, Any]]:
+    """Return weight -> its statistics, the channels being those that have a scale each.
+
+    Raises:
+        NotFiniteError: a weight is NaN or infinite; its name and its op are the message.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for op in ops:
+        if op.weight is None or op.weight in found:
+            continue
+        observer = TensorObserver(op.weight_axis)
+        value = graph.parameter(op.weight).astype(np.float32)
+        try:
+            for each in observer.observers:
+                each.update(value, 1)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"weight {op.weight} of {op.type} ({op.name}) holds {error}") from None
+        found[op.weight] = observer.statistics()
+    return found
+
+
+def statistics(histogram: AbsHistogram, extent: Extent, channel_abs_max: np.ndarray) -> dict[str, Any]:
+    """Return a tensor's figures, in types that JSON has.
+
+    Returns:
+        ``min``, ``max``, ``abs_max``; ``rms``, the root mean square; the quantiles of the absolute values by the names
+        in :data:`QUANTILES`; ``outlier_ratio``, the share of values whose absolute value is above 6 ``rms`` (Dettmers et
+        al., "LLM.int8()", NeurIPS 2022, section 3, take 6.0 where the activations' ``rms`` is about 1);
+        ``channel_spread``, the largest to the median of the channels' ``abs_max`` (None: the median is 0);
+        ``channels``, how many; ``channel_abs_max``, the quartiles of theirs (``min``, ``p25``, ``p50``, ``p75``, ``max``);
+        ``worst_channel``, the index of the largest; ``histogram``: ``counts`` of absolute values in 64 bins of one
+        width from ``min``, 0, to ``max``, ``abs_max``.
+    """
+    from act_pipeline.compress.calibration import quantile, uniform_histogram
+
+    lower, upper, counts = histogram.bins()
+    total = int(counts.sum())
+    middle = (lower + upper) / 2
+    rms = float(np.sqrt((counts * middle**2).sum() / total)) if total else 0.0
+    empty = not total or histogram.abs_max == 0
+    quartiles = np.quantile(channel_abs_max, [0, 0.25, 0.5, 0.75, 1]) if channel_abs_max.size else None
+    return {
+        "min": extent.min if total else 0.0,
+        "max": extent.max if total else 0.0,
+        "abs_max": histogram.abs_max,
+        "rms": rms,
+        **{name: 0.0 if empty else quantile(lower, upper, counts, share) for name, share in QUANTILES.items()},
+        "outlier_ratio": float(counts[lower >= _OUTLIER_RMS * rms].sum() / total) if total and rms else 0.0,
+        "channels": int(channel_abs_max.size),
+        "channel_spread": spread(channel_abs_max),
+        "channel_abs_max": _named(quartiles),
+        "worst_channel": int(np.argmax(channel_abs_max)) if channel_abs_max.size else None,
+        "histogram": {
+            "min": 0.0,
+            "max": histogram.abs_max,
+            "counts": (
+                [0] * HISTOGRAM_BINS
+                if empty
+                else np.rint(uniform_histogram(lower, upper, counts, HISTOGRAM_BINS)).astype(np.int64).tolist()
+            ),
+        },
+    }
+
+
+def spread(channel_abs_max: np.ndarray) -> float | None:
+    """Return the largest to the median of the channels' largest absolute values; None if the median is 0."""
+    middle = float(np.median(channel_abs_max)) if channel_abs_max.size else 0.0
+    return float(channel_abs_max.max()) / middle if middle > 0 else None
+
+
+def _named(quartiles: np.ndarray | None) -> Mapping[str, float] | None:
+    if quartiles is None:
+        return None
+    return {name: float(value) for name, value in zip(("min", "p25", "p50", "p75", "max"), quartiles)}

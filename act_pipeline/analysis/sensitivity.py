@@ -1,0 +1,325 @@
+"""What each op costs when it alone computes in INT8: its sensitivity.
+
+PaddleSlim's ``AnalysisPTQ.statistical_analyse`` and ``metric_error_analyse`` do the same on a model written for each op.
+Here the ops are switched in one graph (`simulate`), and what is measured is a sum over images, so that the work can be
+cut anywhere: a unit is one op on one batch, measured by :func:`measure` in this process, in others, or on a cluster
+(`executors`), and kept as soon as it is there (`ledger`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import re
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from act_pipeline.analysis.matching import agreement_of
+from act_pipeline.analysis.ops import QuantizableOp
+from act_pipeline.analysis.outputs import RawOutputs, find_raw_outputs, signal_and_noise
+from act_pipeline.analysis.simulate import Simulation
+from act_pipeline.engines.base import available_cpus
+from act_pipeline.errors import UserError
+from act_pipeline.evaluation import evaluate
+from act_pipeline.model import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
+from act_pipeline.records import hash_files
+from act_pipeline.static_graph import StaticGraph, static_mode
+
+# float32 holds no more: the figure of an op that changes nothing.
+MAX_SQNR_DB = 140.0
+# Changes when figures measured before are not comparable any more.
+_VERSION = 1
+_ATTENTION = re.compile(r"^(.*\.(?:self|cross)_attn)(?:\.|$)")
+Unit = tuple[str, int]
+# Stands for the subset in a unit.
+MAP = -1
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Images with ground truth, on which mAP is measured.
+
+    Attributes:
+        reader: the reader file.
+        overrides: set over it.
+        images: how many of its eval split, the first ones.
+        sources: the model's input -> the reader's name for it.
+    """
+
+    reader: str
+    overrides: tuple[str, ...]
+    images: int
+    sources: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a worker needs, wherever it runs.
+
+    Attributes:
+        key: says what is measured; figures of the same key are comparable.
+        program: the float model's program, prepared; ``params``: its parameters.
+        ops: that are measured.
+        thresholds: of their activations.
+        batches: the images, as the model's inputs.
+        device: ``CPU`` or ``GPU``.
+        subset: to measure mAP on, for each op; None: it is not measured.
+    """
+
+    key: str
+    program: bytes = field(repr=False)
+    params: bytes = field(repr=False)
+    ops: tuple[QuantizableOp, ...] = field(repr=False)
+    thresholds: Mapping[str, float] = field(repr=False)
+    batches: tuple[Mapping[str, np.ndarray], ...] = field(repr=False)
+    device: str = "CPU"
+    subset: Optional[Subset] = None
+
+    @classmethod
+    def of(
+        cls,
+        model: InferenceModel,
+        ops: Sequence[QuantizableOp],
+        thresholds: Mapping[str, float],
+        batches: Sequence[Mapping[str, np.ndarray]],
+        device: str = "CPU",
+        subset: Subset | None = None,
+    ) -> Task:
+        """Return the task of measuring ``ops`` on ``batches``; ``model`` is prepared."""
+        used = {name: float(thresholds[name]) for op in ops for name in op.activations}
+        digest = hashlib.sha256()
+        digest.update(repr((_VERSION, hash_files([model.model_path, model.params_path]), device)).encode())
+        digest.update(repr(sorted(used.items())).encode())
+        digest.update(repr(subset and (subset.reader, subset.overrides, subset.images)).encode())
+        digest.update(repr([asdict(op) for op in ops]).encode())
+        for batch in batches:
+            for name in sorted(batch):
+                digest.update(repr((name, batch[name].shape)).encode())
+                digest.update(np.ascontiguousarray(batch[name]).data)
+        return cls(
+            f"sha256:{digest.hexdigest()}",
+            model.model_path.read_bytes(),
+            model.params_path.read_bytes(),
+            tuple(ops),
+            used,
+            tuple(batches),
+            device,
+            subset,
+        )
+
+    @property
+    def units(self) -> list[Unit]:
+        """What is to be measured: (op, batch), a batch after the other, so that each is prepared once; -1: mAP."""
+        batches = [*range(len(self.batches)), *([MAP] if self.subset else [])]
+        return [(op.name, batch) for batch in batches for op in self.ops]
+
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+        return sum(len(next(iter(batch.values()))) for batch in self.batches)
+
+
+@dataclass(frozen=True)
+class OpSensitivity:
+    """What an op costs when it alone is in INT8.
+
+    Attributes:
+        name, type, module, group: of the op.
+        sqnr_db: ``10 log10(signal / noise)`` of the outputs, see :func:`act_pipeline.analysis.outputs.signal_and_noise`.
+        error: noise / signal.
+        share: of the sum of all ops' errors.
+        detection_change: 1 - the mean agreement of the detections above 0.3 with the float model's, see
+            :mod:`act_pipeline.analysis.matching`; 0 to 1.
+        map: on a subset; None: not measured.
+    """
+
+    name: str
+    type: str
+    module: str
+    group: str
+    sqnr_db: float
+    error: float
+    share: float
+    detection_change: float
+    map: Optional[float] = None
+
+
+class _Bench:
+    """A task's simulation in this process, and the batch that it holds."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._stack = contextlib.ExitStack()
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="act_pipeline_")))
+        (folder / MODEL_FILENAME).write_bytes(task.program)
+        (folder / PARAMS_FILENAME).write_bytes(task.params)
+        model = InferenceModel(folder)
+        with static_mode():
+            self.raw: RawOutputs | None = find_raw_outputs(StaticGraph.load(model))
+        self.simulation = Simulation(model, task.ops, task.device, self.raw.names if self.raw else ())
+        self._stack.callback(self.simulation.close)
+        self.simulation.set_thresholds(task.thresholds)
+        self._reader: Any = None
+        self.held: int | None = None
+        self.exact: dict[str, np.ndarray] = {}
+
+    def measure(self, name: str, batch: int) -> dict[str, Any]:
+        if batch == MAP:
+            return {"op": name, "batch": MAP, "map": self._map(name)}
+        feed = self.task.batches[batch]
+        if self.held != batch:
+            self.exact, self.held = self.simulation.hold(feed), batch
+        found = self.simulation.run(feed, {name})
+        signal, noise = signal_and_noise(self.exact, found, self.raw)
+        if not (math.isfinite(signal) and math.isfinite(noise)):
+            raise UserError(
+                f"the outputs are not finite with {name} in INT8, or in the float model; its weights or the images are "
+                "damaged: evaluate the float model, and export it again"
+            )
+        agreement, objects = agreement_of(self.exact, found) if _detects(found) else (0.0, 0)
+        return {
+            "op": name,
+            "batch": batch,
+            "signal": signal,
+            "noise": noise,
+            "agreement": agreement,
+            "objects": objects,
+        }
+
+    def _map(self, name: str) -> float:
+        from act_pipeline.data import Reader
+
+        subset = self.task.subset
+        assert subset is not None
+        if self._reader is None:
+            self._reader = Reader.load(subset.reader, subset.overrides)
+        engine = _OneOp(self.simulation, name, subset.sources, self.task.device)
+        return evaluate(engine, self._reader, limit=subset.images, progress=False, batch_size=1, warmup=0).map
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class _OneOp:
+    """A simulation with one op in INT8, as what :func:`act_pipeline.evaluation.evaluate` runs."""
+
+    def __init__(self, simulation: Simulation, op: str, sources: Mapping[str, str], device: str) -> None:
+        self.name, self.precision, self.device, self.threads = "simulation", "int8", device, available_cpus()
+        self._simulation, self._op, self._sources = simulation, op, sources
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self._simulation.run({name: inputs[source] for name, source in self._sources.items()}, {self._op})
+
+
+_bench: _Bench | None = None
+
+
+def measure(task: Task, unit: Unit) -> dict[str, Any]:
+    """Measure one op on one batch: the one function that all executors call.
+
+    The model stays loaded in this process for the next unit of the same task; :func:`release` frees it.
+
+    Returns:
+        ``op``, ``batch``, ``signal``, ``noise``, ``agreement``, ``objects``: sums over the batch; for the batch
+        :data:`MAP`, ``op``, ``batch`` and ``map``.
+
+    Raises:
+        UserError: the outputs are not finite, or memory does not suffice.
+    """
+    global _bench
+    if _bench is None or _bench.task.key != task.key:
+        release()
+        _bench = _Bench(task)
+    return _bench.measure(*unit)
+
+
+def release() -> None:
+    """Free what :func:`measure` keeps in this process."""
+    global _bench
+    if _bench is not None:
+        _bench.close()
+        _bench = None
+
+
+def summarize(
+    ops: Sequence[QuantizableOp], measurements: Iterable[Mapping[str, Any]]
+) -> list[OpSensitivity]:
+    """Return the sensitivities in the order of ``ops``, from the measurements of all of their units.
+
+    Args:
+        ops: of the task.
+        measurements: of :func:`measure`.
+    """
+    sums: dict[str, dict[str, float]] = {}
+    maps: dict[str, float] = {}
+    for found in measurements:
+        if found["batch"] == MAP:
+            maps[found["op"]] = found["map"]
+            continue
+        into = sums.setdefault(found["op"], dict.fromkeys(("signal", "noise", "agreement", "objects"), 0.0))
+        for key in into:
+            into[key] += found[key]
+    errors = {name: found["noise"] / found["signal"] if found["signal"] else 0.0 for name, found in sums.items()}
+    total = sum(errors.values())
+    return [
+        OpSensitivity(
+            op.name,
+            op.type,
+            op.module,
+            op.group,
+            sqnr_db(errors[op.name]),
+            errors[op.name],
+            errors[op.name] / total if total else 0.0,
+            1 - sums[op.name]["agreement"] / sums[op.name]["objects"] if sums[op.name]["objects"] else 0.0,
+            maps.get(op.name),
+        )
+        for op in ops
+    ]
+
+
+def sqnr_db(error: float) -> float:
+    """Return the signal to quantization noise ratio in dB of noise / signal, at most :data:`MAX_SQNR_DB`."""
+    return min(-10 * math.log10(error), MAX_SQNR_DB) if error > 0 else MAX_SQNR_DB
+
+
+def ranked(sensitivities: Collection[OpSensitivity]) -> list[OpSensitivity]:
+    """Return the most sensitive first: by the error, then by the change of the detections."""
+    return sorted(sensitivities, key=lambda op: (-op.error, -op.detection_change))
+
+
+def group_shares(sensitivities: Sequence[OpSensitivity]) -> list[dict[str, Any]]:
+    """Return ``name``, ``ops`` (how many) and ``share`` of the total error of each group; the shares add up to 1."""
+    return _shares(sensitivities, lambda op: op.group)
+
+
+def attention_shares(sensitivities: Sequence[OpSensitivity]) -> list[dict[str, Any]]:
+    """Return the same of each attention (``transformer.decoder.layers.0.self_attn``), which is a part of its group."""
+
+    def attention(op: OpSensitivity) -> str | None:
+        found = _ATTENTION.match(op.module)
+        return found.group(1) if found else None
+
+    return _shares(sensitivities, attention)
+
+
+def _shares(
+    sensitivities: Sequence[OpSensitivity], name_of: Callable[[OpSensitivity], Optional[str]]
+) -> list[dict[str, Any]]:
+    shares: dict[str, dict[str, Any]] = {}
+    for op in sensitivities:
+        name = name_of(op)
+        if name is not None:
+            entry = shares.setdefault(name, {"name": name, "ops": 0, "share": 0.0})
+            entry["ops"] += 1
+            entry["share"] += op.share
+    return list(shares.values())
+
+
+def _detects(outputs: Mapping[str, np.ndarray]) -> bool:
+    return "bbox_num" in outputs and outputs["bbox"].ndim == 2 and outputs["bbox"].shape[1] == 6

@@ -1,0 +1,137 @@
+"""What a strategy is given, and what it makes: INT8 models with what they scored."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from act_pipeline.compress.checkpoint import Checkpoints
+from act_pipeline.compress.interrupt import Interruption
+from act_pipeline.compress.inventory import OpInventory
+from act_pipeline.compress.selection import Selection
+from act_pipeline.config import Config
+from act_pipeline.data import Reader
+from act_pipeline.engines import create_engine
+from act_pipeline.engines.base import available_cpus
+from act_pipeline.evaluation import Evaluation, evaluate
+from act_pipeline.model import InferenceModel
+
+
+@dataclass
+class Candidate:
+    """An INT8 model that a strategy made.
+
+    Attributes:
+        name: what it is called in ``act.json``, ``ptq:mse`` say.
+        strategy: ``ptq``, ``smooth_quant``, ``mixed`` or ``qat_dis``.
+        model: the INT8 model.
+        source: the float model that it was quantized from; None: it was trained, and its weights are its own.
+        selection: which of its ops compute in INT8.
+        inventory: what was found in it.
+        record: what the strategy adds to ``act.json``, under names of its own.
+        seconds: by stage.
+        evaluation: on the eval split; None: there was none.
+        note: why it is as it is, in a few words.
+    """
+
+    name: str
+    strategy: str
+    model: InferenceModel
+    source: Optional[InferenceModel]
+    selection: Selection
+    inventory: OpInventory
+    record: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    evaluation: Optional[Evaluation] = None
+    note: str = ""
+
+    @property
+    def map(self) -> float:
+        """mAP on the eval split; -1 without an evaluation."""
+        return self.evaluation.map if self.evaluation else -1.0
+
+
+@dataclass
+class Job:
+    """A compression under way.
+
+    Attributes:
+        config: what was asked for.
+        model: the float model, constants and BatchNorm folded, its ops that stay float marked.
+        selection: which ops compute in INT8.
+        reader: the data.
+        fp32: the float model's evaluation; None: no evaluation is wanted.
+        work: a folder for what strategies write.
+        device: ``CPU`` or ``GPU``.
+        progress: whether to show progress bars.
+        checkpoints: of the training.
+        interruption: signals.
+        tried: every candidate, in the order of the trial.
+    """
+
+    config: Config
+    model: InferenceModel
+    selection: Selection
+    reader: Reader
+    fp32: Optional[Evaluation]
+    work: Path
+    device: str
+    progress: bool
+    checkpoints: Checkpoints
+    interruption: Interruption
+    tried: list[Candidate] = field(default_factory=list)
+
+    @property
+    def max_drop(self) -> Optional[float]:
+        """The largest drop in mAP that is allowed; None: any."""
+        return self.config.strategy.max_drop if self.fp32 else None
+
+    def folder(self, name: str) -> Path:
+        """Return a new, empty folder."""
+        path = self.work / f"{len(list(self.work.iterdir())):03d}_{name}"
+        path.mkdir(parents=True)
+        return path
+
+    def drop(self, candidate: Candidate) -> float:
+        """Return how much lower a candidate's mAP is than the float model's; 0 without an evaluation."""
+        return self.fp32.map - candidate.map if self.fp32 and candidate.evaluation else 0.0
+
+    def meets(self, candidate: Candidate) -> bool:
+        """Return whether a candidate is within ``max_drop``."""
+        # The two figures are means of the same numbers; a drop of just max_drop is within it.
+        return self.max_drop is None or self.drop(candidate) <= self.max_drop + 1e-9
+
+    def best(self) -> Candidate:
+        """Return the candidate of the highest mAP, of equal ones the first."""
+        return max(self.tried, key=lambda candidate: candidate.map)
+
+    def add(self, candidate: Candidate) -> Candidate:
+        """Evaluate a candidate, unless that is done, and note it."""
+        if self.fp32 is not None and candidate.evaluation is None:
+            with timed(candidate.seconds, "evaluate_int8"):
+                candidate.evaluation = evaluate_model(candidate.model, "int8", self.device, self.reader, self.progress)
+        self.tried.append(candidate)
+        return candidate
+
+
+def evaluate_model(
+    model: InferenceModel, precision: str, device: str, reader: Reader, progress: bool
+) -> Evaluation:
+    """Evaluate a model in Paddle Inference, ``precision`` being ``fp32`` or ``int8``."""
+    # Paddle's own kernels compute an INT8 model just as it was trained; for a float one oneDNN gives the same, sooner.
+    name = "paddle_onednn" if precision == "fp32" and device == "CPU" else "paddle"
+    engine = create_engine(name, model, precision, device, available_cpus())
+    with contextlib.closing(engine):
+        return evaluate(engine, reader, progress=progress)
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the seconds that the block takes to ``seconds[stage]``."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

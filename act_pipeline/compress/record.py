@@ -1,0 +1,95 @@
+"""``act.json``: what was compressed, how, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Optional
+
+from act_pipeline.compress.job import Candidate, Job
+from act_pipeline.engines.base import available_cpus
+from act_pipeline.evaluation import Evaluation
+from act_pipeline.model import InferenceModel
+
+ACT_SCHEMA = "act_pipeline.act/1"
+RECORD_FILENAME = "act.json"
+DETECTIONS_FILENAME = "detections.npz"
+
+
+def compression_record(
+    job: Job, chosen: Candidate, model: InferenceModel, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return the content of ``act.json`` that is found by the compression itself.
+
+    Args:
+        job: with everything that was tried.
+        chosen: what is kept.
+        model: the float model as it was given.
+        seconds: by stage, before the strategy.
+    """
+    stages = dict(seconds)
+    for candidate in job.tried if chosen.strategy != "mixed" else [*_others(job), chosen]:
+        for stage, value in candidate.seconds.items():
+            stages[stage] = stages.get(stage, 0.0) + value
+    return {
+        "strategy": job.config.strategy.name,
+        "chosen": chosen.name,
+        "max_drop": job.max_drop,
+        "fp32": _figures(job.fp32, model),
+        "int8": _figures(chosen.evaluation, chosen.model),
+        "map_drop": job.drop(chosen) if chosen.evaluation else None,
+        "bytes_ratio": chosen.model.bytes / model.bytes,
+        "seconds": {name: round(value, 2) for name, value in stages.items()},
+        "quantizable_ops": len(job.selection.ops),
+        "quantized_ops": chosen.inventory.quantized,
+        "kept_ops": chosen.inventory.kept,
+        "weight_only_ops": chosen.inventory.weight_only,
+        "given_back": [],
+        **chosen.record,
+        "steps": [_step(job, candidate, candidate is chosen) for candidate in job.tried],
+        "evaluation": {
+            "engine": "paddle",
+            "fp32_engine": "paddle_onednn" if job.device == "CPU" else "paddle",
+            "device": job.device,
+            "threads": available_cpus(),
+            "images": chosen.evaluation.images if chosen.evaluation else 0,
+        },
+        "model_hash": chosen.model.content_hash(),
+    }
+
+
+def _others(job: Job) -> list[Candidate]:
+    # The seconds of giving back are counted from its first step on: the last says all.
+    return [candidate for candidate in job.tried if candidate.strategy != "mixed"]
+
+
+def _figures(evaluation: Optional[Evaluation], model: InferenceModel) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        "map": evaluation.map if evaluation else None,
+        "map50": evaluation.map50 if evaluation else None,
+        "bytes": model.bytes,
+    }
+    if evaluation:
+        figures.update(
+            stats=evaluation.stats,
+            per_class=evaluation.per_class,
+            latency_ms=evaluation.latency_ms,
+            images_per_second=evaluation.images_per_second,
+        )
+    return figures
+
+
+def _step(job: Job, candidate: Candidate, chosen: bool) -> dict[str, Any]:
+    inventory = candidate.inventory
+    return {
+        "name": candidate.name,
+        "strategy": candidate.strategy,
+        "note": candidate.note,
+        **{name: value for name, value in _figures(candidate.evaluation, candidate.model).items() if name != "per_class"},
+        "map_drop": job.drop(candidate) if candidate.evaluation else None,
+        "quantized": sum(inventory.quantized.values()),
+        "kept": len(inventory.kept),
+        "weight_only": len(inventory.weight_only),
+        "seconds": round(sum(candidate.seconds.values()), 2),
+        "meets_max_drop": job.meets(candidate),
+        "chosen": chosen,
+    }

@@ -1,0 +1,206 @@
+"""The ways to INT8: calibration, SmoothQuant before it, training with distillation, and what chooses among them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from act_pipeline.analysis.ops import quantizable_ops
+from act_pipeline.analysis.simulate import Simulation
+from act_pipeline.compress.act import train
+from act_pipeline.compress.floor import Error, lift
+from act_pipeline.compress.job import Candidate, Job, evaluate_model, timed
+from act_pipeline.compress.mixed import give_back, read_thresholds
+from act_pipeline.compress.inventory import inventory_of
+from act_pipeline.compress.ptq import PostTraining, calibration_batches, feeds_of, held_out_feeds
+from act_pipeline.compress.selection import Selection
+from act_pipeline.compress.smooth_quant import smooth_model
+from act_pipeline.evaluation import Evaluation
+from act_pipeline.model import InferenceModel
+from act_pipeline.static_graph import StaticGraph
+
+_logger = logging.getLogger(__name__)
+ALGORITHMS = ("mse", "avg", "abs_max", "hist", "KL")
+_COMPARED_IMAGES = 16
+# `auto` trains before it gives back more than this share of the ops.
+_MIXED_SHARE = 0.1
+
+
+def ptq(job: Job) -> Candidate:
+    """Calibrate by the algorithm of the config, and give ops back to float where ``max_drop`` needs it."""
+    return _lifted(job, _calibrated(job, job.model, job.selection, "ptq"))
+
+
+def smooth_quant(job: Job) -> Candidate:
+    """Move outliers of activations into weights, then as :func:`ptq`."""
+    smoothed, selection, found = _smoothed(job)
+    return _lifted(job, _calibrated(job, smoothed, selection, "smooth_quant", record=found))
+
+
+def qat_dis(job: Job) -> Candidate:
+    """Train with distillation, and give ops back to float where ``max_drop`` needs it."""
+    return _lifted(job, _trained(job))
+
+
+def auto(job: Job) -> Candidate:
+    """Try the cheapest first: PTQ, SmoothQuant, a tenth of the ops in float, training, any number of ops in float."""
+    candidate = _calibrated(job, job.model, job.selection, "ptq", choose=True)
+    if job.meets(candidate):
+        return candidate
+    smoothed, selection, found = _smoothed(job)
+    if found["smooth_quant"]["smoothed"]:
+        smooth = _calibrated(job, smoothed, selection, "smooth_quant", choose=True, record=found)
+        if job.meets(smooth):
+            return smooth
+        candidate = max(candidate, smooth, key=lambda found: found.map)
+    mixed = lift(job, candidate, int(_MIXED_SHARE * len(candidate.selection.ops)))
+    if job.meets(mixed):
+        return mixed
+    if job.config.trains:
+        trained = _trained(job, candidate)
+        if job.meets(trained):
+            return trained
+        candidate = max(candidate, trained, key=lambda found: found.map)
+    return _lifted(job, candidate)
+
+
+STRATEGIES: dict[str, Callable[[Job], Candidate]] = {
+    "auto": auto,
+    "ptq": ptq,
+    "smooth_quant": smooth_quant,
+    "qat_dis": qat_dis,
+}
+
+
+def _lifted(job: Job, candidate: Candidate) -> Candidate:
+    return candidate if job.meets(candidate) else lift(job, candidate)
+
+
+def _calibrated(
+    job: Job,
+    model: InferenceModel,
+    selection: Selection,
+    strategy: str,
+    choose: bool = False,
+    record: dict[str, Any] | None = None,
+) -> Candidate:
+    """Return a candidate by calibration of ``model``; ``choose``: by the algorithm that changes detections least."""
+    settings = job.config.quant_post
+    batches = calibration_batches(job.reader, settings, job.progress)
+    post = PostTraining(model, job.config, batches, job.device, selection)
+    seconds: dict[str, float] = {}
+    algo, compared = settings.algo, {}
+    if choose:
+        with timed(seconds, "choose"):
+            compared = _compare(job, model, selection, post)
+            algo = min(compared, key=compared.__getitem__)
+    calibration = post.write(job.folder(strategy), algo)
+    seconds.update(calibration.seconds)
+    described = {
+        "algo": algo,
+        "hist_percent": settings.hist_percent if algo == "hist" else None,
+        "images": calibration.images,
+        "images_asked": settings.images,
+        "seed": settings.seed,
+        "bias_correction": settings.bias_correction,
+        "corrected_biases": calibration.corrected_biases,
+        "zero_tensors": calibration.zero_tensors,
+        **({"compared": compared, "compared_images": _COMPARED_IMAGES} if compared else {}),
+    }
+    return job.add(
+        Candidate(
+            f"{strategy}:{algo}", strategy, calibration.model, model, selection, calibration.inventory,
+            {"calibration": described, **(record or {})}, seconds,
+        )
+    )
+
+
+def _compare(job: Job, model: InferenceModel, selection: Selection, post: PostTraining) -> dict[str, float]:
+    """Return algorithm -> the change of the detections on training images that were not calibrated on."""
+    feeds = held_out_feeds(job.config, job.reader, model, _COMPARED_IMAGES)
+    ops = [op for op in selection.ops if op.name not in selection.kept]
+    found = {}
+    with contextlib.closing(Simulation(model, ops, job.device)) as simulation:
+        error = Error(simulation, feeds, selection.weight_only, job.progress)
+        for algo in ALGORITHMS:
+            simulation.set_thresholds(post.thresholds(algo))
+            found[algo] = error.of_each([selection.int8], f"choose: {algo}")[0]
+    return found
+
+
+def _smoothed(job: Job) -> tuple[InferenceModel, Selection, dict[str, Any]]:
+    """Return the smoothed float model, its ops, and what was done."""
+    start = time.perf_counter()
+    settings = job.config.quant_post
+    smoothed = smooth_model(
+        job.model,
+        feeds_of(job.config, job.model, calibration_batches(job.reader, settings, job.progress)),
+        job.folder("smoothed"),
+        job.config.smooth_quant,
+        settings.algo,
+        settings.hist_percent,
+        job.device,
+        exclude=[*job.selection.kept, *job.selection.weight_only],
+        where=str(job.config.global_.model_dir),
+    )
+    record = {
+        "layers": [dataclasses.asdict(layer) for layer in smoothed.layers],
+        "smoothed": len(smoothed.smoothed),
+        "images": smoothed.images,
+        "difference": smoothed.difference,
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+    # The ops are the same ones, some of which read another tensor now.
+    ops = quantizable_ops(StaticGraph.load(smoothed.model), job.config.op_types)
+    selection = dataclasses.replace(job.selection, ops=tuple(ops))
+    return smoothed.model, selection, {"smooth_quant": record}
+
+
+def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
+    """Return a candidate by training, from the scales of ``start_from`` if given."""
+    config, evaluations = job.config, {}
+    seconds: dict[str, float] = {}
+    loader = job.reader.loader("train")
+
+    def score(model: InferenceModel) -> float:
+        evaluation = evaluate_model(model, "int8", job.device, job.reader, job.progress)
+        evaluations[model.content_hash()] = evaluation
+        return evaluation.map
+
+    with timed(seconds, "train"):
+        training = train(
+            job.model,
+            config,
+            loader,
+            len(loader),
+            score if job.fp32 is not None else None,
+            job.folder("qat_dis"),
+            job.device,
+            job.fp32.map if job.fp32 and config.train_config.origin_metric is not None else None,
+            job.progress,
+            job.checkpoints,
+            job.interruption,
+            thresholds=read_thresholds(start_from.model) if start_from else None,
+        )
+    seconds["train"] += training.earlier_seconds
+    record = {
+        "iterations": training.iterations,
+        "evaluations": [{"iteration": iteration, "map": metric} for iteration, metric in training.evaluations],
+        "loss": [round(loss, 6) for _, loss in training.losses],
+        "stopped": training.stopped,
+        "scales_from": start_from.name if start_from else None,
+    }
+    model = training.model
+    evaluation: Evaluation | None = evaluations.get(model.content_hash())
+    if job.selection.weight_only:
+        model, evaluation = give_back(model, job.selection.weight_only, job.folder("weight_only")), None
+    inventory = inventory_of(model, config.op_types, "QuantAware", job.selection)
+    return job.add(
+        Candidate(
+            "qat_dis", "qat_dis", model, None, job.selection, inventory, {"training": record}, seconds, evaluation
+        )
+    )

@@ -1,0 +1,343 @@
+"""Which ops compute in INT8, what goes back to float, and which strategy is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import act_pipeline  # noqa: F401  (makes paddle importable)
+from act_pipeline.analysis.matching import agreement_of
+from act_pipeline.analysis.ops import QuantizableOp, quantizable_ops
+from act_pipeline.compress import compress
+from act_pipeline.compress import job as job_module
+from act_pipeline.compress.mixed import dequantized, give_back, read_thresholds
+from act_pipeline.compress.pipeline import prepare
+from act_pipeline.compress.selection import select
+from act_pipeline.config import Quantize, load_config
+from act_pipeline.engines import create_engine
+from act_pipeline.errors import UserError, run_command
+from act_pipeline.lowering import lowered_onnx
+from act_pipeline.model import InferenceModel
+from act_pipeline.static_graph import StaticGraph, static_mode
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIG = REPOSITORY / "configs" / "sample.yml"
+OP_TYPES = ("conv2d", "depthwise_conv2d", "matmul_v2")
+PLACES = ("TrainDataset", "EvalDataset", "TestDataset")
+
+
+@dataclasses.dataclass
+class Sample:
+    """The sample's float model and a few scenes."""
+
+    root: Path
+    model: InferenceModel
+    overrides: list[str]
+    reader: list[str]
+
+    def compress(self, name: str, *overrides: str):
+        config = load_config(CONFIG, [*self.overrides, *overrides])
+        return compress(config, self.root / name, "cpu", progress=False, reader_overrides=self.reader)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    from act_pipeline.data.sample import make_sample
+    from act_pipeline.demo import MODEL_CONFIG, WEIGHTS
+    from act_pipeline.export import export_model
+
+    root = tmp_path_factory.mktemp("strategies")
+    make_sample(root / "data", 48, 12, seed=0, size=256)
+    model = export_model(MODEL_CONFIG, root, [f"weights={WEIGHTS}", "trt=True"])
+    return Sample(
+        root, model, [f"Global.model_dir={model.directory}", "QuantPost.calib_images=24"],
+        [f"{place}.dataset_dir={root / 'data'}" for place in PLACES],
+    )
+
+
+@pytest.fixture(scope="module")
+def ptq(sample: Sample):
+    """INT8 by calibration, a part of it float and a part with float activations."""
+    return sample.compress(
+        "ptq", "Strategy={name: ptq, max_drop: null}", "quantize.exclude=[head, '*.cross_attn']",
+        "quantize.weight_only=[neck.encoder]",
+    )
+
+
+@pytest.fixture(scope="module")
+def images(sample: Sample) -> dict[str, np.ndarray]:
+    from act_pipeline.data import Reader
+
+    reader = Reader.load(REPOSITORY / "configs" / "readers" / "sample_reader.yml", sample.reader)
+    return next(iter(reader.loader("eval", batch_size=1, shuffle=False)))
+
+
+def ops_of(model: InferenceModel, folder: Path) -> list[QuantizableOp]:
+    with static_mode():
+        return quantizable_ops(StaticGraph.load(prepare(model, folder)), OP_TYPES)
+
+
+def test_every_op_of_an_rtdetr_has_its_official_name(sample: Sample, tmp_path: Path) -> None:
+    ops = ops_of(sample.model, tmp_path / "float")
+    assert len({op.name for op in ops}) == len(ops) == 116
+    assert {op.group for op in ops} == {"backbone", "encoder", "decoder", "head"}
+    modules = [op.module for op in ops]
+    attention = {"q_proj", "k_proj", "v_proj", "qk", "av", "out_proj"}
+    crossing = {"value_proj", "sampling_offsets", "attention_weights", "output_proj"}
+    for prefix, roles in (
+        ("neck.encoder.0.layers.0.self_attn", attention),
+        *((f"transformer.decoder.layers.{layer}.self_attn", attention) for layer in (0, 1)),
+        *((f"transformer.decoder.layers.{layer}.cross_attn", crossing) for layer in (0, 1)),
+    ):
+        assert {name.rsplit(".", 1)[1] for name in modules if name.startswith(f"{prefix}.")} == roles
+    by_module = {op.module: op for op in ops}
+    assert by_module["transformer.dec_score_head.1"].group == "head"
+    assert by_module["transformer.query_pos_head.layers.0"].group == "decoder"
+    assert by_module["neck.input_proj.2"].type == "conv2d" and by_module["neck.input_proj.2"].weight_axis == 0
+    assert by_module["transformer.enc_output.0"].weight_axis == 1
+    product = by_module["transformer.decoder.layers.0.self_attn.qk"]
+    assert product.weight is None and len(product.activations) == 2
+    # Each cross-attention's projections read what they must, whatever the order of the program says.
+    graph = {op.module: op.activations for op in ops}
+    for layer in (0, 1):
+        prefix = f"transformer.decoder.layers.{layer}.cross_attn"
+        assert graph[f"{prefix}.sampling_offsets"] == graph[f"{prefix}.attention_weights"]
+        assert graph["transformer.decoder.layers.0.cross_attn.value_proj"] == graph[f"{prefix}.value_proj"]
+
+
+def test_a_graph_that_is_no_rtdetr_has_names_too(float_model: InferenceModel, tmp_path: Path) -> None:
+    ops = ops_of(float_model, tmp_path / "float")
+    assert ops and {op.group for op in ops} == {"model"} and all(op.module.startswith("model.") for op in ops)
+
+
+OPS = [
+    QuantizableOp("a", "conv2d", "backbone.conv2d_0", "backbone", ("x",), "w", 0),
+    QuantizableOp("b", "matmul_v2", "neck.encoder.0.layers.0.self_attn.q_proj", "encoder", ("y",), "v", 1),
+    QuantizableOp("c", "matmul_v2", "neck.encoder.0.layers.0.self_attn.qk", "encoder", ("p", "q"), None, -1),
+    QuantizableOp("d", "matmul_v2", "transformer.dec_score_head.1", "head", ("z",), "u", 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "weight_only", "int8", "weights"),
+    [
+        ([], [], [], "abcd", ""),
+        (["conv2d"], [], [], "a", ""),
+        ([], ["head"], [], "abc", ""),
+        ([], ["b"], [], "acd", ""),
+        ([], ["neck.encoder"], [], "ad", ""),
+        ([], ["neck.*.q_proj", "d"], [], "ac", ""),
+        (["encoder", "head"], ["*.qk"], ["head"], "b", "d"),
+        ([], [], ["encoder"], "ad", "b"),
+    ],
+)
+def test_patterns_choose_ops(include, exclude, weight_only, int8: str, weights: str) -> None:
+    found = select(OPS, Quantize(include, exclude, weight_only), Path("c.yml"))
+    assert "".join(found.int8) == int8 and "".join(found.weight_only) == weights
+    assert set(found.kept) == set("abcd") - set(int8) - set(weights)
+    assert all(found.kept.values())
+
+
+@pytest.mark.parametrize(
+    ("quantize", "words"),
+    [
+        (Quantize(exclude=["heads"]), "'heads' matches none of the 4 ops.*did you mean 'head'"),
+        (Quantize(include=["transformer.dec_score_haed.1"]), "did you mean 'transformer.dec_score_head.1'"),
+        (Quantize(exclude=["conv2d", "matmul_v2"]), "leaves none of 4 ops in INT8"),
+    ],
+)
+def test_a_pattern_without_an_op_is_refused(quantize: Quantize, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        select(OPS, quantize, Path("c.yml"))
+
+
+def test_what_is_left_float_and_why_is_recorded(ptq) -> None:
+    record = ptq.record
+    kept = {entry["module"]: entry for entry in record["kept_ops"]}
+    assert kept["transformer.dec_score_head.1"]["reason"] == "quantize.exclude: head"
+    assert kept["transformer.decoder.layers.0.cross_attn.value_proj"]["reason"] == "quantize.exclude: *.cross_attn"
+    assert "it has no weight" in kept["neck.encoder.0.layers.0.self_attn.qk"]["reason"]
+    assert {entry["module"].rsplit(".", 1)[1] for entry in record["weight_only_ops"]} == {
+        "q_proj", "k_proj", "v_proj", "out_proj", "linear1", "linear2"
+    }
+    everything = sum(record["quantized_ops"].values()) + len(kept) + len(record["weight_only_ops"])
+    assert everything == record["quantizable_ops"] == 116
+    assert record["steps"][0]["quantized"] == sum(record["quantized_ops"].values()) and record["steps"][0]["chosen"]
+
+
+def test_the_saved_model_rounds_just_what_it_says(ptq) -> None:
+    with static_mode():
+        block = StaticGraph.load(ptq.model).program.global_block()
+    producer = {name: op for op in block.ops for name in op.output_arg_names}
+    kept = {entry["output"] for entry in ptq.record["kept_ops"]}
+    weight_only = {entry["output"] for entry in ptq.record["weight_only_ops"]}
+    for op in block.ops:
+        if op.type in OP_TYPES:
+            rounded = [name in producer and producer[name].type == "dequantize_linear" for name in op.input_arg_names]
+            output = op.output_arg_names[0]
+            assert any(rounded) == (output not in kept)
+            assert all(rounded) == (output not in kept | weight_only)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "paddle_onednn"])
+def test_engines_compute_a_mixed_model_as_paddle_does(ptq, images, engine: str) -> None:
+    if engine != "paddle_onednn":
+        pytest.importorskip("onnx")
+        pytest.importorskip(engine)
+    runs = [create_engine(name, ptq.model, "int8", "CPU", 1) for name in ("paddle", engine)]
+    ours, theirs = (run.run(images) for run in runs)
+    for run in runs:
+        run.close()
+    agreed, objects = agreement_of(ours, theirs)
+    assert objects >= 2 and agreed / objects > 0.9
+
+
+def test_the_lowering_says_what_a_mixed_model_keeps_float(ptq) -> None:
+    pytest.importorskip("onnx")
+    record = lowered_onnx(ptq.model, "tensorrt").record()
+    assert sum(record["quantized"].values()) == sum(ptq.record["quantized_ops"].values())
+
+
+def test_a_model_given_back_whole_is_the_float_model(sample: Sample, ptq, images, tmp_path: Path) -> None:
+    """Weights, biases and activations: nothing of the quantization is left."""
+    with static_mode():
+        source = prepare(sample.model, tmp_path / "float")
+        names = [op.name for op in quantizable_ops(StaticGraph.load(source), OP_TYPES)]
+        (tmp_path / "back").mkdir()
+        back = give_back(ptq.model, names, tmp_path / "back", source)
+        types = {op.type for op in StaticGraph.load(back).program.global_block().ops}
+    assert not types & {"quantize_linear", "dequantize_linear"}
+    assert back.params_path.stat().st_size == pytest.approx(source.params_path.stat().st_size, rel=0.01)
+    expected, found = (
+        create_engine("paddle_onednn", model, "fp32", "CPU", 1).run(images)["bbox"] for model in (source, back)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_the_float_model_of_an_int8_one_has_its_rounded_weights(ptq, sample: Sample, tmp_path: Path) -> None:
+    with static_mode():
+        exact = StaticGraph.load(prepare(sample.model, tmp_path / "float"))
+        rounded = StaticGraph.load(dequantized(ptq.model, tmp_path / "rounded"))
+        thresholds = read_thresholds(ptq.model)
+        conv = next(op for op in rounded.program.global_block().ops if op.type == "conv2d")
+        name = conv.input("Filter")[0]
+        original = next(op for op in exact.program.global_block().ops if op.type == "conv2d").input("Filter")[0]
+        weight, value = exact.parameter(original), rounded.parameter(name)
+    step = np.abs(weight).max(axis=(1, 2, 3), keepdims=True) / 127
+    assert 0 < np.abs(weight - value).max() and (np.abs(weight - value) <= step / 2 + 1e-6).all()
+    assert all(limit > 0 for limit in thresholds.values()) and "image" in thresholds
+
+
+def harden(model: InferenceModel, folder: Path, index: int) -> tuple[InferenceModel, str]:
+    """Scale a channel between two convolutions by 1,000 and back: what is computed in float stays the same.
+
+    Returns the model, and the op whose activations are hard now.
+    """
+    with static_mode():
+        graph = StaticGraph.load(prepare(model, folder))
+        block = graph.program.global_block()
+        producer = {name: op for op in block.ops for name in op.output_arg_names}
+        readers = [name for op in block.ops for name in op.input_arg_names]
+        chains = []
+        for op in block.ops:
+            relu = producer.get(op.input("Input")[0]) if op.type == "conv2d" else None
+            if relu is None or relu.type != "relu" or readers.count(relu.output_arg_names[0]) != 1:
+                continue
+            add = producer[relu.input("X")[0]]
+            before = producer.get(add.input("X")[0]) if add.type == "elementwise_add" else None
+            if before is not None and before.type == "conv2d":
+                chains.append((before.input("Filter")[0], add.input("Y")[0], op))
+        weight, bias, op = chains[index]
+        for name, places, factor in (
+            (weight, np.s_[3], 1000), (bias, np.s_[3], 1000), (op.input("Filter")[0], np.s_[:, 3], 1 / 1000)
+        ):
+            value = graph.parameter(name)
+            scaled = value.reshape(-1) if name == bias else value
+            scaled[places] *= factor
+            graph.set_parameter(name, scaled.reshape(value.shape))
+        saved = graph.save(folder)
+    shutil.copyfile(model.infer_cfg_path, folder / "infer_cfg.yml")
+    return saved, op.output_arg_names[0]
+
+
+def test_the_floor_gives_back_the_op_that_is_hard(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("act_pipeline.compress.floor.RANK_IMAGES", 1)
+    model, hard = harden(sample.model, sample.root / "hard_float", 4)
+    record = sample.compress(
+        "hard", f"Global.model_dir={model.directory}", "Strategy={name: auto, max_drop: 0.02}",
+        "quantize.exclude=[transformer]",
+    ).record
+    assert record["steps"][0]["name"].startswith("ptq:") and not record["steps"][0]["meets_max_drop"]
+    assert record["map_drop"] <= 0.02 and record["steps"][-1]["meets_max_drop"]
+    given = record["given_back"]
+    assert hard in [entry["output"] for entry in given] and len(given) <= 3
+    assert given[-1]["map_after"] == record["int8"]["map"]
+    assert {entry["output"] for entry in given} <= {entry["output"] for entry in record["kept_ops"]}
+    assert [step["chosen"] for step in record["steps"]].count(True) == 1
+    assert record["strategy"] == "auto" and record["max_drop"] == 0.02
+    saved = json.loads((sample.root / "hard" / "act.json").read_text())
+    assert saved["given_back"] == given
+
+
+def test_auto_takes_the_cheapest_that_is_enough(sample: Sample) -> None:
+    record = sample.compress("auto", "Strategy={name: auto, max_drop: 0.1}").record
+    assert [step["strategy"] for step in record["steps"]] == ["ptq"]
+    compared = record["calibration"]["compared"]
+    assert set(compared) == {"abs_max", "avg", "hist", "mse", "KL"}
+    assert record["chosen"] == f"ptq:{min(compared, key=compared.get)}"
+    with np.load(sample.root / "auto" / "detections.npz", allow_pickle=False) as stored:
+        assert set(stored.files) == {"fp32", "int8"} and stored["int8"].shape[1] == 7
+
+
+def test_below_the_floor_nothing_lies_under_the_good_name(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = job_module.evaluate_model
+    maps = iter([0.30, 0.31])
+
+    def scored(model, precision, *more):
+        found = real(model, precision, *more)
+        return found if precision == "fp32" else dataclasses.replace(found, map=next(maps))
+
+    monkeypatch.setattr(job_module, "evaluate_model", scored)
+    monkeypatch.setattr("act_pipeline.compress.floor.RANK_IMAGES", 1)
+
+    def command(argv) -> int:
+        sample.compress("floored", "Strategy={name: ptq}", "quantize.include=['backbone.conv2d_0', 'backbone.conv2d_1']")
+        return 0
+
+    assert run_command(command) == 3
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    below = sample.root / "floored.below_max_drop"
+    assert "has 0.3100, and is kept in" in error and str(below) in error
+    assert not (sample.root / "floored").exists()
+    record = json.loads((below / "act.json").read_text())
+    assert record["int8"]["map"] == 0.31 and len(record["given_back"]) == 1 and len(record["steps"]) == 2
+    assert InferenceModel.load(below).content_hash() == record["model_hash"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("Strategy.max_drop=-0.1", "Strategy.max_drop"),
+        ("Global.Evaluation=false", "auto, which needs Global.Evaluation"),
+        ("quantize.exclude=head", "quantize.exclude"),
+        ("quantize.exlude=[head]", "did you mean 'exclude'"),
+    ],
+)
+def test_bad_settings_are_one_line(sample: Sample, override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_config(CONFIG, [*sample.overrides, override])
+
+
+def test_a_selection_gives_back_without_forgetting() -> None:
+    found = select(OPS, Quantize(exclude=["head"], weight_only=["b"]), Path("c.yml")).give_back(["a", "b"], "too hard")
+    assert found.int8 == ["c"] and found.weight_only == () and found.kept["a"] == found.kept["b"] == "too hard"
+    assert [entry["output"] for entry in found.describe(["a", "d"])] == ["a", "d"]
+    assert SimpleNamespace(**found.describe(["d"], share=1)[0]).share == 1

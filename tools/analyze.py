@@ -1,0 +1,76 @@
+"""Analyse a float RT-DETR before it is compressed: the distributions of its tensors, and which ops INT8 costs most."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from act_pipeline.errors import run_command  # noqa: E402
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "-c",
+        "--config",
+        "--config_path",
+        default=str(REPOSITORY / "configs" / "sample.yml"),
+        help="the config that tools/compress.py takes; Global and QuantPost are read; default: %(default)s",
+    )
+    parser.add_argument(
+        "--output_dir", default="output/analysis", help="folder of analysis.json and the plots; default: %(default)s"
+    )
+    parser.add_argument(
+        "--devices", default="auto", choices=["auto", "cpu", "gpu"], help="where to run; default: %(default)s"
+    )
+    parser.add_argument(
+        "-o",
+        "--opt",
+        nargs="*",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="set keys of the config: QuantPost.algo=mse Global.model_dir=output/my_rtdetr",
+    )
+    parser.add_argument("--images", type=int, help="calibration images; default: those of QuantPost")
+    parser.add_argument("--no_sensitivity", action="store_true", help="the distributions alone")
+    parser.add_argument(
+        "--sensitivity_images", type=int, default=8, help="images that sensitivities are measured on; default: %(default)s"
+    )
+    parser.add_argument(
+        "--map_images", type=int, default=0, help="measure each op's mAP too, on so many images; default: %(default)s"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes; default: %(default)s")
+    parser.add_argument(
+        "--executor", default="local", choices=["local", "ray"], help="where the workers are; default: %(default)s"
+    )
+    parser.add_argument("--ray_address", help="of the cluster, for --executor ray: auto, HOST:PORT or ray://HOST:PORT")
+    arguments = parser.parse_args(argv)
+
+    from act_pipeline.analysis.analyze import analyze
+    from act_pipeline.config import load_config
+    from act_pipeline.tables import analysis_table
+
+    result = analyze(
+        load_config(arguments.config, arguments.opt),
+        arguments.output_dir,
+        arguments.devices,
+        arguments.images,
+        not arguments.no_sensitivity,
+        arguments.sensitivity_images,
+        arguments.map_images,
+        arguments.workers,
+        arguments.executor,
+        arguments.ray_address,
+    )
+    print(analysis_table(result.record))
+    print(f"analysis.json and {len(result.plots)} plots: {result.directory}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
