@@ -352,7 +352,7 @@ def test_an_analysis_of_a_part_gives_that_part(data, tmp_path, missing):
         return
     # Both rank the last op highest: its detections change most, and its noise is the largest.
     assert record["sensitivity"]["ops"][0]["module"] == "backbone.block29"
-    assert record["sensitivity"]["measure"] == ("noise" if missing == "detection_change" else "detection_change")
+    assert record["sensitivity"]["measure"] == ("detection_change" if missing == "sqnr_db" else "noise")
     assert sum(group["share"] for group in record["sensitivity"]["groups"]) == pytest.approx(1)
     if missing != "activations":
         # The largest is 4.0 everywhere, the 99.9 percentile is smallest in the first.

@@ -36,10 +36,10 @@ class ReportReader(Protocol):
         """Return the folder of its images."""
 
 
-def build(sources: Sources, reader: ReportReader) -> dict[str, Any]:
+def build(sources: Sources, reader: ReportReader, name: str) -> dict[str, Any]:
     """Return the content of ``report.json`` (schema ``act_pipeline.report/1``).
 
-    A part for which nothing was measured is None or empty.
+    A part for which nothing was measured is None or empty. ``name`` is the model's.
 
     Raises:
         UserError: the reader's data cannot be read.
@@ -51,7 +51,7 @@ def build(sources: Sources, reader: ReportReader) -> dict[str, Any]:
     figures = {name: _model_figures(act.get(name) or {}, measured["scores"].get(name)) for name in ("fp32", "int8")}
     classes = _per_class(figures, measured["objects"])
     return {
-        "artifact": sources.artifact.name,
+        "artifact": name,
         "sources": sources.files,
         "images": (act.get("evaluation") or {}).get("images"),
         "verdict": _verdict(act, figures, pair),
@@ -159,6 +159,7 @@ def _row(name: str, figures: Mapping[str, Any], fp32: Mapping[str, Any], **more:
         "meets_max_drop": None,
         "chosen": False,
         "failure": None,
+        "note": None,
         **more,
     }
 
@@ -170,7 +171,7 @@ def _before_and_after(
     fp32 = figures["fp32"]
     rows = []
     for index, (name, part) in enumerate((("FP32", fp32), ("INT8", figures["int8"]))):
-        row = _row(name, part, fp32, engine="paddle" if part["latency_ms"] else None)
+        row = _row(name, part, fp32, engine=_own_engine(act, name.lower()) if part["latency_ms"] else None)
         if pair is not None:
             timed = pair[index]
             row.update(latency_ms=_p50(timed["latency_ms"]), times_as_fast=timed["speed_ratio"], engine=timed["engine"])
@@ -193,6 +194,12 @@ def _before_and_after(
     return rows
 
 
+def _own_engine(act: Mapping[str, Any], precision: str) -> str | None:
+    """Return the engine in which the compression itself ran a model."""
+    measured = act.get("evaluation") or {}
+    return measured.get(f"{precision}_engine") or measured.get("engine")
+
+
 def _half(engines: Sequence[Mapping[str, Any]], pair: Any) -> Mapping[str, Any] | None:
     """Return the half-precision row to show: FP16 before BF16, in INT8's engine before another, the fastest."""
     rows = [row for row in engines if row["own"] and row["precision"] in HALF_PRECISIONS and not row["failure"]]
@@ -211,9 +218,10 @@ def _strategy_row(step: Mapping[str, Any], act: Mapping[str, Any], fp32: Mapping
         {**step, **{key: stats.get(key) for key in _SIZE_STATS}},
         fp32,
         times_as_fast=_ratio(_p50(fp32["latency_ms"]), _p50(step.get("latency_ms"))),
-        engine=(act.get("evaluation") or {}).get("engine") if step.get("latency_ms") else None,
+        engine=_own_engine(act, "int8") if step.get("latency_ms") else None,
         **{key: step.get(key) for key in ("quantized", "kept", "seconds", "meets_max_drop")},
         chosen=bool(step.get("chosen")),
+        note=step.get("note") or None,
         strategy=step.get("strategy"),
         settings=step.get("settings") or {},
     )

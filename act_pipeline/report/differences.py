@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.report.errors import FOREGROUND_IOU, box_iou
+from act_pipeline.analysis.matching import match
+from act_pipeline.report.errors import FOREGROUND_IOU, corners
 
 # Weaker detections than this share of the threshold are no partner: RT-DETR gives a few hundred boxes for every image.
 _WEAKEST_PARTNER = 0.25
@@ -49,8 +50,9 @@ def pair_images(
 ) -> dict[int, list[Pair]]:
     """Pair two models' detections image by image.
 
-    Partners have the same class and an IoU of at least 0.5; those that overlap most are paired first, each once. A
-    detection below the threshold counts only as the partner of one above it.
+    Partners have the same class and an IoU above 0.5; those that agree best are paired first, each once, as
+    :func:`act_pipeline.analysis.matching.match` does. A detection below the threshold counts only as the partner of one
+    above it.
 
     Args:
         first: [M, 7] as ``Evaluation.detections``.
@@ -76,25 +78,18 @@ def _by_image(rows: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def _pair(first: np.ndarray, second: np.ndarray, threshold: float) -> list[Pair]:
-    overlaps = box_iou(first[:, 1:5], second[:, 1:5])
-    overlaps[first[:, 6][:, None] != second[:, 6][None]] = 0
-    shown_first, shown_second = first[:, 5] >= threshold, second[:, 5] >= threshold
-    # What both show is paired before what only one shows, so that a weak box beside it takes no partner away.
-    rank = overlaps + 1.0 * (shown_first[:, None] & shown_second[None])
-    rank[(overlaps < FOREGROUND_IOU) | ~(shown_first[:, None] | shown_second[None])] = -1
-    pairs: list[Pair] = []
-    left_first, left_second = set(range(len(first))), set(range(len(second)))
-    for place in np.argsort(-rank, axis=None, kind="stable"):
-        row, column = divmod(int(place), max(len(second), 1))
-        if rank[row, column] < 0:
-            break
-        if row in left_first and column in left_second:
-            left_first.remove(row)
-            left_second.remove(column)
-            pairs.append(Pair(first[row], second[column], float(overlaps[row, column])))
-    pairs += [Pair(first[row], None, None) for row in sorted(left_first) if shown_first[row]]
-    pairs += [Pair(None, second[column], None) for column in sorted(left_second) if shown_second[column]]
+    found = match(_as_outputs(first), _as_outputs(second), threshold, FOREGROUND_IOU)
+    pairs = [
+        Pair(first[row], second[column], float(overlap)) for (row, column), overlap in zip(found.pairs, found.iou)
+    ]
+    pairs += [Pair(first[row], None, None) for row in found.missed]
+    pairs += [Pair(None, second[row], None) for row in found.added]
     return sorted(pairs, key=_surest, reverse=True)
+
+
+def _as_outputs(rows: np.ndarray) -> np.ndarray:
+    """Return rows of ``Evaluation.detections`` as an engine gives them, [K, 6]: class, score, x1, y1, x2, y2."""
+    return np.column_stack([rows[:, 6], rows[:, 5], corners(rows[:, 1:5])])
 
 
 def _surest(pair: Pair) -> float:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.analysis.matching import iou
+
 FOREGROUND_IOU = 0.5
 BACKGROUND_IOU = 0.1
 # In the order in which they are shown; the first four are what one asks for first.
@@ -43,9 +45,12 @@ class Judged:
 
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return [N, M] float64: intersection over union of boxes [N, 4] and [M, 4] as x, y, width, height."""
-    shared = _intersection(first, second)
-    union = (first[:, 2] * first[:, 3])[:, None] + (second[:, 2] * second[:, 3])[None] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return iou(corners(first), corners(second))
+
+
+def corners(boxes: np.ndarray) -> np.ndarray:
+    """Return boxes [N, 4] of x, y, width, height as x1, y1, x2, y2."""
+    return np.column_stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:4]])
 
 
 def _intersection(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -9,70 +9,78 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SHOWN_OPS, SHOWN_HISTOGRAMS = 20, 6
+SHOWN_OPS, SHOWN_WIDEST = 20, 6
 _UNKNOWN_GROUP = "other"
 
 
 def sensitivity(analysis: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the most sensitive ops and every group's share of the error.
+    """Return the most sensitive ops, and the shares of groups and of attentions in the error of all ops.
 
-    Ops are ranked by the change of matched detections where that was measured, else by the noise that they add.
+    Ops are ranked by the noise that they add alone, relative to the signal, or by the change of matched detections
+    where only that was measured.
 
     Returns:
-        ``measure`` (``detection_change`` or ``noise``), ``count``, ``shown``, ``ops`` (``name``, ``type``, ``module``, ``group``,
-        ``sqnr_db``, ``detection_change``, ``value``: by which they are ranked, ``relative``: to the largest),
-        ``groups`` (``name``, ``ops``, ``share``); None if nothing was measured.
+        ``measure`` (``noise`` or ``detection_change``), ``images``, ``count``, ``shown``, ``ops`` (``name``, ``type``,
+        ``module``, ``group``, ``sqnr_db``, ``detection_change``, ``map``, ``value``: by which they are ranked, ``share``
+        of the sum of all, ``relative``: to the largest), ``groups`` and ``attentions`` (``name``, ``ops``, ``share``);
+        None if nothing was measured.
     """
-    ops = [op for op in (analysis or {}).get("ops") or () if isinstance(op, Mapping)]
+    found = analysis or {}
+    ops = [op for op in found.get("ops") or () if isinstance(op, Mapping)]
+    by_noise = [op for op in ops if _noise(op) is not None]
     by_change = [op for op in ops if _number(op.get("detection_change")) is not None]
-    by_noise = [op for op in ops if _number(op.get("sqnr_db")) is not None]
-    measure, measured = ("detection_change", by_change) if by_change else ("noise", by_noise)
+    measure, measured = ("noise", by_noise) if by_noise else ("detection_change", by_change)
     if not measured:
         return None
-    rows = [
-        {
-            **{key: op.get(key) for key in ("name", "type", "module")},
-            "group": op.get("group") or _UNKNOWN_GROUP,
-            "sqnr_db": _number(op.get("sqnr_db")),
-            "detection_change": _number(op.get("detection_change")),
-            "value": _value(op, measure),
-        }
-        for op in measured
-    ]
+    rows = []
+    for op in measured:
+        value = _noise(op) if measure == "noise" else _number(op["detection_change"])
+        rows.append(
+            {
+                **{key: op.get(key) for key in ("name", "type", "module")},
+                "group": op.get("group") or _UNKNOWN_GROUP,
+                **{key: _number(op.get(key)) for key in ("sqnr_db", "detection_change", "map")},
+                "value": max(value or 0.0, 0.0),
+            }
+        )
     rows.sort(key=lambda row: -row["value"])
-    largest = max(rows[0]["value"], 1e-12)
-    total = sum(max(row["value"], 0.0) for row in rows)
+    total, largest = sum(row["value"] for row in rows), rows[0]["value"]
     for row in rows:
-        row["relative"] = max(row["value"], 0.0) / largest
+        row["share"] = row["value"] / total if total else 0.0
+        row["relative"] = row["value"] / largest if largest else 0.0
     return {
         "measure": measure,
+        "images": (found.get("sensitivity") or {}).get("images"),
         "count": len(rows),
         "shown": len(rows[:SHOWN_OPS]),
         "ops": rows[:SHOWN_OPS],
-        "groups": _groups((analysis or {}).get("groups") or (), rows, total),
+        "groups": _shares(found.get("groups") or ()) or _groups(rows),
+        "attentions": _shares(found.get("attentions") or ()),
     }
 
 
-def _value(op: Mapping[str, Any], measure: str) -> float:
-    if measure == "detection_change":
-        return float(op["detection_change"])
-    return 10 ** (-float(op["sqnr_db"]) / 10)
+def _noise(op: Mapping[str, Any]) -> float | None:
+    """Return noise over signal."""
+    error, sqnr_db = _number(op.get("error")), _number(op.get("sqnr_db"))
+    if error is None and sqnr_db is not None:
+        return 10 ** (-sqnr_db / 10)
+    return error
 
 
-def _groups(recorded: Sequence[Any], rows: Sequence[Mapping[str, Any]], total: float) -> list[dict[str, Any]]:
+def _shares(recorded: Sequence[Any]) -> list[dict[str, Any]]:
     found = [
-        {
-            "name": str(group.get("name") or group.get("group")),
-            "ops": group["ops"] if isinstance(group.get("ops"), int) else _length(group.get("ops")),
-            "share": _number(group.get("share")),
-        }
-        for group in recorded if isinstance(group, Mapping) and _number(group.get("share")) is not None
+        {"name": str(part.get("name")), "ops": part.get("ops"), "share": _number(part.get("share"))}
+        for part in recorded if isinstance(part, Mapping) and _number(part.get("share")) is not None
     ]  # fmt: skip
-    if not found:
-        for name in dict.fromkeys(row["group"] for row in rows):
-            values = [max(row["value"], 0.0) for row in rows if row["group"] == name]
-            found.append({"name": name, "ops": len(values), "share": sum(values) / total if total else 0.0})
-    return sorted(found, key=lambda group: -group["share"])
+    return sorted(found, key=lambda part: -part["share"])
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    groups = []
+    for name in dict.fromkeys(row["group"] for row in rows):
+        shares = [row["share"] for row in rows if row["group"] == name]
+        groups.append({"name": name, "ops": len(shares), "share": sum(shares)})
+    return sorted(groups, key=lambda group: -group["share"])
 
 
 def distributions(analysis: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -80,9 +88,9 @@ def distributions(analysis: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
     Returns:
         ``ops`` (``name``, ``module``, ``group``, ``tensor``, ``p999``, ``p9999``, ``abs_max``, ``outlier_ratio``,
-        ``channel_spread``, ``reach``: the largest value in units of the 99.9 percentile), ``worst``: the ops with the
-        largest ``reach`` that have a ``histogram`` (``edges``, ``counts``), with their ``threshold``; None if nothing
-        was measured.
+        ``channel_spread`` and ``weight_spread``: the largest channel to the median one, ``threshold``: where INT8 ends,
+        ``reach``: the largest value in units of the 99.9 percentile), ``worst``: the ops with the largest ``reach``,
+        with their ``histogram`` (``edges``, ``counts``) or None; None if nothing was measured.
     """
     rows, drawings = [], []
     for op in (analysis or {}).get("ops") or ():
@@ -95,12 +103,11 @@ def distributions(analysis: Mapping[str, Any] | None) -> dict[str, Any] | None:
         widest = max(tensors, key=lambda tensor: tensor["reach"])
         histogram = widest.pop("histogram")
         rows.append(widest)
-        if histogram is not None:
-            drawings.append({**widest, "histogram": histogram})
+        drawings.append({**widest, "histogram": histogram})
     if not rows:
         return None
     drawings.sort(key=lambda row: -row["reach"])
-    return {"ops": rows, "worst": drawings[:SHOWN_HISTOGRAMS]}
+    return {"ops": rows, "worst": drawings[:SHOWN_WIDEST]}
 
 
 def _parts(op: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -131,7 +138,8 @@ def _tensor(op: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any] | 
         "abs_max": abs_max,
         "reach": abs_max / p999 if p999 > 0 else 1.0,
         "outlier_ratio": _first(part, "outlier_ratio"),
-        "channel_spread": _first(weight, "channel_spread", "spread") or _first(op, "channel_spread"),
+        "channel_spread": _first(part, "channel_spread"),
+        "weight_spread": _first(weight, "channel_spread"),
         "threshold": _first(part, "threshold"),
         "histogram": _histogram(part.get("histogram")),
     }
@@ -160,7 +168,3 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
-
-
-def _length(value: Any) -> int | None:
-    return len(value) if isinstance(value, (list, tuple)) else None

@@ -28,6 +28,7 @@ def write_report(
     analysis: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
     benchmark: str | os.PathLike[str] | None = None,
+    name: str | None = None,
 ) -> Path:
     """Write ``report.html`` and the record of its figures, ``report.json``, into the folder of an INT8 model.
 
@@ -43,6 +44,7 @@ def write_report(
         analysis: an ``analysis.json`` other than the one in the folder.
         progress: is told in a line what is done next.
         benchmark: a ``benchmark.json``.
+        name: what the page calls the model; None: its folder. A folder that is not yet under its own name needs it.
 
     Returns:
         The path of ``report.html``.
@@ -58,7 +60,7 @@ def write_report(
     sources = Sources.read(folder, evals, analysis, benchmark)
     if sources.detections is not None:
         say("scoring and comparing the detections of both models")
-    record = build(sources, reader)
+    record = build(sources, reader, name or folder.resolve().name)
     say(f"drawing {folder / REPORT_FILENAME}")
 
     def picture(entry: Mapping[str, Any]) -> Any:
