@@ -145,7 +145,7 @@ def test_every_section_is_there_in_order(whole):
 
 def test_every_figure_stands_in_a_record(whole):
     """Every number that a reader sees is the rounding of one in a record, or a part of a name in one."""
-    page, record, artifact = whole
+    page, record, _ = whole
     assert record["schema"] == REPORT_SCHEMA
     numbers, names = leaves(record)
     lang = page.named("html")[0]["lang"][:2]
@@ -345,7 +345,7 @@ def test_an_analysis_of_a_part_gives_that_part(data, tmp_path, missing):
         for key in [key for key in op if key == missing or missing == "all"]:
             del op[key]
     write_record(artifact / "analysis.json", "act_pipeline.analysis/1", analysis)
-    page, record = written(artifact, data)
+    _, record = written(artifact, data)
     assert (record["distributions"] is None) == (missing in ("activations", "all"))
     if missing == "all":
         assert record["sensitivity"] is None

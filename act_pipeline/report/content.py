@@ -9,10 +9,11 @@ from typing import Any, Protocol
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.report.curves import RECALLS, score
 from act_pipeline.report.differences import iou_map, most_different, pair_images, summarize
-from act_pipeline.report.errors import KINDS, SIZES, best_threshold, count_errors, judge
+from act_pipeline.report.errors import KINDS, best_threshold, count_errors, judge
+from act_pipeline.report.models import before_and_after, change_of, engine_row, model_figures, strategy_row, verdict_of
 from act_pipeline.report.pictures import describe
 from act_pipeline.report.sensitivity import distributions, sensitivity
-from act_pipeline.report.sources import HALF_PRECISIONS, Sources, fastest_pair
+from act_pipeline.report.sources import Sources, fastest_pair
 
 REPORT_SCHEMA = "act_pipeline.report/1"
 PICTURES = 6
@@ -21,7 +22,6 @@ CLASS_CURVES = 3
 MOST_CLASSES, CLASSES_OF_MORE = 30, 20
 # Scored anew from the detections that were kept, a mAP is the same but for the rounding of boxes to float32.
 _MAP_TOLERANCE = 5e-4
-_SIZE_STATS = tuple(f"ap_{size}" for size in SIZES)
 
 
 class ReportReader(Protocol):
@@ -48,16 +48,16 @@ def build(sources: Sources, reader: ReportReader, name: str) -> dict[str, Any]:
     measured = _from_detections(sources, reader)
     engines = sources.engine_rows()
     pair = fastest_pair(engines)
-    figures = {name: _model_figures(act.get(name) or {}, measured["scores"].get(name)) for name in ("fp32", "int8")}
+    figures = {name: model_figures(act.get(name) or {}, measured["scores"].get(name)) for name in ("fp32", "int8")}
     classes = _per_class(figures, measured["objects"])
     return {
         "artifact": name,
         "sources": sources.files,
         "images": (act.get("evaluation") or {}).get("images"),
-        "verdict": _verdict(act, figures, pair),
-        "models": _before_and_after(act, figures, engines, pair),
-        "strategies": [_strategy_row(step, act, figures["fp32"]) for step in act.get("steps") or ()],
-        "engines": [_engine_row(row, figures["fp32"]) for row in engines],
+        "verdict": verdict_of(act, figures, pair),
+        "models": before_and_after(act, figures, engines, pair),
+        "strategies": [strategy_row(step, act, figures["fp32"]) for step in act.get("steps") or ()],
+        "engines": [engine_row(row, figures["fp32"]) for row in engines],
         "per_class": classes,
         "class_counts": _class_counts(classes),
         "curves": measured["curves"],
@@ -76,164 +76,6 @@ def build(sources: Sources, reader: ReportReader, name: str) -> dict[str, Any]:
     }
 
 
-def _model_figures(part: Mapping[str, Any], scores: Any) -> dict[str, Any]:
-    stats = part.get("stats") or (scores.stats if scores else {})
-    return {
-        "map": part.get("map"),
-        "map50": part.get("map50"),
-        **{name: _known(stats.get(name)) for name in _SIZE_STATS},
-        "bytes": part.get("bytes"),
-        "latency_ms": part.get("latency_ms"),
-        "per_class": part.get("per_class") or (scores.per_class if scores else {}),
-    }
-
-
-def _known(value: float | None) -> float | None:
-    return None if value is None or value < 0 else value
-
-
-def _change(before: float | None, after: float | None) -> float | None:
-    return None if before is None or after is None else after - before
-
-
-def _ratio(before: float | None, after: float | None) -> float | None:
-    return None if not before or not after else before / after
-
-
-def _p50(latency_ms: Mapping[str, float] | None) -> float | None:
-    return latency_ms["p50"] if latency_ms else None
-
-
-def _verdict(act: Mapping[str, Any], figures: Mapping[str, Any], pair: Any) -> dict[str, Any]:
-    fp32, int8 = figures["fp32"], figures["int8"]
-    change, max_drop = _change(fp32["map"], int8["map"]), act.get("max_drop")
-    if change is None:
-        state = "not_measured"
-    elif max_drop is None:
-        state = "no_limit"
-    else:
-        state = "holds" if -change <= max_drop else "below"
-    chosen = next((step for step in act.get("steps") or () if step.get("chosen")), {})
-    quantized = sum((act.get("quantized_ops") or {}).values())
-    return {
-        "state": state,
-        "map_fp32": fp32["map"],
-        "map_int8": int8["map"],
-        "map_change": change,
-        "max_drop": max_drop,
-        "lowest_map": None if max_drop is None or fp32["map"] is None else fp32["map"] - max_drop,
-        "bytes_fp32": fp32["bytes"],
-        "bytes_int8": int8["bytes"],
-        "times_smaller": _ratio(fp32["bytes"], int8["bytes"]),
-        "speed": None if pair is None else {
-            "engine": pair[1]["engine"],
-            "device": pair[1]["device"],
-            "fp32_ms": _p50(pair[0]["latency_ms"]),
-            "int8_ms": _p50(pair[1]["latency_ms"]),
-            "times_as_fast": pair[1]["speed_ratio"],
-            "map": pair[1]["map"],
-        },
-        "strategy": chosen.get("name") or act.get("strategy"),
-        "quantized": quantized,
-        "kept": len(act.get("kept_ops") or ()),
-        "quantizable": act.get("quantizable_ops") or quantized + len(act.get("kept_ops") or ()),
-    }  # fmt: skip
-
-
-def _row(name: str, figures: Mapping[str, Any], fp32: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return a row of the table of models; what is not known is None."""
-    return {
-        "name": name,
-        "map": figures.get("map"),
-        "map_change": _change(fp32["map"], figures.get("map")),
-        "map50": figures.get("map50"),
-        **{key: _known(figures.get(key)) for key in _SIZE_STATS},
-        "bytes": figures.get("bytes"),
-        "times_smaller": _ratio(fp32["bytes"], figures.get("bytes")),
-        "latency_ms": _p50(figures.get("latency_ms")),
-        "times_as_fast": None,
-        "engine": None,
-        "quantized": None,
-        "kept": None,
-        "seconds": None,
-        "meets_max_drop": None,
-        "chosen": False,
-        "failure": None,
-        "note": None,
-        **more,
-    }
-
-
-def _before_and_after(
-    act: Mapping[str, Any], figures: Mapping[str, Any], engines: Sequence[Mapping[str, Any]], pair: Any
-) -> list[dict[str, Any]]:
-    """Return FP32, FP16 (or BF16) where it was measured, INT8; latencies in the engine that runs INT8 fastest."""
-    fp32 = figures["fp32"]
-    rows = []
-    for index, (name, part) in enumerate((("FP32", fp32), ("INT8", figures["int8"]))):
-        row = _row(name, part, fp32, engine=_own_engine(act, name.lower()) if part["latency_ms"] else None)
-        if pair is not None:
-            timed = pair[index]
-            row.update(latency_ms=_p50(timed["latency_ms"]), times_as_fast=timed["speed_ratio"], engine=timed["engine"])
-        elif index and fp32["latency_ms"] and part["latency_ms"]:
-            row["times_as_fast"] = _ratio(_p50(fp32["latency_ms"]), _p50(part["latency_ms"]))
-        rows.append(row)
-    rows[0]["times_as_fast"] = 1.0 if rows[0]["latency_ms"] else None
-    quantized = sum((act.get("quantized_ops") or {}).values())
-    rows[1].update(quantized=quantized, kept=len(act.get("kept_ops") or ()))
-    half = _half(engines, pair)
-    if half is not None:
-        figures_of_half = {**half, **{key: (half["stats"] or {}).get(key) for key in _SIZE_STATS}}
-        rows.insert(
-            1,
-            _row(
-                half["precision"].upper(), figures_of_half, fp32,
-                engine=half["engine"], times_as_fast=half["speed_ratio"],
-            ),
-        )  # fmt: skip
-    return rows
-
-
-def _own_engine(act: Mapping[str, Any], precision: str) -> str | None:
-    """Return the engine in which the compression itself ran a model."""
-    measured = act.get("evaluation") or {}
-    return measured.get(f"{precision}_engine") or measured.get("engine")
-
-
-def _half(engines: Sequence[Mapping[str, Any]], pair: Any) -> Mapping[str, Any] | None:
-    """Return the half-precision row to show: FP16 before BF16, in INT8's engine before another, the fastest."""
-    rows = [row for row in engines if row["own"] and row["precision"] in HALF_PRECISIONS and not row["failure"]]
-    engine = pair[1]["engine"] if pair is not None else None
-
-    def rank(row: Mapping[str, Any]) -> tuple[bool, bool, float]:
-        return row["precision"] != "fp16", row["engine"] != engine, _p50(row["latency_ms"]) or 1e9
-
-    return min(rows, key=rank, default=None)
-
-
-def _strategy_row(step: Mapping[str, Any], act: Mapping[str, Any], fp32: Mapping[str, Any]) -> dict[str, Any]:
-    stats = step.get("stats") or {}
-    return _row(
-        str(step.get("name")),
-        {**step, **{key: stats.get(key) for key in _SIZE_STATS}},
-        fp32,
-        times_as_fast=_ratio(_p50(fp32["latency_ms"]), _p50(step.get("latency_ms"))),
-        engine=_own_engine(act, "int8") if step.get("latency_ms") else None,
-        **{key: step.get(key) for key in ("quantized", "kept", "seconds", "meets_max_drop")},
-        chosen=bool(step.get("chosen")),
-        note=step.get("note") or None,
-        strategy=step.get("strategy"),
-        settings=step.get("settings") or {},
-    )
-
-
-def _engine_row(row: Mapping[str, Any], fp32: Mapping[str, Any]) -> dict[str, Any]:
-    figures = {**row, **{key: (row["stats"] or {}).get(key) for key in _SIZE_STATS}}
-    return _row(
-        row["label"], figures, fp32, engine=row["engine"], times_as_fast=row["speed_ratio"], failure=row["failure"]
-    )
-
-
 def _per_class(figures: Mapping[str, Any], objects: Mapping[str, int]) -> list[dict[str, Any]]:
     """Return the classes, the largest loss first, those without ground truth last."""
     before, after = figures["fp32"]["per_class"], figures["int8"]["per_class"]
@@ -242,7 +84,7 @@ def _per_class(figures: Mapping[str, Any], objects: Mapping[str, int]) -> list[d
             "name": name,
             "fp32": before.get(name),
             "int8": after.get(name),
-            "change": _change(before.get(name), after.get(name)),
+            "change": change_of(before.get(name), after.get(name)),
             "objects": objects.get(name),
         }
         for name in dict.fromkeys([*before, *after])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ LOG_FILENAME = "vdlrecords.act.log"
 class Scalars:
     """Scalars of one run in a folder that ``visualdl --logdir`` shows; does nothing where VisualDL is not installed.
 
-    >>> with Scalars("output/rtdetr_int8/visualdl") as scalars:  # doctest: +SKIP
+    >>> with contextlib.closing(Scalars("output/rtdetr_int8/visualdl")) as scalars:  # doctest: +SKIP
     ...     scalars.add("train/loss", 3.9, step=1)
     """
 
@@ -41,12 +42,6 @@ class Scalars:
             self._writer.close()
             self._writer = None
 
-    def __enter__(self) -> Scalars:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
 
 def write_scalars(act: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path | None:
     """Write the training of an ``act.json``: ``train/loss`` of every iteration, ``eval/map`` of every evaluation.
@@ -57,7 +52,7 @@ def write_scalars(act: Mapping[str, Any], directory: str | os.PathLike[str]) -> 
     training = act.get("training") or {}
     if not training.get("loss") and not training.get("evaluations"):
         return None
-    with Scalars(directory) as scalars:
+    with contextlib.closing(Scalars(directory)) as scalars:
         for step, loss in enumerate(training.get("loss") or (), start=1):
             scalars.add("train/loss", loss, step)
         for evaluation in training.get("evaluations") or ():
