@@ -39,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, help="calibration images; default: those of QuantPost")
     parser.add_argument("--no_sensitivity", action="store_true", help="the distributions alone")
     parser.add_argument(
-        "--sensitivity_images", type=int, default=8, help="images that sensitivities are measured on; default: %(default)s"
+        "--sensitivity_images",
+        type=int,
+        default=8,
+        help="images that sensitivities are measured on; default: %(default)s",
     )
     parser.add_argument(
         "--map_images", type=int, default=0, help="measure each op's mAP too, on so many images; default: %(default)s"

@@ -33,7 +33,6 @@ from act_pipeline.records import read_record, write_record
 from act_pipeline.static_graph import StaticGraph, static_mode
 
 LEDGER_FILENAME = "sensitivity.jsonl"
-# On the sample the ten worst of 8 images are those of 64; see CONTRIBUTING.md.
 SENSITIVITY_IMAGES = 8
 # Held in memory at a time, by every worker: 0.3 GB an image of 640 x 640.
 _BATCH_IMAGES = 4
@@ -116,9 +115,7 @@ def analyze(
         study = _Study(config, model, reader, device, Path(work), progress)
         study.distributions()
         sensitivities = (
-            study.sensitivities(
-                target / LEDGER_FILENAME, sensitivity_images, subset, executor, workers, ray_address
-            )
+            study.sensitivities(target / LEDGER_FILENAME, sensitivity_images, subset, executor, workers, ray_address)
             if sensitivity
             else []
         )
@@ -216,9 +213,7 @@ class _Study:
                 subset = dataclasses.replace(subset, sources=sources)
             task = Task.of(self.prepared, self.ops, self.thresholds, batches, self.device, subset)
             self.sensitivity_images, self.key = task.images, task.key
-            return measure_sensitivity(
-                task, Ledger(ledger, task.key), executor, workers, ray_address, self.progress
-            )
+            return measure_sensitivity(task, Ledger(ledger, task.key), executor, workers, ray_address, self.progress)
 
     def record(self, sensitivities: Sequence[OpSensitivity], how: Mapping[str, Any]) -> dict[str, Any]:
         """Return the content of ``analysis.json``."""
@@ -264,9 +259,7 @@ class _Study:
         self.seconds[stage] = time.perf_counter() - start
 
 
-def _check_arguments(
-    images: int | None, sensitivity_images: int, map_images: int, workers: int, executor: str
-) -> None:
+def _check_arguments(images: int | None, sensitivity_images: int, map_images: int, workers: int, executor: str) -> None:
     for flag, value, least in (
         ("--images", images, 1),
         ("--sensitivity_images", sensitivity_images, 1),

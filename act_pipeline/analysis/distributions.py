@@ -18,47 +18,40 @@ _OUTLIER_RMS = 6.0
 
 
 class Extent:
-    """The smallest and the largest value.
-
-    Attributes:
-        min, max: so far; nothing was seen: infinite and minus infinite.
-    """
-
-    def __init__(self) -> None:
-        self.min, self.max = float("inf"), float("-inf")
-
-    def update(self, values: np.ndarray, images: int) -> None:
-        """See :class:`act_pipeline.analysis.observers.Observer`."""
-        if values.size:
-            self.min, self.max = min(self.min, float(values.min())), max(self.max, float(values.max()))
-
-
-class ChannelAbsMax:
-    """The largest absolute value of every channel.
+    """The smallest and the largest value, over all and of every channel.
 
     Args:
         axis: of the channels.
 
     Attributes:
-        abs_max: float32 [channels]; empty if nothing was seen, or if the axis changed its length.
+        min, max: so far; nothing was seen: infinite and minus infinite.
+        channel_abs_max: float32 [channels], the largest absolute values; empty if nothing was seen, or if the axis is not
+            of one length.
     """
 
     def __init__(self, axis: int) -> None:
         self.axis = axis
-        self.abs_max = np.zeros(0, np.float32)
+        self.min, self.max = float("inf"), float("-inf")
+        self.channel_abs_max = np.zeros(0, np.float32)
         self._uneven = False
 
     def update(self, values: np.ndarray, images: int) -> None:
         """See :class:`act_pipeline.analysis.observers.Observer`."""
-        if not values.size or self._uneven:
+        if not values.size:
             return
         axis = self.axis % values.ndim
         others = tuple(other for other in range(values.ndim) if other != axis)
-        largest = np.maximum(values.max(axis=others), -values.min(axis=others)).astype(np.float32)
-        if self.abs_max.size and self.abs_max.size != largest.size:
-            self.abs_max, self._uneven = np.zeros(0, np.float32), True
+        low, high = values.min(axis=others), values.max(axis=others)
+        self.min, self.max = min(self.min, float(low.min())), max(self.max, float(high.max()))
+        largest = np.maximum(high, -low).astype(np.float32)
+        if self.channel_abs_max.size not in (0, largest.size):
+            self._uneven = True
+        if self._uneven:
+            self.channel_abs_max = np.zeros(0, np.float32)
+        elif self.channel_abs_max.size:
+            np.maximum(self.channel_abs_max, largest, out=self.channel_abs_max)
         else:
-            self.abs_max = np.maximum(self.abs_max, largest) if self.abs_max.size else largest
+            self.channel_abs_max = largest
 
 
 class TensorObserver:
@@ -66,18 +59,17 @@ class TensorObserver:
 
     Attributes:
         histogram: also what thresholds are found in (:func:`act_pipeline.compress.calibration.threshold`).
-        extent, channels: as named.
+        extent: of the channels too.
     """
 
     def __init__(self, channel_axis: int) -> None:
         self.histogram = AbsHistogram()
-        self.extent = Extent()
-        self.channels = ChannelAbsMax(channel_axis)
+        self.extent = Extent(channel_axis)
 
     @property
     def observers(self) -> list[Observer]:
         """What :func:`act_pipeline.analysis.collect.collect` feeds."""
-        return [self.histogram, self.extent, self.channels]
+        return [self.histogram, self.extent]
 
     @property
     def constant(self) -> bool:
@@ -86,7 +78,7 @@ class TensorObserver:
 
     def statistics(self) -> dict[str, Any]:
         """See :func:`statistics`."""
-        return statistics(self.histogram, self.extent, self.channels.abs_max)
+        return statistics(self.histogram, self.extent)
 
 
 def observe_activations(ops: Sequence[QuantizableOp]) -> dict[str, TensorObserver]:
@@ -122,7 +114,7 @@ def weight_statistics(graph: StaticGraph, ops: Sequence[QuantizableOp]) -> dict[
     return found
 
 
-def statistics(histogram: AbsHistogram, extent: Extent, channel_abs_max: np.ndarray) -> dict[str, Any]:
+def statistics(histogram: AbsHistogram, extent: Extent) -> dict[str, Any]:
     """Return a tensor's figures, in types that JSON has.
 
     Returns:
@@ -136,6 +128,7 @@ def statistics(histogram: AbsHistogram, extent: Extent, channel_abs_max: np.ndar
     """
     from act_pipeline.compress.calibration import quantile, uniform_histogram
 
+    channel_abs_max = extent.channel_abs_max
     lower, upper, counts = histogram.bins()
     total = int(counts.sum())
     middle = (lower + upper) / 2

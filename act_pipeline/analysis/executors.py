@@ -75,7 +75,13 @@ def measure_sensitivity(
     results = run_units(task, units, executor, workers, ray_address) if units else iter(())
     with contextlib.closing(results) if units else contextlib.nullcontext():
         for found in tqdm(
-            results, total=len(task.units), initial=len(done), desc="sensitivity", unit="op", disable=not progress, leave=False
+            results,
+            total=len(task.units),
+            initial=len(done),
+            desc="sensitivity",
+            unit="op",
+            disable=not progress,
+            leave=False,
         ):
             measurements.append(found)
             if ledger is not None:

@@ -31,7 +31,9 @@ class Ledger:
         if read and read[0].get("key") == key:
             self.measurements = read[1:]
         # Written anew: a measurement must not be appended to half a line.
-        write_text_atomically(self.path, "".join(f"{json.dumps(entry)}\n" for entry in [{"key": key}, *self.measurements]))
+        write_text_atomically(
+            self.path, "".join(f"{json.dumps(entry)}\n" for entry in [{"key": key}, *self.measurements])
+        )
 
     def add(self, measurement: Mapping[str, Any]) -> None:
         """Keep a measurement."""

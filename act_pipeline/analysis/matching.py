@@ -33,9 +33,7 @@ class Matches:
         return len(self.pairs) + len(self.missed) + len(self.added)
 
 
-def match(
-    first: np.ndarray, second: np.ndarray, min_score: float = MIN_SCORE, min_iou: float = 0.0
-) -> Matches:
+def match(first: np.ndarray, second: np.ndarray, min_score: float = MIN_SCORE, min_iou: float = 0.0) -> Matches:
     """Match the detections of an image, the pair that agrees best first.
 
     Two detections may be a pair if they are of one class, their boxes overlap by more than ``min_iou``, and one of them

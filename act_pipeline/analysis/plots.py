@@ -73,7 +73,9 @@ def draw_weights(ops: Sequence[Mapping[str, Any]]) -> Any:
         if op["weight"] is not None and op["weight"]["channel_abs_max"] is not None and op["weight"]["abs_max"] > 0
     ]
     return _boxes(
-        rows, ("min", "p25", "p50", "p75", "max", "max"), "largest |weight| of an output channel: least, quartiles, most"
+        rows,
+        ("min", "p25", "p50", "p75", "max", "max"),
+        "largest |weight| of an output channel: least, quartiles, most",
     )
 
 
@@ -211,4 +213,4 @@ def _color(op: Mapping[str, Any]) -> str:
 
 def _short(module: str, length: int = 34) -> str:
     """Return the end of a module's name, which tells ops apart."""
-    return module if len(module) <= length else f"…{module[1 - length:]}"
+    return module if len(module) <= length else f"…{module[1 - length :]}"

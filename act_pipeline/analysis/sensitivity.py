@@ -247,9 +247,7 @@ def release() -> None:
         _bench = None
 
 
-def summarize(
-    ops: Sequence[QuantizableOp], measurements: Iterable[Mapping[str, Any]]
-) -> list[OpSensitivity]:
+def summarize(ops: Sequence[QuantizableOp], measurements: Iterable[Mapping[str, Any]]) -> list[OpSensitivity]:
     """Return the sensitivities in the order of ``ops``, from the measurements of all of their units.
 
     Args:
