@@ -152,6 +152,8 @@ def analysis_record(ops: int = 30) -> dict[str, Any]:
             for place in range(ops)
         ],
         "groups": [],
+        "attentions": [{"name": "transformer.decoder.layers.0.cross_attn", "ops": 4, "share": 0.123}],
+        "sensitivity": {"images": 8},
     }  # fmt: skip
 
 

@@ -47,6 +47,7 @@ function measure(frame) {
     if ([a, b].some(e => getComputedStyle(e).position === 'sticky')) continue;
     if (overlap(a.getBoundingClientRect(), b.getBoundingClientRect())) found.overlapping.push(name(a) + ' | ' + name(b));
   }
+  found.cut = [...page.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).map(name);
   found.charts = 0;
   found.letters = [];
   for (const chart of page.querySelectorAll('svg.chart')) {
@@ -124,6 +125,7 @@ def test_it_fits_at_both_widths(browser, report, tmp_path):
         for trouble in ("broken", "outside", "clipped", "overlapping", "letters"):
             assert found[trouble] == [], f"{trouble} at {width}: {found[trouble][:5]}"
         assert found["smallest"] >= 12
+        assert width < 1000 or found["cut"] == [], "a table does not fit though there is room"
 
 
 def test_the_measuring_sees_what_is_wrong(browser, report, tmp_path):

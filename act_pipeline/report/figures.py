@@ -169,8 +169,15 @@ def _logarithmic(axes: Any) -> None:
 
     axes.set_yscale("log")
     # matplotlib's own 10^x is set as formula, in fonts that a page does not have.
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: _short(value)))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _short(value: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
 
 
 def with_ids(drawing: str, prefix: str) -> str:

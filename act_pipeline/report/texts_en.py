@@ -169,8 +169,8 @@ TEXTS = {
     "reason": "Reason",
     # Distributions.
     "distributions": "Distributions",
-    "distributions_lead": "The largest activation of {name} is {reach} times its 99.9 percentile: few outliers take the "
-    "range that INT8 has to share.",
+    "distributions_lead": "The largest activation of {name} is {reach} times its 99.9 percentile, more than any other's; "
+    "the further out it lies, the less of INT8's 127 steps is left for the others.",
     "distributions_missing": "Not measured; tools/analyze.py does, and writes analysis.json.",
     "ranges": "Activations of every op, in the order of the graph",
     "ranges_note": "Dot: 99.9 percentile; bar: to 99.99; line: to the largest. Long lines are outliers.",

@@ -154,7 +154,7 @@ TEXTS = {
     "given_back_map": "此后的 mAP",
     "reason": "原因",
     "distributions": "数值分布",
-    "distributions_lead": "{name} 的最大激活值是其 99.9% 分位数的 {reach} 倍：少数离群值占去了 INT8 共用的范围。",
+    "distributions_lead": "{name} 的最大激活值是其 99.9% 分位数的 {reach} 倍，在所有算子中最高；离得越远，INT8 的 127 级中留给其他值的就越少。",
     "distributions_missing": "未测量；tools/analyze.py 会测量并写出 analysis.json。",
     "ranges": "各算子的激活值，按图中的顺序",
     "ranges_note": "点：99.9% 分位数；粗条：到 99.99%；细线：到最大值。线越长，离群值越远。",
