@@ -25,6 +25,7 @@ from inference_fixtures import TinyReader, export_tiny_model, make_tiny_data
 from act_pipeline.benchmark import plan
 from act_pipeline.benchmark.chart import draw_chart
 from act_pipeline.benchmark.flags import parse_request
+from act_pipeline.benchmark.nncf_peer import LABELS as NNCF_LABELS
 from act_pipeline.benchmark.plan import BenchmarkRequest
 from act_pipeline.benchmark.run import BENCHMARK_SCHEMA, run_benchmark
 from act_pipeline.benchmark.timing import rounds, speed_ratio
@@ -271,7 +272,7 @@ def test_a_missing_data_set_points_to_random_input(sleeping, monkeypatch, tmp_pa
         (["--repeats", "10"], "--repeats=10 is too few for a figure to rely on, expected at least 50; add --quick"),
         (["--repeats", "0"], "found '0', expected a whole number of at least 1"),
         (["--batchsize", "2"], "unknown flag '--batchsize'; did you mean '--batch_size'?"),
-        (["--peer", "ncnf"], "unknown peer 'ncnf', expected nncf; did you mean 'nncf'?"),
+        (["--peer", "ncnf"], "unknown peer 'ncnf', expected nncf, nncf_accuracy_control; did you mean 'nncf'?"),
         (["--chart", "a.jpg"], "--chart=a.jpg: expected a name that ends in .png"),
         (["--engines", ","], "found ',', expected names with commas between them"),
     ],
@@ -322,7 +323,8 @@ def test_paddle_for_real(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_nncf_for_real(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["nncf", "nncf_accuracy_control"])
+def test_nncf_for_real(tmp_path: Path, name: str) -> None:
     """The peer of the tiny model is made, runs in OpenVINO and finds the object."""
     for package in ("paddle", "nncf", "openvino", "onnx"):
         pytest.importorskip(package, reason=f"{package} is not installed")
@@ -330,10 +332,10 @@ def test_nncf_for_real(tmp_path: Path) -> None:
     reader = TinyReader(make_tiny_data(tmp_path / "data"), tmp_path / "data" / "images")
     request = BenchmarkRequest(
         model_path=str(tmp_path / "fp32"), engines=("openvino",), precisions=("fp32",), device="CPU", quick=True,
-        repeats=3, cpu_threads=1, peer="nncf", peer_images=4, work_dir=str(tmp_path / "peer"), batch_size=2,
+        repeats=3, cpu_threads=1, peer=name, peer_images=4, work_dir=str(tmp_path / "peer"), batch_size=2,
     )  # fmt: skip
     rows = by_label(run_benchmark(request, lambda line: None, reader).record)
-    peer = rows["nncf int8 in openvino"]
+    peer = rows[NNCF_LABELS[name]]
     assert peer["failure"] is None and peer["made_seconds"] > 0
     assert peer["map"] == pytest.approx(rows["openvino fp32"]["map"], abs=0.05)
     assert peer["ratio_to_fp32"]["to"] == "openvino fp32"

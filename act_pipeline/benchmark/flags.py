@@ -69,7 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     flag("random", "time on random input, not on the data set's images", action="store_true")
     flag("no_map", "do not evaluate; with --random, no data set is needed", action="store_true")
     flag("limit", "evaluate the first N images of the data set (default: all)", type=_at_least(1), metavar="N")
-    flag("peer", "nncf: one more row, NNCF's post-training INT8 of the FP32 model in OpenVINO", metavar="nncf")
+    flag(
+        "peer", "one more row, NNCF's INT8 of the FP32 model in OpenVINO: nncf (post-training), nncf_accuracy_control",
+        metavar="NAME",
+    )  # fmt: skip
+    flag("peer_max_drop", "drop of mAP for nncf_accuracy_control (default %(default)s)", type=float, metavar="DROP")
     flag(
         "peer_images", "images of the train split that the peer is calibrated on (default %(default)s)",
         type=_at_least(1), metavar="N",

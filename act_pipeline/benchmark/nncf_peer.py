@@ -1,7 +1,8 @@
-"""What else one could have used: NNCF's post-training INT8 of the same FP32 model, in OpenVINO.
+"""What else one could have used: NNCF's INT8 of the same FP32 model, in OpenVINO, without and with accuracy control.
 
 NNCF 3.4 quantizes the float model as lowered to ONNX and read by OpenVINO, with ``model_type=TRANSFORMER`` (its default
-costs 0.03 mAP on RT-DETR), calibrated on images of the train split, and keeps the result as OpenVINO's own IR.
+costs 0.03 mAP on RT-DETR), calibrated on images of the train split, and keeps the result as OpenVINO's own IR. With accuracy control it gives ops back
+to float until the mAP on the eval split is within ``max_drop``, as ``Strategy.max_drop`` does here.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel, OnnxModel
 from act_pipeline.records import hash_files
 
-LABEL = "nncf int8 in openvino"
+LABELS = {"nncf": "nncf int8 in openvino", "nncf_accuracy_control": "nncf int8, accuracy control, in openvino"}
 _IR_NAME = "nncf_int8.xml"
 _PACKAGE = 'pip install "act_pipeline[nncf]", or -r requirements/nncf.txt'
 
@@ -75,6 +76,7 @@ def nncf_candidate(
     batch_size: int,
     folder: Path,
     say: Callable[[str], None],
+    max_drop: float | None = None,
 ) -> Candidate:
     """Make the peer and return its row to be; if NNCF fails, a row with the reason.
 
@@ -85,14 +87,16 @@ def nncf_candidate(
         threads, batch_size: as the other rows have them.
         folder: where the IR is kept.
         say: takes a line about what happens next.
+        max_drop: with accuracy control, to this drop of mAP; None: without.
     """
-    say(f"{LABEL}: calibrating on {images} images")
-    made = functools.partial(
-        Candidate, LABEL, "openvino", "int8", "CPU", how=f"NNCF post-training, {images} images of the train split"
-    )
+    label = LABELS["nncf" if max_drop is None else "nncf_accuracy_control"]
+    say(f"{label}: calibrating on {images} images")
+    how = f"NNCF post-training, {images} images of the train split"
+    how += "" if max_drop is None else f", max_drop {max_drop} on the eval split"
+    made = functools.partial(Candidate, label, "openvino", "int8", "CPU", how=how)
     try:
         start = time.perf_counter()
-        peer = quantize(model, reader, images, folder / _IR_NAME)
+        peer = quantize(model, reader, images, folder / _IR_NAME, max_drop)
         seconds = time.perf_counter() - start
     except UserError as error:
         return made(model, refusal=str(error))
@@ -105,7 +109,9 @@ def nncf_candidate(
     )
 
 
-def quantize(model: InferenceModel, reader: Any, images: int, path: Path) -> OpenVINOModel:
+def quantize(
+    model: InferenceModel, reader: Any, images: int, path: Path, max_drop: float | None = None
+) -> OpenVINOModel:
     """Write the IR of NNCF's post-training INT8 of a float model.
 
     Args:
@@ -113,6 +119,7 @@ def quantize(model: InferenceModel, reader: Any, images: int, path: Path) -> Ope
         reader: a reader with a ``train`` split; its images in an order drawn with seed 0.
         images: how many of them calibrate.
         path: the ``.xml``.
+        max_drop: with accuracy control on the eval split; None: without.
 
     Raises:
         UserError: the train split cannot be read, or the model cannot be lowered.
@@ -131,13 +138,41 @@ def quantize(model: InferenceModel, reader: Any, images: int, path: Path) -> Ope
     }
     calibration = nncf.Dataset(_Calibration(reader, images), lambda batch: {name: batch[name] for name in inputs})
     with contextlib.redirect_stdout(sys.stderr):  # its progress bars are no part of the table
-        quantized = nncf.quantize(network, calibration, model_type=nncf.ModelType.TRANSFORMER, subset_size=images)
+        settings = {"model_type": nncf.ModelType.TRANSFORMER, "subset_size": images}
+        if max_drop is None:
+            quantized = nncf.quantize(network, calibration, **settings)
+        else:
+            score, eval_batches = _scoring(reader)
+            quantized = nncf.quantize_with_accuracy_control(
+                network, calibration, nncf.Dataset(eval_batches), score, max_drop=max_drop,
+                drop_type=nncf.DropType.ABSOLUTE, **settings,
+            )
     for parameter in quantized.get_parameters():
         _set_batch(parameter, -1)
     quantized.validate_nodes_and_infer_types()
     path.parent.mkdir(parents=True, exist_ok=True)
     openvino.save_model(quantized, str(path), compress_to_fp16=False)
     return OpenVINOModel(path, inputs)
+
+
+def _scoring(reader: Any) -> tuple[Callable[[Any, Any], tuple[float, None]], list[Mapping[str, np.ndarray]]]:
+    """Return NNCF's validation function, which gives the mAP on the batches it is handed, and those of the eval split."""
+    from types import SimpleNamespace
+
+    from act_pipeline.evaluation import evaluate
+
+    def score(network: Any, batches: Any) -> tuple[float, None]:
+        names = [port.get_any_name() for port in network.inputs]
+
+        def run(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            found = network({name: batch[name] for name in names})
+            return {"bbox": found["bbox"], "bbox_num": found["bbox_num"]}
+
+        engine = SimpleNamespace(device="CPU", threads=1, run=run)
+        handed = SimpleNamespace(annotation_file=reader.annotation_file, loader=lambda *args, **options: list(batches))
+        return evaluate(engine, handed, progress=False, warmup=0).map, None
+
+    return score, list(reader.loader("eval", batch_size=1, shuffle=False))
 
 
 def load_peer(model: OpenVINOModel, threads: int, batch_size: int) -> Any:

@@ -20,7 +20,7 @@ MIN_REPEATS, QUICK_REPEATS = 50, 10
 # Paddle Inference without TensorRT. Which of the two is faster depends on the model and the CPU; a ratio to "Paddle" is
 # to the faster one of those that ran, and names it.
 PADDLE_INFERENCE = ("paddle", "paddle_onednn")
-PEERS = ("nncf",)
+PEERS = ("nncf", "nncf_accuracy_control")
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,10 @@ class BenchmarkRequest:
         random: time on random input instead of the data set's images.
         no_map: do not evaluate.
         limit: evaluate the first so many images of the data set.
-        peer: ``nncf``: one more row, NNCF's post-training INT8 of the FP32 model in OpenVINO.
+        peer: ``nncf``: one more row, NNCF's post-training INT8 of the FP32 model in OpenVINO; or
+            ``nncf_accuracy_control``: with ops given back until the mAP on the eval split is within ``peer_max_drop``.
         peer_images: images of the reader's train split that the peer is calibrated on.
+        peer_max_drop: the drop of mAP that is allowed, for ``nncf_accuracy_control``.
         work_dir: where the peer's model is kept; None: nowhere.
         seed: of the order of the engines within the rounds.
         json: where to write the record.
@@ -70,6 +72,7 @@ class BenchmarkRequest:
     limit: int | None = None
     peer: str | None = None
     peer_images: int = 200
+    peer_max_drop: float = 0.005
     work_dir: str | None = None
     seed: int = 0
     json: str | None = None

@@ -144,6 +144,7 @@ def run_settings(
         "limit": request.limit,
         "peer": request.peer,
         "peer_images": request.peer_images if request.peer else None,
+        "peer_max_drop": request.peer_max_drop if request.peer == "nncf_accuracy_control" else None,
     }
 
 

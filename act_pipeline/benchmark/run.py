@@ -161,9 +161,12 @@ def _peer(request: BenchmarkRequest, models: Models, reader: Any, threads: int, 
     from act_pipeline.benchmark.nncf_peer import nncf_candidate
 
     if models.float_ is None:
-        raise UserError("--peer=nncf quantizes the FP32 model: give --model_path")
+        raise UserError(f"--peer={request.peer} quantizes the FP32 model: give --model_path")
     folder = Path(request.work_dir) if request.work_dir else scratch
-    return nncf_candidate(models.float_, reader, request.peer_images, threads, request.batch_size, folder, say)
+    max_drop = request.peer_max_drop if request.peer == "nncf_accuracy_control" else None
+    return nncf_candidate(
+        models.float_, reader, request.peer_images, threads, request.batch_size, folder, say, max_drop
+    )
 
 
 @contextlib.contextmanager
