@@ -23,9 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--config",
         "--config_path",
         default=str(REPOSITORY / "configs" / "sample.yml"),
-        help="config in PaddleSlim's schema (Global, Strategy, quantize, QuantPost, SmoothQuant, Distillation, QuantAware, "
-        "TrainConfig); "
-        "default: %(default)s",
+        help="config in PaddleSlim's schema (Global, Strategy, quantize, QuantPost, SmoothQuant, Distillation, "
+        "QuantAware, TrainConfig); default: %(default)s",
     )
     parser.add_argument(
         "--save_dir", default="output/rtdetr_sample_int8", help="folder of the INT8 model; default: %(default)s"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
+import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Optional
@@ -27,7 +27,6 @@ from act_pipeline.compress.mixed import dequantized, give_back, read_thresholds
 from act_pipeline.compress.ptq import held_out_feeds
 from act_pipeline.model import InferenceModel
 
-_logger = logging.getLogger(__name__)
 RANK_IMAGES = 4
 # Ops of the ranking that are looked at again before a step.
 _SHORTLIST = 12
@@ -79,58 +78,103 @@ def lift(job: Job, candidate: Candidate, limit: Optional[int] = None) -> Candida
     Returns:
         the best that was found; :meth:`Job.meets` tells whether it is within ``max_drop``.
     """
-    start = time.perf_counter()
-    candidates = list(candidate.selection.int8)
-    given: list[dict[str, Any]] = []
-    # A model of which every op is float is no INT8 model.
-    left = min(len(candidates) - 1, len(candidates) if limit is None else limit)
-    best = candidate
-    model = candidate.source or dequantized(candidate.model, job.folder("dequantized") / "float")
-    feeds = held_out_feeds(job.config, job.reader, model, RANK_IMAGES)
-    thresholds = read_thresholds(candidate.model)
-    sensitivities = _measure_alone(job, candidate, model, thresholds, feeds)
-    alone = {op.name: op.detection_change for op in sensitivities}
-    waiting = [op.name for op in ranked(sensitivities)]
-    ops = [op for op in candidate.selection.ops if op.name not in candidate.selection.kept]
-    with contextlib.closing(Simulation(model, ops, job.device)) as simulation:
-        simulation.set_thresholds(thresholds)
-        error = Error(simulation, feeds, candidate.selection.weight_only, job.progress)
-        size, singles = 1, 0
-        while waiting and len(given) < left:
-            size = min(size, left - len(given))
-            chosen = _next(error, waiting, size)
-            made = _without(job, candidate, given, [(name, alone[name]) for name in chosen], start)
-            best = max(best, made, key=lambda found: found.map)
-            if job.meets(made):
-                return _fewest(job, candidate, given, [(name, alone[name]) for name in chosen], made, start)
-            given = made.record["given_back"]
-            waiting = [name for name in waiting if name not in chosen]
-            singles += 1
-            size = size if singles < _SINGLE_STEPS else size * 2
-    return best
+    return _Lift(job, candidate).run(limit)
 
 
-def _measure_alone(
-    job: Job,
-    candidate: Candidate,
-    model: InferenceModel,
-    thresholds: Mapping[str, float],
-    feeds: Sequence[Mapping[str, np.ndarray]],
-) -> list[OpSensitivity]:
-    """Return what each op costs alone, and keep it for the record."""
-    int8 = set(candidate.selection.int8)
-    ops = [op for op in candidate.selection.ops if op.name in int8]
-    batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
-    found = measure_sensitivity(Task.of(model, ops, thresholds, [batch], job.device), progress=job.progress)
-    job.sensitivity = {
-        "of": candidate.name,
-        "images": len(feeds),
-        "ops": [dataclasses.asdict(op) for op in found],
-        "ranking": [op.name for op in ranked(found)],
-        "groups": group_shares(found),
-        "attentions": attention_shares(found),
-    }
-    return found
+class _Lift:
+    """Ops going back to float, step by step."""
+
+    def __init__(self, job: Job, candidate: Candidate) -> None:
+        self.job, self.candidate = job, candidate
+        self.clock = time.perf_counter()
+        self.model = candidate.source or dequantized(candidate.model, job.folder("dequantized") / "float")
+        self.thresholds = read_thresholds(candidate.model)
+        self.feeds = held_out_feeds(job.config, job.reader, self.model, RANK_IMAGES)
+        self.given: list[dict[str, Any]] = []
+        self.alone: dict[str, float] = {}
+        self.best = candidate
+
+    def run(self, limit: Optional[int]) -> Candidate:
+        selection = self.candidate.selection
+        sensitivities = self._sensitivities()
+        self.alone = {op.name: op.detection_change for op in sensitivities}
+        waiting = [op.name for op in ranked(sensitivities)]
+        # A model of which every op is float is no INT8 model.
+        left = min(len(waiting) - 1, len(waiting) if limit is None else limit)
+        ops = [op for op in selection.ops if op.name not in selection.kept]
+        with contextlib.closing(Simulation(self.model, ops, self.job.device)) as simulation:
+            simulation.set_thresholds(self.thresholds)
+            error = Error(simulation, self.feeds, selection.weight_only, self.job.progress)
+            step, size = 0, 1
+            while len(self.given) < left:
+                size = min(size, left - len(self.given))
+                chosen = _next(error, waiting, size)
+                made = self._without(chosen)
+                if self.job.meets(made):
+                    return self._fewest(chosen, made)
+                self.given = made.record["given_back"]
+                waiting = [name for name in waiting if name not in chosen]
+                step += 1
+                size = 1 if step < _SINGLE_STEPS else size * 2
+        return self.best
+
+    def _sensitivities(self) -> list[OpSensitivity]:
+        """Return what each op costs alone; what was measured of this candidate before is taken again."""
+        job, candidate = self.job, self.candidate
+        if candidate.name not in job.sensitivities:
+            int8 = set(candidate.selection.int8)
+            ops = [op for op in candidate.selection.ops if op.name in int8]
+            batch = {name: np.concatenate([feed[name] for feed in self.feeds]) for name in self.feeds[0]}
+            task = Task.of(self.model, ops, self.thresholds, [batch], job.device)
+            job.sensitivities[candidate.name] = measure_sensitivity(task, progress=job.progress)
+        found = job.sensitivities[candidate.name]
+        job.analysis = {
+            "of": candidate.name,
+            "sensitivity": {"images": len(self.feeds)},
+            "ops": [dataclasses.asdict(op) for op in found],
+            "ranking": [op.name for op in ranked(found)],
+            "groups": group_shares(found),
+            "attentions": attention_shares(found),
+        }
+        return found
+
+    def _without(self, chosen: Sequence[str]) -> Candidate:
+        """Return the candidate with ``chosen`` in float beside what has been given back, evaluated and noted."""
+        job, candidate = self.job, self.candidate
+        names = [*(entry["output"] for entry in self.given), *chosen]
+        selection = candidate.selection.give_back(names, f"given back for max_drop {job.max_drop}")
+        model = give_back(candidate.model, names, job.folder("mixed"), candidate.source)
+        inventory = inventory_of(model, job.config.op_types, "QuantPost", selection)
+        made = Candidate(
+            f"{candidate.name}, {len(names)} float", "mixed", model, candidate.source, selection, inventory,
+            dict(candidate.record), {"give_back": time.perf_counter() - self.clock},
+            note=f"{len(names)} ops given back to float",
+        )
+        job.add(made)
+        self.clock = time.perf_counter()
+        added = [
+            {**entry, "sensitivity": self.alone[entry["output"]], "map_after": made.map}
+            for entry in selection.describe(chosen)
+        ]
+        made.record["given_back"] = [*self.given, *added]
+        worse = made
+        if made.map > self.best.map or job.meets(made):
+            worse, self.best = self.best, made
+        if worse is not candidate:
+            shutil.rmtree(worse.model.directory, ignore_errors=True)
+        return made
+
+    def _fewest(self, last: Sequence[str], made: Candidate) -> Candidate:
+        """Return the least part of the last step that is enough, by bisection; ``made`` has all of it."""
+        enough, too_few = len(last), 0
+        while enough - too_few > 1:
+            count = (enough + too_few) // 2
+            fewer = self._without(last[:count])
+            if self.job.meets(fewer):
+                enough, made = count, fewer
+            else:
+                too_few = count
+        return made
 
 
 def _next(error: Error, waiting: Sequence[str], size: int) -> list[str]:
@@ -140,51 +184,3 @@ def _next(error: Error, waiting: Sequence[str], size: int) -> list[str]:
         return shortlist
     released = error.of_each([[other for other in waiting if other != name] for name in shortlist], "release")
     return [shortlist[index] for index in np.argsort(released, kind="stable")[:size]]
-
-
-def _without(
-    job: Job,
-    candidate: Candidate,
-    given: Sequence[Mapping[str, Any]],
-    more: Sequence[tuple[str, float]],
-    start: float,
-) -> Candidate:
-    """Return the candidate with the ops ``given`` and ``more`` in float, evaluated and noted."""
-    names = [*(entry["output"] for entry in given), *(name for name, _ in more)]
-    selection = candidate.selection.give_back(names, f"given back for max_drop {job.max_drop}")
-    model = give_back(candidate.model, names, job.folder("mixed"), candidate.source)
-    inventory = inventory_of(model, job.config.op_types, "QuantPost", selection)
-    made = Candidate(
-        f"{candidate.name} - {len(names)}", "mixed", model, candidate.source, selection, inventory,
-        {**candidate.record}, {"give_back": time.perf_counter() - start},
-        note=f"{len(names)} ops given back to float",
-    )
-    job.add(made)
-    sensitivities = dict(more)
-    added = [
-        {**entry, "sensitivity": sensitivities[entry["output"]], "map_after": made.map}
-        for entry in selection.describe(list(sensitivities))
-    ]
-    made.record["given_back"] = [*given, *added]
-    _logger.info("%d ops given back: mAP %.4f, drop %.4f", len(names), made.map, job.drop(made))
-    return made
-
-
-def _fewest(
-    job: Job,
-    candidate: Candidate,
-    given: Sequence[Mapping[str, Any]],
-    last: Sequence[tuple[str, float]],
-    made: Candidate,
-    start: float,
-) -> Candidate:
-    """Return the least part of the last step that is enough, by bisection; ``made`` has all of it."""
-    enough, too_few = len(last), 0
-    while enough - too_few > 1:
-        count = (enough + too_few) // 2
-        fewer = _without(job, candidate, given, last[:count], start)
-        if job.meets(fewer):
-            enough, made = count, fewer
-        else:
-            too_few = count
-    return made

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+from act_pipeline.analysis.sensitivity import OpSensitivity
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.interrupt import Interruption
 from act_pipeline.compress.inventory import OpInventory
@@ -36,6 +37,7 @@ class Candidate:
         seconds: by stage.
         evaluation: on the eval split; None: there was none.
         note: why it is as it is, in a few words.
+        bytes: of the model; :meth:`Job.add` sets it, since a model that is given up may be deleted.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Candidate:
     seconds: dict[str, float] = field(default_factory=dict)
     evaluation: Optional[Evaluation] = None
     note: str = ""
+    bytes: int = 0
 
     @property
     def map(self) -> float:
@@ -71,7 +74,8 @@ class Job:
         checkpoints: of the training.
         interruption: signals.
         tried: every candidate, in the order of the trial.
-        sensitivity: what each op costs alone, as ``analysis.json`` has it, if that was measured.
+        sensitivities: candidate -> what each of its ops costs alone, where that was measured.
+        analysis: the last of these as ``analysis.json`` has it.
     """
 
     config: Config
@@ -85,7 +89,8 @@ class Job:
     checkpoints: Checkpoints
     interruption: Interruption
     tried: list[Candidate] = field(default_factory=list)
-    sensitivity: Optional[dict[str, Any]] = None
+    sensitivities: dict[str, list[OpSensitivity]] = field(default_factory=dict)
+    analysis: Optional[dict[str, Any]] = None
 
     @property
     def max_drop(self) -> Optional[float]:
@@ -116,6 +121,7 @@ class Job:
         if self.fp32 is not None and candidate.evaluation is None:
             with timed(candidate.seconds, "evaluate_int8"):
                 candidate.evaluation = evaluate_model(candidate.model, "int8", self.device, self.reader, self.progress)
+        candidate.bytes = candidate.model.bytes
         self.tried.append(candidate)
         return candidate
 

@@ -172,8 +172,8 @@ def _write(
             shutil.copyfile(model.infer_cfg_path, staging / INFER_CFG_FILENAME)
         if job.fp32 is not None and chosen.evaluation is not None:
             save_detections(staging / DETECTIONS_FILENAME, {"fp32": job.fp32, "int8": chosen.evaluation})
-        if job.sensitivity is not None:
-            write_record(staging / ANALYSIS_FILENAME, ANALYSIS_SCHEMA, job.sensitivity)
+        if job.analysis is not None:
+            write_record(staging / ANALYSIS_FILENAME, ANALYSIS_SCHEMA, job.analysis)
         write_record(staging / RECORD_FILENAME, ACT_SCHEMA, dict(record))
         if report is not None:
             write_report(staging, job.reader, lang=report)

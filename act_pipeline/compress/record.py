@@ -27,17 +27,17 @@ def compression_record(
         seconds: by stage, before the strategy.
     """
     stages = dict(seconds)
-    for candidate in job.tried if chosen.strategy != "mixed" else [*_others(job), chosen]:
+    for candidate in job.tried:
         for stage, value in candidate.seconds.items():
             stages[stage] = stages.get(stage, 0.0) + value
     return {
         "strategy": job.config.strategy.name,
         "chosen": chosen.name,
         "max_drop": job.max_drop,
-        "fp32": _figures(job.fp32, model),
-        "int8": _figures(chosen.evaluation, chosen.model),
+        "fp32": _figures(job.fp32, model.bytes),
+        "int8": _figures(chosen.evaluation, chosen.bytes),
         "map_drop": job.drop(chosen) if chosen.evaluation else None,
-        "bytes_ratio": chosen.model.bytes / model.bytes,
+        "bytes_ratio": chosen.bytes / model.bytes,
         "seconds": {name: round(value, 2) for name, value in stages.items()},
         "quantizable_ops": len(job.selection.ops),
         "quantized_ops": chosen.inventory.quantized,
@@ -57,16 +57,11 @@ def compression_record(
     }
 
 
-def _others(job: Job) -> list[Candidate]:
-    # The seconds of giving back are counted from its first step on: the last says all.
-    return [candidate for candidate in job.tried if candidate.strategy != "mixed"]
-
-
-def _figures(evaluation: Optional[Evaluation], model: InferenceModel) -> dict[str, Any]:
+def _figures(evaluation: Optional[Evaluation], size: int) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "map": evaluation.map if evaluation else None,
         "map50": evaluation.map50 if evaluation else None,
-        "bytes": model.bytes,
+        "bytes": size,
     }
     if evaluation:
         figures.update(
@@ -84,7 +79,7 @@ def _step(job: Job, candidate: Candidate, chosen: bool) -> dict[str, Any]:
         "name": candidate.name,
         "strategy": candidate.strategy,
         "note": candidate.note,
-        **{name: value for name, value in _figures(candidate.evaluation, candidate.model).items() if name != "per_class"},
+        **{name: value for name, value in _figures(candidate.evaluation, candidate.bytes).items() if name != "per_class"},
         "map_drop": job.drop(candidate) if candidate.evaluation else None,
         "quantized": sum(inventory.quantized.values()),
         "kept": len(inventory.kept),

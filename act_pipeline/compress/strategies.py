@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +22,6 @@ from act_pipeline.evaluation import Evaluation
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph
 
-_logger = logging.getLogger(__name__)
 ALGORITHMS = ("mse", "avg", "abs_max", "hist", "KL")
 _COMPARED_IMAGES = 16
 # SmoothQuant costs multiplications: it must take back this share of the drop to be built upon.
@@ -80,7 +78,10 @@ STRATEGIES: dict[str, Callable[[Job], Candidate]] = {
 
 
 def _lifted(job: Job, candidate: Candidate) -> Candidate:
-    return candidate if job.meets(candidate) else lift(job, candidate)
+    if job.meets(candidate):
+        return candidate
+    found = lift(job, candidate)
+    return found if job.meets(found) else job.best()
 
 
 def _calibrated(
