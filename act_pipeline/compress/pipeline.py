@@ -125,7 +125,9 @@ def compress(
         met = job.meets(chosen)
         target = Path(save_dir) if met else Path(f"{Path(save_dir)}{BELOW_SUFFIX}")
         record = {**compression_record(job, chosen, model, seconds), **source}
-        _write(target, model, chosen, job, record, report)
+        _write(target, model, chosen, job, record)
+        if report is not None:
+            write_report(target, reader, lang=report)
     if not met:
         raise BelowFloor(
             f"no INT8 model is within max_drop {job.max_drop} of the float model's {fp32.map:.4f} mAP: the best, "
@@ -162,9 +164,7 @@ def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[In
     return prepared, selection
 
 
-def _write(
-    target: Path, model: InferenceModel, chosen: Candidate, job: Job, record: Mapping[str, Any], report: str | None
-) -> None:
+def _write(target: Path, model: InferenceModel, chosen: Candidate, job: Job, record: Mapping[str, Any]) -> None:
     with new_artifact(target) as staging:
         for path, name in ((chosen.model.model_path, MODEL_FILENAME), (chosen.model.params_path, PARAMS_FILENAME)):
             shutil.copyfile(path, staging / name)
@@ -175,8 +175,6 @@ def _write(
         if job.analysis is not None:
             write_record(staging / ANALYSIS_FILENAME, ANALYSIS_SCHEMA, job.analysis)
         write_record(staging / RECORD_FILENAME, ACT_SCHEMA, dict(record))
-        if report is not None:
-            write_report(staging, job.reader, lang=report)
 
 
 def _identity(config: Config, source: Mapping[str, Any], reader: Reader, device: str) -> dict[str, Any]:
