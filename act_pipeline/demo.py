@@ -1,4 +1,4 @@
-"""The whole path on the built-in sample: data, export, compress, evaluate, a table."""
+"""The whole path on the built-in sample: data, export, compress, evaluate, a table, a report."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from act_pipeline.compress import Compressed, compress
 from act_pipeline.config import load_config
+from act_pipeline.data import Reader
 from act_pipeline.data.sample import make_sample
 from act_pipeline.engines import find_support
 from act_pipeline.errors import UserError
@@ -19,6 +20,7 @@ from act_pipeline.export import export_model
 from act_pipeline.inference import InferenceRequest, run_inference
 from act_pipeline.model import InferenceModel
 from act_pipeline.records import read_record
+from act_pipeline.report import REPORT_FILENAME, write_report
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODEL_CONFIG = REPOSITORY / "configs" / "rtdetr" / "rtdetr_sample.yml"
@@ -69,28 +71,29 @@ def run_demo(
     save_dir = output / f"{MODEL_CONFIG.stem}_int8"
     _say(f"compress: {COMPRESS_CONFIG.name}, to {save_dir}")
     config = load_config(COMPRESS_CONFIG, [f"Global.model_dir={fp32.directory}", *overrides])
-    compressed = compress(config, save_dir, reuse=True, reader_overrides=reader, report="en")
+    compressed = compress(config, save_dir, reuse=True, reader_overrides=reader)
 
     runs = {
         "FP32, oneDNN": (fp32, "fp32", True),
         "INT8, Q/DQ as they stand": (compressed.model, "int8", False),
         "INT8, oneDNN convolutions": (compressed.model, "int8", True),
     }
-    evaluations = {}
+    evaluations, records = {}, []
     for label, (model, precision, onednn) in runs.items():
         if onednn and not find_support("paddle_onednn", precision, "CPU").available:
             continue
         json_file = output / f"eval_{precision}{'_onednn' if onednn else ''}.json"
         _say(f"evaluate: {label}, to {json_file}")
         evaluations[label] = _evaluate(model, precision, onednn, json_file, reader)
+        records.append(json_file)
+    _say(f"report: {save_dir / REPORT_FILENAME}")
+    write_report(save_dir, Reader.load(READER_CONFIG, reader), records)
     return Demo(fp32, compressed, evaluations)
 
 
 def _evaluate(
     model: InferenceModel, precision: str, onednn: bool, json_file: Path, reader_overrides: Sequence[str]
 ) -> dict[str, Any]:
-    from act_pipeline.data import Reader
-
     reader = Reader.load(READER_CONFIG, reader_overrides)
     try:
         record = read_record(json_file, EVAL_SCHEMA)

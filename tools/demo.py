@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print()
     print(evaluation_table(demo.evaluations))
     print()
-    print(f"FP32 model: {demo.fp32.directory}; INT8 model and act.json: {demo.compressed.model.directory}")
+    print(f"FP32 model: {demo.fp32.directory}; INT8 model, act.json and report.html: {demo.compressed.model.directory}")
     print(f"records of the evaluations: {arguments.output_dir}/eval_*.json")
     return 0
 
