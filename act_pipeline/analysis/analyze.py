@@ -211,7 +211,9 @@ class _Study:
                 # model_feed takes names to arrays; given names to names it says which of the reader's is the model's.
                 sources = model_feed(self.config, list(inspect_model(self.prepared).inputs), names)  # type: ignore[arg-type]
                 subset = dataclasses.replace(subset, sources=sources)
-            task = Task.of(self.prepared, self.ops, self.thresholds, batches, self.device, subset)
+            task = Task.of(
+                self.prepared, self.ops, self.thresholds, batches, self.device, subset, self.model.content_hash()
+            )
             self.sensitivity_images, self.key = task.images, task.key
             return measure_sensitivity(task, Ledger(ledger, task.key), executor, workers, ray_address, self.progress)
 

@@ -28,7 +28,6 @@ from act_pipeline.engines.base import available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation import evaluate
 from act_pipeline.model import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
-from act_pipeline.records import hash_files
 from act_pipeline.static_graph import StaticGraph, static_mode
 
 # float32 holds no more: the figure of an op that changes nothing.
@@ -90,11 +89,18 @@ class Task:
         batches: Sequence[Mapping[str, np.ndarray]],
         device: str = "CPU",
         subset: Subset | None = None,
+        source_hash: str | None = None,
     ) -> Task:
-        """Return the task of measuring ``ops`` on ``batches``; ``model`` is prepared."""
+        """Return the task of measuring ``ops`` on ``batches``.
+
+        Args:
+            model: the float model, prepared.
+            ops, thresholds, batches, device, subset: see :class:`Task`.
+            source_hash: of the model that ``model`` was prepared from, to know it again by; None: of ``model``.
+        """
         used = {name: float(thresholds[name]) for op in ops for name in op.activations}
         digest = hashlib.sha256()
-        digest.update(repr((_VERSION, hash_files([model.model_path, model.params_path]), device)).encode())
+        digest.update(repr((_VERSION, source_hash or model.content_hash(), device)).encode())
         digest.update(repr(sorted(used.items())).encode())
         digest.update(repr(subset and (subset.reader, subset.overrides, subset.images)).encode())
         digest.update(repr([asdict(op) for op in ops]).encode())
