@@ -4,7 +4,7 @@ Paddle's own CPU kernels spend most of an INT8 model's time in float convolution
 element at a time. Here the same program runs with three changes that leave its arithmetic as it is, but for the order
 in which floats are added:
 
-- weights are dequantized once, when the model is loaded, by Paddle's own ``dequantize_linear``;
+- weights are dequantized once, when the model is loaded, to what ``dequantize_linear`` gives, bit by bit;
 - ``quantize_linear`` and ``dequantize_linear`` of an activation become oneDNN's ``quantize`` and ``dequantize``
   (``x * 127 / scale``, rounded to the nearest with ties to even, saturated to -128..127; and back);
 - all else runs in oneDNN's float kernels.
@@ -20,12 +20,15 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.engines.base import available_cpus
-from act_pipeline.engines.model_files import ModelSummary, inspect_model
+from act_pipeline.engines.model_files import ModelSummary, inspect_model, read_parameters, write_parameters
 from act_pipeline.engines.paddle_native import Predictor
 from act_pipeline.model import InferenceModel
 from act_pipeline.records import versions as package_versions
 
 _LARGEST = 127
+# Paddle's kernels divide by smaller ones in a way of their own.
+_LEAST_SCALE = 1e-30
+_FLOAT32 = 5  # VarType.FP32
 _ROUNDING_OPS = ("quantize_linear", "dequantize_linear")
 
 
@@ -46,7 +49,7 @@ class PaddleSimulatedEngine:
         summary: ModelSummary | None = None,
         inference: Any = None,
     ) -> None:
-        """Load the model; some seconds go into writing its program anew, to a temporary folder.
+        """Load the model; its program and parameters are written anew, to a temporary folder.
 
         Args:
             model: with Q/DQ ops.
@@ -91,7 +94,8 @@ class PaddleSimulatedEngine:
 def with_onednn_rounding(model: InferenceModel, directory: Path) -> InferenceModel:
     """Write an INT8 model with float weights (rounded) and oneDNN's ops for the rounding of activations.
 
-    Activations that are rounded per channel, or to other than 8 bits, keep Paddle's ops; ACT makes none of RT-DETR's.
+    The two files are rewritten as they lie, without a graph of Paddle's: it is done at every evaluation. Activations
+    that are rounded per channel, or to other than 8 bits, keep Paddle's ops; ACT makes none of RT-DETR's.
 
     Args:
         model: with Q/DQ ops, as `act_pipeline.compress` and PaddleSlim's ACT (``onnx_format: true``) write them.
@@ -100,52 +104,102 @@ def with_onednn_rounding(model: InferenceModel, directory: Path) -> InferenceMod
     Raises:
         UserError: the files are damaged.
     """
-    # static_graph knows engines.model_files, and is not needed by who runs other engines.
-    from act_pipeline.static_graph import StaticGraph, fold_constants, static_mode
+    from paddle.base.proto import framework_pb2
 
-    with static_mode():
-        graph = StaticGraph.load(model)
-        fold_constants(graph)
-        graph.unwrap_outputs()
-        block = graph.program.global_block()
-        scales: dict[str, float] = {}
-        for index, op in enumerate(block.ops):
-            if op.type == "quantize_linear" and _by_tensor(graph, op):
-                scales[op.output("Y")[0]] = _factor(graph, op)
-        readers = {name for op in block.ops if op.type != "dequantize_linear" for name in op.input_arg_names}
-        pairs = [op for op in block.ops if op.type == "dequantize_linear" and op.input("X")[0] in scales]
-        whole = {
-            op.input("X")[0]
-            for op in pairs
-            if _by_tensor(graph, op) and _factor(graph, op) == scales[op.input("X")[0]] and op.input("X")[0] not in readers
-        }
-        for op in [op for op in block.ops if op.type in _ROUNDING_OPS]:
-            quantizes = op.type == "quantize_linear"
-            source, result = op.input("X")[0], op.output("Y")[0]
-            integers = result if quantizes else source
-            if integers not in whole:
-                continue
-            index = block.ops.index(op)
-            block._remove_op(index, sync=False)
-            attributes = {"Scale": scales[integers], "use_mkldnn": True, "mkldnn_data_type": "float32"}
-            if quantizes:
-                attributes.update(is_negative_input=True, output_format="NCHW")
-            block._insert_op_without_sync(
-                index,
-                type="quantize" if quantizes else "dequantize",
-                inputs={"Input": [source]},
-                outputs={"Output": [result]},
-                attrs=attributes,
-            )
-        graph.remove_unused_parameters()
-        return graph.save(directory)
+    summary = inspect_model(model)
+    program = framework_pb2.ProgramDesc()
+    program.ParseFromString(model.model_path.read_bytes())
+    parameters = read_parameters(model, summary)
+    block = program.blocks[0]
+    variables = {variable.name: variable for variable in block.vars}
+    kept = []
+    factors = _whole_pairs(block.ops, parameters)
+    for op in block.ops:
+        source, result = _argument(op.inputs, "X"), _argument(op.outputs, "Y")
+        if op.type == "dequantize_linear" and source in parameters and _bits(op) == 8:
+            weight = _dequantized(parameters[source], parameters[_argument(op.inputs, "Scale")], _attribute(op, "quant_axis"))
+            _make_parameter(variables[result], weight)
+            parameters[result] = weight
+            continue
+        if op.type in _ROUNDING_OPS and (result if op.type == "quantize_linear" else source) in factors:
+            _become_onednn(op, factors[result if op.type == "quantize_linear" else source])
+        kept.append(op)
+    kept = [framework_pb2.OpDesc.FromString(op.SerializeToString()) for op in kept]
+    del block.ops[:]
+    block.ops.extend(kept)
+    used = {name for op in kept for slot in (*op.inputs, *op.outputs) for name in slot.arguments}
+    remaining = [variable for variable in block.vars if variable.name in used]
+    remaining = [type(variable).FromString(variable.SerializeToString()) for variable in remaining]
+    del block.vars[:]
+    block.vars.extend(remaining)
+    rewritten = InferenceModel(directory)
+    rewritten.model_path.write_bytes(program.SerializeToString())
+    saved = {variable.name for variable in remaining if variable.persistable} & set(parameters)
+    write_parameters(rewritten, {name: parameters[name] for name in sorted(saved)})
+    return rewritten
 
 
-def _by_tensor(graph: Any, op: Any) -> bool:
-    return op.attr("bit_length") == 8 and graph.is_parameter(op.input("Scale")[0]) and (
-        graph.parameter(op.input("Scale")[0]).size == 1
-    )
+def _whole_pairs(ops: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return integer tensor -> 127 / scale, of those that one op makes and dequantizations by the same scale read."""
+
+    def factor(op: Any) -> float | None:
+        scale = parameters.get(_argument(op.inputs, "Scale"))
+        if scale is None or scale.size != 1 or _bits(op) != 8 or not float(scale.reshape(-1)[0]) > _LEAST_SCALE:
+            return None
+        return _LARGEST / float(scale.reshape(-1)[0])
+
+    found: dict[str, float] = {}
+    for op in ops:
+        value = factor(op) if op.type == "quantize_linear" else None
+        if value is not None:
+            found[_argument(op.outputs, "Y")] = value
+    for op in ops:
+        for name in [name for slot in op.inputs for name in slot.arguments if name in found]:
+            if op.type != "dequantize_linear" or factor(op) != found[name]:
+                del found[name]
+    return found
 
 
-def _factor(graph: Any, op: Any) -> float:
-    return _LARGEST / float(graph.parameter(op.input("Scale")[0]).reshape(-1)[0])
+def _become_onednn(op: Any, factor: float) -> None:
+    from paddle.base.proto import framework_pb2
+
+    quantizes = op.type == "quantize_linear"
+    source, result = _argument(op.inputs, "X"), _argument(op.outputs, "Y")
+    op.type = "quantize" if quantizes else "dequantize"
+    for slots, name, argument in ((op.inputs, "Input", source), (op.outputs, "Output", result)):
+        del slots[:]
+        slots.add(parameter=name, arguments=[argument])
+    del op.attrs[:]
+    op.attrs.add(name="Scale", type=framework_pb2.FLOAT, f=factor)
+    op.attrs.add(name="use_mkldnn", type=framework_pb2.BOOLEAN, b=True)
+    op.attrs.add(name="mkldnn_data_type", type=framework_pb2.STRING, s="float32")
+    if quantizes:
+        op.attrs.add(name="is_negative_input", type=framework_pb2.BOOLEAN, b=True)
+        op.attrs.add(name="output_format", type=framework_pb2.STRING, s="NCHW")
+
+
+def _dequantized(weight: np.ndarray, scale: np.ndarray, axis: int) -> np.ndarray:
+    """Return a weight as ``dequantize_linear`` gives it, bit by bit: ``weight * scale / 127`` in float32."""
+    scale = scale.astype(np.float32).reshape(-1)
+    if scale.size > 1:
+        scale = scale.reshape([-1 if dimension == axis else 1 for dimension in range(weight.ndim)])
+    return weight.astype(np.float32) * scale / np.float32(_LARGEST)
+
+
+def _make_parameter(variable: Any, value: np.ndarray) -> None:
+    variable.persistable = True
+    variable.type.lod_tensor.tensor.data_type = _FLOAT32
+    del variable.type.lod_tensor.tensor.dims[:]
+    variable.type.lod_tensor.tensor.dims.extend(value.shape)
+
+
+def _argument(slots: Any, name: str) -> str:
+    return next((slot.arguments[0] for slot in slots if slot.parameter == name and slot.arguments), "")
+
+
+def _attribute(op: Any, name: str) -> int:
+    return next((attribute.i for attribute in op.attrs if attribute.name == name), -1)
+
+
+def _bits(op: Any) -> int:
+    return _attribute(op, "bit_length")
