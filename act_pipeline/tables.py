@@ -131,6 +131,32 @@ def benchmark_table(record: Mapping[str, Any]) -> str:
     return text_table(header, rows)
 
 
+def compress_benchmark_table(record: Mapping[str, Any]) -> str:
+    """Return seconds by stage of a ``benchmark_compress`` record, one column a side, and what ended a side early."""
+    rows, found = record["rows"], record["ratios"]
+    done = {side: row for side, row in rows.items() if row["failure"] is None}
+    stages = list(dict.fromkeys(stage for row in done.values() for stage in row["seconds"]))
+    body = [
+        [
+            stage,
+            *(f"{row['seconds'][stage]:.1f}" for row in done.values()),
+            *([f"{found[stage]:.1f}" if stage in found else "-"] if found else []),
+        ]
+        for stage in stages
+    ]
+    asked = record["request"]
+    lines = [text_table(["seconds", *done, *(["ratio"] if found else [])], body)] if done else []
+    for side, row in rows.items():
+        if row["failure"] is not None:
+            lines.append(f"{side} failed: {row['failure']}")
+        else:
+            maps = ", ".join(f"{value:.4f}" for value in row["evaluations"])
+            lines.append(f"{side}: {row['steps']} iterations, mAP {maps or '-'}")
+    images = "all images" if asked["eval_images"] is None else f"{asked['eval_images']} images"
+    lines.append(f"an evaluation every {asked['eval_iter']} iterations, on {images}; {record['cpus']} CPUs")
+    return "\n".join(lines)
+
+
 def _ratios(row: Mapping[str, Any]) -> tuple[Any, Any]:
     return row["ratio_to_fp32"], row["ratio_to_paddle_fp32"]
 

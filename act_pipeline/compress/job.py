@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Optional
 
 from act_pipeline.analysis.sensitivity import OpSensitivity
+from act_pipeline.compress.baseline import cached_evaluation
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.interrupt import Interruption
 from act_pipeline.compress.inventory import OpInventory
 from act_pipeline.compress.selection import Selection
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
-from act_pipeline.engines import create_engine
+from act_pipeline.engines import create_engine, find_support
 from act_pipeline.engines.base import available_cpus
 from act_pipeline.evaluation import Evaluation, evaluate
 from act_pipeline.model import InferenceModel
@@ -76,6 +77,7 @@ class Job:
         tried: every candidate, in the order of the trial.
         sensitivities: candidate -> what each of its ops costs alone, where that was measured.
         analysis: the last of these as ``analysis.json`` has it.
+        fp32_cached: ``fp32`` is that of an earlier run.
     """
 
     config: Config
@@ -91,6 +93,7 @@ class Job:
     tried: list[Candidate] = field(default_factory=list)
     sensitivities: dict[str, list[OpSensitivity]] = field(default_factory=dict)
     analysis: Optional[dict[str, Any]] = None
+    fp32_cached: bool = False
 
     @property
     def max_drop(self) -> Optional[float]:
@@ -126,15 +129,33 @@ class Job:
         return candidate
 
 
+def engine_name(precision: str, device: str) -> str:
+    """Return the engine that :func:`evaluate_model` takes: what computes the model as it stands, soonest."""
+    if device != "CPU":
+        return "paddle"
+    name = "paddle_onednn" if precision == "fp32" else "paddle_simulated"
+    return name if find_support(name, precision, device).available else "paddle"
+
+
 def evaluate_model(
     model: InferenceModel, precision: str, device: str, reader: Reader, progress: bool
 ) -> Evaluation:
     """Evaluate a model in Paddle Inference, ``precision`` being ``fp32`` or ``int8``."""
-    # Paddle's own kernels compute an INT8 model just as it was trained; for a float one oneDNN gives the same, sooner.
-    name = "paddle_onednn" if precision == "fp32" and device == "CPU" else "paddle"
-    engine = create_engine(name, model, precision, device, available_cpus())
+    engine = create_engine(engine_name(precision, device), model, precision, device, available_cpus())
     with contextlib.closing(engine):
-        return evaluate(engine, reader, progress=progress)
+        return evaluate(engine, reader, progress=progress, read_ahead=True)
+
+
+def evaluate_baseline(model: InferenceModel, device: str, reader: Reader, progress: bool) -> tuple[Evaluation, bool]:
+    """Evaluate the float model, unless the user's cache holds that; say whether it did."""
+    return cached_evaluation(
+        model.content_hash(),
+        reader.fingerprint("eval"),
+        engine_name("fp32", device),
+        device,
+        available_cpus(),
+        lambda: evaluate_model(model, "fp32", device, reader, progress),
+    )
 
 
 @contextlib.contextmanager

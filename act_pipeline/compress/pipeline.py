@@ -17,7 +17,7 @@ from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.failures import explained
 from act_pipeline.compress.finite import check_float_model
 from act_pipeline.compress.interrupt import interruptible
-from act_pipeline.compress.job import Candidate, Job, evaluate_model, timed
+from act_pipeline.compress.job import Candidate, Job, evaluate_baseline, timed
 from act_pipeline.compress.lock import hold_lock
 from act_pipeline.compress.record import ACT_SCHEMA, DETECTIONS_FILENAME, RECORD_FILENAME, compression_record
 from act_pipeline.compress.selection import Selection, mark_kept, select
@@ -111,15 +111,16 @@ def compress(
             _check_fit(model, reader)
             prepared, selection = _prepare(model, config, Path(work, "float"))
             _check_outputs(config, prepared, reader)
-        fp32 = None
+        fp32, cached = None, False
         if config.global_.evaluation:
             with timed(seconds, "evaluate_fp32"):
-                fp32 = evaluate_model(model, "fp32", device, reader, progress)
+                fp32, cached = evaluate_baseline(model, device, reader, progress)
             _check_origin(config, fp32)
         folder = Path(work, "strategies")
         folder.mkdir()
         job = Job(
-            config, prepared, selection, reader, fp32, folder, device, progress, checkpoints, interruption
+            config, prepared, selection, reader, fp32, folder, device, progress, checkpoints, interruption,
+            fp32_cached=cached,
         )
         chosen = STRATEGIES[config.strategy.name](job)
         met = job.meets(chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from act_pipeline.compress.job import Candidate, Job
+from act_pipeline.compress.job import Candidate, Job, engine_name
 from act_pipeline.engines.base import available_cpus
 from act_pipeline.evaluation import Evaluation
 from act_pipeline.model import InferenceModel
@@ -47,8 +47,9 @@ def compression_record(
         **chosen.record,
         "steps": [_step(job, candidate, candidate is chosen) for candidate in job.tried],
         "evaluation": {
-            "engine": "paddle",
-            "fp32_engine": "paddle_onednn" if job.device == "CPU" else "paddle",
+            "engine": engine_name("int8", job.device),
+            "fp32_engine": engine_name("fp32", job.device),
+            "fp32_cached": job.fp32_cached,
             "device": job.device,
             "threads": available_cpus(),
             "images": chosen.evaluation.images if chosen.evaluation else 0,

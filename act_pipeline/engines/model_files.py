@@ -7,12 +7,16 @@ only: it costs milliseconds, and whatever is wrong is said in one line.
 
 from __future__ import annotations
 
+import math
+import os
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
@@ -103,6 +107,45 @@ def inspect_model(model: InferenceModel) -> ModelSummary:
         parameters=expected,
         float_stored_weights=tuple(sorted(name for name in quantized_weights if stored_types[name] != "int8")),
     )
+
+
+def read_parameters(model: InferenceModel, summary: ModelSummary) -> dict[str, np.ndarray]:
+    """Return name -> value of everything in the parameters file, as it is stored (INT8 weights as ``int8``).
+
+    Args:
+        model: has passed :func:`inspect_model`.
+        summary: of it.
+    """
+    path, size = model.params_path, model.params_path.stat().st_size
+    names = sorted(summary.parameters)
+    values: dict[str, np.ndarray] = {}
+    with open(path, "rb") as file:
+        for shape, element_type in _parameter_headers(file, size, path, len(names)):
+            # NumPy has no bfloat16; its bits are kept.
+            kind = np.dtype("uint16" if element_type == "bfloat16" else element_type)
+            count = math.prod(shape)
+            file.seek(-count * kind.itemsize, os.SEEK_CUR)
+            values[names[len(values)]] = np.frombuffer(file.read(count * kind.itemsize), kind).reshape(shape)
+    return values
+
+
+def write_parameters(model: InferenceModel, values: Mapping[str, np.ndarray]) -> None:
+    """Write a model's parameters file, as :func:`_parameter_headers` says.
+
+    Args:
+        model: whose file it is.
+        values: name -> value of every persistable variable of its program.
+    """
+    from paddle.base.proto import framework_pb2
+
+    codes = {name: code for code, (name, _) in _ELEMENT_TYPES.items()}
+    with open(model.params_path, "wb") as file:
+        for name in sorted(values):
+            value = np.ascontiguousarray(values[name])
+            desc = framework_pb2.VarType.TensorDesc(data_type=codes[value.dtype.name], dims=value.shape)
+            raw = desc.SerializeToString()
+            file.write(struct.pack("<IQIi", 0, 0, 0, len(raw)) + raw)
+            file.write(value.tobytes())
 
 
 def _read_program(path: Path) -> Any:

@@ -107,6 +107,13 @@ def _onednn_rows(here: Machine) -> list[Row]:
     return [("fp32", "CPU", refusal, "oneDNN"), ("int8", "CPU", refusal, how)]
 
 
+def _simulated_rows(here: Machine) -> list[Row]:
+    refusal = paddle_refusal(here)
+    if refusal is None and not here.paddle_onednn:
+        refusal = ("this Paddle was built without oneDNN", "run with --engine=paddle")
+    return [("int8", "CPU", refusal, "every Q/DQ computed in float by oneDNN: as paddle, sooner")]
+
+
 def _paddle_trt_rows(here: Machine) -> list[Row]:
     refusal, how = _paddle_trt_refusal(here), _paddle_trt_versions(here)
     return [(precision, "GPU", refusal, how) for precision in ("fp32", "fp16", "int8")]
@@ -219,6 +226,9 @@ REGISTRY: dict[str, Runtime] = {
         otherwise="--use_mkldnn=False",
         fixed={"onednn": True},
         stand_ins=("summary", "inference"),
+    ),  # fmt: skip
+    "paddle_simulated": Runtime(
+        "paddle_simulated", "PaddleSimulatedEngine", _simulated_rows, stand_ins=("summary", "inference")
     ),  # fmt: skip
     "paddle_trt": Runtime(
         "paddle_trt",

@@ -1,0 +1,205 @@
+"""INT8 models in Paddle Inference as they stand, by oneDNN: every Q/DQ rounds, and nothing is slower than it must be.
+
+Paddle's own CPU kernels spend most of an INT8 model's time in float convolutions without oneDNN and in rounding one
+element at a time. Here the same program runs with three changes that leave its arithmetic as it is, but for the order
+in which floats are added:
+
+- weights are dequantized once, when the model is loaded, to what ``dequantize_linear`` gives, bit by bit;
+- ``quantize_linear`` and ``dequantize_linear`` of an activation become oneDNN's ``quantize`` and ``dequantize``
+  (``x * 127 / scale``, rounded to the nearest with ties to even, saturated to -128..127; and back);
+- all else runs in oneDNN's float kernels.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.engines.base import available_cpus
+from act_pipeline.engines.model_files import ModelSummary, inspect_model, read_parameters, write_parameters
+from act_pipeline.engines.paddle_native import Predictor
+from act_pipeline.model import InferenceModel
+from act_pipeline.records import versions as package_versions
+
+_LARGEST = 127
+# Paddle's kernels divide by smaller ones in a way of their own.
+_LEAST_SCALE = 1e-30
+_FLOAT32 = 5  # VarType.FP32
+_ROUNDING_OPS = ("quantize_linear", "dequantize_linear")
+
+
+class PaddleSimulatedEngine:
+    """An INT8 model with every Q/DQ computed, as an :class:`act_pipeline.engines.base.Engine`; CPU only.
+
+    It stands for the engine ``paddle``, of which it is the quick form: single scores differ where a sum falls on
+    another side of a rounding boundary, and mAP by what such noise makes.
+    """
+
+    def __init__(
+        self,
+        model: InferenceModel,
+        precision: str = "int8",
+        device: str = "CPU",
+        threads: int | None = None,
+        batch_size: int | None = None,
+        summary: ModelSummary | None = None,
+        inference: Any = None,
+    ) -> None:
+        """Load the model; its program and parameters are written anew, to a temporary folder.
+
+        Args:
+            model: with Q/DQ ops.
+            precision: ``int8``.
+            device: ``CPU``.
+            threads: CPU threads; None: all that this process may use.
+            batch_size: the largest batch; None: any.
+            summary: of ``model``, if it is at hand.
+            inference: a stand-in for ``paddle.inference``.
+
+        Raises:
+            UserError: the files are damaged, or Paddle refuses them.
+        """
+        self.name = "paddle_simulated"
+        self.precision, self.device = precision, device
+        self.threads = available_cpus() if threads is None else threads
+        self.artifact = model
+
+        def configure(config: Any, _: Any) -> None:
+            config.set_cpu_math_library_num_threads(self.threads)
+            config.enable_mkldnn()
+
+        with tempfile.TemporaryDirectory(prefix="act_pipeline_simulated_") as folder:
+            rewritten = with_onednn_rounding(model, Path(folder))
+            self._predictor = Predictor(
+                rewritten, configure, inspect_model(rewritten), inference, "; --engine=paddle runs it", batch_size
+            )
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See :meth:`act_pipeline.engines.base.Engine.run`."""
+        return self._predictor.run(inputs)
+
+    def close(self) -> None:
+        """Free the predictor and its weights."""
+        self._predictor.close()
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of Paddle and its companions."""
+        return package_versions()
+
+
+def with_onednn_rounding(model: InferenceModel, directory: Path) -> InferenceModel:
+    """Write an INT8 model with float weights (rounded) and oneDNN's ops for the rounding of activations.
+
+    The two files are rewritten as they lie, without a graph of Paddle's: it is done at every evaluation. Activations
+    that are rounded per channel, or to other than 8 bits, keep Paddle's ops; ACT makes none of RT-DETR's.
+
+    Args:
+        model: with Q/DQ ops, as `act_pipeline.compress` and PaddleSlim's ACT (``onnx_format: true``) write them.
+        directory: an existing folder.
+
+    Raises:
+        UserError: the files are damaged.
+    """
+    from paddle.base.proto import framework_pb2
+
+    summary = inspect_model(model)
+    program = framework_pb2.ProgramDesc()
+    program.ParseFromString(model.model_path.read_bytes())
+    parameters = read_parameters(model, summary)
+    block = program.blocks[0]
+    variables = {variable.name: variable for variable in block.vars}
+    kept = []
+    factors = _whole_pairs(block.ops, parameters)
+    for op in block.ops:
+        source, result = _argument(op.inputs, "X"), _argument(op.outputs, "Y")
+        if op.type == "dequantize_linear" and source in parameters and _bits(op) == 8:
+            weight = _dequantized(parameters[source], parameters[_argument(op.inputs, "Scale")], _attribute(op, "quant_axis"))
+            _make_parameter(variables[result], weight)
+            parameters[result] = weight
+            continue
+        if op.type in _ROUNDING_OPS and (result if op.type == "quantize_linear" else source) in factors:
+            _become_onednn(op, factors[result if op.type == "quantize_linear" else source])
+        kept.append(op)
+    kept = [framework_pb2.OpDesc.FromString(op.SerializeToString()) for op in kept]
+    del block.ops[:]
+    block.ops.extend(kept)
+    used = {name for op in kept for slot in (*op.inputs, *op.outputs) for name in slot.arguments}
+    remaining = [variable for variable in block.vars if variable.name in used]
+    remaining = [type(variable).FromString(variable.SerializeToString()) for variable in remaining]
+    del block.vars[:]
+    block.vars.extend(remaining)
+    rewritten = InferenceModel(directory)
+    rewritten.model_path.write_bytes(program.SerializeToString())
+    saved = {variable.name for variable in remaining if variable.persistable} & set(parameters)
+    write_parameters(rewritten, {name: parameters[name] for name in sorted(saved)})
+    return rewritten
+
+
+def _whole_pairs(ops: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return integer tensor -> 127 / scale, of those that one op makes and dequantizations by the same scale read."""
+
+    def factor(op: Any) -> float | None:
+        scale = parameters.get(_argument(op.inputs, "Scale"))
+        if scale is None or scale.size != 1 or _bits(op) != 8 or not float(scale.reshape(-1)[0]) > _LEAST_SCALE:
+            return None
+        return _LARGEST / float(scale.reshape(-1)[0])
+
+    found: dict[str, float] = {}
+    for op in ops:
+        value = factor(op) if op.type == "quantize_linear" else None
+        if value is not None:
+            found[_argument(op.outputs, "Y")] = value
+    for op in ops:
+        for name in [name for slot in op.inputs for name in slot.arguments if name in found]:
+            if op.type != "dequantize_linear" or factor(op) != found[name]:
+                del found[name]
+    return found
+
+
+def _become_onednn(op: Any, factor: float) -> None:
+    from paddle.base.proto import framework_pb2
+
+    quantizes = op.type == "quantize_linear"
+    source, result = _argument(op.inputs, "X"), _argument(op.outputs, "Y")
+    op.type = "quantize" if quantizes else "dequantize"
+    for slots, name, argument in ((op.inputs, "Input", source), (op.outputs, "Output", result)):
+        del slots[:]
+        slots.add(parameter=name, arguments=[argument])
+    del op.attrs[:]
+    op.attrs.add(name="Scale", type=framework_pb2.FLOAT, f=factor)
+    op.attrs.add(name="use_mkldnn", type=framework_pb2.BOOLEAN, b=True)
+    op.attrs.add(name="mkldnn_data_type", type=framework_pb2.STRING, s="float32")
+    if quantizes:
+        op.attrs.add(name="is_negative_input", type=framework_pb2.BOOLEAN, b=True)
+        op.attrs.add(name="output_format", type=framework_pb2.STRING, s="NCHW")
+
+
+def _dequantized(weight: np.ndarray, scale: np.ndarray, axis: int) -> np.ndarray:
+    """Return a weight as ``dequantize_linear`` gives it, bit by bit: ``weight * scale / 127`` in float32."""
+    scale = scale.astype(np.float32).reshape(-1)
+    if scale.size > 1:
+        scale = scale.reshape([-1 if dimension == axis else 1 for dimension in range(weight.ndim)])
+    return weight.astype(np.float32) * scale / np.float32(_LARGEST)
+
+
+def _make_parameter(variable: Any, value: np.ndarray) -> None:
+    variable.persistable = True
+    variable.type.lod_tensor.tensor.data_type = _FLOAT32
+    del variable.type.lod_tensor.tensor.dims[:]
+    variable.type.lod_tensor.tensor.dims.extend(value.shape)
+
+
+def _argument(slots: Any, name: str) -> str:
+    return next((slot.arguments[0] for slot in slots if slot.parameter == name and slot.arguments), "")
+
+
+def _attribute(op: Any, name: str) -> int:
+    return next((attribute.i for attribute in op.attrs if attribute.name == name), -1)
+
+
+def _bits(op: Any) -> int:
+    return _attribute(op, "bit_length")
