@@ -74,17 +74,17 @@ def run_demo(
     compressed = compress(config, save_dir, reuse=True, reader_overrides=reader)
 
     runs = {
-        "FP32, oneDNN": (fp32, "fp32", True),
-        "INT8, Q/DQ as they stand": (compressed.model, "int8", False),
-        "INT8, oneDNN convolutions": (compressed.model, "int8", True),
+        "FP32, oneDNN": (fp32, "fp32", "paddle_onednn"),
+        "INT8, Q/DQ as they stand": (compressed.model, "int8", "paddle_simulated"),
+        "INT8, oneDNN convolutions": (compressed.model, "int8", "paddle_onednn"),
     }
     evaluations, records = {}, []
-    for label, (model, precision, onednn) in runs.items():
-        if onednn and not find_support("paddle_onednn", precision, "CPU").available:
+    for label, (model, precision, engine) in runs.items():
+        if not find_support(engine, precision, "CPU").available:
             continue
-        json_file = output / f"eval_{precision}{'_onednn' if onednn else ''}.json"
+        json_file = output / f"eval_{precision}_{engine}.json"
         _say(f"evaluate: {label}, to {json_file}")
-        evaluations[label] = _evaluate(model, precision, onednn, json_file, reader)
+        evaluations[label] = _evaluate(model, precision, engine, json_file, reader)
         records.append(json_file)
     _say(f"report: {save_dir / REPORT_FILENAME}")
     write_report(save_dir, Reader.load(READER_CONFIG, reader), records)
@@ -92,7 +92,7 @@ def run_demo(
 
 
 def _evaluate(
-    model: InferenceModel, precision: str, onednn: bool, json_file: Path, reader_overrides: Sequence[str]
+    model: InferenceModel, precision: str, engine: str, json_file: Path, reader_overrides: Sequence[str]
 ) -> dict[str, Any]:
     reader = Reader.load(READER_CONFIG, reader_overrides)
     try:
@@ -102,7 +102,7 @@ def _evaluate(
     except UserError:
         pass
     request = InferenceRequest(
-        model_path=str(model.directory), device="CPU", precision=precision, use_mkldnn=onednn, json=str(json_file)
+        model_path=str(model.directory), device="CPU", precision=precision, engine=engine, json=str(json_file)
     )
     run_inference(request, reader=reader, say=lambda line: None)
     return read_record(json_file, EVAL_SCHEMA)
