@@ -14,6 +14,15 @@ from inference_fixtures import TRAINED, float_model, int8_model  # noqa: E402, F
 
 import act_pipeline  # noqa: E402, F401  (makes paddle importable, whichever test imports it first)
 
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """A cache of the session's own: evaluations of an earlier session, by other code, must not count."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACT_PIPELINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory):
     """The whole path on the built-in sample, trained for a few iterations."""
