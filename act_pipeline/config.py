@@ -76,6 +76,9 @@ class Distillation:
         teacher_model_dir: folder of another teacher; None: the float model itself.
         teacher_model_filename: its program.
         teacher_params_filename: its parameters.
+        teacher_cache_mb: the teacher runs outside the training program, in float, and its outputs are kept, so many
+            10^6 bytes at most, for when the image comes again. 0: it runs within every step as PaddleSlim has it, the
+            inputs of its matmuls rounded. ACT does not know this key.
     """
 
     loss: Union[DistillationLoss, list[DistillationLoss]] = "l2"
@@ -85,6 +88,7 @@ class Distillation:
     teacher_model_dir: Optional[Path] = None
     teacher_model_filename: Optional[str] = None
     teacher_params_filename: Optional[str] = None
+    teacher_cache_mb: int = key(512, at_least=0)
 
     def __post_init__(self) -> None:
         groups = len(self.node) if self.node and isinstance(self.node[0], list) else None
@@ -327,6 +331,7 @@ class Config:
         if self.distillation is None or self.quant_aware is None or self.train_config is None:
             raise ValueError(f"{self.strategy.name} has no training")
         strategies = {"Distillation": to_mapping(self.distillation), "QuantAware": to_mapping(self.quant_aware)}
+        strategies["Distillation"].pop("teacher_cache_mb")
         train_config = to_mapping(self.train_config)
         train_config.pop("snapshot_iter", None)
         return strategies, train_config

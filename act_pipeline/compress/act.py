@@ -3,7 +3,8 @@
 The training is `paddleslim.auto_compression.AutoCompression`'s own, with five of its methods replaced (all private in
 PaddleSlim 2.6.0; there is no public hook for any of them):
 
-- ``_prepare_program``: Paddle's passes run as `quant_graph.fast_passes`, and constants are not trained;
+- ``_prepare_program``: Paddle's passes run as `quant_graph.fast_passes`, constants are not trained, and the teacher
+  is taken out of the program (`teacher`), unless ``Distillation.teacher_cache_mb`` is 0;
 - ``_compiled_program``: the training program says whether it diverges (`finite`);
 - ``_start_train``: a progress bar, the last iteration evaluated too, checkpoints, an orderly end at a signal;
 - ``_save_model``: what is kept is the model that was evaluated: every evaluation writes the INT8 model
@@ -33,6 +34,7 @@ from act_pipeline.compress.interrupt import Interruption
 from act_pipeline.compress.inventory import OpInventory
 from act_pipeline.compress.keeper import Keeper
 from act_pipeline.compress.selection import skip_patterns
+from act_pipeline.compress.teacher import Teacher, split_teacher
 from act_pipeline.compress.training import Batches, Training
 from act_pipeline.config import Config
 from act_pipeline.engines.model_files import inspect_model
@@ -109,7 +111,10 @@ def train(
             config={**strategies, "TrainConfig": train_config},
             train_dataloader=feeds,
         )
-        compression.prepare_run(batches_per_epoch, score, origin_metric, progress, config.quant_aware.quantize_op_types)
+        compression.prepare_run(
+            batches_per_epoch, score, origin_metric, progress, config.quant_aware.quantize_op_types,
+            config.distillation.teacher_cache_mb,
+        )
         # PaddleSlim has looked at the first batch already, to see whether it is a dict.
         compression.prepare_survival(batches, checkpoints, interruption or Interruption(), first)
         compression.start_thresholds = dict(thresholds or {})
@@ -145,6 +150,7 @@ def _make_compression_class(base: type) -> type:
             origin_metric: float | None,
             progress: bool,
             op_types: Sequence[str],
+            teacher_cache_mb: float,
         ) -> None:
             self.training = Training(InferenceModel(Path(self.final_dir)), OpInventory({}, []))
             self._batches_per_epoch = batches_per_epoch
@@ -152,7 +158,9 @@ def _make_compression_class(base: type) -> type:
             self._origin_metric = origin_metric
             self._progress = progress
             self._op_types = list(op_types)
+            self._teacher_cache_mb = teacher_cache_mb
             self._watched: Optional[str] = None
+            self._teacher: Optional[Teacher] = None
 
         def prepare_survival(
             self,
@@ -182,9 +190,18 @@ def _make_compression_class(base: type) -> type:
                         parameter.stop_gradient = True
                 return recovered
 
+            build = compressor.build_distill_program
+
+            def build_and_split(*build_args: Any, **options: Any) -> Any:
+                train_info, test_info = build(*build_args, **options)
+                if self._teacher_cache_mb:
+                    self._teacher = split_teacher(train_info.program, self._exe, self._probe, self._teacher_cache_mb)
+                return train_info, test_info
+
             with mock.patch.object(compressor, "recover_inference_program", recover_weights_only):
-                with quant_graph.fast_passes():
-                    return super()._prepare_program(program, *args)
+                with mock.patch.object(compressor, "build_distill_program", build_and_split):
+                    with quant_graph.fast_passes():
+                        return super()._prepare_program(program, *args)
 
         def _compiled_program(self, info: Any, strategy: str) -> Any:
             if info.optimizer is not None:
@@ -244,6 +261,8 @@ def _make_compression_class(base: type) -> type:
             training = self.training
             paddle_state.seed_step(training.iterations)
             fetches = [*train_info.fetch_targets, *([self._watched] if self._watched else [])]
+            if self._teacher is not None:
+                data = {**data, **self._teacher.outputs_of(data)}
             fetched = self._exe.run(train_info.program, feed=data, fetch_list=fetches)
             if not isinstance(train_info.learning_rate, float):
                 train_info.learning_rate.step()

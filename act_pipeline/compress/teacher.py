@@ -1,0 +1,181 @@
+"""The teacher outside the training program: its outputs are computed once an image and fed.
+
+PaddleSlim merges teacher and student into one program, so that every step runs both, in Paddle's native kernels. The
+teacher does not learn: what it gives on an image is the same every time the image comes round. :func:`split_teacher`
+takes its ops out of the merged program before that is quantized, and :class:`Teacher` runs them, convolutions and
+matmuls by oneDNN, an image at a time (so that what an image gives does not depend on the others of its batch, nor on
+what is cached: a resumed run finds the same bits), and keeps the results by the hash of the image's values.
+
+In PaddleSlim 2.6.0 `quant_aware` also rounds what the teacher's matmuls read, by moving averages, which is no float
+teacher; one that is split off stays float.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.compress.quant_graph import TEACHER_PREFIX
+
+_logger = logging.getLogger(__name__)
+_ONEDNN_OPS = ("conv2d", "depthwise_conv2d", "matmul_v2")
+_BYTES_PER_MB = 1_000_000
+# Between a batch and its images alone: the order of float sums.
+_TOLERANCE = 1e-3
+
+
+class Teacher:
+    """The teacher's ops as a program of their own, over the parameters of the current scope."""
+
+    def __init__(self, program: Any, inputs: Sequence[str], outputs: Sequence[str], executor: Any, budget_mb: float) -> None:
+        """Take what :func:`split_teacher` found.
+
+        Args:
+            program: reads ``inputs``, writes ``outputs``.
+            inputs: of the training's feed.
+            outputs: tensors that the loss reads, each with the batch as its first dimension.
+            executor: runs it.
+            budget_mb: how much the kept outputs may take, in 10^6 bytes; what comes later is computed each time.
+        """
+        self.inputs, self.outputs = list(inputs), list(outputs)
+        self.kept_bytes = self.runs = 0
+        self._program, self._executor = program, executor
+        self._budget = budget_mb * _BYTES_PER_MB
+        self._kept: dict[bytes, list[np.ndarray]] = {}
+
+    def outputs_of(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return output -> array [N, ...] of a batch of N images."""
+        count = len(feed[self.inputs[0]])
+        found = [self._image({name: feed[name][index : index + 1] for name in self.inputs}) for index in range(count)]
+        return {name: np.concatenate(parts) for name, parts in zip(self.outputs, zip(*found))}
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run a batch as it is, and keep nothing."""
+        self.runs += 1
+        feed = {name: np.ascontiguousarray(feed[name]) for name in self.inputs}
+        return [np.array(value) for value in self._executor.run(self._program, feed=feed, fetch_list=self.outputs)]
+
+    def _image(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        digest = hashlib.blake2b(digest_size=16)
+        for name in self.inputs:
+            digest.update(np.ascontiguousarray(feed[name]).data)
+        key = digest.digest()
+        if key in self._kept:
+            return self._kept[key]
+        values = self.run(feed)
+        size = sum(value.nbytes for value in values)
+        # The first to come stay: each image comes once an epoch, so that none is worth more than another.
+        if self.kept_bytes + size <= self._budget:
+            self._kept[key] = values
+            self.kept_bytes += size
+        return values
+
+    def by_image(self, probe: Mapping[str, np.ndarray]) -> str:
+        """Return why the teacher cannot be run image by image and remembered; empty if it can.
+
+        Args:
+            probe: the feed of one image.
+        """
+        # Two images that differ, of the one that is there.
+        other = {name: value[..., ::-1] if value.ndim == 4 else value for name, value in probe.items()}
+        try:
+            alone = self.run(probe)
+            if any(not np.array_equal(one, two, equal_nan=True) for one, two in zip(alone, self.run(probe))):
+                return "it gives something else each time"
+            parts = [np.concatenate(pair) for pair in zip(alone, self.run(other))]
+            whole = self.run({name: np.concatenate([probe[name], other[name]]) for name in self.inputs})
+        except (RuntimeError, ValueError) as error:
+            return f"it does not run on two images ({type(error).__name__})"
+        for one, two in zip(parts, whole):
+            near = _TOLERANCE * max(float(np.abs(two).max(initial=0.0)), 1e-6)
+            if one.shape != two.shape or not np.allclose(one, two, rtol=0, atol=near, equal_nan=True):
+                return "what it gives on an image depends on the others of the batch"
+        return ""
+
+
+def split_teacher(program: Any, executor: Any, probe: Mapping[str, np.ndarray], budget_mb: float) -> Teacher | None:
+    """Take the teacher's ops out of a merged training program; its outputs become inputs of the program.
+
+    Nothing is changed where the teacher reads anything but its parameters and the feed, or cannot be run image by image.
+
+    Args:
+        program: PaddleSlim's, with loss and gradients, not yet quantized; changed in place.
+        executor: where its parameters are.
+        probe: the feed of one image.
+        budget_mb: see :class:`Teacher`.
+
+    Returns:
+        the teacher; None: the program is as it was.
+    """
+    block = program.global_block()
+    teaching = [op for op in block.ops if _is_teaching(op)]
+    inside = {id(op) for op in teaching}
+    written = {name for op in teaching for name in op.output_arg_names}
+    others = [op for op in block.ops if id(op) not in inside]
+    read = {name for op in others for name in op.input_arg_names}
+    outputs = sorted(written & read)
+    inputs = sorted(
+        {
+            name
+            for op in teaching
+            for name in op.input_arg_names
+            if name not in written and not (name.startswith(TEACHER_PREFIX) and block.var(name).persistable)
+        }
+    )
+    fed = {op.output("Out")[0] for op in others if op.type == "feed"}
+    if not outputs or not inputs or not set(inputs) <= fed & set(probe) or len(program.blocks) > 1:
+        return None
+    teacher = Teacher(_teaching_program(program, teaching), inputs, outputs, executor, budget_mb)
+    why_not = teacher.by_image(probe)
+    if why_not:
+        _logger.warning("the teacher runs within every step: %s", why_not)
+        return None
+    for op in reversed(teaching):
+        block._remove_op(block.ops.index(op), sync=False)
+    used = {name for op in block.ops for name in (*op.input_arg_names, *op.output_arg_names)}
+    for name in [name for name in block.vars if name.startswith(TEACHER_PREFIX) and name not in used]:
+        block._remove_var(name, sync=False)
+    column = 1 + max(op.attr("col") for op in block.ops if op.type == "feed")
+    for index, name in enumerate(outputs):
+        variable = block.var(name)
+        variable.stop_gradient = True
+        variable.is_data = True
+        block._prepend_op(
+            type="feed", inputs={"X": [block.var("feed")]}, outputs={"Out": [variable]}, attrs={"col": column + index}
+        )
+    return teacher
+
+
+def _is_teaching(op: Any) -> bool:
+    names = op.output_arg_names
+    return bool(names) and all(name.startswith(TEACHER_PREFIX) and "@GRAD" not in name for name in names)
+
+
+def _teaching_program(program: Any, teaching: Sequence[Any]) -> Any:
+    """Return the teacher's ops alone, convolutions and matmuls marked for oneDNN where that computes."""
+    import paddle
+    from paddle.base.proto import framework_pb2
+
+    onednn = not paddle.is_compiled_with_cuda() or paddle.get_device() == "cpu"
+    desc = framework_pb2.ProgramDesc()
+    desc.ParseFromString(program.desc.serialize_to_string())
+    block = desc.blocks[0]
+    first = {op.output_arg_names[0] for op in teaching}
+    nodes = [
+        framework_pb2.OpDesc.FromString(node.SerializeToString())
+        for node in block.ops
+        if node.type != "feed" and any(name in first for slot in node.outputs for name in slot.arguments)
+    ]
+    for node in nodes:
+        if onednn and node.type in _ONEDNN_OPS:
+            kept = [attribute for attribute in node.attrs if attribute.name != "use_mkldnn"]
+            del node.attrs[:]
+            node.attrs.extend(kept)
+            node.attrs.add(name="use_mkldnn", type=framework_pb2.BOOLEAN, b=True)
+    del block.ops[:]
+    block.ops.extend(nodes)
+    return paddle.static.Program.parse_from_string(desc.SerializeToString())

@@ -1,0 +1,158 @@
+"""Evaluation within a compression: the quick engine rounds as the exact one, and the float model is evaluated once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from act_pipeline.compress import baseline
+from act_pipeline.compress.job import engine_name, evaluate_baseline
+from act_pipeline.data import Reader
+from act_pipeline.engines import create_engine
+from act_pipeline.engines.model_files import inspect_model, read_parameters, write_parameters
+from act_pipeline.engines.paddle_simulated import with_onednn_rounding
+from act_pipeline.evaluation import Evaluation, evaluate
+from act_pipeline.model import InferenceModel
+from act_pipeline.static_graph import StaticGraph, fold_constants, static_mode
+
+
+def reader_of(demo, *overrides: str) -> Reader:
+    from act_pipeline.demo import READER_CONFIG
+
+    places = [f"{name}.dataset_dir={demo.root / 'data'}" for name in ("TrainDataset", "EvalDataset", "TestDataset")]
+    return Reader.load(READER_CONFIG, [*places, *overrides])
+
+
+def test_weights_are_dequantized_to_the_bit(demo, tmp_path: Path) -> None:
+    model = demo.compressed.model
+    values = read_parameters(with_onednn_rounding(model, tmp_path), inspect_model(InferenceModel(tmp_path)))
+    with static_mode():
+        graph = StaticGraph.load(model)
+        fold_constants(graph)
+        assert len(values) > 100 and not any(value.dtype == np.int8 for value in values.values())
+        for name, value in values.items():
+            np.testing.assert_array_equal(value, graph.parameter(name), err_msg=name)
+
+
+def test_no_rounding_is_left_out_and_none_is_slow(demo, tmp_path: Path) -> None:
+    before = inspect_model(demo.compressed.model).op_counts
+    after = inspect_model(with_onednn_rounding(demo.compressed.model, tmp_path)).op_counts
+    assert after["quantize"] == before["quantize_linear"] > 50 and after["quantize_linear"] == 0
+    assert after["dequantize"] == after["quantize"] and after["dequantize_linear"] == 0
+
+
+def test_onednn_rounds_as_paddle_does() -> None:
+    """Ties, saturation at both ends, and whatever lies between."""
+    import paddle
+
+    scale = 127 / 16  # ties are exact then
+    values = np.concatenate([np.arange(-140, 140, 0.25), np.random.default_rng(0).normal(0, 200, 5000)]) / 16
+    values = values.astype(np.float32).reshape(1, 1, 1, -1)
+    found = []
+    with static_mode():
+        for kind in ("linear", "onednn"):
+            program, scope = paddle.static.Program(), paddle.static.Scope()
+            with paddle.static.program_guard(program), paddle.static.scope_guard(scope):
+                block = program.global_block()
+                x = paddle.static.data("x", values.shape, "float32")
+                y = block.create_var(name="y", shape=values.shape, dtype="float32")
+                z = block.create_var(name="z", shape=values.shape, dtype="float32")
+                if kind == "linear":
+                    inputs = {}
+                    for name, value in (("Scale", scale), ("ZeroPoint", 0.0)):
+                        inputs[name] = block.create_var(name=name, shape=[1], dtype="float32", persistable=True)
+                        scope.var(name).get_tensor().set(np.float32([value]), paddle.CPUPlace())
+                    attrs = {"quant_axis": -1, "bit_length": 8}
+                    block.append_op(type="quantize_linear", inputs={"X": x, **inputs}, outputs={"Y": y}, attrs=attrs)
+                    block.append_op(type="dequantize_linear", inputs={"X": y, **inputs}, outputs={"Y": z}, attrs=attrs)
+                else:
+                    attrs = {"Scale": 127 / scale, "use_mkldnn": True, "mkldnn_data_type": "float32"}
+                    more = {"is_negative_input": True, "output_format": "NCHW"}
+                    block.append_op(type="quantize", inputs={"Input": x}, outputs={"Output": y}, attrs={**attrs, **more})
+                    block.append_op(type="dequantize", inputs={"Input": y}, outputs={"Output": z}, attrs=attrs)
+                executor = paddle.static.Executor(paddle.CPUPlace())
+                found.append(executor.run(program, feed={"x": values}, fetch_list=["z"])[0])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
+
+
+def test_the_quick_engine_detects_as_the_exact_one(demo) -> None:
+    reader = reader_of(demo)
+    engines = {name: create_engine(name, demo.compressed.model, "int8", "CPU") for name in ("paddle", "paddle_simulated")}
+    found = {name: evaluate(engine, reader, limit=40, progress=False) for name, engine in engines.items()}
+    for engine in engines.values():
+        engine.close()
+    assert abs(found["paddle"].map - found["paddle_simulated"].map) <= 0.01
+    means = [evaluation.detections[:, 5].mean() for evaluation in found.values()]
+    assert means[0] == pytest.approx(means[1], abs=0.005)
+    assert demo.compressed.record["evaluation"]["engine"] == engine_name("int8", "CPU") == "paddle_simulated"
+
+
+def test_parameters_are_written_as_they_were_read(demo, tmp_path: Path) -> None:
+    model = demo.compressed.model
+    copy = InferenceModel(tmp_path)
+    copy.model_path.write_bytes(model.model_path.read_bytes())
+    write_parameters(copy, read_parameters(model, inspect_model(model)))
+    assert copy.params_path.read_bytes() == model.params_path.read_bytes()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ACT_PIPELINE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / baseline.FOLDER
+
+
+def made(map_: float = 0.5) -> Evaluation:
+    rows = np.random.default_rng(0).random((5, 7))
+    return Evaluation(map_, 0.7, {"ap": map_}, ["a line"], {"cat": None, "dog": 0.1}, 3, 1, {"p50": 1.5}, 20.0, rows)
+
+
+def test_an_evaluation_comes_back_whole(cache: Path) -> None:
+    key = ("sha256:a", "sha256:b", "paddle", "CPU", 2)
+    first, was_there = baseline.cached_evaluation(*key, made)
+    again, is_there = baseline.cached_evaluation(*key, lambda: pytest.fail("evaluated twice"))
+    assert (was_there, is_there) == (False, True)
+    np.testing.assert_array_equal(again.detections, first.detections)
+    assert {**vars(again), "detections": 0} == {**vars(first), "detections": 0}
+    for place, other in enumerate(("sha256:c", "sha256:c", "paddle_onednn", "GPU", 1)):
+        changed = [*key[:place], other, *key[place + 1 :]]
+        assert baseline.cached_evaluation(*changed, lambda: made(0.25))[0].map == 0.25
+
+
+def test_a_damaged_cache_is_made_anew_and_it_does_not_grow(cache: Path) -> None:
+    for number in range(baseline.KEPT + 3):
+        baseline.cached_evaluation(str(number), "", "paddle", "CPU", 2, made)
+    files = list(cache.glob("*.npz"))
+    assert len(files) == baseline.KEPT
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-30])
+    assert not any(
+        baseline.cached_evaluation(str(number), "", "paddle", "CPU", 2, made)[1] for number in range(baseline.KEPT)
+    )
+
+
+def test_a_cache_that_cannot_be_written_is_let_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ACT_PIPELINE_CACHE", str(tmp_path / "file"))
+    assert baseline.cached_evaluation("", "", "paddle", "CPU", 2, made)[1] is False
+
+
+def test_a_changed_model_or_annotation_is_evaluated_anew(demo, tmp_path: Path, cache: Path, monkeypatch) -> None:
+    counted = []
+    monkeypatch.setattr("act_pipeline.compress.job.evaluate_model", lambda *args: counted.append(args) or made())
+    model, reader = demo.fp32, reader_of(demo)
+    assert [evaluate_baseline(model, "CPU", reader, False)[1] for _ in range(2)] == [False, True]
+    other = InferenceModel(tmp_path)
+    other.model_path.write_bytes(model.model_path.read_bytes())
+    raw = bytearray(model.params_path.read_bytes())
+    raw[-1] ^= 1
+    other.params_path.write_bytes(raw)
+    assert not evaluate_baseline(other, "CPU", reader, False)[1]
+    content = json.loads(reader.annotation_file("eval").read_text())
+    content["annotations"][0]["bbox"][2] += 1
+    (tmp_path / "eval.json").write_text(json.dumps(content))
+    changed = reader_of(demo, f"EvalDataset.anno_path={tmp_path / 'eval.json'}")
+    assert not evaluate_baseline(model, "CPU", changed, False)[1]
+    assert len(counted) == 3

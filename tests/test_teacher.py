@@ -1,0 +1,117 @@
+"""The teacher outside the training program: the same loss, once an image, and a resumed run finds the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import tiny_training
+
+from act_pipeline.compress import act
+from act_pipeline.compress.teacher import Teacher
+
+
+def losses(directory: Path, **options) -> list[float]:
+    directory.mkdir()
+    return [loss for _, loss in tiny_training.run(directory, evaluate=False, iterations=6, **options).losses]
+
+
+def other_teacher(directory: Path) -> tuple[str, ...]:
+    from act_pipeline.static_graph import StaticGraph, static_mode
+
+    model = tiny_training.make_model(directory / "made")
+    with static_mode():
+        graph = StaticGraph.load(model)
+        for name in [name for name in graph.program.global_block().vars if graph.is_parameter(name)]:
+            graph.set_parameter(name, graph.parameter(name) * np.float32(1.3))
+        (directory / "teacher").mkdir()
+        graph.save(directory / "teacher")
+    return (
+        f"Distillation.teacher_model_dir={directory / 'teacher'}",
+        "Distillation.teacher_model_filename=model.pdmodel",
+        "Distillation.teacher_params_filename=model.pdiparams",
+    )
+
+
+def unrounded(split):
+    """Let PaddleSlim's passes leave the merged teacher float, which is what a teacher is, and keep it in the program."""
+
+    def keep(program, *args):
+        for op in program.global_block().ops:
+            if op.output_arg_names and all(name.startswith("teacher_") for name in op.output_arg_names):
+                op._set_attr("op_namescope", "/skip_quant/")
+        return None
+
+    return mock.patch.object(act, "split_teacher", keep) if not split else mock.MagicMock()
+
+
+@pytest.mark.parametrize("custom", [False, True])
+def test_the_loss_is_that_of_the_float_teacher_within_the_program(tmp_path: Path, custom: bool) -> None:
+    overrides = other_teacher(tmp_path) if custom else ()
+    with unrounded(split=False):
+        within = losses(tmp_path / "within", overrides=overrides)
+    outside = losses(tmp_path / "outside", overrides=overrides)
+    # Rounding makes a single sum in another order a step of a scale: the first step tells, before it adds up.
+    np.testing.assert_allclose(outside[0], within[0], rtol=1e-4)
+    np.testing.assert_allclose(outside, within, rtol=0.05)
+    within_rounded = losses(tmp_path / "rounded", overrides=(*overrides, "Distillation.teacher_cache_mb=0"))
+    assert abs(within_rounded[0] / outside[0] - 1) > 1e-3  # PaddleSlim rounds what the teacher's matmul reads
+
+
+def test_an_image_is_run_once_and_a_full_budget_changes_nothing(tmp_path: Path) -> None:
+    class Thrice(tiny_training.Numbers):
+        def __call__(self):
+            for batch in super().__call__():
+                yield {"image": np.concatenate([self.same, batch["image"][:1]])}
+
+        same = np.full((1, 3, 16, 16), 0.25, np.float32)
+
+    made: list[Teacher] = []
+    split = act.split_teacher
+
+    def noted(*args):
+        made.append(split(*args))
+        return made[-1]
+
+    with mock.patch.object(act, "split_teacher", noted):
+        kept = losses(tmp_path / "kept", batches=Thrice())
+        with mock.patch("act_pipeline.compress.teacher._BYTES_PER_MB", 1e-7):
+            forgotten = losses(tmp_path / "forgotten", batches=Thrice())
+    assert kept == forgotten
+    probing = 4
+    assert made[0].runs == probing + 1 + 6 and made[0].kept_bytes == 7 * 10 * 4
+    assert made[1].runs == probing + 12 and made[1].kept_bytes == 0
+
+
+class Recipe(Teacher):
+    """A teacher of NumPy."""
+
+    def __init__(self, function) -> None:
+        super().__init__(None, ["image"], ["out"], None, 1)
+        self.function = function
+
+    def run(self, feed):
+        return [self.function(feed["image"])]
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (lambda image: image.sum((1, 2, 3)), ""),
+        (lambda image: np.random.default_rng().random(len(image)), "each time"),
+        (lambda image: (image - image.mean(0)).sum((1, 2)), "others of the batch"),
+        (lambda image: image.sum((1, 2, 3)).reshape(1, -1), "others of the batch"),
+    ],
+)
+def test_what_is_no_function_of_one_image_is_not_remembered(function, why: str) -> None:
+    image = np.random.default_rng(0).random((1, 3, 4, 4), dtype=np.float32)
+    found = Recipe(function).by_image({"image": image})
+    assert (why in found) if why else not found
+
+
+def test_a_teacher_that_cannot_be_split_stays(tmp_path: Path) -> None:
+    with mock.patch.object(Teacher, "by_image", lambda self, probe: "no"):
+        stays = losses(tmp_path / "stays")
+    assert stays == losses(tmp_path / "within", overrides=("Distillation.teacher_cache_mb=0",))
