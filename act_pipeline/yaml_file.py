@@ -138,12 +138,13 @@ def resolve_path(value: str, named_in: str | os.PathLike[str]) -> Path:
     PaddleSlim's examples stand, with their files in ``configs/``), to the root of this repository. If none exists,
     the path as it was given.
     """
-    given = Path(value).expanduser()
+    # os.path, since pathlib raises on names that no file can have: a user that is not known, too long, a NUL in it.
+    given = Path(os.path.expanduser(value))
     if given.is_absolute():
         return given
-    folder = Path(named_in).resolve().parent
+    folder = Path(os.path.realpath(named_in)).parent
     for root in (Path(), folder, folder.parent, Path(__file__).resolve().parents[1]):
-        if (root / given).exists():
+        if os.path.exists(root / given):
             return root / given
     return given
 

@@ -11,7 +11,6 @@ import contextlib
 import os
 import shutil
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +117,7 @@ class Checkpoints:
             best = self.directory / _BEST if progress["best"] else None
             if best is not None and not best.is_dir():
                 raise ValueError(f"{best} is missing")
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zipfile and NumPy's header reader raise whatever comes up
             raise self.damaged(error) from None
         return Snapshot(progress, variables, best)
 

@@ -14,6 +14,8 @@ from act_pipeline.errors import UserError, suggest
 from act_pipeline.schema import Source
 from act_pipeline.upstream import import_ppdet
 
+# DecodeCache unpickles what lies in a folder that the file names; the others write pictures into one.
+_REFUSED = ("DecodeCache", "DebugVisibleImage", "VisibleRBox")
 # What an exported RT-DETR is fed, and what it is fed as.
 INPUTS = {"image": np.float32, "im_shape": np.float32, "scale_factor": np.float32}
 
@@ -120,7 +122,7 @@ def _make(step: dict[str, Any], num_classes: int, source: Source, name: str) -> 
     known = sorted(
         candidate for candidate in dir(transforms)
         if inspect.isclass(found := getattr(transforms, candidate)) and issubclass(found, transforms.BaseOperator)
-        and found is not transforms.BaseOperator
+        and found is not transforms.BaseOperator and candidate not in _REFUSED
     )
     if kind not in known:
         raise UserError(
