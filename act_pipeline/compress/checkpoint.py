@@ -94,8 +94,12 @@ class Checkpoints:
             return
         self.resumed = self._load()
         try:
-            self._iteration, self._best = int(self.resumed.progress["iteration"]), self.resumed.progress["best"]
-        except (KeyError, TypeError, ValueError) as error:
+            self._iteration = int(self.resumed.progress["iteration"])
+            best = self.resumed.progress["best"]
+            if best is not None:
+                iteration, score = best
+                self._best = [int(iteration), float(score)]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self.damaged(error) from None
         _say(f"going on from iteration {self._iteration} ({self.directory})")
 

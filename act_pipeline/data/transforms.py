@@ -84,7 +84,9 @@ class Preprocess:
                     raise UnreadableImage(image_file, reason or type(error).__name__) from None
                 message = f"{self._where}: {name} fails on {image_file}: {_line(error)}; correct its arguments"
                 raise UserError(message) from None
-        for key in INPUTS:
+            if not isinstance(sample, dict):
+                raise UserError(f"{self._where}: {name} gives {type(sample).__name__}, expected a sample; take it out")
+        for key in (*INPUTS, "im_id"):
             if key not in sample:
                 raise UserError(f"{self._where} give no '{key}', expected Decode first and Resize after it; add them")
         return sample
@@ -101,6 +103,15 @@ class Preprocess:
             except Exception as error:
                 message = f"{self._where}: {name} fails on a batch: {_line(error)}; correct its arguments"
                 raise UserError(message) from None
+            if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
+                raise UserError(f"{self._where}: {name} gives {type(samples).__name__}, expected samples; take it out")
+        try:
+            return self._stack(samples)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            message = f"{self._where} give samples that make no batch ({_line(error)}); take out what ppdet trains with"
+            raise UserError(message) from None
+
+    def _stack(self, samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         shapes = {np.shape(sample["image"]) for sample in samples}
         if len(shapes) > 1 or not all(len(shape) == 3 and shape[0] == 3 for shape in shapes):
             raise UserError(

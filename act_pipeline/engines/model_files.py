@@ -76,7 +76,7 @@ def inspect_model(model: InferenceModel) -> ModelSummary:
     program = _read_program(model.model_path)
     try:
         return _summarize(model, program)
-    except (IndexError, KeyError, ValueError) as error:
+    except (IndexError, KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{model.model_path} contradicts itself ({type(error).__name__}: {error}), expected an exported program; copy or "
             "export it again"

@@ -125,8 +125,8 @@ def _watch(folder: Path) -> Iterator[None]:
         _hook.folder = None
         tempfile.tempdir = kept_tempdir
         os.chdir(before)
-    if _hook.seen:  # raised where something caught it
-        raise _Stop(_hook.seen[0])
+        if _hook.seen:  # raised where something caught it
+            raise _Stop(_hook.seen[0])
 
 
 @contextlib.contextmanager

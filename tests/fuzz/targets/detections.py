@@ -42,8 +42,8 @@ def _bomb() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("int8.npy", "w") as file:
         file.write(_array("{'descr': '<f4', 'fortran_order': False, 'shape': (21500000, 7), }", b""))
-        for _ in range(602):
-            file.write(b"\0" * 1_000_000)
+        for _ in range(43):
+            file.write(b"\0" * 14_000_000)
     return buffer.getvalue()
 
 
