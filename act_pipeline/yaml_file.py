@@ -211,8 +211,8 @@ def _parse(text: str, source: str) -> Any:
         raise UserError(f"{source}: character {error.position} is not allowed in YAML; save it as plain text") from None
     except RecursionError:
         raise UserError(f"{source}: nested more than {MAX_DEPTH} deep, too deep for a config; write it flat") from None
-    except (ValueError, OverflowError) as error:
-        # PyYAML's int() and float() on a value of thousands of digits, say.
+    except (ValueError, OverflowError, LookupError) as error:
+        # PyYAML's constructors on a value of thousands of digits, on `!!float ''`, on `!!bool maybe`.
         raise UserError(f"{source} holds a value that is no YAML: {' '.join(str(error).split())}") from None
     finally:
         if loader is not None:

@@ -245,3 +245,14 @@ def test_a_transform_that_gives_no_sample_is_refused(place: str, tmp_path: Path)
         f"EvalReader: {{sample_transforms: {steps['sample_transforms']}], batch_transforms: {steps['batch_transforms']}]}}\n"
     )
     assert "MOTRandomAffine gives" in _refused(Reader.load(reader).check, "eval")
+
+
+@pytest.mark.parametrize("value", ["!!float ''", "!!int ''", "!!bool maybe", "!!int " + "9" * 5000])
+def test_a_value_that_is_not_of_the_kind_of_its_tag_is_refused(value: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yml").write_text(f"Global: {value}\n")
+    assert "no YAML" in _refused(load_config, tmp_path / "config.yml")
+
+
+def test_a_data_set_whose_kind_is_no_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "reader.yml").write_text("EvalDataset: {name: {}}\n")
+    assert "is of the kind" in _refused(Reader.load, tmp_path / "reader.yml")
