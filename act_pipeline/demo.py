@@ -95,17 +95,24 @@ def _evaluate(
     model: InferenceModel, precision: str, engine: str, json_file: Path, reader_overrides: Sequence[str]
 ) -> dict[str, Any]:
     reader = Reader.load(READER_CONFIG, reader_overrides)
-    try:
-        record = read_record(json_file, EVAL_SCHEMA)
-        if record["model_hash"] == model.content_hash() and record["reader_hash"] == reader.fingerprint():
-            return record
-    except UserError:
-        pass
+    kept = _kept_evaluation(json_file, model, reader)
+    if kept is not None:
+        return kept
     request = InferenceRequest(
         model_path=str(model.directory), device="CPU", precision=precision, engine=engine, json=str(json_file)
     )
     run_inference(request, reader=reader, say=lambda line: None)
     return read_record(json_file, EVAL_SCHEMA)
+
+
+def _kept_evaluation(json_file: Path, model: InferenceModel, reader: Any) -> dict[str, Any] | None:
+    """Return the record of an earlier run, if it is of this model on these data."""
+    try:
+        record = read_record(json_file, EVAL_SCHEMA)
+    except UserError:
+        return None
+    same = record.get("model_hash") == model.content_hash() and record.get("reader_hash") == reader.fingerprint()
+    return record if same else None
 
 
 def _say(line: str) -> None:

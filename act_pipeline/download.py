@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urldefrag, urlparse
 
@@ -13,11 +15,13 @@ from act_pipeline.records import hash_files
 
 _CHUNK_BYTES = 1 << 16
 _TIMEOUT_S = 20
+# Nothing that a path, a shell or a file system reads in another way; the cache adds to it.
+_FILE_NAME = r"[A-Za-z0-9_+][A-Za-z0-9_.+-]{0,199}"
 CACHE_VARIABLE = "ACT_PIPELINE_CACHE"
 
 
 def is_url(location: str) -> bool:
-    return urlparse(location).scheme in ("http", "https")
+    return location.lower().startswith(("http://", "https://"))
 
 
 def cache_directory() -> Path:
@@ -37,16 +41,24 @@ def fetch(url: str, progress: bool = True) -> Path:
     Raises:
         UserError: offline, refused, cut short, or not the file that the hash names.
     """
-    address, fragment = urldefrag(url)
-    expected = fragment[len("sha256=") :].lower() if fragment.startswith("sha256=") else None
-    name = Path(urlparse(address).path).name
-    if not name:
-        raise UserError(f"{address} names no file, expected a URL that ends in a file name such as model.pdparams")
+    try:
+        address, fragment = urldefrag(url)
+        name = Path(urlparse(address).path).name
+    except ValueError as error:
+        raise UserError(f"{url} is no URL ({error}), expected https://HOST/PATH/model.pdparams") from None
+    expected = fragment[len("sha256=") :].lower() if fragment else None
+    if expected is not None and not re.fullmatch(r"sha256=[0-9a-fA-F]{64}", fragment):
+        raise UserError(f"{url} ends in #{fragment}, expected #sha256= and 64 hexadecimal digits, or nothing")
+    if not re.fullmatch(_FILE_NAME, name):
+        raise UserError(
+            f"{address} names no file, expected a URL that ends in a file name such as model.pdparams, of letters, digits, "
+            "'.', '-', '_' and '+'"
+        )
     folder = cache_directory() / "weights"
     target = folder / name
     seal = folder / f"{name}.sha256"
     if target.exists() and seal.exists():
-        known_hash, _, known_address = seal.read_text(encoding="utf-8").strip().partition(" ")
+        known_hash, _, known_address = seal.read_text(encoding="utf-8", errors="replace").strip().partition(" ")
         found = hash_files([target]).partition(":")[2]
         if known_address == address and found == known_hash and expected in (None, found):
             return target
@@ -54,6 +66,13 @@ def fetch(url: str, progress: bool = True) -> Path:
     found = _download(address, target, expected, progress)
     seal.write_text(f"{found} {address}\n", encoding="utf-8")
     return target
+
+
+def _length(headers: Mapping[str, str]) -> int:
+    """Return how many bytes an answer announces, 0 if it does not say."""
+    length = headers.get("Content-Length", "")
+    encoded = headers.get("Content-Encoding", "identity") != "identity"
+    return 0 if encoded or not re.fullmatch("[0-9]{1,18}", length) else int(length)
 
 
 def _download(address: str, target: Path, expected: str | None, progress: bool) -> str:
@@ -65,9 +84,11 @@ def _download(address: str, target: Path, expected: str | None, progress: bool) 
     try:
         with os.fdopen(handle, "wb") as file:
             try:
-                with requests.get(address, stream=True, timeout=_TIMEOUT_S) as response:
+                # As it is: a length that counts compressed bytes could not be held against what came.
+                headers = {"Accept-Encoding": "identity"}
+                with requests.get(address, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
                     response.raise_for_status()
-                    total = int(response.headers.get("Content-Length") or 0)
+                    total = _length(response.headers)
                     with tqdm(
                         total=total or None,
                         desc=target.name,

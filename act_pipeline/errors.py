@@ -25,6 +25,10 @@ class UserError(Exception):
 
     exit_code = EXIT_USER_ERROR
 
+    def __str__(self) -> str:
+        # What is quoted from a file may hold line breaks of its own.
+        return " ".join(super().__str__().split())
+
 
 class BelowFloor(UserError):
     """No INT8 model is as accurate as was asked for."""
@@ -79,7 +83,7 @@ def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str]
     try:
         return main(argv)
     except UserError as error:
-        message, exit_code = " ".join(str(error).split()), error.exit_code
+        message, exit_code = str(error), error.exit_code
     except KeyboardInterrupt as error:
         message = str(error) or "nothing half-written is left behind"
         print(f"interrupted: {message}", file=sys.stderr)

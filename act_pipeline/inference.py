@@ -290,7 +290,8 @@ def _class_names(reader: Any, model: Artifact) -> Sequence[str]:
         # A lowered file lies in onnx/ in the folder of its model.
         folders = [model.directory, model.directory.parent] if isinstance(model, OnnxModel) else [model.directory]
         labels = (InferenceModel(folder).infer_cfg().get("label_list") for folder in folders)
-        return [str(name) for name in next(filter(None, labels), [])]
+        names = next(filter(None, labels), [])
+        return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _latency_line(latency_ms: Mapping[str, float], images_per_second: float, batch_size: int) -> str:

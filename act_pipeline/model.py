@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from act_pipeline.errors import UserError
 from act_pipeline.records import hash_files, read_record
+from act_pipeline.yaml_file import load_yaml
 
 MODEL_FILENAME = "model.pdmodel"
 PARAMS_FILENAME = "model.pdiparams"
@@ -102,13 +101,7 @@ class InferenceModel:
         """
         if not self.infer_cfg_path.exists():
             return {}
-        try:
-            content = yaml.safe_load(self.infer_cfg_path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.infer_cfg_path} is no YAML: {error}") from None
-        if not isinstance(content, dict):
-            raise UserError(f"{self.infer_cfg_path} holds {type(content).__name__}, expected a mapping")
-        return content
+        return load_yaml(self.infer_cfg_path)
 
 
 @dataclass(frozen=True)

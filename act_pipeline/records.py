@@ -118,7 +118,9 @@ def read_record(path: str | os.PathLike[str], schema: str) -> dict[str, Any]:
         record = json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{source} is missing, expected a record ({schema})") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (IsADirectoryError, NotADirectoryError):
+        raise UserError(f"{source} is a folder or lies in a file, expected a record ({schema})") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{source} is no JSON: {error}; delete it and run again") from None
     if not isinstance(record, dict) or record.get("schema") != schema:
         found = record.get("schema") if isinstance(record, dict) else type(record).__name__

@@ -138,12 +138,13 @@ def resolve_path(value: str, named_in: str | os.PathLike[str]) -> Path:
     PaddleSlim's examples stand, with their files in ``configs/``), to the root of this repository. If none exists,
     the path as it was given.
     """
-    given = Path(value).expanduser()
+    # os.path, since pathlib raises on names that no file can have: a user that is not known, too long, a NUL in it.
+    given = Path(os.path.expanduser(value))
     if given.is_absolute():
         return given
-    folder = Path(named_in).resolve().parent
+    folder = Path(os.path.realpath(named_in)).parent
     for root in (Path(), folder, folder.parent, Path(__file__).resolve().parents[1]):
-        if (root / given).exists():
+        if os.path.exists(root / given):
             return root / given
     return given
 
@@ -210,8 +211,8 @@ def _parse(text: str, source: str) -> Any:
         raise UserError(f"{source}: character {error.position} is not allowed in YAML; save it as plain text") from None
     except RecursionError:
         raise UserError(f"{source}: nested more than {MAX_DEPTH} deep, too deep for a config; write it flat") from None
-    except (ValueError, OverflowError) as error:
-        # PyYAML's int() and float() on a value of thousands of digits, say.
+    except (ValueError, OverflowError, LookupError) as error:
+        # PyYAML's constructors on a value of thousands of digits, on `!!float ''`, on `!!bool maybe`.
         raise UserError(f"{source} holds a value that is no YAML: {' '.join(str(error).split())}") from None
     finally:
         if loader is not None:

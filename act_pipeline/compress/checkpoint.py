@@ -11,7 +11,6 @@ import contextlib
 import os
 import shutil
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +94,12 @@ class Checkpoints:
             return
         self.resumed = self._load()
         try:
-            self._iteration, self._best = int(self.resumed.progress["iteration"]), self.resumed.progress["best"]
-        except (KeyError, TypeError, ValueError) as error:
+            self._iteration = int(self.resumed.progress["iteration"])
+            best = self.resumed.progress["best"]
+            if best is not None:
+                iteration, score = best
+                self._best = [int(iteration), float(score)]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self.damaged(error) from None
         _say(f"going on from iteration {self._iteration} ({self.directory})")
 
@@ -118,7 +121,7 @@ class Checkpoints:
             best = self.directory / _BEST if progress["best"] else None
             if best is not None and not best.is_dir():
                 raise ValueError(f"{best} is missing")
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zipfile and NumPy's header reader raise whatever comes up
             raise self.damaged(error) from None
         return Snapshot(progress, variables, best)
 

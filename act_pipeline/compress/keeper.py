@@ -67,7 +67,7 @@ class Keeper:
                 self._learning_rate.set_state_dict(dict(progress["scheduler"]))
             self._position = progress["position"]
             self._batches.seek(self._position)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise checkpoints.damaged(error) from None
         paddle_state.write_variables(snapshot.variables, self._names, place)
         if snapshot.best_model is not None:

@@ -45,14 +45,23 @@ class Training:
         return record
 
     def take_up(self, progress: Mapping[str, Any]) -> None:
-        """Set what :meth:`progress` gave."""
-        self.iterations = progress["iteration"]
-        self.evaluations = [tuple(evaluation) for evaluation in progress["evaluations"]]
-        self.losses = [tuple(loss) for loss in progress["losses"]]
-        self.stopped = progress["stopped"]
-        self.best = tuple(progress["best"]) if progress["best"] else None
+        """Set what :meth:`progress` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError, OverflowError: it is something else.
+        """
+        self.iterations = int(progress["iteration"])
+        self.evaluations = [_pair(evaluation) for evaluation in progress["evaluations"]]
+        self.losses = [_pair(loss) for loss in progress["losses"]]
+        self.stopped = str(progress["stopped"])
+        self.best = _pair(progress["best"]) if progress["best"] is not None else None
         self.earlier_seconds = float(progress["seconds"])
         self.inventory = OpInventory(**progress["inventory"])
+
+
+def _pair(value: Any) -> tuple[int, float]:
+    iteration, figure = value
+    return int(iteration), float(figure)
 
 
 class Batches(Protocol):

@@ -48,8 +48,8 @@ class Loader:
         Args:
             position: a ``position`` that a loader of the same data, seed and batch size had.
         """
-        self.epoch, self._start = position["epoch"], position["images"]
-        self.position = dict(position)
+        self.epoch, self._start = int(position["epoch"]), int(position["images"])
+        self.position = {"epoch": self.epoch, "images": self._start}
 
     def __len__(self) -> int:
         """Return the number of batches an epoch, less those that files found unreadable later will cost."""

@@ -170,7 +170,7 @@ def _dataset(content: Any, source: Source, name: str) -> Union[CocoDataSet, Imag
             "to use several annotation files, join them into one"
         )
     known = {"COCODataSet": CocoDataSet, "ImageFolder": ImageFolder}
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise UserError(
             f"{source.locate(name)} is of the kind {kind!r}, expected COCODataSet (or ImageFolder for pictures alone); "
             "convert the annotations to COCO's form (PaddleDetection: tools/x2coco.py)"

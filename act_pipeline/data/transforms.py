@@ -14,6 +14,8 @@ from act_pipeline.errors import UserError, suggest
 from act_pipeline.schema import Source
 from act_pipeline.upstream import import_ppdet
 
+# DecodeCache unpickles what lies in a folder that the file names; the others write pictures into one.
+_REFUSED = ("DecodeCache", "DebugVisibleImage", "VisibleRBox")
 # What an exported RT-DETR is fed, and what it is fed as.
 INPUTS = {"image": np.float32, "im_shape": np.float32, "scale_factor": np.float32}
 
@@ -82,7 +84,9 @@ class Preprocess:
                     raise UnreadableImage(image_file, reason or type(error).__name__) from None
                 message = f"{self._where}: {name} fails on {image_file}: {_line(error)}; correct its arguments"
                 raise UserError(message) from None
-        for key in INPUTS:
+            if not isinstance(sample, dict):
+                raise UserError(f"{self._where}: {name} gives {type(sample).__name__}, expected a sample; take it out")
+        for key in (*INPUTS, "im_id"):
             if key not in sample:
                 raise UserError(f"{self._where} give no '{key}', expected Decode first and Resize after it; add them")
         return sample
@@ -99,6 +103,15 @@ class Preprocess:
             except Exception as error:
                 message = f"{self._where}: {name} fails on a batch: {_line(error)}; correct its arguments"
                 raise UserError(message) from None
+            if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
+                raise UserError(f"{self._where}: {name} gives {type(samples).__name__}, expected samples; take it out")
+        try:
+            return self._stack(samples)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            message = f"{self._where} give samples that make no batch ({_line(error)}); take out what ppdet trains with"
+            raise UserError(message) from None
+
+    def _stack(self, samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         shapes = {np.shape(sample["image"]) for sample in samples}
         if len(shapes) > 1 or not all(len(shape) == 3 and shape[0] == 3 for shape in shapes):
             raise UserError(
@@ -120,7 +133,7 @@ def _make(step: dict[str, Any], num_classes: int, source: Source, name: str) -> 
     known = sorted(
         candidate for candidate in dir(transforms)
         if inspect.isclass(found := getattr(transforms, candidate)) and issubclass(found, transforms.BaseOperator)
-        and found is not transforms.BaseOperator
+        and found is not transforms.BaseOperator and candidate not in _REFUSED
     )
     if kind not in known:
         raise UserError(

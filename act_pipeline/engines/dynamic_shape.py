@@ -74,7 +74,7 @@ def stale_reason(model: InferenceModel, key: ShapeKey) -> str | None:
             str(found["paddle"]),
         )
         kept_hash = str(found["shapes_hash"])
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
         return f"{record} is damaged"
     if kept.model_hash != key.model_hash:
         return f"{shapes} was collected from another model"

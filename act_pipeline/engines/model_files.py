@@ -78,6 +78,16 @@ def inspect_model(model: InferenceModel) -> ModelSummary:
         UserError: a file is truncated, is of another kind, or the two are not of one export.
     """
     program = _read_program(model.model_path)
+    try:
+        return _summarize(model, program)
+    except (IndexError, KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{model.model_path} contradicts itself ({type(error).__name__}: {error}), expected an exported program; copy or "
+            "export it again"
+        ) from None
+
+
+def _summarize(model: InferenceModel, program: Any) -> ModelSummary:
     block = program.blocks[0]
     variables = {variable.name: variable for variable in block.vars}
     feeds = sorted((_column(op), op.outputs[0].arguments[0]) for op in block.ops if op.type == "feed")

@@ -60,20 +60,23 @@ def inspect_onnx(model: OnnxModel) -> OnnxSummary:
     from act_pipeline.lowering.builder import require_onnx
 
     onnx = require_onnx()
+    damaged = UserError(
+        f"{model.path} is truncated or no ONNX file ({model.bytes} bytes); write it again with deploy/export_onnx.py"
+    )
     try:
         graph = onnx.load(str(model.path), load_external_data=False).graph
     except (DecodeError, ValueError):
-        graph = None
-    if graph is None or not graph.node:
-        raise UserError(
-            f"{model.path} is truncated or no ONNX file ({model.bytes} bytes); write it again with "
-            "deploy/export_onnx.py"
-        )
+        raise damaged from None
+    if not graph.node:
+        raise damaged
     constants = {tensor.name: tensor for tensor in graph.initializer}
     # paddle2onnx writes Constant nodes instead.
-    values = {node.output[0]: node.attribute[0] for node in graph.node if node.op_type == "Constant" and node.attribute}
-    constants.update({name: attribute.t for name, attribute in values.items() if attribute.name == "value"})
-    rounded_to, symmetric = _rounding(onnx, graph, constants)
+    values = [node for node in graph.node if node.op_type == "Constant" and node.attribute and node.output]
+    constants.update({node.output[0]: node.attribute[0].t for node in values if node.attribute[0].name == "value"})
+    try:
+        rounded_to, symmetric = _rounding(onnx, graph, constants)
+    except Exception:  # onnx raises whatever comes up when a constant's type, shape and bytes contradict each other
+        raise damaged from None
     summary = OnnxSummary(
         inputs={value.name: _shape(value) for value in graph.input if value.name not in constants},
         outputs=tuple(value.name for value in graph.output),
@@ -143,6 +146,8 @@ def _rounding(onnx: Any, graph: Any, constants: Mapping[str, Any]) -> tuple[str 
         named = next((attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0)
         zero_point = constants.get(node.input[2]) if len(node.input) > 2 else None
         kind = zero_point.data_type if zero_point is not None else named or onnx.TensorProto.UINT8
+        if zero_point is not None and zero_point.data_location == onnx.TensorProto.EXTERNAL:
+            raise ValueError("a zero point in another file, which nobody writes and nothing here opens")
         value = onnx.numpy_helper.to_array(zero_point).reshape(-1) if zero_point is not None else [0]
         kinds.add(kind)
         symmetric = symmetric and len(value) == 1 and middle.get(kind) == value[0]

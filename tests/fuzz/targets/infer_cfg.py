@@ -1,0 +1,59 @@
+"""``infer_cfg.yml`` beside a model, PaddleDetection's file, and those who ask it for the classes' names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from act_pipeline.errors import UserError
+from act_pipeline.inference import _class_names
+from act_pipeline.model import INFER_CFG_FILENAME, InferenceModel
+from tests.fuzz.harness import Target
+from tests.fuzz.mutate import raw, yaml_files
+
+_CONTENT = """mode: paddle
+draw_threshold: 0.5
+metric: COCO
+use_dynamic_shape: false
+arch: DETR
+min_subgraph_size: 3
+Preprocess:
+- interp: 2
+  keep_ratio: false
+  target_size:
+  - 640
+  - 640
+  type: Resize
+- mean: [0.0, 0.0, 0.0]
+  norm_type: none
+  std: [1.0, 1.0, 1.0]
+  type: NormalizeImage
+- type: Permute
+label_list:
+- person
+- bicycle
+"""
+
+
+class _NoData:
+    """A reader whose annotation file is not here."""
+
+    @property
+    def class_names(self) -> list[str]:
+        raise UserError("no data")
+
+
+def _examples(folder: Path) -> st.SearchStrategy[bytes]:
+    labels = "label_list: [person, bicycle]\n"
+    return st.one_of(yaml_files([_CONTENT, labels]), raw([_CONTENT.encode()]))
+
+
+def _read(folder: Path, content: bytes) -> None:
+    model = InferenceModel(folder)
+    (folder / INFER_CFG_FILENAME).write_bytes(content)
+    assert all(isinstance(name, str) for name in _class_names(_NoData(), model))
+    assert isinstance(model.infer_cfg(), dict)
+
+
+INFER_CFG = Target("infer_cfg", _examples, _read)

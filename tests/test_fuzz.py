@@ -1,0 +1,258 @@
+"""The fuzz targets for a moment each, with the same examples every time; and what they found, one test a finding."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from inference_fixtures import export_tiny_model, make_tiny_data
+
+from act_pipeline.compress.checkpoint import CHECKPOINT_SCHEMA, Checkpoints
+from act_pipeline.compress.inventory import OpInventory
+from act_pipeline.compress.training import Training
+from act_pipeline.config import load_config
+from act_pipeline.data import Reader
+from act_pipeline.download import fetch, is_url
+from act_pipeline.engines import model_files
+from act_pipeline.engines.dynamic_shape import SCHEMA, ShapeKey, stale_reason
+from act_pipeline.engines.onnx_files import inspect_onnx
+from act_pipeline.errors import UserError
+from act_pipeline.evaluation import load_detections
+from act_pipeline.inference import _class_names
+from act_pipeline.model import InferenceModel, OnnxModel
+from act_pipeline.records import hash_files, read_record
+from act_pipeline.yaml_file import resolve_path
+from tests.fuzz.harness import Target, check
+from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets.infer_cfg import _NoData
+from tests.fuzz.targets.onnx_file import _model
+
+EXAMPLES = {"paddle_model": 10, "reader": 30, "config": 50, "detections": 30}
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_a_target_finds_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    target = TARGETS[name]
+
+    @settings(
+        max_examples=EXAMPLES.get(name, 100), derandomize=True, deadline=None, database=None,
+        suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
+    )
+    @given(target.examples(tmp_path))
+    def read(example: object) -> None:
+        check(target, tmp_path, example)
+
+    read()
+
+
+# What the harness would not let pass.
+
+
+def _write_outside(folder: Path, example: Path) -> None:
+    example.write_text("x")
+
+
+def _start_a_process(folder: Path, example: Path) -> None:
+    try:
+        os.system("true")
+    except BaseException:
+        raise UserError("it did not work") from None
+
+
+def _two_lines(folder: Path, example: Path) -> None:
+    class TwoLines(UserError):
+        def __str__(self) -> str:
+            return "one\ntwo"
+
+    raise TwoLines
+
+
+def _never_end(folder: Path, example: Path) -> None:
+    while True:
+        pass
+
+
+@pytest.mark.parametrize("read", [_write_outside, _start_a_process, _two_lines, _never_end])
+def test_the_harness_sees_what_no_reading_does(read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.fuzz.harness.SECONDS_AN_EXAMPLE", 0.2)
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    with pytest.raises(AssertionError):
+        check(Target("x", lambda folder: None, read), inside, outside)
+    assert not outside.exists()
+    check(Target("x", lambda folder: None, _write_outside), inside, inside / "file")
+
+
+# What the targets found.
+
+
+def _refused(call, *arguments) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_an_error_that_quotes_lines_is_one_line() -> None:
+    assert str(UserError("a\nb\u2028c  d")) == "a b c d"
+
+
+@pytest.mark.parametrize("path", ["~nobody_of_this_name/x", "a" * 300, "a\0b", "\ud800"])
+def test_a_path_that_no_file_can_have_is_given_back(path: str, tmp_path: Path) -> None:
+    assert resolve_path(path, tmp_path / "config.yml") == Path(path)
+
+
+def test_a_schedule_that_fails_on_its_arguments_is_refused(tmp_path: Path) -> None:
+    sample = Path(__file__).resolve().parents[1] / "configs" / "sample_qat_dis.yml"
+    arguments = "{type: PiecewiseDecay, boundaries: [1], values: 3, last_epoch: 0}"
+    assert "PiecewiseDecay" in _refused(load_config, sample, [f"TrainConfig.learning_rate={arguments}"])
+
+
+@pytest.mark.parametrize("step", ["DecodeCache: {cache_root: cache}", "DebugVisibleImage: {output_dir: out}", "VisibleRBox: {output_dir: out}"])
+def test_transforms_that_write_or_unpickle_are_refused(step: str, tmp_path: Path) -> None:
+    make_tiny_data(tmp_path)
+    reader = tmp_path / "reader.yml"
+    first, second = (step, "Permute: {}") if step.startswith("Decode") else ("Decode: {}", step.replace("out", str(tmp_path / "out")))
+    reader.write_text(
+        f"EvalDataset: !COCODataSet {{anno_path: {tmp_path}/annotations.json, image_dir: {tmp_path}/images}}\n"
+        f"EvalReader:\n  sample_transforms:\n  - {first}\n  - {second}\n"
+    )
+    assert "no transform" in _refused(Reader.load(reader).check, "eval")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"[]"])
+def test_a_record_that_is_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "act.json").write_bytes(content)
+    assert "act.json" in _refused(read_record, tmp_path / "act.json", "x/1")
+    _refused(read_record, tmp_path, "x/1")
+
+
+@pytest.mark.parametrize("number", ["Infinity", "1e999", "[" * 100_000, "{}", "null"])
+def test_a_damaged_record_of_shapes_is_a_reason_to_collect_anew(number: str, tmp_path: Path) -> None:
+    (tmp_path / "dynamic_shape.txt").write_text("")
+    (tmp_path / "dynamic_shape.json").write_text(
+        f'{{"schema": "{SCHEMA}", "model_hash": "", "input_size": [{number}, 1], "max_batch_size": 1, "paddle": "", "shapes_hash": ""}}'
+    )
+    assert "damaged" in stale_reason(InferenceModel(tmp_path), ShapeKey("", (1, 1), 1, ""))
+
+
+def test_an_infer_cfg_is_read_as_every_other_yaml_file(tmp_path: Path) -> None:
+    (tmp_path / "infer_cfg.yml").write_text("a: " + "[" * 2000)
+    assert "infer_cfg.yml" in _refused(InferenceModel(tmp_path).infer_cfg)
+    (tmp_path / "infer_cfg.yml").write_text("a: !!python/name:os.system\n")
+    assert "tag" in _refused(InferenceModel(tmp_path).infer_cfg)
+    (tmp_path / "infer_cfg.yml").write_text("label_list: 3\n")
+    assert _class_names(_NoData(), InferenceModel(tmp_path)) == []
+
+
+def test_detections_that_unpack_to_more_than_any_evaluation_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("act_pipeline.evaluation.MAX_DETECTION_BYTES", 1000)
+    np.savez_compressed(tmp_path / "detections.npz", fp32=np.zeros((100, 7), np.float32))
+    assert "unpacks to" in _refused(load_detections, tmp_path / "detections.npz")
+
+
+def test_detections_packed_in_a_way_that_zipfile_does_not_know(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("fp32.npy", b"x")
+    content = buffer.getvalue()
+    at = content.index(b"PK\x01\x02") + 10
+    (tmp_path / "detections.npz").write_bytes(content[:at] + b"\x63\x00" + content[at + 2 :])
+    assert "holds no detections" in _refused(load_detections, tmp_path / "detections.npz")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"best": 3}, {"best": [1]}, {"best": [1, "x"]}, {"iteration": float("inf")}, {"iteration": None}]
+)
+def test_a_checkpoint_whose_progress_is_none(changes: dict, tmp_path: Path) -> None:
+    directory = tmp_path / "int8.checkpoint"
+    (directory / "best").mkdir(parents=True)
+    np.savez(directory / "variables.npz", w=np.ones(1))
+    progress = {**Training(None, OpInventory({}, []), 1).progress(), **changes}
+    record = {
+        "schema": CHECKPOINT_SCHEMA, "identity": {}, "progress": progress,
+        "variables_hash": hash_files([directory / "variables.npz"]),
+    }
+    (directory / "checkpoint.json").write_text(json.dumps(record))
+
+    def resume() -> None:
+        with Checkpoints(tmp_path / "int8", {}, 1).open(resume=True):
+            pass
+
+    assert "damaged" in _refused(resume)
+
+
+def test_a_program_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    from paddle.base.proto import framework_pb2
+
+    model = export_tiny_model(tmp_path / "model", quantized=True)
+    whole = model.model_path.read_bytes()
+
+    def refused(change) -> str:
+        program = framework_pb2.ProgramDesc.FromString(whole)
+        change(program.blocks[0])
+        model.model_path.write_bytes(program.SerializePartialToString())
+        return _refused(model_files.inspect_model, model)
+
+    feed = [op.type for op in framework_pb2.ProgramDesc.FromString(whole).blocks[0].ops].index("feed")
+    assert "contradicts" in refused(lambda block: block.ops[feed].ClearField("outputs"))
+    assert "contradicts" in refused(lambda block: block.ops[feed].outputs[0].arguments.__setitem__(0, "nothing"))
+
+
+def test_an_onnx_file_whose_constants_contradict_themselves_is_refused(tmp_path: Path) -> None:
+    def refused(change) -> str:
+        model = _model()
+        change(model.graph.node)
+        (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+        return _refused(inspect_onnx, OnnxModel(tmp_path / "model.onnx"))
+
+    def elsewhere(nodes) -> None:
+        zero = nodes[0].attribute[0].t
+        zero.data_location = 1
+        zero.external_data.add(key="location", value="/etc/passwd")
+
+    assert "no ONNX file" in refused(lambda nodes: nodes[0].attribute[0].t.ClearField("raw_data"))
+    assert "no ONNX file" in refused(elsewhere)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[/model.pdparams", "http://h/..", "http://h/.hidden", f"http://h/{'a' * 300}", "http://h/a b", "http://h/m#sha265=00",
+            "http://h/m#sha256=00", "http://h/a\0b"],
+)  # fmt: skip
+def test_an_address_that_names_no_file_is_refused_before_anything_is_asked(url: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("ACT_PIPELINE_CACHE", str(tmp_path))
+    assert is_url(url)
+    _refused(fetch, url, False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["sample_transforms", "batch_transforms"])
+def test_a_transform_that_gives_no_sample_is_refused(place: str, tmp_path: Path) -> None:
+    make_tiny_data(tmp_path)
+    steps = {"sample_transforms": "[{Decode: {}}, {Resize: {target_size: 32, keep_ratio: False}}, {Permute: {}}", "batch_transforms": "["}
+    steps[place] += f"{',' if place.startswith('sample') else ''} {{MOTRandomAffine: {{}}}}"
+    reader = tmp_path / "reader.yml"
+    reader.write_text(
+        f"EvalDataset: !COCODataSet {{anno_path: {tmp_path}/annotations.json, image_dir: {tmp_path}/images}}\n"
+        f"EvalReader: {{sample_transforms: {steps['sample_transforms']}], batch_transforms: {steps['batch_transforms']}]}}\n"
+    )
+    assert "MOTRandomAffine gives" in _refused(Reader.load(reader).check, "eval")
+
+
+@pytest.mark.parametrize("value", ["!!float ''", "!!int ''", "!!bool maybe", "!!int " + "9" * 5000])
+def test_a_value_that_is_not_of_the_kind_of_its_tag_is_refused(value: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yml").write_text(f"Global: {value}\n")
+    assert "no YAML" in _refused(load_config, tmp_path / "config.yml")
+
+
+def test_a_data_set_whose_kind_is_no_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "reader.yml").write_text("EvalDataset: {name: {}}\n")
+    assert "is of the kind" in _refused(Reader.load, tmp_path / "reader.yml")
