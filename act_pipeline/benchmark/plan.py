@@ -20,6 +20,8 @@ MIN_REPEATS, QUICK_REPEATS = 50, 10
 # Paddle Inference without TensorRT. Which of the two is faster depends on the model and the CPU; a ratio to "Paddle" is
 # to the faster one of those that ran, and names it.
 PADDLE_INFERENCE = ("paddle", "paddle_onednn")
+# Computes INT8 in float, to judge a model by; it is timed if it is asked for.
+NOT_DEPLOYED = ("paddle_simulated",)
 PEERS = ("nncf", "nncf_accuracy_control")
 
 
@@ -234,7 +236,7 @@ def candidates(
         entry
         for entry in entries
         if entry.device == device
-        and (request.engines is None or entry.engine in request.engines)
+        and (entry.engine not in NOT_DEPLOYED if request.engines is None else entry.engine in request.engines)
         and (request.precisions is None or entry.precision in request.precisions)
         and models.for_precision(entry.precision) is not None
     ]
