@@ -78,7 +78,11 @@ def _read(folder: Path, example: tuple[bytes, bytes]) -> None:
         checkpoints.best()
         # What the constructor sets of Paddle's programs is left out: a checkpoint is taken up before it is looked at.
         keeper = Keeper.__new__(Keeper)
-        keeper._training, keeper._batches, keeper._names = Training(None, OpInventory({}, [])), _Batches(), {"weight": "weight"}
+        keeper._training, keeper._batches, keeper._names = (
+            Training(None, OpInventory({}, [])),
+            _Batches(),
+            {"weight": "weight"},
+        )
         keeper._learning_rate, keeper._best_dir = paddle.optimizer.lr.StepDecay(0.1, 5), folder / "best"
         shutil.rmtree(folder / "best", ignore_errors=True)
         if checkpoints.resumed is not None:

@@ -13,7 +13,12 @@ from tests.fuzz.harness import Target
 from tests.fuzz.mutate import ODD_NUMBERS, odd_values, trees, yaml_files
 
 ROOT = Path(__file__).resolve().parents[3]
-FILES = ("configs/sample.yml", "configs/sample_qat_dis.yml", "configs/sample_ptq.yml", "configs/act/rtdetr_r18vd_qat_dis.yaml")
+FILES = (
+    "configs/sample.yml",
+    "configs/sample_qat_dis.yml",
+    "configs/sample_ptq.yml",
+    "configs/act/rtdetr_r18vd_qat_dis.yaml",
+)
 
 
 def _examples(folder: Path) -> st.SearchStrategy[Any]:
@@ -45,7 +50,16 @@ def _examples(folder: Path) -> st.SearchStrategy[Any]:
         named_class(),
         st.builds(
             "{}={}".format,
-            st.sampled_from(["TrainConfig.train_iter", "Global.input_list", "Distillation.node", "a.b", "TrainConfig", "SmoothQuant"]),
+            st.sampled_from(
+                [
+                    "TrainConfig.train_iter",
+                    "Global.input_list",
+                    "Distillation.node",
+                    "a.b",
+                    "TrainConfig",
+                    "SmoothQuant",
+                ]
+            ),
             trees([1, {"a": [1, 2]}, [["a"], ["b"]]]).map(_flow),
         ),
         st.text(max_size=30),

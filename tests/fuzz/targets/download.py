@@ -25,9 +25,20 @@ def _examples(folder: Path) -> st.SearchStrategy[dict[str, Any]]:
                          ".model.pdparams", "model.pdparams.sha256", "\ud800", "a\nb", "a\0b", ""]),
         st.text(max_size=8),
     )  # fmt: skip
-    hosts = st.sampled_from(["example.org", "[", "[::1", "", "example.org:99999", "example.org:x", "user:pass@example.org", "é" * 300])
+    hosts = st.sampled_from(
+        ["example.org", "[", "[::1", "", "example.org:99999", "example.org:x", "user:pass@example.org", "é" * 300]
+    )
     fragments = st.sampled_from(
-        ["", f"#sha256={_DIGEST}", f"#sha256={_DIGEST.upper()}", f"#sha256={'0' * 64}", "#sha256=", "#sha256=xyz", "#sha265=00", "#x"]
+        [
+            "",
+            f"#sha256={_DIGEST}",
+            f"#sha256={_DIGEST.upper()}",
+            f"#sha256={'0' * 64}",
+            "#sha256=",
+            "#sha256=xyz",
+            "#sha265=00",
+            "#x",
+        ]
     )
     return st.fixed_dictionaries(
         {

@@ -27,7 +27,8 @@ def _model() -> Any:
         helper.make_node("Shape", ["x"], ["bbox_num"]),
     ]
     constants = [
-        numpy_helper.from_array(np.float32([0.1]), "scale"), numpy_helper.from_array(np.ones((1, 3, 1, 1), np.float32), "weight"),
+        numpy_helper.from_array(np.float32([0.1]), "scale"),
+        numpy_helper.from_array(np.ones((1, 3, 1, 1), np.float32), "weight"),
         numpy_helper.from_array(np.int8([0]), "other_zero"),
     ]
     inputs = [
@@ -68,11 +69,17 @@ def _examples(folder: Path) -> st.SearchStrategy[bytes]:
                 elif field.cpp_type == field.CPPTYPE_STRING and field.type == field.TYPE_STRING:
                     values.append(draw(st.sampled_from(["", "zero", "other_zero", "../../../etc/passwd"])))
             elif field.type == field.TYPE_STRING:
-                setattr(message, field.name, draw(st.sampled_from(["", "zero", "QuantizeLinear", "Constant", "DequantizeLinear", "é\n"])))
+                setattr(
+                    message,
+                    field.name,
+                    draw(st.sampled_from(["", "zero", "QuantizeLinear", "Constant", "DequantizeLinear", "é\n"])),
+                )
             elif field.type == field.TYPE_BYTES:
                 setattr(message, field.name, draw(st.binary(max_size=8)))
             elif field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_INT64):
-                number = draw(st.sampled_from([*[n for n in ODD_NUMBERS if isinstance(n, int) and abs(n) < 2**31], *range(24)]))
+                number = draw(
+                    st.sampled_from([*[n for n in ODD_NUMBERS if isinstance(n, int) and abs(n) < 2**31], *range(24)])
+                )
                 setattr(message, field.name, number)
             elif field.type == field.TYPE_ENUM:
                 setattr(message, field.name, draw(st.sampled_from([value.number for value in field.enum_type.values])))
@@ -86,7 +93,11 @@ def _examples(folder: Path) -> st.SearchStrategy[bytes]:
         tensor = draw(st.sampled_from(tensors))
         tensor.ClearField("raw_data")
         tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, values in (("location", ["/etc/passwd", "../x", "weights.bin", ""]), ("offset", ["0", "-1", "x"]), ("length", ["1", "9" * 30])):
+        for key, values in (
+            ("location", ["/etc/passwd", "../x", "weights.bin", ""]),
+            ("offset", ["0", "-1", "x"]),
+            ("length", ["1", "9" * 30]),
+        ):
             if draw(st.booleans()):
                 entry = tensor.external_data.add()
                 entry.key, entry.value = key, draw(st.sampled_from(values))

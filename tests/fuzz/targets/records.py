@@ -51,7 +51,10 @@ def _read(folder: Path, example: tuple[str, bytes]) -> None:
     schema, content = example
     model = InferenceModel(folder)
     names: dict[str, Any] = {
-        EXPORT_SCHEMA: EXPORT_FILENAME, ACT_SCHEMA: RECORD_FILENAME, sample.SCHEMA: sample.RECORD, ONNX_SCHEMA: "model.json",
+        EXPORT_SCHEMA: EXPORT_FILENAME,
+        ACT_SCHEMA: RECORD_FILENAME,
+        sample.SCHEMA: sample.RECORD,
+        ONNX_SCHEMA: "model.json",
     }
     path = folder / names.get(schema, "record.json")
     path.write_bytes(content)
