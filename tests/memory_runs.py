@@ -1,4 +1,4 @@
-"""What `test_memory.py` runs in processes of their own: ``python tests/memory_runs.py KIND FOLDER [NUMBER]`` prints JSON.
+"""What `test_memory.py` runs in processes of their own: ``python tests/memory_runs.py KIND FOLDER [NUMBER]``.
 
 Figures are of ``/proc/self/status``: ``VmRSS`` is what the process holds now, ``VmHWM`` the most that it ever held.
 """
@@ -82,7 +82,8 @@ def evaluate_images(folder: Path, images: int) -> dict[str, Any]:
     (folder / "annotations.json").write_text(json.dumps(content))
     (folder / "reader.yml").write_text(
         f"EvalDataset: !COCODataSet {{anno_path: annotations.json, image_dir: images, dataset_dir: {folder}}}\n"
-        "EvalReader: {sample_transforms: [{Decode: {}}, {Resize: {target_size: [640, 640], keep_ratio: False}}, {Permute: {}}]}\n"
+        "EvalReader:\n"
+        "  sample_transforms: [{Decode: {}}, {Resize: {target_size: [640, 640], keep_ratio: False}}, {Permute: {}}]\n"
     )
     found = evaluate(_Engine(), Reader.load(folder / "reader.yml"), progress=False, batch_size=2)
     assert found.images == images and len(found.detections) == 100 * images

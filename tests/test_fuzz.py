@@ -150,7 +150,8 @@ def test_a_record_that_is_none(content: bytes, tmp_path: Path) -> None:
 def test_a_damaged_record_of_shapes_is_a_reason_to_collect_anew(number: str, tmp_path: Path) -> None:
     (tmp_path / "dynamic_shape.txt").write_text("")
     (tmp_path / "dynamic_shape.json").write_text(
-        f'{{"schema": "{SCHEMA}", "model_hash": "", "input_size": [{number}, 1], "max_batch_size": 1, "paddle": "", "shapes_hash": ""}}'
+        f'{{"schema": "{SCHEMA}", "model_hash": "", "input_size": [{number}, 1], "max_batch_size": 1, "paddle": "", '
+        '"shapes_hash": ""}'
     )
     assert "damaged" in stale_reason(InferenceModel(tmp_path), ShapeKey("", (1, 1), 1, ""))
 
@@ -239,9 +240,18 @@ def test_an_onnx_file_whose_constants_contradict_themselves_is_refused(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://[/model.pdparams", "http://h/..", "http://h/.hidden", f"http://h/{'a' * 300}", "http://h/a b", "http://h/m#sha265=00",
-            "http://h/m#sha256=00", "http://h/a\0b"],
-)  # fmt: skip
+    "url",
+    [
+        "http://[/model.pdparams",
+        "http://h/..",
+        "http://h/.hidden",
+        f"http://h/{'a' * 300}",
+        "http://h/a b",
+        "http://h/m#sha265=00",
+        "http://h/m#sha256=00",
+        "http://h/a\0b",
+    ],
+)
 def test_an_address_that_names_no_file_is_refused_before_anything_is_asked(
     url: str, tmp_path: Path, monkeypatch
 ) -> None:
@@ -262,7 +272,8 @@ def test_a_transform_that_gives_no_sample_is_refused(place: str, tmp_path: Path)
     reader = tmp_path / "reader.yml"
     reader.write_text(
         f"EvalDataset: !COCODataSet {{anno_path: {tmp_path}/annotations.json, image_dir: {tmp_path}/images}}\n"
-        f"EvalReader: {{sample_transforms: {steps['sample_transforms']}], batch_transforms: {steps['batch_transforms']}]}}\n"
+        f"EvalReader: {{sample_transforms: {steps['sample_transforms']}],\n"
+        f"  batch_transforms: {steps['batch_transforms']}]}}\n"
     )
     assert "MOTRandomAffine gives" in _refused(Reader.load(reader).check, "eval")
 

@@ -98,7 +98,7 @@ def main() -> int:
         resource.setrlimit(resource.RLIMIT_AS, (virtual + _MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
         try:
             count, counts = run_target(TARGETS[name], arguments.minutes, arguments.seed)
-        except Exception:
+        except Exception:  # noqa: BLE001
             traceback.print_exc()
             print(f"{name}: a finding after {(time.monotonic() - start) / 60:.1f} minutes")
             return 1

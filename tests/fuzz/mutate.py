@@ -1,4 +1,4 @@
-"""Files that are nearly right: strategies that start from a valid one and break it, in its structure or in its bytes."""
+"""Files that are nearly right: strategies that start from a valid one and break it, in its structure or its bytes."""
 
 from __future__ import annotations
 
@@ -45,8 +45,32 @@ _ODD_TEXT = (
     "__init__",
     "os.system('x')",
 )
-ODD_NUMBERS = (0, -1, 1, 2, 255, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, -(2**63), 2**64, 10**30, _HUGE, -_HUGE,
-               0.0, -0.0, 0.5, 1e-320, 1e308, -1e308, float("inf"), float("-inf"), float("nan"))  # fmt: skip
+ODD_NUMBERS = (
+    0,
+    -1,
+    1,
+    2,
+    255,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**63 - 1,
+    2**63,
+    -(2**63),
+    2**64,
+    10**30,
+    _HUGE,
+    -_HUGE,
+    0.0,
+    -0.0,
+    0.5,
+    1e-320,
+    1e308,
+    -1e308,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+)
 
 
 def odd_values() -> st.SearchStrategy[Any]:
@@ -68,7 +92,7 @@ def odd_values() -> st.SearchStrategy[Any]:
 
 @st.composite
 def trees(draw: st.DrawFn, seeds: Sequence[Any], keys: Sequence[str] = ()) -> Any:
-    """One of ``seeds``, plain data, with up to four of its parts dropped, retyped, nested, renamed, doubled or exchanged.
+    """One of ``seeds``, plain data, with up to four parts dropped, retyped, nested, renamed, doubled or exchanged.
 
     ``keys`` are names that are put in beside those that are there.
     """
@@ -125,14 +149,73 @@ def json_files(seeds: Sequence[Any], keys: Sequence[str] = ()) -> st.SearchStrat
 
 
 _YAML_PARTS = (
-    "&a [*a]", "*nothing", "&a {b: *a}", "!!python/object/apply:os.system ['touch fuzzed']", "!!python/name:os.system",
-    "!!python/object/new:type {args: [x, [], {}]}", "!!python/module:os", "!COCODataSet", "!COCODataSet {a: 1}", "!Unknown {}",
-    "!!binary aGk=", "!!set {a, b}", "!!omap [a: 1]", "!!timestamp 2024-13-45", "2024-13-45", "2001-01-01", "{<<: {a: 1}}",
-    "{<<: [1, 2]}", "{<<: *x}", "? [a]\n: b", "{[a]: b}", "{1: 2, 1: 3}", "'", "\"\\ud800\"", "\"\\x00\"", "\t", "|\n  a\n b", "---",
-    "...", "%YAML 9.9", "0x", "0b2", "1:60:60", ".inf", "-.inf", ".nan", "1e400", "9" * 5000, "0o7", "=", "<<", "~", "null", "{}",
-    "[]", "''", "[" * 60, "{a: " * 200, "!!float ''", "!!int ''", "!!int 0x", "!!bool maybe", "!!null x", "!!str {}", "!!map []",
-    "-", "? ", ": ", "&x", "@", "`", "_BASE_: [.]", "_BASE_", "!!merge x", "!!value x", "!<tag:yaml.org,2002:python/name:os.system> ''",
-)  # fmt: skip
+    "&a [*a]",
+    "*nothing",
+    "&a {b: *a}",
+    "!!python/object/apply:os.system ['touch fuzzed']",
+    "!!python/name:os.system",
+    "!!python/object/new:type {args: [x, [], {}]}",
+    "!!python/module:os",
+    "!COCODataSet",
+    "!COCODataSet {a: 1}",
+    "!Unknown {}",
+    "!!binary aGk=",
+    "!!set {a, b}",
+    "!!omap [a: 1]",
+    "!!timestamp 2024-13-45",
+    "2024-13-45",
+    "2001-01-01",
+    "{<<: {a: 1}}",
+    "{<<: [1, 2]}",
+    "{<<: *x}",
+    "? [a]\n: b",
+    "{[a]: b}",
+    "{1: 2, 1: 3}",
+    "'",
+    '"\\ud800"',
+    '"\\x00"',
+    "\t",
+    "|\n  a\n b",
+    "---",
+    "...",
+    "%YAML 9.9",
+    "0x",
+    "0b2",
+    "1:60:60",
+    ".inf",
+    "-.inf",
+    ".nan",
+    "1e400",
+    "9" * 5000,
+    "0o7",
+    "=",
+    "<<",
+    "~",
+    "null",
+    "{}",
+    "[]",
+    "''",
+    "[" * 60,
+    "{a: " * 200,
+    "!!float ''",
+    "!!int ''",
+    "!!int 0x",
+    "!!bool maybe",
+    "!!null x",
+    "!!str {}",
+    "!!map []",
+    "-",
+    "? ",
+    ": ",
+    "&x",
+    "@",
+    "`",
+    "_BASE_: [.]",
+    "_BASE_",
+    "!!merge x",
+    "!!value x",
+    "!<tag:yaml.org,2002:python/name:os.system> ''",
+)
 
 
 def _bomb(levels: int, width: int) -> str:

@@ -16,7 +16,6 @@ from tests.fuzz.mutate import ODD_NUMBERS, raw
 
 def _model() -> Any:
     """Return a small INT8 model with Q/DQ pairs, a Constant node and the inputs and outputs of RT-DETR."""
-    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     nodes = [
@@ -50,8 +49,18 @@ def _examples(folder: Path) -> st.SearchStrategy[bytes]:
         model = onnx.ModelProto.FromString(valid)
         graph = model.graph
         for _ in range(draw(st.integers(1, 3))):
-            message = draw(st.sampled_from([graph, *graph.node, *graph.initializer, *graph.input, *graph.output,
-                                            *(attribute for node in graph.node for attribute in node.attribute)]))  # fmt: skip
+            message = draw(
+                st.sampled_from(
+                    [
+                        graph,
+                        *graph.node,
+                        *graph.initializer,
+                        *graph.input,
+                        *graph.output,
+                        *(attribute for node in graph.node for attribute in node.attribute),
+                    ]
+                )
+            )
             field = draw(st.sampled_from(list(message.DESCRIPTOR.fields)))
             kind = draw(st.sampled_from(["clear", "double", "set"]))
             if kind == "clear":
@@ -110,7 +119,7 @@ def _read(folder: Path, content: bytes) -> None:
     path = folder / "model.onnx"
     path.write_bytes(content)
     model, summary = onnx_artifact(open_model(path))
-    summary.quantized, summary.input_size  # noqa: B018
+    summary.quantized, summary.input_size  # noqa: B018  (a property that reads)
     require_spelling(model, summary, "cpu", "which is computed wrong")
 
 
