@@ -42,8 +42,12 @@ def test_a_target_finds_nothing(name: str, tmp_path: Path, monkeypatch: pytest.M
     target = TARGETS[name]
 
     @settings(
-        max_examples=EXAMPLES.get(name, 100), derandomize=True, deadline=None, database=None,
-        suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
+        max_examples=EXAMPLES.get(name, 100),
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
     )
     @given(target.examples(tmp_path))
     def read(example: object) -> None:
@@ -115,11 +119,18 @@ def test_a_schedule_that_fails_on_its_arguments_is_refused(tmp_path: Path) -> No
     assert "PiecewiseDecay" in _refused(load_config, sample, [f"TrainConfig.learning_rate={arguments}"])
 
 
-@pytest.mark.parametrize("step", ["DecodeCache: {cache_root: cache}", "DebugVisibleImage: {output_dir: out}", "VisibleRBox: {output_dir: out}"])
+@pytest.mark.parametrize(
+    "step",
+    ["DecodeCache: {cache_root: cache}", "DebugVisibleImage: {output_dir: out}", "VisibleRBox: {output_dir: out}"],
+)
 def test_transforms_that_write_or_unpickle_are_refused(step: str, tmp_path: Path) -> None:
     make_tiny_data(tmp_path)
     reader = tmp_path / "reader.yml"
-    first, second = (step, "Permute: {}") if step.startswith("Decode") else ("Decode: {}", step.replace("out", str(tmp_path / "out")))
+    first, second = (
+        (step, "Permute: {}")
+        if step.startswith("Decode")
+        else ("Decode: {}", step.replace("out", str(tmp_path / "out")))
+    )
     reader.write_text(
         f"EvalDataset: !COCODataSet {{anno_path: {tmp_path}/annotations.json, image_dir: {tmp_path}/images}}\n"
         f"EvalReader:\n  sample_transforms:\n  - {first}\n  - {second}\n"
@@ -139,7 +150,8 @@ def test_a_record_that_is_none(content: bytes, tmp_path: Path) -> None:
 def test_a_damaged_record_of_shapes_is_a_reason_to_collect_anew(number: str, tmp_path: Path) -> None:
     (tmp_path / "dynamic_shape.txt").write_text("")
     (tmp_path / "dynamic_shape.json").write_text(
-        f'{{"schema": "{SCHEMA}", "model_hash": "", "input_size": [{number}, 1], "max_batch_size": 1, "paddle": "", "shapes_hash": ""}}'
+        f'{{"schema": "{SCHEMA}", "model_hash": "", "input_size": [{number}, 1], "max_batch_size": 1, "paddle": "", '
+        '"shapes_hash": ""}'
     )
     assert "damaged" in stale_reason(InferenceModel(tmp_path), ShapeKey("", (1, 1), 1, ""))
 
@@ -153,7 +165,9 @@ def test_an_infer_cfg_is_read_as_every_other_yaml_file(tmp_path: Path) -> None:
     assert _class_names(_NoData(), InferenceModel(tmp_path)) == []
 
 
-def test_detections_that_unpack_to_more_than_any_evaluation_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detections_that_unpack_to_more_than_any_evaluation_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("act_pipeline.evaluation.MAX_DETECTION_BYTES", 1000)
     np.savez_compressed(tmp_path / "detections.npz", fp32=np.zeros((100, 7), np.float32))
     assert "unpacks to" in _refused(load_detections, tmp_path / "detections.npz")
@@ -178,7 +192,9 @@ def test_a_checkpoint_whose_progress_is_none(changes: dict, tmp_path: Path) -> N
     np.savez(directory / "variables.npz", w=np.ones(1))
     progress = {**Training(None, OpInventory({}, []), 1).progress(), **changes}
     record = {
-        "schema": CHECKPOINT_SCHEMA, "identity": {}, "progress": progress,
+        "schema": CHECKPOINT_SCHEMA,
+        "identity": {},
+        "progress": progress,
         "variables_hash": hash_files([directory / "variables.npz"]),
     }
     (directory / "checkpoint.json").write_text(json.dumps(record))
@@ -224,10 +240,21 @@ def test_an_onnx_file_whose_constants_contradict_themselves_is_refused(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://[/model.pdparams", "http://h/..", "http://h/.hidden", f"http://h/{'a' * 300}", "http://h/a b", "http://h/m#sha265=00",
-            "http://h/m#sha256=00", "http://h/a\0b"],
-)  # fmt: skip
-def test_an_address_that_names_no_file_is_refused_before_anything_is_asked(url: str, tmp_path: Path, monkeypatch) -> None:
+    "url",
+    [
+        "http://[/model.pdparams",
+        "http://h/..",
+        "http://h/.hidden",
+        f"http://h/{'a' * 300}",
+        "http://h/a b",
+        "http://h/m#sha265=00",
+        "http://h/m#sha256=00",
+        "http://h/a\0b",
+    ],
+)
+def test_an_address_that_names_no_file_is_refused_before_anything_is_asked(
+    url: str, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setenv("ACT_PIPELINE_CACHE", str(tmp_path))
     assert is_url(url)
     _refused(fetch, url, False)
@@ -237,12 +264,16 @@ def test_an_address_that_names_no_file_is_refused_before_anything_is_asked(url: 
 @pytest.mark.parametrize("place", ["sample_transforms", "batch_transforms"])
 def test_a_transform_that_gives_no_sample_is_refused(place: str, tmp_path: Path) -> None:
     make_tiny_data(tmp_path)
-    steps = {"sample_transforms": "[{Decode: {}}, {Resize: {target_size: 32, keep_ratio: False}}, {Permute: {}}", "batch_transforms": "["}
+    steps = {
+        "sample_transforms": "[{Decode: {}}, {Resize: {target_size: 32, keep_ratio: False}}, {Permute: {}}",
+        "batch_transforms": "[",
+    }
     steps[place] += f"{',' if place.startswith('sample') else ''} {{MOTRandomAffine: {{}}}}"
     reader = tmp_path / "reader.yml"
     reader.write_text(
         f"EvalDataset: !COCODataSet {{anno_path: {tmp_path}/annotations.json, image_dir: {tmp_path}/images}}\n"
-        f"EvalReader: {{sample_transforms: {steps['sample_transforms']}], batch_transforms: {steps['batch_transforms']}]}}\n"
+        f"EvalReader: {{sample_transforms: {steps['sample_transforms']}],\n"
+        f"  batch_transforms: {steps['batch_transforms']}]}}\n"
     )
     assert "MOTRandomAffine gives" in _refused(Reader.load(reader).check, "eval")
 

@@ -54,7 +54,10 @@ def run_target(target: Target, minutes: float, seed: int | None = None) -> tuple
 
             @seeded(number)
             @settings(
-                max_examples=_ROUND, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+                max_examples=_ROUND,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
                 phases=(Phase.generate, Phase.shrink),
             )
             @given(examples)
@@ -80,7 +83,9 @@ def run_target(target: Target, minutes: float, seed: int | None = None) -> tuple
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0])
-    parser.add_argument("targets", nargs="+", choices=[*TARGETS, "all"], metavar="TARGET", help=", ".join([*TARGETS, "all"]))
+    parser.add_argument(
+        "targets", nargs="+", choices=[*TARGETS, "all"], metavar="TARGET", help=", ".join([*TARGETS, "all"])
+    )
     parser.add_argument("--minutes", type=float, default=10, help="for each target (10)")
     parser.add_argument("--seed", type=int, help="one round, of this seed")
     arguments = parser.parse_args()
@@ -93,12 +98,14 @@ def main() -> int:
         resource.setrlimit(resource.RLIMIT_AS, (virtual + _MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
         try:
             count, counts = run_target(TARGETS[name], arguments.minutes, arguments.seed)
-        except Exception:
+        except Exception:  # noqa: BLE001
             traceback.print_exc()
             print(f"{name}: a finding after {(time.monotonic() - start) / 60:.1f} minutes")
             return 1
         said = ", ".join(f"{what} {number}" for what, number in counts.most_common())
-        print(f"{name}: {(time.monotonic() - start) / 60:.1f} minutes, {count} examples ({said}), no finding", flush=True)
+        print(
+            f"{name}: {(time.monotonic() - start) / 60:.1f} minutes, {count} examples ({said}), no finding", flush=True
+        )
     return 0
 
 

@@ -23,7 +23,16 @@ from act_pipeline.errors import UserError
 # Of one example; far above what the slowest valid file takes on a busy machine.
 SECONDS_AN_EXAMPLE = 45
 _RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "socket.connect")
-_CHANGES_FILES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "shutil.rmtree", "os.truncate")
+_CHANGES_FILES = (
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "shutil.rmtree",
+    "os.truncate",
+)
 
 
 class _Stop(BaseException):

@@ -1,4 +1,4 @@
-"""Files that are nearly right: strategies that start from a valid one and break it, in its structure or in its bytes."""
+"""Files that are nearly right: strategies that start from a valid one and break it, in its structure or its bytes."""
 
 from __future__ import annotations
 
@@ -14,28 +14,85 @@ _HUGE = 10**400  # more than a float holds
 _DEEP = 3000  # more than Python's stack takes
 
 _ODD_TEXT = (
-    "", " ", "\0", "a\nb", "\ud800", "\u202e\u2028", "é" * _LONG, "a" * 5000, "../../../etc/passwd", "/", "/dev/null", ".", "..",
-    "~", "~nobody/x", "~root", "file:///etc/passwd", "{0}{x}", "%s%n", "$HOME", "true", "1e5", "9" * 5000, "-", "*", "?", "[",
-    "__class__", "__init__", "os.system('x')",
+    "",
+    " ",
+    "\0",
+    "a\nb",
+    "\ud800",
+    "\u202e\u2028",
+    "é" * _LONG,
+    "a" * 5000,
+    "../../../etc/passwd",
+    "/",
+    "/dev/null",
+    ".",
+    "..",
+    "~",
+    "~nobody/x",
+    "~root",
+    "file:///etc/passwd",
+    "{0}{x}",
+    "%s%n",
+    "$HOME",
+    "true",
+    "1e5",
+    "9" * 5000,
+    "-",
+    "*",
+    "?",
+    "[",
+    "__class__",
+    "__init__",
+    "os.system('x')",
 )
-ODD_NUMBERS = (0, -1, 1, 2, 255, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, -(2**63), 2**64, 10**30, _HUGE, -_HUGE,
-               0.0, -0.0, 0.5, 1e-320, 1e308, -1e308, float("inf"), float("-inf"), float("nan"))  # fmt: skip
+ODD_NUMBERS = (
+    0,
+    -1,
+    1,
+    2,
+    255,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**63 - 1,
+    2**63,
+    -(2**63),
+    2**64,
+    10**30,
+    _HUGE,
+    -_HUGE,
+    0.0,
+    -0.0,
+    0.5,
+    1e-320,
+    1e308,
+    -1e308,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+)
 
 
 def odd_values() -> st.SearchStrategy[Any]:
     """Values of every kind that JSON and YAML have, those at the limits first."""
     scalars = st.one_of(
-        st.sampled_from(ODD_NUMBERS), st.sampled_from(_ODD_TEXT), st.sampled_from([None, True, False]), st.integers(),
-        st.floats(), st.text(max_size=20),
+        st.sampled_from(ODD_NUMBERS),
+        st.sampled_from(_ODD_TEXT),
+        st.sampled_from([None, True, False]),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=20),
     )
     return st.one_of(
-        scalars, st.lists(scalars, max_size=5), st.dictionaries(st.sampled_from(["a", "id", "type", "name"]), scalars, max_size=3)
+        scalars,
+        st.lists(scalars, max_size=5),
+        st.dictionaries(st.sampled_from(["a", "id", "type", "name"]), scalars, max_size=3),
     )
 
 
 @st.composite
 def trees(draw: st.DrawFn, seeds: Sequence[Any], keys: Sequence[str] = ()) -> Any:
-    """One of ``seeds``, plain data, with up to four of its parts dropped, retyped, nested, renamed, doubled or exchanged.
+    """One of ``seeds``, plain data, with up to four parts dropped, retyped, nested, renamed, doubled or exchanged.
 
     ``keys`` are names that are put in beside those that are there.
     """
@@ -85,19 +142,80 @@ def json_files(seeds: Sequence[Any], keys: Sequence[str] = ()) -> st.SearchStrat
     """JSON files: broken in structure, in their bytes, or nested beyond any use."""
     texts = trees(seeds, keys).map(lambda tree: json.dumps(tree).encode())
     valid = [json.dumps(seed).encode() for seed in seeds]
-    deep = st.sampled_from([b"[" * 100_000, b'{"a":' * _DEEP + b"1" + b"}" * _DEEP, b"9" * 10_000, b'{"a": 1, "a": 2}', b"", b"null"])
+    deep = st.sampled_from(
+        [b"[" * 100_000, b'{"a":' * _DEEP + b"1" + b"}" * _DEEP, b"9" * 10_000, b'{"a": 1, "a": 2}', b"", b"null"]
+    )
     return st.one_of(texts, raw(valid), texts.flatmap(lambda text: raw([text])), deep)
 
 
 _YAML_PARTS = (
-    "&a [*a]", "*nothing", "&a {b: *a}", "!!python/object/apply:os.system ['touch fuzzed']", "!!python/name:os.system",
-    "!!python/object/new:type {args: [x, [], {}]}", "!!python/module:os", "!COCODataSet", "!COCODataSet {a: 1}", "!Unknown {}",
-    "!!binary aGk=", "!!set {a, b}", "!!omap [a: 1]", "!!timestamp 2024-13-45", "2024-13-45", "2001-01-01", "{<<: {a: 1}}",
-    "{<<: [1, 2]}", "{<<: *x}", "? [a]\n: b", "{[a]: b}", "{1: 2, 1: 3}", "'", "\"\\ud800\"", "\"\\x00\"", "\t", "|\n  a\n b", "---",
-    "...", "%YAML 9.9", "0x", "0b2", "1:60:60", ".inf", "-.inf", ".nan", "1e400", "9" * 5000, "0o7", "=", "<<", "~", "null", "{}",
-    "[]", "''", "[" * 60, "{a: " * 200, "!!float ''", "!!int ''", "!!int 0x", "!!bool maybe", "!!null x", "!!str {}", "!!map []",
-    "-", "? ", ": ", "&x", "@", "`", "_BASE_: [.]", "_BASE_", "!!merge x", "!!value x", "!<tag:yaml.org,2002:python/name:os.system> ''",
-)  # fmt: skip
+    "&a [*a]",
+    "*nothing",
+    "&a {b: *a}",
+    "!!python/object/apply:os.system ['touch fuzzed']",
+    "!!python/name:os.system",
+    "!!python/object/new:type {args: [x, [], {}]}",
+    "!!python/module:os",
+    "!COCODataSet",
+    "!COCODataSet {a: 1}",
+    "!Unknown {}",
+    "!!binary aGk=",
+    "!!set {a, b}",
+    "!!omap [a: 1]",
+    "!!timestamp 2024-13-45",
+    "2024-13-45",
+    "2001-01-01",
+    "{<<: {a: 1}}",
+    "{<<: [1, 2]}",
+    "{<<: *x}",
+    "? [a]\n: b",
+    "{[a]: b}",
+    "{1: 2, 1: 3}",
+    "'",
+    '"\\ud800"',
+    '"\\x00"',
+    "\t",
+    "|\n  a\n b",
+    "---",
+    "...",
+    "%YAML 9.9",
+    "0x",
+    "0b2",
+    "1:60:60",
+    ".inf",
+    "-.inf",
+    ".nan",
+    "1e400",
+    "9" * 5000,
+    "0o7",
+    "=",
+    "<<",
+    "~",
+    "null",
+    "{}",
+    "[]",
+    "''",
+    "[" * 60,
+    "{a: " * 200,
+    "!!float ''",
+    "!!int ''",
+    "!!int 0x",
+    "!!bool maybe",
+    "!!null x",
+    "!!str {}",
+    "!!map []",
+    "-",
+    "? ",
+    ": ",
+    "&x",
+    "@",
+    "`",
+    "_BASE_: [.]",
+    "_BASE_",
+    "!!merge x",
+    "!!value x",
+    "!<tag:yaml.org,2002:python/name:os.system> ''",
+)
 
 
 def _bomb(levels: int, width: int) -> str:
@@ -116,7 +234,9 @@ def yaml_files(draw: st.DrawFn, seeds: Sequence[str]) -> bytes:
             break
         index = draw(st.integers(0, len(lines) - 1))
         line = lines[index]
-        kind = draw(st.sampled_from(["value", "value", "drop", "double", "indent", "exchange", "insert", "key", "bomb"]))
+        kind = draw(
+            st.sampled_from(["value", "value", "drop", "double", "indent", "exchange", "insert", "key", "bomb"])
+        )
         part = draw(st.one_of(st.sampled_from(_YAML_PARTS), odd_values().map(_flow)))
         if kind == "value":
             lines[index] = f"{line.split(':', 1)[0]}: {part}" if ":" in line else f"{line} {part}"

@@ -16,6 +16,16 @@ from tests.fuzz.targets.records import RECORDS
 from tests.fuzz.targets.shapes import SHAPES
 
 _ALL = (
-    CONFIG, READER, ANNOTATIONS, RECORDS, DETECTIONS, CHECKPOINT, SHAPES, INFER_CFG, ONNX_FILE, PADDLE_MODEL, DOWNLOAD,
+    CONFIG,
+    READER,
+    ANNOTATIONS,
+    RECORDS,
+    DETECTIONS,
+    CHECKPOINT,
+    SHAPES,
+    INFER_CFG,
+    ONNX_FILE,
+    PADDLE_MODEL,
+    DOWNLOAD,
 )
 TARGETS: dict[str, Target] = {target.name: target for target in _ALL}

@@ -23,7 +23,15 @@ _CONTENT: dict[str, Any] = {
         {"id": 101, "file_name": "1.png", "height": 48, "width": 64},
     ],
     "annotations": [
-        {"id": 1, "image_id": 100, "category_id": 7, "bbox": [1, 2, 30, 20], "area": 600, "iscrowd": 0, "segmentation": []},
+        {
+            "id": 1,
+            "image_id": 100,
+            "category_id": 7,
+            "bbox": [1, 2, 30, 20],
+            "area": 600,
+            "iscrowd": 0,
+            "segmentation": [],
+        },
         {"id": 2, "image_id": 101, "category_id": 3, "bbox": [1.5, 2, 30.25, 20], "iscrowd": 1, "ignore": 0},
     ],
     "categories": [{"id": 7, "name": "disc", "supercategory": "x"}, {"id": 3, "name": "square"}],
@@ -57,7 +65,9 @@ class _Batches:
 def _examples(folder: Path) -> st.SearchStrategy[bytes]:
     without = copy.deepcopy(_CONTENT)
     del without["annotations"]
-    return json_files([_CONTENT, _CONTENT, without], keys=("segmentation", "ignore", "num_keypoints", "file_name", "id", "area"))
+    return json_files(
+        [_CONTENT, _CONTENT, without], keys=("segmentation", "ignore", "num_keypoints", "file_name", "id", "area")
+    )
 
 
 def _read(folder: Path, content: bytes) -> None:

@@ -35,14 +35,19 @@ def _examples(folder: Path) -> st.SearchStrategy[Any]:
     variables = buffer.getvalue()
     (folder / "valid.npz").write_bytes(variables)
     progress = {
-        **Training(None, OpInventory({}, []), 3, [(2, 0.5)], [(1, 0.1)], "", (2, 0.5)).progress(), "seconds": 1.0,
-        "position": {"epoch": 0, "images": 3}, "random": read_random_states(),
+        **Training(None, OpInventory({}, []), 3, [(2, 0.5)], [(1, 0.1)], "", (2, 0.5)).progress(),
+        "seconds": 1.0,
+        "position": {"epoch": 0, "images": 3},
+        "random": read_random_states(),
         "scheduler": {"last_epoch": 3, "last_lr": 0.1},
-    }  # fmt: skip
+    }
     seed = {
-        "schema": CHECKPOINT_SCHEMA, "identity": _IDENTITY, "progress": progress, "versions": {},
+        "schema": CHECKPOINT_SCHEMA,
+        "identity": _IDENTITY,
+        "progress": progress,
+        "versions": {},
         "variables_hash": hash_files([folder / "valid.npz"]),
-    }  # fmt: skip
+    }
     digest = seed["variables_hash"].encode()
 
     def agreeing(variables: bytes) -> tuple[bytes, bytes]:
@@ -78,7 +83,11 @@ def _read(folder: Path, example: tuple[bytes, bytes]) -> None:
         checkpoints.best()
         # What the constructor sets of Paddle's programs is left out: a checkpoint is taken up before it is looked at.
         keeper = Keeper.__new__(Keeper)
-        keeper._training, keeper._batches, keeper._names = Training(None, OpInventory({}, [])), _Batches(), {"weight": "weight"}
+        keeper._training, keeper._batches, keeper._names = (
+            Training(None, OpInventory({}, [])),
+            _Batches(),
+            {"weight": "weight"},
+        )
         keeper._learning_rate, keeper._best_dir = paddle.optimizer.lr.StepDecay(0.1, 5), folder / "best"
         shutil.rmtree(folder / "best", ignore_errors=True)
         if checkpoints.resumed is not None:

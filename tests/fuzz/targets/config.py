@@ -13,7 +13,12 @@ from tests.fuzz.harness import Target
 from tests.fuzz.mutate import ODD_NUMBERS, odd_values, trees, yaml_files
 
 ROOT = Path(__file__).resolve().parents[3]
-FILES = ("configs/sample.yml", "configs/sample_qat_dis.yml", "configs/sample_ptq.yml", "configs/act/rtdetr_r18vd_qat_dis.yaml")
+FILES = (
+    "configs/sample.yml",
+    "configs/sample_qat_dis.yml",
+    "configs/sample_ptq.yml",
+    "configs/act/rtdetr_r18vd_qat_dis.yaml",
+)
 
 
 def _examples(folder: Path) -> st.SearchStrategy[Any]:
@@ -24,12 +29,14 @@ def _examples(folder: Path) -> st.SearchStrategy[Any]:
     classes = {
         (place, name): list(inspect.signature(found.__init__).parameters)[1:]
         for place, module in (
-            ("learning_rate", paddle.optimizer.lr), ("optimizer_builder.optimizer", paddle.optimizer),
-            ("optimizer_builder.regularizer", paddle.regularizer), ("optimizer_builder.grad_clip", paddle.nn),
+            ("learning_rate", paddle.optimizer.lr),
+            ("optimizer_builder.optimizer", paddle.optimizer),
+            ("optimizer_builder.regularizer", paddle.regularizer),
+            ("optimizer_builder.grad_clip", paddle.nn),
         )
         for name, found in vars(module).items()
         if inspect.isclass(found) and (module is not paddle.nn or name.startswith("Clip"))
-    }  # fmt: skip
+    }
     arguments = st.one_of(
         st.sampled_from(ODD_NUMBERS), st.floats(0, 1), st.integers(0, 100), st.lists(st.integers(0, 9)), odd_values()
     )
@@ -45,7 +52,16 @@ def _examples(folder: Path) -> st.SearchStrategy[Any]:
         named_class(),
         st.builds(
             "{}={}".format,
-            st.sampled_from(["TrainConfig.train_iter", "Global.input_list", "Distillation.node", "a.b", "TrainConfig", "SmoothQuant"]),
+            st.sampled_from(
+                [
+                    "TrainConfig.train_iter",
+                    "Global.input_list",
+                    "Distillation.node",
+                    "a.b",
+                    "TrainConfig",
+                    "SmoothQuant",
+                ]
+            ),
             trees([1, {"a": [1, 2]}, [["a"], ["b"]]]).map(_flow),
         ),
         st.text(max_size=30),
@@ -66,8 +82,8 @@ def _read(folder: Path, example: tuple[bytes, tuple[str, ...]]) -> None:
     path.write_bytes(content)
     config = load_config(path, overrides)
     config.as_dict()
-    config.smooth_quant.alphas
-    config.quant_post.images
+    config.smooth_quant.alphas  # noqa: B018  (a property that reads)
+    config.quant_post.images  # noqa: B018  (a property that reads)
     if config.trains:
         config.to_act()
 

@@ -15,13 +15,22 @@ from tests.fuzz.mutate import raw
 
 _ROWS = np.array([[100, 1, 2, 30, 20, 0.9, 7], [101, 1, 2, 30, 20, 0.8, 3]], np.float32)
 _HEADERS = (
-    "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 7), }", "{'descr': '|O', 'fortran_order': False, 'shape': (2, 7), }",
-    "{'descr': '<f4', 'fortran_order': True, 'shape': (99999999999, 7), }", "{'descr': '<f4', 'fortran_order': 0, 'shape': (-1, 7), }",
-    "{'descr': '<U9', 'fortran_order': False, 'shape': (2, 7), }", "{'descr': '<M8[s]', 'fortran_order': False, 'shape': (2, 7), }",
-    "{'descr': '<c8', 'fortran_order': False, 'shape': (2, 7), }", "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2,), }",
-    "{'descr': '<f4', 'fortran_order': False, 'shape': (1" + "0" * 30 + ", 0), }", "(" * 3000, "__import__('os').system('x')", "{}",
-    "[1]", "{'descr': {}, 'fortran_order': False, 'shape': (2, 7), }", "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 7), }",
-)  # fmt: skip
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 7), }",
+    "{'descr': '|O', 'fortran_order': False, 'shape': (2, 7), }",
+    "{'descr': '<f4', 'fortran_order': True, 'shape': (99999999999, 7), }",
+    "{'descr': '<f4', 'fortran_order': 0, 'shape': (-1, 7), }",
+    "{'descr': '<U9', 'fortran_order': False, 'shape': (2, 7), }",
+    "{'descr': '<M8[s]', 'fortran_order': False, 'shape': (2, 7), }",
+    "{'descr': '<c8', 'fortran_order': False, 'shape': (2, 7), }",
+    "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2,), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (1" + "0" * 30 + ", 0), }",
+    "(" * 3000,
+    "__import__('os').system('x')",
+    "{}",
+    "[1]",
+    "{'descr': {}, 'fortran_order': False, 'shape': (2, 7), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 7), }",
+)
 
 
 def _archive(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -56,9 +65,10 @@ def _examples(folder: Path) -> st.SearchStrategy[bytes]:
     inside = st.one_of(raw([plain]), st.sampled_from(_HEADERS).map(lambda header: _array(header, _ROWS.tobytes())))
     packed = st.builds(
         lambda name, content, method: _archive({"fp32.npy": plain, name: content}, method),
-        st.sampled_from(["int8.npy", "int8", "../../x.npy", "/tmp/x.npy", "fp32.npy", "\u202e.npy", ".npy"]), inside,
+        st.sampled_from(["int8.npy", "int8", "../../x.npy", "/tmp/x.npy", "fp32.npy", "\u202e.npy", ".npy"]),
+        inside,
         st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]),
-    )  # fmt: skip
+    )
     return st.one_of(raw([valid]), packed, inside, st.just(_bomb()))
 
 

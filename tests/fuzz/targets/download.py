@@ -21,26 +21,62 @@ _DIGEST = hashlib.sha256(_BODY).hexdigest()
 
 def _examples(folder: Path) -> st.SearchStrategy[dict[str, Any]]:
     names = st.one_of(
-        st.sampled_from(["model.pdparams", "..", ".", "...", "%2e%2e", "..%2f..%2fx", "a" * 300, "é" * 200, "~", "x y", "\\..\\x", "a;b",
-                         ".model.pdparams", "model.pdparams.sha256", "\ud800", "a\nb", "a\0b", ""]),
+        st.sampled_from(
+            [
+                "model.pdparams",
+                "..",
+                ".",
+                "...",
+                "%2e%2e",
+                "..%2f..%2fx",
+                "a" * 300,
+                "é" * 200,
+                "~",
+                "x y",
+                "\\..\\x",
+                "a;b",
+                ".model.pdparams",
+                "model.pdparams.sha256",
+                "\ud800",
+                "a\nb",
+                "a\0b",
+                "",
+            ]
+        ),
         st.text(max_size=8),
-    )  # fmt: skip
-    hosts = st.sampled_from(["example.org", "[", "[::1", "", "example.org:99999", "example.org:x", "user:pass@example.org", "é" * 300])
+    )
+    hosts = st.sampled_from(
+        ["example.org", "[", "[::1", "", "example.org:99999", "example.org:x", "user:pass@example.org", "é" * 300]
+    )
     fragments = st.sampled_from(
-        ["", f"#sha256={_DIGEST}", f"#sha256={_DIGEST.upper()}", f"#sha256={'0' * 64}", "#sha256=", "#sha256=xyz", "#sha265=00", "#x"]
+        [
+            "",
+            f"#sha256={_DIGEST}",
+            f"#sha256={_DIGEST.upper()}",
+            f"#sha256={'0' * 64}",
+            "#sha256=",
+            "#sha256=xyz",
+            "#sha265=00",
+            "#x",
+        ]
     )
     return st.fixed_dictionaries(
         {
-            "url": st.builds("{}://{}/models/{}{}".format, st.sampled_from(["http", "https", "HTTP"]), hosts, names, fragments),
+            "url": st.builds(
+                "{}://{}/models/{}{}".format, st.sampled_from(["http", "https", "HTTP"]), hosts, names, fragments
+            ),
             "body": st.one_of(st.just(_BODY), raw([_BODY])),
-            "length": st.sampled_from([str(len(_BODY)), None, "", "0", "-1", "x", "9" * 5000, "1e3", str(len(_BODY) + 1)]),
+            "length": st.sampled_from(
+                [str(len(_BODY)), None, "", "0", "-1", "x", "9" * 5000, "1e3", str(len(_BODY) + 1)]
+            ),
             "encoding": st.sampled_from([None, "gzip", "deflate", "br", "x"]),
             "status": st.sampled_from([200, 200, 200, 404, 500]),
             "seal": st.one_of(
-                st.none(), raw([f"{_DIGEST} http://example.org/models/model.pdparams\n".encode()]),
+                st.none(),
+                raw([f"{_DIGEST} http://example.org/models/model.pdparams\n".encode()]),
             ),
         }
-    )  # fmt: skip
+    )
 
 
 def _answer(example: dict[str, Any]) -> Any:

@@ -16,7 +16,6 @@ from tests.fuzz.mutate import ODD_NUMBERS, raw
 
 def _model() -> Any:
     """Return a small INT8 model with Q/DQ pairs, a Constant node and the inputs and outputs of RT-DETR."""
-    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     nodes = [
@@ -27,7 +26,8 @@ def _model() -> Any:
         helper.make_node("Shape", ["x"], ["bbox_num"]),
     ]
     constants = [
-        numpy_helper.from_array(np.float32([0.1]), "scale"), numpy_helper.from_array(np.ones((1, 3, 1, 1), np.float32), "weight"),
+        numpy_helper.from_array(np.float32([0.1]), "scale"),
+        numpy_helper.from_array(np.ones((1, 3, 1, 1), np.float32), "weight"),
         numpy_helper.from_array(np.int8([0]), "other_zero"),
     ]
     inputs = [
@@ -49,8 +49,18 @@ def _examples(folder: Path) -> st.SearchStrategy[bytes]:
         model = onnx.ModelProto.FromString(valid)
         graph = model.graph
         for _ in range(draw(st.integers(1, 3))):
-            message = draw(st.sampled_from([graph, *graph.node, *graph.initializer, *graph.input, *graph.output,
-                                            *(attribute for node in graph.node for attribute in node.attribute)]))  # fmt: skip
+            message = draw(
+                st.sampled_from(
+                    [
+                        graph,
+                        *graph.node,
+                        *graph.initializer,
+                        *graph.input,
+                        *graph.output,
+                        *(attribute for node in graph.node for attribute in node.attribute),
+                    ]
+                )
+            )
             field = draw(st.sampled_from(list(message.DESCRIPTOR.fields)))
             kind = draw(st.sampled_from(["clear", "double", "set"]))
             if kind == "clear":
@@ -68,11 +78,17 @@ def _examples(folder: Path) -> st.SearchStrategy[bytes]:
                 elif field.cpp_type == field.CPPTYPE_STRING and field.type == field.TYPE_STRING:
                     values.append(draw(st.sampled_from(["", "zero", "other_zero", "../../../etc/passwd"])))
             elif field.type == field.TYPE_STRING:
-                setattr(message, field.name, draw(st.sampled_from(["", "zero", "QuantizeLinear", "Constant", "DequantizeLinear", "é\n"])))
+                setattr(
+                    message,
+                    field.name,
+                    draw(st.sampled_from(["", "zero", "QuantizeLinear", "Constant", "DequantizeLinear", "é\n"])),
+                )
             elif field.type == field.TYPE_BYTES:
                 setattr(message, field.name, draw(st.binary(max_size=8)))
             elif field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_INT64):
-                number = draw(st.sampled_from([*[n for n in ODD_NUMBERS if isinstance(n, int) and abs(n) < 2**31], *range(24)]))
+                number = draw(
+                    st.sampled_from([*[n for n in ODD_NUMBERS if isinstance(n, int) and abs(n) < 2**31], *range(24)])
+                )
                 setattr(message, field.name, number)
             elif field.type == field.TYPE_ENUM:
                 setattr(message, field.name, draw(st.sampled_from([value.number for value in field.enum_type.values])))
@@ -86,7 +102,11 @@ def _examples(folder: Path) -> st.SearchStrategy[bytes]:
         tensor = draw(st.sampled_from(tensors))
         tensor.ClearField("raw_data")
         tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, values in (("location", ["/etc/passwd", "../x", "weights.bin", ""]), ("offset", ["0", "-1", "x"]), ("length", ["1", "9" * 30])):
+        for key, values in (
+            ("location", ["/etc/passwd", "../x", "weights.bin", ""]),
+            ("offset", ["0", "-1", "x"]),
+            ("length", ["1", "9" * 30]),
+        ):
             if draw(st.booleans()):
                 entry = tensor.external_data.add()
                 entry.key, entry.value = key, draw(st.sampled_from(values))
@@ -99,7 +119,7 @@ def _read(folder: Path, content: bytes) -> None:
     path = folder / "model.onnx"
     path.write_bytes(content)
     model, summary = onnx_artifact(open_model(path))
-    summary.quantized, summary.input_size  # noqa: B018
+    summary.quantized, summary.input_size  # noqa: B018  (a property that reads)
     require_spelling(model, summary, "cpu", "which is computed wrong")
 
 

@@ -36,11 +36,20 @@ def _examples(folder: Path) -> st.SearchStrategy[tuple[bytes, bytes]]:
         desc = framework_pb2.ProgramDesc.FromString(program)
         for _ in range(draw(st.integers(1, 2))):
             block = desc.blocks[0] if desc.blocks else desc.blocks.add(idx=0, parent_idx=-1)
-            message = draw(st.sampled_from([
-                desc, block, *block.ops, *block.vars, *(slot for op in block.ops for slot in (*op.inputs, *op.outputs)),
-                *(attribute for op in block.ops for attribute in op.attrs), *(variable.type for variable in block.vars),
-                *(variable.type.lod_tensor.tensor for variable in block.vars),
-            ]))  # fmt: skip
+            message = draw(
+                st.sampled_from(
+                    [
+                        desc,
+                        block,
+                        *block.ops,
+                        *block.vars,
+                        *(slot for op in block.ops for slot in (*op.inputs, *op.outputs)),
+                        *(attribute for op in block.ops for attribute in op.attrs),
+                        *(variable.type for variable in block.vars),
+                        *(variable.type.lod_tensor.tensor for variable in block.vars),
+                    ]
+                )
+            )
             field = draw(st.sampled_from(list(message.DESCRIPTOR.fields)))
             kind = draw(st.sampled_from(["clear", "double", "set"]))
             if kind == "clear":
@@ -66,9 +75,10 @@ def _examples(folder: Path) -> st.SearchStrategy[tuple[bytes, bytes]]:
         return desc.SerializePartialToString()
 
     return st.one_of(
-        st.tuples(raw([program]), st.just(parameters)), st.tuples(st.just(program), raw([parameters])),
+        st.tuples(raw([program]), st.just(parameters)),
+        st.tuples(st.just(program), raw([parameters])),
         st.tuples(changed(), st.just(parameters)),
-    )  # fmt: skip
+    )
 
 
 def _make(folder: Path) -> None:
@@ -85,7 +95,7 @@ def _read(folder: Path, example: tuple[bytes, bytes]) -> None:
     model.params_path.write_bytes(example[1])
     model = InferenceModel.load(directory)
     summary = inspect_model(model)
-    summary.quantized, summary.input_size  # noqa: B018
+    summary.quantized, summary.input_size  # noqa: B018  (a property that reads)
     _in_child(lambda: _load(model))
 
 

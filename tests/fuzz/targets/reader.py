@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Any
 
 from hypothesis import strategies as st
 
@@ -89,11 +88,11 @@ def _read(folder: Path, content: bytes) -> None:
     reader = Reader.load(path)
     splits = [split for split in ("eval", "train", "test") if split in reader.settings.datasets]
     reader.check(*splits)
-    reader.num_classes, reader.class_names, reader.category_ids  # noqa: B018  (properties that read)
+    reader.num_classes, reader.class_names, reader.category_ids  # noqa: B018  (a property that reads)
     for split in splits:
         reader.fingerprint(split)
         next(iter(reader.loader(split, workers=0)))
-    reader.input_size  # noqa: B018
+    reader.input_size  # noqa: B018  (a property that reads)
     reader.with_input_size(16, 16)
 
 

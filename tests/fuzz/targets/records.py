@@ -35,10 +35,18 @@ def _examples(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
     (folder / INFER_CFG_FILENAME).write_text("label_list: [a]\n")
     names = (EVAL_SCHEMA, ACT_SCHEMA, ANALYSIS_SCHEMA, EXPORT_SCHEMA, ONNX_SCHEMA, sample.SCHEMA)
     body = {
-        "model_hash": InferenceModel(folder).content_hash(), "reader_hash": _HASH, "source_hash": _HASH, "bytes": 5, "map": 0.5,
-        "latency_ms": {"p50": 1.0}, "parameters": {"train": 1}, "hash": _HASH, "versions": {"python": "3"},
-        "steps": [{"name": "ptq", "map": 0.5, "chosen": True}], "ops": [{"name": "conv", "sensitivity": 0.1}],
-    }  # fmt: skip
+        "model_hash": InferenceModel(folder).content_hash(),
+        "reader_hash": _HASH,
+        "source_hash": _HASH,
+        "bytes": 5,
+        "map": 0.5,
+        "latency_ms": {"p50": 1.0},
+        "parameters": {"train": 1},
+        "hash": _HASH,
+        "versions": {"python": "3"},
+        "steps": [{"name": "ptq", "map": 0.5, "chosen": True}],
+        "ops": [{"name": "conv", "sensitivity": 0.1}],
+    }
     seeds = {schema: {"schema": schema, **body} for schema in names}
     return st.sampled_from(names).flatmap(
         lambda schema: st.tuples(
@@ -51,7 +59,10 @@ def _read(folder: Path, example: tuple[str, bytes]) -> None:
     schema, content = example
     model = InferenceModel(folder)
     names: dict[str, Any] = {
-        EXPORT_SCHEMA: EXPORT_FILENAME, ACT_SCHEMA: RECORD_FILENAME, sample.SCHEMA: sample.RECORD, ONNX_SCHEMA: "model.json",
+        EXPORT_SCHEMA: EXPORT_FILENAME,
+        ACT_SCHEMA: RECORD_FILENAME,
+        sample.SCHEMA: sample.RECORD,
+        ONNX_SCHEMA: "model.json",
     }
     path = folder / names.get(schema, "record.json")
     path.write_bytes(content)

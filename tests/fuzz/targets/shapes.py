@@ -30,14 +30,20 @@ _SHAPES = b"""shape_range_info {
 def _examples(folder: Path) -> st.SearchStrategy[Any]:
     (folder / "shapes").write_bytes(_SHAPES)
     record = {
-        "schema": SCHEMA, "model_hash": _KEY.model_hash, "input_size": list(_KEY.input_size), "max_batch_size": 4,
-        "paddle": "2.6.2", "device": "CPU", "shapes_hash": hash_files([folder / "shapes"]),
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "model_hash": _KEY.model_hash,
+        "input_size": list(_KEY.input_size),
+        "max_batch_size": 4,
+        "paddle": "2.6.2",
+        "device": "CPU",
+        "shapes_hash": hash_files([folder / "shapes"]),
+    }
     valid = json.dumps(record).encode()
     return st.one_of(
-        st.tuples(st.just(_SHAPES), json_files([record])), st.tuples(raw([_SHAPES]), st.just(valid)),
+        st.tuples(st.just(_SHAPES), json_files([record])),
+        st.tuples(raw([_SHAPES]), st.just(valid)),
         st.just((_SHAPES, valid)),
-    )  # fmt: skip
+    )
 
 
 def _read(folder: Path, example: tuple[bytes, bytes]) -> None:

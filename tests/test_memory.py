@@ -1,0 +1,47 @@
+"""What trainings and evaluations hold in memory, each in a process of its own: `memory_runs`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# A detection is a row of seven float64 when it is kept, and a dict of pycocotools while it is scored.
+BYTES_A_DETECTION = 2048
+MIB = 1 << 20
+
+pytestmark = pytest.mark.slow
+
+
+def run(kind: str, folder: Path, *number: int) -> dict:
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, str(REPOSITORY / "tests" / "memory_runs.py"), kind, str(folder), *map(str, number)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_training_of_a_thousand_iterations_does_not_grow(tmp_path: Path) -> None:
+    """Were each batch kept (192 KiB), 800 more would be 150 MiB; a checkpoint or an evaluation kept counts as well."""
+    held = {int(given): held for given, held in run("train", tmp_path / "run", 1000)["held"].items()}
+    assert held[1000] - held[200] < 20, held
+
+
+def test_the_peak_of_an_evaluation_does_not_depend_on_the_number_of_images(tmp_path: Path) -> None:
+    """But for the detections that are kept, a hundred an image; were the images kept, 180 more would be 840 MiB."""
+    few, many = (run("evaluate", tmp_path / str(images), images)["peak"] for images in (20, 200))
+    assert many - few < 180 * 100 * BYTES_A_DETECTION / MIB + 20, (few, many)
+
+
+def test_compressing_takes_at_most_twice_the_memory_of_a_float_training(demo, tmp_path: Path) -> None:
+    """Peaks of whole processes, interpreter and libraries included; `memory_runs.train_float` says what is compared."""
+    folder = tmp_path / "sample"
+    folder.mkdir()
+    for name in ("data", "output"):
+        (folder / name).symlink_to(demo.root / name)
+    plain, compressed = run("float", folder)["peak"], run("compress", folder)["peak"]
+    assert compressed <= 2 * plain, (plain, compressed)
