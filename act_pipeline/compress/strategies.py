@@ -12,9 +12,9 @@ from act_pipeline.analysis.ops import quantizable_ops
 from act_pipeline.analysis.simulate import Simulation
 from act_pipeline.compress.act import train
 from act_pipeline.compress.floor import Error, lift
+from act_pipeline.compress.inventory import inventory_of
 from act_pipeline.compress.job import Candidate, Job, evaluate_model, timed
 from act_pipeline.compress.mixed import give_back, read_thresholds
-from act_pipeline.compress.inventory import inventory_of
 from act_pipeline.compress.ptq import PostTraining, calibration_batches, feeds_of, held_out_feeds
 from act_pipeline.compress.selection import Selection
 from act_pipeline.compress.smooth_quant import smooth_model
@@ -96,7 +96,7 @@ def _calibrated(
     settings = job.config.quant_post
     batches = calibration_batches(job.reader, settings, job.progress)
     post = PostTraining(model, job.config, batches, job.device, selection)
-    seconds: dict[str, float] = {}
+    seconds = {"smooth": record["smooth_quant"]["seconds"]} if record else {}
     algo, compared = settings.algo, {}
     if choose:
         with timed(seconds, "choose"):
