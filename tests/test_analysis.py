@@ -494,3 +494,13 @@ def test_the_command_prints_the_most_sensitive(demo, tmp_path: Path, capsys: pyt
     assert command.main([*arguments, "--sensitivity_images", "1", *opt]) == 0
     printed = capsys.readouterr().out
     assert "most sensitive" in printed and "shares of the error: backbone 100.0%" in printed
+
+
+def test_a_ledger_keeps_measurements_only(tmp_path: Path) -> None:
+    """Whatever else stands in the file, the run goes on with what was measured."""
+    good = {"op": "a", "batch": 0, "signal": 1.0, "noise": 0.5, "agreement": 1.0, "objects": 2}
+    lines = [{"key": "k"}, good, {"op": "b"}, {**good, "noise": "much"}, {**good, "op": 3}, [1]]
+    path = tmp_path / "sensitivity.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n" + "[" * 100_000 + "\n{\"op\": \"a\", \"ba")
+    assert Ledger(path, "k").measurements == [good]
+    assert Ledger(path, "k").measurements == [good] and Ledger(path, "other").measurements == []

@@ -69,7 +69,9 @@ def measure_sensitivity(
     """
     from tqdm import tqdm
 
-    measurements = list(ledger.measurements) if ledger is not None else []
+    wanted = set(task.units)
+    kept = ledger.measurements if ledger is not None else []
+    measurements = [found for found in kept if (found["op"], found["batch"]) in wanted]
     done = {(found["op"], found["batch"]) for found in measurements}
     units = [unit for unit in task.units if unit not in done]
     results = run_units(task, units, executor, workers, ray_address) if units else iter(())

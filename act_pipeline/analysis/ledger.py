@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,8 @@ from act_pipeline.records import write_text_atomically
 class Ledger:
     """A file of JSON lines: the first says what is measured, each other is a measurement.
 
-    A line that a kill cut off is left out when the file is read, and so is all that was measured of something else.
+    A line that a kill cut off, or that is no measurement, is left out when the file is read, and so is all that was
+    measured of something else.
     """
 
     def __init__(self, path: str | os.PathLike[str], key: str) -> None:
@@ -29,7 +31,7 @@ class Ledger:
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
         read = [entry for entry in map(_parsed, lines) if entry is not None]
         if read and read[0].get("key") == key:
-            self.measurements = read[1:]
+            self.measurements = [entry for entry in read[1:] if _is_measurement(entry)]
         # Written anew: a measurement must not be appended to half a line.
         write_text_atomically(
             self.path, "".join(f"{json.dumps(entry)}\n" for entry in [{"key": key}, *self.measurements])
@@ -45,6 +47,16 @@ class Ledger:
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
+
+
+def _is_measurement(entry: Mapping[str, Any]) -> bool:
+    figures = [value for name, value in entry.items() if name not in ("op", "batch")]
+    return (
+        isinstance(entry.get("op"), str)
+        and isinstance(entry.get("batch"), int)
+        and all(isinstance(figure, (int, float)) and math.isfinite(figure) for figure in figures)
+        and ({"signal", "noise", "agreement", "objects"} <= set(entry) or "map" in entry)
+    )

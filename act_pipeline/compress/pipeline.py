@@ -24,7 +24,6 @@ from act_pipeline.compress.selection import Selection, mark_kept, select
 from act_pipeline.compress.strategies import STRATEGIES
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
-from act_pipeline.engines.base import available_cpus
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import BelowFloor, UserError
 from act_pipeline.evaluation import Evaluation, save_detections
