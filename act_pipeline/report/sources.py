@@ -20,6 +20,17 @@ ANALYSIS_SCHEMA = "act_pipeline.analysis/1"
 ACT_FILENAME, ANALYSIS_FILENAME = "act.json", "analysis.json"
 HALF_PRECISIONS = ("fp16", "bf16")
 
+_ACT_KEYS = ("strategy", "fp32", "int8", "map_drop", "seconds")
+_EVAL_KEYS = ("engine", "precision", "device", "map", "map50", "latency_ms", "model_bytes")
+
+
+def _whole(path: str | os.PathLike[str], schema: str, keys: Sequence[str]) -> dict[str, Any]:
+    record = read_record(path, schema)
+    missing = [key for key in keys if key not in record]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}, expected a whole {schema}; delete it and run again")
+    return record
+
 
 @dataclass
 class Sources:
@@ -56,9 +67,9 @@ class Sources:
         Raises:
             UserError: ``act.json`` or a file that is named is missing, or is something else.
         """
-        found = cls(artifact, read_record(artifact / ACT_FILENAME, ACT_SCHEMA), files=[ACT_FILENAME])
+        found = cls(artifact, _whole(artifact / ACT_FILENAME, ACT_SCHEMA, _ACT_KEYS), files=[ACT_FILENAME])
         for path in evals:
-            found.evals.append(read_record(path, EVAL_SCHEMA))
+            found.evals.append(_whole(path, EVAL_SCHEMA, _EVAL_KEYS))
             found.files.append(Path(path).name)
         if benchmark is not None:
             found.benchmark = read_record(benchmark, BENCHMARK_SCHEMA)
