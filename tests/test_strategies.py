@@ -16,6 +16,7 @@ from act_pipeline.analysis.matching import agreement_of
 from act_pipeline.analysis.ops import QuantizableOp, quantizable_ops
 from act_pipeline.compress import compress
 from act_pipeline.compress import job as job_module
+from act_pipeline.compress import paddle_state
 from act_pipeline.compress.mixed import dequantized, give_back, read_thresholds
 from act_pipeline.compress.pipeline import prepare
 from act_pipeline.compress.selection import select
@@ -293,6 +294,41 @@ def test_auto_takes_the_cheapest_that_is_enough(sample: Sample) -> None:
     assert record["chosen"] == f"ptq:{min(compared, key=compared.get)}"
     with np.load(sample.root / "auto" / "detections.npz", allow_pickle=False) as stored:
         assert set(stored.files) == {"fp32", "int8"} and stored["int8"].shape[1] == 7
+
+
+def test_auto_trains_from_the_best_scales_when_nothing_cheaper_is_enough(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, started = job_module.evaluate_model, []
+    set_averages = paddle_state.start_moving_averages
+
+    def scored(model, precision, *more):
+        found = real(model, precision, *more)
+        return found if precision == "fp32" else dataclasses.replace(found, map=0.1)
+
+    def noted(info, thresholds, place):
+        started.append((set_averages(info, thresholds, place), thresholds))
+        return started[-1][0]
+
+    monkeypatch.setattr(job_module, "evaluate_model", scored)
+    monkeypatch.setattr("act_pipeline.compress.strategies.lift", lambda job, candidate, limit=None: candidate)
+    monkeypatch.setattr(paddle_state, "start_moving_averages", noted)
+    settings = ["TrainConfig.train_iter=2", "TrainConfig.eval_iter=2", "TrainConfig.snapshot_iter=null"]
+    record = sample.compress("trained", "Strategy={name: auto, max_drop: 0.05}", *settings).record
+    assert [step["strategy"] for step in record["steps"]] == ["ptq", "smooth_quant", "qat_dis"]
+    assert record["chosen"] == "qat_dis" and record["training"]["iterations"] == 2
+    assert record["training"]["scales_from"] == record["steps"][0]["name"]
+    count, thresholds = started[0]
+    assert count == len(thresholds) > 100
+    # Two steps of a moving average of rate 0.9 keep most of what it started from.
+    after = read_saved_thresholds(InferenceModel.load(sample.root / "trained"))
+    ratios = np.array([after[name] / value for name, value in thresholds.items() if name in after])
+    assert len(ratios) == count and 0.8 < np.median(ratios) < 1.5
+
+
+def read_saved_thresholds(model: InferenceModel) -> dict[str, float]:
+    with static_mode():
+        return read_thresholds(model)
 
 
 def test_below_the_floor_nothing_lies_under_the_good_name(
