@@ -87,6 +87,24 @@ def watch_weights(program: Any) -> str:
     return total.name
 
 
+def guarded_outputs(graph: StaticGraph, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a graph on one batch, its sampling grids guarded against NaN, and return its outputs by name.
+
+    Args:
+        graph: left as it is.
+        batch: the graph's inputs; others are let be.
+    """
+    import paddle
+
+    program = graph.program.clone()
+    guard_grids(program)
+    names = [target.name for target in graph.fetch_targets]
+    with paddle.static.scope_guard(graph.scope):
+        feed = {name: batch[name] for name in graph.feed_names}
+        values = graph.executor.run(program, feed=feed, fetch_list=names, return_numpy=False)
+    return {name: np.array(value) for name, value in zip(names, values)}
+
+
 def check_outputs(graph: StaticGraph, batch: Mapping[str, np.ndarray], what: str, remedy: str) -> None:
     """Run a graph on one batch, and survive whatever comes of it.
 
@@ -99,16 +117,7 @@ def check_outputs(graph: StaticGraph, batch: Mapping[str, np.ndarray], what: str
     Raises:
         Diverged: an output holds NaN or infinity.
     """
-    import paddle
-
-    program = graph.program.clone()
-    guard_grids(program)
-    names = [target.name for target in graph.fetch_targets]
-    with paddle.static.scope_guard(graph.scope):
-        feed = {name: batch[name] for name in graph.feed_names}
-        values = graph.executor.run(program, feed=feed, fetch_list=names, return_numpy=False)
-    for name, value in zip(names, values):
-        array = np.array(value)
+    for name, array in guarded_outputs(graph, batch).items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise Diverged(f"{what}: the output {name} holds NaN or infinity, expected numbers; {remedy}")
 

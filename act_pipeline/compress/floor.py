@@ -1,8 +1,8 @@
 """The floor of accuracy: ops go back to float, the one that costs most first, until an INT8 model is within ``max_drop``.
 
 Which op costs most is measured and not guessed: each op is quantized alone on a few training images, and the error of the
-outputs ranks them (`analysis.sensitivity`); before every step, the foremost are released one by one from the model as it then is, and
-the one whose release mends most goes back. NNCF's ``quantize_with_accuracy_control`` walks the same way, with the
+outputs ranks them (`analysis.sensitivity`); before every step, the foremost are released one by one from the model as it
+then is, and the one whose release mends most goes back. NNCF's ``quantize_with_accuracy_control`` walks the same way, with the
 metric instead of the detections and without measuring anew.
 """
 

@@ -19,14 +19,14 @@ from act_pipeline.compress.finite import check_float_model
 from act_pipeline.compress.interrupt import interruptible
 from act_pipeline.compress.job import Candidate, Job, evaluate_baseline, timed
 from act_pipeline.compress.lock import hold_lock
-from act_pipeline.compress.record import ACT_SCHEMA, DETECTIONS_FILENAME, RECORD_FILENAME, compression_record
+from act_pipeline.compress.record import ACT_SCHEMA, RECORD_FILENAME, compression_record
 from act_pipeline.compress.selection import Selection, mark_kept, select
 from act_pipeline.compress.strategies import STRATEGIES
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import BelowFloor, UserError
-from act_pipeline.evaluation import Evaluation, save_detections
+from act_pipeline.evaluation import DETECTIONS_FILENAME, Evaluation, save_detections
 from act_pipeline.model import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.records import new_artifact, read_record, versions, write_record
 from act_pipeline.report import write_report

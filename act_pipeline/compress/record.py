@@ -12,7 +12,6 @@ from act_pipeline.model import InferenceModel
 
 ACT_SCHEMA = "act_pipeline.act/1"
 RECORD_FILENAME = "act.json"
-DETECTIONS_FILENAME = "detections.npz"
 
 
 def compression_record(

@@ -17,7 +17,7 @@ from act_pipeline.analysis import collect
 from act_pipeline.analysis.row_sample import ChannelAbsMax, RowSample
 from act_pipeline.compress.act import quiet_upstream
 from act_pipeline.compress.calibration import Algorithm
-from act_pipeline.compress.finite import guard_grids
+from act_pipeline.compress.finite import guarded_outputs
 from act_pipeline.compress.smooth_groups import SmoothGroup, apply_factors, find_groups
 from act_pipeline.compress.smoothing import Choice, Sample, search, sqnr_db
 from act_pipeline.config import SmoothQuant
@@ -278,15 +278,7 @@ def largest_difference(expected: Sequence[np.ndarray], found: Sequence[np.ndarra
 
 
 def _outputs(graph: StaticGraph, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    import paddle
-
-    program = graph.program.clone()
-    guard_grids(program)
-    names = [target.name for target in graph.fetch_targets]
-    with paddle.static.scope_guard(graph.scope):
-        feed = {name: feed[name] for name in graph.feed_names}
-        values = graph.executor.run(program, feed=feed, fetch_list=names, return_numpy=False)
-    return [np.array(value).astype(np.float64) for value in values]
+    return [value.astype(np.float64) for value in guarded_outputs(graph, feed).values()]
 
 
 def _first_images(feeds: Iterator[Mapping[str, np.ndarray]], images: int) -> Iterator[dict[str, np.ndarray]]:
