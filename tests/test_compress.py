@@ -170,7 +170,7 @@ def test_folding_changes_no_detection(demo, tmp_path: Path) -> None:
 
 
 def test_constants_of_the_graph_are_not_trained(demo) -> None:
-    from act_pipeline.compress.act import trainable_weights
+    from act_pipeline.compress.trainable import trainable_weights
 
     with static_mode():
         graph = StaticGraph.load(demo.fp32)

@@ -1,0 +1,39 @@
+"""Which of a program's variables training may change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+def trainable_weights(program: Any) -> set[str]:
+    """Return the parameters that training may change: weights and biases of convolutions, matmuls and norms.
+
+    The others are constants of the graph (anchors, position embeddings). PaddleSlim would train these too: it takes
+    every float variable of an inference program for a weight.
+    """
+    weights: set[str] = set()
+    linear_outputs: set[str] = set()
+    block = program.global_block()
+
+    def persistable(names: Sequence[str]) -> set[str]:
+        return {name for name in names if block.has_var(name) and block.var(name).persistable}
+
+    for op in block.ops:
+        if op.type in ("conv2d", "depthwise_conv2d", "conv2d_transpose"):
+            weights |= persistable(op.input("Filter"))
+            linear_outputs.update(op.output_arg_names)
+        elif op.type in ("matmul_v2", "matmul", "mul"):
+            weights |= persistable([*op.input("X"), *op.input("Y")])
+            linear_outputs.update(op.output_arg_names)
+        elif op.type in ("batch_norm", "layer_norm", "group_norm"):
+            weights |= persistable([*op.input("Scale"), *op.input("Bias")])
+        elif op.type == "elementwise_add" and op.input("X")[0] in linear_outputs:
+            # A bias has one value a channel, whether it is stored as [C] or as [1, C, 1, 1].
+            weights |= {name for name in persistable(op.input("Y")) if _is_vector(block.var(name).shape)}
+    return weights
+
+
+def _is_vector(shape: Sequence[int]) -> bool:
+    return math.prod(shape) == max(shape)
