@@ -144,7 +144,7 @@ class _Lift:
         names = [*(entry["output"] for entry in self.given), *chosen]
         selection = candidate.selection.give_back(names, f"given back for max_drop {job.max_drop}")
         model = give_back(candidate.model, names, job.folder("mixed"), candidate.source)
-        inventory = inventory_of(model, job.config.op_types, "QuantPost", selection)
+        inventory = inventory_of(model, job.config.op_types, job.config.op_section, selection)
         made = Candidate(
             f"{candidate.name}, {len(names)} float", "mixed", model, candidate.source, selection, inventory,
             dict(candidate.record), {"give_back": time.perf_counter() - self.clock},

@@ -152,10 +152,9 @@ def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[In
     graph = StaticGraph.load(prepared)
     ops = quantizable_ops(graph, config.op_types)
     if not ops:
-        section = "QuantAware" if config.strategy.name == "qat_dis" else "QuantPost"
         raise UserError(
-            f"{config.path}: {model.directory} has no op of {section}.quantize_op_types ({', '.join(config.op_types)}); "
-            "name the types of ops that the model has"
+            f"{config.path}: {model.directory} has no op of {config.op_section}.quantize_op_types "
+            f"({', '.join(config.op_types)}); name the types of ops that the model has"
         )
     selection = select(ops, config.quantize, config.path)
     if selection.kept:

@@ -202,7 +202,7 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
     evaluation: Evaluation | None = evaluations.get(model.content_hash())
     if job.selection.weight_only:
         model, evaluation = give_back(model, job.selection.weight_only, job.folder("weight_only")), None
-    inventory = inventory_of(model, config.op_types, "QuantAware", job.selection)
+    inventory = inventory_of(model, config.op_types, config.op_section, job.selection)
     return job.add(
         Candidate(
             "qat_dis", "qat_dis", model, None, job.selection, inventory, {"training": record}, seconds, evaluation
