@@ -6,12 +6,14 @@ are integers behind a ``dequantize_linear``. To give an op back, its inputs are 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 
+from act_pipeline.analysis.ops import QuantizableOp
 from act_pipeline.compress.bias_correction import find_biases
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph, fold_constants
@@ -66,6 +68,29 @@ def dequantized(model: InferenceModel, directory: Path) -> InferenceModel:
     graph = StaticGraph.load(give_back(model, names, directory))
     fold_constants(graph)
     return graph.save(directory)
+
+
+def dequantized_ops(model: InferenceModel, ops: Sequence[QuantizableOp]) -> tuple[QuantizableOp, ...]:
+    """Return ops with their weights as :func:`dequantized` leaves them: names of its own, square ones transposed.
+
+    Call it within :func:`static_mode`.
+
+    Args:
+        model: the INT8 model.
+        ops: of the float model that it was made from.
+    """
+    graph = StaticGraph.load(model)
+    nodes = graph.program.global_block().ops
+    axes = {
+        op.output("Y")[0]: int(op.attr("quant_axis"))
+        for op in nodes
+        if op.type == _DEQUANTIZE and graph.is_parameter(op.input("X")[0])
+    }
+    weights = {op.output_arg_names[0]: name for op in nodes for name in op.input_arg_names if name in axes}
+    return tuple(
+        dataclasses.replace(op, weight=weights[op.name], weight_axis=axes[weights[op.name]]) if op.name in weights else op
+        for op in ops
+    )
 
 
 def read_thresholds(model: InferenceModel) -> dict[str, float]:
