@@ -148,8 +148,7 @@ def _beside(save_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[InferenceModel, Selection]:
     """Return the float model ready to be quantized, and which of its ops shall compute in INT8."""
-    prepared = prepare(model, directory)
-    graph = StaticGraph.load(prepared)
+    graph = _folded(model)
     ops = quantizable_ops(graph, config.op_types)
     if not ops:
         raise UserError(
@@ -157,10 +156,8 @@ def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[In
             f"({', '.join(config.op_types)}); name the types of ops that the model has"
         )
     selection = select(ops, config.quantize, config.path)
-    if selection.kept:
-        mark_kept(graph, list(selection.kept))
-        prepared = graph.save(directory)
-    return prepared, selection
+    mark_kept(graph, list(selection.kept))
+    return _save(graph, directory), selection
 
 
 def _write(target: Path, model: InferenceModel, chosen: Candidate, job: Job, record: Mapping[str, Any]) -> None:
@@ -231,11 +228,20 @@ def _current(save_dir: Path, source: Mapping[str, Any]) -> Compressed | None:
 
 def prepare(model: InferenceModel, directory: Path) -> InferenceModel:
     """Write a copy of a float model that computes the same, with constants and BatchNorm folded into its weights."""
-    directory.mkdir(parents=True)
+    return _save(_folded(model), directory)
+
+
+def _folded(model: InferenceModel) -> StaticGraph:
     with quiet_upstream():
         graph = StaticGraph.load(model)
         fold_constants(graph)
         fold_batch_norm(graph)
+    return graph
+
+
+def _save(graph: StaticGraph, directory: Path) -> InferenceModel:
+    directory.mkdir(parents=True)
+    with quiet_upstream():
         return graph.save(directory)
 
 
