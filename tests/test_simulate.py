@@ -14,7 +14,7 @@ from act_pipeline.analysis.ops import quantizable_ops
 from act_pipeline.analysis.simulate import Simulation
 from act_pipeline.analysis.weights import weight_threshold
 from act_pipeline.compress.pipeline import prepare
-from act_pipeline.compress.ptq import quantize
+from act_pipeline.compress.ptq import PostTraining
 from act_pipeline.config import load_config
 from act_pipeline.demo import READER_CONFIG
 from act_pipeline.engines import create_engine
@@ -42,7 +42,7 @@ def saved_int8(model: InferenceModel, folder: Path, feed) -> tuple[InferenceMode
     )
     (folder / "int8").mkdir()
     with static_mode():
-        made = quantize(model, load_config(path), lambda: iter([feed]), folder / "int8")
+        made = PostTraining(model, load_config(path), lambda: iter([feed])).write(folder / "int8")
     return made.model, made.thresholds
 
 
