@@ -15,9 +15,8 @@ import act_pipeline  # noqa: F401  (makes paddle importable)
 from act_pipeline.analysis.matching import agreement_of
 from act_pipeline.analysis.ops import QuantizableOp, quantizable_ops
 from act_pipeline.analysis.weights import rounded_weight
-from act_pipeline.compress import compress
+from act_pipeline.compress import compress, paddle_state
 from act_pipeline.compress import job as job_module
-from act_pipeline.compress import paddle_state
 from act_pipeline.compress.mixed import dequantized, dequantized_ops, give_back, read_thresholds
 from act_pipeline.compress.pipeline import prepare
 from act_pipeline.compress.selection import select
@@ -347,16 +346,21 @@ def read_saved_thresholds(model: InferenceModel) -> dict[str, float]:
         return read_thresholds(model)
 
 
-def test_below_the_floor_nothing_lies_under_the_good_name(
-    sample: Sample, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    real = job_module.evaluate_model
-    maps = iter([0.30, 0.31])
+def scoring(*maps: float):
+    """What evaluates as the product does, and gives the INT8 models these figures, one after the other."""
+    real, given = job_module.evaluate_model, iter(maps)
 
     def scored(model, precision, *more):
         found = real(model, precision, *more)
-        return found if precision == "fp32" else dataclasses.replace(found, map=next(maps))
+        return found if precision == "fp32" else dataclasses.replace(found, map=next(given))
 
+    return scored
+
+
+def test_below_the_floor_nothing_lies_under_the_good_name(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored = scoring(0.30, 0.31)
     monkeypatch.setattr(job_module, "evaluate_model", scored)
     monkeypatch.setattr("act_pipeline.compress.floor.RANK_IMAGES", 1)
 
@@ -377,13 +381,7 @@ def test_below_the_floor_nothing_lies_under_the_good_name(
 def test_a_trained_model_below_the_floor_names_the_section_that_it_was_trained_by(
     sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = job_module.evaluate_model
-    maps = iter([0.30, 0.31])
-
-    def scored(model, precision, *more):
-        found = real(model, precision, *more)
-        return found if precision == "fp32" else dataclasses.replace(found, map=next(maps))
-
+    scored = scoring(0.30, 0.31)
     monkeypatch.setattr("act_pipeline.compress.strategies.evaluate_model", scored)
     monkeypatch.setattr(job_module, "evaluate_model", scored)
     monkeypatch.setattr("act_pipeline.compress.floor.RANK_IMAGES", 1)

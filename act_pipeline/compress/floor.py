@@ -25,7 +25,6 @@ from act_pipeline.compress.inventory import inventory_of
 from act_pipeline.compress.job import Candidate, Job
 from act_pipeline.compress.mixed import dequantized, dequantized_ops, give_back, read_thresholds
 from act_pipeline.compress.ptq import held_out_feeds
-from act_pipeline.model import InferenceModel
 
 RANK_IMAGES = 4
 # Ops of the ranking that are looked at again before a step.
