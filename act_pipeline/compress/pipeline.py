@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -249,7 +250,7 @@ def _folded(model: InferenceModel) -> StaticGraph:
 
 def _save(graph: StaticGraph, directory: Path) -> InferenceModel:
     directory.mkdir(parents=True)
-    with quiet_upstream():
+    with quiet_upstream(), contextlib.closing(graph):
         return graph.save(directory)
 
 

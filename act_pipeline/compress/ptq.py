@@ -234,6 +234,7 @@ def write(
             "QuantPost",
             selection=selection,
         )
+    graph.close()
     zeros = [name for name, value in thresholds.items() if value == 0]
     return Calibration(saved, inventory, statistics.images, thresholds, corrected, zeros)
 

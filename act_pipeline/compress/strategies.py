@@ -159,7 +159,8 @@ def _smoothed(job: Job) -> tuple[InferenceModel, Selection, dict[str, Any]]:
         "seconds": round(time.perf_counter() - start, 2),
     }
     # The ops are the same ones, some of which read another tensor now.
-    ops = quantizable_ops(StaticGraph.load(smoothed.model), job.config.op_types)
+    with contextlib.closing(StaticGraph.load(smoothed.model)) as graph:
+        ops = quantizable_ops(graph, job.config.op_types)
     selection = dataclasses.replace(job.selection, ops=tuple(ops))
     return smoothed.model, selection, {"smooth_quant": record}
 
