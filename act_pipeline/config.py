@@ -314,9 +314,14 @@ class Config:
         return all(section is not None for section in self._training_sections().values())
 
     @property
+    def op_section(self) -> str:
+        """The section whose ``quantize_op_types`` hold: ``QuantAware`` or ``QuantPost``."""
+        return "QuantAware" if self.strategy.name == "qat_dis" else "QuantPost"
+
+    @property
     def op_types(self) -> list[str]:
-        """The op types that shall compute in INT8."""
-        section = self.quant_aware if self.strategy.name == "qat_dis" else self.quant_post
+        """The op types that shall compute in INT8, as :attr:`op_section` names them."""
+        section = {"QuantAware": self.quant_aware, "QuantPost": self.quant_post}[self.op_section]
         return list(section.quantize_op_types)
 
     def _training_sections(self) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, NoReturn
+from typing import Any
 
 from act_pipeline.engine_choice import AUTO
 from act_pipeline.engines import ENGINES, PRECISIONS
-from act_pipeline.errors import UserError, suggest
+from act_pipeline.errors import suggest
+from act_pipeline.flags import Parser, at_least, device
 from act_pipeline.infer_request import InferenceRequest
 
 _TRUE = ("true", "1", "yes", "y", "on")
@@ -36,24 +37,12 @@ def parse_request(argv: Sequence[str]) -> InferenceRequest:
         UserError: a flag is unknown or its value is not what it takes.
         SystemExit: ``--help``, after printing it.
     """
-    parser = _parser()
-    namespace, unknown = parser.parse_known_args(list(argv))
-    if unknown:
-        name = unknown[0].split("=", 1)[0]
-        flags = [option for action in parser._actions for option in action.option_strings]
-        raise UserError(f"unknown flag {unknown[0]!r}{suggest(name, flags)}; see --help")
+    namespace = _parser().parse(argv)
     return InferenceRequest(**{entry.name: getattr(namespace, entry.name) for entry in fields(InferenceRequest)})
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message[:1].lower() + message[1:] + "; see --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         description="Run a model on a COCO data set (mAP, latency) or on one picture, in an inference engine.",
         allow_abbrev=False,
     )
@@ -87,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     flag(
         "device",
         "CPU, GPU or auto: a GPU if the engine can use one (default %(default)s)",
-        type=_device,
+        type=device,
         metavar="CPU|GPU|auto",
     )
     names = "|".join(PRECISIONS)
@@ -99,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "--engine=paddle_onednn: Paddle with oneDNN on the CPU. For int8: True runs the convolutions in INT8 and skips "
         "the other Q/DQ, about as fast as fp32; False computes every Q/DQ in float, exact and slow",
     )
-    flag("cpu_threads", "CPU threads (default: all CPUs this process may use)", type=_positive, metavar="N")
+    flag("cpu_threads", "CPU threads (default: all CPUs this process may use)", type=at_least(1), metavar="N")
     boolean(
         "benchmark", "measure latency only, on images (or --image_file) read beforehand: 5 runs to warm up, 50 timed"
     )
@@ -109,8 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         "TensorRT calibrates INT8 scales itself, for a float model with --precision=int8 --use_trt=True",
     )
     flag("img_shape", "network input, one number or HEIGHT,WIDTH (default: the reader's)", type=_size, metavar="SIZE")
-    flag("batch_size", "images in a run (default %(default)s)", type=_positive, metavar="N")
-    flag("limit", "only the first N images of the data set", type=_positive, metavar="N")
+    flag("batch_size", "images in a run (default %(default)s)", type=at_least(1), metavar="N")
+    flag("limit", "only the first N images of the data set", type=at_least(1), metavar="N")
     flag(
         "threshold",
         "smallest score that --image_file draws and lists (default %(default)s)",
@@ -121,13 +110,6 @@ def _parser() -> argparse.ArgumentParser:
     flag("json", "write the record (eval.json) to this file", metavar="FILE")
     boolean("collect_shape_only", "collect dynamic_shape.txt into the model folder and stop; works on a CPU")
     return parser
-
-
-def _device(text: str) -> str:
-    for name in ("CPU", "GPU", "auto"):
-        if text.lower() == name.lower():
-            return name
-    raise argparse.ArgumentTypeError(f"found {text!r}, expected CPU, GPU or auto")
 
 
 def _precision(text: str) -> str:
@@ -143,16 +125,6 @@ def _one_of(text: str, names: Sequence[str]) -> str:
         return text.lower()
     near = suggest(text.lower(), names)
     raise argparse.ArgumentTypeError(f"found {text!r}, expected one of {', '.join(names)}{near}")
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least 1")
-    return value
 
 
 def _share(text: str) -> float:

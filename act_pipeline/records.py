@@ -18,6 +18,11 @@ from typing import Any
 from act_pipeline import __version__
 from act_pipeline.errors import UserError
 
+# Records that another stage reads than the one that writes them; of all others the schema stands beside their writer.
+ACT_SCHEMA, ACT_FILENAME = "act_pipeline.act/1", "act.json"
+ANALYSIS_SCHEMA, ANALYSIS_FILENAME = "act_pipeline.analysis/1", "analysis.json"
+BENCHMARK_SCHEMA = "act_pipeline.benchmark/1"
+
 _HASHED_CHUNK_BYTES = 1 << 20
 _RECORDED_PACKAGES = (
     "paddlepaddle",

@@ -9,6 +9,7 @@ Paddle takes over the whole program before every change (``sync``), is left out:
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,6 +94,17 @@ class StaticGraph:
                     "files may be truncated or not belong together: copy or export them again"
                 ) from None
         return cls(program, list(feed_names), list(fetch_targets), scope, executor)
+
+    def close(self) -> None:
+        """Free the parameters; nothing that belongs to the graph may be used from then on.
+
+        Paddle keeps every scope that Python makes in a pool of the process (2.6.2: ``ScopePool``) until it ends, whether
+        or not Python still knows the scope.
+        """
+        self.executor.close()
+        gc.collect()  # Paddle's executor and its cache refer to each other, and the cache to the scope
+        self.scope._remove_from_pool()
+        self.scope = self.executor = None
 
     def save(self, directory: Path) -> InferenceModel:
         """Write ``model.pdmodel`` and ``model.pdiparams`` into ``directory``, without the traces of their making."""

@@ -14,7 +14,7 @@ import pytest
 from test_ptq import OPS, tiny_graph
 
 from act_pipeline.analysis import executors, sensitivity
-from act_pipeline.analysis.analyze import ANALYSIS_SCHEMA, analyze
+from act_pipeline.analysis.analyze import analyze
 from act_pipeline.analysis.distributions import TensorObserver, observe_activations, weight_statistics
 from act_pipeline.analysis.executors import measure_sensitivity, run_units
 from act_pipeline.analysis.ledger import Ledger
@@ -26,7 +26,7 @@ from act_pipeline.config import load_config
 from act_pipeline.demo import READER_CONFIG
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
-from act_pipeline.records import read_record
+from act_pipeline.records import ANALYSIS_SCHEMA, read_record
 from act_pipeline.static_graph import StaticGraph, static_mode
 from act_pipeline.tables import analysis_table
 

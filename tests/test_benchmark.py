@@ -27,11 +27,11 @@ from act_pipeline.benchmark.chart import draw_chart
 from act_pipeline.benchmark.flags import parse_request
 from act_pipeline.benchmark.nncf_peer import LABELS as NNCF_LABELS
 from act_pipeline.benchmark.plan import BenchmarkRequest
-from act_pipeline.benchmark.run import BENCHMARK_SCHEMA, run_benchmark
+from act_pipeline.benchmark.run import run_benchmark
 from act_pipeline.benchmark.timing import rounds, speed_ratio
 from act_pipeline.benchmark.worker import UNTIMED_RUNS
 from act_pipeline.errors import UserError, run_command
-from act_pipeline.records import read_record
+from act_pipeline.records import BENCHMARK_SCHEMA, read_record
 
 LABELS = [f"{engine} {precision}" for engine, precision in SLEEP_MS]
 

@@ -141,6 +141,20 @@ def test_act_may_change_its_dicts(act_config: Path) -> None:
     assert config.to_act()[0]["QuantAware"]["quantize_op_types"]
 
 
+@pytest.mark.parametrize(
+    ("strategy", "section", "types"),
+    [
+        ("qat_dis", "QuantAware", ["conv2d", "depthwise_conv2d", "matmul_v2"]),
+        ("ptq", "QuantPost", ["matmul"]),
+        ("smooth_quant", "QuantPost", ["matmul"]),
+        ("auto", "QuantPost", ["matmul"]),
+    ],
+)
+def test_which_section_names_the_types_of_ops(act_config: Path, strategy: str, section: str, types: list[str]) -> None:
+    config = load_config(act_config, [f"Strategy.name={strategy}", "QuantPost.quantize_op_types=[matmul]"])
+    assert config.op_section == section and config.op_types == types
+
+
 def test_the_record_is_json_with_the_defaults(act_config: Path) -> None:
     record = json.loads(json.dumps(load_config(act_config).as_dict()))
     assert record["path"] == str(act_config)

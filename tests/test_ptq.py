@@ -13,7 +13,7 @@ from act_pipeline.analysis import AbsHistogram, AbsMax, ChannelMean, collect, qu
 from act_pipeline.compress import compress
 from act_pipeline.compress.bias_correction import Bias, correct_biases, find_biases, output_shift
 from act_pipeline.compress.calibration import kl_threshold, threshold, uniform_histogram
-from act_pipeline.compress.ptq import quantize
+from act_pipeline.compress.ptq import PostTraining
 from act_pipeline.compress.quant_graph import weight_threshold
 from act_pipeline.config import load_config
 from act_pipeline.data import Reader
@@ -305,7 +305,7 @@ def test_what_is_written_computes_what_numpy_says(tmp_path: Path, per_channel: b
         kind = "channel_wise_abs_max" if per_channel else "abs_max"
         config = load_config(path, [f"QuantPost.weight_quantize_type={kind}"])
         (tmp_path / "int8").mkdir()
-        made = quantize(model, config, lambda: iter([{"image": images()}]), tmp_path / "int8")
+        made = PostTraining(model, config, lambda: iter([{"image": images()}])).write(tmp_path / "int8")
         assert made.inventory.quantized == {"conv2d": 1, "depthwise_conv2d": 1, "matmul_v2": 2}
         assert made.inventory.kept == [] and made.corrected_biases == 3 and made.images == 8
         float_graph, graph = StaticGraph.load(model), StaticGraph.load(made.model)

@@ -14,7 +14,7 @@ from act_pipeline.analysis.ops import quantizable_ops
 from act_pipeline.analysis.simulate import Simulation
 from act_pipeline.analysis.weights import weight_threshold
 from act_pipeline.compress.pipeline import prepare
-from act_pipeline.compress.ptq import quantize
+from act_pipeline.compress.ptq import PostTraining
 from act_pipeline.config import load_config
 from act_pipeline.demo import READER_CONFIG
 from act_pipeline.engines import create_engine
@@ -42,7 +42,7 @@ def saved_int8(model: InferenceModel, folder: Path, feed) -> tuple[InferenceMode
     )
     (folder / "int8").mkdir()
     with static_mode():
-        made = quantize(model, load_config(path), lambda: iter([feed]), folder / "int8")
+        made = PostTraining(model, load_config(path), lambda: iter([feed])).write(folder / "int8")
     return made.model, made.thresholds
 
 
@@ -206,3 +206,37 @@ def test_the_sample_is_its_float_and_its_int8_model(sample, held: bool) -> None:
     best = float_outputs["bbox"][:, 1] > 0.3
     np.testing.assert_allclose(found[0]["bbox"][best], float_outputs["bbox"][best], atol=1e-3, rtol=1e-4)
     assert best.sum() > 10 and np.abs(found[0]["bbox"][best] - found[1]["bbox"][best]).max() > 0.1
+
+
+def resident_mb() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1000
+
+
+def test_what_is_closed_gives_its_memory_back(tmp_path: Path) -> None:
+    """Paddle keeps scopes until the process ends, unless it is told."""
+    import paddle
+
+    with static_mode():
+        main, startup, scope = paddle.static.Program(), paddle.static.Program(), paddle.static.Scope()
+        with paddle.static.scope_guard(scope), paddle.static.program_guard(main, startup):
+            image = paddle.static.data("image", [-1, 4], "float32")
+            weight = paddle.create_parameter([4, 5_000_000], "float32")
+            executor = paddle.static.Executor(paddle.CPUPlace())
+            executor.run(startup)
+            output = paddle.matmul(image, weight).sum(-1)
+            paddle.static.save_inference_model(str(tmp_path / "model"), [image], [output], executor, program=main)
+        model = InferenceModel.load(tmp_path)
+    ops, feed = ops_of(model), {"image": np.ones((1, 4), np.float32)}
+    assert len(ops) == 1
+
+    def use() -> float:
+        with contextlib.closing(Simulation(model, ops)) as simulation:
+            simulation.set_thresholds({"image": 1.0})
+            simulation.hold(feed)
+            simulation.run(feed, {ops[0].name})
+        return resident_mb()
+
+    before = [use() for _ in range(3)][-1]
+    after = [use() for _ in range(4)][-1]
+    assert after - before < 80, "each of four has 80 MB of weights, and kept them"

@@ -11,7 +11,7 @@ from act_pipeline.analysis.observers import NotFiniteError
 from act_pipeline.analysis.row_sample import ChannelAbsMax, RowSample
 from act_pipeline.compress import smooth_quant
 from act_pipeline.compress.pipeline import prepare
-from act_pipeline.compress.ptq import quantize
+from act_pipeline.compress.ptq import PostTraining
 from act_pipeline.compress.smooth_groups import apply_factors, find_groups
 from act_pipeline.compress.smooth_quant import gather_rows, largest_difference, smooth_model
 from act_pipeline.compress.smoothing import (
@@ -293,7 +293,7 @@ def test_outliers_that_break_int8_are_repaired(tmp_path: Path) -> None:
 
         def noise_db(model: InferenceModel, folder: Path) -> float:
             folder.mkdir()
-            made = quantize(model, config_for(model, tmp_path), feeds, folder)
+            made = PostTraining(model, config_for(model, tmp_path), feeds).write(folder)
             assert made.inventory.quantized == {"matmul_v2": 5} and made.inventory.kept == []
             return sqnr_db(float(((run(made.model, images()) - expected) ** 2).sum() / (expected**2).sum()))
 
@@ -446,7 +446,7 @@ def test_the_sample_computes_the_same_and_can_be_lowered(sample, tmp_path: Path)
         found = largest_difference(outputs(model, feed), outputs(smoothed.model, feed))
         assert found == pytest.approx(smoothed.difference, abs=1e-6)
         (tmp_path / "int8").mkdir()
-        made = quantize(smoothed.model, config_for(model, tmp_path, 8), batches_of(reader, 8), tmp_path / "int8")
+        made = PostTraining(smoothed.model, config_for(model, tmp_path, 8), batches_of(reader, 8)).write(tmp_path / "int8")
     assert made.inventory.kept == []
     for target in ("cpu", "tensorrt"):
         record = lowered_onnx(made.model, target).record()
@@ -504,7 +504,7 @@ def test_smoothing_gives_the_sample_its_accuracy_back(sample, tmp_path: Path) ->
         maps = {}
         for name, floating in (("plain", hard), ("smoothed", smoothed.model)):
             (tmp_path / name).mkdir()
-            made = quantize(floating, config_for(model, tmp_path, 24), batches_of(reader, 24), tmp_path / name)
+            made = PostTraining(floating, config_for(model, tmp_path, 24), batches_of(reader, 24)).write(tmp_path / name)
             maps[name] = evaluate(create_engine("paddle", made.model, "int8", "CPU"), reader, progress=False).map
         maps["fp32"] = evaluate(create_engine("paddle", hard, "fp32", "CPU"), reader, progress=False).map
     assert maps["plain"] < maps["fp32"] - 0.05

@@ -14,15 +14,15 @@ import pytest
 import act_pipeline  # noqa: F401  (makes paddle importable)
 from act_pipeline.analysis.matching import agreement_of
 from act_pipeline.analysis.ops import QuantizableOp, quantizable_ops
-from act_pipeline.compress import compress
+from act_pipeline.analysis.weights import rounded_weight
+from act_pipeline.compress import compress, paddle_state
 from act_pipeline.compress import job as job_module
-from act_pipeline.compress import paddle_state
-from act_pipeline.compress.mixed import dequantized, give_back, read_thresholds
+from act_pipeline.compress.mixed import dequantized, dequantized_ops, give_back, read_thresholds
 from act_pipeline.compress.pipeline import prepare
 from act_pipeline.compress.selection import select
 from act_pipeline.config import Quantize, load_config
 from act_pipeline.engines import create_engine
-from act_pipeline.errors import UserError, run_command
+from act_pipeline.errors import BelowFloor, UserError, run_command
 from act_pipeline.lowering import lowered_onnx
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph, static_mode
@@ -235,6 +235,21 @@ def test_the_float_model_of_an_int8_one_has_its_rounded_weights(ptq, sample: Sam
     assert all(limit > 0 for limit in thresholds.values()) and "image" in thresholds
 
 
+def test_weights_of_the_float_model_of_an_int8_one_are_known_to_lie_on_the_steps_of_int8(
+    ptq, sample: Sample, tmp_path: Path
+) -> None:
+    """The square ones too, which an INT8 model has transposed: rounding them once more changes nothing."""
+    with static_mode():
+        ops = quantizable_ops(StaticGraph.load(prepare(sample.model, tmp_path / "float")), OP_TYPES)
+        graph = StaticGraph.load(dequantized(ptq.model, tmp_path / "rounded"))
+        kept = {entry["output"] for entry in ptq.record["kept_ops"]}
+        found = [op for op in dequantized_ops(ptq.model, ops) if op.weight is not None and op.name not in kept]
+        weights = {op.name: (graph.parameter(op.weight), op.weight_axis) for op in found}
+    assert {axis for weight, axis in weights.values() if weight.ndim == 2} == {0, 1}
+    for weight, axis in weights.values():
+        np.testing.assert_allclose(rounded_weight(weight, axis), weight, atol=1e-6 * np.abs(weight).max())
+
+
 def harden(model: InferenceModel, folder: Path, index: int) -> tuple[InferenceModel, str]:
     """Scale a channel between two convolutions by 1,000 and back: what is computed in float stays the same.
 
@@ -331,16 +346,21 @@ def read_saved_thresholds(model: InferenceModel) -> dict[str, float]:
         return read_thresholds(model)
 
 
-def test_below_the_floor_nothing_lies_under_the_good_name(
-    sample: Sample, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    real = job_module.evaluate_model
-    maps = iter([0.30, 0.31])
+def scoring(*maps: float):
+    """What evaluates as the product does, and gives the INT8 models these figures, one after the other."""
+    real, given = job_module.evaluate_model, iter(maps)
 
     def scored(model, precision, *more):
         found = real(model, precision, *more)
-        return found if precision == "fp32" else dataclasses.replace(found, map=next(maps))
+        return found if precision == "fp32" else dataclasses.replace(found, map=next(given))
 
+    return scored
+
+
+def test_below_the_floor_nothing_lies_under_the_good_name(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored = scoring(0.30, 0.31)
     monkeypatch.setattr(job_module, "evaluate_model", scored)
     monkeypatch.setattr("act_pipeline.compress.floor.RANK_IMAGES", 1)
 
@@ -356,6 +376,26 @@ def test_below_the_floor_nothing_lies_under_the_good_name(
     record = json.loads((below / "act.json").read_text())
     assert record["int8"]["map"] == 0.31 and len(record["given_back"]) == 1 and len(record["steps"]) == 2
     assert InferenceModel.load(below).content_hash() == record["model_hash"]
+
+
+def test_a_trained_model_below_the_floor_names_the_section_that_it_was_trained_by(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = scoring(0.30, 0.31)
+    monkeypatch.setattr("act_pipeline.compress.strategies.evaluate_model", scored)
+    monkeypatch.setattr(job_module, "evaluate_model", scored)
+    monkeypatch.setattr("act_pipeline.compress.floor.RANK_IMAGES", 1)
+    settings = ["TrainConfig.train_iter=1", "TrainConfig.eval_iter=1", "TrainConfig.snapshot_iter=null"]
+    with pytest.raises(BelowFloor):
+        sample.compress(
+            "one_type", "Strategy={name: qat_dis}", "QuantAware.quantize_op_types=[matmul_v2]",
+            "quantize.include=['transformer.enc_output.0', 'transformer.dec_score_head.1']", *settings,
+        )
+    record = json.loads((sample.root / "one_type.below_max_drop" / "act.json").read_text())
+    assert [step["strategy"] for step in record["steps"]] == ["qat_dis", "mixed"] and record["int8"]["map"] == 0.31
+    assert len(record["given_back"]) == 1 and len(record["weight_only_ops"]) == 1
+    reasons = {entry["reason"] for entry in record["kept_ops"] if entry["type"] == "conv2d"}
+    assert reasons == {"not in QuantAware.quantize_op_types"}
 
 
 @pytest.mark.parametrize(

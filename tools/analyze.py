@@ -11,31 +11,22 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from act_pipeline.errors import run_command  # noqa: E402
+from act_pipeline.flags import add_config, add_devices, add_opt  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "-c",
-        "--config",
+    add_config(
+        parser,
+        REPOSITORY / "configs" / "sample.yml",
+        "the config that tools/compress.py takes; Global and QuantPost are read",
         "--config_path",
-        default=str(REPOSITORY / "configs" / "sample.yml"),
-        help="the config that tools/compress.py takes; Global and QuantPost are read; default: %(default)s",
     )
     parser.add_argument(
         "--output_dir", default="output/analysis", help="folder of analysis.json and the plots; default: %(default)s"
     )
-    parser.add_argument(
-        "--devices", default="auto", choices=["auto", "cpu", "gpu"], help="where to run; default: %(default)s"
-    )
-    parser.add_argument(
-        "-o",
-        "--opt",
-        nargs="*",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="set keys of the config: QuantPost.algo=mse Global.model_dir=output/my_rtdetr",
-    )
+    add_devices(parser, "where to run")
+    add_opt(parser, "set keys of the config: QuantPost.algo=mse Global.model_dir=output/my_rtdetr")
     parser.add_argument("--images", type=int, help="calibration images; default: those of QuantPost")
     parser.add_argument("--no_sensitivity", action="store_true", help="the distributions alone")
     parser.add_argument(

@@ -11,24 +11,17 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from act_pipeline.errors import run_command  # noqa: E402
+from act_pipeline.flags import add_config, add_opt  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "-c",
-        "--config",
-        default=str(REPOSITORY / "configs" / "sample_qat_dis.yml"),
-        help="a config with Distillation, QuantAware and TrainConfig; default: %(default)s",
+    add_config(
+        parser,
+        REPOSITORY / "configs" / "sample_qat_dis.yml",
+        "a config with Distillation, QuantAware and TrainConfig",
     )
-    parser.add_argument(
-        "-o",
-        "--opt",
-        nargs="*",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="set keys of the config: Global.model_dir=output/my_rtdetr",
-    )
+    add_opt(parser, "set keys of the config: Global.model_dir=output/my_rtdetr")
     parser.add_argument("--train_iter", type=int, default=50, help="iterations of training; default: %(default)s")
     parser.add_argument("--eval_iter", type=int, default=10, help="iterations between evaluations; default: %(default)s")
     parser.add_argument("--eval_images", type=int, default=50, help="images of each evaluation; 0: all; default: %(default)s")

@@ -14,32 +14,23 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from act_pipeline.errors import run_command  # noqa: E402
+from act_pipeline.flags import add_config, add_devices, add_opt  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "-c",
-        "--config",
+    add_config(
+        parser,
+        REPOSITORY / "configs" / "sample.yml",
+        "config in PaddleSlim's schema (Global, Strategy, quantize, QuantPost, SmoothQuant, Distillation, QuantAware, "
+        "TrainConfig)",
         "--config_path",
-        default=str(REPOSITORY / "configs" / "sample.yml"),
-        help="config in PaddleSlim's schema (Global, Strategy, quantize, QuantPost, SmoothQuant, Distillation, "
-        "QuantAware, TrainConfig); default: %(default)s",
     )
     parser.add_argument(
         "--save_dir", default="output/rtdetr_sample_int8", help="folder of the INT8 model; default: %(default)s"
     )
-    parser.add_argument(
-        "--devices", default="auto", choices=["auto", "cpu", "gpu"], help="where to train or calibrate; default: %(default)s"
-    )
-    parser.add_argument(
-        "-o",
-        "--opt",
-        nargs="*",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="set keys of the config: TrainConfig.train_iter=100 Global.model_dir=output/my_rtdetr",
-    )
+    add_devices(parser, "where to train or calibrate")
+    add_opt(parser, "set keys of the config: TrainConfig.train_iter=100 Global.model_dir=output/my_rtdetr")
     parser.add_argument(
         "-r",
         "--resume",

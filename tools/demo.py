@@ -10,14 +10,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from act_pipeline.errors import run_command  # noqa: E402
+from act_pipeline.flags import add_opt  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", default="output", help="where the models and records go; default: %(default)s")
-    parser.add_argument(
-        "-o", "--opt", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="set keys of configs/sample.yml"
-    )
+    add_opt(parser, "set keys of configs/sample.yml")
     arguments = parser.parse_args(argv)
 
     from act_pipeline.demo import run_demo

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from act_pipeline.errors import UserError, run_command  # noqa: E402
+from act_pipeline.flags import add_opt  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,14 +18,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-c", "--config", required=True, help="model YAML, such as configs/rtdetr/rtdetr_r50vd_6x_coco.yml"
     )
-    parser.add_argument(
-        "-o",
-        "--opt",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="set keys of the config: weights=PATH_OR_URL, trt=True, num_classes=3, "
+    add_opt(
+        parser,
+        "set keys of the config: weights=PATH_OR_URL, trt=True, num_classes=3, "
         "TestReader.inputs_def.image_shape=[3,640,640]",
+        "KEY=VALUE",
     )
     parser.add_argument(
         "--output_dir", default="output_inference", help="the model goes to OUTPUT_DIR/<name of the config>"

@@ -3,7 +3,4 @@
 from act_pipeline.analysis.collect import collect, quantizable_tensors
 from act_pipeline.analysis.observers import AbsHistogram, AbsMax, ChannelMean, Observer
 
-ANALYSIS_SCHEMA = "act_pipeline.analysis/1"
-ANALYSIS_FILENAME = "analysis.json"
-
-__all__ = ["ANALYSIS_FILENAME", "ANALYSIS_SCHEMA", "AbsHistogram", "AbsMax", "ChannelMean", "Observer", "collect", "quantizable_tensors"]
+__all__ = ["AbsHistogram", "AbsMax", "ChannelMean", "Observer", "collect", "quantizable_tensors"]

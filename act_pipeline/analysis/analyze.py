@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.analysis import ANALYSIS_FILENAME, ANALYSIS_SCHEMA
 from act_pipeline.analysis.collect import collect, quantizable_tensors
 from act_pipeline.analysis.distributions import TensorObserver, observe_activations, weight_statistics
 from act_pipeline.analysis.executors import EXECUTORS, measure_sensitivity
@@ -29,7 +28,7 @@ from act_pipeline.data import Reader
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
-from act_pipeline.records import read_record, write_record
+from act_pipeline.records import ANALYSIS_FILENAME, ANALYSIS_SCHEMA, read_record, write_record
 from act_pipeline.static_graph import StaticGraph, static_mode
 
 LEDGER_FILENAME = "sensitivity.jsonl"

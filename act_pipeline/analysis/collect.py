@@ -66,9 +66,10 @@ def collect(
     names = list(observers)
     images = 0
     with static_mode(), tempfile.TemporaryDirectory(prefix="act_pipeline_") as folder:
-        graph = StaticGraph.load(model)
-        batched = [_is_batched(graph.program.global_block().var(name).shape) for name in names]
-        runner = PaddleTensors(expose(graph, names, Path(folder)), device)
+        with contextlib.closing(StaticGraph.load(model)) as graph:
+            batched = [_is_batched(graph.program.global_block().var(name).shape) for name in names]
+            exposed = expose(graph, names, Path(folder))
+        runner = PaddleTensors(exposed, device)
         with contextlib.closing(runner):
             for batch in batches:
                 count = len(next(iter(batch.values())))

@@ -166,8 +166,8 @@ class _Bench:
         (folder / MODEL_FILENAME).write_bytes(task.program)
         (folder / PARAMS_FILENAME).write_bytes(task.params)
         model = InferenceModel(folder)
-        with static_mode():
-            self.raw: RawOutputs | None = find_raw_outputs(StaticGraph.load(model))
+        with static_mode(), contextlib.closing(StaticGraph.load(model)) as graph:
+            self.raw: RawOutputs | None = find_raw_outputs(graph)
         self.simulation = Simulation(model, task.ops, task.device, self.raw.names if self.raw else ())
         self._stack.callback(self.simulation.close)
         self.simulation.set_thresholds(task.thresholds)

@@ -168,7 +168,8 @@ class Simulation:
     def close(self) -> None:
         """Free the parameters and all tensors; a second call does nothing."""
         if self._graph is not None:
-            self._forget_programs()
+            self._programs.clear()
+            self._graph.close()
             self._graph = None  # type: ignore[assignment]
 
     def _frontier(self, produced: set[str]) -> set[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, NoReturn
+from typing import Any
 
 from act_pipeline.benchmark.plan import MIN_REPEATS, QUICK_REPEATS, BenchmarkRequest
 from act_pipeline.engines import ENGINES, PRECISIONS
-from act_pipeline.errors import UserError, suggest
+from act_pipeline.flags import Parser, at_least, device
 
 
 def parse_request(argv: Sequence[str]) -> BenchmarkRequest:
@@ -19,26 +19,14 @@ def parse_request(argv: Sequence[str]) -> BenchmarkRequest:
         UserError: a flag is unknown or its value is not what it takes.
         SystemExit: ``--help``, after printing it.
     """
-    parser = _parser()
-    namespace, unknown = parser.parse_known_args(list(argv))
-    if unknown:
-        name = unknown[0].split("=", 1)[0]
-        known = [option for action in parser._actions for option in action.option_strings]
-        raise UserError(f"unknown flag {unknown[0]!r}{suggest(name, known)}; see --help")
+    namespace = _parser().parse(argv)
     request = BenchmarkRequest(**{entry.name: getattr(namespace, entry.name) for entry in fields(BenchmarkRequest)})
     request.check()
     return request
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message[:1].lower() + message[1:] + "; see --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         description="Time and evaluate one model in all engines and precisions that this machine has, side by side.",
         allow_abbrev=False,
     )
@@ -56,19 +44,19 @@ def _parser() -> argparse.ArgumentParser:
     flag("precisions", f"some of {','.join(PRECISIONS)} (default: all)", type=_names, metavar="NAME,...")
     flag(
         "device", "CPU, GPU or auto: a GPU if an engine can use one (default %(default)s)",
-        type=_device, metavar="CPU|GPU|auto",
+        type=device, metavar="CPU|GPU|auto",
     )  # fmt: skip
-    flag("cpu_threads", "CPU threads (default: all CPUs this process may use)", type=_at_least(1), metavar="N")
-    flag("batch_size", "images in a run (default %(default)s)", type=_at_least(1), metavar="N")
-    flag("warmup", "runs of each engine before the first round (default %(default)s)", type=_at_least(0), metavar="N")
+    flag("cpu_threads", "CPU threads (default: all CPUs this process may use)", type=at_least(1), metavar="N")
+    flag("batch_size", "images in a run (default %(default)s)", type=at_least(1), metavar="N")
+    flag("warmup", "runs of each engine before the first round (default %(default)s)", type=at_least(0), metavar="N")
     flag(
         "repeats", f"rounds, in each of which every engine is timed once (default {MIN_REPEATS}, the fewest)",
-        type=_at_least(1), metavar="N",
+        type=at_least(1), metavar="N",
     )  # fmt: skip
     flag("quick", f"for a look: fewer rounds will do (default then {QUICK_REPEATS})", action="store_true")
     flag("random", "time on random input, not on the data set's images", action="store_true")
     flag("no_map", "do not evaluate; with --random, no data set is needed", action="store_true")
-    flag("limit", "evaluate the first N images of the data set (default: all)", type=_at_least(1), metavar="N")
+    flag("limit", "evaluate the first N images of the data set (default: all)", type=at_least(1), metavar="N")
     flag(
         "peer", "one more row, NNCF's INT8 of the FP32 model in OpenVINO: nncf (post-training), nncf_accuracy_control",
         metavar="NAME",
@@ -76,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     flag("peer_max_drop", "drop of mAP for nncf_accuracy_control (default %(default)s)", type=float, metavar="DROP")
     flag(
         "peer_images", "images of the train split that the peer is calibrated on (default %(default)s)",
-        type=_at_least(1), metavar="N",
+        type=at_least(1), metavar="N",
     )  # fmt: skip
     flag("work_dir", "keep the peer's model in this folder (default: it is not kept)", metavar="DIR")
     flag("seed", "of the order of the engines within the rounds (default %(default)s)", type=int, metavar="N")
@@ -90,23 +78,3 @@ def _names(text: str) -> tuple[str, ...]:
     if not names:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected names with commas between them")
     return names
-
-
-def _device(text: str) -> str:
-    for name in ("CPU", "GPU", "auto"):
-        if text.lower() == name.lower():
-            return name
-    raise argparse.ArgumentTypeError(f"found {text!r}, expected CPU, GPU or auto")
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least {least}")
-        return value
-
-    return number

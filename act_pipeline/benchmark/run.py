@@ -23,10 +23,9 @@ from act_pipeline.engines.base import available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation import evaluate
 from act_pipeline.inference import DEFAULT_READER
-from act_pipeline.records import write_record
+from act_pipeline.records import BENCHMARK_SCHEMA, write_record
 from act_pipeline.tables import benchmark_table
 
-BENCHMARK_SCHEMA = "act_pipeline.benchmark/1"
 TIMED_IMAGES = 16
 
 Say = Callable[[str], None]

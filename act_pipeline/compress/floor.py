@@ -23,9 +23,8 @@ from act_pipeline.analysis.sensitivity import OpSensitivity, Task, attention_sha
 from act_pipeline.analysis.simulate import Simulation
 from act_pipeline.compress.inventory import inventory_of
 from act_pipeline.compress.job import Candidate, Job
-from act_pipeline.compress.mixed import dequantized, give_back, read_thresholds
+from act_pipeline.compress.mixed import dequantized, dequantized_ops, give_back, read_thresholds
 from act_pipeline.compress.ptq import held_out_feeds
-from act_pipeline.model import InferenceModel
 
 RANK_IMAGES = 4
 # Ops of the ranking that are looked at again before a step.
@@ -87,7 +86,10 @@ class _Lift:
     def __init__(self, job: Job, candidate: Candidate) -> None:
         self.job, self.candidate = job, candidate
         self.clock = time.perf_counter()
-        self.model = candidate.source or dequantized(candidate.model, job.folder("dequantized") / "float")
+        self.model, self.ops = candidate.source, candidate.selection.ops
+        if self.model is None:
+            self.model = dequantized(candidate.model, job.folder("dequantized") / "float")
+            self.ops = dequantized_ops(candidate.model, self.ops)
         self.thresholds = read_thresholds(candidate.model)
         self.feeds = held_out_feeds(job.config, job.reader, self.model, RANK_IMAGES)
         self.given: list[dict[str, Any]] = []
@@ -101,7 +103,7 @@ class _Lift:
         waiting = [op.name for op in ranked(sensitivities)]
         # A model of which every op is float is no INT8 model.
         left = min(len(waiting) - 1, len(waiting) if limit is None else limit)
-        ops = [op for op in selection.ops if op.name not in selection.kept]
+        ops = [op for op in self.ops if op.name not in selection.kept]
         with contextlib.closing(Simulation(self.model, ops, self.job.device)) as simulation:
             simulation.set_thresholds(self.thresholds)
             error = Error(simulation, self.feeds, selection.weight_only, self.job.progress)
@@ -123,7 +125,7 @@ class _Lift:
         job, candidate = self.job, self.candidate
         if candidate.name not in job.sensitivities:
             int8 = set(candidate.selection.int8)
-            ops = [op for op in candidate.selection.ops if op.name in int8]
+            ops = [op for op in self.ops if op.name in int8]
             batch = {name: np.concatenate([feed[name] for feed in self.feeds]) for name in self.feeds[0]}
             task = Task.of(self.model, ops, self.thresholds, [batch], job.device)
             job.sensitivities[candidate.name] = measure_sensitivity(task, progress=job.progress)
@@ -144,7 +146,7 @@ class _Lift:
         names = [*(entry["output"] for entry in self.given), *chosen]
         selection = candidate.selection.give_back(names, f"given back for max_drop {job.max_drop}")
         model = give_back(candidate.model, names, job.folder("mixed"), candidate.source)
-        inventory = inventory_of(model, job.config.op_types, "QuantPost", selection)
+        inventory = inventory_of(model, job.config.op_types, job.config.op_section, selection)
         made = Candidate(
             f"{candidate.name}, {len(names)} float", "mixed", model, candidate.source, selection, inventory,
             dict(candidate.record), {"give_back": time.perf_counter() - self.clock},

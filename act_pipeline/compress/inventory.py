@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -34,7 +35,8 @@ def inventory_of(
     model: InferenceModel, quantize_op_types: Collection[str], section: str, selection: Optional[Selection] = None
 ) -> OpInventory:
     """Return :func:`take_inventory` of a saved model; call it within ``static_graph.static_mode``."""
-    return take_inventory(StaticGraph.load(model).program, quantize_op_types, section, selection)
+    with contextlib.closing(StaticGraph.load(model)) as graph:
+        return take_inventory(graph.program, quantize_op_types, section, selection)
 
 
 def take_inventory(

@@ -6,12 +6,15 @@ are integers behind a ``dequantize_linear``. To give an op back, its inputs are 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+import dataclasses
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 
+from act_pipeline.analysis.ops import QuantizableOp
 from act_pipeline.compress.bias_correction import find_biases
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph, fold_constants
@@ -31,28 +34,29 @@ def give_back(
         source: the float model that ``model`` was quantized from, for the ops' weights and biases. None: their weights
             stay in INT8 (weight-only), which is what a trained model has: training made up for their rounding.
     """
-    graph = StaticGraph.load(model)
-    original = StaticGraph.load(source) if source is not None else None
-    block = graph.program.global_block()
-    producer = {name: op for op in block.ops for name in op.output_arg_names}
-    originals = {op.output_arg_names[0]: op for op in _named(original, names)} if original is not None else {}
-    for op in _named(graph, names):
-        for name in op.input_arg_names:
-            dequantize = producer.get(name)
-            if dequantize is None or dequantize.type != _DEQUANTIZE:
-                continue
-            before = producer.get(dequantize.input("X")[0])
-            if before is not None and before.type == _QUANTIZE:
-                op._rename_input(name, before.input("X")[0])
-            elif original is not None:
-                _restore_weight(graph, original, op, originals[op.output_arg_names[0]], name)
-    if original is not None:
-        types = {op.type for op in originals.values()}
-        for bias in find_biases(original, types):
-            if bias.op in originals:
-                graph.set_parameter(bias.name, original.parameter(bias.name))
-    _remove_unread_pairs(graph)
-    return graph.save(directory)
+    with contextlib.ExitStack() as stack:
+        graph = stack.enter_context(contextlib.closing(StaticGraph.load(model)))
+        original = stack.enter_context(contextlib.closing(StaticGraph.load(source))) if source is not None else None
+        block = graph.program.global_block()
+        producer = {name: op for op in block.ops for name in op.output_arg_names}
+        originals = {op.output_arg_names[0]: op for op in _named(original, names)} if original is not None else {}
+        for op in _named(graph, names):
+            for name in op.input_arg_names:
+                dequantize = producer.get(name)
+                if dequantize is None or dequantize.type != _DEQUANTIZE:
+                    continue
+                before = producer.get(dequantize.input("X")[0])
+                if before is not None and before.type == _QUANTIZE:
+                    op._rename_input(name, before.input("X")[0])
+                elif original is not None:
+                    _restore_weight(graph, original, op, originals[op.output_arg_names[0]], name)
+        if original is not None:
+            types = {op.type for op in originals.values()}
+            for bias in find_biases(original, types):
+                if bias.op in originals:
+                    graph.set_parameter(bias.name, original.parameter(bias.name))
+        _remove_unread_pairs(graph)
+        return graph.save(directory)
 
 
 def dequantized(model: InferenceModel, directory: Path) -> InferenceModel:
@@ -60,22 +64,45 @@ def dequantized(model: InferenceModel, directory: Path) -> InferenceModel:
 
     Call it within :func:`static_mode`.
     """
-    graph = StaticGraph.load(model)
-    names = [op.output_arg_names[0] for op in graph.program.global_block().ops if op.output_arg_names]
+    with contextlib.closing(StaticGraph.load(model)) as graph:
+        names = [op.output_arg_names[0] for op in graph.program.global_block().ops if op.output_arg_names]
     directory.mkdir(parents=True)
-    graph = StaticGraph.load(give_back(model, names, directory))
-    fold_constants(graph)
-    return graph.save(directory)
+    with contextlib.closing(StaticGraph.load(give_back(model, names, directory))) as graph:
+        fold_constants(graph)
+        return graph.save(directory)
+
+
+def dequantized_ops(model: InferenceModel, ops: Sequence[QuantizableOp]) -> tuple[QuantizableOp, ...]:
+    """Return ops with their weights as :func:`dequantized` leaves them: names of its own, square ones transposed.
+
+    Call it within :func:`static_mode`.
+
+    Args:
+        model: the INT8 model.
+        ops: of the float model that it was made from.
+    """
+    with contextlib.closing(StaticGraph.load(model)) as graph:
+        nodes = graph.program.global_block().ops
+        axes = {
+            op.output("Y")[0]: int(op.attr("quant_axis"))
+            for op in nodes
+            if op.type == _DEQUANTIZE and graph.is_parameter(op.input("X")[0])
+        }
+        weights = {op.output_arg_names[0]: name for op in nodes for name in op.input_arg_names if name in axes}
+    return tuple(
+        dataclasses.replace(op, weight=weights[op.name], weight_axis=axes[weights[op.name]]) if op.name in weights else op
+        for op in ops
+    )
 
 
 def read_thresholds(model: InferenceModel) -> dict[str, float]:
     """Return quantized activation -> the largest absolute value that it represents; call within :func:`static_mode`."""
-    graph = StaticGraph.load(model)
-    return {
-        op.input("X")[0]: float(graph.parameter(op.input("Scale")[0])[0])
-        for op in graph.program.global_block().ops
-        if op.type == _QUANTIZE
-    }
+    with contextlib.closing(StaticGraph.load(model)) as graph:
+        return {
+            op.input("X")[0]: float(graph.parameter(op.input("Scale")[0])[0])
+            for op in graph.program.global_block().ops
+            if op.type == _QUANTIZE
+        }
 
 
 def _named(graph: StaticGraph, names: Collection[str]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.analysis import ANALYSIS_FILENAME, ANALYSIS_SCHEMA
 from act_pipeline.analysis.ops import quantizable_ops
 from act_pipeline.compress.act import model_feed, quiet_upstream
 from act_pipeline.compress.checkpoint import Checkpoints
@@ -19,7 +19,7 @@ from act_pipeline.compress.finite import check_float_model
 from act_pipeline.compress.interrupt import interruptible
 from act_pipeline.compress.job import Candidate, Job, evaluate_baseline, timed
 from act_pipeline.compress.lock import hold_lock
-from act_pipeline.compress.record import ACT_SCHEMA, RECORD_FILENAME, compression_record
+from act_pipeline.compress.record import compression_record
 from act_pipeline.compress.selection import Selection, mark_kept, select
 from act_pipeline.compress.strategies import STRATEGIES
 from act_pipeline.config import Config
@@ -28,7 +28,16 @@ from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import BelowFloor, UserError
 from act_pipeline.evaluation import DETECTIONS_FILENAME, Evaluation, save_detections
 from act_pipeline.model import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
-from act_pipeline.records import new_artifact, read_record, versions, write_record
+from act_pipeline.records import (
+    ACT_FILENAME,
+    ACT_SCHEMA,
+    ANALYSIS_FILENAME,
+    ANALYSIS_SCHEMA,
+    new_artifact,
+    read_record,
+    versions,
+    write_record,
+)
 from act_pipeline.report import write_report
 from act_pipeline.static_graph import StaticGraph, fold_batch_norm, fold_constants, static_mode
 
@@ -134,7 +143,7 @@ def compress(
             f"{chosen.name}, has {chosen.map:.4f}, and is kept in {target}; raise Strategy.max_drop, calibrate on more "
             "images, or train longer"
         )
-    return Compressed(InferenceModel.load(save_dir), read_record(Path(save_dir) / RECORD_FILENAME, ACT_SCHEMA))
+    return Compressed(InferenceModel.load(save_dir), read_record(Path(save_dir) / ACT_FILENAME, ACT_SCHEMA))
 
 
 def _beside(save_dir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -148,20 +157,16 @@ def _beside(save_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[InferenceModel, Selection]:
     """Return the float model ready to be quantized, and which of its ops shall compute in INT8."""
-    prepared = prepare(model, directory)
-    graph = StaticGraph.load(prepared)
+    graph = _folded(model)
     ops = quantizable_ops(graph, config.op_types)
     if not ops:
-        section = "QuantAware" if config.strategy.name == "qat_dis" else "QuantPost"
         raise UserError(
-            f"{config.path}: {model.directory} has no op of {section}.quantize_op_types ({', '.join(config.op_types)}); "
-            "name the types of ops that the model has"
+            f"{config.path}: {model.directory} has no op of {config.op_section}.quantize_op_types "
+            f"({', '.join(config.op_types)}); name the types of ops that the model has"
         )
     selection = select(ops, config.quantize, config.path)
-    if selection.kept:
-        mark_kept(graph, list(selection.kept))
-        prepared = graph.save(directory)
-    return prepared, selection
+    mark_kept(graph, list(selection.kept))
+    return _save(graph, directory), selection
 
 
 def _write(target: Path, model: InferenceModel, chosen: Candidate, job: Job, record: Mapping[str, Any]) -> None:
@@ -174,7 +179,7 @@ def _write(target: Path, model: InferenceModel, chosen: Candidate, job: Job, rec
             save_detections(staging / DETECTIONS_FILENAME, {"fp32": job.fp32, "int8": chosen.evaluation})
         if job.analysis is not None:
             write_record(staging / ANALYSIS_FILENAME, ANALYSIS_SCHEMA, job.analysis)
-        write_record(staging / RECORD_FILENAME, ACT_SCHEMA, dict(record))
+        write_record(staging / ACT_FILENAME, ACT_SCHEMA, dict(record))
 
 
 def _identity(config: Config, source: Mapping[str, Any], reader: Reader, device: str) -> dict[str, Any]:
@@ -222,7 +227,7 @@ def _check_outputs(config: Config, prepared: InferenceModel, reader: Reader) -> 
 
 def _current(save_dir: Path, source: Mapping[str, Any]) -> Compressed | None:
     try:
-        record = read_record(save_dir / RECORD_FILENAME, ACT_SCHEMA)
+        record = read_record(save_dir / ACT_FILENAME, ACT_SCHEMA)
         model = InferenceModel.load(save_dir)
     except UserError:
         return None
@@ -232,11 +237,20 @@ def _current(save_dir: Path, source: Mapping[str, Any]) -> Compressed | None:
 
 def prepare(model: InferenceModel, directory: Path) -> InferenceModel:
     """Write a copy of a float model that computes the same, with constants and BatchNorm folded into its weights."""
-    directory.mkdir(parents=True)
+    return _save(_folded(model), directory)
+
+
+def _folded(model: InferenceModel) -> StaticGraph:
     with quiet_upstream():
         graph = StaticGraph.load(model)
         fold_constants(graph)
         fold_batch_norm(graph)
+    return graph
+
+
+def _save(graph: StaticGraph, directory: Path) -> InferenceModel:
+    directory.mkdir(parents=True)
+    with quiet_upstream(), contextlib.closing(graph):
         return graph.save(directory)
 
 

@@ -152,18 +152,6 @@ class PostTraining:
         return calibration
 
 
-def quantize(
-    model: InferenceModel,
-    config: Config,
-    batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
-    save_dir: Path,
-    device: str = "CPU",
-    selection: Selection | None = None,
-) -> Calibration:
-    """Quantize a float model after its training, by the algorithm of the config; see :class:`PostTraining`."""
-    return PostTraining(model, config, batches, device, selection).write(save_dir)
-
-
 def gather(
     model: InferenceModel,
     inserted: Inserted,
@@ -171,7 +159,7 @@ def gather(
     batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
     device: str = "CPU",
 ) -> Statistics:
-    """Run the calibration images through the float model; see :func:`quantize`."""
+    """Run the calibration images through the float model; see :class:`PostTraining`."""
     settings, graph = config.quant_post, inserted.graph
     names = quant_graph.quantized_tensors(inserted.program)
     if not names:
@@ -246,6 +234,7 @@ def write(
             "QuantPost",
             selection=selection,
         )
+    graph.close()
     zeros = [name for name, value in thresholds.items() if value == 0]
     return Calibration(saved, inventory, statistics.images, thresholds, corrected, zeros)
 

@@ -10,9 +10,6 @@ from act_pipeline.engines.base import available_cpus
 from act_pipeline.evaluation import Evaluation
 from act_pipeline.model import InferenceModel
 
-ACT_SCHEMA = "act_pipeline.act/1"
-RECORD_FILENAME = "act.json"
-
 
 def compression_record(
     job: Job, chosen: Candidate, model: InferenceModel, seconds: Mapping[str, float]

@@ -159,7 +159,8 @@ def _smoothed(job: Job) -> tuple[InferenceModel, Selection, dict[str, Any]]:
         "seconds": round(time.perf_counter() - start, 2),
     }
     # The ops are the same ones, some of which read another tensor now.
-    ops = quantizable_ops(StaticGraph.load(smoothed.model), job.config.op_types)
+    with contextlib.closing(StaticGraph.load(smoothed.model)) as graph:
+        ops = quantizable_ops(graph, job.config.op_types)
     selection = dataclasses.replace(job.selection, ops=tuple(ops))
     return smoothed.model, selection, {"smooth_quant": record}
 
@@ -202,7 +203,7 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
     evaluation: Evaluation | None = evaluations.get(model.content_hash())
     if job.selection.weight_only:
         model, evaluation = give_back(model, job.selection.weight_only, job.folder("weight_only")), None
-    inventory = inventory_of(model, config.op_types, "QuantAware", job.selection)
+    inventory = inventory_of(model, config.op_types, config.op_section, job.selection)
     return job.add(
         Candidate(
             "qat_dis", "qat_dis", model, None, job.selection, inventory, {"training": record}, seconds, evaluation

@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.analysis import ANALYSIS_FILENAME, ANALYSIS_SCHEMA
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation import DETECTIONS_FILENAME, EVAL_SCHEMA, load_detections
-from act_pipeline.records import read_record
+from act_pipeline.records import (
+    ACT_FILENAME,
+    ACT_SCHEMA,
+    ANALYSIS_FILENAME,
+    ANALYSIS_SCHEMA,
+    BENCHMARK_SCHEMA,
+    read_record,
+)
 
-ACT_SCHEMA = "act_pipeline.act/1"
-BENCHMARK_SCHEMA = "act_pipeline.benchmark/1"
-ACT_FILENAME = "act.json"
 HALF_PRECISIONS = ("fp16", "bf16")
 
 _ACT_KEYS = ("strategy", "fp32", "int8", "map_drop", "seconds")

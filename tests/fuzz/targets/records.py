@@ -8,16 +8,14 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from act_pipeline.analysis import ANALYSIS_SCHEMA
 from act_pipeline.compress.pipeline import _current
-from act_pipeline.compress.record import ACT_SCHEMA, RECORD_FILENAME
 from act_pipeline.data import sample
 from act_pipeline.demo import _kept_evaluation
 from act_pipeline.evaluation import EVAL_SCHEMA
 from act_pipeline.export import EXPORT_SCHEMA, _is_current
 from act_pipeline.export import RECORD_FILENAME as EXPORT_FILENAME
 from act_pipeline.model import INFER_CFG_FILENAME, ONNX_SCHEMA, InferenceModel, OnnxModel
-from act_pipeline.records import read_record
+from act_pipeline.records import ACT_FILENAME, ACT_SCHEMA, ANALYSIS_SCHEMA, read_record
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import json_files, raw
 
@@ -60,7 +58,7 @@ def _read(folder: Path, example: tuple[str, bytes]) -> None:
     model = InferenceModel(folder)
     names: dict[str, Any] = {
         EXPORT_SCHEMA: EXPORT_FILENAME,
-        ACT_SCHEMA: RECORD_FILENAME,
+        ACT_SCHEMA: ACT_FILENAME,
         sample.SCHEMA: sample.RECORD,
         ONNX_SCHEMA: "model.json",
     }
