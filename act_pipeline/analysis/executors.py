@@ -25,7 +25,7 @@ def run_units(
         task: the task.
         units: of ``task.units``.
         executor: ``local`` or ``ray``.
-        workers: processes; 1: this one. On Ray: without meaning, a unit is measured on each CPU.
+        workers: processes; 1: this one. Without meaning on Ray, where as many units are measured as fit.
         ray_address: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``.
 
     Raises:
