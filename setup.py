@@ -76,7 +76,8 @@ setup(
             "tensorrt-rtx-cu12-bindings==1.7.1.116",
             "tensorrt-rtx-cu12-libs==1.7.1.116",
         ],
-        # `tools/analyze.py --executor ray`; a client must be of the cluster's own version, so there is no lock.
+        # `--executor ray` of `tools/analyze.py` and `deploy/infer_eval.py`; a client must be of the cluster's own
+        # version, so there is no lock.
         "ray": ["ray>=2.9,<3"],
         "dev": [
             "cuda-bindings<13",

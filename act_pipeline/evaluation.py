@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import json
 import os
-import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from act_pipeline.data.annotations import Annotations
 from act_pipeline.engines.base import Artifact, Engine, available_cpus, location
 from act_pipeline.errors import UserError
 from act_pipeline.records import write_bytes_atomically, write_record, write_text_atomically
+from act_pipeline.running import BatchRun, latency_percentiles, run_batches
 
 EVAL_SCHEMA = "act_pipeline.eval/1"
 DETECTIONS_FILENAME = "detections.npz"
@@ -40,7 +39,6 @@ STAT_NAMES = (
     "ar_medium",
     "ar_large",
 )
-PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}
 
 
 class EvaluationReader(Protocol):
@@ -236,72 +234,65 @@ def evaluate(
     alone = engine.device == "CPU" and engine.threads >= available_cpus() and not read_ahead
     workers = 0 if alone else None
     loader = reader.loader(split, batch_size=batch_size, shuffle=False, drop_last=False, workers=workers)
-    coco = Annotations.load(reader.annotation_file(split), f"the reader's {split} split").ground_truth()
-    category_ids = coco.getCatIds()  # in the file's order, which is the order of the class indices
-    rows: list[np.ndarray] = []
-    image_ids: list[int] = []
-    seconds: list[tuple[int, float]] = []
-    for batch in _batches(loader, limit, batch_size, progress):
-        if not seconds:
-            for _ in range(warmup):
-                engine.run(batch)
-        start = time.perf_counter()
-        outputs = engine.run(batch)
-        seconds.append((len(batch["im_id"]), time.perf_counter() - start))
-        ids = [int(image_id) for image_id in np.asarray(batch["im_id"]).reshape(-1)]
-        image_ids.extend(ids)
-        rows.append(_coco_rows(outputs, ids, category_ids, reader.annotation_file(split)))
+    truth = GroundTruth.load(reader, split)
+    batches = _batches(loader, limit, batch_size, progress)
+    return score(list(run_batches(engine, batches, truth.category_ids, truth.path, warmup)), truth, batch_size)
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """What detections are scored against.
+
+    Attributes:
+        path: the annotation file.
+        coco: pycocotools' ``COCO`` of it.
+        category_ids: by class index: the file's order.
+    """
+
+    path: Any
+    coco: Any
+    category_ids: list[int]
+
+    @classmethod
+    def load(cls, reader: EvaluationReader, split: str) -> GroundTruth:
+        """Read a split's annotation file; raises a UserError where it is missing or not in COCO's form."""
+        path = reader.annotation_file(split)
+        coco = Annotations.load(path, f"the reader's {split} split").ground_truth()
+        return cls(path, coco, coco.getCatIds())
+
+
+def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Evaluation:
+    """Score what was found in all batches, wherever they were run.
+
+    Args:
+        runs: in the order of the images.
+        truth: of these images, and maybe more.
+        batch_size: of whole batches; latencies are of these alone, if there are any.
+
+    Raises:
+        UserError: there are no images.
+    """
+    image_ids = [image_id for run in runs for image_id in run.image_ids]
     if not image_ids:
-        raise UserError(f"{reader.annotation_file(split)}: no image could be evaluated, expected at least one")
-    detections = np.concatenate(rows)
-    stats, summary, precision = _score(coco, detections, sorted(set(image_ids)))
-    names = {category["id"]: str(category.get("name", category["id"])) for category in coco.loadCats(category_ids)}
-    whole = [duration for size, duration in seconds if size == batch_size] or [duration for _, duration in seconds]
+        raise UserError(f"{truth.path}: no image could be evaluated, expected at least one")
+    detections = np.concatenate([run.detections for run in runs])
+    stats, summary, precision = _score(truth.coco, detections, sorted(set(image_ids)))
+    categories = truth.coco.loadCats(truth.category_ids)
+    names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
+    seconds = [run.seconds for run in runs]
+    whole = [run.seconds for run in runs if len(run.image_ids) == batch_size] or seconds
     return Evaluation(
         map=stats["ap"],
         map50=stats["ap50"],
         stats=stats,
         summary=summary,
-        per_class={names[category_id]: ap for category_id, ap in zip(sorted(category_ids), precision)},
+        per_class={names[category_id]: ap for category_id, ap in zip(sorted(truth.category_ids), precision)},
         images=len(image_ids),
         batch_size=batch_size,
         latency_ms=latency_percentiles(whole),
-        images_per_second=len(image_ids) / max(sum(duration for _, duration in seconds), 1e-9),
+        images_per_second=len(image_ids) / max(sum(seconds), 1e-9),
         detections=detections,
     )
-
-
-def measure_latency(
-    engine: Engine, batches: Sequence[Mapping[str, np.ndarray]], warmup: int = 5, repeats: int = 50
-) -> tuple[dict[str, float], float]:
-    """Time an engine on batches that are read beforehand.
-
-    Args:
-        engine: the engine.
-        batches: are run in turn, round and round; all of one size.
-        warmup: runs that are not timed.
-        repeats: runs that are.
-
-    Returns:
-        Percentiles (and ``mean``) in milliseconds a batch, and images a second.
-    """
-    turns = itertools.cycle(batches)
-    for _ in range(warmup):
-        engine.run(next(turns))
-    seconds, images = [], 0
-    for _ in range(repeats):
-        batch = next(turns)
-        start = time.perf_counter()
-        engine.run(batch)
-        seconds.append(time.perf_counter() - start)
-        images += len(batch["image"])
-    latency_ms = {**latency_percentiles(seconds), "mean": round(float(np.mean(seconds)) * 1000, 4)}
-    return latency_ms, images / max(sum(seconds), 1e-9)
-
-
-def latency_percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """Return ``min``, ``p50``, ``p90``, ``p99``, ``max`` in milliseconds."""
-    return {name: round(float(np.percentile(seconds, at)) * 1000, 4) for name, at in PERCENTILES.items()}
 
 
 def _batches(
@@ -325,35 +316,6 @@ def _batches(
             bar.update()
             if left == 0:  # asked for no more: do not make the loader read another batch
                 break
-
-
-def _coco_rows(
-    outputs: Mapping[str, np.ndarray], image_ids: Sequence[int], category_ids: Sequence[int], annotation_file: Any
-) -> np.ndarray:
-    """Return [K, 7] float64 as ``Evaluation.detections`` of one batch."""
-    bbox = np.asarray(outputs["bbox"], np.float64).reshape(-1, 6)
-    bbox_num = np.asarray(outputs["bbox_num"]).reshape(-1)
-    if len(bbox_num) != len(image_ids) or bbox_num.sum() != len(bbox):
-        raise UserError(
-            f"the model gave bbox {list(bbox.shape)} and bbox_num {bbox_num.tolist()} for {len(image_ids)} images, "
-            "expected one count an image that add up to the boxes; export the model again with tools/export_model.py"
-        )
-    ids = np.repeat(np.asarray(image_ids, np.float64), bbox_num)
-    if not np.isfinite(bbox).all():
-        bad = ids[~np.isfinite(bbox).all(axis=1)][0]
-        raise UserError(
-            f"the model's boxes are not finite (NaN or infinite) on image id {int(bad)}; its weights are damaged"
-        )
-    found = bbox[:, 0] >= 0  # a class of -1 marks a row that is no detection
-    bbox, ids = bbox[found], ids[found]
-    classes = bbox[:, 0].astype(np.int64)
-    if len(classes) and classes.max() >= len(category_ids):
-        raise UserError(
-            f"the model found class {classes.max()}, but {annotation_file} has {len(category_ids)} categories; "
-            "expected the data set that the model was trained on: give its --reader_config"
-        )
-    categories = np.asarray(category_ids, np.float64)[classes]
-    return np.column_stack([ids, bbox[:, 2:4], bbox[:, 4:6] - bbox[:, 2:4], bbox[:, 1], categories])
 
 
 def _score(

@@ -10,6 +10,7 @@ from typing import Any
 from act_pipeline.engine_choice import AUTO
 from act_pipeline.engines import ENGINES, PRECISIONS
 from act_pipeline.errors import suggest
+from act_pipeline.executors import EXECUTORS
 from act_pipeline.flags import Parser, at_least, device
 from act_pipeline.infer_request import InferenceRequest
 
@@ -88,7 +89,13 @@ def _parser() -> argparse.ArgumentParser:
         "--engine=paddle_onednn: Paddle with oneDNN on the CPU. For int8: True runs the convolutions in INT8 and skips "
         "the other Q/DQ, about as fast as fp32; False computes every Q/DQ in float, exact and slow",
     )
-    flag("cpu_threads", "CPU threads (default: all CPUs this process may use)", type=at_least(1), metavar="N")
+    flag(
+        "cpu_threads",
+        "CPU threads, with --shards of each process (default: all CPUs this process may use, shared by the shards; with "
+        "--executor=ray 1)",
+        type=at_least(1),
+        metavar="N",
+    )
     boolean(
         "benchmark", "measure latency only, on images (or --image_file) read beforehand: 5 runs to warm up, 50 timed"
     )
@@ -99,6 +106,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     flag("img_shape", "network input, one number or HEIGHT,WIDTH (default: the reader's)", type=_size, metavar="SIZE")
     flag("batch_size", "images in a run (default %(default)s)", type=at_least(1), metavar="N")
+    flag(
+        "shards",
+        "evaluate in N processes beside each other: the same mAP sooner, and latencies of engines that do not run alone "
+        "(default: 1; with --executor=ray as many as the cluster has room for)",
+        type=at_least(1),
+        metavar="N",
+    )
+    flag(
+        "executor",
+        "where the shards are: local, on this machine, or ray, on a cluster that has the model and the images under the "
+        "same paths (default %(default)s)",
+        type=_executor,
+        metavar="|".join(EXECUTORS),
+    )
+    flag("ray_address", "of the cluster, for --executor=ray: auto, HOST:PORT or ray://HOST:PORT", metavar="ADDRESS")
     flag("limit", "only the first N images of the data set", type=at_least(1), metavar="N")
     flag(
         "threshold",
@@ -118,6 +140,10 @@ def _precision(text: str) -> str:
 
 def _engine(text: str) -> str:
     return _one_of(text, (AUTO, *ENGINES))
+
+
+def _executor(text: str) -> str:
+    return _one_of(text, EXECUTORS)
 
 
 def _one_of(text: str, names: Sequence[str]) -> str:

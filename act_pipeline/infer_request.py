@@ -35,6 +35,9 @@ class InferenceRequest:
         output_dir: where pictures go.
         json: where to write the record, ``eval.json``.
         collect_shape_only: stop when the shapes are collected.
+        shards: evaluate in so many processes; None: in this one, and on Ray in as many as fit.
+        executor: where they are, one of :data:`act_pipeline.executors.EXECUTORS`.
+        ray_address: of the Ray cluster.
     """
 
     model_path: str | None = None
@@ -59,3 +62,11 @@ class InferenceRequest:
     output_dir: str = "output/infer"
     json: str | None = None
     collect_shape_only: bool = False
+    shards: int | None = None
+    executor: str = "local"
+    ray_address: str | None = None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether other processes evaluate."""
+        return self.executor == "ray" or (self.shards or 1) > 1

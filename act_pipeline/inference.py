@@ -17,10 +17,11 @@ from act_pipeline.engine_choice import choose_engine, default_path, load_model
 from act_pipeline.engines import Artifact, Engine, Machine, create_engine, find_support, inspect_artifact, machine
 from act_pipeline.engines.base import available_cpus, location
 from act_pipeline.errors import UserError
-from act_pipeline.evaluation import EVAL_SCHEMA, Evaluation, engine_record, evaluate, measure_latency
+from act_pipeline.evaluation import EVAL_SCHEMA, Evaluation, engine_record, evaluate
 from act_pipeline.infer_request import InferenceRequest
 from act_pipeline.model import InferenceModel, OnnxModel
 from act_pipeline.records import write_record
+from act_pipeline.running import measure_latency
 
 __all__ = ["COLLECTED_VARIABLE", "InferenceOutcome", "InferenceRequest", "run_inference"]
 
@@ -78,6 +79,7 @@ def run_inference(
     Raises:
         UserError: the request cannot be met; what is missing and what would work.
     """
+    _check_shards(request)
     if request.json is not None:
         _check_record_path(Path(request.json))
     model = load_model(request)
@@ -90,6 +92,10 @@ def run_inference(
     if not request.collect_shape_only:
         find_support(name, precision, device, here).require()
     threads = request.cpu_threads or available_cpus()
+    if request.sharded:
+        from act_pipeline.shards import shard_threads
+
+        threads = shard_threads(request.cpu_threads, request.executor, request.shards)
     reader = _reader(request, reader)
     if isinstance(model, InferenceModel) and (
         request.collect_shape_only or (name == "paddle_trt" and request.use_dynamic_shape)
@@ -106,10 +112,11 @@ def run_inference(
         say("--include_nms=False has no effect: RT-DETR picks its boxes without NMS")
     if name in ("paddle_trt", "tensorrt"):
         say(f"loading the TensorRT engine of {location(model)}; the first time it is built, which takes minutes")
-    options: dict[str, Any] = {"summary": summary, "inference": inference, "machine": here}
+    options: dict[str, Any] = {}
     if name == "paddle_trt":
         options.update(dynamic_shape=request.use_dynamic_shape, calibrate=request.trt_calib_mode)
-    engine = create_engine(name, model, precision, device, threads, batch_size=request.batch_size, **options)
+    known = {"summary": summary, "inference": inference, "machine": here}
+    engine = create_engine(name, model, precision, device, threads, batch_size=request.batch_size, **known, **options)
     if precision == "int8" and name == "paddle":
         say(
             "int8 in Paddle's own kernels computes every Q/DQ in float: the accuracy is what the model was made for, "
@@ -120,7 +127,28 @@ def run_inference(
             return _benchmark(request, engine, model, reader, summary, say)
         if request.image_file:
             return _show(request, engine, model, reader)
-        return _evaluate(request, engine, model, reader, say)
+        if not request.sharded:
+            return _evaluate(request, engine, model, reader, say)
+    return _evaluate_in_shards(request, engine, model, reader, say, options)
+
+
+def _check_shards(request: InferenceRequest) -> None:
+    if request.executor == "local" and request.ray_address:
+        raise UserError(f"--ray_address={request.ray_address} is for --executor=ray; add that, or leave the address out")
+    if not request.sharded:
+        return
+    asked = f"--shards={request.shards}" if request.shards else "--executor=ray"
+    alone = {
+        "--image_file": request.image_file,
+        "--benchmark": request.benchmark,
+        "--collect_shape_only": request.collect_shape_only,
+    }
+    for flag, given in alone.items():
+        if given:
+            raise UserError(
+                f"{asked} spreads the evaluation of a data set over processes, {flag} takes one process; leave one of "
+                "them out"
+            )
 
 
 def _check_record_path(path: Path) -> None:
@@ -198,13 +226,41 @@ def _evaluate(
 ) -> InferenceOutcome:
     say(f"evaluating {location(model)}: {engine.name} {engine.precision} on {engine.device}, {engine.threads} threads")
     evaluation = evaluate(engine, reader, "eval", limit=request.limit, batch_size=request.batch_size)
-    record = evaluation.as_record(engine, model, reader)
+    record = evaluation.as_record(engine, model, reader, executor="local", shards=1)
     lines = [
-        *evaluation.summary,
-        f"mAP {evaluation.map:.4f}, mAP50 {evaluation.map50:.4f} on {evaluation.images} images",
+        *_score_lines(evaluation),
         _latency_line(evaluation.latency_ms, evaluation.images_per_second, evaluation.batch_size),
     ]
     return _finish(request, InferenceOutcome(lines=lines, evaluation=evaluation, record=record))
+
+
+def _evaluate_in_shards(
+    request: InferenceRequest, engine: Engine, model: Artifact, reader: Any, say: Say, options: Mapping[str, Any]
+) -> InferenceOutcome:
+    from act_pipeline.shards import evaluate_in_shards
+
+    where = "on a Ray cluster" if request.executor == "ray" else f"in {request.shards} processes"
+    say(
+        f"evaluating {location(model)} {where}: {engine.name} {engine.precision} on {engine.device}, {engine.threads} "
+        "threads each"
+    )
+    sharded = evaluate_in_shards(
+        engine, model, reader, request.shards, request.executor, request.ray_address, request.limit,
+        request.batch_size, options=options,
+    )  # fmt: skip
+    evaluation = sharded.evaluation
+    lines = [
+        *_score_lines(evaluation),
+        f"{evaluation.images_per_second:.2f} images/s in {sharded.shards} processes, {sharded.wall_seconds:.1f} s with "
+        "their start; for latencies, run one engine alone",
+    ]
+    record = evaluation.as_record(engine, model, reader, **sharded.more)
+    return _finish(request, InferenceOutcome(lines=lines, evaluation=evaluation, record=record))
+
+
+def _score_lines(evaluation: Evaluation) -> list[str]:
+    scores = f"mAP {evaluation.map:.4f}, mAP50 {evaluation.map50:.4f} on {evaluation.images} images"
+    return [*evaluation.summary, scores]
 
 
 def _benchmark(

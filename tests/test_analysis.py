@@ -7,16 +7,16 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from test_executors import StandInRay
 from test_ptq import OPS, tiny_graph
 
 from act_pipeline.analysis import executors, sensitivity
 from act_pipeline.analysis.analyze import analyze
 from act_pipeline.analysis.distributions import TensorObserver, observe_activations, weight_statistics
-from act_pipeline.analysis.executors import measure_sensitivity, run_units
+from act_pipeline.analysis.executors import measure_sensitivity
 from act_pipeline.analysis.ledger import Ledger
 from act_pipeline.analysis.matching import agreement_of, iou, match
 from act_pipeline.analysis.ops import quantizable_ops
@@ -308,41 +308,6 @@ def test_the_task_says_what_is_measured(task: Task, tmp_path: Path) -> None:
     assert Task.of(model, task.ops, task.thresholds, task.batches, source_hash="sha256:1").key != task.key
 
 
-class StandInRay:
-    """Ray's names, in this process: objects are kept by reference, tasks run when they are waited for."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def init(self, address, **options):
-        if address == "nowhere":
-            raise ConnectionError("could not connect\nno head node")
-        self.calls.append(f"init {address}")
-
-    def shutdown(self):
-        self.calls.append("shutdown")
-
-    def cluster_resources(self):
-        return {"CPU": 2.0}
-
-    def put(self, value):
-        return ("object", value)
-
-    def remote(self, **options):
-        def wrap(function):
-            return SimpleNamespace(remote=lambda shared, unit: (function, shared, unit))
-
-        return wrap
-
-    def wait(self, references, num_returns):
-        assert len(references) <= 4, "more is handed out than the cluster takes"
-        return references[-1:], references[:-1]
-
-    def get(self, reference):
-        function, shared, unit = reference
-        return function(shared[1], unit)
-
-
 def test_ray_measures_the_same_with_the_same_function(
     task: Task, serial: list[OpSensitivity], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,17 +315,6 @@ def test_ray_measures_the_same_with_the_same_function(
     monkeypatch.setitem(sys.modules, "ray", ray)
     assert measure_sensitivity(task, executor="ray", ray_address="auto", progress=False) == serial
     assert ray.calls == ["init auto", "shutdown"]
-    sensitivity.release()
-    with pytest.raises(UserError, match="no Ray cluster answers at --ray_address nowhere: no head node"):
-        list(run_units(task, task.units, "ray", 1, "nowhere"))
-    with pytest.raises(UserError, match="--ray_address auto"):
-        list(run_units(task, task.units, "ray"))
-
-
-def test_without_ray_one_line_says_what_to_do(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"needs the package ray.*pip install 'act_pipeline\[ray\]'"):
-        list(run_units(task, task.units, "ray", 1, "auto"))
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------------

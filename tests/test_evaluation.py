@@ -14,11 +14,10 @@ from act_pipeline.evaluation import (
     EVAL_SCHEMA,
     STAT_NAMES,
     evaluate,
-    latency_percentiles,
-    measure_latency,
 )
 from act_pipeline.model import InferenceModel
 from act_pipeline.records import read_record
+from act_pipeline.running import latency_percentiles, measure_latency
 from act_pipeline.visualize import detection_label, draw_detections, read_image
 
 
@@ -142,7 +141,7 @@ def test_an_annotation_file_of_another_kind_is_one_line(reader, content):
 def clock(monkeypatch):
     """A clock that only an engine moves."""
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr("act_pipeline.evaluation.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr("act_pipeline.running.time", SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
 
 

@@ -470,6 +470,10 @@ def test_an_evaluation_of_another_model_is_no_part_of_the_verdict(tmp_path, data
     files[1] = write_eval(tmp_path / "c.json", "openvino", "int8", 5.0, model_hash="sha256:lowered",
                           model=str(artifact), artifact=f"{artifact}/onnx/model.onnx")  # fmt: skip
     assert written(artifact, data, files)[1]["verdict"]["speed"]["times_as_fast"] == 4.0
+    # Engines that ran beside each other say nothing of how fast one is.
+    write_eval(files[1], "openvino", "int8", 5.0, shards=2)
+    _, record = written(artifact, data, files)
+    assert record["verdict"]["speed"] is None and record["engines"][1]["latency_ms"] is None
 
 
 def test_the_training_goes_to_visualdl(tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 
 from act_pipeline.analysis.collect import collect, quantizable_tensors
 from act_pipeline.analysis.distributions import TensorObserver, observe_activations, weight_statistics
-from act_pipeline.analysis.executors import EXECUTORS, measure_sensitivity
+from act_pipeline.analysis.executors import measure_sensitivity
 from act_pipeline.analysis.ledger import Ledger
 from act_pipeline.analysis.observers import NotFiniteError
 from act_pipeline.analysis.ops import QuantizableOp, quantizable_ops
@@ -27,6 +27,7 @@ from act_pipeline.config import Config
 from act_pipeline.data import Reader
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import UserError
+from act_pipeline.executors import EXECUTORS
 from act_pipeline.model import InferenceModel
 from act_pipeline.records import ANALYSIS_FILENAME, ANALYSIS_SCHEMA, read_record, write_record
 from act_pipeline.static_graph import StaticGraph, static_mode

@@ -66,7 +66,7 @@ class Dataset:
         self._lock = threading.Lock()
         self.records = [record for record in records if os.path.isfile(record.file)]
         present = {record.file for record in self.records}
-        self._skip([record.file for record in records if record.file not in present], "missing")
+        self.skip([record.file for record in records if record.file not in present], "missing")
 
     def __len__(self) -> int:
         return len(self.records) * self._repeat
@@ -76,7 +76,7 @@ class Dataset:
         try:
             return self._preprocess.sample(record.file, record.image_id)
         except UnreadableImage as error:
-            self._skip([error.path], f"not readable ({error.reason})")
+            self.skip([error.path], f"not readable ({error.reason})")
             return None
 
     def batch(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -97,7 +97,12 @@ class Dataset:
         """Return how many images an epoch gives, as far as is known: those there and not found unreadable."""
         return (self.total - len(self.skipped)) * self._repeat
 
-    def _skip(self, files: Sequence[str], reason: str) -> None:
+    def skip(self, files: Sequence[str], reason: str) -> None:
+        """Leave files out, with a warning that says why.
+
+        Raises:
+            UserError: too many cannot be used.
+        """
         with self._lock:
             new = [file for file in files if file not in self.skipped]
             self.skipped.extend(new)

@@ -162,7 +162,8 @@ class Sources:
             "map50": record.get("map50"),
             "stats": record.get("stats"),
             "bytes": record.get("model_bytes"),
-            "latency_ms": record.get("latency_ms"),
+            # Engines that ran beside each other were slower than any alone.
+            "latency_ms": record.get("latency_ms") if record.get("shards", 1) == 1 else None,
             "speed_ratio": None,
             "batch_size": record.get("batch_size"),
             "together": None,

@@ -1,0 +1,123 @@
+"""An engine run on batches: what it finds, as COCO counts it, and how long it takes."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.engines.base import Engine
+from act_pipeline.errors import UserError
+
+PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}
+
+
+@dataclass(frozen=True)
+class BatchRun:
+    """What came of one batch.
+
+    Attributes:
+        image_ids: of its images, in order.
+        detections: [K, 7] float64: image id, x, y, width, height (pixels of the original image), score, category id.
+        seconds: that ``engine.run`` took.
+    """
+
+    image_ids: tuple[int, ...]
+    detections: np.ndarray
+    seconds: float
+
+
+def run_batches(
+    engine: Engine,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    category_ids: Sequence[int],
+    annotation_file: Any,
+    warmup: int = 1,
+) -> Iterator[BatchRun]:
+    """Run batches through an engine: the one function that evaluates, here or in other processes.
+
+    Args:
+        engine: what runs.
+        batches: the engine's inputs and ``im_id [N]`` int64.
+        category_ids: COCO's category id of every class index.
+        annotation_file: for messages.
+        warmup: runs of the first batch that are not timed.
+
+    Raises:
+        UserError: the model's classes do not fit the annotations, or its outputs are not finite.
+    """
+    for batch in batches:
+        for _ in range(warmup):
+            engine.run(batch)
+        warmup = 0
+        start = time.perf_counter()
+        outputs = engine.run(batch)
+        seconds = time.perf_counter() - start
+        ids = tuple(int(image_id) for image_id in np.asarray(batch["im_id"]).reshape(-1))
+        yield BatchRun(ids, _coco_rows(outputs, ids, category_ids, annotation_file), seconds)
+
+
+def measure_latency(
+    engine: Engine, batches: Sequence[Mapping[str, np.ndarray]], warmup: int = 5, repeats: int = 50
+) -> tuple[dict[str, float], float]:
+    """Time an engine on batches that are read beforehand.
+
+    Args:
+        engine: the engine.
+        batches: are run in turn, round and round; all of one size.
+        warmup: runs that are not timed.
+        repeats: runs that are.
+
+    Returns:
+        Percentiles (and ``mean``) in milliseconds a batch, and images a second.
+    """
+    turns = itertools.cycle(batches)
+    for _ in range(warmup):
+        engine.run(next(turns))
+    seconds, images = [], 0
+    for _ in range(repeats):
+        batch = next(turns)
+        start = time.perf_counter()
+        engine.run(batch)
+        seconds.append(time.perf_counter() - start)
+        images += len(batch["image"])
+    latency_ms = {**latency_percentiles(seconds), "mean": round(float(np.mean(seconds)) * 1000, 4)}
+    return latency_ms, images / max(sum(seconds), 1e-9)
+
+
+def latency_percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Return ``min``, ``p50``, ``p90``, ``p99``, ``max`` in milliseconds."""
+    return {name: round(float(np.percentile(seconds, at)) * 1000, 4) for name, at in PERCENTILES.items()}
+
+
+def _coco_rows(
+    outputs: Mapping[str, np.ndarray], image_ids: Sequence[int], category_ids: Sequence[int], annotation_file: Any
+) -> np.ndarray:
+    """Return ``BatchRun.detections`` of one batch."""
+    bbox = np.asarray(outputs["bbox"], np.float64).reshape(-1, 6)
+    bbox_num = np.asarray(outputs["bbox_num"]).reshape(-1)
+    if len(bbox_num) != len(image_ids) or bbox_num.sum() != len(bbox):
+        raise UserError(
+            f"the model gave bbox {list(bbox.shape)} and bbox_num {bbox_num.tolist()} for {len(image_ids)} images, "
+            "expected one count an image that add up to the boxes; export the model again with tools/export_model.py"
+        )
+    ids = np.repeat(np.asarray(image_ids, np.float64), bbox_num)
+    if not np.isfinite(bbox).all():
+        bad = ids[~np.isfinite(bbox).all(axis=1)][0]
+        raise UserError(
+            f"the model's boxes are not finite (NaN or infinite) on image id {int(bad)}; its weights are damaged"
+        )
+    found = bbox[:, 0] >= 0  # a class of -1 marks a row that is no detection
+    bbox, ids = bbox[found], ids[found]
+    classes = bbox[:, 0].astype(np.int64)
+    if len(classes) and classes.max() >= len(category_ids):
+        raise UserError(
+            f"the model found class {classes.max()}, but {annotation_file} has {len(category_ids)} categories; "
+            "expected the data set that the model was trained on: give its --reader_config"
+        )
+    categories = np.asarray(category_ids, np.float64)[classes]
+    return np.column_stack([ids, bbox[:, 2:4], bbox[:, 4:6] - bbox[:, 2:4], bbox[:, 1], categories])

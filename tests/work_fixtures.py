@@ -1,0 +1,50 @@
+"""What `test_executors.py` runs in processes of their own; it imports nothing that takes long to load."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from act_pipeline.errors import UserError, run_command  # noqa: E402
+from act_pipeline.executors import Work, run_work  # noqa: E402
+
+
+def times(shared: int, unit: int) -> tuple[int, int, str]:
+    """Return the product, the process, and a variable of its environment."""
+    return shared * unit, os.getpid(), os.environ.get("WORK_FIXTURES", "")
+
+
+def refuse(shared: Any, unit: int) -> int:
+    if unit == 2:
+        raise UserError("unit 2 is refused")
+    return unit
+
+
+def die(shared: Any, unit: int) -> int:
+    if unit == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return unit
+
+
+def sleep(folder: str, unit: int) -> int:
+    """Leave a temporary folder and the process's number behind, and take a minute; unit 0 comes back at once."""
+    Path(folder, f"{os.getpid()}.pid").write_text(tempfile.mkdtemp())
+    if unit:
+        time.sleep(60)
+    return unit
+
+
+def main(argv: Any = None) -> int:
+    list(run_work(Work(sleep, sys.argv[1], name="the sleep"), [1, 2, 3, 4], workers=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
