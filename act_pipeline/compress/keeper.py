@@ -51,8 +51,10 @@ class Keeper:
         self._names = paddle_state.changing_variables(infos)
         self._position: Mapping[str, int] = {}
         values = paddle_state.read_variables(self._names)
-        # RT-DETR's anchors hold infinity where they are masked.
+        # RT-DETR's anchors hold infinity where they are masked, and so does what observers see of them.
+        observed = paddle_state.observed_only(infos)
         self._never_finite = {name for name in values if paddle_state.first_not_finite({name: values[name]})}
+        self._never_finite |= {key for key, name in self._names.items() if name in observed}
         self._started = time.perf_counter()
         paddle_state.seed_all(_SEED)
         if checkpoints is not None and checkpoints.resumed is not None:

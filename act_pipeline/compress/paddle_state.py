@@ -49,6 +49,15 @@ def changing_variables(infos: Iterable[Any]) -> dict[str, str]:
     return found
 
 
+def observed_only(infos: Iterable[Any]) -> set[str]:
+    """Return the variables that only observers write: scales of tensors that nothing rounds."""
+    by_observers, by_others = set(), set()
+    for info in infos:
+        for op in program_of(info).global_block().ops:
+            (by_observers if op.type == "moving_average_abs_max_scale" else by_others).update(op.output_arg_names)
+    return by_observers - by_others
+
+
 def start_moving_averages(info: Any, thresholds: Mapping[str, float], place: Any) -> int:
     """Set the moving averages of activations in the current scope as if they had seen a threshold for ever.
 

@@ -12,6 +12,7 @@ graph of RT-DETR's size, and neither changes the result:
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -237,7 +238,14 @@ def convert(program: Any, scope: Any, place: Any) -> Any:
             }
         )
         QuantWeightPass(scope, place).apply(graph)
-    return graph.to_program()
+    program = graph.to_program()
+    # RT-DETR's masked anchors are infinite: no scale holds what is added to them.
+    for op in program.global_block().ops:
+        for name in [name for name in op.attr_names if name.endswith("threshold")]:
+            value = op.attr(name)
+            if isinstance(value, float) and not math.isfinite(value):
+                op._remove_attr(name)
+    return program
 
 
 def in_order(program: Any, outputs: Sequence[str]) -> Any:
