@@ -52,6 +52,7 @@ setup(
         # ppdet imports pkg_resources.
         "setuptools<81",
         "six",
+        "threadpoolctl",
         "tqdm",
     ],
     extras_require={

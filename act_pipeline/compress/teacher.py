@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.compress.cpu_kernels import on_cpu, run_in_onednn
 from act_pipeline.compress.quant_graph import TEACHER_PREFIX
 
 _logger = logging.getLogger(__name__)
-_ONEDNN_OPS = ("conv2d", "depthwise_conv2d", "matmul_v2")
 _BYTES_PER_MB = 1_000_000
 # Between a batch and its images alone: the order of float sums.
 _TOLERANCE = 1e-3
@@ -156,11 +156,10 @@ def _is_teaching(op: Any) -> bool:
 
 
 def _teaching_program(program: Any, teaching: Sequence[Any]) -> Any:
-    """Return the teacher's ops alone, convolutions and matmuls marked for oneDNN where that computes."""
+    """Return the teacher's ops alone."""
     import paddle
     from paddle.base.proto import framework_pb2
 
-    onednn = not paddle.is_compiled_with_cuda() or paddle.get_device() == "cpu"
     desc = framework_pb2.ProgramDesc()
     desc.ParseFromString(program.desc.serialize_to_string())
     block = desc.blocks[0]
@@ -170,12 +169,9 @@ def _teaching_program(program: Any, teaching: Sequence[Any]) -> Any:
         for node in block.ops
         if node.type != "feed" and any(name in first for slot in node.outputs for name in slot.arguments)
     ]
-    for node in nodes:
-        if onednn and node.type in _ONEDNN_OPS:
-            kept = [attribute for attribute in node.attrs if attribute.name != "use_mkldnn"]
-            del node.attrs[:]
-            node.attrs.extend(kept)
-            node.attrs.add(name="use_mkldnn", type=framework_pb2.BOOLEAN, b=True)
     del block.ops[:]
     block.ops.extend(nodes)
-    return paddle.static.Program.parse_from_string(desc.SerializeToString())
+    alone = paddle.static.Program.parse_from_string(desc.SerializeToString())
+    if on_cpu():
+        run_in_onednn(alone)
+    return alone

@@ -1,0 +1,86 @@
+"""The kernels that a training runs in on the CPU compute what Paddle's slow ones compute."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import act_pipeline  # noqa: F401  (before paddle)
+from act_pipeline.compress.cpu_kernels import round_in_vectors
+from act_pipeline.static_graph import static_mode
+
+EXTREMES = [0.0, -0.0, 1e-38, -1e-38, 3.0, -3.0, 6.0, -6.0]
+
+
+def quantized(x: np.ndarray, axis: int, start: float, quick: bool, steps: int = 3, rate: float = 0.9) -> dict[str, np.ndarray]:
+    """Run a training's ``quantize_linear`` over ``x`` and return all that it writes."""
+    import paddle
+
+    place, scope = paddle.CPUPlace(), paddle.static.Scope()
+    channels = 1 if axis < 0 else x.shape[axis]
+    kept = {"scale": np.full(channels, start), "zero": np.zeros(channels), "state": np.ones(1), "accum": np.full(1, start)}
+    with paddle.static.scope_guard(scope):
+        program = paddle.static.Program()
+        with paddle.static.program_guard(program):
+            fed = paddle.static.data("x", list(x.shape), "float32")
+        block = program.global_block()
+        y = block.create_var(name="y", shape=x.shape, dtype="float32")
+        for name, value in kept.items():
+            block.create_var(name=name, shape=value.shape, dtype="float32", persistable=True, stop_gradient=True)
+            scope.var(name).get_tensor().set(value.astype(np.float32), place)
+        moving = axis < 0
+        block.append_op(
+            type="quantize_linear",
+            inputs={
+                "X": [fed],
+                "Scale": ["scale"],
+                "ZeroPoint": ["zero"],
+                **({"InState": ["state"], "InAccum": ["accum"]} if moving else {}),
+            },
+            outputs={
+                "Y": [y],
+                "OutScale": ["scale"],
+                **({"OutState": ["state"], "OutAccum": ["accum"]} if moving else {}),
+            },
+            attrs={"quant_axis": axis, "bit_length": 8, "is_test": False, "moving_rate": rate, "round_type": 0},
+        )
+        if quick:
+            assert round_in_vectors(program) == 1
+            assert "quantize_linear" not in [op.type for op in block.ops]
+        executor = paddle.static.Executor(place)
+        for step in range(steps):
+            (result,) = executor.run(program, feed={"x": x * np.float32(1 + step)}, fetch_list=[y])
+        return {"y": result, **{name: np.array(scope.find_var(name).get_tensor()) for name in kept}}
+
+
+def both(x: np.ndarray, axis: int, start: float, **settings) -> list[dict[str, np.ndarray]]:
+    with static_mode():
+        stock, quick = (quantized(x, axis, start, quick, **settings) for quick in (False, True))
+    for name, value in stock.items():
+        assert np.array_equal(value, quick[name]), name
+    return [stock, quick]
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(-1, (2, 3, 8, 8)), (0, (16, 4, 3, 3)), (1, (32, 24))])
+@pytest.mark.parametrize("start", [3.0, 0.0, 1e-31])
+def test_rounding_in_vectors_gives_the_same_bits(axis: int, shape: tuple[int, ...], start: float) -> None:
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    x.reshape(-1)[: len(EXTREMES)] = EXTREMES
+    if axis >= 0:
+        np.moveaxis(x, axis, 0)[-1] = 0  # a channel that is pruned
+    stock, _ = both(x, axis, start)
+    assert len(np.unique(stock["y"])) > 50
+
+
+@pytest.mark.parametrize("start", [3.0, 0.0])
+def test_a_tensor_of_zeros_stays_one(start: float) -> None:
+    _, quick = both(np.zeros((2, 5), np.float32), -1, start)
+    assert not quick["y"].any()
+
+
+def test_ties_go_to_the_even_integer_and_what_is_beyond_the_scale_is_cut_off() -> None:
+    x = (np.arange(-300, 301, dtype=np.float32) / 2).reshape(1, -1)
+    # (81 / 2 + 150) / (1 / 2 + 1) is 127 without an error: x stands for itself.
+    _, quick = both(x, -1, 81.0, steps=1, rate=0.5)
+    assert quick["scale"] == 127
+    assert np.array_equal(quick["y"], np.clip(np.rint(x), -128, 127))
