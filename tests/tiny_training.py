@@ -20,9 +20,11 @@ import act_pipeline  # noqa: E402, F401  (before paddle)
 from act_pipeline.compress.act import train  # noqa: E402
 from act_pipeline.compress.checkpoint import Checkpoints  # noqa: E402
 from act_pipeline.compress.failures import explained  # noqa: E402
+from act_pipeline.compress.follow import call_followers  # noqa: E402
 from act_pipeline.compress.interrupt import interruptible  # noqa: E402
+from act_pipeline.compress.ranks import ALONE, Ranks  # noqa: E402
 from act_pipeline.compress.training import Training  # noqa: E402
-from act_pipeline.config import load_config  # noqa: E402
+from act_pipeline.config import Config, load_config  # noqa: E402
 from act_pipeline.errors import run_command  # noqa: E402
 from act_pipeline.model import InferenceModel  # noqa: E402
 from act_pipeline.static_graph import static_mode  # noqa: E402
@@ -50,17 +52,24 @@ class Numbers:
         self.position = {"epoch": 0, "images": 0}
         self.drawn = 0
         self.seconds = seconds
+        self.rank, self.world = 0, 1
+
+    def shard(self, rank, world) -> None:
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return 7 // self.world
 
     def seek(self, position) -> None:
         self.epoch, self.start = position["epoch"], position["images"]
 
     def __call__(self):
         epoch, start, self.epoch, self.start = self.epoch, self.start, self.epoch + 1, 0
-        for index in range(start, 7):
+        for index in range(start * self.world + self.rank, 7 // self.world * self.world, self.world):
             self.drawn += 1
             time.sleep(self.seconds)
             image = np.random.default_rng([epoch, index]).random((2, 3, 16, 16), dtype=np.float32)
-            self.position = {"epoch": epoch, "images": index + 1}
+            self.position = {"epoch": epoch, "images": index // self.world + 1}
             yield {"image": image}
 
 
@@ -86,39 +95,46 @@ def make_model(directory: Path) -> InferenceModel:
     return InferenceModel.load(directory)
 
 
-def run(
-    directory: Path, iterations: int = 20, optimizer: str = "Adam", every: int = 3, resume: bool = False,
-    seconds: float = 0.0, evaluate: bool = True, overrides: tuple = (), batches: Numbers | None = None,
-    score=None, progress: bool = False,
-) -> Training:
-    """Train in ``directory``; the INT8 model comes to lie in ``directory/int8``."""
-    source = directory / "float"
-    model = InferenceModel.load(source) if source.exists() else make_model(source)
-    config_file = directory / "config.yml"
-    config_file.write_text(CONFIG)
-    config = load_config(
-        config_file,
+def make_config(path: Path, iterations: int, optimizer: str = "Adam", overrides: tuple = ()) -> Config:
+    """Write the config file, and return what it says with these settings."""
+    path.write_text(CONFIG)
+    return load_config(
+        path,
         [
             f"TrainConfig.train_iter={iterations}",
             f"TrainConfig.optimizer_builder={{optimizer: {{type: {optimizer}}}}}",
             *overrides,
         ],
     )
+
+
+def run(
+    directory: Path, iterations: int = 20, optimizer: str = "Adam", every: int = 3, resume: bool = False,
+    seconds: float = 0.0, evaluate: bool = True, overrides: tuple = (), batches: Numbers | None = None,
+    score=None, progress: bool = False, ranks: Ranks = ALONE,
+) -> Training:
+    """Train in ``directory``; the INT8 model comes to lie in ``directory/int8``."""
+    source = directory / "float"
+    model = InferenceModel.load(source) if source.exists() else make_model(source)
+    config = make_config(directory / "config.yml", iterations, optimizer, overrides)
     save_dir = directory / "int8"
     checkpoints = Checkpoints(save_dir, {"TrainConfig": config.as_dict()["TrainConfig"]}, every)
-    numbers = batches or Numbers(seconds)
+    numbers = ranks.shard(batches or Numbers(seconds))
 
     def weighed(model: InferenceModel) -> float:
         time.sleep(seconds)
         return (sum(model.params_path.read_bytes()) % 997) / 997
 
-    with checkpoints.open(resume), explained(checkpoints, 2), interruptible(checkpoints.way_on) as interruption:
+    with ranks.explained(), checkpoints.open(resume), explained(checkpoints, 2), interruptible(
+        checkpoints.way_on
+    ) as interruption, ranks.leading():
         with static_mode():
+            call_followers(ranks, model)
             shutil.rmtree(save_dir, ignore_errors=True)
             save_dir.mkdir()
             training = train(
-                model, config, numbers, 7, (score or weighed) if evaluate else None, save_dir, progress=progress,
-                checkpoints=checkpoints, interruption=interruption,
+                model, config, numbers, 7 // ranks.world, (score or weighed) if evaluate else None, save_dir,
+                progress=progress, checkpoints=checkpoints, interruption=interruption, ranks=ranks,
             )
     return training
 

@@ -1,6 +1,7 @@
 """Compress an RT-DETR to INT8: by calibration, SmoothQuant or training (PaddleSlim's ACT), as Strategy.name says.
 
 By default (`auto`) the cheapest way that keeps the mAP within Strategy.max_drop; exit code 3 if there is none.
+Several GPUs or hosts train together under `python -m paddle.distributed.launch tools/compress.py ...`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from act_pipeline.compress.ranks import Ranks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
@@ -43,13 +48,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
 
+    from act_pipeline.compress.launch import join
+
+    return join().run(lambda ranks: _compress(arguments, ranks))
+
+
+def _compress(arguments: argparse.Namespace, ranks: Ranks) -> int:
     from act_pipeline.compress import compress
+    from act_pipeline.compress.follow import follow
     from act_pipeline.config import load_config
     from act_pipeline.tables import compression_table
 
     config = load_config(arguments.config, arguments.opt)
+    if not ranks.leads:
+        follow(config, arguments.devices, ranks)
     report = None if arguments.lang == "none" else arguments.lang
-    result = compress(config, arguments.save_dir, arguments.devices, resume=arguments.resume, report=report)
+    result = compress(
+        config, arguments.save_dir, arguments.devices, resume=arguments.resume, report=report, ranks=ranks
+    )
     print(compression_table(result.record))
     print(f"INT8 model, act.json{'' if report is None else ' and report.html'}: {result.model.directory}")
     return 0

@@ -1,8 +1,9 @@
 """Quantization-aware training with soft-label distillation, by PaddleSlim's Auto Compression Toolkit (ACT).
 
-The training is `paddleslim.auto_compression.AutoCompression`'s own, with five of its methods replaced (all private in
+The training is `paddleslim.auto_compression.AutoCompression`'s own, with six of its methods replaced (all private in
 PaddleSlim 2.6.0; there is no public hook for any of them):
 
+- ``_prepare_envs``: never ``fleet``; several processes are `ranks` and `averaging`;
 - ``_prepare_program``: Paddle's passes run as `quant_graph.fast_passes`, constants are not trained, and the teacher
   is taken out of the program (`teacher`), unless ``Distillation.teacher_cache_mb`` is 0;
 - ``_compiled_program``: the training program says whether it diverges (`finite`), and runs in quicker kernels on a CPU
@@ -28,12 +29,13 @@ from unittest import mock
 
 import numpy as np
 
-from act_pipeline.compress import cpu_kernels, finite, paddle_state, quant_graph
+from act_pipeline.compress import averaging, cpu_kernels, finite, paddle_state, quant_graph
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.finite import LOWER_RATE, Diverged
 from act_pipeline.compress.interrupt import Interruption
 from act_pipeline.compress.inventory import OpInventory
 from act_pipeline.compress.keeper import Keeper
+from act_pipeline.compress.ranks import ALONE, Ranks
 from act_pipeline.compress.selection import skip_patterns
 from act_pipeline.compress.teacher import Teacher, split_teacher
 from act_pipeline.compress.trainable import trainable_weights
@@ -61,6 +63,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     interruption: Interruption | None = None,
     thresholds: Mapping[str, float] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Training:
     """Train the quantized model and save the best one.
 
@@ -78,6 +81,7 @@ def train(
         interruption: the signals that end the training between two steps.
         thresholds: quantized activation -> the largest absolute value that its moving average starts from; None:
             PaddleSlim's start, which the first batches overwrite.
+        ranks: the processes that train together, of which the first alone evaluates and saves; ``batches`` are a share.
 
     Raises:
         UserError: the training diverges.
@@ -87,7 +91,9 @@ def train(
     import paddle
 
     paddle.set_device(device.lower())
-    with quiet_upstream(), _own_scope(), cpu_kernels.all_cores(), paddle.utils.unique_name.guard():
+    averaging.connect(ranks, device)
+    cores = cpu_kernels.all_cores(sharing=ranks.on_this_host)
+    with quiet_upstream(), _own_scope(), cores, paddle.utils.unique_name.guard():
         from paddleslim.auto_compression import AutoCompression
 
         class_ = _make_compression_class(AutoCompression)
@@ -120,9 +126,11 @@ def train(
         # PaddleSlim has looked at the first batch already, to see whether it is a dict.
         compression.prepare_survival(batches, checkpoints, interruption or Interruption(), first)
         compression.start_thresholds = dict(thresholds or {})
+        compression.ranks = ranks
         compression.compress()
         training = compression.training
-    training.model = InferenceModel.load(save_dir)
+    if ranks.leads:
+        training.model = InferenceModel.load(save_dir)
     return training
 
 
@@ -180,6 +188,11 @@ def _make_compression_class(base: type) -> type:
         def create_tmp_dir(self, base_dir: str, prefix: str = "tmp") -> str:
             return tempfile.mkdtemp(prefix=f"{prefix}_", dir=base_dir)
 
+        def _prepare_envs(self) -> Any:
+            # PaddleSlim takes any machine with two GPUs for a distributed training; `averaging` does without its fleet.
+            executor, places, _ = super()._prepare_envs()
+            return executor, places, False
+
         def _prepare_program(self, program: Any, *args: Any) -> Any:
             recover = compressor.recover_inference_program
             weights = trainable_weights(program)
@@ -209,6 +222,8 @@ def _make_compression_class(base: type) -> type:
         def _compiled_program(self, info: Any, strategy: str) -> Any:
             if info.optimizer is not None:
                 finite.guard_grids(info.program)
+                if self.ranks.world > 1:
+                    averaging.average(info, self.ranks.world)
                 self._watched = finite.watch_weights(info.program)
                 if cpu_kernels.on_cpu():
                     self._quick = info.program.clone()
@@ -225,7 +240,8 @@ def _make_compression_class(base: type) -> type:
             training = self.training
             paddle_state.start_moving_averages(train_info, self.start_thresholds, self._exe.place)
             self._keeper = Keeper(
-                self._checkpoints, training, self._batches, (train_info, test_info), self._exe.place, self._best_dir
+                self._checkpoints, training, self._batches, (train_info, test_info), self._exe.place, self._best_dir,
+                self.ranks,
             )
             feeds = self._endless_batches()
             with tqdm(
@@ -234,10 +250,11 @@ def _make_compression_class(base: type) -> type:
                 try:
                     while True:
                         self._settle(test_info, train_config, total)
-                        if training.iterations >= total or training.stopped:
+                        if not self.ranks.go_on(training.iterations < total and not training.stopped):
                             break
                         data = next(feeds)
-                        with self._interruption.held():
+                        self.ranks.ready()
+                        with self._interruption.held(), self.ranks.stepping():
                             self._step(train_info, data)
                         bar.update()
                         shown = {"loss": f"{training.losses[-1][1]:.4f}"}
@@ -266,7 +283,7 @@ def _make_compression_class(base: type) -> type:
 
         def _step(self, train_info: Any, data: Mapping[str, np.ndarray]) -> None:
             training = self.training
-            paddle_state.seed_step(training.iterations)
+            paddle_state.seed_step(training.iterations * self.ranks.world + self.ranks.rank)
             fetches = [*train_info.fetch_targets, *([self._watched] if self._watched else [])]
             if self._teacher is not None:
                 data = {**data, **self._teacher.outputs_of(data)}

@@ -37,8 +37,12 @@ def on_cpu() -> bool:
 
 
 @contextlib.contextmanager
-def all_cores() -> Iterator[None]:
-    """Let the block's programs run op after op, each on all cores that this process may use; nothing on a GPU."""
+def all_cores(sharing: int = 1) -> Iterator[None]:
+    """Let the block's programs run op after op, each on all cores; nothing on a GPU.
+
+    Args:
+        sharing: how many processes share the cores that this one may use.
+    """
     import paddle
     from threadpoolctl import threadpool_limits
 
@@ -50,7 +54,7 @@ def all_cores() -> Iterator[None]:
     paddle.set_flags({flag: True})
     try:
         # Paddle sets OMP_NUM_THREADS to 1 when it is imported.
-        with threadpool_limits(available_cpus(), user_api="openmp"):
+        with threadpool_limits(max(available_cpus() // sharing, 1), user_api="openmp"):
             yield
     finally:
         paddle.set_flags(before)

@@ -14,6 +14,7 @@ from act_pipeline.compress.baseline import cached_evaluation
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.interrupt import Interruption
 from act_pipeline.compress.inventory import OpInventory
+from act_pipeline.compress.ranks import ALONE, Ranks
 from act_pipeline.compress.selection import Selection
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
@@ -78,6 +79,7 @@ class Job:
         sensitivities: candidate -> what each of its ops costs alone, where that was measured.
         analysis: the last of these as ``analysis.json`` has it.
         fp32_cached: ``fp32`` is that of an earlier run.
+        ranks: the processes that train together; this one leads.
     """
 
     config: Config
@@ -94,6 +96,7 @@ class Job:
     sensitivities: dict[str, list[OpSensitivity]] = field(default_factory=dict)
     analysis: Optional[dict[str, Any]] = None
     fp32_cached: bool = False
+    ranks: Ranks = ALONE
 
     @property
     def max_drop(self) -> Optional[float]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Optional
+
+import numpy as np
 
 from act_pipeline.compress import paddle_state
 from act_pipeline.compress.checkpoint import Checkpoints, Snapshot
 from act_pipeline.compress.finite import LOWER_RATE, Diverged
+from act_pipeline.compress.ranks import ALONE, Ranks
 from act_pipeline.compress.training import Batches, Training
 
 _SEED = 0
@@ -31,6 +34,7 @@ class Keeper:
         infos: tuple[Any, Any],
         place: Any,
         best_dir: Path,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Start all random generators, and go on from the checkpoint if there is one to go on from.
 
@@ -41,6 +45,7 @@ class Keeper:
             infos: PaddleSlim's ``ProgramInfo`` of the training and of the test program, started and not yet run.
             place: where their variables live.
             best_dir: where the best INT8 model lies or will lie.
+            ranks: the processes that train together; all start from what rank 0 has.
 
         Raises:
             UserError: the checkpoint is damaged or of another program.
@@ -58,9 +63,12 @@ class Keeper:
         self._started = time.perf_counter()
         paddle_state.seed_all(_SEED)
         if checkpoints is not None and checkpoints.resumed is not None:
-            self._take_up(checkpoints.resumed, checkpoints, place)
+            self._take_up(checkpoints.resumed, checkpoints.damaged, place)
+        shared = ranks.share(lambda: self._snapshot(paddle_state.read_variables(self._names)))
+        if shared is not None:
+            self._take_up(shared, lambda error: error, place)
 
-    def _take_up(self, snapshot: Snapshot, checkpoints: Checkpoints, place: Any) -> None:
+    def _take_up(self, snapshot: Snapshot, damaged: Callable[[Exception], Exception], place: Any) -> None:
         progress = snapshot.progress
         try:
             self._training.take_up(progress)
@@ -68,9 +76,10 @@ class Keeper:
             if progress["scheduler"] is not None:
                 self._learning_rate.set_state_dict(dict(progress["scheduler"]))
             self._position = progress["position"]
-            self._batches.seek(self._position)
+            if self._position:  # empty: another rank's, before the first step
+                self._batches.seek(self._position)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-            raise checkpoints.damaged(error) from None
+            raise damaged(error) from None
         paddle_state.write_variables(snapshot.variables, self._names, place)
         if snapshot.best_model is not None:
             shutil.copytree(snapshot.best_model, self._best_dir)
@@ -92,6 +101,9 @@ class Keeper:
         bad = paddle_state.first_not_finite(variables, self._never_finite)
         if bad:
             raise Diverged(f"{bad} is not finite after iteration {self._training.iterations}; {LOWER_RATE}")
+        self.checkpoints.save(self._snapshot(variables))
+
+    def _snapshot(self, variables: Mapping[str, np.ndarray]) -> Snapshot:
         fixed_rate = isinstance(self._learning_rate, float)
         progress = {
             **self._training.progress(),
@@ -100,4 +112,4 @@ class Keeper:
             "random": paddle_state.read_random_states(),
             "scheduler": None if fixed_rate else paddle_state.plain(self._learning_rate.state_dict()),
         }
-        self.checkpoints.save(Snapshot(progress, variables, self._best_dir if self._training.best else None))
+        return Snapshot(progress, dict(variables), self._best_dir if self._training.best else None)

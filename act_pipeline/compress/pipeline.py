@@ -16,9 +16,11 @@ from act_pipeline.compress.act import model_feed, quiet_upstream
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.failures import explained
 from act_pipeline.compress.finite import check_float_model
+from act_pipeline.compress.follow import shared_identity
 from act_pipeline.compress.interrupt import interruptible
 from act_pipeline.compress.job import Candidate, Job, evaluate_baseline, timed
 from act_pipeline.compress.lock import hold_lock
+from act_pipeline.compress.ranks import ALONE, Leader, Ranks
 from act_pipeline.compress.record import compression_record
 from act_pipeline.compress.selection import Selection, mark_kept, select
 from act_pipeline.compress.strategies import STRATEGIES
@@ -68,6 +70,7 @@ def compress(
     reader_overrides: Sequence[str] = (),
     resume: bool = False,
     report: str | None = None,
+    ranks: Ranks = ALONE,
 ) -> Compressed:
     """Compress the model that a config names; an older result in ``save_dir`` is replaced when the new one is whole.
 
@@ -82,6 +85,7 @@ def compress(
         reader_overrides: ``Section.key=value`` each, set over the reader file.
         resume: go on from the checkpoint of a run that was broken off, to the same result as an unbroken one.
         report: language of the ``report.html`` that is written beside the model, ``en`` or ``zh``; None: no report.
+        ranks: the processes that train together; only the leading one comes here, the others `follow.follow`.
 
     Raises:
         BelowFloor: no INT8 model is within ``Strategy.max_drop``; the best is kept in ``<save_dir>.below_max_drop``.
@@ -104,16 +108,20 @@ def compress(
         current = _current(Path(save_dir), source)
         if current is not None:
             return current
+    if isinstance(ranks, Leader):
+        ranks.agree(shared_identity(config, reader, device))
     checkpoints = Checkpoints(
         Path(save_dir),
-        _identity(config, source, reader, device),
+        {**_identity(config, source, reader, device), **_processes(ranks)},
         config.train_config.snapshot_iter if config.train_config else None,
         model.infer_cfg_path,
     )
     batch_size = reader.settings.reader.batch_size
-    with hold_lock(save_dir), checkpoints.open(resume), explained(checkpoints, batch_size), interruptible(
-        checkpoints.way_on
-    ) as interruption, tempfile.TemporaryDirectory(**_beside(save_dir)) as work, static_mode():
+    with ranks.explained(), hold_lock(save_dir), checkpoints.open(resume), explained(
+        checkpoints, batch_size
+    ), interruptible(
+        lambda: "; ".join(part for part in (ranks.failure, checkpoints.way_on()) if part)
+    ) as interruption, ranks.leading(), tempfile.TemporaryDirectory(**_beside(save_dir)) as work, static_mode():
         seconds: dict[str, float] = {}
         with timed(seconds, "prepare"):
             _check_fit(model, reader)
@@ -128,12 +136,12 @@ def compress(
         folder.mkdir()
         job = Job(
             config, prepared, selection, reader, fp32, folder, device, progress, checkpoints, interruption,
-            fp32_cached=cached,
+            fp32_cached=cached, ranks=ranks,
         )
         chosen = STRATEGIES[config.strategy.name](job)
         met = job.meets(chosen)
         target = Path(save_dir) if met else Path(f"{Path(save_dir)}{BELOW_SUFFIX}")
-        record = {**compression_record(job, chosen, model, seconds), **source}
+        record = {**compression_record(job, chosen, model, seconds), **source, **_processes(ranks)}
         _write(target, model, chosen, job, record)
         if report is not None:
             write_report(target, reader, lang=report)
@@ -210,6 +218,11 @@ def _identity(config: Config, source: Mapping[str, Any], reader: Reader, device:
             if name in ("act_pipeline", "paddlepaddle", "paddlepaddle-gpu", "paddleslim", "numpy")
         },
     }
+
+
+def _processes(ranks: Ranks) -> dict[str, Any]:
+    """Return what several processes add to a record: sums of another number of gradients are another result."""
+    return {"processes": ranks.world} if ranks.world > 1 else {}
 
 
 def _teacher_hash(config: Config) -> str | None:

@@ -12,6 +12,7 @@ from act_pipeline.analysis.ops import quantizable_ops
 from act_pipeline.analysis.simulate import Simulation
 from act_pipeline.compress.act import train
 from act_pipeline.compress.floor import Error, lift
+from act_pipeline.compress.follow import call_followers
 from act_pipeline.compress.inventory import inventory_of
 from act_pipeline.compress.job import Candidate, Job, evaluate_model, timed
 from act_pipeline.compress.mixed import give_back, read_thresholds
@@ -169,7 +170,7 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
     """Return a candidate by training, from the scales of ``start_from`` if given."""
     config, evaluations = job.config, {}
     seconds: dict[str, float] = {}
-    loader = job.reader.loader("train")
+    loader = job.ranks.shard(job.reader.loader("train"))
 
     def score(model: InferenceModel) -> float:
         evaluation = evaluate_model(model, "int8", job.device, job.reader, job.progress)
@@ -177,6 +178,7 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
         return evaluation.map
 
     with timed(seconds, "train"):
+        call_followers(job.ranks, job.model)
         training = train(
             job.model,
             config,
@@ -190,6 +192,7 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
             job.checkpoints,
             job.interruption,
             thresholds=read_thresholds(start_from.model) if start_from else None,
+            ranks=job.ranks,
         )
     seconds["train"] += training.earlier_seconds
     record = {

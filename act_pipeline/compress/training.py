@@ -67,10 +67,13 @@ def _pair(value: Any) -> tuple[int, float]:
 class Batches(Protocol):
     """What a training reads from: `act_pipeline.data.loader.Loader`."""
 
-    position: Mapping[str, int]
+    position: Mapping[str, Any]
 
     def __call__(self) -> Iterator[Mapping[str, np.ndarray]]:
         """Return the (rest of the) next epoch."""
 
-    def seek(self, position: Mapping[str, int]) -> None:
+    def seek(self, position: Mapping[str, Any]) -> None:
         """Go on after a batch, given the ``position`` at that time."""
+
+    def shard(self, rank: int, world: int) -> None:
+        """Give one of several processes its share; only called where there are several."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.data.dataset import Dataset
+from act_pipeline.errors import UserError
 
 
 class Loader:
@@ -41,6 +42,23 @@ class Loader:
         self.epoch = 0
         self.position = {"epoch": 0, "images": 0}
         self._start = 0
+        self._rank, self._world = 0, 1
+
+    def shard(self, rank: int, world: int) -> None:
+        """Give one of several processes its share from now on: of an epoch's order, every ``world``-th batch.
+
+        All shares are of one size: images that are left over sit the epoch out. ``position`` counts within the share.
+
+        Raises:
+            UserError: there are too few images.
+        """
+        if len(self.dataset) < world * self.batch_size:
+            raise UserError(
+                f"the training data has {len(self.dataset)} images, expected at least {world * self.batch_size} for "
+                f"{world} processes with batches of {self.batch_size}; set EvalReader.batch_size lower in the reader, "
+                "or start fewer processes"
+            )
+        self._rank, self._world = rank, world
 
     def seek(self, position: Mapping[str, int]) -> None:
         """Let the next ``iter()`` give the rest of an epoch, without reading the images before it.
@@ -54,6 +72,8 @@ class Loader:
     def __len__(self) -> int:
         """Return the number of batches an epoch, less those that files found unreadable later will cost."""
         images = self.dataset.readable()
+        if self._world > 1:
+            return images // (self.batch_size * self._world)
         return images // self.batch_size if self.drop_last else -(-images // self.batch_size)
 
     def __call__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -63,6 +83,10 @@ class Loader:
         order = np.arange(len(self.dataset))
         if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
+        if self._world > 1:
+            rounds = len(order) // (self.batch_size * self._world)
+            order = order[: rounds * self.batch_size * self._world]
+            order = order.reshape(rounds, self._world, self.batch_size)[:, self._rank].reshape(-1)
         epoch, start = self.epoch, self._start
         self.epoch, self._start = epoch + 1, 0
         return self._batches(order[start:].tolist(), epoch, start)

@@ -1,0 +1,59 @@
+"""Where the processes of a training on the CPU leave their addresses for Gloo, while they connect.
+
+A process of its own, from the standard library alone: Paddle 2.6.2 connects Gloo with Python's interpreter lock held,
+so that a thread of rank 0 could not answer it. Run as ``python gloo_store.py HOST``; prints its port, and ends when
+its standard input does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class _Handler(BaseHTTPRequestHandler):
+    # Gloo's client must get an answer in one piece.
+    wbufsize = -1
+    values: dict[str, bytes] = {}
+
+    def do_GET(self) -> None:
+        self._answer(200 if self.path in self.values else 404, self.values.get(self.path, b""))
+
+    def do_PUT(self) -> None:
+        self.values[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200)
+
+    def do_DELETE(self) -> None:
+        self._answer(200)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+    def _answer(self, code: int, content: bytes = b"") -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@contextlib.contextmanager
+def running(host: str) -> Iterator[int]:
+    """Run the store on an address of this machine; give its port."""
+    process = subprocess.Popen([sys.executable, __file__, host], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None and process.stdout is not None
+    with process:
+        yield int(process.stdout.readline())
+        process.stdin.close()
+
+
+if __name__ == "__main__":
+    with ThreadingHTTPServer((sys.argv[1], 0), _Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        print(server.server_address[1], flush=True)
+        sys.stdin.read()
+        server.shutdown()

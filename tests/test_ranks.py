@@ -1,0 +1,189 @@
+"""Two processes on the CPU that train together, as under ``python -m paddle.distributed.launch``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_training
+
+from act_pipeline.compress.averaging import average
+from act_pipeline.data.loader import Loader
+from act_pipeline.errors import UserError
+from act_pipeline.static_graph import static_mode
+
+PROGRAM = Path(__file__).with_name("tiny_ranks.py")
+SECONDS = 240
+
+
+class Launch:
+    """The ranks of a run, started as the launcher starts them."""
+
+    def __init__(self, directory: Path, world: int = 2, **settings) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        self.logs = [directory / f"log{rank}" for rank in range(world)]
+        self.processes = []
+        for rank, log in enumerate(self.logs):
+            launched = {
+                "PADDLE_TRAINERS_NUM": str(world),
+                "PADDLE_TRAINER_ID": str(rank),
+                "PADDLE_TRAINER_ENDPOINTS": ",".join(f"127.0.0.1:{1 + number}" for number in range(world)),
+                "PADDLE_CURRENT_ENDPOINT": f"127.0.0.1:{1 + rank}",
+                "PADDLE_MASTER": f"127.0.0.1:{port}",
+                "OMP_NUM_THREADS": "1",
+            }
+            with log.open("w") as output:
+                command = [sys.executable, str(PROGRAM), str(directory), json.dumps(settings)]
+                self.processes.append(
+                    subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **launched})
+                )
+
+    def iteration(self) -> int:
+        shown = re.findall(r"(\d+)/\d+ \[", self.logs[0].read_text())
+        return int(shown[-1]) if shown else -1
+
+    def wait_for(self, iteration: int) -> None:
+        end = time.monotonic() + SECONDS
+        while self.iteration() < iteration and time.monotonic() < end:
+            assert self.processes[0].poll() is None, self.lines(0)
+            time.sleep(0.02)
+
+    def end(self) -> list[int]:
+        try:
+            return [process.wait(SECONDS) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+
+    def lines(self, rank: int) -> list[str]:
+        found = re.split(r"[\r\n]+", self.logs[rank].read_text())
+        # Paddle's C++ warns, on ranks other than the first, of a collective operation that breaks off.
+        return [line for line in found if line.strip() and not re.match(r"train:|W\d{4} .*c_allreduce_sum", line)]
+
+
+def result(directory: Path) -> dict:
+    return json.loads((directory / "result.json").read_text())
+
+
+def variables(directory: Path, rank: int) -> dict[str, np.ndarray]:
+    with np.load(directory / f"rank{rank}.npz") as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def test_two_processes_are_equal_and_one_writes(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    launch = Launch(whole, iterations=8, optimizer="Momentum")
+    assert launch.end() == [0, 0], launch.lines(0) + launch.lines(1)
+    first, second = variables(whole, 0), variables(whole, 1)
+    assert sorted(first) == sorted(second) and any("moving_average" in name for name in first)
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+    assert launch.lines(1) == []
+    # Two processes read six of seven batches an epoch, three each: nobody but rank 0 left anything.
+    assert sorted(path.name for path in whole.iterdir() if path.is_dir()) == ["float", "int8"]
+    # The losses are those of both: one process alone has others.
+    alone = tiny_training.result(tiny_training.run(tmp_path / "alone", iterations=8, optimizer="Momentum"))
+    assert [loss for _, loss in alone["losses"]] != [loss for _, loss in result(whole)["losses"]]
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_run_which_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    launch = Launch(whole, iterations=8, optimizer="Momentum")
+    assert launch.end() == [0, 0], launch.lines(0) + launch.lines(1)
+    launch = Launch(broken, iterations=8, optimizer="Momentum", seconds=0.2, every=1)
+    launch.wait_for(4)
+    launch.processes[1].send_signal(signal.SIGKILL)
+    assert launch.end() == [2, -signal.SIGKILL]
+    line = launch.lines(0)[-1]
+    assert re.fullmatch(r"error: rank 1 has ended without a word .*; saved up to iteration \d+: .*", line), line
+    assert "Traceback" not in launch.logs[0].read_text()
+    launch = Launch(broken, iterations=8, optimizer="Momentum", every=1, resume=True)
+    assert launch.end() == [0, 0], launch.lines(0) + launch.lines(1)
+    assert result(broken) == result(whole)
+
+
+@pytest.mark.slow
+def test_rank_0_that_is_killed_while_others_wait_ends_them(tmp_path: Path) -> None:
+    launch = Launch(tmp_path, iterations=8, slow_score=600.0)
+    launch.wait_for(5)
+    launch.processes[0].send_signal(signal.SIGKILL)
+    assert launch.end() == [-signal.SIGKILL, 2]
+    assert len(launch.lines(1)) == 1 and launch.lines(1)[0].startswith("error: rank 0 has ended without a word")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_ends_all_with_a_checkpoint(tmp_path: Path, rank: int) -> None:
+    launch = Launch(tmp_path, iterations=400, seconds=0.05, every=None)
+    launch.wait_for(7)
+    sent = time.monotonic()
+    launch.processes[rank].send_signal(signal.SIGTERM)
+    assert launch.end() == [143, 143], launch.lines(0) + launch.lines(1)
+    assert time.monotonic() - sent < 10
+    assert launch.lines(0)[-1].startswith("interrupted: saved up to iteration") and launch.lines(1) == []
+
+
+def test_the_averaging_is_one_operation_between_gradients_and_optimizer() -> None:
+    import paddle
+
+    class Info:
+        """As much of PaddleSlim's as is looked at."""
+
+    main, startup = paddle.static.Program(), paddle.static.Program()
+    with static_mode(), paddle.static.program_guard(main, startup):
+        x = paddle.static.data("x", [None, 4])
+        loss = paddle.mean(paddle.static.nn.fc(x, 3) ** 2)
+        paddle.optimizer.Momentum(0.1, weight_decay=0.1).minimize(loss)
+        info = Info()
+        info.program, info.fetch_targets = main, [loss]
+        names = average(info, 2)
+    kinds = [op.type for op in main.global_block().ops]
+    assert kinds.count("c_allreduce_sum") == 1
+    place = kinds.index("c_allreduce_sum")
+    assert max(index for index, kind in enumerate(kinds) if kind.endswith("_grad")) < place < kinds.index("momentum")
+    assert len([name for name in names if name.endswith("@GRAD")]) == 2 and names[-1] == loss.name
+
+
+class Samples:
+    def __len__(self) -> int:
+        return 23
+
+    def __getitem__(self, index: int):
+        return {"im_id": index}
+
+    def batch(self, samples):
+        return {"im_id": np.array([sample["im_id"] for sample in samples])}
+
+    def readable(self) -> int:
+        return 23
+
+
+def test_shares_are_those_of_the_larger_batch_and_go_on_within_an_epoch() -> None:
+    def batches(rank: int, world: int, size: int) -> list[list[int]]:
+        loader = Loader(Samples(), size, True, True, 0, 5)
+        if world > 1:
+            loader.shard(rank, world)
+        found = [(batch["im_id"].tolist(), dict(loader.position)) for _ in range(2) for batch in loader]
+        assert len(found) == 2 * len(loader)
+        again = Loader(Samples(), size, True, True, 0, 5)
+        if world > 1:
+            again.shard(rank, world)
+        again.seek(found[1][1])
+        assert [batch["im_id"].tolist() for batch in again] == [ids for ids, _ in found[2 : len(loader)]]
+        return [ids for ids, _ in found]
+
+    assert [one + two for one, two in zip(batches(0, 2, 3), batches(1, 2, 3))] == batches(0, 1, 6)
+    with pytest.raises(UserError, match="23 images, expected at least 24 for 2 processes"):
+        Loader(Samples(), 12, True, True, 0, 5).shard(0, 2)

@@ -1,0 +1,62 @@
+"""`tiny_training` as one of several processes: ``python -m paddle.distributed.launch ... tests/tiny_ranks.py DIR JSON``.
+
+Every rank leaves its weights and moving averages in ``DIR/rank<N>.npz``; what rank 0 leaves, `tiny_training` says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tiny_training  # noqa: E402
+
+from act_pipeline.compress.follow import train_when_told  # noqa: E402
+from act_pipeline.compress.keeper import Keeper  # noqa: E402
+from act_pipeline.compress.launch import join  # noqa: E402
+from act_pipeline.compress.ranks import Ranks  # noqa: E402
+from act_pipeline.errors import run_command  # noqa: E402
+
+
+def note_variables(directory: Path, rank: int) -> None:
+    """Keep what training changes, as it is after each step, in a file."""
+    import numpy as np
+
+    from act_pipeline.compress import paddle_state
+
+    note = Keeper.note_step
+
+    def note_step(self) -> None:
+        note(self)
+        np.savez(directory / f"rank{rank}.npz", **paddle_state.read_variables(self._names))
+
+    Keeper.note_step = note_step
+
+
+def work(ranks: Ranks) -> int:
+    directory, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    (directory / f"rank{ranks.rank}.pid").write_text(str(os.getpid()))
+    slow = settings.pop("slow_score", 0.0)
+    note_variables(directory, ranks.rank)
+    if not ranks.leads:
+        names = ("iterations", "optimizer", "overrides")
+        config = tiny_training.make_config(
+            directory / "config1.yml", **{name: settings[name] for name in names if name in settings}
+        )
+        train_when_told(config, lambda: tiny_training.Numbers(settings.get("seconds", 0.0)), "CPU", ranks)
+
+    def score(model) -> float:
+        time.sleep(slow)
+        return (sum(model.params_path.read_bytes()) % 997) / 997
+
+    training = tiny_training.run(directory, progress=True, ranks=ranks, score=score, **settings)
+    (directory / "result.json").write_text(json.dumps(tiny_training.result(training)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda argv: join().run(work)))
