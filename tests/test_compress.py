@@ -191,8 +191,8 @@ def test_fast_passes_make_the_program_that_the_stock_passes_make(demo) -> None:
     import paddle
     from paddleslim.quant import quant_aware
 
-    from act_pipeline.compress.act import quiet_upstream
     from act_pipeline.compress.quant_graph import fast_passes
+    from act_pipeline.compress.upstream import quiet_upstream
 
     config = {
         "onnx_format": True,

@@ -10,8 +10,9 @@ from unittest import mock
 import numpy as np
 
 from act_pipeline.benchmark.compress_run import Clock
-from act_pipeline.compress.act import model_feed, quiet_upstream
+from act_pipeline.compress.act import model_feed
 from act_pipeline.compress.selection import skip_patterns
+from act_pipeline.compress.upstream import quiet_upstream
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
 from act_pipeline.engines.base import available_cpus

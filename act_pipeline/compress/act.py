@@ -16,12 +16,9 @@ PaddleSlim 2.6.0; there is no public hook for any of them):
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -40,11 +37,12 @@ from act_pipeline.compress.selection import skip_patterns
 from act_pipeline.compress.teacher import Teacher, split_teacher
 from act_pipeline.compress.trainable import trainable_weights
 from act_pipeline.compress.training import Batches, Training
+from act_pipeline.compress.upstream import own_scope, quiet_upstream
 from act_pipeline.config import Config
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import Interrupted, UserError
 from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph
+from act_pipeline.static_graph import StaticGraph, free_scope
 
 # ACT stops when the metric is this near, relatively, to the float model's (given as TrainConfig.origin_metric).
 _NEAR_ORIGIN = 0.005
@@ -92,7 +90,7 @@ def train(
 
     paddle.set_device(device.lower())
     averaging.connect(ranks, device)
-    with quiet_upstream(), _own_scope(), paddle.utils.unique_name.guard():
+    with quiet_upstream(), own_scope(), paddle.utils.unique_name.guard():
         from paddleslim.auto_compression import AutoCompression
 
         class_ = _make_compression_class(AutoCompression)
@@ -360,12 +358,12 @@ def _make_compression_class(base: type) -> type:
                 order=self._op_order,
                 check=self._check_candidate,
             )
+            free_scope(scope)
             return model
 
         def _check_candidate(self, graph: StaticGraph) -> None:
             what = f"the INT8 model after iteration {self.training.iterations}"
-            with cpu_kernels.all_cores():
-                finite.check_outputs(graph, self._probe, what, LOWER_RATE)
+            finite.check_outputs(graph, self._probe, what, LOWER_RATE)
 
         @property
         def _best_dir(self) -> Path:
@@ -376,25 +374,3 @@ def _make_compression_class(base: type) -> type:
                 self._save_candidate(test_info, self._best_dir.name)
 
     return Compression
-
-
-@contextlib.contextmanager
-def _own_scope() -> Iterator[None]:
-    """Give the run a scope of its own: ACT keeps its variables in the global one, where the next would find them."""
-    import paddle
-
-    with paddle.static.scope_guard(paddle.static.Scope()):
-        yield
-
-
-@contextlib.contextmanager
-def quiet_upstream() -> Iterator[None]:
-    """Keep the log lines and warnings of Paddle and PaddleSlim below the level of errors, except where asked for."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

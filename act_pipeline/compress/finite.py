@@ -102,7 +102,7 @@ def guarded_outputs(graph: StaticGraph, batch: Mapping[str, np.ndarray]) -> dict
     if cpu_kernels.on_cpu():
         cpu_kernels.run_in_onednn(program)
     names = [target.name for target in graph.fetch_targets]
-    with paddle.static.scope_guard(graph.scope):
+    with paddle.static.scope_guard(graph.scope), cpu_kernels.all_cores():
         feed = {name: batch[name] for name in graph.feed_names}
         values = graph.executor.run(program, feed=feed, fetch_list=names, return_numpy=False)
     return {name: np.array(value) for name, value in zip(names, values)}

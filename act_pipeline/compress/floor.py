@@ -91,6 +91,9 @@ class _Lift:
             self.model = dequantized(candidate.model, job.folder("dequantized") / "float")
             self.ops = dequantized_ops(candidate.model, self.ops)
         self.thresholds = read_thresholds(candidate.model)
+        # Training leaves in float what its QuantAware does not name.
+        scaled, weight_only = set(self.thresholds), set(candidate.selection.weight_only)
+        self.ops = tuple(op for op in self.ops if op.name in weight_only or scaled.issuperset(op.activations))
         self.feeds = held_out_feeds(job.config, job.reader, self.model, RANK_IMAGES)
         self.given: list[dict[str, Any]] = []
         self.alone: dict[str, float] = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from act_pipeline.analysis.ops import quantizable_ops
-from act_pipeline.compress.act import model_feed, quiet_upstream
+from act_pipeline.compress.act import model_feed
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.failures import explained
 from act_pipeline.compress.finite import check_float_model
@@ -24,6 +24,7 @@ from act_pipeline.compress.ranks import ALONE, Leader, Ranks
 from act_pipeline.compress.record import compression_record
 from act_pipeline.compress.selection import Selection, mark_kept, select
 from act_pipeline.compress.strategies import STRATEGIES
+from act_pipeline.compress.upstream import quiet_upstream
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
 from act_pipeline.engines.model_files import inspect_model

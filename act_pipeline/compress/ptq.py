@@ -22,12 +22,13 @@ import numpy as np
 
 from act_pipeline.analysis import AbsHistogram, AbsMax, ChannelMean, Observer, collect, quantizable_tensors
 from act_pipeline.compress import quant_graph
-from act_pipeline.compress.act import model_feed, quiet_upstream
+from act_pipeline.compress.act import model_feed
 from act_pipeline.compress.bias_correction import correct_biases, find_biases
 from act_pipeline.compress.calibration import threshold
 from act_pipeline.compress.inventory import OpInventory, inventory_of
 from act_pipeline.compress.mixed import give_back
 from act_pipeline.compress.selection import Selection, skip_patterns
+from act_pipeline.compress.upstream import quiet_upstream
 from act_pipeline.config import Config, QuantPost
 from act_pipeline.data import Reader
 from act_pipeline.engines.model_files import inspect_model
