@@ -42,7 +42,7 @@ from act_pipeline.config import Config
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import Interrupted, UserError
 from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph, free_scope
+from act_pipeline.static_graph import StaticGraph
 
 # ACT stops when the metric is this near, relatively, to the float model's (given as TrainConfig.origin_metric).
 _NEAR_ORIGIN = 0.005
@@ -358,7 +358,6 @@ def _make_compression_class(base: type) -> type:
                 order=self._op_order,
                 check=self._check_candidate,
             )
-            free_scope(scope)
             return model
 
         def _check_candidate(self, graph: StaticGraph) -> None:

@@ -3,8 +3,7 @@
 Paddle 2.6.2 trains on the CPU in kernels of its own, of which two take most of the time, and runs as many ops at once
 as there are cores, each on one:
 
-- :func:`run_in_onednn` sends convolutions, matmuls and what stands between them, with their gradients, to oneDNN, which
-  adds in another order;
+- :func:`run_in_onednn` sends convolutions, matmuls and their gradients to oneDNN, which adds in another order;
 - ``quantize_linear`` calls the C library's ``rint`` for every element, at 12 to 19 ns each;
   :func:`round_in_vectors` computes the same numbers, bit by bit, in a tenth of the time by kernels that compilers
   vectorize;
@@ -21,7 +20,7 @@ import numpy as np
 
 from act_pipeline.engines.base import available_cpus
 
-_OP_TYPES = ("conv2d", "depthwise_conv2d", "matmul_v2", "pool2d", "relu")
+_OP_TYPES = ("conv2d", "depthwise_conv2d", "matmul_v2")
 _MARKED = {*_OP_TYPES, *(f"{op_type}_grad" for op_type in _OP_TYPES)}
 # Added to a float32 of less than 2**22 and taken away again, it leaves the nearest integer, ties to even, as rint does:
 # between 2**23 and 2**24 floats are integers.

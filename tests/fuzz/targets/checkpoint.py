@@ -91,7 +91,7 @@ def _read(folder: Path, example: tuple[bytes, bytes]) -> None:
         keeper._learning_rate, keeper._best_dir = paddle.optimizer.lr.StepDecay(0.1, 5), folder / "best"
         shutil.rmtree(folder / "best", ignore_errors=True)
         if checkpoints.resumed is not None:
-            keeper._take_up(checkpoints.resumed, checkpoints, paddle.CPUPlace())
+            keeper._take_up(checkpoints.resumed, checkpoints.damaged, paddle.CPUPlace())
 
 
 CHECKPOINT = Target("checkpoint", _examples, _read)
