@@ -96,9 +96,14 @@ class StaticGraph:
         return cls(program, list(feed_names), list(fetch_targets), scope, executor)
 
     def close(self) -> None:
-        """Free the parameters; nothing that belongs to the graph may be used from then on."""
+        """Free the parameters; nothing that belongs to the graph may be used from then on.
+
+        Paddle keeps every scope that Python makes in a pool of the process (2.6.2: ``ScopePool``) until it ends, whether
+        or not Python still knows the scope.
+        """
         self.executor.close()
-        free_scope(self.scope)
+        gc.collect()  # Paddle's executor and its cache refer to each other, and the cache to the scope
+        self.scope._remove_from_pool()
         self.scope = self.executor = None
 
     def save(self, directory: Path) -> InferenceModel:
@@ -268,13 +273,3 @@ def fold_batch_norm(graph: StaticGraph) -> int:
         folded += 1
     graph.remove_unused_parameters()
     return folded
-
-
-def free_scope(scope: Any) -> None:
-    """Free the variables of a scope that nothing uses any more.
-
-    Paddle keeps every scope that Python makes in a pool of the process (2.6.2: ``ScopePool``) until it ends, whether or
-    not Python still knows the scope.
-    """
-    gc.collect()  # Paddle's executor and its cache refer to each other, and the cache to the scope
-    scope._remove_from_pool()
