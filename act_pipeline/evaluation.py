@@ -6,9 +6,10 @@ import contextlib
 import io
 import json
 import os
+import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from act_pipeline.data.annotations import Annotations
 from act_pipeline.engines.base import Artifact, Engine, available_cpus, location
 from act_pipeline.errors import UserError
 from act_pipeline.records import write_bytes_atomically, write_record, write_text_atomically
-from act_pipeline.running import BatchRun, latency_percentiles, run_batches
+from act_pipeline.running import BatchRun, latency_percentiles, run_batches, run_beside
 
 EVAL_SCHEMA = "act_pipeline.eval/1"
 DETECTIONS_FILENAME = "detections.npz"
@@ -65,7 +66,7 @@ class Evaluation:
         images: how many were evaluated.
         batch_size: images in a timed run.
         latency_ms: ``min``, ``p50``, ``p90``, ``p99``, ``max`` of ``engine.run`` on a whole batch, copies in and out of
-            the runtime included, reading and preprocessing not.
+            the runtime included, reading and preprocessing not; None: no engine ran alone.
         images_per_second: images / the sum of those times.
         detections: [M, 7] float64: image id, x, y, width, height (pixels of the original image), score, category id.
     """
@@ -77,7 +78,7 @@ class Evaluation:
     per_class: dict[str, float | None]
     images: int
     batch_size: int
-    latency_ms: dict[str, float]
+    latency_ms: dict[str, float] | None
     images_per_second: float
     detections: np.ndarray = field(repr=False)
 
@@ -211,7 +212,6 @@ def evaluate(
     progress: bool = True,
     batch_size: int = 1,
     warmup: int = 1,
-    read_ahead: bool = False,
 ) -> Evaluation:
     """Run every image of a split through an engine and score what it finds.
 
@@ -223,20 +223,46 @@ def evaluate(
         progress: show a progress bar on stderr.
         batch_size: images in a run.
         warmup: runs of the first batch that are not timed.
-        read_ahead: read while the engine computes, though it computes on all cores: all is done sooner, and the
-            latencies are those of an engine that does not run alone.
 
     Raises:
         UserError: no image could be read, the model's classes do not fit the annotations, or its outputs are not
             finite.
     """
     # Reading ahead on the cores that the engine computes on would be timed with it.
-    alone = engine.device == "CPU" and engine.threads >= available_cpus() and not read_ahead
+    alone = engine.device == "CPU" and engine.threads >= available_cpus()
     workers = 0 if alone else None
     loader = reader.loader(split, batch_size=batch_size, shuffle=False, drop_last=False, workers=workers)
     truth = GroundTruth.load(reader, split)
     batches = _batches(loader, limit, batch_size, progress)
     return score(list(run_batches(engine, batches, truth.category_ids, truth.path, warmup)), truth, batch_size)
+
+
+def evaluate_beside(
+    engines: Sequence[Engine], reader: EvaluationReader, split: str = "eval", progress: bool = True
+) -> Evaluation:
+    """Evaluate as :func:`evaluate` does, as soon as the machine can: for scores, not for latencies.
+
+    Images are read while others are computed, and each goes to whichever engine is free.
+
+    Args:
+        engines: of one model, see :func:`act_pipeline.running.run_beside`; they are not closed.
+        reader, split, progress: see :func:`evaluate`.
+
+    Returns:
+        an evaluation whose ``latency_ms`` is None if there are several engines, and whose ``images_per_second`` is
+        images / the time from the first image to the last.
+
+    Raises:
+        UserError: as :func:`evaluate`.
+    """
+    loader = reader.loader(split, batch_size=1, shuffle=False, drop_last=False)
+    truth = GroundTruth.load(reader, split)
+    start = time.perf_counter()
+    runs = list(run_beside(engines, _batches(loader, None, 1, progress), truth.category_ids, truth.path))
+    seconds = time.perf_counter() - start
+    found = score(runs, truth, 1)
+    latency_ms = None if len(engines) > 1 else found.latency_ms
+    return replace(found, latency_ms=latency_ms, images_per_second=found.images / max(seconds, 1e-9))
 
 
 @dataclass(frozen=True)

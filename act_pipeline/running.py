@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -59,6 +62,45 @@ def run_batches(
         seconds = time.perf_counter() - start
         ids = tuple(int(image_id) for image_id in np.asarray(batch["im_id"]).reshape(-1))
         yield BatchRun(ids, _coco_rows(outputs, ids, category_ids, annotation_file), seconds)
+
+
+def run_beside(
+    engines: Sequence[Engine],
+    batches: Iterable[Mapping[str, np.ndarray]],
+    category_ids: Sequence[int],
+    annotation_file: Any,
+) -> Iterator[BatchRun]:
+    """Run batches as :func:`run_batches`, each through whichever engine is free; the runs come in the batches' order.
+
+    Args:
+        engines: of one model, each for a thread of this process: several on one CPU thread each do more than one on as
+            many, since much of a detector is computed by ops that use one.
+        batches, category_ids, annotation_file: see :func:`run_batches`.
+    """
+    free: SimpleQueue[Engine] = SimpleQueue()
+    for engine in engines:
+        free.put(engine)
+
+    def run(batch: Mapping[str, np.ndarray]) -> BatchRun:
+        engine = free.get()
+        try:
+            (found,) = run_batches(engine, [batch], category_ids, annotation_file, warmup=0)
+            return found
+        finally:
+            free.put(engine)
+
+    pool = ThreadPoolExecutor(len(engines), thread_name_prefix="engine")
+    waiting: deque[Future[BatchRun]] = deque()
+    try:
+        for batch in batches:
+            waiting.append(pool.submit(run, batch))
+            if len(waiting) > len(engines):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        # An engine must not be closed under a run, whatever ends this.
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def measure_latency(

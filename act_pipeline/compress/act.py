@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 from unittest import mock
@@ -27,6 +27,7 @@ from unittest import mock
 import numpy as np
 
 from act_pipeline.compress import averaging, cpu_kernels, finite, paddle_state, quant_graph
+from act_pipeline.compress.ahead import Ahead
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.finite import LOWER_RATE, Diverged
 from act_pipeline.compress.interrupt import Interruption
@@ -37,7 +38,7 @@ from act_pipeline.compress.selection import skip_patterns
 from act_pipeline.compress.teacher import Teacher, split_teacher
 from act_pipeline.compress.trainable import trainable_weights
 from act_pipeline.compress.training import Batches, Training
-from act_pipeline.compress.upstream import own_scope, quiet_upstream
+from act_pipeline.compress.upstream import own_scope, quick_walks, quiet_upstream
 from act_pipeline.config import Config
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import Interrupted, UserError
@@ -108,14 +109,15 @@ def train(
                 first.update({} if first else feed)
                 yield feed
 
-        compression = class_(
-            model_dir=str(model.directory),
-            model_filename=model.model_filename,
-            params_filename=model.params_filename,
-            save_dir=str(save_dir),
-            config={**strategies, "TrainConfig": train_config},
-            train_dataloader=feeds,
-        )
+        with quick_walks():
+            compression = class_(
+                model_dir=str(model.directory),
+                model_filename=model.model_filename,
+                params_filename=model.params_filename,
+                save_dir=str(save_dir),
+                config={**strategies, "TrainConfig": train_config},
+                train_dataloader=feeds,
+            )
         compression.prepare_run(
             batches_per_epoch, score, origin_metric, progress, config.quant_aware.quantize_op_types,
             config.distillation.teacher_cache_mb,
@@ -240,8 +242,10 @@ def _make_compression_class(base: type) -> type:
                 self._checkpoints, training, self._batches, (train_info, test_info), self._exe.place, self._best_dir,
                 self.ranks,
             )
-            feeds = self._endless_batches()
-            with tqdm(
+            feeds = Ahead(
+                self._endless_batches(), self._taught, lambda: self._batches.position, in_advance=cpu_kernels.on_cpu()
+            )
+            with cpu_kernels.op_after_op(), tqdm(
                 total=total, initial=training.iterations, desc="train", unit="iter", disable=not self._progress
             ) as bar:
                 try:
@@ -249,12 +253,13 @@ def _make_compression_class(base: type) -> type:
                         self._settle(test_info, train_config, total)
                         if not self.ranks.go_on(training.iterations < total and not training.stopped):
                             break
-                        data = next(feeds)
+                        data, position = feeds.take(last=training.iterations + 1 == total)
                         self.ranks.ready()
                         # Anew each time: Paddle's engines leave one thread behind when they have evaluated.
                         cores = cpu_kernels.all_cores(self.ranks.on_this_host)
                         with self._interruption.held(), self.ranks.stepping(), cores:
                             self._step(train_info, data)
+                            self._keeper.note_step(position)
                         bar.update()
                         shown = {"loss": f"{training.losses[-1][1]:.4f}"}
                         if training.best:
@@ -269,7 +274,10 @@ def _make_compression_class(base: type) -> type:
             self.final_metric = training.best[1] if training.best else -1.0
             return test_info
 
-        def _endless_batches(self) -> Iterator[Mapping[str, np.ndarray]]:
+        def _taught(self, data: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+            return data if self._teacher is None else {**data, **self._teacher.outputs_of(data)}
+
+        def _endless_batches(self) -> Generator[Mapping[str, np.ndarray], None, None]:
             empty = 0
             while empty < 2:  # a checkpoint may be of the end of an epoch, of which nothing is left
                 empty += 1
@@ -284,8 +292,6 @@ def _make_compression_class(base: type) -> type:
             training = self.training
             paddle_state.seed_step(training.iterations * self.ranks.world + self.ranks.rank)
             fetches = [*train_info.fetch_targets, *([self._watched] if self._watched else [])]
-            if self._teacher is not None:
-                data = {**data, **self._teacher.outputs_of(data)}
             fetched = self._exe.run(self._quick or train_info.program, feed=data, fetch_list=fetches)
             if not isinstance(train_info.learning_rate, float):
                 train_info.learning_rate.step()
@@ -298,7 +304,6 @@ def _make_compression_class(base: type) -> type:
                 )
             training.iterations = iteration
             training.losses.append((iteration, loss))
-            self._keeper.note_step()
 
         def _settle(self, test_info: Any, train_config: Any, total: int) -> None:
             """Do what is due after the iteration that was last: an evaluation, a checkpoint."""

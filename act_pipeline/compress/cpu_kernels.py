@@ -13,6 +13,7 @@ as there are cores, each on one:
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ _MARKED = {*_OP_TYPES, *(f"{op_type}_grad" for op_type in _OP_TYPES)}
 _ROUNDING = 1.5 * 2**23
 # Paddle's `inverse` (phi/kernels/impl/quantize_linear_impl.h) treats smaller scales apart; what they scale is 0.
 _LEAST_SCALE = 1e-30
+_WAIT_MS = 1
 
 
 def on_cpu() -> bool:
@@ -43,8 +45,37 @@ def all_cores(sharing: int = 1) -> Iterator[None]:
     Args:
         sharing: how many processes share the cores that this one may use.
     """
+    if not on_cpu():
+        yield
+        return
+    openmp = _openmp()
+    # Intel's library: the threads that wait for the next parallel op hold their cores for 200 ms, and the one that makes
+    # the next batch ready needs them.
+    waiting = [library.dynlib for library in openmp.lib_controllers if hasattr(library.dynlib, "kmp_set_blocktime")]
+    before = [library.kmp_get_blocktime() for library in waiting]
+    # Paddle sets OMP_NUM_THREADS to 1 when it is imported.
+    with op_after_op(), openmp.limit(limits=max(available_cpus() // sharing, 1)):
+        try:
+            for library in waiting:
+                library.kmp_set_blocktime(_WAIT_MS)
+            yield
+        finally:
+            for library, milliseconds in zip(waiting, before):
+                library.kmp_set_blocktime(milliseconds)
+
+
+@functools.lru_cache(maxsize=1)
+def _openmp() -> Any:
+    """Return the OpenMP libraries of this process, Paddle's among them."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="openmp")
+
+
+@contextlib.contextmanager
+def op_after_op() -> Iterator[None]:
+    """Let the block's programs, of all threads, run one op at a time each; nothing on a GPU."""
     import paddle
-    from threadpoolctl import threadpool_limits
 
     if not on_cpu():
         yield
@@ -53,9 +84,7 @@ def all_cores(sharing: int = 1) -> Iterator[None]:
     before = paddle.get_flags([flag])
     paddle.set_flags({flag: True})
     try:
-        # Paddle sets OMP_NUM_THREADS to 1 when it is imported.
-        with threadpool_limits(max(available_cpus() // sharing, 1), user_api="openmp"):
-            yield
+        yield
     finally:
         paddle.set_flags(before)
 

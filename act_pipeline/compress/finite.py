@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.compress import cpu_kernels
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph
@@ -98,8 +99,10 @@ def guarded_outputs(graph: StaticGraph, batch: Mapping[str, np.ndarray]) -> dict
 
     program = graph.program.clone()
     guard_grids(program)
+    if cpu_kernels.on_cpu():
+        cpu_kernels.run_in_onednn(program)
     names = [target.name for target in graph.fetch_targets]
-    with paddle.static.scope_guard(graph.scope):
+    with paddle.static.scope_guard(graph.scope), cpu_kernels.all_cores():
         feed = {name: batch[name] for name in graph.feed_names}
         values = graph.executor.run(program, feed=feed, fetch_list=names, return_numpy=False)
     return {name: np.array(value) for name, value in zip(names, values)}

@@ -20,8 +20,11 @@ from act_pipeline.config import Config
 from act_pipeline.data import Reader
 from act_pipeline.engines import create_engine, find_support
 from act_pipeline.engines.base import available_cpus
-from act_pipeline.evaluation import Evaluation, evaluate
+from act_pipeline.evaluation import Evaluation, evaluate_beside
 from act_pipeline.model import InferenceModel
+
+# Each takes the memory of an inference, about 1 GB for RT-DETR at 640.
+_MOST_ENGINES = 4
 
 
 @dataclass
@@ -140,13 +143,25 @@ def engine_name(precision: str, device: str) -> str:
     return name if find_support(name, precision, device).available else "paddle"
 
 
+def engines_beside(device: str) -> tuple[int, int]:
+    """Return how many engines :func:`evaluate_model` runs beside each other, and the CPU threads of each."""
+    cpus = available_cpus()
+    count = min(cpus, _MOST_ENGINES) if device == "CPU" else 1
+    return count, cpus // count
+
+
 def evaluate_model(
     model: InferenceModel, precision: str, device: str, reader: Reader, progress: bool
 ) -> Evaluation:
     """Evaluate a model in Paddle Inference, ``precision`` being ``fp32`` or ``int8``."""
-    engine = create_engine(engine_name(precision, device), model, precision, device, available_cpus())
-    with contextlib.closing(engine):
-        return evaluate(engine, reader, progress=progress, read_ahead=True)
+    count, threads = engines_beside(device)
+    name = engine_name(precision, device)
+    with contextlib.ExitStack() as stack:
+        engines = [
+            stack.enter_context(contextlib.closing(create_engine(name, model, precision, device, threads)))
+            for _ in range(count)
+        ]
+        return evaluate_beside(engines, reader, progress=progress)
 
 
 def evaluate_baseline(model: InferenceModel, device: str, reader: Reader, progress: bool) -> tuple[Evaluation, bool]:
@@ -156,7 +171,7 @@ def evaluate_baseline(model: InferenceModel, device: str, reader: Reader, progre
         reader.fingerprint("eval"),
         engine_name("fp32", device),
         device,
-        available_cpus(),
+        engines_beside(device)[1],
         lambda: evaluate_model(model, "fp32", device, reader, progress),
     )
 

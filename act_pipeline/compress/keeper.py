@@ -84,9 +84,9 @@ class Keeper:
         if snapshot.best_model is not None:
             shutil.copytree(snapshot.best_model, self._best_dir)
 
-    def note_step(self) -> None:
-        """Note where the batches are; call it when a step is done, before the next batch is read."""
-        self._position = dict(self._batches.position)
+    def note_step(self, position: Mapping[str, int]) -> None:
+        """Note where the batches were after the one of the step that is done."""
+        self._position = dict(position)
 
     def save(self) -> None:
         """Write a checkpoint, if there has been a step.

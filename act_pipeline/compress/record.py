@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from act_pipeline.compress.job import Candidate, Job, engine_name
-from act_pipeline.engines.base import available_cpus
+from act_pipeline.compress.job import Candidate, Job, engine_name, engines_beside
 from act_pipeline.evaluation import Evaluation
 from act_pipeline.model import InferenceModel
 
@@ -23,6 +22,7 @@ def compression_record(
         seconds: by stage, before the strategy.
     """
     stages = dict(seconds)
+    engines, threads = engines_beside(job.device)
     for candidate in job.tried:
         for stage, value in candidate.seconds.items():
             stages[stage] = stages.get(stage, 0.0) + value
@@ -47,7 +47,8 @@ def compression_record(
             "fp32_engine": engine_name("fp32", job.device),
             "fp32_cached": job.fp32_cached,
             "device": job.device,
-            "threads": available_cpus(),
+            "engines": engines,
+            "threads": engines * threads,
             "images": chosen.evaluation.images if chosen.evaluation else 0,
         },
         "model_hash": chosen.model.content_hash(),

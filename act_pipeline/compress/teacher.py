@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.compress.cpu_kernels import on_cpu, run_in_onednn
+from act_pipeline.compress.cpu_kernels import all_cores, on_cpu, run_in_onednn
 from act_pipeline.compress.quant_graph import TEACHER_PREFIX
 
 _logger = logging.getLogger(__name__)
@@ -38,12 +38,16 @@ class Teacher:
             program: reads ``inputs``, writes ``outputs``.
             inputs: of the training's feed.
             outputs: tensors that the loss reads, each with the batch as its first dimension.
-            executor: runs it.
+            executor: of the place where it runs.
             budget_mb: how much the kept outputs may take, in 10^6 bytes; what comes later is computed each time.
         """
+        import paddle
+
         self.inputs, self.outputs = list(inputs), list(outputs)
         self.kept_bytes = self.runs = 0
-        self._program, self._executor = program, executor
+        # Of its own, and the scope by name: it runs in a thread beside the training.
+        self._program, self._executor = program, paddle.static.Executor(executor.place)
+        self._scope = paddle.static.global_scope()
         self._budget = budget_mb * _BYTES_PER_MB
         self._kept: dict[bytes, list[np.ndarray]] = {}
 
@@ -57,7 +61,8 @@ class Teacher:
         """Run a batch as it is, and keep nothing."""
         self.runs += 1
         feed = {name: np.ascontiguousarray(feed[name]) for name in self.inputs}
-        return [np.array(value) for value in self._executor.run(self._program, feed=feed, fetch_list=self.outputs)]
+        fetched = self._executor.run(self._program, feed=feed, fetch_list=self.outputs, scope=self._scope)
+        return [np.array(value) for value in fetched]
 
     def _image(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         digest = hashlib.blake2b(digest_size=16)
@@ -130,7 +135,8 @@ def split_teacher(program: Any, executor: Any, probe: Mapping[str, np.ndarray], 
     if not outputs or not inputs or not set(inputs) <= fed & set(probe) or len(program.blocks) > 1:
         return None
     teacher = Teacher(_teaching_program(program, teaching), inputs, outputs, executor, budget_mb)
-    why_not = teacher.by_image(probe)
+    with all_cores():
+        why_not = teacher.by_image(probe)
     if why_not:
         _logger.warning("the teacher runs within every step: %s", why_not)
         return None
