@@ -157,10 +157,10 @@ def evaluate_model(
     count, threads = engines_beside(device)
     name = engine_name(precision, device)
     with contextlib.ExitStack() as stack:
-        engines = [
-            stack.enter_context(contextlib.closing(create_engine(name, model, precision, device, threads)))
-            for _ in range(count)
-        ]
+        engine: Any = create_engine(name, model, precision, device, threads)
+        engines = [engine, *(engine.clone() for _ in range(count - 1))]
+        for each in engines:
+            stack.enter_context(contextlib.closing(each))
         return evaluate_beside(engines, reader, progress=progress)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,9 +21,34 @@ GPU_MEMORY_POOL_MB = 1000
 ONEDNN_INT8_OPS = ("conv2d", "depthwise_conv2d")
 
 Configure = Callable[[Any, Any], None]
+_Engine = TypeVar("_Engine", bound="PredictorEngine")
 
 
-class PaddleEngine:
+class PredictorEngine:
+    """What all of Paddle Inference's engines do with their predictor, which the derived class loads."""
+
+    _predictor: Predictor
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See :meth:`act_pipeline.engines.base.Engine.run`."""
+        return self._predictor.run(inputs)
+
+    def clone(self: _Engine) -> _Engine:
+        """Return another engine of the same weights, for another thread; both are to be closed."""
+        other = copy.copy(self)
+        other._predictor = self._predictor.clone()
+        return other
+
+    def close(self) -> None:
+        """Free the predictor and its weights."""
+        self._predictor.close()
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of Paddle and its companions."""
+        return package_versions()
+
+
+class PaddleEngine(PredictorEngine):
     """A Paddle Inference predictor as an :class:`act_pipeline.engines.base.Engine`.
 
     How each choice computes an INT8 model (Q/DQ ops in the program):
@@ -84,18 +110,6 @@ class PaddleEngine:
         remedy = "; --use_mkldnn=False runs it without oneDNN" if onednn else ""
         self._predictor = Predictor(model, configure, summary, inference, remedy, batch_size)
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See :meth:`act_pipeline.engines.base.Engine.run`."""
-        return self._predictor.run(inputs)
-
-    def close(self) -> None:
-        """Free the predictor and its weights."""
-        self._predictor.close()
-
-    def versions(self) -> dict[str, str]:
-        """Return the versions of Paddle and its companions."""
-        return package_versions()
-
 
 class Predictor:
     """``paddle.inference``'s predictor, with its inputs checked and its refusals in one line."""
@@ -132,10 +146,20 @@ class Predictor:
         with refusals(f"Paddle Inference cannot load {self._where}", remedy), without_pass_log():
             configure(config, inference)
             self._predictor = inference.create_predictor(config)
-        self._inputs = {name: self._predictor.get_input_handle(name) for name in self._predictor.get_input_names()}
+        self._take_handles()
         self._check = InputCheck(self._where, {name: self.summary.inputs[name] for name in self._inputs}, batch_size)
+
+    def _take_handles(self) -> None:
+        self._inputs = {name: self._predictor.get_input_handle(name) for name in self._predictor.get_input_names()}
         self._outputs = [self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()[:2]]
         self._ran = False
+
+    def clone(self) -> Predictor:
+        """Return another predictor of the same weights: it is there at once, and runs beside this one."""
+        other = copy.copy(self)
+        other._predictor = self._predictor.clone()
+        other._take_handles()
+        return other
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Copy in, run, copy out. See :meth:`act_pipeline.engines.base.Engine.run`."""

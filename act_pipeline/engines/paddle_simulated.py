@@ -21,9 +21,8 @@ import numpy as np
 
 from act_pipeline.engines.base import available_cpus
 from act_pipeline.engines.model_files import ModelSummary, inspect_model, read_parameters, write_parameters
-from act_pipeline.engines.paddle_native import Predictor
+from act_pipeline.engines.paddle_native import Predictor, PredictorEngine
 from act_pipeline.model import InferenceModel
-from act_pipeline.records import versions as package_versions
 
 _LARGEST = 127
 # Paddle's kernels divide by smaller ones in a way of their own.
@@ -32,7 +31,7 @@ _FLOAT32 = 5  # VarType.FP32
 _ROUNDING_OPS = ("quantize_linear", "dequantize_linear")
 
 
-class PaddleSimulatedEngine:
+class PaddleSimulatedEngine(PredictorEngine):
     """An INT8 model with every Q/DQ computed, as an :class:`act_pipeline.engines.base.Engine`; CPU only.
 
     It stands for the engine ``paddle``, of which it is the quick form: single scores differ where a sum falls on
@@ -77,18 +76,6 @@ class PaddleSimulatedEngine:
             self._predictor = Predictor(
                 rewritten, configure, inspect_model(rewritten), inference, "; --engine=paddle runs it", batch_size
             )
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See :meth:`act_pipeline.engines.base.Engine.run`."""
-        return self._predictor.run(inputs)
-
-    def close(self) -> None:
-        """Free the predictor and its weights."""
-        self._predictor.close()
-
-    def versions(self) -> dict[str, str]:
-        """Return the versions of Paddle and its companions."""
-        return package_versions()
 
 
 def with_onednn_rounding(model: InferenceModel, directory: Path) -> InferenceModel:

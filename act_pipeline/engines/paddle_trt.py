@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 
 from act_pipeline.engines.base import available_cpus
 from act_pipeline.engines.dynamic_shape import shapes_path
 from act_pipeline.engines.host import Machine
 from act_pipeline.engines.host import machine as this_machine
 from act_pipeline.engines.model_files import ModelSummary, inspect_model
-from act_pipeline.engines.paddle_native import GPU_MEMORY_POOL_MB, Predictor
+from act_pipeline.engines.paddle_native import GPU_MEMORY_POOL_MB, Predictor, PredictorEngine
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.records import hash_files
-from act_pipeline.records import versions as package_versions
 
 CACHE_DIRECTORY = "trt_cache"
 WORKSPACE_BYTES_PER_IMAGE = 1 << 30
@@ -26,7 +23,7 @@ MIN_SUBGRAPH_SIZE = 3
 _PRECISION_NAMES = {"fp32": "Float32", "fp16": "Half", "int8": "Int8"}
 
 
-class PaddleTensorRTEngine:
+class PaddleTensorRTEngine(PredictorEngine):
     """A Paddle Inference predictor whose subgraphs run in TensorRT, as an :class:`Engine`.
 
     The first load builds TensorRT's engines, which takes minutes; they are kept in ``trt_cache/`` in the model's
@@ -112,17 +109,9 @@ class PaddleTensorRTEngine:
         )
         return model.directory / CACHE_DIRECTORY / hashlib.sha256(key.encode()).hexdigest()[:16]
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See :meth:`act_pipeline.engines.base.Engine.run`."""
-        return self._predictor.run(inputs)
-
-    def close(self) -> None:
-        """Free the predictor, its weights and its engines."""
-        self._predictor.close()
-
     def versions(self) -> dict[str, str]:
         """Return the versions of Paddle, CUDA, cuDNN and TensorRT."""
-        found = package_versions()
+        found = super().versions()
         machine = self._machine
         for name, value in (("cuda", machine.cuda), ("cudnn", machine.cudnn)):
             if value:
