@@ -16,6 +16,12 @@ from act_pipeline.static_graph import static_mode
 EXTREMES = [0.0, -0.0, 1e-38, -1e-38, 3.0, -3.0, 6.0, -6.0]
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "_LEAST_ROUNDED", 0)
+    monkeypatch.setattr(cpu_kernels, "_LEAST_IN_ONEDNN", 0)
+
+
 def quantized(x: np.ndarray, axis: int, start: float, quick: bool, steps: int = 3, rate: float = 0.9) -> dict[str, np.ndarray]:
     """Run a training's ``quantize_linear`` over ``x`` and return all that it writes."""
     import paddle
@@ -105,3 +111,18 @@ def test_a_training_in_the_quick_kernels_is_the_same_training(tmp_path: Path) ->
     # A single sum in another order may be rounded to another integer: the first step tells, before that adds up.
     np.testing.assert_allclose(quick[0], stock[0], rtol=1e-4)
     np.testing.assert_allclose(quick, stock, rtol=0.05)
+
+
+def test_small_tensors_keep_the_kernels_that_take_fewer_ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model's tensors: 8 x 14 x 14 and 8 x 6 x 6 from its convolutions, ten numbers from its matmul."""
+    replaced, marked = [], []
+    rounding, marking = cpu_kernels.round_in_vectors, cpu_kernels.run_in_onednn
+    monkeypatch.setattr(cpu_kernels, "round_in_vectors", lambda program: replaced.append(rounding(program)))
+    monkeypatch.setattr(cpu_kernels, "run_in_onednn", lambda program: marked.append(marking(program)))
+    for index, least in enumerate((0, 8 * 14 * 14, 8 * 14 * 14 + 1)):
+        monkeypatch.setattr(cpu_kernels, "_LEAST_ROUNDED", least)
+        monkeypatch.setattr(cpu_kernels, "_LEAST_IN_ONEDNN", least)
+        losses(tmp_path / str(index))
+    # Three ops and their gradients, and the three in the look at the model that is saved; the first convolution's; none.
+    # Of the tensors that are rounded, the second convolution's input alone is so large.
+    assert marked == [6, 3, 2, 1, 0, 0] and replaced == [6, 1, 0]

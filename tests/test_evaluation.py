@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from act_pipeline.evaluation import (
     EVAL_SCHEMA,
     STAT_NAMES,
     evaluate,
+    evaluate_beside,
 )
 from act_pipeline.model import InferenceModel
 from act_pipeline.records import read_record
@@ -160,6 +162,50 @@ def test_nothing_reads_ahead_on_the_cores_that_are_timed(reader, threads, device
     reader.loader = lambda split, **options: asked.append(options["workers"]) or loader(split, **options)
     evaluate(engine, reader, progress=False)
     assert asked == [workers]
+
+
+class Met(ScriptedEngine):
+    """Runs only while another engine runs."""
+
+    def __init__(self, rows, meeting):
+        super().__init__(rows)
+        self.meeting = meeting
+
+    def run(self, inputs):
+        self.meeting.wait(timeout=20)
+        return super().run(inputs)
+
+
+def test_engines_run_beside_each_other_and_find_what_one_finds(reader):
+    meeting = threading.Barrier(2)
+    engines = [Met(lambda h, w: [right(h, w, score=h / 1000)], meeting) for _ in range(2)]
+    alone, beside = run(engines[0]._rows, reader), evaluate_beside(engines, reader, progress=False)
+    assert [sum(engine.sizes) for engine in engines] == [2, 2]
+    np.testing.assert_array_equal(beside.detections, alone.detections)
+    assert (beside.map, beside.stats, beside.per_class) == (alone.map, alone.stats, alone.per_class)
+    assert beside.latency_ms is None and beside.images_per_second > 0
+
+
+def test_one_engine_beside_none_has_latencies(reader):
+    found = evaluate_beside([ScriptedEngine(lambda h, w: [right(h, w)])], reader, progress=False)
+    assert found.latency_ms["p50"] >= 0 and found.images == 4
+
+
+def test_an_engine_that_fails_ends_the_evaluation_when_no_other_runs(reader):
+    running = []
+
+    class Failing(ScriptedEngine):
+        def run(self, inputs):
+            running.append(self)
+            try:
+                return super().run(inputs)
+            finally:
+                running.remove(self)
+
+    engines = [Failing(lambda h, w: [right(h, w, score=float("nan"))]) for _ in range(3)]
+    with pytest.raises(UserError, match="not finite"):
+        evaluate_beside(engines, reader, progress=False)
+    assert not running and not any(thread.name.startswith("engine") for thread in threading.enumerate())
 
 
 def test_percentiles():

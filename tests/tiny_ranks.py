@@ -30,8 +30,8 @@ def note_variables(directory: Path, rank: int) -> None:
 
     note = Keeper.note_step
 
-    def note_step(self) -> None:
-        note(self)
+    def note_step(self, position) -> None:
+        note(self, position)
         np.savez(directory / f"rank{rank}.npz", **paddle_state.read_variables(self._names))
 
     Keeper.note_step = note_step

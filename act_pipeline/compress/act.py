@@ -254,7 +254,7 @@ def _make_compression_class(base: type) -> type:
                         if not self.ranks.go_on(training.iterations < total and not training.stopped):
                             break
                         data, position = feeds.take(last=training.iterations + 1 == total)
-                        self.ranks.ready()
+                        position = self.ranks.ready(position)
                         # Anew each time: Paddle's engines leave one thread behind when they have evaluated.
                         cores = cpu_kernels.all_cores(self.ranks.on_this_host)
                         with self._interruption.held(), self.ranks.stepping(), cores:

@@ -35,6 +35,8 @@ from act_pipeline.errors import Interrupted, UserError, describe_os_error
 
 # Between the death of a rank and what a collective operation of another makes of it.
 _NOTICE_SECONDS = 10.0
+# In rank 0's position in the data: those of the others, by rank.
+_OTHERS = "others"
 _SILENT = "has ended without a word (killed, out of memory, or its host is gone)"
 
 
@@ -63,15 +65,25 @@ class Ranks:
         return work(self)
 
     def shard(self, batches: Batches) -> Batches:
-        """Return this rank's share of the batches."""
+        """Return the batches, of which this rank has its share from now on."""
+        if self.world > 1:
+            batches.shard(self.rank, self.world)
         return batches
 
     def go_on(self, wanted: bool) -> bool:
         """Return whether rank 0 wants another step, which it says by ``wanted``."""
         return wanted
 
-    def ready(self) -> None:
-        """Wait until all have their batch."""
+    def ready(self, position: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Wait until all have their batch.
+
+        Args:
+            position: where this rank is in its share, after that batch.
+
+        Returns:
+            where this rank is, and, if it leads, where the others are.
+        """
+        return position
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
@@ -103,7 +115,6 @@ class Leader(Ranks):
         """Take the connections to the other ranks, by rank, and the name that they know this host by."""
         self.host = host
         self.world = 1 + len(links)
-        self.positions: dict[int, dict[str, int]] = {}
         self._links = dict(links)
         self._inboxes: dict[int, queue.Queue[Optional[dict[str, Any]]]] = {rank: queue.Queue() for rank in links}
         self._failed = threading.Event()
@@ -156,15 +167,12 @@ class Leader(Ranks):
                     "command, config, data and versions"
                 )
 
-    def shard(self, batches: Batches) -> Batches:
-        return Shard(batches, self)
-
     def go_on(self, wanted: bool) -> bool:
         self.tell("step" if wanted else "trained")
         return wanted
 
-    def ready(self) -> None:
-        self.positions = {rank: message["position"] for rank, message in self.hear_all().items()}
+    def ready(self, position: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**position, _OTHERS: {str(rank): message["position"] for rank, message in self.hear_all().items()}}
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
@@ -177,8 +185,9 @@ class Leader(Ranks):
 
     def share(self, snapshot: Callable[[], Snapshot]) -> Optional[Snapshot]:
         state = snapshot()
+        positions = state.progress["position"].get(_OTHERS, {})
         for rank, link in self._links.items():
-            progress = {**state.progress, "position": self.positions.get(rank)}
+            progress = {**state.progress, "position": positions.get(str(rank))}
             link.send("state", state.variables, progress=progress)
         return None
 
@@ -247,7 +256,6 @@ class Follower(Ranks):
         self._inbox: queue.Queue[Optional[dict[str, Any]]] = queue.Queue()
         self._code: Optional[int] = None
         self._over = threading.Event()
-        self._batches: Optional[Batches] = None
         link.listen(self._hear, self._gone)
 
     def run(self, work: Callable[[Ranks], int]) -> int:
@@ -285,16 +293,12 @@ class Follower(Ranks):
             raise _Ended(message["code"])
         return message
 
-    def shard(self, batches: Batches) -> Batches:
-        self._batches = Shard(batches, self)
-        return self._batches
-
     def go_on(self, wanted: bool) -> bool:
         return self.receive()["kind"] == "step"
 
-    def ready(self) -> None:
-        assert self._batches is not None
-        self.say("ready", position=dict(self._batches.position))
+    def ready(self, position: Mapping[str, Any]) -> Mapping[str, Any]:
+        self.say("ready", position=dict(position))
+        return position
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
@@ -351,34 +355,6 @@ class Follower(Ranks):
             self._over.set()
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-class Shard:
-    """A rank's share of the batches; rank 0's ``position`` is that of all of them."""
-
-    def __init__(self, batches: Batches, ranks: Leader | Follower) -> None:
-        batches.shard(ranks.rank, ranks.world)
-        self._batches, self._ranks = batches, ranks
-
-    @property
-    def position(self) -> dict[str, Any]:
-        """Where each rank is."""
-        position = dict(self._batches.position)
-        if isinstance(self._ranks, Leader):
-            position["others"] = {str(rank): value for rank, value in self._ranks.positions.items()}
-        return position
-
-    def __call__(self) -> Iterator[Mapping[str, np.ndarray]]:
-        return self._batches()
-
-    def __len__(self) -> int:
-        return len(self._batches)  # type: ignore[arg-type]
-
-    def seek(self, position: Mapping[str, Any]) -> None:
-        """Go on where this rank was, and remember where the others were."""
-        self._batches.seek(position)
-        if isinstance(self._ranks, Leader):
-            self._ranks.positions = {int(rank): dict(value) for rank, value in position["others"].items()}
 
 
 def _words(error: BaseException) -> str:

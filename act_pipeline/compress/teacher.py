@@ -29,25 +29,31 @@ _TOLERANCE = 1e-3
 
 
 class Teacher:
-    """The teacher's ops as a program of their own, over the parameters of the current scope."""
+    """The teacher's ops as a program of their own, over the parameters that the training's scope holds."""
 
-    def __init__(self, program: Any, inputs: Sequence[str], outputs: Sequence[str], executor: Any, budget_mb: float) -> None:
+    def __init__(self, program: Any, inputs: Sequence[str], outputs: Sequence[str], place: Any, budget_mb: float) -> None:
         """Take what :func:`split_teacher` found.
 
         Args:
-            program: reads ``inputs``, writes ``outputs``.
+            program: reads ``inputs``, writes ``outputs``; its parameters are in the current scope. None: there is another
+                :meth:`run`.
             inputs: of the training's feed.
             outputs: tensors that the loss reads, each with the batch as its first dimension.
-            executor: of the place where it runs.
+            place: where its parameters are.
             budget_mb: how much the kept outputs may take, in 10^6 bytes; what comes later is computed each time.
         """
         import paddle
 
         self.inputs, self.outputs = list(inputs), list(outputs)
         self.kept_bytes = self.runs = 0
-        # Of its own, and the scope by name: it runs in a thread beside the training.
-        self._program, self._executor = program, paddle.static.Executor(executor.place)
-        self._scope = paddle.static.global_scope()
+        # All of its own: it runs in a thread beside the training, and a program's feed and fetches lie in its scope.
+        self._program, self._executor = program, paddle.static.Executor(place)
+        self._scope = paddle.static.Scope()
+        block = program.global_block() if program is not None else None
+        for name in {name for op in block.ops for name in op.input_arg_names} if block else ():
+            if block.var(name).persistable:
+                trained = paddle.static.global_scope().find_var(name)
+                self._scope.var(name).get_tensor()._share_data_with(trained.get_tensor())
         self._budget = budget_mb * _BYTES_PER_MB
         self._kept: dict[bytes, list[np.ndarray]] = {}
 
@@ -134,7 +140,7 @@ def split_teacher(program: Any, executor: Any, probe: Mapping[str, np.ndarray], 
     fed = {op.output("Out")[0] for op in others if op.type == "feed"}
     if not outputs or not inputs or not set(inputs) <= fed & set(probe) or len(program.blocks) > 1:
         return None
-    teacher = Teacher(_teaching_program(program, teaching), inputs, outputs, executor, budget_mb)
+    teacher = Teacher(_teaching_program(program, teaching), inputs, outputs, executor.place, budget_mb)
     with all_cores():
         why_not = teacher.by_image(probe)
     if why_not:
