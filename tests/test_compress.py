@@ -241,7 +241,8 @@ def test_quick_walks_find_the_ops_that_the_stock_ones_find(demo) -> None:
 
         def following() -> list[list[int]]:
             graph = GraphWrapper(loaded.program)
-            return [[op.idx() for op in graph.next_ops(op)] for op in graph.ops()[::5]]
+            ops = graph.ops()
+            return [[op.idx() for op in graph.next_ops(op)] for op in (*ops[::5], ops[-1])]
 
         stock = following()
         with quick_walks():

@@ -44,4 +44,4 @@ def test_compressing_takes_not_much_more_memory_than_a_float_training(demo, tmp_
     for name in ("data", "output"):
         (folder / name).symlink_to(demo.root / name)
     plain, compressed = run("float", folder)["peak"], run("compress", folder)["peak"]
-    assert compressed <= 2.2 * plain, (plain, compressed)
+    assert compressed <= 2.6 * plain, (plain, compressed)
