@@ -25,10 +25,11 @@ def run(kind: str, folder: Path, *number: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.xfail(reason="each of the 8 evaluations leaves some 4 MiB, the scope of its INT8 model: 30 MiB")
 def test_a_training_of_a_thousand_iterations_does_not_grow(tmp_path: Path) -> None:
-    """Were each batch kept (192 KiB), 800 more would be 150 MiB. Each of the 8 evaluations leaves some 4 MiB: its scope."""
+    """Were each batch kept (192 KiB), 800 more would be 150 MiB; a checkpoint or an evaluation kept counts as well."""
     held = {int(given): held for given, held in run("train", tmp_path / "run", 1000)["held"].items()}
-    assert held[1000] - held[200] < 45, held
+    assert held[1000] - held[200] < 20, held
 
 
 def test_the_peak_of_an_evaluation_does_not_depend_on_the_number_of_images(tmp_path: Path) -> None:
@@ -37,11 +38,12 @@ def test_the_peak_of_an_evaluation_does_not_depend_on_the_number_of_images(tmp_p
     assert many - few < 180 * 100 * BYTES_A_DETECTION / MIB + 20, (few, many)
 
 
-def test_compressing_takes_not_much_more_memory_than_a_float_training(demo, tmp_path: Path) -> None:
+@pytest.mark.xfail(reason="2.3 times: Paddle's executor keeps the order of every pair of ops")
+def test_compressing_takes_at_most_twice_the_memory_of_a_float_training(demo, tmp_path: Path) -> None:
     """Peaks of whole processes, interpreter and libraries included; `memory_runs.train_float` says what is compared."""
     folder = tmp_path / "sample"
     folder.mkdir()
     for name in ("data", "output"):
         (folder / name).symlink_to(demo.root / name)
     plain, compressed = run("float", folder)["peak"], run("compress", folder)["peak"]
-    assert compressed <= 2.6 * plain, (plain, compressed)
+    assert compressed <= 2 * plain, (plain, compressed)
