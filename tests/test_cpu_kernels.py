@@ -16,11 +16,6 @@ from act_pipeline.static_graph import static_mode
 EXTREMES = [0.0, -0.0, 1e-38, -1e-38, 3.0, -3.0, 6.0, -6.0]
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_kernels, "_LEAST_ROUNDED", 0)
-
-
 def quantized(x: np.ndarray, axis: int, start: float, quick: bool, steps: int = 3, rate: float = 0.9) -> dict[str, np.ndarray]:
     """Run a training's ``quantize_linear`` over ``x`` and return all that it writes."""
     import paddle
@@ -110,14 +105,3 @@ def test_a_training_in_the_quick_kernels_is_the_same_training(tmp_path: Path) ->
     # A single sum in another order may be rounded to another integer: the first step tells, before that adds up.
     np.testing.assert_allclose(quick[0], stock[0], rtol=1e-4)
     np.testing.assert_allclose(quick, stock, rtol=0.05)
-
-
-def test_small_tensors_keep_the_op_that_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounded are images, a second convolution's input of 8 x 14 x 14, three weights (the matmul's is 288 x 10), and its
-    input."""
-    replaced, rounding = [], cpu_kernels.round_in_vectors
-    monkeypatch.setattr(cpu_kernels, "round_in_vectors", lambda program: replaced.append(rounding(program)))
-    for index, least in enumerate((0, 8 * 14 * 14, 288 * 10, 288 * 10 + 1)):
-        monkeypatch.setattr(cpu_kernels, "_LEAST_ROUNDED", least)
-        losses(tmp_path / str(index))
-    assert replaced == [6, 2, 1, 0]

@@ -38,7 +38,6 @@ def test_the_peak_of_an_evaluation_does_not_depend_on_the_number_of_images(tmp_p
     assert many - few < 180 * 100 * BYTES_A_DETECTION / MIB + 20, (few, many)
 
 
-@pytest.mark.xfail(reason="2.3 times: Paddle's executor keeps the order of every pair of ops")
 def test_compressing_takes_at_most_twice_the_memory_of_a_float_training(demo, tmp_path: Path) -> None:
     """Peaks of whole processes, interpreter and libraries included; `memory_runs.train_float` says what is compared."""
     folder = tmp_path / "sample"

@@ -33,6 +33,7 @@ from act_pipeline.compress.finite import LOWER_RATE, Diverged
 from act_pipeline.compress.interrupt import Interruption
 from act_pipeline.compress.inventory import OpInventory
 from act_pipeline.compress.keeper import Keeper
+from act_pipeline.compress.op_by_op import OpByOp
 from act_pipeline.compress.ranks import ALONE, Ranks
 from act_pipeline.compress.selection import skip_patterns
 from act_pipeline.compress.teacher import Teacher, split_teacher
@@ -169,7 +170,7 @@ def _make_compression_class(base: type) -> type:
             self._op_types = list(op_types)
             self._teacher_cache_mb = teacher_cache_mb
             self._watched: Optional[str] = None
-            self._quick: Any = None  # computes what the training program does
+            self._quick: Optional[OpByOp] = None  # computes what the training program does
             self._teacher: Optional[Teacher] = None
 
         def prepare_survival(
@@ -220,14 +221,18 @@ def _make_compression_class(base: type) -> type:
 
         def _compiled_program(self, info: Any, strategy: str) -> Any:
             if info.optimizer is not None:
+                if not isinstance(info.learning_rate, float):
+                    # PaddleSlim quantizes into a new program, which Paddle's executor no longer tells the rate.
+                    info.program.lr_scheduler = info.learning_rate
                 finite.guard_grids(info.program)
                 if self.ranks.world > 1:
                     averaging.average(info, self.ranks.world)
                 self._watched = finite.watch_weights(info.program)
                 if cpu_kernels.on_cpu():
-                    self._quick = info.program.clone()
-                    cpu_kernels.run_in_onednn(self._quick)
-                    cpu_kernels.round_in_vectors(self._quick)
+                    quick = info.program.clone()
+                    cpu_kernels.run_in_onednn(quick)
+                    cpu_kernels.round_in_vectors(quick)
+                    self._quick = OpByOp(quick, self._fetches(info), self._exe.place)
             return super()._compiled_program(info, strategy)
 
         def _start_train(self, train_info: Any, test_info: Any, strategy: str, train_config: Any) -> Any:
@@ -237,6 +242,7 @@ def _make_compression_class(base: type) -> type:
             if train_config.epochs:
                 total = min(total, train_config.epochs * self._batches_per_epoch)
             training = self.training
+            cpu_kernels.keep_freed_memory()
             paddle_state.start_moving_averages(train_info, self.start_thresholds, self._exe.place)
             self._keeper = Keeper(
                 self._checkpoints, training, self._batches, (train_info, test_info), self._exe.place, self._best_dir,
@@ -291,8 +297,10 @@ def _make_compression_class(base: type) -> type:
         def _step(self, train_info: Any, data: Mapping[str, np.ndarray]) -> None:
             training = self.training
             paddle_state.seed_step(training.iterations * self.ranks.world + self.ranks.rank)
-            fetches = [*train_info.fetch_targets, *([self._watched] if self._watched else [])]
-            fetched = self._exe.run(self._quick or train_info.program, feed=data, fetch_list=fetches)
+            if self._quick is not None:
+                fetched = self._quick.run(data)
+            else:
+                fetched = self._exe.run(train_info.program, feed=data, fetch_list=self._fetches(train_info))
             if not isinstance(train_info.learning_rate, float):
                 train_info.learning_rate.step()
             loss, iteration = float(np.mean(fetched[0])), training.iterations + 1
@@ -304,6 +312,9 @@ def _make_compression_class(base: type) -> type:
                 )
             training.iterations = iteration
             training.losses.append((iteration, loss))
+
+        def _fetches(self, train_info: Any) -> list[str]:
+            return [target.name for target in train_info.fetch_targets] + ([self._watched] if self._watched else [])
 
         def _settle(self, test_info: Any, train_config: Any, total: int) -> None:
             """Do what is due after the iteration that was last: an evaluation, a checkpoint."""

@@ -7,14 +7,16 @@ as there are cores, each on one:
 - ``quantize_linear`` calls the C library's ``rint`` for every element, at 12 to 19 ns each;
   :func:`round_in_vectors` computes the same numbers, bit by bit, in a tenth of the time by kernels that compilers
   vectorize;
-- :func:`all_cores` runs one op at a time, on all cores: many at once each keep memory of their own.
+- :func:`all_cores` runs one op at a time, on all cores: many at once each keep memory of their own;
+- :func:`keep_freed_memory` spares each step the page faults of memory that the one before it had.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
-import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,9 +32,9 @@ _ROUNDING = 1.5 * 2**23
 # Paddle's `inverse` (phi/kernels/impl/quantize_linear_impl.h) treats smaller scales apart; what they scale is 0.
 _LEAST_SCALE = 1e-30
 _WAIT_MS = 1
-# Paddle's executor keeps for each pair of ops which of the two comes first: where there is little to round, nine ops for
-# one cost more memory than they save time. Found on RT-DETR-R18 at 640 and the sample.
-_LEAST_ROUNDED = 1 << 16
+# Of glibc's malloc.h; the largest values that every version takes.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_ALL, _LARGEST_HEAP_BLOCK = (1 << 31) - 1, 32 << 20
 
 
 def on_cpu() -> bool:
@@ -93,6 +95,19 @@ def op_after_op() -> Iterator[None]:
         paddle.set_flags(before)
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed until the process ends; nothing on a GPU, or with another C library.
+
+    Else each step gives its activations back to the system and takes them again, page by page: 40,000 and more page
+    faults a step of RT-DETR-R18 at 640. What the process holds at most stays as it is.
+    """
+    linux = sys.platform == "linux"
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if linux and on_cpu() else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK)
+        mallopt(_M_TRIM_THRESHOLD, _ALL)
+
+
 def run_in_onednn(program: Any) -> int:
     """Mark the ops that oneDNN computes faster, and return how many they are.
 
@@ -108,7 +123,7 @@ def run_in_onednn(program: Any) -> int:
 
 
 def round_in_vectors(program: Any) -> int:
-    """Replace the ``quantize_linear`` of large tensors, which also take the scale, by ops that compute the same.
+    """Replace each ``quantize_linear`` that also takes the scale by ops that compute the same.
 
     What it writes, and the scales, states and accumulators that it keeps, stay the same variables with the same bits.
 
@@ -119,19 +134,11 @@ def round_in_vectors(program: Any) -> int:
         how many were replaced.
     """
     block = program.global_block()
-    quantizing = [op for op in block.ops if op.type == "quantize_linear" and not op.attr("is_test")]
-    found = [op for op in quantizing if _elements(block, op.input("X")[0]) >= _LEAST_ROUNDED]
+    found = [op for op in block.ops if op.type == "quantize_linear" and not op.attr("is_test")]
     for op in found:
         _Rounding(block, op).replace()
     program._sync_with_cpp()
     return len(found)
-
-
-def _elements(block: Any, name: str) -> float:
-    """Return how many elements a weight has, or an activation of one image; infinite: that is not known."""
-    variable = block.var(name)
-    shape = variable.shape if variable.persistable else variable.shape[1:]
-    return math.inf if any(size < 0 for size in shape) else math.prod(shape)
 
 
 class _Rounding:

@@ -1,0 +1,67 @@
+"""Trainings op by op are those of Paddle's executor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import tiny_training
+
+from act_pipeline.compress import act, cpu_kernels
+from act_pipeline.compress.op_by_op import OpByOp
+from act_pipeline.static_graph import static_mode
+
+
+def losses(directory: Path, rate: str = "0.01", iterations: int = 6) -> list[float]:
+    directory.mkdir()
+    overrides = (f"TrainConfig.learning_rate={rate}",)
+    training = tiny_training.run(directory, evaluate=False, iterations=iterations, overrides=overrides)
+    return [loss for _, loss in training.losses]
+
+
+class Stock:
+    """Paddle's own executor, called as `OpByOp` is."""
+
+    def __init__(self, program, fetches, place) -> None:
+        import paddle
+
+        self.program, self.fetches, self.executor = program, fetches, paddle.static.Executor(place)
+
+    def run(self, feed) -> list[np.ndarray]:
+        return self.executor.run(self.program, feed=feed, fetch_list=self.fetches)
+
+
+def test_op_by_op_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = losses(tmp_path / "quick")
+    monkeypatch.setattr(act, "OpByOp", Stock)
+    assert losses(tmp_path / "stock") == quick
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_the_learning_rate_follows_its_schedule(tmp_path: Path, on_cpu: bool) -> None:
+    """PaddleSlim 2.6.0 trains on at the first rate: what it quantizes into knows no schedule."""
+    with mock.patch.object(cpu_kernels, "on_cpu", return_value=on_cpu):
+        constant = losses(tmp_path / "constant")
+        dropped = losses(tmp_path / "dropped", "{type: PiecewiseDecay, boundaries: [2], values: [0.01, 0.001]}")
+    # The third step is the first at the lower rate, and its loss comes before its update.
+    assert dropped[:3] == constant[:3]
+    assert dropped[3] != constant[3]
+
+
+def test_what_is_fed_and_not_in_the_program_is_let_be() -> None:
+    import paddle
+
+    with static_mode(), paddle.static.scope_guard(paddle.static.Scope()):
+        program = paddle.static.Program()
+        with paddle.static.program_guard(program):
+            x = paddle.static.data("x", [-1, 3], "float32")
+            between = paddle.nn.functional.relu(x)
+            y = between + 1
+        steps = OpByOp(program, [y.name], paddle.CPUPlace())
+        for rows in (2, 5):
+            (found,) = steps.run({"x": np.full((rows, 3), -1, np.float32), "scale_factor": np.ones(2)})
+            assert np.array_equal(found, np.ones((rows, 3)))
+        held = paddle.static.global_scope().find_var(between.name).get_tensor()
+        assert not held._is_initialized()
