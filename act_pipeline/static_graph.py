@@ -43,6 +43,16 @@ def static_mode() -> Iterator[None]:
             paddle.disable_static()
 
 
+def free(scope: Any) -> None:
+    """Free a scope that nothing uses any more.
+
+    Paddle keeps every scope that Python makes in a pool of the process (2.6.2: ``ScopePool``) until it ends, whether or
+    not Python still knows the scope.
+    """
+    gc.collect()  # Paddle's executor and its cache refer to each other, and the cache to the scope
+    scope._remove_from_pool()
+
+
 @dataclass
 class StaticGraph:
     """A program in memory with the scope that holds its parameters.
@@ -96,14 +106,9 @@ class StaticGraph:
         return cls(program, list(feed_names), list(fetch_targets), scope, executor)
 
     def close(self) -> None:
-        """Free the parameters; nothing that belongs to the graph may be used from then on.
-
-        Paddle keeps every scope that Python makes in a pool of the process (2.6.2: ``ScopePool``) until it ends, whether
-        or not Python still knows the scope.
-        """
+        """Free the parameters; nothing that belongs to the graph may be used from then on."""
         self.executor.close()
-        gc.collect()  # Paddle's executor and its cache refer to each other, and the cache to the scope
-        self.scope._remove_from_pool()
+        free(self.scope)
         self.scope = self.executor = None
 
     def save(self, directory: Path) -> InferenceModel:

@@ -32,6 +32,9 @@ class Stock:
     def run(self, feed) -> list[np.ndarray]:
         return self.executor.run(self.program, feed=feed, fetch_list=self.fetches)
 
+    def rest(self) -> None:
+        pass
+
 
 def test_op_by_op_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = losses(tmp_path / "quick")

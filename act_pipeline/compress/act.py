@@ -44,7 +44,7 @@ from act_pipeline.config import Config
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import Interrupted, UserError
 from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph
+from act_pipeline.static_graph import StaticGraph, free
 
 # ACT stops when the metric is this near, relatively, to the float model's (given as TrainConfig.origin_metric).
 _NEAR_ORIGIN = 0.005
@@ -333,6 +333,8 @@ def _make_compression_class(base: type) -> type:
 
         def _evaluate(self, test_info: Any, train_config: Any) -> None:
             training = self.training
+            if self._quick is not None:
+                self._quick.rest()
             shutil.rmtree(Path(self.tmp_dir, "candidate"), ignore_errors=True)
             candidate = self._save_candidate(test_info, "candidate")
             metric = self._score(candidate)
@@ -374,6 +376,7 @@ def _make_compression_class(base: type) -> type:
                 order=self._op_order,
                 check=self._check_candidate,
             )
+            free(scope)
             return model
 
         def _check_candidate(self, graph: StaticGraph) -> None:

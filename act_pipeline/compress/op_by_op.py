@@ -18,7 +18,7 @@ class OpByOp:
     """A program ready to run, in the scope that is the global one now."""
 
     def __init__(self, program: Any, fetches: Sequence[str], place: Any) -> None:
-        """Make the ops, and the variables that the scope does not have.
+        """Take the program; ops are made when it first runs.
 
         Args:
             program: a `paddle.static.Program` of one block; loses its ``feed`` ops and must not be changed afterwards.
@@ -32,12 +32,9 @@ class OpByOp:
             block._remove_op(block.ops.index(op), sync=False)
         self._program, self._fetches, self._place = program, list(fetches), place
         self._scope = paddle.static.global_scope()
-        core_place = paddle.base.core.Place()
-        core_place.set_place(place)
-        self._executor = paddle.base.core.Executor(core_place)
-        self._executor.create_variables(program.desc, self._scope, 0)
-        # What is neither persistable nor named here is freed after the op that reads it last.
-        self._prepared = self._executor.prepare(program.desc, 0, self._fetches, False)
+        self._nothing = paddle.static.Program()
+        self._executor: Any = None
+        self._prepared: Any = None
 
     def run(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run the program once, and return what was asked for.
@@ -48,6 +45,8 @@ class OpByOp:
         Raises:
             MemoryError, RuntimeError, ValueError: as `paddle.static.Executor.run` does.
         """
+        if self._executor is None:
+            self._prepare()
         values = {name: array for name, array in feed.items() if self._program.global_block().has_var(name)}
         scheduler = getattr(self._program, "lr_scheduler", None)
         if scheduler is not None:
@@ -55,5 +54,26 @@ class OpByOp:
         for name, array in values.items():
             self._scope.var(name).get_tensor().set(array, self._place)
         inner_scope, new_variables, keep_inner_scopes = False, False, False
+        # What oneDNN's kernels keep, they keep for the executor that this thread has named last; one names itself when it
+        # runs a program that it has not prepared.
+        self._executor.run(self._nothing.desc, self._scope, 0, inner_scope, new_variables, [])
         self._executor.run_prepared_ctx(self._prepared, self._scope, inner_scope, new_variables, keep_inner_scopes)
         return [np.array(self._scope.find_var(name).get_tensor()) for name in self._fetches]
+
+    def rest(self) -> None:
+        """Free what oneDNN's kernels keep from run to run; the next run makes it anew.
+
+        Call it before programs are rewritten: each of Paddle's passes (``Pass::Apply``) lets the kernels forget what they
+        keep, but does not free it.
+        """
+        self._prepared = self._executor = None
+
+    def _prepare(self) -> None:
+        from paddle.base import core
+
+        place = core.Place()
+        place.set_place(self._place)
+        self._executor = core.Executor(place)
+        self._executor.create_variables(self._program.desc, self._scope, 0)
+        # What is neither persistable nor named here is freed after the op that reads it last.
+        self._prepared = self._executor.prepare(self._program.desc, 0, self._fetches, False)
