@@ -89,7 +89,7 @@ class Recipe(Teacher):
     """A teacher of NumPy."""
 
     def __init__(self, function) -> None:
-        super().__init__(None, ["image"], ["out"], None, 1)
+        super().__init__(None, ["image"], ["out"], 1)
         self.function = function
 
     def run(self, feed):

@@ -33,8 +33,8 @@ from act_pipeline.compress.finite import LOWER_RATE, Diverged
 from act_pipeline.compress.interrupt import Interruption
 from act_pipeline.compress.inventory import OpInventory
 from act_pipeline.compress.keeper import Keeper
-from act_pipeline.compress.op_by_op import OpByOp
 from act_pipeline.compress.ranks import ALONE, Ranks
+from act_pipeline.compress.runners import Runner, make_runner
 from act_pipeline.compress.selection import skip_patterns
 from act_pipeline.compress.teacher import Teacher, split_teacher
 from act_pipeline.compress.trainable import trainable_weights
@@ -169,8 +169,7 @@ def _make_compression_class(base: type) -> type:
             self._progress = progress
             self._op_types = list(op_types)
             self._teacher_cache_mb = teacher_cache_mb
-            self._watched: Optional[str] = None
-            self._quick: Optional[OpByOp] = None  # computes what the training program does
+            self._runner: Optional[Runner] = None
             self._teacher: Optional[Teacher] = None
 
         def prepare_survival(
@@ -227,13 +226,16 @@ def _make_compression_class(base: type) -> type:
                 finite.guard_grids(info.program)
                 if self.ranks.world > 1:
                     averaging.average(info, self.ranks.world)
-                self._watched = finite.watch_weights(info.program)
+                fetches = [target.name for target in info.fetch_targets] + [finite.watch_weights(info.program)]
                 if cpu_kernels.on_cpu():
-                    quick = info.program.clone()
-                    cpu_kernels.run_in_onednn(quick)
-                    cpu_kernels.round_in_vectors(quick)
-                    self._quick = OpByOp(quick, self._fetches(info), self._exe.place)
-            return super()._compiled_program(info, strategy)
+                    program = info.program.clone()
+                    cpu_kernels.run_in_onednn(program)
+                    cpu_kernels.round_in_vectors(program)
+                    self._runner = make_runner(program, fetches, self._exe.place)
+            compiled = super()._compiled_program(info, strategy)
+            if info.optimizer is not None and self._runner is None:
+                self._runner = make_runner(compiled.program, fetches, self._exe.place)
+            return compiled
 
         def _start_train(self, train_info: Any, test_info: Any, strategy: str, train_config: Any) -> Any:
             from tqdm import tqdm
@@ -297,10 +299,7 @@ def _make_compression_class(base: type) -> type:
         def _step(self, train_info: Any, data: Mapping[str, np.ndarray]) -> None:
             training = self.training
             paddle_state.seed_step(training.iterations * self.ranks.world + self.ranks.rank)
-            if self._quick is not None:
-                fetched = self._quick.run(data)
-            else:
-                fetched = self._exe.run(train_info.program, feed=data, fetch_list=self._fetches(train_info))
+            fetched = self._runner.run(data)
             if not isinstance(train_info.learning_rate, float):
                 train_info.learning_rate.step()
             loss, iteration = float(np.mean(fetched[0])), training.iterations + 1
@@ -312,9 +311,6 @@ def _make_compression_class(base: type) -> type:
                 )
             training.iterations = iteration
             training.losses.append((iteration, loss))
-
-        def _fetches(self, train_info: Any) -> list[str]:
-            return [target.name for target in train_info.fetch_targets] + ([self._watched] if self._watched else [])
 
         def _settle(self, test_info: Any, train_config: Any, total: int) -> None:
             """Do what is due after the iteration that was last: an evaluation, a checkpoint."""
@@ -333,8 +329,9 @@ def _make_compression_class(base: type) -> type:
 
         def _evaluate(self, test_info: Any, train_config: Any) -> None:
             training = self.training
-            if self._quick is not None:
-                self._quick.rest()
+            self._runner.rest()
+            if self._teacher is not None:
+                self._teacher.rest()
             shutil.rmtree(Path(self.tmp_dir, "candidate"), ignore_errors=True)
             candidate = self._save_candidate(test_info, "candidate")
             metric = self._score(candidate)

@@ -21,6 +21,7 @@ import numpy as np
 
 from act_pipeline.compress.cpu_kernels import all_cores, on_cpu, run_in_onednn
 from act_pipeline.compress.quant_graph import TEACHER_PREFIX
+from act_pipeline.compress.runners import Runner, make_runner
 
 _logger = logging.getLogger(__name__)
 _BYTES_PER_MB = 1_000_000
@@ -31,29 +32,19 @@ _TOLERANCE = 1e-3
 class Teacher:
     """The teacher's ops as a program of their own, over the parameters that the training's scope holds."""
 
-    def __init__(self, program: Any, inputs: Sequence[str], outputs: Sequence[str], place: Any, budget_mb: float) -> None:
+    def __init__(self, runner: Runner, inputs: Sequence[str], outputs: Sequence[str], budget_mb: float) -> None:
         """Take what :func:`split_teacher` found.
 
         Args:
-            program: reads ``inputs``, writes ``outputs``; its parameters are in the current scope. None: there is another
-                :meth:`run`.
+            runner: fetches ``outputs``, in a scope of its own: it runs in a thread beside the training, and what a program
+                is fed lies in its scope.
             inputs: of the training's feed.
             outputs: tensors that the loss reads, each with the batch as its first dimension.
-            place: where its parameters are.
             budget_mb: how much the kept outputs may take, in 10^6 bytes; what comes later is computed each time.
         """
-        import paddle
-
         self.inputs, self.outputs = list(inputs), list(outputs)
         self.kept_bytes = self.runs = 0
-        # All of its own: it runs in a thread beside the training, and a program's feed and fetches lie in its scope.
-        self._program, self._executor = program, paddle.static.Executor(place)
-        self._scope = paddle.static.Scope()
-        block = program.global_block() if program is not None else None
-        for name in {name for op in block.ops for name in op.input_arg_names} if block else ():
-            if block.var(name).persistable:
-                trained = paddle.static.global_scope().find_var(name)
-                self._scope.var(name).get_tensor()._share_data_with(trained.get_tensor())
+        self._runner = runner
         self._budget = budget_mb * _BYTES_PER_MB
         self._kept: dict[bytes, list[np.ndarray]] = {}
 
@@ -66,9 +57,11 @@ class Teacher:
     def run(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run a batch as it is, and keep nothing."""
         self.runs += 1
-        feed = {name: np.ascontiguousarray(feed[name]) for name in self.inputs}
-        fetched = self._executor.run(self._program, feed=feed, fetch_list=self.outputs, scope=self._scope)
-        return [np.array(value) for value in fetched]
+        return self._runner.run({name: np.ascontiguousarray(feed[name]) for name in self.inputs})
+
+    def rest(self) -> None:
+        """See `Runner.rest`."""
+        self._runner.rest()
 
     def _image(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         digest = hashlib.blake2b(digest_size=16)
@@ -140,7 +133,7 @@ def split_teacher(program: Any, executor: Any, probe: Mapping[str, np.ndarray], 
     fed = {op.output("Out")[0] for op in others if op.type == "feed"}
     if not outputs or not inputs or not set(inputs) <= fed & set(probe) or len(program.blocks) > 1:
         return None
-    teacher = Teacher(_teaching_program(program, teaching), inputs, outputs, executor.place, budget_mb)
+    teacher = Teacher(_teaching_runner(program, teaching, outputs, executor.place), inputs, outputs, budget_mb)
     with all_cores():
         why_not = teacher.by_image(probe)
     if why_not:
@@ -167,8 +160,8 @@ def _is_teaching(op: Any) -> bool:
     return bool(names) and all(name.startswith(TEACHER_PREFIX) and "@GRAD" not in name for name in names)
 
 
-def _teaching_program(program: Any, teaching: Sequence[Any]) -> Any:
-    """Return the teacher's ops alone."""
+def _teaching_runner(program: Any, teaching: Sequence[Any], outputs: Sequence[str], place: Any) -> Runner:
+    """Return a runner of the teacher's ops alone; it shares the parameters of the current scope."""
     import paddle
     from paddle.base.proto import framework_pb2
 
@@ -186,4 +179,9 @@ def _teaching_program(program: Any, teaching: Sequence[Any]) -> Any:
     alone = paddle.static.Program.parse_from_string(desc.SerializeToString())
     if on_cpu():
         run_in_onednn(alone)
-    return alone
+    scope, block = paddle.static.Scope(), alone.global_block()
+    for name in {name for op in block.ops for name in op.input_arg_names}:
+        if block.var(name).persistable:
+            trained = paddle.static.global_scope().find_var(name)
+            scope.var(name).get_tensor()._share_data_with(trained.get_tensor())
+    return make_runner(alone, outputs, place, scope)

@@ -1,4 +1,4 @@
-"""Trainings op by op are those of Paddle's executor."""
+"""What runs a training's programs computes what Paddle's executor does, and holds no more."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import tiny_training
 
-from act_pipeline.compress import act, cpu_kernels
-from act_pipeline.compress.op_by_op import OpByOp
+from act_pipeline.compress import cpu_kernels, runners
 from act_pipeline.static_graph import static_mode
 
 
@@ -21,24 +20,9 @@ def losses(directory: Path, rate: str = "0.01", iterations: int = 6) -> list[flo
     return [loss for _, loss in training.losses]
 
 
-class Stock:
-    """Paddle's own executor, called as `OpByOp` is."""
-
-    def __init__(self, program, fetches, place) -> None:
-        import paddle
-
-        self.program, self.fetches, self.executor = program, fetches, paddle.static.Executor(place)
-
-    def run(self, feed) -> list[np.ndarray]:
-        return self.executor.run(self.program, feed=feed, fetch_list=self.fetches)
-
-    def rest(self) -> None:
-        pass
-
-
 def test_op_by_op_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = losses(tmp_path / "quick")
-    monkeypatch.setattr(act, "OpByOp", Stock)
+    monkeypatch.setattr(runners, "OpByOp", runners.Planned)
     assert losses(tmp_path / "stock") == quick
 
 
@@ -62,7 +46,7 @@ def test_what_is_fed_and_not_in_the_program_is_let_be() -> None:
             x = paddle.static.data("x", [-1, 3], "float32")
             between = paddle.nn.functional.relu(x)
             y = between + 1
-        steps = OpByOp(program, [y.name], paddle.CPUPlace())
+        steps = runners.make_runner(program, [y.name], paddle.CPUPlace())
         for rows in (2, 5):
             (found,) = steps.run({"x": np.full((rows, 3), -1, np.float32), "scale_factor": np.ones(2)})
             assert np.array_equal(found, np.ones((rows, 3)))
