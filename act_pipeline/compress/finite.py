@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.compress import cpu_kernels
+from act_pipeline.compress.runners import make_runner
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph
@@ -49,14 +50,14 @@ def _insert_guard(block: Any, op: Any, grid: str) -> str:
     outside = block.create_var(name=f"{grid}@outside", shape=[1], dtype=like.dtype, stop_gradient=True)
     guard = block.create_var(name=f"{grid}@guarded", shape=like.shape, dtype=like.dtype, stop_gradient=True)
     index = block.ops.index(op)
-    block._insert_op(
+    block._insert_op_without_sync(
         index,
         type="fill_constant",
         outputs={"Out": [outside]},
         attrs={"shape": [1], "dtype": like.dtype, "value": _FAR_OUTSIDE, "str_value": str(_FAR_OUTSIDE)},
     )
     # fmax takes the other operand where one is NaN.
-    block._insert_op(
+    block._insert_op_without_sync(
         index + 1,
         type="elementwise_fmax",
         inputs={"X": [like], "Y": [outside]},
@@ -95,17 +96,14 @@ def guarded_outputs(graph: StaticGraph, batch: Mapping[str, np.ndarray]) -> dict
         graph: left as it is.
         batch: the graph's inputs; others are let be.
     """
-    import paddle
-
     program = graph.program.clone()
     guard_grids(program)
     if cpu_kernels.on_cpu():
         cpu_kernels.run_in_onednn(program)
     names = [target.name for target in graph.fetch_targets]
-    with paddle.static.scope_guard(graph.scope), cpu_kernels.all_cores():
-        feed = {name: batch[name] for name in graph.feed_names}
-        values = graph.executor.run(program, feed=feed, fetch_list=names, return_numpy=False)
-    return {name: np.array(value) for name, value in zip(names, values)}
+    running = make_runner(program, names, graph.executor.place, graph.scope)
+    with cpu_kernels.all_cores():
+        return dict(zip(names, running.run({name: batch[name] for name in graph.feed_names})))
 
 
 def check_outputs(graph: StaticGraph, batch: Mapping[str, np.ndarray], what: str, remedy: str) -> None:

@@ -76,7 +76,7 @@ class OpByOp:
         import paddle
 
         block = program.global_block()
-        for op in [op for op in block.ops if op.type == "feed"]:
+        for op in [op for op in block.ops if op.type in ("feed", "fetch")]:
             block._remove_op(block.ops.index(op), sync=False)
         self._program, self._fetches, self._place, self._scope = program, list(fetches), place, scope
         self._nothing = paddle.static.Program()
