@@ -158,3 +158,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.epochs is None and self.train_iter is None:
             raise Invalid("train_iter", "is missing, and so is 'epochs', expected one of them; add train_iter: 500")
+        for name in ("recompute_config", "sharding_config"):
+            if getattr(self, name):
+                raise Invalid(name, "is for Paddle's fleet, which trainings here do without, expected nothing; remove it")

@@ -215,6 +215,7 @@ def test_paths_are_resolved(act_config: Path, monkeypatch: pytest.MonkeyPatch) -
         "TrainConfig.train_iter is the number 0, expected a whole number at least 1"]),
     ("  train_iter: 200", "  train_iter: true", ["is the boolean true, expected a whole number"]),
     ("  train_iter: 200", "  train_iter:", ["TrainConfig.train_iter is missing, and so is 'epochs'"]),
+    ("  train_iter: 200", "  train_iter: 200\n  sharding_config: {stage: 2}", ["TrainConfig.sharding_config is for Paddle's"]),
     ("  onnx_format: true", "  onnx_format: 'true'", [
         "QuantAware.onnx_format is the text 'true', expected true or false; write it without quotes"]),
     ("  onnx_format: true", "  onnx_format: 1", ["QuantAware.onnx_format is the number 1, expected true or false"]),
