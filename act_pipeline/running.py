@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 
 from act_pipeline.engines.base import Engine
 from act_pipeline.errors import UserError
+from act_pipeline.threads import map_ahead
 
 PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}
 
@@ -89,18 +88,7 @@ def run_beside(
         finally:
             free.put(engine)
 
-    pool = ThreadPoolExecutor(len(engines), thread_name_prefix="engine")
-    waiting: deque[Future[BatchRun]] = deque()
-    try:
-        for batch in batches:
-            waiting.append(pool.submit(run, batch))
-            if len(waiting) > len(engines):
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        # An engine must not be closed under a run, whatever ends this.
-        pool.shutdown(wait=True, cancel_futures=True)
+    yield from map_ahead(run, batches, len(engines), len(engines) + 1, "engine")
 
 
 def measure_latency(

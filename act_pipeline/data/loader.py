@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from act_pipeline.data.dataset import Dataset
 from act_pipeline.errors import UserError
+from act_pipeline.threads import map_ahead
 
 
 class Loader:
@@ -112,15 +111,4 @@ class Loader:
     def _read_ahead(self, order: list[int]) -> Iterator[dict[str, Any] | None]:
         """Yield the samples in order, holding at most a batch and one sample a worker in advance."""
         # Threads, not processes: cv2 leaves the interpreter lock while it decodes and resizes.
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="reader")
-        waiting: deque[Future[dict[str, Any] | None]] = deque()
-        try:
-            for index in order:
-                waiting.append(pool.submit(self.dataset.__getitem__, index))
-                if len(waiting) >= self.batch_size + self.workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            # Also when the consumer stops early or is interrupted.
-            pool.shutdown(wait=True, cancel_futures=True)
+        yield from map_ahead(self.dataset.__getitem__, order, self.workers, self.batch_size + self.workers, "reader")
