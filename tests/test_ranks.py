@@ -17,12 +17,29 @@ import pytest
 import tiny_training
 
 from act_pipeline.compress.averaging import average
+from act_pipeline.compress.ranks import Leader
 from act_pipeline.data.loader import Loader
 from act_pipeline.errors import UserError
 from act_pipeline.static_graph import static_mode
 
 PROGRAM = Path(__file__).with_name("tiny_ranks.py")
 SECONDS = 240
+
+
+class Silent:
+    """A connection on which nothing is said."""
+
+    def listen(self, heard, gone) -> None:
+        pass
+
+
+def test_a_damaged_position_of_another_rank_is_found_by_rank_0() -> None:
+    leader = Leader({1: Silent()}, "localhost")
+    own, other = {"epoch": 1, "images": 4}, {"epoch": 1, "images": 3}
+    assert leader.positions({**own, "others": {"1": other}}) == [other, {**own, "others": {"1": other}}]
+    for others in ({}, [other], None):
+        with pytest.raises((KeyError, TypeError)):
+            leader.positions({**own, "others": others})
 
 
 class Launch:

@@ -52,7 +52,7 @@ class Keeper:
         """
         self.checkpoints = checkpoints
         self._training, self._batches, self._best_dir = training, batches, best_dir
-        self._learning_rate = infos[0].learning_rate
+        self._learning_rate, self._ranks = infos[0].learning_rate, ranks
         self._names = paddle_state.changing_variables(infos)
         self._position: Mapping[str, int] = {}
         values = paddle_state.read_variables(self._names)
@@ -77,7 +77,8 @@ class Keeper:
                 self._learning_rate.set_state_dict(dict(progress["scheduler"]))
             self._position = progress["position"]
             if self._position:  # empty: another rank's, before the first step
-                self._batches.seek(self._position)
+                for position in self._ranks.positions(self._position):
+                    self._batches.seek(position)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise damaged(error) from None
         paddle_state.write_variables(snapshot.variables, self._names, place)

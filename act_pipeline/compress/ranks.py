@@ -85,6 +85,14 @@ class Ranks:
         """
         return position
 
+    def positions(self, position: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return the positions in what :meth:`ready` returned, this rank's as the last.
+
+        Raises:
+            KeyError, TypeError: it was not returned by that.
+        """
+        return [position]
+
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
         """Run a step; a collective operation that fails because a rank is gone becomes a line."""
@@ -174,6 +182,9 @@ class Leader(Ranks):
     def ready(self, position: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**position, _OTHERS: {str(rank): message["position"] for rank, message in self.hear_all().items()}}
 
+    def positions(self, position: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [*(position[_OTHERS][str(rank)] for rank in self._links), position]
+
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
         try:
@@ -185,7 +196,7 @@ class Leader(Ranks):
 
     def share(self, snapshot: Callable[[], Snapshot]) -> Optional[Snapshot]:
         state = snapshot()
-        positions = state.progress["position"].get(_OTHERS, {})
+        positions = state.progress["position"].get(_OTHERS, {})  # none before the first step
         for rank, link in self._links.items():
             progress = {**state.progress, "position": positions.get(str(rank))}
             link.send("state", state.variables, progress=progress)

@@ -16,6 +16,7 @@ from act_pipeline.compress.checkpoint import CHECKPOINT_SCHEMA, Checkpoints
 from act_pipeline.compress.inventory import OpInventory
 from act_pipeline.compress.keeper import Keeper
 from act_pipeline.compress.paddle_state import read_random_states
+from act_pipeline.compress.ranks import ALONE, Leader
 from act_pipeline.compress.training import Training
 from act_pipeline.data.loader import Loader
 from act_pipeline.records import hash_files
@@ -48,6 +49,8 @@ def _examples(folder: Path) -> st.SearchStrategy[Any]:
         "versions": {},
         "variables_hash": hash_files([folder / "valid.npz"]),
     }
+    position = {**progress["position"], "others": {"1": {"epoch": 0, "images": 3}}}
+    of_two_ranks = {**seed, "progress": {**progress, "position": position}}
     digest = seed["variables_hash"].encode()
 
     def agreeing(variables: bytes) -> tuple[bytes, bytes]:
@@ -56,10 +59,17 @@ def _examples(folder: Path) -> st.SearchStrategy[Any]:
         return json.dumps(seed).encode().replace(digest, found), variables
 
     return st.one_of(
-        st.tuples(json_files([seed], keys=("iteration", "random", "best")), st.just(variables)),
+        st.tuples(json_files([seed, of_two_ranks], keys=("iteration", "random", "best", "others")), st.just(variables)),
         st.tuples(json_files([seed]), raw([variables])),
         raw([variables]).map(agreeing),
     )
+
+
+class _Silent:
+    """A connection to another rank that says nothing."""
+
+    def listen(self, heard: Any, gone: Any) -> None:
+        pass
 
 
 class _Batches:
@@ -89,6 +99,7 @@ def _read(folder: Path, example: tuple[bytes, bytes]) -> None:
             {"weight": "weight"},
         )
         keeper._learning_rate, keeper._best_dir = paddle.optimizer.lr.StepDecay(0.1, 5), folder / "best"
+        keeper._ranks = Leader({1: _Silent()}, "host") if b'"others"' in record else ALONE
         shutil.rmtree(folder / "best", ignore_errors=True)
         if checkpoints.resumed is not None:
             keeper._take_up(checkpoints.resumed, checkpoints.damaged, paddle.CPUPlace())
