@@ -25,7 +25,6 @@ def run(kind: str, folder: Path, *number: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.xfail(reason="each of the 8 evaluations leaves some 4 MiB, the scope of its INT8 model: 30 MiB")
 def test_a_training_of_a_thousand_iterations_does_not_grow(tmp_path: Path) -> None:
     """Were each batch kept (192 KiB), 800 more would be 150 MiB; a checkpoint or an evaluation kept counts as well."""
     held = {int(given): held for given, held in run("train", tmp_path / "run", 1000)["held"].items()}
