@@ -28,6 +28,9 @@ def program_of(info: Any) -> Any:
 def changing_variables(infos: Iterable[Any]) -> dict[str, str]:
     """Return what training may change: all that is kept between steps, but what of the teacher no op writes.
 
+    Nor is the learning rate in it where that follows a schedule, whose state says what it is: each run of the program sets
+    it anew.
+
     Returns:
         a name that is the same in every run -> the variable's name in this one. They differ for the moving averages:
         Paddle's passes number these (``accum_3``) as they walk through sets, in the order of addresses in memory.
@@ -35,7 +38,8 @@ def changing_variables(infos: Iterable[Any]) -> dict[str, str]:
     names, written, roles = set(), set(), {}
     for info in infos:
         program = program_of(info)
-        names |= {variable.name for variable in program.list_vars() if variable.persistable}
+        scheduled = getattr(getattr(program, "lr_scheduler", None), "_var_name", None)
+        names |= {variable.name for variable in program.list_vars() if variable.persistable} - {scheduled}
         for op in program.global_block().ops:
             written.update(op.output_arg_names)
             for slot in _NUMBERED_SLOTS.intersection(op.input_names):
