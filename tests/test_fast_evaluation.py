@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from one_op_model import small_model
 
 from act_pipeline.compress import baseline
 from act_pipeline.compress.job import engine_name, evaluate_baseline
 from act_pipeline.data import Reader
-from act_pipeline.engines import create_engine
+from act_pipeline.engines import create_engine, machine
 from act_pipeline.engines.model_files import inspect_model, read_parameters, write_parameters
-from act_pipeline.engines.paddle_simulated import with_onednn_rounding
+from act_pipeline.engines.paddle_simulated import use_onednn, with_onednn_rounding
 from act_pipeline.evaluation import Evaluation, evaluate
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph, fold_constants, static_mode
@@ -28,7 +29,7 @@ def reader_of(demo, *overrides: str) -> Reader:
 
 def test_weights_are_dequantized_to_the_bit(demo, tmp_path: Path) -> None:
     model = demo.compressed.model
-    values = read_parameters(with_onednn_rounding(model, tmp_path), inspect_model(InferenceModel(tmp_path)))
+    values = read_parameters(with_onednn_rounding(model, tmp_path, integers=True), inspect_model(InferenceModel(tmp_path)))
     with static_mode():
         graph = StaticGraph.load(model)
         fold_constants(graph)
@@ -39,9 +40,51 @@ def test_weights_are_dequantized_to_the_bit(demo, tmp_path: Path) -> None:
 
 def test_no_rounding_is_left_out_and_none_is_slow(demo, tmp_path: Path) -> None:
     before = inspect_model(demo.compressed.model).op_counts
-    after = inspect_model(with_onednn_rounding(demo.compressed.model, tmp_path)).op_counts
+    after = inspect_model(with_onednn_rounding(demo.compressed.model, tmp_path, integers=False)).op_counts
     assert after["quantize"] == before["quantize_linear"] > 50 and after["quantize_linear"] == 0
     assert after["dequantize"] == after["quantize"] and after["dequantize_linear"] == 0
+
+
+def test_every_convolution_of_the_sample_reads_integers(demo, tmp_path: Path) -> None:
+    model = with_onednn_rounding(demo.compressed.model, tmp_path, integers=True)
+    kinds, counts = data_types(model), inspect_model(model).op_counts
+    convolutions = counts["conv2d"] + counts["depthwise_conv2d"]
+    assert kinds.count("int8") == convolutions > 50
+    assert 0 < counts["dequantize"] < counts["quantize"]  # what only convolutions read is not dequantized
+
+
+def data_types(model: InferenceModel) -> list[str]:
+    from paddle.base.proto import framework_pb2
+
+    program = framework_pb2.ProgramDesc.FromString(model.model_path.read_bytes())
+    attributes = [attribute for op in program.blocks[0].ops if "conv2d" in op.type for attribute in op.attrs]
+    return [attribute.s for attribute in attributes if attribute.name == "mkldnn_data_type"]
+
+
+@pytest.mark.skipif(not machine().avx512_vnni, reason="oneDNN is exact in INT8 only where the CPU has AVX512-VNNI")
+@pytest.mark.parametrize("after", ["", "bias", "residual"])
+@pytest.mark.parametrize("kind", ["conv2d", "depthwise_conv2d"])
+def test_a_convolution_of_integers_gives_what_paddle_gives(tmp_path: Path, kind: str, after: str) -> None:
+    """Also where a channel's weights are next to nothing, so that its bias is many times what an int32 can count."""
+    import paddle
+
+    model = small_model(tmp_path / "model", kind, after, least_scale=1e-8)
+    (tmp_path / "onednn").mkdir()
+    rewritten = with_onednn_rounding(model, tmp_path / "onednn", integers=True)
+    assert data_types(rewritten) == ["int8"]
+    config = paddle.inference.Config(str(rewritten.model_path), str(rewritten.params_path))
+    config.disable_glog_info()
+    use_onednn(config, 1)
+    image = np.random.default_rng(5).normal(scale=1.5, size=(2, 4, 6, 6)).astype(np.float32)  # some beyond the scale
+    predictor = paddle.inference.create_predictor(config)
+    predictor.get_input_handle("image").copy_from_cpu(image)
+    predictor.run()
+    found = predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
+    with static_mode():
+        graph = StaticGraph.load(model)
+        with paddle.static.scope_guard(graph.scope):
+            (expected,) = graph.executor.run(graph.program, feed={"image": image}, fetch_list=graph.fetch_targets)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_onednn_rounds_as_paddle_does() -> None:

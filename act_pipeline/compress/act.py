@@ -92,7 +92,7 @@ def train(
 
     paddle.set_device(device.lower())
     averaging.connect(ranks, device)
-    with quiet_upstream(), own_scope(), paddle.utils.unique_name.guard():
+    with cpu_kernels.freed_memory_kept(), quiet_upstream(), own_scope(), paddle.utils.unique_name.guard():
         from paddleslim.auto_compression import AutoCompression
 
         class_ = _make_compression_class(AutoCompression)
@@ -231,6 +231,7 @@ def _make_compression_class(base: type) -> type:
                     program = info.program.clone()
                     cpu_kernels.run_in_onednn(program)
                     cpu_kernels.round_in_vectors(program)
+                    cpu_kernels.measure_in_vectors(program)
                     self._runner = make_runner(program, fetches, self._exe.place)
             compiled = super()._compiled_program(info, strategy)
             if info.optimizer is not None and self._runner is None:
@@ -244,7 +245,6 @@ def _make_compression_class(base: type) -> type:
             if train_config.epochs:
                 total = min(total, train_config.epochs * self._batches_per_epoch)
             training = self.training
-            cpu_kernels.keep_freed_memory()
             paddle_state.start_moving_averages(train_info, self.start_thresholds, self._exe.place)
             self._keeper = Keeper(
                 self._checkpoints, training, self._batches, (train_info, test_info), self._exe.place, self._best_dir,

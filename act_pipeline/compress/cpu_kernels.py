@@ -1,14 +1,16 @@
 """A training program computed on the CPU by Paddle's quicker kernels: the same arithmetic, in a third of the time.
 
-Paddle 2.6.2 trains on the CPU in kernels of its own, of which two take most of the time, and runs as many ops at once
+Paddle 2.6.2 trains on the CPU in kernels of its own, of which three take most of the time, and runs as many ops at once
 as there are cores, each on one:
 
 - :func:`run_in_onednn` sends convolutions, matmuls and their gradients to oneDNN, which adds in another order;
 - ``quantize_linear`` calls the C library's ``rint`` for every element, at 12 to 19 ns each;
   :func:`round_in_vectors` computes the same numbers, bit by bit, in a tenth of the time by kernels that compilers
   vectorize;
+- ``moving_average_abs_max_scale`` looks at one element at a time, and a training has hundreds of it;
+  :func:`measure_in_vectors` lets it look at the largest and the smallest only, which vectors find;
 - :func:`all_cores` runs one op at a time, on all cores: many at once each keep memory of their own;
-- :func:`keep_freed_memory` spares each step the page faults of memory that the one before it had.
+- :func:`freed_memory_kept` spares each step the page faults of memory that the one before it had.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -32,9 +35,12 @@ _ROUNDING = 1.5 * 2**23
 # Paddle's `inverse` (phi/kernels/impl/quantize_linear_impl.h) treats smaller scales apart; what they scale is 0.
 _LEAST_SCALE = 1e-30
 _WAIT_MS = 1
+# Elements: below, three more ops cost more than they save.
+_LEAST_MEASURED = 4096
 # Of glibc's malloc.h; the largest values that every version takes.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _ALL, _LARGEST_HEAP_BLOCK = (1 << 31) - 1, 32 << 20
+_keeping: list[None] = []
 
 
 def on_cpu() -> bool:
@@ -95,17 +101,28 @@ def op_after_op() -> Iterator[None]:
         paddle.set_flags(before)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed until the process ends; nothing on a GPU, or with another C library.
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Let glibc keep what the block frees until its end; nothing on a GPU, or with another C library.
 
     Else each step gives its activations back to the system and takes them again, page by page: 40,000 and more page
-    faults a step of RT-DETR-R18 at 640. What the process holds at most stays as it is.
+    faults a step of RT-DETR-R18 at 640. What the process holds at most stays as it is. Blocks may lie in each other.
     """
-    linux = sys.platform == "linux"
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if linux and on_cpu() else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK)
-        mallopt(_M_TRIM_THRESHOLD, _ALL)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" and on_cpu() else None
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    _keeping.append(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK)
+    libc.mallopt(_M_TRIM_THRESHOLD, _ALL)
+    libc.mallopt(_M_ARENA_MAX, 1)  # else what one thread has freed stays with it
+    try:
+        yield
+    finally:
+        _keeping.pop()
+        if not _keeping:
+            libc.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_HEAP_BLOCK)  # where glibc's own adaption ends
+            libc.malloc_trim(0)
 
 
 def run_in_onednn(program: Any) -> int:
@@ -139,6 +156,43 @@ def round_in_vectors(program: Any) -> int:
         _Rounding(block, op).replace()
     program._sync_with_cpp()
     return len(found)
+
+
+def measure_in_vectors(program: Any) -> int:
+    """Let each ``moving_average_abs_max_scale`` of a large tensor read two numbers: its largest and its smallest.
+
+    One of them has the tensor's largest absolute value, so that scales, states and accumulators keep the same bits.
+
+    Args:
+        program: a training program, after :func:`round_in_vectors`; changed in place.
+
+    Returns:
+        how many read two numbers.
+    """
+    block = program.global_block()
+    found = [op for op in block.ops if op.type == "moving_average_abs_max_scale" and _is_large(block.var(op.input("X")[0]))]
+    for op in found:
+        measured = block.var(op.input("X")[0])
+        ones = [1] * len(measured.shape)
+        name = op.output("OutScale")[0]
+        ends = [block.create_var(name=f"{name}@{end}", shape=ones, dtype=measured.dtype) for end in ("max", "min")]
+        both = block.create_var(name=f"{name}@ends", shape=[2, *ones[1:]], dtype=measured.dtype)
+        at = block.ops.index(op)
+        for end, variable in zip(("max", "min"), ends):
+            attributes = {"dim": list(range(len(ones))), "keep_dim": True, "reduce_all": True}
+            _insert(block, at, f"reduce_{end}", {"X": [measured]}, {"Out": [variable]}, attributes)
+        _insert(block, at + 2, "concat", {"X": ends}, {"Out": [both]}, {"axis": 0})
+        op._rename_input(measured.name, both.name)
+    program._sync_with_cpp()
+    return len(found)
+
+
+def _is_large(variable: Any) -> bool:
+    return len(variable.shape) > 0 and math.prod(max(size, 1) for size in variable.shape) >= _LEAST_MEASURED
+
+
+def _insert(block: Any, at: int, op_type: str, inputs: Any, outputs: Any, attributes: Any) -> None:
+    block._insert_op_without_sync(at, type=op_type, inputs=inputs, outputs=outputs, attrs=attributes)
 
 
 class _Rounding:
@@ -193,11 +247,6 @@ class _Rounding:
         self._add(op_type, {"X": self._output}, {"Out": self._output}, **attributes)
 
     def _add(self, op_type: str, inputs: Any, outputs: Any, **attributes: Any) -> None:
-        self._block._insert_op_without_sync(
-            self._at,
-            type=op_type,
-            inputs={slot: [variable] for slot, variable in inputs.items()},
-            outputs={slot: [variable] for slot, variable in outputs.items()},
-            attrs=attributes,
-        )
+        inputs, outputs = ({slot: [one] for slot, one in slots.items()} for slots in (inputs, outputs))
+        _insert(self._block, self._at, op_type, inputs, outputs, attributes)
         self._at += 1

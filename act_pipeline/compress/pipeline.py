@@ -14,6 +14,7 @@ from typing import Any
 from act_pipeline.analysis.ops import quantizable_ops
 from act_pipeline.compress.act import model_feed
 from act_pipeline.compress.checkpoint import Checkpoints
+from act_pipeline.compress.cpu_kernels import freed_memory_kept
 from act_pipeline.compress.failures import explained
 from act_pipeline.compress.finite import check_float_model
 from act_pipeline.compress.follow import shared_identity
@@ -118,7 +119,7 @@ def compress(
         model.infer_cfg_path,
     )
     batch_size = reader.settings.reader.batch_size
-    with ranks.explained(), hold_lock(save_dir), checkpoints.open(resume), explained(
+    with ranks.explained(), freed_memory_kept(), hold_lock(save_dir), checkpoints.open(resume), explained(
         checkpoints, batch_size
     ), interruptible(
         lambda: "; ".join(part for part in (ranks.failure, checkpoints.way_on()) if part)

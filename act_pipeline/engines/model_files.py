@@ -149,10 +149,12 @@ def write_parameters(model: InferenceModel, values: Mapping[str, np.ndarray]) ->
     from paddle.base.proto import framework_pb2
 
     codes = {name: code for code, (name, _) in _ELEMENT_TYPES.items()}
+    desc = framework_pb2.VarType.TensorDesc()  # one for all, as in _parameter_headers
     with open(model.params_path, "wb") as file:
         for name in sorted(values):
             value = np.ascontiguousarray(values[name])
-            desc = framework_pb2.VarType.TensorDesc(data_type=codes[value.dtype.name], dims=value.shape)
+            desc.data_type = codes[value.dtype.name]
+            desc.dims[:] = value.shape
             raw = desc.SerializeToString()
             file.write(struct.pack("<IQIi", 0, 0, 0, len(raw)) + raw)
             file.write(value.tobytes())
@@ -223,6 +225,8 @@ def _parameter_headers(file: BinaryIO, size: int, path: Path, total: int) -> Ite
     """
     from paddle.base.proto import framework_pb2
 
+    # One for all: protobuf 7 gives the process's free memory back to the system with every 10,000th that it frees.
+    desc = framework_pb2.VarType.TensorDesc()
     index = 0
 
     def take(layout: str) -> Any:
@@ -250,7 +254,6 @@ def _parameter_headers(file: BinaryIO, size: int, path: Path, total: int) -> Ite
         raw = file.read(desc_bytes)
         if len(raw) < desc_bytes:
             raise _truncated(path, size, index, total)
-        desc = framework_pb2.VarType.TensorDesc()
         try:
             desc.ParseFromString(raw)
         except Exception:  # protobuf's DecodeError, and ValueError of its other implementations

@@ -111,7 +111,7 @@ def _simulated_rows(here: Machine) -> list[Row]:
     refusal = paddle_refusal(here)
     if refusal is None and not here.paddle_onednn:
         refusal = ("this Paddle was built without oneDNN", "run with --engine=paddle")
-    return [("int8", "CPU", refusal, "every Q/DQ computed in float by oneDNN: as paddle, sooner")]
+    return [("int8", "CPU", refusal, "every Q/DQ computed as it stands, by oneDNN: as paddle, sooner")]
 
 
 def _paddle_trt_rows(here: Machine) -> list[Row]:
@@ -228,7 +228,7 @@ REGISTRY: dict[str, Runtime] = {
         stand_ins=("summary", "inference"),
     ),  # fmt: skip
     "paddle_simulated": Runtime(
-        "paddle_simulated", "PaddleSimulatedEngine", _simulated_rows, stand_ins=("summary", "inference")
+        "paddle_simulated", "PaddleSimulatedEngine", _simulated_rows, stand_ins=("summary", "inference", "machine")
     ),  # fmt: skip
     "paddle_trt": Runtime(
         "paddle_trt",

@@ -1,0 +1,92 @@
+"""Models of one INT8 op, small enough to be computed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+import act_pipeline  # noqa: F401  (makes paddle importable)
+from act_pipeline.model import InferenceModel
+from act_pipeline.static_graph import StaticGraph, static_mode
+
+
+def small_model(directory: Path, kind: str, after: str = "", least_scale: float = 0.2) -> InferenceModel:
+    """Save one INT8 op with Q/DQ as ACT writes them; its input is ``image [N, 4, 6, 6]``.
+
+    Args:
+        directory: is made.
+        kind: ``conv2d``, ``depthwise_conv2d`` or ``matmul_v2``.
+        after: what follows it: nothing, ``batch_norm``, ``bias`` or ``residual`` (of convolutions).
+        least_scale: of the first channel's weights; those of the others are 0.2 to 2.
+    """
+    import paddle
+
+    rng = np.random.default_rng(3)
+    directory.mkdir(exist_ok=True)
+    shapes = {"conv2d": (5, 4, 3, 3), "depthwise_conv2d": (4, 1, 3, 3), "matmul_v2": (6, 5)}
+    shape = shapes[kind]
+    channels, axis = (shape[1], 1) if kind == "matmul_v2" else (shape[0], 0)
+    with static_mode():
+        program, scope = paddle.static.Program(), paddle.static.Scope()
+        with paddle.static.program_guard(program), paddle.static.scope_guard(scope):
+            image = paddle.static.data("image", [-1, 4, 6, 6], "float32")
+            block = program.global_block()
+            graph = StaticGraph(program, ["image"], [], scope, paddle.static.Executor(paddle.CPUPlace()))
+
+            def append(kind: str, inputs: dict, outputs: dict, attrs: dict) -> None:
+                block.append_op(type=kind, inputs=inputs, outputs=outputs, attrs=attrs)
+
+            def tensor(name: str):
+                return block.create_var(name=name, dtype="float32")
+
+            def pair(name: str, value, scale: np.ndarray, quant_axis: int, weight: bool):
+                inputs = {
+                    "Scale": graph.add_parameter(f"{name}@scale", scale),
+                    "ZeroPoint": graph.add_parameter(f"{name}@zero", np.zeros_like(scale)),
+                }
+                attrs = {"quant_axis": quant_axis, "bit_length": 8}
+                if not weight:
+                    rounded = tensor(f"{name}.quantized")
+                    append("quantize_linear", {"X": value, **inputs}, {"Y": rounded}, attrs)
+                    value = rounded
+                result = tensor(f"{name}.dequantized")
+                append("dequantize_linear", {"X": value, **inputs}, {"Y": result}, attrs)
+                return result
+
+            scales = rng.uniform(0.2, 2, channels).astype(np.float32)
+            scales[0] = least_scale
+            integers = graph.add_parameter("w", rng.integers(-127, 128, shape).astype(np.float32))
+            weights = pair("w", integers, scales, axis, True)
+            values = pair("image", image, np.array([2.5], np.float32), -1, False)
+            output = tensor("result")
+            if kind == "matmul_v2":
+                append(kind, {"X": values, "Y": weights}, {"Out": output}, {"trans_x": False, "trans_y": False})
+            else:
+                append(
+                    kind, {"Input": values, "Filter": weights}, {"Output": output},
+                    {"strides": [2, 2], "paddings": [1, 1], "dilations": [1, 1], "padding_algorithm": "EXPLICIT",
+                     "groups": 4 if kind == "depthwise_conv2d" else 1, "data_format": "NCHW"},
+                )  # fmt: skip
+            if after in ("bias", "residual"):
+                shape = (channels,) if after == "bias" else (1, channels, 3, 3)
+                other = graph.add_parameter(after, rng.normal(size=shape).astype(np.float32))
+                added = tensor("added")
+                append("elementwise_add", {"X": output, "Y": other}, {"Out": added}, {"axis": 1 if after == "bias" else -1})
+                output = added
+            if after == "batch_norm":
+                normed = tensor("normed")
+                factors = {
+                    "Scale": rng.uniform(-1, 1, channels), "Bias": rng.normal(size=channels),
+                    "Mean": rng.normal(size=channels), "Variance": rng.uniform(0.5, 2, channels),
+                }  # fmt: skip
+                slots = {slot: graph.add_parameter(slot, value.astype(np.float32)) for slot, value in factors.items()}
+                unused = {slot: tensor(slot) for slot in ("SavedMean", "SavedVariance")}
+                append(
+                    "batch_norm", {"X": output, **slots},
+                    {"Y": normed, "MeanOut": slots["Mean"], "VarianceOut": slots["Variance"], **unused},
+                    {"epsilon": 1e-5, "is_test": True, "data_layout": "NCHW", "use_global_stats": True},
+                )  # fmt: skip
+                output = normed
+            graph.fetch_targets.append(output)
+            return graph.save(directory)
