@@ -219,6 +219,7 @@ def _make_compression_class(base: type) -> type:
                         return super()._prepare_program(program, *args)
 
         def _compiled_program(self, info: Any, strategy: str) -> Any:
+            trained = None
             if info.optimizer is not None:
                 if not isinstance(info.learning_rate, float):
                     # PaddleSlim quantizes into a new program, which Paddle's executor no longer tells the rate.
@@ -228,14 +229,13 @@ def _make_compression_class(base: type) -> type:
                     averaging.average(info, self.ranks.world)
                 fetches = [target.name for target in info.fetch_targets] + [finite.watch_weights(info.program)]
                 if cpu_kernels.on_cpu():
-                    program = info.program.clone()
-                    cpu_kernels.run_in_onednn(program)
-                    cpu_kernels.round_in_vectors(program)
-                    cpu_kernels.measure_in_vectors(program)
-                    self._runner = make_runner(program, fetches, self._exe.place)
+                    trained = info.program.clone()
+                    cpu_kernels.run_in_onednn(trained)
+                    cpu_kernels.round_in_vectors(trained)
+                    cpu_kernels.measure_in_vectors(trained)
             compiled = super()._compiled_program(info, strategy)
-            if info.optimizer is not None and self._runner is None:
-                self._runner = make_runner(compiled.program, fetches, self._exe.place)
+            if info.optimizer is not None:
+                self._runner = make_runner(trained or compiled.program, fetches, self._exe.place)
             return compiled
 
         def _start_train(self, train_info: Any, test_info: Any, strategy: str, train_config: Any) -> Any:
@@ -362,18 +362,20 @@ def _make_compression_class(base: type) -> type:
                     scope.var(variable.name).get_tensor().set(value, place)
             folder = Path(self.tmp_dir, name)
             folder.mkdir()
-            model, self.training.inventory = quant_graph.save_int8(
-                program,
-                scope,
-                place,
-                test_info.feed_target_names,
-                [target.name for target in test_info.fetch_targets],
-                self._op_types,
-                folder,
-                order=self._op_order,
-                check=self._check_candidate,
-            )
-            free(scope)
+            try:
+                model, self.training.inventory = quant_graph.save_int8(
+                    program,
+                    scope,
+                    place,
+                    test_info.feed_target_names,
+                    [target.name for target in test_info.fetch_targets],
+                    self._op_types,
+                    folder,
+                    order=self._op_order,
+                    check=self._check_candidate,
+                )
+            finally:
+                free(scope)
             return model
 
         def _check_candidate(self, graph: StaticGraph) -> None:
