@@ -66,10 +66,11 @@ def test_what_fails_fails_where_its_batch_is_asked_for_and_nothing_hangs() -> No
 
 
 def test_closing_waits_for_the_batch_that_is_being_made() -> None:
-    go_on, done = threading.Event(), []
+    begun, go_on, done = threading.Event(), threading.Event(), []
 
     def slow(batch: dict) -> dict:
         if batch["image"] == 1:
+            begun.set()
             go_on.wait(timeout=20)
             done.append(batch["image"])
         return batch
@@ -77,6 +78,7 @@ def test_closing_waits_for_the_batch_that_is_being_made() -> None:
     source = Source()
     ahead = source.ahead(slow)
     ahead.take()
+    assert begun.wait(timeout=20)  # what has not begun is not waited for
     threading.Timer(0.2, go_on.set).start()
     ahead.close()
     assert done == [1] and source.closed
