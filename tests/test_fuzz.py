@@ -13,8 +13,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from inference_fixtures import export_tiny_model, make_tiny_data
 
-from act_pipeline.compress.checkpoint import CHECKPOINT_SCHEMA, Checkpoints
+from act_pipeline.compress.checkpoint import CHECKPOINT_SCHEMA, Checkpoints, Snapshot
 from act_pipeline.compress.inventory import OpInventory
+from act_pipeline.compress.keeper import Keeper
+from act_pipeline.compress.paddle_state import read_random_states
 from act_pipeline.compress.training import Training
 from act_pipeline.config import load_config
 from act_pipeline.data import Reader
@@ -204,6 +206,20 @@ def test_a_checkpoint_whose_progress_is_none(changes: dict, tmp_path: Path) -> N
             pass
 
     assert "damaged" in _refused(resume)
+
+
+def test_a_checkpoint_whose_schedule_lacks_a_key() -> None:
+    import paddle
+
+    keeper = Keeper.__new__(Keeper)
+    keeper._training, keeper._learning_rate = Training(None, OpInventory({}, [])), paddle.optimizer.lr.StepDecay(0.1, 5)
+    more = {"seconds": 0.0, "random": read_random_states(), "scheduler": {"last_lr": 0.1}}
+    progress = {**keeper._training.progress(), **more}
+
+    def take_up() -> None:
+        keeper._take_up(Snapshot(progress, {}), lambda error: UserError(f"damaged: {error}"), paddle.CPUPlace())
+
+    assert "damaged" in _refused(take_up) and "last_epoch" in _refused(take_up)
 
 
 def test_a_program_that_contradicts_itself_is_refused(tmp_path: Path) -> None:

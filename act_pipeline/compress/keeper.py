@@ -79,8 +79,8 @@ class Keeper:
             if self._position:  # empty: another rank's, before the first step
                 for position in self._ranks.positions(self._position):
                     self._batches.seek(position)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-            raise damaged(error) from None
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+            raise damaged(error) from None  # RuntimeError: Paddle's, of a schedule that lacks a key
         paddle_state.write_variables(snapshot.variables, self._names, place)
         if snapshot.best_model is not None:
             shutil.copytree(snapshot.best_model, self._best_dir)
