@@ -145,7 +145,8 @@ def test_importing_act_pipeline_first_makes_paddle_safe(first: str) -> None:
 def test_the_crash_that_act_pipeline_prevents_is_still_there() -> None:
     """When this fails, paddlepaddle has mended it, and the import of zlib in the package can go."""
     pytest.importorskip("paddle", reason="paddlepaddle is not installed")
-    assert run_python("import paddle, zlib; zlib.decompress(zlib.compress(bytes(1 << 20)))") == -signal.SIGSEGV
+    ended = run_python("import paddle, zlib; zlib.decompress(zlib.compress(bytes(1 << 20)))")
+    assert ended in (-signal.SIGSEGV, -signal.SIGABRT)  # what it overwrites differs
 
 
 @pytest.fixture(scope="module")
