@@ -21,7 +21,8 @@ SLEEP_MS = {
     ("openvino", "fp32"): 8.0,
     ("openvino", "int8"): 4.0,
 }
-BALLAST_BYTES = {("openvino", "int8"): 150_000_000}
+# A peak counts from the bare process's own, which may have given some of that back.
+BALLAST_BYTES = {("openvino", "int8"): 155_000_000}
 LOG_VARIABLE = "BENCHMARK_TEST_LOG"
 FAIL_VARIABLE = "BENCHMARK_TEST_FAIL"
 OBJECT = (0.25, 0.25, 0.75, 0.625)

@@ -63,15 +63,17 @@ def small_model(directory: Path, kind: str, after: str = "", least_scale: float 
             if kind == "matmul_v2":
                 append(kind, {"X": values, "Y": weights}, {"Out": output}, {"trans_x": False, "trans_y": False})
             else:
-                append(
-                    kind, {"Input": values, "Filter": weights}, {"Output": output},
-                    {"strides": [2, 2], "paddings": [1, 1], "dilations": [1, 1], "padding_algorithm": "EXPLICIT",
-                     "groups": 4 if kind == "depthwise_conv2d" else 1, "data_format": "NCHW"},
-                )  # fmt: skip
+                attributes = {
+                    "strides": [2, 2], "paddings": [1, 1], "dilations": [1, 1], "padding_algorithm": "EXPLICIT",
+                    "groups": 4 if kind == "depthwise_conv2d" else 1, "data_format": "NCHW",
+                }  # fmt: skip
+                append(kind, {"Input": values, "Filter": weights}, {"Output": output}, attributes)
             if after in ("bias", "residual"):
-                shape = (channels,) if after == "bias" else (1, channels, 3, 3)
-                other = graph.add_parameter(after, rng.normal(size=shape).astype(np.float32))
-                added = tensor("added")
+                other, added = graph.add_parameter(after, rng.normal(size=channels).astype(np.float32)), tensor("added")
+                if after == "residual":  # what another convolution gives, in float
+                    filters = graph.add_parameter("filters", rng.normal(size=shape).astype(np.float32))
+                    other = tensor("other")
+                    append(kind, {"Input": image, "Filter": filters}, {"Output": other}, attributes)
                 append("elementwise_add", {"X": output, "Y": other}, {"Out": added}, {"axis": 1 if after == "bias" else -1})
                 output = added
             if after == "batch_norm":
@@ -90,3 +92,13 @@ def small_model(directory: Path, kind: str, after: str = "", least_scale: float 
                 output = normed
             graph.fetch_targets.append(output)
             return graph.save(directory)
+
+
+def in_executor(model: InferenceModel, image: np.ndarray) -> np.ndarray:
+    """Return what Paddle's executor computes, every Q/DQ as it stands."""
+    with static_mode():
+        graph = StaticGraph.load(model)
+        import paddle
+
+        with paddle.static.scope_guard(graph.scope):
+            return graph.executor.run(graph.program, feed={"image": image}, fetch_list=graph.fetch_targets)[0]

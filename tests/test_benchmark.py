@@ -139,8 +139,7 @@ def test_the_record_has_all_of_it(outcome) -> None:
 
 def test_memory_is_that_of_the_engine_alone(outcome) -> None:
     memory = {label: row["memory"] for label, row in by_label(outcome[0].record).items()}
-    # Its ballast, less what the bare process had given back before.
-    assert 140e6 < memory["openvino int8"]["engine_bytes"] < 170e6
+    assert 150e6 < memory["openvino int8"]["engine_bytes"] < 170e6  # its ballast
     assert all(found["engine_bytes"] < 20e6 for label, found in memory.items() if label != "openvino int8")
     assert all(found["peak_bytes"] - found["engine_bytes"] == found["bare_bytes"] > 1e7 for found in memory.values())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from one_op_model import small_model
+from one_op_model import in_executor, small_model
 
 from act_pipeline.compress import baseline
 from act_pipeline.compress.job import engine_name, evaluate_baseline
@@ -71,7 +71,7 @@ def test_a_convolution_of_integers_gives_what_paddle_gives(tmp_path: Path, kind:
     model = small_model(tmp_path / "model", kind, after, least_scale=1e-8)
     (tmp_path / "onednn").mkdir()
     rewritten = with_onednn_rounding(model, tmp_path / "onednn", integers=True)
-    assert data_types(rewritten) == ["int8"]
+    assert data_types(rewritten).count("int8") == 1
     config = paddle.inference.Config(str(rewritten.model_path), str(rewritten.params_path))
     config.disable_glog_info()
     use_onednn(config, 1)
@@ -80,11 +80,7 @@ def test_a_convolution_of_integers_gives_what_paddle_gives(tmp_path: Path, kind:
     predictor.get_input_handle("image").copy_from_cpu(image)
     predictor.run()
     found = predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
-    with static_mode():
-        graph = StaticGraph.load(model)
-        with paddle.static.scope_guard(graph.scope):
-            (expected,) = graph.executor.run(graph.program, feed={"image": image}, fetch_list=graph.fetch_targets)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, in_executor(model, image), rtol=1e-5, atol=1e-5)
 
 
 def test_onednn_rounds_as_paddle_does() -> None:

@@ -35,8 +35,8 @@ _LEAST_SCALE = 1e-30
 _FLOAT32 = 5  # VarType.FP32
 _ROUNDING_OPS = ("quantize_linear", "dequantize_linear")
 _CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
-# They put the addition of a residual into a convolution, which oneDNN's INT8 ones refuse when they give floats.
-_RESIDUAL_PASSES = ("conv_elementwise_add_mkldnn_fuse_pass", "conv_elementwise_add_onednn_fuse_pass")
+# It puts the addition of a residual into a convolution, which oneDNN's INT8 ones refuse when they give floats.
+_RESIDUAL_PASS = "conv_elementwise_add_mkldnn_fuse_pass"
 
 
 class PaddleSimulatedEngine(PredictorEngine):
@@ -92,8 +92,7 @@ def use_onednn(config: Any, threads: int) -> None:
     """Make a ``paddle.inference.Config`` run what :func:`with_onednn_rounding` writes."""
     config.set_cpu_math_library_num_threads(threads)
     config.enable_mkldnn()
-    for name in _RESIDUAL_PASSES:
-        config.delete_pass(name)
+    config.delete_pass(_RESIDUAL_PASS)
 
 
 def with_onednn_rounding(model: InferenceModel, directory: Path, integers: bool) -> InferenceModel:
