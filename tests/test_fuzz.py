@@ -158,6 +158,14 @@ def test_a_damaged_record_of_shapes_is_a_reason_to_collect_anew(number: str, tmp
     assert "damaged" in stale_reason(InferenceModel(tmp_path), ShapeKey("", (1, 1), 1, ""))
 
 
+def test_another_version_of_paddle_in_a_record_of_shapes_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "dynamic_shape.txt").write_text("")
+    record = {"schema": SCHEMA, "model_hash": "", "input_size": [1, 1], "max_batch_size": 1, "shapes_hash": ""}
+    (tmp_path / "dynamic_shape.json").write_text(json.dumps({**record, "paddle": "2.5\n.2"}))
+    reason = stale_reason(InferenceModel(tmp_path), ShapeKey("", (1, 1), 1, "2.6.2"))
+    assert "Paddle '2.5\\n.2', this is '2.6.2'" in reason and len(reason.splitlines()) == 1
+
+
 def test_an_infer_cfg_is_read_as_every_other_yaml_file(tmp_path: Path) -> None:
     (tmp_path / "infer_cfg.yml").write_text("a: " + "[" * 2000)
     assert "infer_cfg.yml" in _refused(InferenceModel(tmp_path).infer_cfg)

@@ -83,7 +83,7 @@ def stale_reason(model: InferenceModel, key: ShapeKey) -> str | None:
     if kept.max_batch_size < key.max_batch_size:
         return f"{shapes} was collected for batches up to {kept.max_batch_size}, asked for {key.max_batch_size}"
     if kept.paddle != key.paddle:
-        return f"{shapes} was collected by Paddle {kept.paddle}, this is {key.paddle}"
+        return f"{shapes} was collected by Paddle {kept.paddle!r}, this is {key.paddle!r}"
     if kept_hash != hash_files([shapes]):
         return f"{shapes} was changed after it was collected"
     return None
