@@ -7,6 +7,7 @@ import glob
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -131,6 +132,15 @@ def read_record(path: str | os.PathLike[str], schema: str) -> dict[str, Any]:
         found = record.get("schema") if isinstance(record, dict) else type(record).__name__
         raise UserError(f"{source}: schema is {found!r}, expected {schema!r}; delete it and run again")
     return record
+
+
+def as_number(value: Any) -> float | None:
+    """Return what JSON holds as a float; None if it is no finite number that a float holds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    with contextlib.suppress(OverflowError):
+        return float(value) if math.isfinite(value) else None
+    return None
 
 
 def hash_files(paths: Iterable[str | os.PathLike[str]]) -> str:

@@ -19,6 +19,7 @@ from act_pipeline.yaml_file import Tagged, resolve_path
 Section = TypeVar("Section")
 _MISSING = dataclasses.MISSING
 _SHOWN_CHOICES = 12
+_TOO_WHOLE = 2**63  # what arrays and Paddle hold is less
 
 
 class Invalid(ValueError):
@@ -250,7 +251,7 @@ def _match_scalar(value: Any, kind: Any, field: dataclasses.Field[Any]) -> Any:
             number = kind(value)
         except OverflowError:
             raise _Mismatch from None
-        if math.isfinite(number) and _within(number, field):
+        if abs(number) < (_TOO_WHOLE if kind is int else math.inf) and _within(number, field):
             return number
     raise _Mismatch
 

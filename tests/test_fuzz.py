@@ -308,6 +308,12 @@ def test_a_value_that_is_not_of_the_kind_of_its_tag_is_refused(value: str, tmp_p
     assert "no YAML" in _refused(load_config, tmp_path / "config.yml")
 
 
+@pytest.mark.parametrize("setting", [f"TrainConfig.train_iter={10**30}", f"Strategy.max_drop={10**400}"])
+def test_a_number_larger_than_arrays_hold_is_refused(setting: str) -> None:
+    sample = Path(__file__).parents[1] / "configs" / "sample_qat_dis.yml"
+    assert setting.split("=")[0] in _refused(load_config, sample, [setting])
+
+
 def test_a_data_set_whose_kind_is_no_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "reader.yml").write_text("EvalDataset: {name: {}}\n")
     assert "is of the kind" in _refused(Reader.load, tmp_path / "reader.yml")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.records import write_text_atomically
+from act_pipeline.records import as_number, write_text_atomically
 
 
 class Ledger:
@@ -57,6 +56,6 @@ def _is_measurement(entry: Mapping[str, Any]) -> bool:
     return (
         isinstance(entry.get("op"), str)
         and isinstance(entry.get("batch"), int)
-        and all(isinstance(figure, (int, float)) and math.isfinite(figure) for figure in figures)
+        and all(as_number(figure) is not None for figure in figures)
         and ({"signal", "noise", "agreement", "objects"} <= set(entry) or "map" in entry)
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act_pipeline.errors import UserError
+from act_pipeline.records import as_number
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
@@ -154,12 +154,12 @@ def _boxes(content: dict[str, Any], source: Path, images: set[int], classes: set
         if not _is_in(annotation.get("category_id"), classes):
             raise UserError(f"{where}.category_id is {annotation.get('category_id')!r}, which no category has")
         bbox = annotation["bbox"]
-        if not (isinstance(bbox, list) and len(bbox) == 4 and all(_is_number(side) for side in bbox)):
+        if not (isinstance(bbox, list) and len(bbox) == 4 and all(as_number(side) is not None for side in bbox)):
             raise UserError(f"{where}.bbox is {str(bbox)[:60]}, expected four numbers: x, y, width, height in pixels")
         # In place: COCO's train2017 has 860,000 of these.
         annotation.setdefault("area", bbox[2] * bbox[3])
         annotation.setdefault("iscrowd", 0)
-        if not _is_number(annotation["area"]) or annotation["iscrowd"] not in (0, 1):
+        if as_number(annotation["area"]) is None or annotation["iscrowd"] not in (0, 1):
             raise UserError(
                 f"{where}: area is {annotation['area']!r} and iscrowd {annotation['iscrowd']!r}, expected a number, "
                 "and 0 or 1; export it again"
@@ -172,9 +172,3 @@ def _boxes(content: dict[str, Any], source: Path, images: set[int], classes: set
 
 def _is_in(value: Any, known: set[int]) -> bool:
     return isinstance(value, int) and value in known
-
-
-def _is_number(value: Any) -> bool:
-    with contextlib.suppress(OverflowError):
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return False

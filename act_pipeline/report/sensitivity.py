@@ -5,9 +5,10 @@ Read tolerantly: an analysis may have measured the sensitivity alone, or the dis
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from act_pipeline.records import as_number
 
 SHOWN_OPS, SHOWN_WIDEST = 20, 6
 _UNKNOWN_GROUP = "other"
@@ -28,18 +29,18 @@ def sensitivity(analysis: Mapping[str, Any] | None) -> dict[str, Any] | None:
     found = analysis or {}
     ops = [op for op in found.get("ops") or () if isinstance(op, Mapping)]
     by_noise = [op for op in ops if _noise(op) is not None]
-    by_change = [op for op in ops if _number(op.get("detection_change")) is not None]
+    by_change = [op for op in ops if as_number(op.get("detection_change")) is not None]
     measure, measured = ("noise", by_noise) if by_noise else ("detection_change", by_change)
     if not measured:
         return None
     rows = []
     for op in measured:
-        value = _noise(op) if measure == "noise" else _number(op["detection_change"])
+        value = _noise(op) if measure == "noise" else as_number(op["detection_change"])
         rows.append(
             {
                 **{key: op.get(key) for key in ("name", "type", "module")},
                 "group": op.get("group") or _UNKNOWN_GROUP,
-                **{key: _number(op.get(key)) for key in ("sqnr_db", "detection_change", "map")},
+                **{key: as_number(op.get(key)) for key in ("sqnr_db", "detection_change", "map")},
                 "value": max(value or 0.0, 0.0),
             }
         )
@@ -61,7 +62,7 @@ def sensitivity(analysis: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _noise(op: Mapping[str, Any]) -> float | None:
     """Return noise over signal."""
-    error, sqnr_db = _number(op.get("error")), _number(op.get("sqnr_db"))
+    error, sqnr_db = as_number(op.get("error")), as_number(op.get("sqnr_db"))
     if error is None and sqnr_db is not None:
         return 10 ** (-sqnr_db / 10)
     return error
@@ -69,8 +70,8 @@ def _noise(op: Mapping[str, Any]) -> float | None:
 
 def _shares(recorded: Sequence[Any]) -> list[dict[str, Any]]:
     found = [
-        {"name": str(part.get("name")), "ops": part.get("ops"), "share": _number(part.get("share"))}
-        for part in recorded if isinstance(part, Mapping) and _number(part.get("share")) is not None
+        {"name": str(part.get("name")), "ops": part.get("ops"), "share": as_number(part.get("share"))}
+        for part in recorded if isinstance(part, Mapping) and as_number(part.get("share")) is not None
     ]  # fmt: skip
     return sorted(found, key=lambda part: -part["share"])
 
@@ -149,10 +150,10 @@ def _histogram(found: Any) -> dict[str, list[float]] | None:
     if not isinstance(found, Mapping):
         return None
     counts, edges = found.get("counts"), found.get("edges")
-    if edges is None and counts and _number(found.get("width")) is not None:
-        start = _number(found.get("start")) or 0.0
+    if edges is None and counts and as_number(found.get("width")) is not None:
+        start = as_number(found.get("start")) or 0.0
         edges = [start + place * float(found["width"]) for place in range(len(counts) + 1)]
-    if edges is None and counts and _number(found.get("min")) is not None and _number(found.get("max")) is not None:
+    if edges is None and counts and as_number(found.get("min")) is not None and as_number(found.get("max")) is not None:
         low, high = float(found["min"]), float(found["max"])
         edges = [low + (high - low) * place / len(counts) for place in range(len(counts) + 1)]
     if not counts or edges is None or len(edges) != len(counts) + 1:
@@ -161,10 +162,4 @@ def _histogram(found: Any) -> dict[str, list[float]] | None:
 
 
 def _first(part: Mapping[str, Any], *names: str) -> float | None:
-    return next((value for value in (_number(part.get(name)) for name in names) if value is not None), None)
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
+    return next((value for value in (as_number(part.get(name)) for name in names) if value is not None), None)
