@@ -3,12 +3,13 @@
 Paddle 2.6.2 trains on the CPU in kernels of its own, of which three take most of the time, and runs as many ops at once
 as there are cores, each on one:
 
-- :func:`run_in_onednn` sends convolutions, matmuls and their gradients to oneDNN, which adds in another order;
+- :func:`run_in_onednn` sends convolutions, matmuls, pooling and their gradients to oneDNN, which adds in another order;
 - ``quantize_linear`` calls the C library's ``rint`` for every element, at 12 to 19 ns each;
   :func:`round_in_vectors` computes the same numbers, bit by bit, in a tenth of the time by kernels that compilers
   vectorize;
 - ``moving_average_abs_max_scale`` looks at one element at a time, and a training has hundreds of it;
-  :func:`measure_in_vectors` lets it look at the largest and the smallest only, which vectors find;
+  :func:`measure_in_vectors` lets it look at the largest and the smallest only, which vectors find, once for all tensors
+  of the same values;
 - :func:`all_cores` runs one op at a time, on all cores: many at once each keep memory of their own;
 - :func:`freed_memory_kept` spares each step the page faults of memory that the one before it had.
 """
@@ -20,14 +21,15 @@ import ctypes
 import functools
 import math
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from act_pipeline.engines.base import available_cpus
 
-_OP_TYPES = ("conv2d", "depthwise_conv2d", "matmul_v2")
+_OP_TYPES = ("conv2d", "depthwise_conv2d", "matmul_v2", "pool2d")
 _MARKED = {*_OP_TYPES, *(f"{op_type}_grad" for op_type in _OP_TYPES)}
 # Added to a float32 of less than 2**22 and taken away again, it leaves the nearest integer, ties to even, as rint does:
 # between 2**23 and 2**24 floats are integers.
@@ -37,6 +39,7 @@ _LEAST_SCALE = 1e-30
 _WAIT_MS = 1
 # Elements: below, three more ops cost more than they save.
 _LEAST_MEASURED = 4096
+_SAME_VALUES = ("reshape2", "transpose2", "unsqueeze2", "flatten_contiguous_range")
 # Of glibc's malloc.h; the largest values that every version takes.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _ALL, _LARGEST_HEAP_BLOCK = (1 << 31) - 1, 32 << 20
@@ -133,10 +136,15 @@ def run_in_onednn(program: Any) -> int:
     Args:
         program: a `paddle.static.Program`, changed in place; its clones and the passes over it keep the marks.
     """
-    marked = [op for op in program.global_block().ops if op.type in _MARKED]
+    marked = [op for op in program.global_block().ops if op.type in _MARKED and not _is_adaptive(op)]
     for op in marked:
         op._set_attr("use_mkldnn", True)
     return len(marked)
+
+
+def _is_adaptive(op: Any) -> bool:
+    # oneDNN refuses windows of different sizes.
+    return op.has_attr("adaptive") and op.attr("adaptive")
 
 
 def round_in_vectors(program: Any) -> int:
@@ -161,7 +169,9 @@ def round_in_vectors(program: Any) -> int:
 def measure_in_vectors(program: Any) -> int:
     """Let each ``moving_average_abs_max_scale`` of a large tensor read two numbers: its largest and its smallest.
 
-    One of them has the tensor's largest absolute value, so that scales, states and accumulators keep the same bits.
+    One of them has the tensor's largest absolute value, so that scales, states and accumulators keep the same bits. What
+    only puts another tensor's values elsewhere has that tensor's two numbers; what ``relu`` makes of a tensor has what it
+    makes of them.
 
     Args:
         program: a training program, after :func:`round_in_vectors`; changed in place.
@@ -170,21 +180,34 @@ def measure_in_vectors(program: Any) -> int:
         how many read two numbers.
     """
     block = program.global_block()
+    writes = Counter(name for op in block.ops for name in op.output_arg_names)
+    makers = {name: op for op in block.ops for name in op.output_arg_names if writes[name] == 1}
     found = [op for op in block.ops if op.type == "moving_average_abs_max_scale" and _is_large(block.var(op.input("X")[0]))]
+    ends: dict[str, Any] = {}
     for op in found:
-        measured = block.var(op.input("X")[0])
-        ones = [1] * len(measured.shape)
-        name = op.output("OutScale")[0]
-        ends = [block.create_var(name=f"{name}@{end}", shape=ones, dtype=measured.dtype) for end in ("max", "min")]
-        both = block.create_var(name=f"{name}@ends", shape=[2, *ones[1:]], dtype=measured.dtype)
-        at = block.ops.index(op)
-        for end, variable in zip(("max", "min"), ends):
-            attributes = {"dim": list(range(len(ones))), "keep_dim": True, "reduce_all": True}
-            _insert(block, at, f"reduce_{end}", {"X": [measured]}, {"Out": [variable]}, attributes)
-        _insert(block, at + 2, "concat", {"X": ends}, {"Out": [both]}, {"axis": 0})
-        op._rename_input(measured.name, both.name)
+        name = op.input("X")[0]
+        ends[name] = _insert_ends(block, block.ops.index(op), block.var(name), makers.get(name), ends)
+        op._rename_input(name, ends[name].name)
     program._sync_with_cpp()
     return len(found)
+
+
+def _insert_ends(block: Any, at: int, measured: Any, maker: Any, known: Mapping[str, Any]) -> Any:
+    """Return the variable of a tensor's largest and smallest value, after what makes it is inserted at ``at``."""
+    source = known.get(maker.input("X")[0]) if maker is not None and maker.type in (*_SAME_VALUES, "relu") else None
+    if source is not None and maker.type in _SAME_VALUES:
+        return source
+    ones = [1] * len(measured.shape)
+    both = block.create_var(name=f"{measured.name}@ends", shape=[2, *ones[1:]], dtype=measured.dtype)
+    if source is not None:
+        _insert(block, at, "relu", {"X": [source]}, {"Out": [both]}, {})
+        return both
+    ends = [block.create_var(name=f"{measured.name}@{end}", shape=ones, dtype=measured.dtype) for end in ("max", "min")]
+    _insert(block, at, "concat", {"X": ends}, {"Out": [both]}, {"axis": 0})
+    for end, variable in zip(("max", "min"), ends):
+        attributes = {"dim": list(range(len(ones))), "keep_dim": True, "reduce_all": True}
+        _insert(block, at, f"reduce_{end}", {"X": [measured]}, {"Out": [variable]}, attributes)
+    return both
 
 
 def _is_large(variable: Any) -> bool:
@@ -210,10 +233,13 @@ class _Rounding:
             self._moving_average()
         else:
             self._largest_by_channel()
-        factor = self._factor()
-        self._add("elementwise_mul", {"X": self._input, "Y": factor}, {"Out": self._output}, axis=self._axis)
-        for bias in (_ROUNDING, -_ROUNDING):
-            self._in_place("scale", scale=1.0, bias=bias, bias_after_scale=True)
+        factor, whole = self._factor(), {"Out": self._output}
+        if self._axis < 0:
+            self._add("scale", {"X": self._input, "ScaleTensor": factor}, whole, bias=_ROUNDING, bias_after_scale=True)
+        else:
+            self._add("elementwise_mul", {"X": self._input, "Y": factor}, whole, axis=self._axis)
+            self._in_place("scale", scale=1.0, bias=_ROUNDING, bias_after_scale=True)
+        self._in_place("scale", scale=1.0, bias=-_ROUNDING, bias_after_scale=True)
         self._in_place("clip", min=-self._largest - 1.0, max=float(self._largest))
         self._block._remove_op(self._at, sync=False)
 
