@@ -16,6 +16,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import numpy as np  # noqa: E402
 import tiny_training  # noqa: E402
 
+from act_pipeline.compress.cpu_kernels import freed_memory_kept  # noqa: E402
 from act_pipeline.config import load_config  # noqa: E402
 from act_pipeline.data import Reader  # noqa: E402
 from act_pipeline.demo import READER_CONFIG, REPOSITORY  # noqa: E402
@@ -50,9 +51,10 @@ class Counted(tiny_training.Numbers):
 
 
 def train(folder: Path, iterations: int) -> dict[str, Any]:
-    """Train the tiny model, with a checkpoint every 50 iterations and an evaluation every 100."""
+    """Train the tiny model as a compression does, with a checkpoint every 50 iterations and an evaluation every 100."""
     batches = Counted()
-    tiny_training.run(folder, iterations, every=50, batches=batches, overrides=("TrainConfig.eval_iter=100",))
+    with freed_memory_kept("CPU"):
+        tiny_training.run(folder, iterations, every=50, batches=batches, overrides=("TrainConfig.eval_iter=100",))
     return {"held": batches.held}
 
 

@@ -92,7 +92,7 @@ def train(
 
     paddle.set_device(device.lower())
     averaging.connect(ranks, device)
-    with cpu_kernels.freed_memory_kept(), quiet_upstream(), own_scope(), paddle.utils.unique_name.guard():
+    with quiet_upstream(), own_scope(), paddle.utils.unique_name.guard():
         from paddleslim.auto_compression import AutoCompression
 
         class_ = _make_compression_class(AutoCompression)

@@ -3,7 +3,7 @@
 Paddle 2.6.2 trains on the CPU in kernels of its own, of which three take most of the time, and runs as many ops at once
 as there are cores, each on one:
 
-- :func:`run_in_onednn` sends convolutions, matmuls, pooling and their gradients to oneDNN, which adds in another order;
+- :func:`run_in_onednn` sends convolutions, matmuls and their gradients to oneDNN, which adds in another order;
 - ``quantize_linear`` calls the C library's ``rint`` for every element, at 12 to 19 ns each;
   :func:`round_in_vectors` computes the same numbers, bit by bit, in a tenth of the time by kernels that compilers
   vectorize;
@@ -29,7 +29,7 @@ import numpy as np
 
 from act_pipeline.engines.base import available_cpus
 
-_OP_TYPES = ("conv2d", "depthwise_conv2d", "matmul_v2", "pool2d")
+_OP_TYPES = ("conv2d", "depthwise_conv2d", "matmul_v2")
 _MARKED = {*_OP_TYPES, *(f"{op_type}_grad" for op_type in _OP_TYPES)}
 # Added to a float32 of less than 2**22 and taken away again, it leaves the nearest integer, ties to even, as rint does:
 # between 2**23 and 2**24 floats are integers.
@@ -43,7 +43,6 @@ _SAME_VALUES = ("reshape2", "transpose2", "unsqueeze2", "flatten_contiguous_rang
 # Of glibc's malloc.h; the largest values that every version takes.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _ALL, _LARGEST_HEAP_BLOCK = (1 << 31) - 1, 32 << 20
-_keeping: list[None] = []
 
 
 def on_cpu() -> bool:
@@ -105,27 +104,27 @@ def op_after_op() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def freed_memory_kept() -> Iterator[None]:
+def freed_memory_kept(device: str) -> Iterator[None]:
     """Let glibc keep what the block frees until its end; nothing on a GPU, or with another C library.
 
     Else each step gives its activations back to the system and takes them again, page by page: 40,000 and more page
-    faults a step of RT-DETR-R18 at 640. What the process holds at most stays as it is. Blocks may lie in each other.
+    faults a step of RT-DETR-R18 at 640. What the process holds at most stays as it is.
+
+    Args:
+        device: where the block computes, ``CPU`` or ``GPU``.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" and on_cpu() else None
+    libc = ctypes.CDLL(None) if sys.platform == "linux" and device == "CPU" else None
     if not hasattr(libc, "mallopt"):
         yield
         return
-    _keeping.append(None)
     libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK)
     libc.mallopt(_M_TRIM_THRESHOLD, _ALL)
     libc.mallopt(_M_ARENA_MAX, 1)  # else what one thread has freed stays with it
     try:
         yield
     finally:
-        _keeping.pop()
-        if not _keeping:
-            libc.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_HEAP_BLOCK)  # where glibc's own adaption ends
-            libc.malloc_trim(0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_HEAP_BLOCK)  # where glibc's own adaption ends
+        libc.malloc_trim(0)
 
 
 def run_in_onednn(program: Any) -> int:
@@ -136,15 +135,10 @@ def run_in_onednn(program: Any) -> int:
     Args:
         program: a `paddle.static.Program`, changed in place; its clones and the passes over it keep the marks.
     """
-    marked = [op for op in program.global_block().ops if op.type in _MARKED and not _is_adaptive(op)]
+    marked = [op for op in program.global_block().ops if op.type in _MARKED]
     for op in marked:
         op._set_attr("use_mkldnn", True)
     return len(marked)
-
-
-def _is_adaptive(op: Any) -> bool:
-    # oneDNN refuses windows of different sizes.
-    return op.has_attr("adaptive") and op.attr("adaptive")
 
 
 def round_in_vectors(program: Any) -> int:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from act_pipeline.compress.act import train
+from act_pipeline.compress.cpu_kernels import freed_memory_kept
 from act_pipeline.compress.ranks import Follower, Leader, Ranks
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
@@ -62,7 +63,7 @@ def train_when_told(config: Config, load: Callable[[], Loader], device: str, ran
     """Train each model that rank 0 sends, on this rank's share of the batches that ``load`` gives."""
     while True:
         files = ranks.receive()["arrays"]
-        with tempfile.TemporaryDirectory(prefix="act_pipeline.") as work, static_mode():
+        with tempfile.TemporaryDirectory(prefix="act_pipeline.") as work, static_mode(), freed_memory_kept(device):
             float_model, save_dir = Path(work, "float"), Path(work, "int8")
             float_model.mkdir()
             save_dir.mkdir()

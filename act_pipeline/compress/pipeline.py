@@ -119,7 +119,7 @@ def compress(
         model.infer_cfg_path,
     )
     batch_size = reader.settings.reader.batch_size
-    with ranks.explained(), freed_memory_kept(), hold_lock(save_dir), checkpoints.open(resume), explained(
+    with ranks.explained(), freed_memory_kept(device), hold_lock(save_dir), checkpoints.open(resume), explained(
         checkpoints, batch_size
     ), interruptible(
         lambda: "; ".join(part for part in (ranks.failure, checkpoints.way_on()) if part)
