@@ -168,8 +168,13 @@ class StaticGraph:
         return variable
 
     def is_parameter(self, name: str) -> bool:
+        from paddle.base.core import VarDesc
+
         block = self.program.global_block()
-        return block.has_var(name) and block.var(name).persistable and name not in ("feed", "fetch")
+        # Feed and fetch are persistable too, and hold no tensor.
+        return (
+            block.has_var(name) and block.var(name).persistable and block.var(name).type == VarDesc.VarType.LOD_TENSOR
+        )
 
     def remove_unused_parameters(self) -> None:
         """Remove parameters that no op reads, so that they are not saved."""

@@ -29,6 +29,7 @@ from act_pipeline.evaluation import load_detections
 from act_pipeline.inference import _class_names
 from act_pipeline.model import InferenceModel, OnnxModel
 from act_pipeline.records import hash_files, read_record
+from act_pipeline.static_graph import StaticGraph, static_mode
 from act_pipeline.yaml_file import resolve_path
 from tests.fuzz.harness import Target, check
 from tests.fuzz.targets import TARGETS
@@ -245,6 +246,18 @@ def test_a_program_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     feed = [op.type for op in framework_pb2.ProgramDesc.FromString(whole).blocks[0].ops].index("feed")
     assert "contradicts" in refused(lambda block: block.ops[feed].ClearField("outputs"))
     assert "contradicts" in refused(lambda block: block.ops[feed].outputs[0].arguments.__setitem__(0, "nothing"))
+
+
+def test_what_feeds_a_program_is_no_parameter_whatever_its_name(tmp_path: Path) -> None:
+    from paddle.base.proto import framework_pb2
+
+    model = export_tiny_model(tmp_path / "model", quantized=True)
+    program = framework_pb2.ProgramDesc.FromString(model.model_path.read_bytes())
+    next(variable for variable in program.blocks[0].vars if variable.name == "feed").name = "nothing"
+    model.model_path.write_bytes(program.SerializeToString())
+    with static_mode():
+        graph = StaticGraph.load(model)
+        assert graph.is_parameter("w") and not graph.is_parameter("nothing") and not graph.is_parameter("fetch")
 
 
 def test_an_onnx_file_whose_constants_contradict_themselves_is_refused(tmp_path: Path) -> None:
