@@ -17,6 +17,8 @@ _DISK_ERRORS = {
     errno.EACCES: "no permission",
     errno.EPERM: "no permission",
     errno.EROFS: "the file system is read-only",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "the links lead in a circle",
 }
 
 

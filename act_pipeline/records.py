@@ -126,6 +126,8 @@ def read_record(path: str | os.PathLike[str], schema: str) -> dict[str, Any]:
         raise UserError(f"{source} is missing, expected a record ({schema})") from None
     except (IsADirectoryError, NotADirectoryError):
         raise UserError(f"{source} is a folder or lies in a file, expected a record ({schema})") from None
+    except OSError as error:
+        raise UserError(f"{source} cannot be read ({error.strerror}), expected a record ({schema})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source} is no JSON: {error}; delete it and run again") from None
     if not isinstance(record, dict) or record.get("schema") != schema:

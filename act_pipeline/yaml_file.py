@@ -191,6 +191,8 @@ def _read(path: Path, named_by: str) -> str:
         raise UserError(f"{path} is a folder{named_by}, expected a YAML file; name the file in it") from None
     except PermissionError:
         raise UserError(f"{path} cannot be read{named_by}: no permission; make it readable") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read{named_by}: {error.strerror}; check the path") from None
     except UnicodeDecodeError as error:
         place = f"byte {error.start}"
         raise UserError(f"{path} is no text in UTF-8 ({place}), expected a YAML file; save it as UTF-8") from None

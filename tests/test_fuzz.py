@@ -20,11 +20,12 @@ from act_pipeline.compress.paddle_state import read_random_states
 from act_pipeline.compress.training import Training
 from act_pipeline.config import load_config
 from act_pipeline.data import Reader
+from act_pipeline.data.annotations import Annotations
 from act_pipeline.download import fetch, is_url
 from act_pipeline.engines import model_files
 from act_pipeline.engines.dynamic_shape import SCHEMA, ShapeKey, stale_reason
 from act_pipeline.engines.onnx_files import inspect_onnx
-from act_pipeline.errors import UserError
+from act_pipeline.errors import UserError, run_command
 from act_pipeline.evaluation import load_detections
 from act_pipeline.inference import _class_names
 from act_pipeline.model import InferenceModel, OnnxModel
@@ -114,6 +115,14 @@ def test_an_error_that_quotes_lines_is_one_line() -> None:
 @pytest.mark.parametrize("path", ["~nobody_of_this_name/x", "a" * 300, "a\0b", "\ud800"])
 def test_a_path_that_no_file_can_have_is_given_back(path: str, tmp_path: Path) -> None:
     assert resolve_path(path, tmp_path / "config.yml") == Path(path)
+
+
+def test_a_file_whose_name_is_too_long_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / ("é" * 300)
+    assert "too long" in _refused(Annotations.load, path, "reader.yml")
+    assert "too long" in _refused(load_config, path)
+    assert "too long" in _refused(read_record, path, "x/1")
+    assert run_command(lambda argv: InferenceModel.load(path) and 0) == 2
 
 
 def test_a_schedule_that_fails_on_its_arguments_is_refused(tmp_path: Path) -> None:

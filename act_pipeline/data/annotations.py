@@ -104,6 +104,10 @@ def _read_json(source: Path, named_by: str) -> Any:
         ) from None
     except PermissionError:
         raise UserError(f"annotation file {source} cannot be read: no permission; make it readable") from None
+    except OSError as error:  # a name longer than any file's, a loop of links
+        raise UserError(
+            f"annotation file {source} cannot be read ({error.strerror}), named by {named_by}; check anno_path"
+        ) from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise UserError(
