@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -165,7 +166,10 @@ def test_the_averaging_is_one_operation_between_gradients_and_optimizer() -> Non
         paddle.optimizer.Momentum(0.1, weight_decay=0.1).minimize(loss)
         info = Info()
         info.program, info.fetch_targets = main, [loss]
-        names = average(info, 2)
+        walk = type(main.global_block())._sync_with_cpp
+        with mock.patch.object(type(main.global_block()), "_sync_with_cpp", autospec=True, side_effect=walk) as walks:
+            names = average(info, 2)
+    assert walks.call_count == 1  # over all ops: minutes, if it is done for each op that is put in
     kinds = [op.type for op in main.global_block().ops]
     assert kinds.count("c_allreduce_sum") == 1
     place = kinds.index("c_allreduce_sum")

@@ -121,7 +121,7 @@ def _insert(block: Any, index: int, names: list[str], world: int) -> None:
     def insert(type_: str, inputs: dict[str, Any], outputs: dict[str, Any], **attributes: Any) -> None:
         nonlocal index
         attributes["op_role"] = _BACKWARD
-        block._insert_op(index, type=type_, inputs=inputs, outputs=outputs, attrs=attributes)
+        block._insert_op_without_sync(index, type=type_, inputs=inputs, outputs=outputs, attrs=attributes)
         index += 1
 
     def reshape(source: Any, target: Any, shape: list[int]) -> None:
