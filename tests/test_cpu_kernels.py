@@ -93,51 +93,6 @@ def test_ties_go_to_the_even_integer_and_what_is_beyond_the_scale_is_cut_off() -
     assert np.array_equal(quick["y"], np.clip(np.rint(x), -128, 127))
 
 
-def observed(x: np.ndarray, quick: bool) -> tuple[dict[str, float], list[str]]:
-    """Observe ``x`` and what views and ``relu`` make of it; return the scales, and the types of all ops."""
-    import paddle
-
-    place, scope = paddle.CPUPlace(), paddle.static.Scope()
-    with paddle.static.scope_guard(scope):
-        program = paddle.static.Program()
-        with paddle.static.program_guard(program):
-            fed = paddle.static.data("x", list(x.shape), "float32")
-            turned = paddle.transpose(fed, [0, 2, 1])
-            flat = paddle.reshape(turned, [-1, 8])
-            relu, total = paddle.nn.functional.relu(flat), flat + turned[0]
-        tensors = {"x": fed, "turned": turned, "flat": flat, "relu": relu, "sum": total}
-        block = program.global_block()
-        for name, tensor in tensors.items():
-            kept = [f"{name}@{what}" for what in ("state", "accum", "scale")]
-            for one in kept:
-                block.create_var(name=one, shape=[1], dtype="float32", persistable=True)
-                scope.var(one).get_tensor().set(np.zeros(1, np.float32), place)
-            block.append_op(
-                type="moving_average_abs_max_scale",
-                inputs={"X": [tensor], "InState": kept[:1], "InAccum": kept[1:2]},
-                outputs={"OutState": kept[:1], "OutAccum": kept[1:2], "OutScale": kept[2:]},
-                attrs={"moving_rate": 0.9, "is_test": False},
-            )
-        if quick:
-            assert measure_in_vectors(program) == len(tensors)
-        for step in range(2):
-            paddle.static.Executor(place).run(program, feed={"x": x * np.float32(1 + step)})
-        scales = {name: float(np.array(scope.find_var(f"{name}@scale").get_tensor())[0]) for name in tensors}
-        return scales, [op.type for op in block.ops]
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-def test_tensors_of_the_same_values_are_measured_once(sign: int) -> None:
-    x = np.random.default_rng(0).normal(size=(1, 8, 1024)).astype(np.float32)
-    x[0, 3, 5] = sign * 9
-    with static_mode():
-        stock, _ = observed(x, quick=False)
-        quick, types = observed(x, quick=True)
-    assert quick == stock
-    assert stock["x"] == stock["flat"] and (stock["relu"] == stock["x"]) == (sign == 1) and stock["sum"] > stock["x"]
-    assert types.count("reduce_max") == types.count("reduce_min") == 2  # of x and of the sum
-
-
 def losses(directory: Path) -> list[float]:
     directory.mkdir()
     return [loss for _, loss in tiny_training.run(directory, evaluate=False, iterations=6).losses]

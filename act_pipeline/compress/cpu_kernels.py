@@ -8,8 +8,7 @@ as there are cores, each on one:
   :func:`round_in_vectors` computes the same numbers, bit by bit, in a tenth of the time by kernels that compilers
   vectorize;
 - ``moving_average_abs_max_scale`` looks at one element at a time, and a training has hundreds of it;
-  :func:`measure_in_vectors` lets it look at the largest and the smallest only, which vectors find, once for all tensors
-  of the same values;
+  :func:`measure_in_vectors` lets it look at the largest and the smallest only, which vectors find;
 - :func:`all_cores` runs one op at a time, on all cores: many at once each keep memory of their own;
 - :func:`freed_memory_kept` spares each step the page faults of memory that the one before it had.
 """
@@ -21,8 +20,7 @@ import ctypes
 import functools
 import math
 import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -39,7 +37,6 @@ _LEAST_SCALE = 1e-30
 _WAIT_MS = 1
 # Elements: below, three more ops cost more than they save.
 _LEAST_MEASURED = 4096
-_SAME_VALUES = ("reshape2", "transpose2", "unsqueeze2", "flatten_contiguous_range")
 # Of glibc's malloc.h; the largest values that every version takes.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _ALL, _LARGEST_HEAP_BLOCK = (1 << 31) - 1, 32 << 20
@@ -163,9 +160,7 @@ def round_in_vectors(program: Any) -> int:
 def measure_in_vectors(program: Any) -> int:
     """Let each ``moving_average_abs_max_scale`` of a large tensor read two numbers: its largest and its smallest.
 
-    One of them has the tensor's largest absolute value, so that scales, states and accumulators keep the same bits. What
-    only puts another tensor's values elsewhere has that tensor's two numbers; what ``relu`` makes of a tensor has what it
-    makes of them.
+    One of them has the tensor's largest absolute value, so that scales, states and accumulators keep the same bits.
 
     Args:
         program: a training program, after :func:`round_in_vectors`; changed in place.
@@ -174,34 +169,21 @@ def measure_in_vectors(program: Any) -> int:
         how many read two numbers.
     """
     block = program.global_block()
-    writes = Counter(name for op in block.ops for name in op.output_arg_names)
-    makers = {name: op for op in block.ops for name in op.output_arg_names if writes[name] == 1}
     found = [op for op in block.ops if op.type == "moving_average_abs_max_scale" and _is_large(block.var(op.input("X")[0]))]
-    ends: dict[str, Any] = {}
     for op in found:
-        name = op.input("X")[0]
-        ends[name] = _insert_ends(block, block.ops.index(op), block.var(name), makers.get(name), ends)
-        op._rename_input(name, ends[name].name)
+        measured = block.var(op.input("X")[0])
+        ones = [1] * len(measured.shape)
+        name = op.output("OutScale")[0]
+        ends = [block.create_var(name=f"{name}@{end}", shape=ones, dtype=measured.dtype) for end in ("max", "min")]
+        both = block.create_var(name=f"{name}@ends", shape=[2, *ones[1:]], dtype=measured.dtype)
+        at = block.ops.index(op)
+        for end, variable in zip(("max", "min"), ends):
+            attributes = {"dim": list(range(len(ones))), "keep_dim": True, "reduce_all": True}
+            _insert(block, at, f"reduce_{end}", {"X": [measured]}, {"Out": [variable]}, attributes)
+        _insert(block, at + 2, "concat", {"X": ends}, {"Out": [both]}, {"axis": 0})
+        op._rename_input(measured.name, both.name)
     program._sync_with_cpp()
     return len(found)
-
-
-def _insert_ends(block: Any, at: int, measured: Any, maker: Any, known: Mapping[str, Any]) -> Any:
-    """Return the variable of a tensor's largest and smallest value, after what makes it is inserted at ``at``."""
-    source = known.get(maker.input("X")[0]) if maker is not None and maker.type in (*_SAME_VALUES, "relu") else None
-    if source is not None and maker.type in _SAME_VALUES:
-        return source
-    ones = [1] * len(measured.shape)
-    both = block.create_var(name=f"{measured.name}@ends", shape=[2, *ones[1:]], dtype=measured.dtype)
-    if source is not None:
-        _insert(block, at, "relu", {"X": [source]}, {"Out": [both]}, {})
-        return both
-    ends = [block.create_var(name=f"{measured.name}@{end}", shape=ones, dtype=measured.dtype) for end in ("max", "min")]
-    _insert(block, at, "concat", {"X": ends}, {"Out": [both]}, {"axis": 0})
-    for end, variable in zip(("max", "min"), ends):
-        attributes = {"dim": list(range(len(ones))), "keep_dim": True, "reduce_all": True}
-        _insert(block, at, f"reduce_{end}", {"X": [measured]}, {"Out": [variable]}, attributes)
-    return both
 
 
 def _is_large(variable: Any) -> bool:
@@ -227,13 +209,10 @@ class _Rounding:
             self._moving_average()
         else:
             self._largest_by_channel()
-        factor, whole = self._factor(), {"Out": self._output}
-        if self._axis < 0:
-            self._add("scale", {"X": self._input, "ScaleTensor": factor}, whole, bias=_ROUNDING, bias_after_scale=True)
-        else:
-            self._add("elementwise_mul", {"X": self._input, "Y": factor}, whole, axis=self._axis)
-            self._in_place("scale", scale=1.0, bias=_ROUNDING, bias_after_scale=True)
-        self._in_place("scale", scale=1.0, bias=-_ROUNDING, bias_after_scale=True)
+        factor = self._factor()
+        self._add("elementwise_mul", {"X": self._input, "Y": factor}, {"Out": self._output}, axis=self._axis)
+        for bias in (_ROUNDING, -_ROUNDING):
+            self._in_place("scale", scale=1.0, bias=bias, bias_after_scale=True)
         self._in_place("clip", min=-self._largest - 1.0, max=float(self._largest))
         self._block._remove_op(self._at, sync=False)
 
