@@ -427,7 +427,7 @@ def test_why_shapes_are_collected_anew(float_model, int8_model, tmp_path):
     assert "another model" in stale_reason(model, key_of(int8_model))
     assert "was collected at 32 x 32, the input is 64 x 64" in stale_reason(model, key_of(model, size=64))
     assert "batches up to 2, asked for 8" in stale_reason(model, key_of(model, batch_size=8))
-    assert "by Paddle 2.6.2, this is 3.0" in stale_reason(model, dataclasses.replace(key_of(model), paddle="3.0"))
+    assert "by Paddle '2.6.2', this is '3.0'" in stale_reason(model, dataclasses.replace(key_of(model), paddle="3.0"))
     shapes, record = model.directory / SHAPES_FILENAME, model.directory / RECORD_FILENAME
     content = record.read_text(encoding="utf-8")
     for broken in ("", "[]", "{", content.replace("dynamic_shape/1", "dynamic_shape/9"), '{"schema": 1}'):

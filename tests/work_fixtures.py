@@ -47,4 +47,5 @@ def main(argv: Any = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts tests in the background may have it ignored
     sys.exit(run_command(main))
