@@ -207,23 +207,34 @@ def test_detections_packed_in_a_way_that_zipfile_does_not_know(tmp_path: Path) -
     "changes", [{"best": 3}, {"best": [1]}, {"best": [1, "x"]}, {"iteration": float("inf")}, {"iteration": None}]
 )
 def test_a_checkpoint_whose_progress_is_none(changes: dict, tmp_path: Path) -> None:
-    directory = tmp_path / "int8.checkpoint"
+    np.savez(tmp_path / "variables.npz", w=np.ones(1))
+    assert "damaged" in _not_resumed(tmp_path, changes)
+
+
+def test_a_checkpoint_that_holds_more_than_arrays(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "variables.npz", "w") as archive:
+        archive.writestr("w.npy", b"no array")
+    assert "more than arrays" in _not_resumed(tmp_path, {})
+
+
+def _not_resumed(folder: Path, changes: dict) -> str:
+    """Return what is said of a checkpoint with ``variables.npz``, which is taken from ``folder``, and odd progress."""
+    directory = folder / "int8.checkpoint"
     (directory / "best").mkdir(parents=True)
-    np.savez(directory / "variables.npz", w=np.ones(1))
-    progress = {**Training(None, OpInventory({}, []), 1).progress(), **changes}
+    (folder / "variables.npz").rename(directory / "variables.npz")
     record = {
         "schema": CHECKPOINT_SCHEMA,
         "identity": {},
-        "progress": progress,
+        "progress": {**Training(None, OpInventory({}, []), 1).progress(), **changes},
         "variables_hash": hash_files([directory / "variables.npz"]),
     }
     (directory / "checkpoint.json").write_text(json.dumps(record))
 
     def resume() -> None:
-        with Checkpoints(tmp_path / "int8", {}, 1).open(resume=True):
+        with Checkpoints(folder / "int8", {}, 1).open(resume=True):
             pass
 
-    assert "damaged" in _refused(resume)
+    return _refused(resume)
 
 
 def test_a_checkpoint_whose_schedule_lacks_a_key() -> None:

@@ -63,9 +63,10 @@ def run_stock(config: Config, reader: Reader, work: Path, clock: Clock) -> dict[
             config.global_.model_dir, config.global_.model_filename, config.global_.params_filename
         )
         feed_names = list(inspect_model(model).inputs)
+        batches = reader.loader("train")  # one, as ours: PaddleSlim's look at the first batch begins an epoch of both
 
     def feeds() -> Iterator[dict[str, np.ndarray]]:
-        for batch in reader.loader("train"):
+        for batch in batches():
             yield model_feed(config, feed_names, batch)
 
     def score(executor: Any, program: Any, names: Sequence[str], targets: Sequence[Any]) -> float:

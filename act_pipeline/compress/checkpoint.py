@@ -117,6 +117,8 @@ class Checkpoints:
                 raise ValueError("its hash is not the recorded one")
             with np.load(self.directory / _VARIABLES, allow_pickle=False) as archive:
                 variables = {name: archive[name] for name in archive.files}
+            if not all(isinstance(value, np.ndarray) for value in variables.values()):  # np.load gives other files as bytes
+                raise ValueError(f"{_VARIABLES} holds more than arrays")
             progress = record["progress"]
             best = self.directory / _BEST if progress["best"] else None
             if best is not None and not best.is_dir():
