@@ -144,6 +144,13 @@ def test_detections_are_what_paddledetection_computes(computed) -> None:
     assert_same_detections(computed["output"]["bbox"], computed["arrays"]["bbox"], pixels=1.0)
 
 
+# R101 is R50 with more layers of the same kind, and takes a minute.
+@pytest.mark.parametrize(
+    "computed",
+    [pytest.param(name, marks=pytest.mark.slow if "r101" in name else ()) for name in REFERENCED],
+    indirect=True,
+    scope="module",
+)
 def test_the_exported_graph_computes_what_the_model_computes(computed, tmp_path: Path) -> None:
     from act_pipeline.engines import create_engine
     from act_pipeline.export import export_layer
