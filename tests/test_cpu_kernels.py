@@ -93,6 +93,20 @@ def test_ties_go_to_the_even_integer_and_what_is_beyond_the_scale_is_cut_off() -
     assert np.array_equal(quick["y"], np.clip(np.rint(x), -128, 127))
 
 
+@pytest.mark.parametrize("kind", ["conv2d", "matmul_v2"])
+def test_a_saved_model_rounds_in_vectors_to_the_same_bits(tmp_path: Path, kind: str) -> None:
+    import paddle
+
+    model = small_model(tmp_path / "model", kind)
+    image = np.random.default_rng(2).normal(scale=2, size=(2, 4, 6, 6)).astype(np.float32)  # some beyond the scale
+    with static_mode():
+        graph = StaticGraph.load(model)
+        assert round_in_vectors(graph.program) == 1
+        with paddle.static.scope_guard(graph.scope):
+            (found,) = graph.executor.run(graph.program, feed={"image": image}, fetch_list=graph.fetch_targets)
+    np.testing.assert_array_equal(found, in_executor(model, image))
+
+
 def losses(directory: Path) -> list[float]:
     directory.mkdir()
     return [loss for _, loss in tiny_training.run(directory, evaluate=False, iterations=6).losses]

@@ -139,18 +139,18 @@ def run_in_onednn(program: Any) -> int:
 
 
 def round_in_vectors(program: Any) -> int:
-    """Replace each ``quantize_linear`` that also takes the scale by ops that compute the same.
+    """Replace each ``quantize_linear`` by ops that compute the same, the scale too where it takes that.
 
     What it writes, and the scales, states and accumulators that it keeps, stay the same variables with the same bits.
 
     Args:
-        program: a training program after PaddleSlim's ``quant_aware`` in ONNX format, changed in place.
+        program: after PaddleSlim's ``quant_aware`` in ONNX format, or what became of it; changed in place.
 
     Returns:
         how many were replaced.
     """
     block = program.global_block()
-    found = [op for op in block.ops if op.type == "quantize_linear" and not op.attr("is_test")]
+    found = [op for op in block.ops if op.type == "quantize_linear"]
     for op in found:
         _Rounding(block, op).replace()
     program._sync_with_cpp()
@@ -201,13 +201,14 @@ class _Rounding:
         self._block, self._op, self._at = block, op, block.ops.index(op)
         self._axis = op.attr("quant_axis")
         self._input, self._output = block.var(op.input("X")[0]), block.var(op.output("Y")[0])
-        self._scale = block.var(op.output("OutScale")[0])
+        self._takes_scale = op.has_attr("is_test") and not op.attr("is_test")
+        self._scale = block.var((op.output("OutScale") if self._takes_scale else op.input("Scale"))[0])
         self._largest = 2 ** (op.attr("bit_length") - 1) - 1
 
     def replace(self) -> None:
-        if self._axis < 0:
+        if self._takes_scale and self._axis < 0:
             self._moving_average()
-        else:
+        elif self._takes_scale:
             self._largest_by_channel()
         factor = self._factor()
         self._add("elementwise_mul", {"X": self._input, "Y": factor}, {"Out": self._output}, axis=self._axis)

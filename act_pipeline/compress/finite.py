@@ -100,6 +100,7 @@ def guarded_outputs(graph: StaticGraph, batch: Mapping[str, np.ndarray]) -> dict
     guard_grids(program)
     if cpu_kernels.on_cpu():
         cpu_kernels.run_in_onednn(program)
+        cpu_kernels.round_in_vectors(program)
     names = [target.name for target in graph.fetch_targets]
     running = make_runner(program, names, graph.executor.place, graph.scope)
     with cpu_kernels.all_cores():

@@ -22,6 +22,7 @@ import numpy as np
 from act_pipeline.compress.cpu_kernels import all_cores, on_cpu, run_in_onednn
 from act_pipeline.compress.quant_graph import TEACHER_PREFIX
 from act_pipeline.compress.runners import Runner, make_runner
+from act_pipeline.engines.deformable_attention import attend_by_rows
 
 _logger = logging.getLogger(__name__)
 _BYTES_PER_MB = 1_000_000
@@ -176,6 +177,8 @@ def _teaching_runner(program: Any, teaching: Sequence[Any], outputs: Sequence[st
     ]
     del block.ops[:]
     block.ops.extend(nodes)
+    if on_cpu():
+        attend_by_rows(desc)
     alone = paddle.static.Program.parse_from_string(desc.SerializeToString())
     if on_cpu():
         run_in_onednn(alone)

@@ -10,23 +10,26 @@ which floats are added:
 - on a CPU with 8-bit dot products (AVX512-VNNI) a convolution of rounded activations by rounded weights multiplies and
   adds the integers, exactly, and gives floats, to which its bias is added: ``sum(q_x * q_w) * s_x * s_w / 127**2``. On
   other CPUs the products are added in float, because oneDNN's INT8 halves the weights there;
+- deformable attention gathers rows (`deformable_attention`);
 - all else runs in oneDNN's float kernels.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from act_pipeline.engines.base import available_cpus
+from act_pipeline.engines.deformable_attention import attend_by_rows
 from act_pipeline.engines.host import Machine
 from act_pipeline.engines.host import machine as this_machine
 from act_pipeline.engines.model_files import ModelSummary, inspect_model, read_parameters, write_parameters
 from act_pipeline.engines.paddle_native import Predictor, PredictorEngine
+from act_pipeline.engines.program_desc import argument, keep, variables, whole
 from act_pipeline.model import InferenceModel
 
 _LARGEST = 127
@@ -117,16 +120,16 @@ def with_onednn_rounding(model: InferenceModel, directory: Path, integers: bool)
     program.ParseFromString(model.model_path.read_bytes())
     parameters = read_parameters(model, summary)
     block = program.blocks[0]
-    variables = {variable.name: variable for variable in block.vars}
+    described = {variable.name: variable for variable in block.vars}
     factors = _whole_pairs(block.ops, parameters)
     rounded: dict[str, str] = {}  # activation -> its integers
     weight_factors: dict[str, np.ndarray] = {}
     for op in block.ops:
-        source, result = _argument(op.inputs, "X"), _argument(op.outputs, "Y")
-        if op.type == "dequantize_linear" and source in parameters and _bits(op) == 8:
-            scale, axis = parameters[_argument(op.inputs, "Scale")].reshape(-1), _attribute(op, "quant_axis")
+        source, result = argument(op.inputs, "X"), argument(op.outputs, "Y")
+        if op.type == "dequantize_linear" and source in parameters and whole(op, "bit_length") == 8:
+            scale, axis = parameters[argument(op.inputs, "Scale")].reshape(-1), whole(op, "quant_axis")
             weight = _dequantized(parameters[source], scale, axis)
-            _make_parameter(variables[result], weight)
+            _make_parameter(described[result], weight)
             parameters[result] = weight
             if (scale.size == 1 or axis == 0) and float(scale.min()) > _LEAST_SCALE:
                 weight_factors[result] = _LARGEST / scale.astype(np.float32)
@@ -136,15 +139,16 @@ def with_onednn_rounding(model: InferenceModel, directory: Path, integers: bool)
             _become_onednn(op, factors[source])
             rounded[result] = source
         elif integers and op.type in _CONVOLUTIONS:
-            activation, weight_name = _argument(op.inputs, "Input"), _argument(op.inputs, "Filter")
+            activation, weight_name = argument(op.inputs, "Input"), argument(op.inputs, "Filter")
             if activation in rounded and weight_name in weight_factors:
-                whole = rounded[activation]
-                _read_integers(op, whole, factors[whole], weight_factors[weight_name])
-    _keep(block.ops, lambda op: op.type != "dequantize_linear" or _argument(op.outputs, "Y") not in parameters)
-    read = {name for op in block.ops for slot in op.inputs for name in slot.arguments}
-    _keep(block.ops, lambda op: op.type != "dequantize" or _argument(op.outputs, "Output") in read)
-    used = {name for op in block.ops for slot in (*op.inputs, *op.outputs) for name in slot.arguments}
-    _keep(block.vars, lambda variable: variable.name in used)
+                integer = rounded[activation]
+                _read_integers(op, integer, factors[integer], weight_factors[weight_name])
+    keep(block.ops, lambda op: op.type != "dequantize_linear" or argument(op.outputs, "Y") not in parameters)
+    attend_by_rows(program)
+    read = {name for op in block.ops for name in variables(op.inputs)}
+    keep(block.ops, lambda op: op.type != "dequantize" or argument(op.outputs, "Output") in read)
+    used = {name for op in block.ops for slots in (op.inputs, op.outputs) for name in variables(slots)}
+    keep(block.vars, lambda variable: variable.name in used)
     rewritten = InferenceModel(directory)
     rewritten.model_path.write_bytes(program.SerializeToString())
     saved = {variable.name for variable in block.vars if variable.persistable} & set(parameters)
@@ -152,22 +156,12 @@ def with_onednn_rounding(model: InferenceModel, directory: Path, integers: bool)
     return rewritten
 
 
-def _keep(items: Any, wanted: Callable[[Any], bool]) -> None:
-    """Remove the other items of a protobuf message's list.
-
-    In place: each message of its own has memory of its own, and with every 10,000th that protobuf 7 frees it gives all
-    that the process has free back to the system (``malloc_trim``), which a training takes again page by page.
-    """
-    for index in reversed([index for index, item in enumerate(items) if not wanted(item)]):
-        del items[index]
-
-
 def _whole_pairs(ops: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Return integer tensor -> 127 / scale, of those that one op makes and dequantizations by the same scale read."""
 
     def factor(op: Any) -> float | None:
-        scale = parameters.get(_argument(op.inputs, "Scale"))
-        if scale is None or scale.size != 1 or _bits(op) != 8 or not float(scale.reshape(-1)[0]) > _LEAST_SCALE:
+        scale = parameters.get(argument(op.inputs, "Scale"))
+        if scale is None or scale.size != 1 or whole(op, "bit_length") != 8 or not float(scale.reshape(-1)[0]) > _LEAST_SCALE:
             return None
         return _LARGEST / float(scale.reshape(-1)[0])
 
@@ -175,9 +169,9 @@ def _whole_pairs(ops: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, fl
     for op in ops:
         value = factor(op) if op.type == "quantize_linear" else None
         if value is not None:
-            found[_argument(op.outputs, "Y")] = value
+            found[argument(op.outputs, "Y")] = value
     for op in ops:
-        for name in [name for slot in op.inputs for name in slot.arguments if name in found]:
+        for name in [name for name in variables(op.inputs) if name in found]:
             if op.type != "dequantize_linear" or factor(op) != found[name]:
                 del found[name]
     return found
@@ -187,11 +181,10 @@ def _become_onednn(op: Any, factor: float) -> None:
     from paddle.base.proto import framework_pb2
 
     quantizes = op.type == "quantize_linear"
-    source, result = _argument(op.inputs, "X"), _argument(op.outputs, "Y")
     op.type = "quantize" if quantizes else "dequantize"
-    for slots, name, argument in ((op.inputs, "Input", source), (op.outputs, "Output", result)):
-        del slots[:]
-        slots.add(parameter=name, arguments=[argument])
+    for slots, old, new in ((op.inputs, "X", "Input"), (op.outputs, "Y", "Output")):
+        keep(slots, lambda slot: slot.parameter == old)
+        slots[0].parameter = new
     del op.attrs[:]
     op.attrs.add(name="Scale", type=framework_pb2.FLOAT, f=factor)
     op.attrs.add(name="use_mkldnn", type=framework_pb2.BOOLEAN, b=True)
@@ -201,13 +194,13 @@ def _become_onednn(op: Any, factor: float) -> None:
         op.attrs.add(name="output_format", type=framework_pb2.STRING, s="NCHW")
 
 
-def _read_integers(op: Any, whole: str, factor: float, weight_factors: np.ndarray) -> None:
+def _read_integers(op: Any, source: str, factor: float, weight_factors: np.ndarray) -> None:
     """Let a convolution read integers: its float weights, times these factors, are integers too."""
     from paddle.base.proto import framework_pb2
 
-    next(slot for slot in op.inputs if slot.parameter == "Input").arguments[:] = [whole]
+    next(slot for slot in op.inputs if slot.parameter == "Input").arguments[:] = [source]
     settings = ("Scale_in", "Scale_out", "Scale_weights", "force_fp32_output", "use_mkldnn", "mkldnn_data_type")
-    _keep(op.attrs, lambda attribute: attribute.name not in settings)
+    keep(op.attrs, lambda attribute: attribute.name not in settings)
     op.attrs.add(name="Scale_in", type=framework_pb2.FLOAT, f=factor)
     op.attrs.add(name="Scale_out", type=framework_pb2.FLOAT, f=1.0)
     op.attrs.add(name="Scale_weights", type=framework_pb2.FLOATS, floats=weight_factors.tolist())
@@ -229,15 +222,3 @@ def _make_parameter(variable: Any, value: np.ndarray) -> None:
     variable.type.lod_tensor.tensor.data_type = _FLOAT32
     del variable.type.lod_tensor.tensor.dims[:]
     variable.type.lod_tensor.tensor.dims.extend(value.shape)
-
-
-def _argument(slots: Any, name: str) -> str:
-    return next((slot.arguments[0] for slot in slots if slot.parameter == name and slot.arguments), "")
-
-
-def _attribute(op: Any, name: str) -> int:
-    return next((attribute.i for attribute in op.attrs if attribute.name == name), -1)
-
-
-def _bits(op: Any) -> int:
-    return _attribute(op, "bit_length")
