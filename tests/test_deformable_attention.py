@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import act_pipeline  # noqa: F401  (makes paddle importable)
-from act_pipeline.engines.deformable_attention import attend_by_rows
+from act_pipeline.engines.deformable_attention import attend_by_rows, spread_for_onednn
+from act_pipeline.engines.program_desc import parsed
 from act_pipeline.static_graph import static_mode
 
 LEVELS = ((5, 7), (2, 3))
@@ -19,7 +20,6 @@ QUERIES, HEADS, POINTS, CHANNELS = 6, 2, 3, 4
 def attention(mode: str = "bilinear", padding_mode: str = "zeros", align_corners: bool = False) -> Any:
     """Return a program as `act_pipeline.rtdetr.decoder` traces one, as a ``ProgramDesc``; it writes `output`."""
     import paddle
-    from paddle.base.proto import framework_pb2
 
     program = paddle.static.Program()
     pixels = sum(height * width for height, width in LEVELS)
@@ -37,7 +37,7 @@ def attention(mode: str = "bilinear", padding_mode: str = "zeros", align_corners
         output = (paddle.concat(sampled, axis=-1) * by_head).sum(-1)
         output = output.reshape([-1, HEADS * CHANNELS, QUERIES]).transpose([0, 2, 1])
         output.block._rename_var(output.name, "output")
-    return framework_pb2.ProgramDesc.FromString(program.desc.serialize_to_string())
+    return parsed(program.desc.serialize_to_string())
 
 
 def computed(desc: Any, feed: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -107,3 +107,32 @@ def test_other_sampling_stays_as_it_is(options: dict) -> None:
     before = desc.SerializeToString()
     assert attend_by_rows(desc) == 0
     assert desc.SerializeToString() == before
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "spread"),
+    [
+        ((-1, 3, 1, 1, 1, 2), (-1, 3, 2, 2, 5, 2), 1),
+        ((-1, 3, 1, 1, 1, 1), (-1, 3, 2, 2, 5, 2), 1),
+        ((-1, 1, 2, 1, 1, 2), (-1, 3, 2, 2, 5, 2), 0),  # two places
+        ((1, 3, 2, 2, 5, 2), (-1, 3, 2, 2, 5, 2), 0),  # over the images
+        ((-1, 3, 2, 2, 5, 2), (-1, 3, 2, 2, 5, 2), 0),
+        ((-1, 3, 1, 2), (-1, 3, 5, 2), 0),  # oneDNN is quick there
+    ],
+)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_tensor_is_repeated_as_addition_and_product_would(small, large, spread: int, swapped: bool) -> None:
+    import paddle
+
+    program = paddle.static.Program()
+    shapes = {"first": large, "second": small} if swapped else {"first": small, "second": large}
+    with static_mode(), paddle.static.program_guard(program):
+        one, two = (paddle.static.data(name, shape, "float32") for name, shape in shapes.items())
+        output = one * two + one
+        output.block._rename_var(output.name, "output")
+    rng = np.random.default_rng(0)
+    inputs = {name: rng.random([2 if size < 0 else size for size in shape], np.float32) for name, shape in shapes.items()}
+    desc = parsed(program.desc.serialize_to_string())
+    expected = computed(desc, inputs)
+    assert spread_for_onednn(desc) == spread * (1 if swapped else 2)
+    np.testing.assert_array_equal(computed(desc, inputs), expected)

@@ -107,11 +107,13 @@ class Recipe(Teacher):
 )
 def test_what_is_no_function_of_one_image_is_not_remembered(function, why: str) -> None:
     image = np.random.default_rng(0).random((1, 3, 4, 4), dtype=np.float32)
-    found = Recipe(function).by_image({"image": image})
+    found = Recipe(function).by_image({"image": image}, batch_size=2)
     assert (why in found) if why else not found
+    one_by_one = Recipe(function).by_image({"image": image}, batch_size=1)
+    assert ("each time" in one_by_one) == (why == "each time")
 
 
 def test_a_teacher_that_cannot_be_split_stays(tmp_path: Path) -> None:
-    with mock.patch.object(Teacher, "by_image", lambda self, probe: "no"):
+    with mock.patch.object(Teacher, "by_image", lambda self, *probe: "no"):
         stays = losses(tmp_path / "stays")
     assert stays == losses(tmp_path / "within", overrides=("Distillation.teacher_cache_mb=0",))

@@ -181,6 +181,7 @@ def _make_compression_class(base: type) -> type:
         ) -> None:
             self._batches = batches
             self._probe = {name: value[:1] for name, value in probe.items()}
+            self._batch_size = len(next(iter(probe.values())))
             self._checkpoints = checkpoints
             self._interruption = interruption
 
@@ -210,7 +211,9 @@ def _make_compression_class(base: type) -> type:
             def build_and_split(*build_args: Any, **options: Any) -> Any:
                 train_info, test_info = build(*build_args, **options)
                 if self._teacher_cache_mb:
-                    self._teacher = split_teacher(train_info.program, self._exe, self._probe, self._teacher_cache_mb)
+                    self._teacher = split_teacher(
+                        train_info.program, self._exe, self._probe, self._batch_size, self._teacher_cache_mb
+                    )
                 return train_info, test_info
 
             with mock.patch.object(compressor, "recover_inference_program", recover_weights_only):

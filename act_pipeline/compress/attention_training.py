@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from act_pipeline.engines.deformable_attention import Attention, Search, Shape, corners, remove_unread, serialized, tracing
+from act_pipeline.engines.deformable_attention import (
+    Attention,
+    Search,
+    Shape,
+    corners,
+    remove_unread,
+    serialized,
+    tracing,
+)
 from act_pipeline.engines.program_desc import argument, parsed, splice, variables
 
 _OBSERVER = "moving_average_abs_max_scale"

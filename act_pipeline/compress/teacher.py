@@ -23,6 +23,7 @@ from act_pipeline.compress.cpu_kernels import all_cores, on_cpu, run_in_onednn
 from act_pipeline.compress.quant_graph import TEACHER_PREFIX
 from act_pipeline.compress.runners import Runner, make_runner
 from act_pipeline.engines.deformable_attention import attend_by_rows
+from act_pipeline.engines.program_desc import parsed
 
 _logger = logging.getLogger(__name__)
 _BYTES_PER_MB = 1_000_000
@@ -79,18 +80,21 @@ class Teacher:
             self.kept_bytes += size
         return values
 
-    def by_image(self, probe: Mapping[str, np.ndarray]) -> str:
+    def by_image(self, probe: Mapping[str, np.ndarray], batch_size: int) -> str:
         """Return why the teacher cannot be run image by image and remembered; empty if it can.
 
         Args:
             probe: the feed of one image.
+            batch_size: how many images a batch of the training has.
         """
+        alone = self.run(probe)
+        if any(not np.array_equal(one, two, equal_nan=True) for one, two in zip(alone, self.run(probe))):
+            return "it gives something else each time"
+        if batch_size == 1:
+            return ""
         # Two images that differ, of the one that is there.
         other = {name: value[..., ::-1] if value.ndim == 4 else value for name, value in probe.items()}
         try:
-            alone = self.run(probe)
-            if any(not np.array_equal(one, two, equal_nan=True) for one, two in zip(alone, self.run(probe))):
-                return "it gives something else each time"
             parts = [np.concatenate(pair) for pair in zip(alone, self.run(other))]
             whole = self.run({name: np.concatenate([probe[name], other[name]]) for name in self.inputs})
         except (RuntimeError, ValueError) as error:
@@ -102,7 +106,9 @@ class Teacher:
         return ""
 
 
-def split_teacher(program: Any, executor: Any, probe: Mapping[str, np.ndarray], budget_mb: float) -> Teacher | None:
+def split_teacher(
+    program: Any, executor: Any, probe: Mapping[str, np.ndarray], batch_size: int, budget_mb: float
+) -> Teacher | None:
     """Take the teacher's ops out of a merged training program; its outputs become inputs of the program.
 
     Nothing is changed where the teacher reads anything but its parameters and the feed, or cannot be run image by image.
@@ -111,6 +117,7 @@ def split_teacher(program: Any, executor: Any, probe: Mapping[str, np.ndarray], 
         program: PaddleSlim's, with loss and gradients, not yet quantized; changed in place.
         executor: where its parameters are.
         probe: the feed of one image.
+        batch_size: how many images a batch of the training has.
         budget_mb: see :class:`Teacher`.
 
     Returns:
@@ -136,7 +143,7 @@ def split_teacher(program: Any, executor: Any, probe: Mapping[str, np.ndarray], 
         return None
     teacher = Teacher(_teaching_runner(program, teaching, outputs, executor.place), inputs, outputs, budget_mb)
     with all_cores():
-        why_not = teacher.by_image(probe)
+        why_not = teacher.by_image(probe, batch_size)
     if why_not:
         _logger.warning("the teacher runs within every step: %s", why_not)
         return None
@@ -166,8 +173,7 @@ def _teaching_runner(program: Any, teaching: Sequence[Any], outputs: Sequence[st
     import paddle
     from paddle.base.proto import framework_pb2
 
-    desc = framework_pb2.ProgramDesc()
-    desc.ParseFromString(program.desc.serialize_to_string())
+    desc = parsed(program.desc.serialize_to_string())
     block = desc.blocks[0]
     first = {op.output_arg_names[0] for op in teaching}
     nodes = [

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.engines.base import available_cpus
-from act_pipeline.engines.deformable_attention import attend_by_rows
+from act_pipeline.engines.deformable_attention import attend_by_rows, spread_for_onednn
 from act_pipeline.engines.host import Machine
 from act_pipeline.engines.host import machine as this_machine
 from act_pipeline.engines.model_files import ModelSummary, inspect_model, read_parameters, write_parameters
 from act_pipeline.engines.paddle_native import Predictor, PredictorEngine
-from act_pipeline.engines.program_desc import argument, keep, variables, whole
+from act_pipeline.engines.program_desc import argument, keep, parsed, variables, whole
 from act_pipeline.model import InferenceModel
 
 _LARGEST = 127
@@ -113,11 +113,8 @@ def with_onednn_rounding(model: InferenceModel, directory: Path, integers: bool)
     Raises:
         UserError: the files are damaged.
     """
-    from paddle.base.proto import framework_pb2
-
     summary = inspect_model(model)
-    program = framework_pb2.ProgramDesc()
-    program.ParseFromString(model.model_path.read_bytes())
+    program = parsed(model.model_path.read_bytes())
     parameters = read_parameters(model, summary)
     block = program.blocks[0]
     described = {variable.name: variable for variable in block.vars}
@@ -145,6 +142,7 @@ def with_onednn_rounding(model: InferenceModel, directory: Path, integers: bool)
                 _read_integers(op, integer, factors[integer], weight_factors[weight_name])
     keep(block.ops, lambda op: op.type != "dequantize_linear" or argument(op.outputs, "Y") not in parameters)
     attend_by_rows(program)
+    spread_for_onednn(program)
     read = {name for op in block.ops for name in variables(op.inputs)}
     keep(block.ops, lambda op: op.type != "dequantize" or argument(op.outputs, "Output") in read)
     used = {name for op in block.ops for slots in (op.inputs, op.outputs) for name in variables(slots)}
