@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,8 @@ from test_deformable_attention import CHANNELS, HEADS, QUERIES, attention, feed
 
 from act_pipeline.compress import finite
 from act_pipeline.compress.attention_training import train_by_rows
-from act_pipeline.static_graph import static_mode
+from act_pipeline.compress.upstream import quiet_upstream
+from act_pipeline.static_graph import StaticGraph, static_mode
 
 READ = ("values", "grids", "weights")
 
@@ -86,3 +88,23 @@ def test_a_training_without_such_attention_is_let_be() -> None:
             block._remove_op(block.ops.index(op))  # another way to the gradient
         assert train_by_rows(program) is program
         assert train_by_rows(paddle.static.Program()) is not None
+
+
+def test_every_attention_of_an_exported_model_is_found_with_its_gradient(demo) -> None:
+    import paddle
+
+    with static_mode(), quiet_upstream(), contextlib.closing(StaticGraph.load(demo.fp32)) as graph:
+        from paddleslim.auto_compression import compressor
+
+        with paddle.static.scope_guard(graph.scope):
+            program = compressor.recover_inference_program(graph.program)
+        block = program.global_block()
+        for variable in block.vars.values():
+            variable.stop_gradient = False
+        last = [op for op in block.ops if op.type == "matmul_v2"][-1]
+        with paddle.static.program_guard(program):
+            paddle.static.gradients(paddle.mean(block.var(last.output("Out")[0])), block.var("image"))
+        before = Counter(op.type for op in block.ops)
+        after = Counter(op.type for op in train_by_rows(program).global_block().ops)
+    assert before["grid_sampler"] == before["grid_sampler_grad"] > 0
+    assert not after.keys() & {"grid_sampler", "grid_sampler_grad"} and after["gather_grad"] > before["gather_grad"]

@@ -43,6 +43,7 @@ def test_no_rounding_is_left_out_and_none_is_slow(demo, tmp_path: Path) -> None:
     after = inspect_model(with_onednn_rounding(demo.compressed.model, tmp_path, integers=False)).op_counts
     assert after["quantize"] == before["quantize_linear"] > 50 and after["quantize_linear"] == 0
     assert after["dequantize"] == after["quantize"] and after["dequantize_linear"] == 0
+    assert before["grid_sampler"] > 0 and after["grid_sampler"] == 0 and after["gather"] > before["gather"]
 
 
 def test_every_convolution_of_the_sample_reads_integers(demo, tmp_path: Path) -> None:
