@@ -131,7 +131,8 @@ def test_a_tensor_is_repeated_as_addition_and_product_would(small, large, spread
         output = one * two + one
         output.block._rename_var(output.name, "output")
     rng = np.random.default_rng(0)
-    inputs = {name: rng.random([2 if size < 0 else size for size in shape], np.float32) for name, shape in shapes.items()}
+    sizes = {name: [2 if size < 0 else size for size in shape] for name, shape in shapes.items()}
+    inputs = {name: rng.random(size, np.float32) for name, size in sizes.items()}
     desc = parsed(program.desc.serialize_to_string())
     expected = computed(desc, inputs)
     assert spread_for_onednn(desc) == spread * (1 if swapped else 2)

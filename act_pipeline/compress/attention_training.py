@@ -51,8 +51,7 @@ def train_by_rows(program: Any) -> Any:
     desc = parsed(program.desc.serialize_to_string())
     block = desc.blocks[0]
     search, number = Search(block), 0
-    attentions = [search.attention(argument(op.outputs, "Out")) for op in block.ops if op.type == "transpose2"]
-    for attention in filter(None, attentions):
+    for attention in search.attentions():
         gradients = _gradients(block, search, attention)
         if gradients is not None:
             _replace(block, attention, gradients, f"attention_by_rows_{number}/")

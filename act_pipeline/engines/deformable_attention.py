@@ -2,8 +2,9 @@
 
 PaddleDetection's (``deformable_attention_core_func``) samples each level by ``grid_sampler``, which walks over the
 channels, each elsewhere in memory, multiplies what it found by the attention, and adds up. Here the channels of a head
-at a pixel are one row of the values as they lie: the rows at the four corners of all points of a query are gathered, and
-one product with bilinear weight times attention adds them up. Floats are added in another order; nothing else differs.
+at a pixel are one row of the values as they lie: the rows at the four corners of all points of a query are gathered,
+and one product with bilinear weight times attention adds them up. Floats are added in another order; nothing else
+differs.
 """
 
 from __future__ import annotations
@@ -77,8 +78,7 @@ def attend_by_rows(program: Any) -> int:
     """
     block = program.blocks[0]
     search = Search(block)
-    found = [search.attention(name) for op in block.ops if op.type == "transpose2" for name in [argument(op.outputs, "Out")]]
-    attentions = [attention for attention in found if attention]
+    attentions = search.attentions()
     unread: set[str] = set()
     for number, attention in enumerate(attentions):
         unread |= _replace(block, attention, f"attention_by_rows_{number}/")
@@ -89,8 +89,8 @@ def attend_by_rows(program: Any) -> int:
 def spread_for_onednn(program: Any) -> int:
     """Let no addition or product repeat one of its tensors over dimensions between others, of 6 and more.
 
-    OneDNN takes 100 ns an element for such (RT-DETR's points: offsets of each head, level and point, times the size of a
-    box), and next to nothing for tensors of one shape.
+    OneDNN takes 100 ns an element for such (RT-DETR's points: offsets of each head, level and point, times the size of
+    a box), and next to nothing for tensors of one shape.
 
     Args:
         program: a ``framework_pb2.ProgramDesc``, changed in place.
@@ -158,6 +158,11 @@ class Search:
         self._sizes = _sizes(block)
         self._writers = {name: op for op in block.ops for name in variables(op.outputs)}
 
+    def attentions(self) -> list[Attention]:
+        """Return all, in the order of the program."""
+        turning = [name for name, op in self._writers.items() if name == argument(op.outputs, "Out")]
+        return [found for found in map(self.attention, turning) if found]
+
     def attention(self, output: str) -> Attention | None:
         """Return the attention whose output this is."""
         walked = self._back(output, ("transpose2", [0, 2, 1]), ("reshape2", []), ("reduce_sum", [-1]))
@@ -201,7 +206,8 @@ class Search:
         feature, grid = argument(sampler.inputs, "X"), argument(sampler.inputs, "Grid")
         guard = self.writer(grid, "elementwise_fmax")  # see `act_pipeline.compress.finite.guard_grids`
         values = self._back(feature, ("reshape2", []), ("transpose2", [0, 2, 3, 1]))
-        grids = self._back(argument(guard.inputs, "X") if guard else grid, ("reshape2", []), ("transpose2", [0, 2, 1, 3, 4]))
+        grid = argument(guard.inputs, "X") if guard else grid
+        grids = self._back(grid, ("reshape2", []), ("transpose2", [0, 2, 1, 3, 4]))
         split = self.writer(values[-1], "split") if values else None
         part = self.writer(grids[-1], "slice") if grids else None
         size = self._sizes[feature][-2:]
@@ -352,7 +358,8 @@ def corners(values: Any, grids: Any, shape: Shape, weights: Any = None) -> tuple
     shares = paddle.stack([upper * left, upper * right, lower * left, lower * right], axis=-1)
 
     starts = np.cumsum([0, *(heights * widths)[:-1]])
-    row = line * constant(widths * shape.heads) + column * shape.heads + constant(starts * shape.heads, range(shape.heads))
+    row = line * constant(widths * shape.heads) + column * shape.heads
+    row = row + constant(starts * shape.heads, range(shape.heads))
     below = row + constant(widths * shape.heads)
     rows = paddle.cast(paddle.stack([row, row + shape.heads, below, below + shape.heads], axis=-1), "int64")
     image = paddle.cumsum(paddle.ones_like(grids[:, 0, 0, 0, 0, :1]), axis=0) - 1

@@ -159,7 +159,9 @@ def _whole_pairs(ops: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, fl
 
     def factor(op: Any) -> float | None:
         scale = parameters.get(argument(op.inputs, "Scale"))
-        if scale is None or scale.size != 1 or whole(op, "bit_length") != 8 or not float(scale.reshape(-1)[0]) > _LEAST_SCALE:
+        if scale is None or scale.size != 1 or whole(op, "bit_length") != 8:
+            return None
+        if not float(scale.reshape(-1)[0]) > _LEAST_SCALE:
             return None
         return _LARGEST / float(scale.reshape(-1)[0])
 
