@@ -8,10 +8,11 @@ from unittest import mock
 import numpy as np
 import pytest
 import tiny_training
+from one_op_model import in_executor, small_model
 
 from act_pipeline.compress import cpu_kernels
 from act_pipeline.compress.cpu_kernels import measure_in_vectors, round_in_vectors
-from act_pipeline.static_graph import static_mode
+from act_pipeline.static_graph import StaticGraph, static_mode
 
 EXTREMES = [0.0, -0.0, 1e-38, -1e-38, 3.0, -3.0, 6.0, -6.0]
 
