@@ -268,6 +268,19 @@ def test_a_program_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     assert "contradicts" in refused(lambda block: block.ops[feed].outputs[0].arguments.__setitem__(0, "nothing"))
 
 
+@pytest.mark.parametrize(("kind", "column"), [("feed", -1), ("feed", 2**31 - 1), ("feed", 1), ("fetch", 7)])
+def test_a_program_whose_inputs_or_outputs_are_misnumbered_is_refused(kind: str, column: int, tmp_path: Path) -> None:
+    from paddle.base.proto import framework_pb2
+
+    model = export_tiny_model(tmp_path / "model", quantized=True)
+    program = framework_pb2.ProgramDesc.FromString(model.model_path.read_bytes())
+    op = next(op for op in program.blocks[0].ops if op.type == kind)
+    next(attribute for attribute in op.attrs if attribute.name == "col").i = column
+    model.model_path.write_bytes(program.SerializeToString())
+    message = _refused(model_files.inspect_model, model)
+    assert f"numbers its {'input' if kind == 'feed' else 'output'}s" in message and str(column) in message
+
+
 def test_what_feeds_a_program_is_no_parameter_whatever_its_name(tmp_path: Path) -> None:
     from paddle.base.proto import framework_pb2
 

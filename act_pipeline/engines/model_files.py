@@ -97,6 +97,12 @@ def _summarize(model: InferenceModel, program: Any) -> ModelSummary:
             f"{model.model_path} has {len(feeds)} inputs and {len(fetches)} outputs, expected an exported inference "
             "program; export the model again with tools/export_model.py"
         )
+    for what, ops in (("input", feeds), ("output", fetches)):
+        columns = [column for column, _ in ops]
+        if columns != list(range(len(ops))):  # Paddle writes wherever a column says, and the process ends
+            raise UserError(
+                f"{model.model_path} numbers its {what}s {columns}, expected {list(range(len(ops)))}; copy or export it again"
+            )
     expected = {
         name: _shape(variables[name])
         for name in sorted(variables)
