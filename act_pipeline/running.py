@@ -18,6 +18,10 @@ from act_pipeline.threads import map_ahead
 PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}
 
 
+class NotFinite(UserError):
+    """The boxes hold NaN or infinity."""
+
+
 @dataclass(frozen=True)
 class BatchRun:
     """What came of one batch.
@@ -50,7 +54,8 @@ def run_batches(
         warmup: runs of the first batch that are not timed.
 
     Raises:
-        UserError: the model's classes do not fit the annotations, or its outputs are not finite.
+        NotFinite: the boxes are not.
+        UserError: the model's classes do not fit the annotations.
     """
     for batch in batches:
         for _ in range(warmup):
@@ -138,7 +143,7 @@ def _coco_rows(
     ids = np.repeat(np.asarray(image_ids, np.float64), bbox_num)
     if not np.isfinite(bbox).all():
         bad = ids[~np.isfinite(bbox).all(axis=1)][0]
-        raise UserError(
+        raise NotFinite(
             f"the model's boxes are not finite (NaN or infinite) on image id {int(bad)}; its weights are damaged"
         )
     found = bbox[:, 0] >= 0  # a class of -1 marks a row that is no detection

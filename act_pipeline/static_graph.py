@@ -53,6 +53,24 @@ def free(scope: Any) -> None:
     scope._remove_from_pool()
 
 
+@contextlib.contextmanager
+def what_there_is_stays() -> Iterator[None]:
+    """Let Python's garbage collections within the block look only at what is made there.
+
+    The programs of a training are some hundred thousand objects, and each model that is written or evaluated meanwhile
+    collects garbage (:func:`free`): 0.2 to 0.4 seconds of RT-DETR-R18 each time.
+    """
+    if gc.get_freeze_count():  # somebody else's, who has it thawed when it is time
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 @dataclass
 class StaticGraph:
     """A program in memory with the scope that holds its parameters.

@@ -11,7 +11,7 @@ import tiny_training
 from one_op_model import in_executor, small_model
 
 from act_pipeline.compress import cpu_kernels
-from act_pipeline.compress.cpu_kernels import measure_in_vectors, round_in_vectors
+from act_pipeline.compress.cpu_kernels import measure_in_vectors, round_in_vectors, sum_rows_by_matmul
 from act_pipeline.static_graph import StaticGraph, static_mode
 
 EXTREMES = [0.0, -0.0, 1e-38, -1e-38, 3.0, -3.0, 6.0, -6.0]
@@ -108,6 +108,32 @@ def test_a_saved_model_rounds_in_vectors_to_the_same_bits(tmp_path: Path, kind: 
     np.testing.assert_array_equal(found, in_executor(model, image))
 
 
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize(("shape", "count"), [((2, 70, 5), 1), ((1, 64, 3), 1), ((2, 10, 5), 0), ((3, 70), 0)])
+def test_a_bias_of_rows_has_the_gradient_that_it_had(shape: tuple[int, ...], count: int, onednn: bool) -> None:
+    import paddle
+
+    rng = np.random.default_rng(4)
+    fed = {"x": rng.normal(size=shape).astype(np.float32), "bias": rng.normal(size=shape[-1]).astype(np.float32)}
+    with static_mode():
+        program = paddle.static.Program()
+        with paddle.static.program_guard(program):
+            x = paddle.static.data("x", [-1, *shape[1:]], "float32")
+            bias = paddle.static.data("bias", [shape[-1]], "float32")
+            x.stop_gradient = bias.stop_gradient = False
+            total = paddle.sum((x + bias) ** 3)
+            gradients = paddle.static.gradients([total], [x, bias])
+        quick = program.clone()
+        assert sum_rows_by_matmul(quick) == count
+        if onednn:
+            cpu_kernels.run_in_onednn(quick)
+        executor = paddle.static.Executor(paddle.CPUPlace())
+        names = [gradient.name for gradient in gradients]
+        before, after = (executor.run(each, feed=fed, fetch_list=names) for each in (program, quick))
+    np.testing.assert_array_equal(after[0], before[0])
+    np.testing.assert_allclose(after[1], before[1], rtol=1e-4)
+
+
 def losses(directory: Path) -> list[float]:
     directory.mkdir()
     return [loss for _, loss in tiny_training.run(directory, evaluate=False, iterations=6).losses]
@@ -115,9 +141,10 @@ def losses(directory: Path) -> list[float]:
 
 def test_a_training_in_the_quick_kernels_is_the_same_training(tmp_path: Path) -> None:
     with mock.patch.object(cpu_kernels, "run_in_onednn"):
-        with mock.patch.object(cpu_kernels, "round_in_vectors"), mock.patch.object(cpu_kernels, "measure_in_vectors"):
-            stock = losses(tmp_path / "stock")
-        assert losses(tmp_path / "vectors") == stock
+        with mock.patch.object(cpu_kernels, "sum_rows_by_matmul"):
+            with mock.patch.object(cpu_kernels, "round_in_vectors"), mock.patch.object(cpu_kernels, "measure_in_vectors"):
+                stock = losses(tmp_path / "stock")
+            assert losses(tmp_path / "vectors") == stock
     quick = losses(tmp_path / "quick")
     assert quick != stock  # the sums are in another order
     # A single sum in another order may be rounded to another integer: the first step tells, before that adds up.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import act_pipeline  # noqa: F401  (makes paddle importable)
-from act_pipeline.engines.deformable_attention import attend_by_rows, spread_for_onednn
+from act_pipeline.engines.deformable_attention import attend_by_rows, samples_by_rows, spread_for_onednn
 from act_pipeline.engines.program_desc import parsed
 from act_pipeline.static_graph import static_mode
 
@@ -105,6 +105,7 @@ def test_a_point_that_is_no_number_counts_as_one_outside() -> None:
 def test_other_sampling_stays_as_it_is(options: dict) -> None:
     desc = attention(**options)
     before = desc.SerializeToString()
+    assert samples_by_rows(attention()) and not samples_by_rows(desc)
     assert attend_by_rows(desc) == 0
     assert desc.SerializeToString() == before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import pytest
 from one_op_model import in_executor, small_model
 
 from act_pipeline.compress import baseline
-from act_pipeline.compress.job import engine_name, evaluate_baseline
+from act_pipeline.compress.job import engine_name, evaluate_baseline, evaluate_model, evaluation_survives_nan
 from act_pipeline.data import Reader
 from act_pipeline.engines import create_engine, machine
 from act_pipeline.engines.model_files import inspect_model, read_parameters, write_parameters
 from act_pipeline.engines.paddle_simulated import use_onednn, with_onednn_rounding
 from act_pipeline.evaluation import Evaluation, evaluate
 from act_pipeline.model import InferenceModel
+from act_pipeline.running import NotFinite
 from act_pipeline.static_graph import StaticGraph, fold_constants, static_mode
 
 
@@ -128,6 +130,30 @@ def test_the_quick_engine_detects_as_the_exact_one(demo) -> None:
     means = [evaluation.detections[:, 5].mean() for evaluation in found.values()]
     assert means[0] == pytest.approx(means[1], abs=0.005)
     assert demo.compressed.record["evaluation"]["engine"] == engine_name("int8", "CPU") == "paddle_simulated"
+
+
+def test_an_evaluation_survives_models_of_nan(demo, tmp_path: Path) -> None:
+    """In the bias of the points, in one before that, and in the last one, of the scores."""
+    model = InferenceModel(tmp_path)
+    model.model_path.write_bytes(demo.compressed.model.model_path.read_bytes())
+    values = read_parameters(demo.compressed.model, inspect_model(demo.compressed.model))
+    with static_mode(), contextlib.closing(StaticGraph.load(demo.compressed.model)) as graph:
+        assert evaluation_survives_nan(graph, "CPU")
+        ops = graph.program.global_block().ops
+        read = [name for op in ops for name in op.input_arg_names if op.type == "elementwise_add"]
+    biases = [name for name in dict.fromkeys(read) if name in values and values[name].ndim == 1]
+    sizes = [values[name].size for name in biases]
+    # x and y of each point, and then its weight.
+    offsets = [name for name, size, after in zip(biases, sizes, sizes[1:]) if size == 2 * after][-1]
+    reader, said = reader_of(demo), []
+    for name in (offsets, biases[len(biases) // 2], biases[-1]):
+        write_parameters(model, {**values, name: np.full_like(values[name], np.nan)})
+        try:
+            evaluate_model(model, "int8", "CPU", reader, False)
+            said.append("")
+        except NotFinite as error:
+            said.append(str(error))
+    assert "not finite" in said[-1], said
 
 
 def test_parameters_are_written_as_they_were_read(demo, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from act_pipeline.demo import COMPRESS_CONFIG, READER_CONFIG
 from act_pipeline.errors import UserError, run_command
 from act_pipeline.model import InferenceModel
 from act_pipeline.records import clear_leftovers, new_artifact
+from act_pipeline.running import NotFinite
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = [sys.executable, str(REPOSITORY / "tests" / "tiny_training.py")]
@@ -321,6 +323,26 @@ def test_a_diverging_training_says_the_step_and_keeps_the_best(
         best = InferenceModel.load(tmp_path / "int8.checkpoint" / "best")
         assert np.isfinite(best.bytes)
         assert all(np.isfinite(value).all() for value in variables_of(tmp_path).values() if value.dtype.kind == "f")
+
+
+@pytest.mark.parametrize("survives", [True, False])
+def test_an_int8_model_whose_boxes_are_not_finite_is_a_diverged_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], survives: bool
+) -> None:
+    scored, tried = [], []
+
+    def score(model: InferenceModel) -> float:
+        scored.append(model)
+        if len(scored) == 2:
+            raise NotFinite("the model's boxes are not finite")
+        return 0.5
+
+    with mock.patch("act_pipeline.compress.finite.check_outputs", lambda *arguments: tried.append(arguments)):
+        code = run_command(lambda argv: tiny_training.run(tmp_path, score=score, score_survives_nan=lambda graph: survives))
+    assert code == 2 and len(tried) == (0 if survives else 2)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the INT8 model after iteration 10: the model's boxes are not finite; lower TrainConfig" in line
+    assert "mAP, iteration 5) is" in line
 
 
 def variables_of(directory: Path) -> dict[str, np.ndarray]:

@@ -111,7 +111,7 @@ def make_config(path: Path, iterations: int, optimizer: str = "Adam", overrides:
 def run(
     directory: Path, iterations: int = 20, optimizer: str = "Adam", every: int = 3, resume: bool = False,
     seconds: float = 0.0, evaluate: bool = True, overrides: tuple = (), batches: Numbers | None = None,
-    score=None, progress: bool = False, ranks: Ranks = ALONE,
+    score=None, progress: bool = False, ranks: Ranks = ALONE, score_survives_nan=lambda graph: False,
 ) -> Training:
     """Train in ``directory``; the INT8 model comes to lie in ``directory/int8``."""
     source = directory / "float"
@@ -135,6 +135,7 @@ def run(
             training = train(
                 model, config, numbers, 7 // ranks.world, (score or weighed) if evaluate else None, save_dir,
                 progress=progress, checkpoints=checkpoints, interruption=interruption, ranks=ranks,
+                score_survives_nan=score_survives_nan,
             )
     return training
 

@@ -44,7 +44,8 @@ from act_pipeline.config import Config
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import Interrupted, UserError
 from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph, free
+from act_pipeline.running import NotFinite
+from act_pipeline.static_graph import StaticGraph, free, what_there_is_stays
 
 # ACT stops when the metric is this near, relatively, to the float model's (given as TrainConfig.origin_metric).
 _NEAR_ORIGIN = 0.005
@@ -64,6 +65,7 @@ def train(
     interruption: Interruption | None = None,
     thresholds: Mapping[str, float] | None = None,
     ranks: Ranks = ALONE,
+    score_survives_nan: Callable[[StaticGraph], bool] = lambda graph: False,
 ) -> Training:
     """Train the quantized model and save the best one.
 
@@ -82,6 +84,8 @@ def train(
         thresholds: quantized activation -> the largest absolute value that its moving average starts from; None:
             PaddleSlim's start, which the first batches overwrite.
         ranks: the processes that train together, of which the first alone evaluates and saves; ``batches`` are a share.
+        score_survives_nan: says of an INT8 graph whether ``score`` comes back from it whatever its numbers are, with
+            :class:`NotFinite` if the boxes are not finite; else a training image is tried before.
 
     Raises:
         UserError: the training diverges.
@@ -121,7 +125,7 @@ def train(
             )
         compression.prepare_run(
             batches_per_epoch, score, origin_metric, progress, config.quant_aware.quantize_op_types,
-            config.distillation.teacher_cache_mb,
+            config.distillation.teacher_cache_mb, score_survives_nan,
         )
         # PaddleSlim has looked at the first batch already, to see whether it is a dict.
         compression.prepare_survival(batches, checkpoints, interruption or Interruption(), first)
@@ -161,10 +165,11 @@ def _make_compression_class(base: type) -> type:
             progress: bool,
             op_types: Sequence[str],
             teacher_cache_mb: float,
+            score_survives_nan: Callable[[StaticGraph], bool],
         ) -> None:
             self.training = Training(InferenceModel(Path(self.final_dir)), OpInventory({}, []))
             self._batches_per_epoch = batches_per_epoch
-            self._score = score
+            self._score, self._score_survives_nan = score, score_survives_nan
             self._origin_metric = origin_metric
             self._progress = progress
             self._op_types = list(op_types)
@@ -233,6 +238,7 @@ def _make_compression_class(base: type) -> type:
                 fetches = [target.name for target in info.fetch_targets] + [finite.watch_weights(info.program)]
                 if cpu_kernels.on_cpu():
                     trained = attention_training.train_by_rows(info.program.clone())
+                    cpu_kernels.sum_rows_by_matmul(trained)
                     cpu_kernels.run_in_onednn(trained)
                     cpu_kernels.round_in_vectors(trained)
                     cpu_kernels.measure_in_vectors(trained)
@@ -256,7 +262,7 @@ def _make_compression_class(base: type) -> type:
             feeds = Ahead(
                 self._endless_batches(), self._taught, lambda: self._batches.position, in_advance=cpu_kernels.on_cpu()
             )
-            with cpu_kernels.op_after_op(), tqdm(
+            with cpu_kernels.op_after_op(), what_there_is_stays(), tqdm(
                 total=total, initial=training.iterations, desc="train", unit="iter", disable=not self._progress
             ) as bar:
                 try:
@@ -337,7 +343,10 @@ def _make_compression_class(base: type) -> type:
                 self._teacher.rest()
             shutil.rmtree(Path(self.tmp_dir, "candidate"), ignore_errors=True)
             candidate = self._save_candidate(test_info, "candidate")
-            metric = self._score(candidate)
+            try:
+                metric = self._score(candidate)
+            except NotFinite as error:
+                raise Diverged(f"{self._candidate_name()}: {error}; {LOWER_RATE}") from error
             with self._interruption.held():
                 training.evaluations.append((training.iterations, metric))
                 if training.best is None or metric > training.best[1]:
@@ -381,9 +390,12 @@ def _make_compression_class(base: type) -> type:
                 free(scope)
             return model
 
+        def _candidate_name(self) -> str:
+            return f"the INT8 model after iteration {self.training.iterations}"
+
         def _check_candidate(self, graph: StaticGraph) -> None:
-            what = f"the INT8 model after iteration {self.training.iterations}"
-            finite.check_outputs(graph, self._probe, what, LOWER_RATE)
+            if self._score is None or not self._score_survives_nan(graph):
+                finite.check_outputs(graph, self._probe, self._candidate_name(), LOWER_RATE)
 
         @property
         def _best_dir(self) -> Path:

@@ -14,7 +14,7 @@ from act_pipeline.compress.act import train
 from act_pipeline.compress.floor import Error, lift
 from act_pipeline.compress.follow import call_followers
 from act_pipeline.compress.inventory import inventory_of
-from act_pipeline.compress.job import Candidate, Job, evaluate_model, timed
+from act_pipeline.compress.job import Candidate, Job, evaluate_model, evaluation_survives_nan, timed
 from act_pipeline.compress.mixed import give_back, read_thresholds
 from act_pipeline.compress.ptq import PostTraining, calibration_batches, feeds_of, held_out_feeds
 from act_pipeline.compress.selection import Selection
@@ -193,6 +193,7 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
             job.interruption,
             thresholds=read_thresholds(start_from.model) if start_from else None,
             ranks=job.ranks,
+            score_survives_nan=lambda graph: evaluation_survives_nan(graph, job.device),
         )
     seconds["train"] += training.earlier_seconds
     record = {

@@ -86,6 +86,13 @@ def attend_by_rows(program: Any) -> int:
     return len(attentions)
 
 
+def samples_by_rows(program: Any) -> bool:
+    """Say of a ``framework_pb2.ProgramDesc`` whether :func:`attend_by_rows` leaves no ``grid_sampler`` in it."""
+    block = program.blocks[0]
+    replaced = sum(len(attention.shape.levels) for attention in Search(block).attentions())
+    return replaced == sum(op.type == "grid_sampler" for op in block.ops)
+
+
 def spread_for_onednn(program: Any) -> int:
     """Let no addition or product repeat one of its tensors over dimensions between others, of 6 and more.
 
