@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.engines.model_files import inspect_model
+from act_pipeline.engines.program_desc import keep, parsed
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 
@@ -204,15 +205,10 @@ class StaticGraph:
 
 def _remove_traces(model_path: Path) -> None:
     """Remove the attributes that only say where an op was made; Paddle gives them to the ops that saving adds, too."""
-    from paddle.base.proto import framework_pb2
-
-    program = framework_pb2.ProgramDesc()
-    program.ParseFromString(model_path.read_bytes())
+    program = parsed(model_path.read_bytes())
     for block in program.blocks:
         for op in block.ops:
-            kept = [attribute for attribute in op.attrs if attribute.name not in _TRACE_ATTRIBUTES]
-            del op.attrs[:]
-            op.attrs.extend(kept)
+            keep(op.attrs, lambda attribute: attribute.name not in _TRACE_ATTRIBUTES)
     model_path.write_bytes(program.SerializeToString())
 
 

@@ -16,7 +16,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import numpy as np  # noqa: E402
 import tiny_training  # noqa: E402
 
-from act_pipeline.compress.cpu_kernels import freed_memory_kept  # noqa: E402
+from act_pipeline.compress.heap import freed_memory_kept  # noqa: E402
 from act_pipeline.config import load_config  # noqa: E402
 from act_pipeline.data import Reader  # noqa: E402
 from act_pipeline.demo import READER_CONFIG, REPOSITORY  # noqa: E402

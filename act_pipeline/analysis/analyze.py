@@ -157,7 +157,8 @@ class _Study:
     def distributions(self) -> None:
         """Run the calibration images, once."""
         from act_pipeline.compress.calibration import threshold
-        from act_pipeline.compress.ptq import calibration_batches, feeds_of
+        from act_pipeline.compress.feeds import feeds_of
+        from act_pipeline.compress.ptq import calibration_batches
 
         settings = self.config.quant_post
         where = str(self.config.global_.model_dir)
@@ -200,7 +201,7 @@ class _Study:
         ray_address: str | None,
     ) -> list[OpSensitivity]:
         """Measure every op."""
-        from act_pipeline.compress.act import model_feed
+        from act_pipeline.compress.feeds import model_feed
         from act_pipeline.compress.ptq import held_out_feeds
 
         with self._timed("sensitivity"):

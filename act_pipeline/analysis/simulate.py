@@ -21,6 +21,7 @@ import numpy as np
 
 from act_pipeline.analysis.ops import QuantizableOp
 from act_pipeline.analysis.weights import rounded_weight
+from act_pipeline.engines.program_desc import parsed
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph, static_mode
@@ -66,7 +67,6 @@ class Simulation:
             UserError: the files are damaged.
         """
         import paddle
-        from paddle.base.proto import framework_pb2
 
         self._ops = {op.name: op for op in ops}
         self._device = device
@@ -77,8 +77,7 @@ class Simulation:
                 graph = _on_gpu(graph)
         self._graph = graph
         self._place = graph.executor.place
-        desc = framework_pb2.ProgramDesc()
-        desc.ParseFromString(graph.program.desc.serialize_to_string())
+        desc = parsed(graph.program.desc.serialize_to_string())
         block = desc.blocks[0]
         nodes = [op for op in block.ops if op.type not in ("feed", "fetch")]
         del block.ops[:]
@@ -358,7 +357,7 @@ def _on_gpu(graph: StaticGraph) -> StaticGraph:
     import paddle
 
     place = paddle.CUDAPlace(0)
-    for name, variable in graph.program.global_block().vars.items():
-        if variable.persistable and name not in ("feed", "fetch"):
+    for name in graph.program.global_block().vars:
+        if graph.is_parameter(name):
             graph.scope.find_var(name).get_tensor().set(graph.parameter(name), place)
     return StaticGraph(graph.program, graph.feed_names, graph.fetch_targets, graph.scope, paddle.static.Executor(place))

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 
 from act_pipeline.benchmark.compress_run import Clock
-from act_pipeline.compress.act import model_feed
+from act_pipeline.compress.feeds import model_feed
 from act_pipeline.compress.selection import skip_patterns
 from act_pipeline.compress.upstream import quiet_upstream
 from act_pipeline.config import Config

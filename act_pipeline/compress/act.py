@@ -29,7 +29,9 @@ import numpy as np
 from act_pipeline.compress import attention_training, averaging, cpu_kernels, finite, paddle_state, quant_graph
 from act_pipeline.compress.ahead import Ahead
 from act_pipeline.compress.checkpoint import Checkpoints
+from act_pipeline.compress.feeds import model_feed
 from act_pipeline.compress.finite import LOWER_RATE, Diverged
+from act_pipeline.compress.heap import take_ahead
 from act_pipeline.compress.interrupt import Interruption
 from act_pipeline.compress.inventory import OpInventory
 from act_pipeline.compress.keeper import Keeper
@@ -49,6 +51,8 @@ from act_pipeline.static_graph import StaticGraph, free, what_there_is_stays
 
 # ACT stops when the metric is this near, relatively, to the float model's (given as TrainConfig.origin_metric).
 _NEAR_ORIGIN = 0.005
+# Times the float model's activations; what a training comes to take is more (RT-DETR-R18: 5).
+_TAKEN_AHEAD = 3
 
 
 def train(
@@ -105,7 +109,8 @@ def train(
         strategies["QuantAware"]["not_quant_pattern"] = patterns
         # Compared by the caller already; ACT would evaluate the float model once more in the slow executor.
         train_config.pop("origin_metric", None)
-        feed_names = list(inspect_model(model).inputs)
+        summary = inspect_model(model)
+        feed_names = list(summary.inputs)
         first: dict[str, np.ndarray] = {}
 
         def feeds() -> Iterator[dict[str, np.ndarray]]:
@@ -131,25 +136,14 @@ def train(
         compression.prepare_survival(batches, checkpoints, interruption or Interruption(), first)
         compression.start_thresholds = dict(thresholds or {})
         compression.ranks = ranks
+        if device == "CPU":
+            batch_size = len(next(iter(first.values())))
+            take_ahead(_TAKEN_AHEAD * summary.activation_bytes(batch_size))
         compression.compress()
         training = compression.training
     if ranks.leads:
         training.model = InferenceModel.load(save_dir)
     return training
-
-
-def model_feed(config: Config, feed_names: Sequence[str], batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return a reader's batch under the names of the model's inputs (``Global.input_list`` may rename)."""
-    listed = config.global_.input_list
-    renamed = {model: reader for reader, model in listed.items()} if isinstance(listed, dict) else {}
-    sources = {name: renamed.get(name, name) for name in feed_names}
-    for name, source in sources.items():
-        if source not in batch:
-            raise UserError(
-                f"{config.path}: the reader has no input '{name}' for the model, it has {', '.join(sorted(batch))}; "
-                "name it in Global.input_list"
-            )
-    return {name: batch[source] for name, source in sources.items()}
 
 
 def _make_compression_class(base: type) -> type:

@@ -50,9 +50,9 @@ def train_by_rows(program: Any) -> Any:
 
     desc = parsed(program.desc.serialize_to_string())
     block = desc.blocks[0]
-    search, number = Search(block), 0
+    search, backward, number = Search(block), _Backward(block), 0
     for attention in search.attentions():
-        gradients = _gradients(block, search, attention)
+        gradients = backward.gradients(search, attention)
         if gradients is not None:
             _replace(block, attention, gradients, f"attention_by_rows_{number}/")
             number += 1
@@ -64,26 +64,37 @@ def train_by_rows(program: Any) -> Any:
     return rewritten
 
 
-def _gradients(block: Any, search: Search, attention: Attention) -> Optional[_Gradients]:
-    """Find the gradient's ops by what they share with those of the attention; None: they are others."""
-    by_shape = {argument(op.inputs, "XShape"): op for op in block.ops if op.type == "transpose2_grad"}
-    turning = (search.writer(name, "transpose2") for name in (attention.output, *attention.turned))
-    last, weights, *levels = (by_shape.get(argument(op.outputs, "XShape")) for op in turning)
-    if last is None or weights is None or None in levels:
-        return None
-    of_levels = [argument(op.outputs, "X@GRAD") for op in levels]
-    slicing = [op for op in block.ops if op.type == "slice_grad" and argument(op.inputs, "Input") == attention.grids]
-    of_grids = sorted(argument(op.outputs, "Input@GRAD") for op in slicing)
-    values = [op for op in block.ops if op.type == "concat" and list(variables(op.inputs)) == of_levels]
-    grids = [op for op in block.ops if op.type == "sum" and sorted(variables(op.inputs)) == of_grids]
-    if len(values) != 1 or len(grids) != 1 or len(of_grids) != len(levels):
-        return None
-    return _Gradients(
-        output=argument(last.inputs, "Out@GRAD"),
-        values=argument(values[0].outputs, "Out"),
-        grids=argument(grids[0].outputs, "Out"),
-        weights=argument(weights.outputs, "X@GRAD"),
-    )
+class _Backward:
+    """The ops of a training's backward pass that belong to attentions, found in one walk."""
+
+    def __init__(self, block: Any) -> None:
+        self._turned: dict[str, tuple[str, str]] = {}  # XShape -> gradients by what came out, and by what went in
+        self._sliced: dict[str, list[str]] = {}
+        self._joined: dict[tuple[str, ...], list[str]] = {}
+        self._added: dict[tuple[str, ...], list[str]] = {}
+        for op in block.ops:
+            if op.type == "transpose2_grad":
+                self._turned[argument(op.inputs, "XShape")] = argument(op.inputs, "Out@GRAD"), argument(op.outputs, "X@GRAD")
+            elif op.type == "slice_grad":
+                self._sliced.setdefault(argument(op.inputs, "Input"), []).append(argument(op.outputs, "Input@GRAD"))
+            elif op.type == "concat":
+                self._joined.setdefault(tuple(variables(op.inputs)), []).append(argument(op.outputs, "Out"))
+            elif op.type == "sum":
+                self._added.setdefault(tuple(sorted(variables(op.inputs))), []).append(argument(op.outputs, "Out"))
+
+    def gradients(self, search: Search, attention: Attention) -> Optional[_Gradients]:
+        """Find an attention's by what its ops share with those of the forward pass; None: they are others."""
+        turning = (search.writer(name, "transpose2") for name in (attention.output, *attention.turned))
+        found = [self._turned.get(argument(op.outputs, "XShape")) for op in turning]
+        if None in found:
+            return None
+        (last, _), (_, weights), *levels = found
+        of_grids = sorted(self._sliced.get(attention.grids, []))
+        values = self._joined.get(tuple(gradient for _, gradient in levels), [])
+        grids = self._added.get(tuple(of_grids), [])
+        if len(values) != 1 or len(grids) != 1 or len(of_grids) != len(levels):
+            return None
+        return _Gradients(output=last, values=values[0], grids=grids[0], weights=weights)
 
 
 def _replace(block: Any, attention: Attention, gradients: _Gradients, prefix: str) -> None:

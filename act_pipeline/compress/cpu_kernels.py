@@ -11,18 +11,15 @@ as there are cores, each on one:
   :func:`measure_in_vectors` lets it look at the largest and the smallest only, which vectors find;
 - ``elementwise_add_grad`` adds up the rows of a bias's gradient at 11 ns an element; :func:`sum_rows_by_matmul` makes a
   product with ones of it;
-- :func:`all_cores` runs one op at a time, on all cores: many at once each keep memory of their own;
-- :func:`freed_memory_kept` spares each step the page faults of memory that the one before it had.
+- :func:`all_cores` runs one op at a time, on all cores: many at once each keep memory of their own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import math
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,9 +37,7 @@ _WAIT_MS = 1
 # Elements: below, three more ops cost more than they save.
 _LEAST_MEASURED = 4096
 _LEAST_ROWS = 64
-# Of glibc's malloc.h; the largest values that every version takes.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_ALL, _LARGEST_HEAP_BLOCK = (1 << 31) - 1, 32 << 20
+_NOT_NEGATIVE = {"relu", "sigmoid", "softmax"}
 
 
 def on_cpu() -> bool:
@@ -103,30 +98,6 @@ def op_after_op() -> Iterator[None]:
         paddle.set_flags(before)
 
 
-@contextlib.contextmanager
-def freed_memory_kept(device: str) -> Iterator[None]:
-    """Let glibc keep what the block frees until its end; nothing on a GPU, or with another C library.
-
-    Else each step gives its activations back to the system and takes them again, page by page: 40,000 and more page
-    faults a step of RT-DETR-R18 at 640. What the process holds at most stays as it is.
-
-    Args:
-        device: where the block computes, ``CPU`` or ``GPU``.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" and device == "CPU" else None
-    if not hasattr(libc, "mallopt"):
-        yield
-        return
-    libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK)
-    libc.mallopt(_M_TRIM_THRESHOLD, _ALL)
-    libc.mallopt(_M_ARENA_MAX, 1)  # else what one thread has freed stays with it
-    try:
-        yield
-    finally:
-        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_HEAP_BLOCK)  # where glibc's own adaption ends
-        libc.malloc_trim(0)
-
-
 def run_in_onednn(program: Any) -> int:
     """Mark the ops that oneDNN computes faster, and return how many they are.
 
@@ -163,30 +134,45 @@ def round_in_vectors(program: Any) -> int:
 def measure_in_vectors(program: Any) -> int:
     """Let each ``moving_average_abs_max_scale`` of a large tensor read two numbers: its largest and its smallest.
 
-    One of them has the tensor's largest absolute value, so that scales, states and accumulators keep the same bits.
+    One of them has the tensor's largest absolute value, so that scales, states and accumulators keep the same bits. A
+    tensor with several observers is measured once, and one that is not negative has its largest number only.
 
     Args:
         program: a training program, after :func:`round_in_vectors`; changed in place.
 
     Returns:
-        how many read two numbers.
+        how many observers read such numbers.
     """
     block = program.global_block()
     found = [op for op in block.ops if op.type == "moving_average_abs_max_scale" and _is_large(block.var(op.input("X")[0]))]
+    writers: dict[str, list[str]] = {}
+    for op in block.ops:
+        for name in op.output_arg_names:
+            writers.setdefault(name, []).append(op.type)
+    ends: dict[str, Any] = {}
     for op in found:
-        measured = block.var(op.input("X")[0])
-        ones = [1] * len(measured.shape)
-        name = op.output("OutScale")[0]
-        ends = [block.create_var(name=f"{name}@{end}", shape=ones, dtype=measured.dtype) for end in ("max", "min")]
-        both = block.create_var(name=f"{name}@ends", shape=[2, *ones[1:]], dtype=measured.dtype)
-        at = block.ops.index(op)
-        for end, variable in zip(("max", "min"), ends):
-            attributes = {"dim": list(range(len(ones))), "keep_dim": True, "reduce_all": True}
-            _insert(block, at, f"reduce_{end}", {"X": [measured]}, {"Out": [variable]}, attributes)
-        _insert(block, at + 2, "concat", {"X": ends}, {"Out": [both]}, {"axis": 0})
-        op._rename_input(measured.name, both.name)
+        name = op.input("X")[0]
+        writing = writers.get(name, [""])  # by nobody: it is fed
+        if name not in ends or len(writing) > 1:
+            kinds = ("max",) if {*writing} <= _NOT_NEGATIVE else ("max", "min")
+            ends[name] = _insert_ends(block, op, block.var(name), kinds)
+        op._rename_input(name, ends[name].name)
     program._sync_with_cpp()
     return len(found)
+
+
+def _insert_ends(block: Any, op: Any, measured: Any, kinds: Sequence[str]) -> Any:
+    """Insert before an op what finds the ends of a tensor, and return the variable that has them."""
+    at, ones, name = block.ops.index(op), [1] * len(measured.shape), op.output("OutScale")[0]
+    found = [block.create_var(name=f"{name}@{kind}", shape=ones, dtype=measured.dtype) for kind in kinds]
+    for kind, variable in zip(kinds, found):
+        attributes = {"dim": list(range(len(ones))), "keep_dim": True, "reduce_all": True}
+        _insert(block, at, f"reduce_{kind}", {"X": [measured]}, {"Out": [variable]}, attributes)
+    if len(found) == 1:
+        return found[0]
+    both = block.create_var(name=f"{name}@ends", shape=[2, *ones[1:]], dtype=measured.dtype)
+    _insert(block, at + 2, "concat", {"X": found}, {"Out": [both]}, {"axis": 0})
+    return both
 
 
 def sum_rows_by_matmul(program: Any) -> int:

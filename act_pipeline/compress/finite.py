@@ -11,6 +11,7 @@ well while the gradients ruin the weights.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -130,12 +131,12 @@ def check_float_model(model: InferenceModel, batch: Mapping[str, np.ndarray]) ->
     Raises:
         UserError: it is so.
     """
-    graph = StaticGraph.load(model)
     remedy = "train or export the model again"
-    for name in graph.program.global_block().vars:
-        if graph.is_parameter(name):
-            # Infinity is legitimate there (RT-DETR's masked anchors). ReLU turns NaN to 0, so outputs can hide it.
-            value = graph.parameter(name)
-            if value.dtype.kind == "f" and np.isnan(value).any():
-                raise UserError(f"the float model's parameter {name} holds NaN, expected numbers; {remedy}")
-    check_outputs(graph, batch, "the float model, on the first training image", remedy)
+    with contextlib.closing(StaticGraph.load(model)) as graph:
+        for name in graph.program.global_block().vars:
+            if graph.is_parameter(name):
+                # Infinity is legitimate there (RT-DETR's masked anchors). ReLU turns NaN to 0, so outputs can hide it.
+                value = graph.parameter(name)
+                if value.dtype.kind == "f" and np.isnan(value).any():
+                    raise UserError(f"the float model's parameter {name} holds NaN, expected numbers; {remedy}")
+        check_outputs(graph, batch, "the float model, on the first training image", remedy)

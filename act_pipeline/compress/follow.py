@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from act_pipeline.compress.act import train
-from act_pipeline.compress.cpu_kernels import freed_memory_kept
+from act_pipeline.compress.heap import freed_memory_kept
 from act_pipeline.compress.ranks import Follower, Leader, Ranks
 from act_pipeline.config import Config
 from act_pipeline.data import Reader

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from act_pipeline.analysis.ops import quantizable_ops
-from act_pipeline.compress.act import model_feed
 from act_pipeline.compress.checkpoint import Checkpoints
-from act_pipeline.compress.cpu_kernels import freed_memory_kept
 from act_pipeline.compress.failures import explained
+from act_pipeline.compress.feeds import model_feed
 from act_pipeline.compress.finite import check_float_model
 from act_pipeline.compress.follow import shared_identity
+from act_pipeline.compress.heap import freed_memory_kept
 from act_pipeline.compress.interrupt import interruptible
 from act_pipeline.compress.job import Candidate, Job, evaluate_baseline, timed
 from act_pipeline.compress.lock import hold_lock

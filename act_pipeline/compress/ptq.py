@@ -22,9 +22,9 @@ import numpy as np
 
 from act_pipeline.analysis import AbsHistogram, AbsMax, ChannelMean, Observer, collect, quantizable_tensors
 from act_pipeline.compress import quant_graph
-from act_pipeline.compress.act import model_feed
 from act_pipeline.compress.bias_correction import correct_biases, find_biases
 from act_pipeline.compress.calibration import threshold
+from act_pipeline.compress.feeds import feeds_of, model_feed
 from act_pipeline.compress.inventory import OpInventory, inventory_of
 from act_pipeline.compress.mixed import give_back
 from act_pipeline.compress.selection import Selection, skip_patterns
@@ -302,14 +302,6 @@ def held_out_feeds(config: Config, reader: Reader, model: InferenceModel, images
     names = list(inspect_model(model).inputs)
     with contextlib.closing(iter(loader)) as batches:
         return [model_feed(config, names, batch) for batch in batches]
-
-
-def feeds_of(
-    config: Config, model: InferenceModel, batches: Callable[[], Iterator[Mapping[str, np.ndarray]]]
-) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """Return what gives a reader's batches under the names of the model's inputs."""
-    names = list(inspect_model(model).inputs)
-    return lambda: (model_feed(config, names, batch) for batch in batches())
 
 
 def calibration_batches(

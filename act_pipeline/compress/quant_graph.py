@@ -24,6 +24,7 @@ import numpy as np
 from act_pipeline.analysis.weights import weight_threshold
 from act_pipeline.compress.inventory import OpInventory, take_inventory
 from act_pipeline.compress.selection import Selection
+from act_pipeline.engines.program_desc import parsed
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph
 
@@ -259,10 +260,8 @@ def in_order(program: Any, outputs: Sequence[str]) -> Any:
         outputs: the first output of each op of the float program, in its order.
     """
     import paddle
-    from paddle.base.proto import framework_pb2
 
-    desc = framework_pb2.ProgramDesc()
-    desc.ParseFromString(program.desc.serialize_to_string())
+    desc = parsed(program.desc.serialize_to_string())
     block = desc.blocks[0]
     ops = list(block.ops)
     names = [[name for slot in op.outputs for name in slot.arguments] for op in ops]

@@ -11,12 +11,13 @@ from typing import Any
 from act_pipeline.analysis.ops import quantizable_ops
 from act_pipeline.analysis.simulate import Simulation
 from act_pipeline.compress.act import train
+from act_pipeline.compress.feeds import feeds_of
 from act_pipeline.compress.floor import Error, lift
 from act_pipeline.compress.follow import call_followers
 from act_pipeline.compress.inventory import inventory_of
 from act_pipeline.compress.job import Candidate, Job, evaluate_model, evaluation_survives_nan, timed
 from act_pipeline.compress.mixed import give_back, read_thresholds
-from act_pipeline.compress.ptq import PostTraining, calibration_batches, feeds_of, held_out_feeds
+from act_pipeline.compress.ptq import PostTraining, calibration_batches, held_out_feeds
 from act_pipeline.compress.selection import Selection
 from act_pipeline.compress.smooth_quant import smooth_model
 from act_pipeline.evaluation import Evaluation

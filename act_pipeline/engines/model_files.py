@@ -12,7 +12,7 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,6 +51,7 @@ class ModelSummary:
         op_counts: op type -> how many.
         parameters: name -> shape of everything in the parameters file.
         float_stored_weights: names of quantized weights that the parameters file holds in another type than int8.
+        activations: name -> shape of all other tensors, -1 where any size goes.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
@@ -58,6 +59,14 @@ class ModelSummary:
     op_counts: Mapping[str, int]
     parameters: Mapping[str, tuple[int, ...]]
     float_stored_weights: tuple[str, ...] = ()
+    activations: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def activation_bytes(self, batch_size: int) -> int:
+        """Return how much all activations take together, in float32; -1 counts as ``batch_size`` or, after it, as 1."""
+        return 4 * sum(
+            math.prod(abs(size) for size in shape) * (batch_size if shape[:1] == (-1,) else 1)
+            for shape in self.activations.values()
+        )
 
     @property
     def quantized(self) -> bool:
@@ -122,6 +131,7 @@ def _summarize(model: InferenceModel, program: Any) -> ModelSummary:
         op_counts=Counter(op.type for part in program.blocks for op in part.ops),
         parameters=expected,
         float_stored_weights=tuple(sorted(name for name in quantized_weights if stored_types[name] != "int8")),
+        activations={name: _shape(variable) for name, variable in variables.items() if not variable.persistable},
     )
 
 

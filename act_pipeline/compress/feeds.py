@@ -1,0 +1,34 @@
+"""A reader's batches under the names of the model's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from act_pipeline.config import Config
+from act_pipeline.engines.model_files import inspect_model
+from act_pipeline.errors import UserError
+from act_pipeline.model import InferenceModel
+
+
+def model_feed(config: Config, feed_names: Sequence[str], batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a reader's batch under the names of the model's inputs (``Global.input_list`` may rename)."""
+    listed = config.global_.input_list
+    renamed = {model: reader for reader, model in listed.items()} if isinstance(listed, dict) else {}
+    sources = {name: renamed.get(name, name) for name in feed_names}
+    for name, source in sources.items():
+        if source not in batch:
+            raise UserError(
+                f"{config.path}: the reader has no input '{name}' for the model, it has {', '.join(sorted(batch))}; "
+                "name it in Global.input_list"
+            )
+    return {name: batch[source] for name, source in sources.items()}
+
+
+def feeds_of(
+    config: Config, model: InferenceModel, batches: Callable[[], Iterator[Mapping[str, np.ndarray]]]
+) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
+    """Return what gives a reader's batches under the names of the model's inputs."""
+    names = list(inspect_model(model).inputs)
+    return lambda: (model_feed(config, names, batch) for batch in batches())
