@@ -1,4 +1,4 @@
-"""Importing PaddleDetection without what it prints."""
+"""Importing PaddleDetection without what it prints, and without what its object tracking alone needs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,24 @@ from typing import Any
 
 from act_pipeline.errors import UserError
 
+# ppdet 2.6.0 imports them with its object tracking, for 2 seconds, whatever is asked of it.
+_FOR_TRACKING = ("sklearn", "matplotlib.pyplot")
+
+
+class _OnDemand(ModuleType):
+    """Stands for a module until somebody asks it for something."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
 
 def import_ppdet(module: str = "ppdet") -> ModuleType:
     """Import ``ppdet`` or one of its modules.
 
-    ppdet 2.6.0 prints twice that its object tracking would like numba, which has no place in a detection run.
+    ppdet 2.6.0 prints twice that its object tracking would like numba, which has no place in a detection run. What it
+    imports for that tracking is imported when it is used.
 
     Raises:
         UserError: it is not installed.
@@ -28,6 +41,8 @@ def import_ppdet(module: str = "ppdet") -> ModuleType:
             say(*values, **options)
 
     builtins.print = say_unless_numba
+    standing_in = {name: _OnDemand(name) for name in _FOR_TRACKING if name not in sys.modules}
+    sys.modules.update(standing_in)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -39,3 +54,6 @@ def import_ppdet(module: str = "ppdet") -> ModuleType:
         ) from None
     finally:
         builtins.print = say
+        for name, module in standing_in.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]

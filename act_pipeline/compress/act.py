@@ -164,6 +164,7 @@ def _make_compression_class(base: type) -> type:
             self.training = Training(InferenceModel(Path(self.final_dir)), OpInventory({}, []))
             self._batches_per_epoch = batches_per_epoch
             self._score, self._score_survives_nan = score, score_survives_nan
+            self._survives_nan: Optional[bool] = None
             self._origin_metric = origin_metric
             self._progress = progress
             self._op_types = list(op_types)
@@ -388,7 +389,9 @@ def _make_compression_class(base: type) -> type:
             return f"the INT8 model after iteration {self.training.iterations}"
 
         def _check_candidate(self, graph: StaticGraph) -> None:
-            if self._score is None or not self._score_survives_nan(graph):
+            if self._score is not None and self._survives_nan is None:  # all candidates are of one make
+                self._survives_nan = self._score_survives_nan(graph)
+            if not self._survives_nan:
                 finite.check_outputs(graph, self._probe, self._candidate_name(), LOWER_RATE)
 
         @property

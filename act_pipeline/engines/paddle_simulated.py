@@ -85,9 +85,11 @@ class PaddleSimulatedEngine(PredictorEngine):
 
         integers = bool((machine or this_machine()).avx512_vnni)
         with tempfile.TemporaryDirectory(prefix="act_pipeline_simulated_") as folder:
-            rewritten = with_onednn_rounding(model, Path(folder), integers)
+            summary = summary or inspect_model(model)
+            rewritten = with_onednn_rounding(model, Path(folder), integers, summary)
+            # It takes and gives the same.
             self._predictor = Predictor(
-                rewritten, configure, inspect_model(rewritten), inference, "; --engine=paddle runs it", batch_size
+                rewritten, configure, summary, inference, "; --engine=paddle runs it", batch_size
             )
 
 
@@ -98,7 +100,9 @@ def use_onednn(config: Any, threads: int) -> None:
     config.delete_pass(_RESIDUAL_PASS)
 
 
-def with_onednn_rounding(model: InferenceModel, directory: Path, integers: bool) -> InferenceModel:
+def with_onednn_rounding(
+    model: InferenceModel, directory: Path, integers: bool, summary: ModelSummary | None = None
+) -> InferenceModel:
     """Write an INT8 model with float weights (rounded) and oneDNN's ops for the rounding of activations.
 
     The two files are rewritten as they lie, without a graph of Paddle's: it is done at every evaluation. Activations
@@ -109,11 +113,12 @@ def with_onednn_rounding(model: InferenceModel, directory: Path, integers: bool)
         directory: an existing folder.
         integers: convolutions read the integers of their input and round their weights back to integers, where both
             are rounded to 8 bits and the weight has one scale, or one for each output channel.
+        summary: of ``model``, if it is at hand.
 
     Raises:
         UserError: the files are damaged.
     """
-    summary = inspect_model(model)
+    summary = summary or inspect_model(model)
     program = parsed(model.model_path.read_bytes())
     parameters = read_parameters(model, summary)
     block = program.blocks[0]
