@@ -281,6 +281,15 @@ def test_a_program_whose_inputs_or_outputs_are_misnumbered_is_refused(kind: str,
     assert f"numbers its {'input' if kind == 'feed' else 'output'}s" in message and str(column) in message
 
 
+def test_a_program_with_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    model = export_tiny_model(tmp_path / "model", quantized=True)
+    whole = model.model_path.read_bytes()
+    for name in (b"concat", b"image"):
+        assert whole.count(name)
+        model.model_path.write_bytes(whole.replace(name, b"\xff" + name[1:]))
+        assert "a name is no text" in _refused(model_files.inspect_model, model)
+
+
 def test_what_feeds_a_program_is_no_parameter_whatever_its_name(tmp_path: Path) -> None:
     from paddle.base.proto import framework_pb2
 

@@ -99,6 +99,9 @@ def inspect_model(model: InferenceModel) -> ModelSummary:
 def _summarize(model: InferenceModel, program: Any) -> ModelSummary:
     block = program.blocks[0]
     variables = {variable.name: variable for variable in block.vars}
+    op_counts = Counter(op.type for part in program.blocks for op in part.ops)
+    if not all(isinstance(name, str) for name in (*variables, *op_counts)):  # protobuf gives what is no UTF-8 as bytes
+        raise ValueError("a name is no text")
     feeds = sorted((_column(op), op.outputs[0].arguments[0]) for op in block.ops if op.type == "feed")
     fetches = sorted((_column(op), op.inputs[0].arguments[0]) for op in block.ops if op.type == "fetch")
     if not feeds or not fetches:
@@ -128,7 +131,7 @@ def _summarize(model: InferenceModel, program: Any) -> ModelSummary:
     return ModelSummary(
         inputs={name: _shape(variables[name]) for _, name in feeds},
         outputs=tuple(name for _, name in fetches),
-        op_counts=Counter(op.type for part in program.blocks for op in part.ops),
+        op_counts=op_counts,
         parameters=expected,
         float_stored_weights=tuple(sorted(name for name in quantized_weights if stored_types[name] != "int8")),
         activations={name: _shape(variable) for name, variable in variables.items() if not variable.persistable},
