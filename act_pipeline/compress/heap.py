@@ -57,7 +57,7 @@ def take_ahead(size: int) -> Optional[threading.Thread]:
         size: bytes; no more than half of what the system has free is taken.
 
     Returns:
-        the thread; None: nothing is taken, with another C library or an older Linux than 5.14.
+        the thread, which takes nothing on a Linux before 5.14; None: there is none, with another C library.
     """
     libc = _glibc()
     if libc is None:
