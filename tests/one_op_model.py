@@ -17,7 +17,7 @@ def small_model(directory: Path, kind: str, after: str = "", least_scale: float 
     Args:
         directory: is made.
         kind: ``conv2d``, ``depthwise_conv2d`` or ``matmul_v2``.
-        after: what follows it: nothing, ``batch_norm``, ``bias`` or ``residual`` (of convolutions).
+        after: what follows it: nothing, ``batch_norm`` (of convolutions), ``bias``, ``residual`` or ``bias_residual``.
         least_scale: of the first channel's weights; those of the others are 0.2 to 2.
     """
     import paddle
@@ -61,21 +61,26 @@ def small_model(directory: Path, kind: str, after: str = "", least_scale: float 
             values = pair("image", image, np.array([2.5], np.float32), -1, False)
             output = tensor("result")
             if kind == "matmul_v2":
-                append(kind, {"X": values, "Y": weights}, {"Out": output}, {"trans_x": False, "trans_y": False})
+                first, second, result = "X", "Y", "Out"
+                attributes = {"trans_x": False, "trans_y": False}
             else:
+                first, second, result = "Input", "Filter", "Output"
                 attributes = {
                     "strides": [2, 2], "paddings": [1, 1], "dilations": [1, 1], "padding_algorithm": "EXPLICIT",
                     "groups": 4 if kind == "depthwise_conv2d" else 1, "data_format": "NCHW",
                 }  # fmt: skip
-                append(kind, {"Input": values, "Filter": weights}, {"Output": output}, attributes)
-            if after in ("bias", "residual"):
-                other, added = graph.add_parameter(after, rng.normal(size=channels).astype(np.float32)), tensor("added")
-                if after == "residual":  # what another convolution gives, in float
-                    filters = graph.add_parameter("filters", rng.normal(size=shape).astype(np.float32))
-                    other = tensor("other")
-                    append(kind, {"Input": image, "Filter": filters}, {"Output": other}, attributes)
-                append("elementwise_add", {"X": output, "Y": other}, {"Out": added}, {"axis": 1 if after == "bias" else -1})
+            append(kind, {first: values, second: weights}, {result: output}, attributes)
+            if after in ("bias", "bias_residual"):
+                bias, added = graph.add_parameter("bias", rng.normal(size=channels).astype(np.float32)), tensor("added")
+                along = -1 if kind == "matmul_v2" else 1
+                append("elementwise_add", {"X": output, "Y": bias}, {"Out": added}, {"axis": along})
                 output = added
+            if after in ("residual", "bias_residual"):  # what another op of the kind gives, in float
+                filters = graph.add_parameter("filters", rng.normal(size=shape).astype(np.float32))
+                other, total = tensor("other"), tensor("total")
+                append(kind, {first: image, second: filters}, {result: other}, attributes)
+                append("elementwise_add", {"X": output, "Y": other}, {"Out": total}, {"axis": -1})
+                output = total
             if after == "batch_norm":
                 normed = tensor("normed")
                 factors = {

@@ -7,9 +7,10 @@ which floats are added:
 - weights are dequantized once, when the model is loaded, to what ``dequantize_linear`` gives, bit by bit;
 - ``quantize_linear`` and ``dequantize_linear`` of an activation become oneDNN's ``quantize`` and ``dequantize``
   (``x * 127 / scale``, rounded to the nearest with ties to even, saturated to -128..127; and back);
-- on a CPU with 8-bit dot products (AVX512-VNNI) a convolution of rounded activations by rounded weights multiplies and
-  adds the integers, exactly, and gives floats, to which its bias is added: ``sum(q_x * q_w) * s_x * s_w / 127**2``. On
-  other CPUs the products are added in float, because oneDNN's INT8 halves the weights there;
+- on a CPU with 8-bit dot products (AVX512-VNNI) a convolution of rounded activations by rounded weights, or a matmul
+  with a bias, multiplies and adds the integers, exactly, and gives floats, to which its bias is added:
+  ``sum(q_x * q_w) * s_x * s_w / 127**2``. On other CPUs the products are added in float, because oneDNN's INT8 halves the
+  weights there;
 - deformable attention gathers rows (`deformable_attention`);
 - all else runs in oneDNN's float kernels.
 """
@@ -17,7 +18,9 @@ which floats are added:
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from act_pipeline.engines.host import Machine
 from act_pipeline.engines.host import machine as this_machine
 from act_pipeline.engines.model_files import ModelSummary, inspect_model, read_parameters, write_parameters
 from act_pipeline.engines.paddle_native import Predictor, PredictorEngine
-from act_pipeline.engines.program_desc import argument, keep, parsed, variables, whole
+from act_pipeline.engines.program_desc import argument, flag, keep, parsed, variables, whole
 from act_pipeline.model import InferenceModel
 
 _LARGEST = 127
@@ -111,8 +114,8 @@ def with_onednn_rounding(
     Args:
         model: with Q/DQ ops, as `act_pipeline.compress` and PaddleSlim's ACT (``onnx_format: true``) write them.
         directory: an existing folder.
-        integers: convolutions read the integers of their input and round their weights back to integers, where both
-            are rounded to 8 bits and the weight has one scale, or one for each output channel.
+        integers: convolutions, and matmuls with a bias, read the integers of their input and round their weights back to
+            integers, where both are rounded to 8 bits and the weight has one scale, or one for each output channel.
         summary: of ``model``, if it is at hand.
 
     Raises:
@@ -124,28 +127,40 @@ def with_onednn_rounding(
     block = program.blocks[0]
     described = {variable.name: variable for variable in block.vars}
     factors = _whole_pairs(block.ops, parameters)
+    biases = _biases(block.ops, parameters)
     rounded: dict[str, str] = {}  # activation -> its integers
-    weight_factors: dict[str, np.ndarray] = {}
+    weights: dict[str, _Weight] = {}
+    added: set[str] = set()  # what `fc` gives in place of an addition
     for op in block.ops:
         source, result = argument(op.inputs, "X"), argument(op.outputs, "Y")
         if op.type == "dequantize_linear" and source in parameters and whole(op, "bit_length") == 8:
             scale, axis = parameters[argument(op.inputs, "Scale")].reshape(-1), whole(op, "quant_axis")
-            weight = _dequantized(parameters[source], scale, axis)
-            _make_parameter(described[result], weight)
-            parameters[result] = weight
-            if (scale.size == 1 or axis == 0) and float(scale.min()) > _LEAST_SCALE:
-                weight_factors[result] = _LARGEST / scale.astype(np.float32)
+            parameters[result] = _dequantized(parameters[source], scale, axis)
+            _make_parameter(described[result], parameters[result])
+            if float(scale.min()) > _LEAST_SCALE:
+                weights[result] = _Weight(axis if scale.size > 1 else None, _LARGEST / scale.astype(np.float32))
         elif op.type == "quantize_linear" and result in factors:
             _become_onednn(op, factors[result])
         elif op.type == "dequantize_linear" and source in factors:
             _become_onednn(op, factors[source])
             rounded[result] = source
         elif integers and op.type in _CONVOLUTIONS:
-            activation, weight_name = argument(op.inputs, "Input"), argument(op.inputs, "Filter")
-            if activation in rounded and weight_name in weight_factors:
-                integer = rounded[activation]
-                _read_integers(op, integer, factors[integer], weight_factors[weight_name])
+            activation, weight = argument(op.inputs, "Input"), weights.get(argument(op.inputs, "Filter"))
+            if activation in rounded and weight is not None and weight.axis in (None, 0):
+                _read_integers(op, rounded[activation], factors[rounded[activation]], weight.factors)
+        elif integers and op.type == "matmul_v2" and argument(op.outputs, "Out") in biases:
+            name, turned = argument(op.inputs, "Y"), flag(op, "trans_y")
+            weight = weights.get(name)
+            if source in rounded and weight is not None and weight.axis in (None, 0 if turned else 1):
+                if turned:
+                    parameters[name] = np.ascontiguousarray(parameters[name].T)
+                    _make_parameter(described[name], parameters[name])
+                adding = biases[argument(op.outputs, "Out")]
+                _become_fully_connected(op, adding, len(described[source].type.lod_tensor.tensor.dims))
+                _read_integers(op, rounded[source], factors[rounded[source]], weight.factors)
+                added.add(argument(adding.outputs, "Out"))
     keep(block.ops, lambda op: op.type != "dequantize_linear" or argument(op.outputs, "Y") not in parameters)
+    keep(block.ops, lambda op: op.type != "elementwise_add" or argument(op.outputs, "Out") not in added)
     attend_by_rows(program)
     spread_for_onednn(program)
     read = {name for op in block.ops for name in variables(op.inputs)}
@@ -157,6 +172,14 @@ def with_onednn_rounding(
     saved = {variable.name for variable in block.vars if variable.persistable} & set(parameters)
     write_parameters(rewritten, {name: parameters[name] for name in sorted(saved)})
     return rewritten
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """Along which axis a weight has its scales, None if it has one; and 127 / scale."""
+
+    axis: int | None
+    factors: np.ndarray
 
 
 def _whole_pairs(ops: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -199,8 +222,41 @@ def _become_onednn(op: Any, factor: float) -> None:
         op.attrs.add(name="output_format", type=framework_pb2.STRING, s="NCHW")
 
 
+def _biases(ops: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return product -> the op that adds a bias to it, of those by a weight that only one op reads."""
+    reads = Counter(name for op in ops for name in variables(op.inputs))
+    products = {
+        argument(op.outputs, "Out")
+        for op in ops
+        if op.type == "matmul_v2" and not flag(op, "trans_x") and reads[argument(op.inputs, "Y")] == 1
+    }
+    found = {}
+    for op in ops:
+        product, bias = argument(op.inputs, "X"), parameters.get(argument(op.inputs, "Y"))
+        if op.type == "elementwise_add" and product in products and reads[product] == 1:
+            if bias is not None and bias.ndim == 1:
+                found[product] = op
+    return found
+
+
+def _become_fully_connected(op: Any, adding: Any, rank: int) -> None:
+    """Let a product take in the addition of its bias; the weight has a column for each number that comes out."""
+    from paddle.base.proto import framework_pb2
+
+    op.type = "fc"
+    keep(op.inputs, lambda slot: slot.parameter in ("X", "Y"))
+    for slot in op.inputs:
+        slot.parameter = {"X": "Input", "Y": "W"}[slot.parameter]
+    op.inputs.add(parameter="Bias", arguments=[argument(adding.inputs, "Y")])
+    next(slot for slot in op.outputs if slot.parameter == "Out").arguments[:] = [argument(adding.outputs, "Out")]
+    del op.attrs[:]
+    op.attrs.add(name="in_num_col_dims", type=framework_pb2.INT, i=rank - 1)
+    op.attrs.add(name="activation_type", type=framework_pb2.STRING, s="")
+    op.attrs.add(name="padding_weights", type=framework_pb2.BOOLEAN, b=False)
+
+
 def _read_integers(op: Any, source: str, factor: float, weight_factors: np.ndarray) -> None:
-    """Let a convolution read integers: its float weights, times these factors, are integers too."""
+    """Let a convolution or ``fc`` read integers: its float weights, times these factors, are integers too."""
     from paddle.base.proto import framework_pb2
 
     next(slot for slot in op.inputs if slot.parameter == "Input").arguments[:] = [source]
