@@ -26,7 +26,7 @@ from unittest import mock
 
 import numpy as np
 
-from act_pipeline.compress import attention_training, averaging, cpu_kernels, finite, paddle_state, quant_graph
+from act_pipeline.compress import averaging, cpu_kernels, finite, paddle_state, quant_graph
 from act_pipeline.compress.ahead import Ahead
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.feeds import model_feed
@@ -232,11 +232,7 @@ def _make_compression_class(base: type) -> type:
                     averaging.average(info, self.ranks.world)
                 fetches = [target.name for target in info.fetch_targets] + [finite.watch_weights(info.program)]
                 if cpu_kernels.on_cpu():
-                    trained = attention_training.train_by_rows(info.program.clone())
-                    cpu_kernels.sum_rows_by_matmul(trained)
-                    cpu_kernels.run_in_onednn(trained)
-                    cpu_kernels.round_in_vectors(trained)
-                    cpu_kernels.measure_in_vectors(trained)
+                    trained = cpu_kernels.in_quick_kernels(info.program)
             compiled = super()._compiled_program(info, strategy)
             if info.optimizer is not None:
                 self._runner = make_runner(trained or compiled.program, fetches, self._exe.place)

@@ -18,6 +18,7 @@ import math
 from typing import Any
 
 from act_pipeline.compress import gloo_store, paddle_state
+from act_pipeline.compress.insertion import Inserter
 from act_pipeline.compress.ranks import Follower, Leader, Ranks
 
 # Paddle's OpRole.
@@ -118,15 +119,11 @@ def _insert(block: Any, index: int, names: list[str], world: int) -> None:
         dtype = block.var(names[0]).dtype
         return block.create_var(name=f"ranks@{name}", shape=shape, dtype=dtype, stop_gradient=True)
 
-    def insert(type_: str, inputs: dict[str, Any], outputs: dict[str, Any], **attributes: Any) -> None:
-        nonlocal index
-        attributes["op_role"] = _BACKWARD
-        block._insert_op_without_sync(index, type=type_, inputs=inputs, outputs=outputs, attrs=attributes)
-        index += 1
+    new_ops = Inserter(block, index, op_role=_BACKWARD)
 
     def reshape(source: Any, target: Any, shape: list[int]) -> None:
         shape_of = variable(f"{source.name}@shape", [0, *source.shape])
-        insert("reshape2", {"X": [source]}, {"Out": [target], "XShape": [shape_of]}, shape=shape)
+        new_ops.add("reshape2", {"X": source}, {"Out": target, "XShape": shape_of}, shape=shape)
 
     sizes = [math.prod(block.var(name).shape) for name in names]
     flat = [variable(f"{name}@flat", [size]) for name, size in zip(names, sizes)]
@@ -134,9 +131,9 @@ def _insert(block: Any, index: int, names: list[str], world: int) -> None:
     own, total, mean = (variable(name, [sum(sizes)]) for name in ("own", "total", "mean"))
     for name, part, size in zip(names, flat, sizes):
         reshape(block.var(name), part, [size])
-    insert("concat", {"X": flat}, {"Out": [own]}, axis=0)
-    insert("c_allreduce_sum", {"X": [own]}, {"Out": [total]}, ring_id=_RING, use_calc_stream=True)
-    insert("scale", {"X": [total]}, {"Out": [mean]}, scale=1.0 / world)
-    insert("split", {"X": [mean]}, {"Out": means}, axis=0, sections=sizes)
+    new_ops.add("concat", {"X": flat}, {"Out": own}, axis=0)
+    new_ops.add("c_allreduce_sum", {"X": own}, {"Out": total}, ring_id=_RING, use_calc_stream=True)
+    new_ops.add("scale", {"X": total}, {"Out": mean}, scale=1.0 / world)
+    new_ops.add("split", {"X": mean}, {"Out": means}, axis=0, sections=sizes)
     for name, part in zip(names, means):
         reshape(part, block.var(name), list(block.var(name).shape))

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.compress import cpu_kernels
+from act_pipeline.compress.insertion import Inserter
+from act_pipeline.compress.rounding import round_in_vectors
 from act_pipeline.compress.runners import make_runner
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
@@ -50,21 +52,11 @@ def _insert_guard(block: Any, op: Any, grid: str) -> str:
     like = block.var(grid)
     outside = block.create_var(name=f"{grid}@outside", shape=[1], dtype=like.dtype, stop_gradient=True)
     guard = block.create_var(name=f"{grid}@guarded", shape=like.shape, dtype=like.dtype, stop_gradient=True)
-    index = block.ops.index(op)
-    block._insert_op_without_sync(
-        index,
-        type="fill_constant",
-        outputs={"Out": [outside]},
-        attrs={"shape": [1], "dtype": like.dtype, "value": _FAR_OUTSIDE, "str_value": str(_FAR_OUTSIDE)},
-    )
+    before = Inserter(block, block.ops.index(op))
+    value = {"value": _FAR_OUTSIDE, "str_value": str(_FAR_OUTSIDE)}
+    before.add("fill_constant", {}, {"Out": outside}, shape=[1], dtype=like.dtype, **value)
     # fmax takes the other operand where one is NaN.
-    block._insert_op_without_sync(
-        index + 1,
-        type="elementwise_fmax",
-        inputs={"X": [like], "Y": [outside]},
-        outputs={"Out": [guard]},
-        attrs={"axis": -1},
-    )
+    before.add("elementwise_fmax", {"X": like, "Y": outside}, {"Out": guard}, axis=-1)
     return guard.name
 
 
@@ -101,7 +93,7 @@ def guarded_outputs(graph: StaticGraph, batch: Mapping[str, np.ndarray]) -> dict
     guard_grids(program)
     if cpu_kernels.on_cpu():
         cpu_kernels.run_in_onednn(program)
-        cpu_kernels.round_in_vectors(program)
+        round_in_vectors(program)
     names = [target.name for target in graph.fetch_targets]
     running = make_runner(program, names, graph.executor.place, graph.scope)
     with cpu_kernels.all_cores():
