@@ -187,6 +187,26 @@ def test_constants_of_the_graph_are_not_trained(demo) -> None:
     assert {(1, anchors, 4), (1, anchors, 1), (1, 49, 128)} == set(constants.values())
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3, 3)])
+def test_weights_are_rounded_to_the_same_integers_as_by_paddle(axis: int, shape: tuple[int, ...]) -> None:
+    from paddle.static.quantization import utils
+
+    from act_pipeline.compress.quant_graph import fast_passes
+
+    weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    np.moveaxis(weight, axis, 0)[2] = 0
+    others = tuple(dimension for dimension in range(weight.ndim) if dimension != axis)
+    scales = (np.abs(weight).max(others) * np.float32(0.9)).tolist()  # some weights are beyond it
+    stock = utils.quant_tensor(weight.copy(), scales, axis, 8, onnx_format=True)
+    with fast_passes():
+        quick = utils.quant_tensor(weight.copy(), scales, axis, 8, onnx_format=True)
+        of_one = utils.quant_tensor(weight.copy(), [0.5], axis, 8, onnx_format=True)
+    np.testing.assert_array_equal(quick, stock)
+    np.testing.assert_array_equal(of_one, utils.quant_tensor(weight.copy(), [0.5], axis, 8, onnx_format=True))
+    assert quick.dtype == stock.dtype and stock.min() == -128 and stock.max() == 127
+
+
 def test_fast_passes_make_the_program_that_the_stock_passes_make(demo) -> None:
     import paddle
     from paddleslim.quant import quant_aware

@@ -16,6 +16,7 @@ PaddleSlim 2.6.0; there is no public hook for any of them):
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import tempfile
@@ -31,7 +32,7 @@ from act_pipeline.compress.ahead import Ahead
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.feeds import model_feed
 from act_pipeline.compress.finite import LOWER_RATE, Diverged
-from act_pipeline.compress.heap import take_ahead
+from act_pipeline.compress.heap import TakenAhead
 from act_pipeline.compress.interrupt import Interruption
 from act_pipeline.compress.inventory import OpInventory
 from act_pipeline.compress.keeper import Keeper
@@ -41,7 +42,7 @@ from act_pipeline.compress.selection import skip_patterns
 from act_pipeline.compress.teacher import Teacher, split_teacher
 from act_pipeline.compress.trainable import trainable_weights
 from act_pipeline.compress.training import Batches, Training
-from act_pipeline.compress.upstream import own_scope, quick_walks, quiet_upstream
+from act_pipeline.compress.upstream import own_scope, quick_building, quick_walks, quiet_upstream
 from act_pipeline.config import Config
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import Interrupted, UserError
@@ -136,10 +137,10 @@ def train(
         compression.prepare_survival(batches, checkpoints, interruption or Interruption(), first)
         compression.start_thresholds = dict(thresholds or {})
         compression.ranks = ranks
-        if device == "CPU":
-            batch_size = len(next(iter(first.values())))
-            take_ahead(_TAKEN_AHEAD * summary.activation_bytes(batch_size))
-        compression.compress()
+        batch_size = len(next(iter(first.values())))
+        wanted = _TAKEN_AHEAD * summary.activation_bytes(batch_size) if device == "CPU" else 0
+        with contextlib.closing(TakenAhead(wanted)) as compression.memory:
+            compression.compress()
         training = compression.training
     if ranks.leads:
         training.model = InferenceModel.load(save_dir)
@@ -218,7 +219,7 @@ def _make_compression_class(base: type) -> type:
 
             with mock.patch.object(compressor, "recover_inference_program", recover_weights_only):
                 with mock.patch.object(compressor, "build_distill_program", build_and_split):
-                    with quant_graph.fast_passes():
+                    with quant_graph.fast_passes(), quick_building():
                         return super()._prepare_program(program, *args)
 
         def _compiled_program(self, info: Any, strategy: str) -> Any:
@@ -250,6 +251,7 @@ def _make_compression_class(base: type) -> type:
                 self._checkpoints, training, self._batches, (train_info, test_info), self._exe.place, self._best_dir,
                 self.ranks,
             )
+            self.memory.close()
             feeds = Ahead(
                 self._endless_batches(), self._taught, lambda: self._batches.position, in_advance=cpu_kernels.on_cpu()
             )

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any
 
 # Of glibc's malloc.h; the largest values that every version takes.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -48,35 +48,42 @@ def freed_memory_kept(device: str) -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-def take_ahead(size: int) -> Optional[threading.Thread]:
-    """Let a thread take memory from the system that ``malloc`` will give out, while Python computes on one core.
+class TakenAhead:
+    """Memory that a thread takes from the system while Python computes on one core, for ``malloc`` to give out later.
 
-    Call it within :func:`freed_memory_kept`, which keeps what is taken.
-
-    Args:
-        size: bytes; no more than half of what the system has free is taken.
-
-    Returns:
-        the thread, which takes nothing on a Linux before 5.14; None: there is none, with another C library.
+    It is held until then: the C code of protobuf gives all that is free back to the system now and then. Make it within
+    :func:`freed_memory_kept`, which keeps it when it is free.
     """
-    libc = _glibc()
-    if libc is None:
-        return None
-    free = os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE
-    blocks = [libc.malloc(_BLOCK) for _ in range(min(size, free // 2) // _BLOCK)]
-    thread = threading.Thread(target=_populate, args=(libc, blocks), name="heap", daemon=True)
-    thread.start()
-    return thread
 
+    def __init__(self, size: int) -> None:
+        """Begin; a Linux before 5.14, and another C library, take nothing.
 
-def _populate(libc: Any, blocks: list[Optional[int]]) -> None:
-    """Have the pages of blocks made, whose content stays as it is, and free the blocks."""
-    works = True
-    for block in filter(None, blocks):
-        begin, end = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE, (block + _BLOCK) // mmap.PAGESIZE * mmap.PAGESIZE
-        for at in range(begin, end, _PIECE):
-            works = works and libc.madvise(at, min(_PIECE, end - at), _MADV_POPULATE_WRITE) == 0
-        libc.free(block)
+        Args:
+            size: bytes; no more than half of what the system has free is taken.
+        """
+        self._libc, self._closed = _glibc(), threading.Event()
+        self._blocks: list[int] = []
+        if self._libc is not None:
+            free = os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE
+            count = min(size, free // 2) // _BLOCK
+            self._blocks = [block for block in (self._libc.malloc(_BLOCK) for _ in range(count)) if block]
+        self.thread = threading.Thread(target=self._populate, name="heap", daemon=True)
+        self.thread.start()
+
+    def _populate(self) -> None:
+        """Have the pages of the blocks made."""
+        for block in self._blocks:
+            begin, end = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE, (block + _BLOCK) // mmap.PAGESIZE * mmap.PAGESIZE
+            for at in range(begin, end, _PIECE):
+                if self._closed.is_set() or self._libc.madvise(at, min(_PIECE, end - at), _MADV_POPULATE_WRITE) != 0:
+                    return
+
+    def close(self) -> None:
+        """Take no more, and let ``malloc`` give out what there is."""
+        self._closed.set()
+        self.thread.join()
+        while self._blocks:
+            self._libc.free(self._blocks.pop())
 
 
 def _glibc() -> Any:

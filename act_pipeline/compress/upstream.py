@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -54,3 +55,23 @@ def quick_walks() -> Iterator[None]:
 
     with mock.patch.object(GraphWrapper, "next_ops", next_ops):
         yield
+
+
+@contextlib.contextmanager
+def quick_building() -> Iterator[None]:
+    """Let Paddle build programs without what takes it most of the time; no error tells where an op was made then.
+
+    For each op, Paddle reads the source of all functions that led to it (``op_callstack``). For each variable that is
+    renamed, as all of the teacher's are, it looks through the block for what C++ may have added.
+    """
+    from paddle.base import framework
+
+    rename = framework.Block._rename_var
+
+    def rename_alone(block: Any, name: str, new_name: str) -> Any:
+        with mock.patch.object(block, "_sync_with_cpp", lambda: None):
+            return rename(block, name, new_name)
+
+    with mock.patch.object(framework.Block, "_rename_var", rename_alone):
+        with mock.patch.object(framework, "traceback", SimpleNamespace(extract_stack=list)):
+            yield
