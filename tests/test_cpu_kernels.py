@@ -91,6 +91,38 @@ def test_rounding_in_vectors_gives_the_same_integers(axis: int, shape: tuple[int
     assert len(np.unique(stock["integers"])) > 50
 
 
+@pytest.mark.parametrize(("kind", "measured"), [("relu", ["reduce_max"]), ("tanh", ["reduce_max", "reduce_min"])])
+def test_a_tensor_with_two_observers_is_measured_once(kind: str, measured: list[str]) -> None:
+    import paddle
+
+    with static_mode():
+        program, scope = paddle.static.Program(), paddle.static.Scope()
+        with paddle.static.program_guard(program, paddle.static.Program()), paddle.static.scope_guard(scope):
+            x = paddle.static.data("x", [2, 4096], "float32")
+            observed = getattr(paddle.nn.functional, kind)(x)
+            block = program.global_block()
+            for name in ("one", "two"):
+                places = {slot: f"{name}_{slot}" for slot in ("State", "Accum", "Scale")}
+                for place in places.values():
+                    block.create_var(name=place, shape=[1], dtype="float32", persistable=True, stop_gradient=True)
+                    scope.var(place).get_tensor().set(np.ones(1, np.float32), paddle.CPUPlace())
+                block.append_op(
+                    type="moving_average_abs_max_scale",
+                    inputs={"X": [observed], "InState": [places["State"]], "InAccum": [places["Accum"]]},
+                    outputs={f"Out{slot}": [place] for slot, place in places.items()},
+                    attrs={"moving_rate": 0.9, "is_test": False},
+                )
+            assert measure_in_vectors(program) == 2
+            assert [op.type for op in block.ops if op.type.startswith("reduce")] == measured
+            values = -np.random.default_rng(8).random((2, 4096), dtype=np.float32) * 3
+            values[0, :2] = 2, -3
+            paddle.static.Executor(paddle.CPUPlace()).run(program, feed={"x": values}, fetch_list=[])
+            scales = [np.array(scope.find_var(f"{name}_Scale").get_tensor()) for name in ("one", "two")]
+        largest = 2 if kind == "relu" else np.tanh(np.float32(3))
+        # (0.9 * 1 + largest) / (0.9 * 1 + 1)
+        np.testing.assert_allclose(scales, np.full((2, 1), (0.9 + largest) / 1.9), rtol=1e-6)
+
+
 @pytest.mark.parametrize("start", [3.0, 0.0])
 def test_a_tensor_of_zeros_stays_one(start: float) -> None:
     _, quick = both(np.zeros((2, 5), np.float32), -1, start)
@@ -150,7 +182,8 @@ def test_what_a_convolution_gives_changes_its_layout_once() -> None:
         assert sorted(read) == ["abs", "reduce_max", "reduce_min"]
         fed = {"x": image, "weight": np.random.default_rng(7).normal(size=(16, 3, 3, 3)).astype(np.float32)}
         executor = paddle.static.Executor(paddle.CPUPlace())
-        before, after = (executor.run(each, feed=fed, fetch_list=[v.name for v in fetched]) for each in (program, quick))
+        names = [variable.name for variable in fetched]
+        before, after = (executor.run(each, feed=fed, fetch_list=names) for each in (program, quick))
     for old, new in zip(before, after):
         np.testing.assert_array_equal(old, new)
 

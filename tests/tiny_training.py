@@ -18,6 +18,7 @@ import numpy as np  # noqa: E402
 
 import act_pipeline  # noqa: E402, F401  (before paddle)
 from act_pipeline.compress.act import train  # noqa: E402
+from act_pipeline.compress.candidates import Scorer  # noqa: E402
 from act_pipeline.compress.checkpoint import Checkpoints  # noqa: E402
 from act_pipeline.compress.failures import explained  # noqa: E402
 from act_pipeline.compress.follow import call_followers  # noqa: E402
@@ -125,6 +126,7 @@ def run(
         time.sleep(seconds)
         return (sum(model.params_path.read_bytes()) % 997) / 997
 
+    scorer = Scorer(score or weighed, score_survives_nan)
     with ranks.explained(), checkpoints.open(resume), explained(checkpoints, 2), interruptible(
         checkpoints.way_on
     ) as interruption, ranks.leading():
@@ -133,9 +135,8 @@ def run(
             shutil.rmtree(save_dir, ignore_errors=True)
             save_dir.mkdir()
             training = train(
-                model, config, numbers, 7 // ranks.world, (score or weighed) if evaluate else None, save_dir,
+                model, config, numbers, 7 // ranks.world, scorer if evaluate else None, save_dir,
                 progress=progress, checkpoints=checkpoints, interruption=interruption, ranks=ranks,
-                score_survives_nan=score_survives_nan,
             )
     return training
 

@@ -20,7 +20,7 @@ import contextlib
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 from unittest import mock
@@ -29,6 +29,7 @@ import numpy as np
 
 from act_pipeline.compress import averaging, cpu_kernels, finite, paddle_state, quant_graph
 from act_pipeline.compress.ahead import Ahead
+from act_pipeline.compress.candidates import Candidates, Scorer
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.feeds import model_feed
 from act_pipeline.compress.finite import LOWER_RATE, Diverged
@@ -47,8 +48,7 @@ from act_pipeline.config import Config
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import Interrupted, UserError
 from act_pipeline.model import InferenceModel
-from act_pipeline.running import NotFinite
-from act_pipeline.static_graph import StaticGraph, free, what_there_is_stays
+from act_pipeline.static_graph import what_there_is_stays
 
 # ACT stops when the metric is this near, relatively, to the float model's (given as TrainConfig.origin_metric).
 _NEAR_ORIGIN = 0.005
@@ -61,7 +61,7 @@ def train(
     config: Config,
     batches: Batches,
     batches_per_epoch: int,
-    score: Callable[[InferenceModel], float] | None,
+    scorer: Scorer | None,
     save_dir: Path,
     device: str = "CPU",
     origin_metric: float | None = None,
@@ -70,7 +70,6 @@ def train(
     interruption: Interruption | None = None,
     thresholds: Mapping[str, float] | None = None,
     ranks: Ranks = ALONE,
-    score_survives_nan: Callable[[StaticGraph], bool] = lambda graph: False,
 ) -> Training:
     """Train the quantized model and save the best one.
 
@@ -79,7 +78,7 @@ def train(
         config: ``Distillation``, ``QuantAware`` and ``TrainConfig``.
         batches: gives an epoch's batches, and can go on within one.
         batches_per_epoch: how many those are.
-        score: the metric of an INT8 model, in 0..1; None: no evaluation, the last weights are kept.
+        scorer: of INT8 models; None: no evaluation, the last weights are kept.
         save_dir: an existing folder for the INT8 model.
         device: ``CPU`` or ``GPU``.
         origin_metric: the float model's metric, if ACT shall stop when it is reached.
@@ -89,8 +88,6 @@ def train(
         thresholds: quantized activation -> the largest absolute value that its moving average starts from; None:
             PaddleSlim's start, which the first batches overwrite.
         ranks: the processes that train together, of which the first alone evaluates and saves; ``batches`` are a share.
-        score_survives_nan: says of an INT8 graph whether ``score`` comes back from it whatever its numbers are, with
-            :class:`NotFinite` if the boxes are not finite; else a training image is tried before.
 
     Raises:
         UserError: the training diverges.
@@ -130,8 +127,8 @@ def train(
                 train_dataloader=feeds,
             )
         compression.prepare_run(
-            batches_per_epoch, score, origin_metric, progress, config.quant_aware.quantize_op_types,
-            config.distillation.teacher_cache_mb, score_survives_nan,
+            batches_per_epoch, scorer, origin_metric, progress, config.quant_aware.quantize_op_types,
+            config.distillation.teacher_cache_mb,
         )
         # PaddleSlim has looked at the first batch already, to see whether it is a dict.
         compression.prepare_survival(batches, checkpoints, interruption or Interruption(), first)
@@ -155,17 +152,15 @@ def _make_compression_class(base: type) -> type:
         def prepare_run(
             self,
             batches_per_epoch: int,
-            score: Callable[[InferenceModel], float] | None,
+            scorer: Scorer | None,
             origin_metric: float | None,
             progress: bool,
             op_types: Sequence[str],
             teacher_cache_mb: float,
-            score_survives_nan: Callable[[StaticGraph], bool],
         ) -> None:
             self.training = Training(InferenceModel(Path(self.final_dir)), OpInventory({}, []))
             self._batches_per_epoch = batches_per_epoch
-            self._score, self._score_survives_nan = score, score_survives_nan
-            self._survives_nan: Optional[bool] = None
+            self._scorer = scorer
             self._origin_metric = origin_metric
             self._progress = progress
             self._op_types = list(op_types)
@@ -246,6 +241,7 @@ def _make_compression_class(base: type) -> type:
             if train_config.epochs:
                 total = min(total, train_config.epochs * self._batches_per_epoch)
             training = self.training
+            self._candidates = Candidates(self._scorer, self._probe, self._op_types, self._op_order)
             paddle_state.start_moving_averages(train_info, self.start_thresholds, self._exe.place)
             self._keeper = Keeper(
                 self._checkpoints, training, self._batches, (train_info, test_info), self._exe.place, self._best_dir,
@@ -322,7 +318,7 @@ def _make_compression_class(base: type) -> type:
                 return
             best, last = training.best, iteration >= total
             evaluated = bool(training.evaluations) and training.evaluations[-1][0] == iteration
-            if self._score is not None and not evaluated and (last or iteration % train_config.eval_iter == 0):
+            if self._scorer is not None and not evaluated and (last or iteration % train_config.eval_iter == 0):
                 self._evaluate(test_info, train_config)
             checkpoints = self._checkpoints
             if checkpoints is not None and (training.best != best or last or checkpoints.due(iteration)):
@@ -336,10 +332,7 @@ def _make_compression_class(base: type) -> type:
                 self._teacher.rest()
             shutil.rmtree(Path(self.tmp_dir, "candidate"), ignore_errors=True)
             candidate = self._save_candidate(test_info, "candidate")
-            try:
-                metric = self._score(candidate)
-            except NotFinite as error:
-                raise Diverged(f"{self._candidate_name()}: {error}; {LOWER_RATE}") from error
+            metric = self._candidates.score(candidate, training.iterations)
             with self._interruption.held():
                 training.evaluations.append((training.iterations, metric))
                 if training.best is None or metric > training.best[1]:
@@ -355,42 +348,9 @@ def _make_compression_class(base: type) -> type:
                     training.stopped = f"the metric is within {_NEAR_ORIGIN:.1%} of origin_metric"
 
         def _save_candidate(self, test_info: Any, name: str) -> InferenceModel:
-            """Write the INT8 model of the weights as they are now; the training's own variables stay as they were."""
-            import paddle
-
-            trained = paddle.static.global_scope()
-            program = getattr(test_info.program, "_program", test_info.program)
-            scope, place = paddle.static.Scope(), paddle.CPUPlace()
-            for variable in program.list_vars():
-                if variable.persistable and variable.name not in ("feed", "fetch"):
-                    value = np.array(trained.find_var(variable.name).get_tensor())
-                    scope.var(variable.name).get_tensor().set(value, place)
             folder = Path(self.tmp_dir, name)
-            folder.mkdir()
-            try:
-                model, self.training.inventory = quant_graph.save_int8(
-                    program,
-                    scope,
-                    place,
-                    test_info.feed_target_names,
-                    [target.name for target in test_info.fetch_targets],
-                    self._op_types,
-                    folder,
-                    order=self._op_order,
-                    check=self._check_candidate,
-                )
-            finally:
-                free(scope)
+            model, self.training.inventory = self._candidates.save(test_info, self.training.iterations, folder)
             return model
-
-        def _candidate_name(self) -> str:
-            return f"the INT8 model after iteration {self.training.iterations}"
-
-        def _check_candidate(self, graph: StaticGraph) -> None:
-            if self._score is not None and self._survives_nan is None:  # all candidates are of one make
-                self._survives_nan = self._score_survives_nan(graph)
-            if not self._survives_nan:
-                finite.check_outputs(graph, self._probe, self._candidate_name(), LOWER_RATE)
 
         @property
         def _best_dir(self) -> Path:

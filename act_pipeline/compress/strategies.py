@@ -11,6 +11,7 @@ from typing import Any
 from act_pipeline.analysis.ops import quantizable_ops
 from act_pipeline.analysis.simulate import Simulation
 from act_pipeline.compress.act import train
+from act_pipeline.compress.candidates import Scorer
 from act_pipeline.compress.feeds import feeds_of
 from act_pipeline.compress.floor import Error, lift
 from act_pipeline.compress.follow import call_followers
@@ -173,11 +174,12 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
     seconds: dict[str, float] = {}
     loader = job.ranks.shard(job.reader.loader("train"))
 
-    def score(model: InferenceModel) -> float:
+    def metric(model: InferenceModel) -> float:
         evaluation = evaluate_model(model, "int8", job.device, job.reader, job.progress)
         evaluations[model.content_hash()] = evaluation
         return evaluation.map
 
+    scorer = Scorer(metric, lambda graph: evaluation_survives_nan(graph, job.device))
     with timed(seconds, "train"):
         call_followers(job.ranks, job.model)
         training = train(
@@ -185,7 +187,7 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
             config,
             loader,
             len(loader),
-            score if job.fp32 is not None else None,
+            scorer if job.fp32 is not None else None,
             job.folder("qat_dis"),
             job.device,
             job.fp32.map if job.fp32 and config.train_config.origin_metric is not None else None,
@@ -194,7 +196,6 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
             job.interruption,
             thresholds=read_thresholds(start_from.model) if start_from else None,
             ranks=job.ranks,
-            score_survives_nan=lambda graph: evaluation_survives_nan(graph, job.device),
         )
     seconds["train"] += training.earlier_seconds
     record = {

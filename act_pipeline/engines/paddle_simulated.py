@@ -149,15 +149,13 @@ def with_onednn_rounding(
             if activation in rounded and weight is not None and weight.axis in (None, 0):
                 _read_integers(op, rounded[activation], factors[rounded[activation]], weight.factors)
         elif integers and op.type == "matmul_v2" and argument(op.outputs, "Out") in biases:
-            name, turned = argument(op.inputs, "Y"), flag(op, "trans_y")
-            weight = weights.get(name)
-            if source in rounded and weight is not None and weight.axis in (None, 0 if turned else 1):
-                if turned:
+            name, adding = argument(op.inputs, "Y"), biases[argument(op.outputs, "Out")]
+            if source in rounded and name in weights and _is_fully_connected(op, adding, parameters, weights[name]):
+                if flag(op, "trans_y"):
                     parameters[name] = np.ascontiguousarray(parameters[name].T)
                     _make_parameter(described[name], parameters[name])
-                adding = biases[argument(op.outputs, "Out")]
                 _become_fully_connected(op, adding, len(described[source].type.lod_tensor.tensor.dims))
-                _read_integers(op, rounded[source], factors[rounded[source]], weight.factors)
+                _read_integers(op, rounded[source], factors[rounded[source]], weights[name].factors)
                 added.add(argument(adding.outputs, "Out"))
     keep(block.ops, lambda op: op.type != "dequantize_linear" or argument(op.outputs, "Y") not in parameters)
     keep(block.ops, lambda op: op.type != "elementwise_add" or argument(op.outputs, "Out") not in added)
@@ -237,6 +235,18 @@ def _biases(ops: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, Any]:
             if bias is not None and bias.ndim == 1:
                 found[product] = op
     return found
+
+
+def _is_fully_connected(op: Any, adding: Any, parameters: Mapping[str, np.ndarray], weight: _Weight) -> bool:
+    """Say whether the weight is a matrix with a scale, and a bias, for each number that comes out, or one scale."""
+    matrix, bias = parameters[argument(op.inputs, "Y")], parameters[argument(adding.inputs, "Y")]
+    columns = 0 if flag(op, "trans_y") else 1
+    return (
+        matrix.ndim == 2
+        and bias.shape == (matrix.shape[columns],)
+        and weight.axis in (None, columns)
+        and whole(adding, "axis") == -1
+    )
 
 
 def _become_fully_connected(op: Any, adding: Any, rank: int) -> None:

@@ -1,0 +1,107 @@
+"""The INT8 models that a training makes on its way: written, checked, and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from act_pipeline.compress import finite, quant_graph
+from act_pipeline.compress.finite import LOWER_RATE, Diverged
+from act_pipeline.compress.inventory import OpInventory
+from act_pipeline.model import InferenceModel
+from act_pipeline.running import NotFinite
+from act_pipeline.static_graph import StaticGraph, free
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How an INT8 model is scored.
+
+    Attributes:
+        metric: of a model, in 0..1.
+        survives_nan: says of a graph whether ``metric`` comes back from it whatever its numbers are, with
+            :class:`NotFinite` if the boxes are not finite; else a training image is tried before.
+    """
+
+    metric: Callable[[InferenceModel], float]
+    survives_nan: Callable[[StaticGraph], bool] = lambda graph: False
+
+
+class Candidates:
+    """INT8 models of a training's weights as they are at some iteration."""
+
+    def __init__(
+        self, scorer: Scorer | None, probe: Mapping[str, np.ndarray], op_types: Collection[str], order: Sequence[str]
+    ) -> None:
+        """Note how they are made.
+
+        Args:
+            scorer: None: they are not scored.
+            probe: the feed of a training image.
+            op_types: the op types that were to be quantized.
+            order: see `quant_graph.in_order`.
+        """
+        self._scorer, self._probe, self._op_types, self._order = scorer, probe, op_types, order
+        self._survives_nan: Optional[bool] = None
+
+    def save(self, info: Any, iteration: int, folder: Path) -> tuple[InferenceModel, OpInventory]:
+        """Write the model; the training's own variables stay as they were.
+
+        Args:
+            info: PaddleSlim's ``ProgramInfo`` of the test program; its parameters are those of the global scope.
+            iteration: the last one, for messages.
+            folder: is made.
+
+        Raises:
+            Diverged: it gives numbers that are not finite.
+        """
+        import paddle
+
+        trained = paddle.static.global_scope()
+        program = getattr(info.program, "_program", info.program)
+        scope, place = paddle.static.Scope(), paddle.CPUPlace()
+        for variable in program.list_vars():
+            if variable.persistable and variable.name not in ("feed", "fetch"):
+                value = np.array(trained.find_var(variable.name).get_tensor())
+                scope.var(variable.name).get_tensor().set(value, place)
+        folder.mkdir()
+        try:
+            return quant_graph.save_int8(
+                program,
+                scope,
+                place,
+                info.feed_target_names,
+                [target.name for target in info.fetch_targets],
+                self._op_types,
+                folder,
+                order=self._order,
+                check=lambda graph: self._check(graph, iteration),
+            )
+        finally:
+            free(scope)
+
+    def score(self, model: InferenceModel, iteration: int) -> float:
+        """Return the metric of a model.
+
+        Raises:
+            Diverged: its boxes are not finite.
+        """
+        assert self._scorer is not None
+        try:
+            return self._scorer.metric(model)
+        except NotFinite as error:
+            raise Diverged(f"{_name(iteration)}: {error}; {LOWER_RATE}") from error
+
+    def _check(self, graph: StaticGraph, iteration: int) -> None:
+        if self._scorer is not None and self._survives_nan is None:  # all candidates are of one make
+            self._survives_nan = self._scorer.survives_nan(graph)
+        if not self._survives_nan:
+            finite.check_outputs(graph, self._probe, _name(iteration), LOWER_RATE)
+
+
+def _name(iteration: int) -> str:
+    return f"the INT8 model after iteration {iteration}"
