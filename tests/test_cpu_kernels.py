@@ -91,6 +91,16 @@ def test_rounding_in_vectors_gives_the_same_integers(axis: int, shape: tuple[int
     assert len(np.unique(stock["integers"])) > 50
 
 
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_what_is_not_a_number_stays_none(axis: int) -> None:
+    x = np.random.default_rng(9).normal(size=(3, 5)).astype(np.float32)
+    with static_mode():
+        if axis < 0:
+            assert np.isnan(quantized(x, axis, np.nan, True, steps=1)["y"]).all()
+        x[1, 2] = np.nan
+        assert np.isnan(quantized(x, axis, 3.0, True, steps=1)["y"][1, 2])
+
+
 @pytest.mark.parametrize(("kind", "measured"), [("relu", ["reduce_max"]), ("tanh", ["reduce_max", "reduce_min"])])
 def test_a_tensor_with_two_observers_is_measured_once(kind: str, measured: list[str]) -> None:
     import paddle

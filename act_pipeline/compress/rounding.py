@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from act_pipeline.compress.insertion import Inserter
 
 _ROUNDING = 1.5 * 2**23
@@ -44,8 +42,12 @@ def round_in_vectors(program: Any) -> int:
             pair = _Pair(block, op, reading[0])
             if reading[0].input("Scale") == [pair.scale.name]:
                 pairs.append(pair)
+    if pairs:
+        least = block.create_var(name="rounding@least_scale", shape=[1], dtype=pairs[0].scale.dtype, stop_gradient=True)
+        constant = {"shape": [1], "value": _LEAST_SCALE, "str_value": str(_LEAST_SCALE), "dtype": int(least.dtype)}
+        Inserter(block, 0).add("fill_constant", {}, {"Out": least}, **constant)
     for pair in pairs:
-        pair.replace()
+        pair.replace(least)
     program._sync_with_cpp()
     return len(pairs)
 
@@ -61,16 +63,16 @@ class _Pair:
         self.scale = block.var((quantize.output("OutScale") if self._takes_scale else quantize.input("Scale"))[0])
         self._largest = 2 ** (quantize.attr("bit_length") - 1) - 1
 
-    def replace(self) -> None:
+    def replace(self, least_scale: Any) -> None:
         self._new_ops = Inserter(self._block, self._block.ops.index(self._quantize))
         if self._takes_scale and self._axis < 0:
             self._moving_average()
         elif self._takes_scale:
             self._largest_by_channel()
-        # 127 * (1 / scale), in that order, as Paddle's kernel does.
+        # 127 * (1 / scale), in that order, as Paddle's kernel does. A scale that is NaN makes NaN of the step, and so of
+        # all numbers; fmax leaves none to `clip`, which refuses it.
         bounded, factor, step = (self._new(name, self.scale.shape) for name in ("bounded", "factor", "step"))
-        bounds = {"min": _LEAST_SCALE, "max": float(np.finfo(np.float32).max)}
-        self._add("clip", {"X": self.scale}, {"Out": bounded}, **bounds)
+        self._add("elementwise_fmax", {"X": self.scale, "Y": least_scale}, {"Out": bounded}, axis=-1)
         self._add("reciprocal", {"X": bounded}, {"Out": factor})
         self._multiply(factor, self._largest, factor)
         self._multiply(self.scale, 1 / self._largest, step)
