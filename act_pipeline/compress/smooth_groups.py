@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.compress.insertion import Inserter
 from act_pipeline.static_graph import StaticGraph
 
 _MATMUL = "matmul_v2"
@@ -206,12 +207,7 @@ def apply_factors(graph: StaticGraph, group: SmoothGroup, factors: np.ndarray) -
     made = block.create_var(
         name=f"{group.activation}.smoothed", shape=like.shape, dtype=like.dtype, stop_gradient=like.stop_gradient
     )
-    block._insert_op_without_sync(
-        block.ops.index(readers[0]),
-        type="elementwise_mul",
-        inputs={"X": [like], "Y": [scale]},
-        outputs={"Out": [made]},
-        attrs={"axis": -1},
-    )
+    before = Inserter(block, block.ops.index(readers[0]))
+    before.add("elementwise_mul", {"X": like, "Y": scale}, {"Out": made}, axis=-1)
     for op in readers:
         op.desc.set_input("X", [made.name])

@@ -221,7 +221,7 @@ def _become_onednn(op: Any, factor: float) -> None:
 
 
 def _biases(ops: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return product -> the op that adds a bias to it, of those by a weight that only one op reads."""
+    """Return product -> the op that adds a parameter to it, of those by a weight that only one op reads."""
     reads = Counter(name for op in ops for name in variables(op.inputs))
     products = {
         argument(op.outputs, "Out")
@@ -230,9 +230,9 @@ def _biases(ops: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
     found = {}
     for op in ops:
-        product, bias = argument(op.inputs, "X"), parameters.get(argument(op.inputs, "Y"))
+        product = argument(op.inputs, "X")
         if op.type == "elementwise_add" and product in products and reads[product] == 1:
-            if bias is not None and bias.ndim == 1:
+            if argument(op.inputs, "Y") in parameters:
                 found[product] = op
     return found
 
