@@ -75,7 +75,7 @@ def run_demo(
 
     runs = {
         "FP32, oneDNN": (fp32, "fp32", "paddle_onednn"),
-        "INT8, Q/DQ as they stand": (compressed.model, "int8", "paddle_simulated"),
+        "INT8, Q/DQ as they stand": (compressed.model, "int8", "int8_reference"),
         "INT8, oneDNN convolutions": (compressed.model, "int8", "paddle_onednn"),
     }
     evaluations, records = {}, []

@@ -21,7 +21,7 @@ MIN_REPEATS, QUICK_REPEATS = 50, 10
 # to the faster one of those that ran, and names it.
 PADDLE_INFERENCE = ("paddle", "paddle_onednn")
 # Computes INT8 in float, to judge a model by; it is timed if it is asked for.
-NOT_DEPLOYED = ("paddle_simulated",)
+NOT_DEPLOYED = ("int8_reference",)
 PEERS = ("nncf", "nncf_accuracy_control")
 
 

@@ -143,7 +143,7 @@ def engine_name(precision: str, device: str) -> str:
     """Return the engine that :func:`evaluate_model` takes: what computes the model as it stands, soonest."""
     if device != "CPU":
         return "paddle"
-    name = "paddle_onednn" if precision == "fp32" else "paddle_simulated"
+    name = "paddle_onednn" if precision == "fp32" else "int8_reference"
     return name if find_support(name, precision, device).available else "paddle"
 
 
@@ -177,7 +177,7 @@ def evaluation_survives_nan(graph: StaticGraph, device: str) -> bool:
     Paddle 2.6.2's ``grid_sampler`` on the CPU reads beyond its input where a grid is NaN, and ends the process; the quick
     engine has none where it knows the attention.
     """
-    if engine_name("int8", device) != "paddle_simulated":
+    if engine_name("int8", device) != "int8_reference":
         return False
     return samples_by_rows(parsed(graph.program.desc.serialize_to_string()))
 

@@ -46,7 +46,7 @@ def create_engine(
 
     Args:
         name: one of :data:`ENGINES`: ``paddle`` (its own kernels), ``paddle_onednn`` (oneDNN on the CPU),
-            ``paddle_simulated`` (INT8 as ``paddle`` computes it, by oneDNN), ``paddle_trt`` (Paddle with TensorRT),
+            ``int8_reference`` (INT8 as ``paddle`` computes it, by oneDNN), ``paddle_trt`` (Paddle with TensorRT),
             ``openvino``, ``onnxruntime`` or ``tensorrt``.
         model: a model's folder, which the last three lower to ONNX, or for these an ONNX file.
         precision: one of :data:`PRECISIONS`; an INT8 model is only run as ``int8``, so that no figure is mislabelled.
