@@ -19,8 +19,10 @@ from act_pipeline.compress.finite import check_float_model
 from act_pipeline.compress.follow import shared_identity
 from act_pipeline.compress.heap import freed_memory_kept
 from act_pipeline.compress.interrupt import interruptible
-from act_pipeline.compress.job import Candidate, Job, evaluate_baseline, timed
+from act_pipeline.compress.job import Candidate, Job, timed
+from act_pipeline.compress.judge import choose_judge
 from act_pipeline.compress.lock import hold_lock
+from act_pipeline.compress.outcome import measure_chosen
 from act_pipeline.compress.ranks import ALONE, Leader, Ranks
 from act_pipeline.compress.record import compression_record
 from act_pipeline.compress.selection import Selection, mark_kept, select
@@ -129,21 +131,23 @@ def compress(
             _check_fit(model, reader)
             prepared, selection = _prepare(model, config, Path(work, "float"))
             _check_outputs(config, prepared, reader)
+            judge = choose_judge(config.strategy.engine, device, model)
         fp32, cached = None, False
         if config.global_.evaluation:
             with timed(seconds, "evaluate_fp32"):
-                fp32, cached = evaluate_baseline(model, device, reader, progress)
+                fp32, cached = judge.evaluate_float(model, reader, progress)
             _check_origin(config, fp32)
         folder = Path(work, "strategies")
         folder.mkdir()
         job = Job(
-            config, prepared, selection, reader, fp32, folder, device, progress, checkpoints, interruption,
+            config, prepared, selection, reader, judge, fp32, folder, device, progress, checkpoints, interruption,
             fp32_cached=cached, ranks=ranks,
         )
         chosen = STRATEGIES[config.strategy.name](job)
         met = job.meets(chosen)
         target = Path(save_dir) if met else Path(f"{Path(save_dir)}{BELOW_SUFFIX}")
-        record = {**compression_record(job, chosen, model, seconds), **source, **_processes(ranks)}
+        found = measure_chosen(job, chosen, model)
+        record = {**compression_record(job, chosen, model, seconds, found), **source, **_processes(ranks)}
         _write(target, model, chosen, job, record)
         if report is not None:
             write_report(target, reader, lang=report)

@@ -24,14 +24,13 @@ from act_pipeline.analysis import AbsHistogram, AbsMax, ChannelMean, Observer, c
 from act_pipeline.compress import quant_graph
 from act_pipeline.compress.bias_correction import correct_biases, find_biases
 from act_pipeline.compress.calibration import threshold
-from act_pipeline.compress.feeds import feeds_of, model_feed
+from act_pipeline.compress.feeds import feeds_of
 from act_pipeline.compress.inventory import OpInventory, inventory_of
 from act_pipeline.compress.mixed import give_back
 from act_pipeline.compress.selection import Selection, skip_patterns
 from act_pipeline.compress.upstream import quiet_upstream
 from act_pipeline.config import Config, QuantPost
 from act_pipeline.data import Reader
-from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph
@@ -295,18 +294,6 @@ def _producers(graph: StaticGraph) -> dict[str, str]:
         for op in graph.program.global_block().ops
         for name in op.output_arg_names
     }
-
-
-def held_out_feeds(config: Config, reader: Reader, model: InferenceModel, images: int) -> list[dict[str, np.ndarray]]:
-    """Return training images that no calibration of the config looks at, one a feed; any, where there are too few."""
-    settings = config.quant_post
-    options = {"batch_size": 1, "shuffle": False, "drop_last": False, "seed": settings.seed, "images": images}
-    loader = reader.loader("train", skip=settings.images, **options)
-    if len(loader) < images:
-        loader = reader.loader("train", **options)
-    names = list(inspect_model(model).inputs)
-    with contextlib.closing(iter(loader)) as batches:
-        return [model_feed(config, names, batch) for batch in batches]
 
 
 def calibration_batches(

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from act_pipeline.engines.base import DEVICES, PRECISIONS, Artifact, Engine, EngineSupport
-from act_pipeline.engines.best import best_engine
+from act_pipeline.engines.best import best_engine, fastest_engine
 from act_pipeline.engines.host import Machine, machine
 from act_pipeline.engines.registry import REGISTRY, find_runtime, find_support, paddle_refusal, support
 from act_pipeline.errors import UserError
@@ -25,6 +25,7 @@ __all__ = [
     "Machine",
     "best_engine",
     "create_engine",
+    "fastest_engine",
     "find_support",
     "inspect_artifact",
     "machine",

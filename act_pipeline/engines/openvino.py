@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -93,6 +94,12 @@ class OpenVINOEngine:
             request.infer(checked, share_inputs=True)
         bbox, bbox_num = (request.get_output_tensor(index).data.copy() for index in range(2))
         return detections(bbox, bbox_num, self._where)
+
+    def clone(self) -> OpenVINOEngine:
+        """Return another engine of the same model, for another thread; both are to be closed."""
+        other = copy.copy(self)
+        other._requests, other._open_request = {}, None
+        return other
 
     def close(self) -> None:
         """Free the compiled models."""
