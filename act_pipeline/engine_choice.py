@@ -12,7 +12,7 @@ from act_pipeline.model import OnnxModel, open_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_MODELS = {"int8": Path("output/rtdetr_sample_int8"), "float": Path("output/rtdetr_sample")}
-AUTO = "auto"
+AUTO, ALL = "auto", "all"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.engine_choice import choose_engine, default_path, load_model
+from act_pipeline.engine_choice import ALL, choose_engine, default_path, load_model
 from act_pipeline.engines import Artifact, Engine, Machine, create_engine, find_support, inspect_artifact, machine
 from act_pipeline.engines.base import available_cpus, location
 from act_pipeline.errors import UserError
@@ -82,6 +82,11 @@ def run_inference(
     _check_shards(request)
     if request.json is not None:
         _check_record_path(Path(request.json))
+    if request.engine == ALL:
+        from act_pipeline.benchmark.every_engine import run_in_every_engine
+
+        found = run_in_every_engine(request, say, reader)
+        return InferenceOutcome(lines=found.lines, record=found.record)
     model = load_model(request)
     here = here or machine()
     summary = inspect_artifact(model, here)

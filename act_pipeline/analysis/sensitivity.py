@@ -178,16 +178,7 @@ class _Bench:
     def measure(self, name: str, batch: int) -> dict[str, Any]:
         if batch == MAP:
             return {"op": name, "batch": MAP, "map": self._map(name)}
-        feed = self.task.batches[batch]
-        if self.held != batch:
-            self.exact, self.held = self.simulation.hold(feed), batch
-        found = self.simulation.run(feed, {name})
-        signal, noise = signal_and_noise(self.exact, found, self.raw)
-        if not (math.isfinite(signal) and math.isfinite(noise)):
-            raise UserError(
-                f"the outputs are not finite with {name} in INT8, or in the float model; its weights or the images are "
-                "damaged: evaluate the float model, and export it again"
-            )
+        signal, noise, found = self.signal_and_noise([name], batch)
         agreement, objects = agreement_of(self.exact, found) if _detects(found) else (0.0, 0)
         return {
             "op": name,
@@ -197,6 +188,21 @@ class _Bench:
             "agreement": agreement,
             "objects": objects,
         }
+
+    def signal_and_noise(self, names: Collection[str], batch: int) -> tuple[float, float, dict[str, np.ndarray]]:
+        """Return the powers of the outputs and of their error with some ops in INT8, and these outputs."""
+        feed = self.task.batches[batch]
+        if self.held != batch:
+            self.exact, self.held = self.simulation.hold(feed), batch
+        found = self.simulation.run(feed, set(names))
+        signal, noise = signal_and_noise(self.exact, found, self.raw)
+        if not (math.isfinite(signal) and math.isfinite(noise)):
+            some = ", ".join(list(names)[:3])
+            raise UserError(
+                f"the outputs are not finite with {some} in INT8, or in the float model; its weights or the images are "
+                "damaged: evaluate the float model, and export it again"
+            )
+        return signal, noise, found
 
     def _map(self, name: str) -> float:
         from act_pipeline.data import Reader
@@ -224,6 +230,48 @@ class _OneOp:
 
 
 _bench: _Bench | None = None
+
+
+@dataclass(frozen=True)
+class BlockError:
+    """What several ops cost when they alone are in INT8.
+
+    Attributes:
+        group: of the first one.
+        ops: how many they are.
+        error: noise / signal of the outputs, see :func:`act_pipeline.analysis.outputs.signal_and_noise`.
+    """
+
+    group: str
+    ops: int
+    error: float
+
+
+def block_errors(task: Task, blocks: Sequence[Sequence[QuantizableOp]], progress: bool = True) -> list[BlockError]:
+    """Measure blocks of a task's ops, each quantized alone, in this process.
+
+    Args:
+        task: gives the model, the thresholds and the batches.
+        blocks: ops of the task, in groups.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        UserError: the outputs are not finite, or memory does not suffice.
+    """
+    from tqdm import tqdm
+
+    sums = np.zeros((len(blocks), 2))
+    with contextlib.closing(_Bench(task)) as bench, tqdm(
+        total=len(task.batches) * len(blocks), desc="blocks", unit="block", disable=not progress, leave=False
+    ) as bar:
+        for batch in range(len(task.batches)):
+            for index, block in enumerate(blocks):
+                sums[index] += bench.signal_and_noise([op.name for op in block], batch)[:2]
+                bar.update()
+    return [
+        BlockError(block[0].group, len(block), noise / signal if signal else 0.0)
+        for block, (signal, noise) in zip(blocks, sums)
+    ]
 
 
 def measure(task: Task, unit: Unit) -> dict[str, Any]:

@@ -11,17 +11,16 @@ from typing import Any, Optional
 
 import numpy as np
 
-from act_pipeline.analysis.sensitivity import OpSensitivity
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.feeds import held_out_feeds
 from act_pipeline.compress.interrupt import Interruption
 from act_pipeline.compress.inventory import OpInventory
-from act_pipeline.compress.judge import Judge, detection_change
+from act_pipeline.compress.judge import Judge
 from act_pipeline.compress.ranks import ALONE, Ranks
 from act_pipeline.compress.selection import Selection
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
-from act_pipeline.evaluation import Evaluation
+from act_pipeline.evaluation import Evaluation, detection_change
 from act_pipeline.model import InferenceModel
 
 # Training images, kept out of calibration, that candidates are compared on.
@@ -81,7 +80,7 @@ class Job:
         checkpoints: of the training.
         interruption: signals.
         tried: every candidate, in the order of the trial.
-        sensitivities: candidate -> what each of its ops costs alone, where that was measured.
+        rankings: candidate -> its ops by what each costs alone, where that was measured (`floor`).
         analysis: the last of these as ``analysis.json`` has it.
         fp32_cached: ``fp32`` is that of an earlier run.
         ranks: the processes that train together; this one leads.
@@ -99,12 +98,12 @@ class Job:
     checkpoints: Checkpoints
     interruption: Interruption
     tried: list[Candidate] = field(default_factory=list)
-    sensitivities: dict[str, list[OpSensitivity]] = field(default_factory=dict)
+    rankings: dict[str, Any] = field(default_factory=dict)
     analysis: Optional[dict[str, Any]] = None
     fp32_cached: bool = False
     ranks: Ranks = ALONE
     _held_out: Optional[list[dict[str, np.ndarray]]] = None
-    _exact: Optional[list[dict[str, np.ndarray]]] = None
+    _exact: Optional[np.ndarray] = None
 
     @property
     def held_out(self) -> list[dict[str, np.ndarray]]:

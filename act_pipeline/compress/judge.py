@@ -11,7 +11,6 @@ from typing import Any, Optional
 
 import numpy as np
 
-from act_pipeline.analysis.matching import agreement_of
 from act_pipeline.compress.baseline import cached_evaluation
 from act_pipeline.data import Reader
 from act_pipeline.data.settings import ReaderSettings
@@ -119,18 +118,27 @@ class Judge:
 
     def detect(
         self, model: InferenceModel, precision: str, reader: Reader, feeds: Sequence[Mapping[str, np.ndarray]]
-    ) -> list[dict[str, np.ndarray]]:
-        """Return the detections of a model, ``bbox`` and ``bbox_num``, on each of ``feeds``.
+    ) -> np.ndarray:
+        """Return what a model detects on batches, [M, 7] as ``Evaluation.detections``.
+
+        An image's id is its place in ``feeds``, a category's the class index.
 
         Raises:
             NotFinite: a box or a score is NaN or infinite.
         """
+        rows, image = [], 0
         with contextlib.closing(self.load(model, precision, reader)) as engine:
-            found = [engine.run(feed) for feed in feeds]
-        for number, outputs in enumerate(found, 1):
-            if not np.isfinite(outputs["bbox"]).all():
-                raise NotFinite(f"the boxes of training image {number} are not finite (NaN or infinite)")
-        return found
+            for feed in feeds:
+                outputs = engine.run(feed)
+                counts = np.asarray(outputs["bbox_num"]).reshape(-1)
+                bbox = np.asarray(outputs["bbox"], np.float64).reshape(-1, 6)
+                if not np.isfinite(bbox).all():
+                    raise NotFinite("the model's boxes are not finite (NaN or infinite) on a training image")
+                ids = np.repeat(image + np.arange(len(counts)), counts)
+                rows.append(np.column_stack([ids, bbox[:, 2:4], bbox[:, 4:] - bbox[:, 2:4], bbox[:, 1], bbox[:, 0]]))
+                image += len(counts)
+        found = np.concatenate(rows) if rows else np.zeros((0, 7))
+        return found[found[:, 6] >= 0]  # a class of -1 marks a row that is no detection
 
     def latencies(
         self, models: Mapping[str, tuple[InferenceModel, str]], reader: Reader
@@ -206,23 +214,6 @@ def _refusal(name: str, model: InferenceModel) -> Optional[str]:
     except UserError as error:
         return str(error)
     return None
-
-
-def detection_change(
-    exact: Sequence[Mapping[str, np.ndarray]], found: Sequence[Mapping[str, np.ndarray]]
-) -> float:
-    """Return how far detections have moved from the float model's: 0 where nothing changed, 1 where nothing agrees.
-
-    Args:
-        exact: ``bbox`` and ``bbox_num`` of the float model, a batch each.
-        found: the same of another model on the same batches.
-    """
-    agreement, objects = 0.0, 0
-    for one, other in zip(exact, found):
-        agreed, counted = agreement_of(dict(one), dict(other))
-        agreement += agreed
-        objects += counted
-    return 1 - agreement / objects if objects else 0.0
 
 
 def collect_shapes(model: InferenceModel, reader: Reader, device: str) -> None:

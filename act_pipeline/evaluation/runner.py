@@ -57,7 +57,11 @@ def evaluate(
 
 
 def evaluate_beside(
-    engines: Sequence[Engine], reader: EvaluationReader, split: str = "eval", progress: bool = True
+    engines: Sequence[Engine],
+    reader: EvaluationReader,
+    split: str = "eval",
+    progress: bool = True,
+    limit: int | None = None,
 ) -> Evaluation:
     """Evaluate as :func:`evaluate` does, as soon as the machine can: for scores, not for latencies.
 
@@ -65,7 +69,7 @@ def evaluate_beside(
 
     Args:
         engines: of one model, see :func:`act_pipeline.running.run_beside`; they are not closed.
-        reader, split, progress: see :func:`evaluate`.
+        reader, split, progress, limit: see :func:`evaluate`.
 
     Returns:
         an evaluation whose ``latency_ms`` is None if there are several engines, and whose ``images_per_second`` is
@@ -77,7 +81,7 @@ def evaluate_beside(
     loader = reader.loader(split, batch_size=1, shuffle=False, drop_last=False)
     truth = GroundTruth.load(reader, split)
     start = time.perf_counter()
-    runs = list(run_beside(engines, _batches(loader, None, 1, progress), truth.category_ids, truth.path))
+    runs = list(run_beside(engines, _batches(loader, limit, 1, progress), truth.category_ids, truth.path))
     seconds = time.perf_counter() - start
     found = score(runs, truth, 1)
     latency_ms = None if len(engines) > 1 else found.latency_ms
