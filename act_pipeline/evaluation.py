@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from act_pipeline.data.annotations import Annotations
+from act_pipeline.data.annotations import Annotations, distinct_names
 from act_pipeline.engines.base import Artifact, Engine, available_cpus, location
 from act_pipeline.errors import UserError
 from act_pipeline.records import write_bytes_atomically, write_record, write_text_atomically
@@ -186,7 +186,6 @@ def engine_record(engine: Engine, model: Artifact | None = None, reader: Any = N
     ``model`` is what was asked for, the folder of a model that was lowered; ``model_bytes`` and ``model_hash`` are of
     the ``artifact`` that the engine loaded.
     """
-    fingerprint = getattr(reader, "fingerprint", None)
     artifact = getattr(engine, "artifact", None) or model
     return {
         "engine": engine.name,
@@ -199,9 +198,16 @@ def engine_record(engine: Engine, model: Artifact | None = None, reader: Any = N
         "model": str(location(model or artifact)) if artifact else None,
         "artifact": str(location(artifact)) if artifact else None,
         "reader": str(reader.path) if getattr(reader, "path", None) else None,
-        "reader_hash": fingerprint() if fingerprint else None,
+        "reader_hash": _data_hash(reader),
         "versions": engine.versions(),
     }
+
+
+def _data_hash(reader: Any) -> str | None:
+    """Return the hash of the data; None where they are not here, to show a picture or to measure speed."""
+    with contextlib.suppress(UserError, AttributeError):
+        return reader.fingerprint()
+    return None
 
 
 def evaluate(
@@ -272,7 +278,7 @@ class GroundTruth:
     Attributes:
         path: the annotation file.
         coco: pycocotools' ``COCO`` of it.
-        category_ids: by class index: the file's order.
+        category_ids: by class index: the reader's ``class_ids``, or the file's order.
     """
 
     path: Any
@@ -283,8 +289,9 @@ class GroundTruth:
     def load(cls, reader: EvaluationReader, split: str) -> GroundTruth:
         """Read a split's annotation file; raises a UserError where it is missing or not in COCO's form."""
         path = reader.annotation_file(split)
-        coco = Annotations.load(path, f"the reader's {split} split").ground_truth()
-        return cls(path, coco, coco.getCatIds())
+        annotations = Annotations.load(path, f"the reader's {split} split")
+        class_ids = getattr(reader, "class_ids", None)
+        return cls(path, annotations.ground_truth(), class_ids(annotations) if class_ids else annotations.category_ids)
 
 
 def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Evaluation:
@@ -303,8 +310,9 @@ def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Eval
         raise UserError(f"{truth.path}: no image could be evaluated, expected at least one")
     detections = np.concatenate([run.detections for run in runs])
     stats, summary, precision = _score(truth.coco, detections, sorted(set(image_ids)))
-    categories = truth.coco.loadCats(truth.category_ids)
-    names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
+    category_ids = truth.coco.getCatIds()
+    names = distinct_names([str(category["name"]) for category in truth.coco.loadCats(category_ids)], category_ids)
+    name_of = dict(zip(category_ids, names))
     seconds = [run.seconds for run in runs]
     whole = [run.seconds for run in runs if len(run.image_ids) == batch_size] or seconds
     return Evaluation(
@@ -312,7 +320,10 @@ def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Eval
         map50=stats["ap50"],
         stats=stats,
         summary=summary,
-        per_class={names[category_id]: ap for category_id, ap in zip(sorted(truth.category_ids), precision)},
+        per_class={
+            name_of[category_id]: ap
+            for category_id, ap in zip(sorted(category_ids), precision) if category_id in truth.category_ids
+        },
         images=len(image_ids),
         batch_size=batch_size,
         latency_ms=latency_percentiles(whole),

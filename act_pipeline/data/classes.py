@@ -113,10 +113,16 @@ def match_classes(classes: ModelClasses, annotations: Annotations) -> tuple[list
 
 
 def extra_categories(count: int, annotations: Annotations) -> list[int]:
-    """Return the indices of the categories without a box, if leaving them out leaves ``count``; else none."""
+    """Return the indices of categories without a box that leave ``count`` if they are left out; empty: there are none.
+
+    All without a box are; else those among them that are the ``supercategory`` of others, as Roboflow writes one.
+    """
     used = annotations.used_categories()
     unused = [index for index, category_id in enumerate(annotations.category_ids) if category_id not in used]
-    return unused if len(annotations.category_ids) - len(unused) == count else []
+    above = {str(category.get("supercategory")) for category in annotations.content["categories"]}
+    roots = [index for index in unused if annotations.category_names[index] in above]
+    left_out = (extra for extra in (unused, roots) if extra and len(annotations.category_ids) - len(extra) == count)
+    return next(left_out, [])
 
 
 def check_count(expected: Optional[int], where: str, annotations: Annotations) -> None:
