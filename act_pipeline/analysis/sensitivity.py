@@ -24,6 +24,7 @@ from act_pipeline.analysis.matching import agreement_of
 from act_pipeline.analysis.ops import QuantizableOp
 from act_pipeline.analysis.outputs import RawOutputs, find_raw_outputs, signal_and_noise
 from act_pipeline.analysis.simulate import Simulation
+from act_pipeline.data.settings import ReaderSettings
 from act_pipeline.engines.base import available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation import evaluate
@@ -45,14 +46,14 @@ class Subset:
     """Images with ground truth, on which mAP is measured.
 
     Attributes:
-        reader: the reader file.
-        overrides: set over it.
+        reader: what the reader file says, as the model takes it.
+        data_hash: of its eval split.
         images: how many of its eval split, the first ones.
         sources: the model's input -> the reader's name for it.
     """
 
-    reader: str
-    overrides: tuple[str, ...]
+    reader: ReaderSettings
+    data_hash: str
     images: int
     sources: Mapping[str, str]
 
@@ -102,7 +103,7 @@ class Task:
         digest = hashlib.sha256()
         digest.update(repr((_VERSION, source_hash or model.content_hash(), device)).encode())
         digest.update(repr(sorted(used.items())).encode())
-        digest.update(repr(subset and (subset.reader, subset.overrides, subset.images)).encode())
+        digest.update(repr(subset and (subset.data_hash, subset.images)).encode())
         digest.update(repr([asdict(op) for op in ops]).encode())
         for batch in batches:
             for name in sorted(batch):
@@ -210,7 +211,7 @@ class _Bench:
         subset = self.task.subset
         assert subset is not None
         if self._reader is None:
-            self._reader = Reader.load(subset.reader, subset.overrides)
+            self._reader = Reader(subset.reader)
         engine = _OneOp(self.simulation, name, subset.sources, self.task.device)
         return evaluate(engine, self._reader, limit=subset.images, progress=False, batch_size=1, warmup=0).map
 

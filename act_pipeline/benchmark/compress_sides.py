@@ -141,6 +141,7 @@ def run_ours(config: Config, reader: Reader, work: Path, clock: Clock) -> dict[s
 
     patches = (
         (act, "_make_compression_class", timed_class),
+        (pipeline, "check_worth", lambda *arguments: None),  # seconds do not depend on it, and random weights have none
         (pipeline, "_prepare", timed("prepare", pipeline._prepare)),
         (Judge, "evaluate_float", timed("evaluate", Judge.evaluate_float)),
         (Judge, "detect", timed("evaluate", Judge.detect)),

@@ -166,7 +166,10 @@ def _scoring(reader: Any) -> tuple[Callable[[Any, Any], tuple[float, None]], lis
             return {"bbox": found["bbox"], "bbox_num": found["bbox_num"]}
 
         engine = SimpleNamespace(device="CPU", threads=1, run=run)
-        handed = SimpleNamespace(annotation_file=reader.annotation_file, loader=lambda *args, **options: list(batches))
+        handed = SimpleNamespace(
+            annotation_file=reader.annotation_file, loader=lambda *args, **options: list(batches),
+            class_ids=reader.class_ids,
+        )  # fmt: skip
         return evaluate(engine, handed, progress=False, warmup=0).map, None
 
     return score, list(reader.loader("eval", batch_size=1, shuffle=False))

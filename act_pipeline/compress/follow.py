@@ -15,6 +15,7 @@ from act_pipeline.compress.ranks import Follower, Leader, Ranks
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
 from act_pipeline.data.loader import Loader
+from act_pipeline.fit import fit_reader
 from act_pipeline.model import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.records import versions
 from act_pipeline.static_graph import static_mode
@@ -52,7 +53,9 @@ def follow(config: Config, device: str, ranks: Ranks, reader_overrides: Sequence
     from act_pipeline.compress.pipeline import choose_device
 
     assert isinstance(ranks, Follower)
-    reader = Reader.load(config.global_.reader_config, reader_overrides)
+    global_ = config.global_
+    source = InferenceModel.load(global_.model_dir, global_.model_filename, global_.params_filename)
+    reader = fit_reader(source, Reader.load(global_.reader_config, reader_overrides)).reader  # rank 0 tells its notes
     reader.check("train")
     device = choose_device(device)
     ranks.say("identity", identity=shared_identity(config, reader, device))

@@ -33,6 +33,7 @@ from act_pipeline.data import Reader
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import BelowFloor, UserError
 from act_pipeline.evaluation import DETECTIONS_FILENAME, Evaluation, save_detections
+from act_pipeline.fit import fit_reader, told
 from act_pipeline.model import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.records import (
     ACT_FILENAME,
@@ -50,6 +51,10 @@ from act_pipeline.static_graph import StaticGraph, fold_batch_norm, fold_constan
 BELOW_SUFFIX = ".below_max_drop"
 # PaddleSlim's own tolerance between TrainConfig.origin_metric and what the float model gives.
 _ORIGIN_TOLERANCE = 0.05
+# A float model below this mAP on so many images and boxes was fed something else than it was trained on, or not trained.
+_LEAST_MAP = 0.01
+_TELLING_IMAGES = 5
+_TELLING_BOXES = 20
 
 
 @dataclass
@@ -98,7 +103,9 @@ def compress(
         Interrupted: SIGINT or SIGTERM came.
     """
     model = InferenceModel.load(config.global_.model_dir, config.global_.model_filename, config.global_.params_filename)
-    reader = Reader.load(config.global_.reader_config, reader_overrides)
+    fit = fit_reader(model, Reader.load(config.global_.reader_config, reader_overrides))
+    reader = fit.reader
+    told(fit.notes)
     splits = ["train", "eval"] if config.global_.evaluation else ["train"]
     reader.check(*splits)
     device = choose_device(device)
@@ -128,7 +135,6 @@ def compress(
     ) as interruption, ranks.leading(), tempfile.TemporaryDirectory(**_beside(save_dir)) as work, static_mode():
         seconds: dict[str, float] = {}
         with timed(seconds, "prepare"):
-            _check_fit(model, reader)
             prepared, selection = _prepare(model, config, Path(work, "float"))
             _check_outputs(config, prepared, reader)
             judge = choose_judge(config.strategy.engine, device, model)
@@ -137,6 +143,7 @@ def compress(
             with timed(seconds, "evaluate_fp32"):
                 fp32, cached = judge.evaluate_float(model, reader, progress)
             _check_origin(config, fp32)
+            check_worth(config, fp32, reader)
         folder = Path(work, "strategies")
         folder.mkdir()
         job = Job(
@@ -293,27 +300,26 @@ def choose_device(device: str) -> str:
     return "GPU" if wanted != "CPU" and found else "CPU"
 
 
-def _check_fit(model: InferenceModel, reader: Reader) -> None:
-    """Find out before the first hour, not after it, that the reader does not feed what the model takes."""
-    taken = inspect_model(model).input_size
-    height, width = reader.input_size
-    if taken is not None and tuple(taken) != (height, width):
-        raise UserError(
-            f"{reader.path}: the reader resizes to {height} x {width}, but {model.model_path} takes "
-            f"{taken[0]} x {taken[1]}; set its Resize.target_size, or export the model so"
-        )
-    labels = model.infer_cfg().get("label_list")
-    if isinstance(labels, list) and len(labels) != len(reader.class_names):
-        raise UserError(
-            f"{reader.path}: the data has {len(reader.class_names)} classes, {model.infer_cfg_path} names {len(labels)}; "
-            "give the reader of the data that the model was trained on"
-        )
-
-
 def _check_origin(config: Config, fp32: Evaluation) -> None:
     origin = config.train_config.origin_metric if config.train_config else None
     if origin is not None and abs(fp32.map - origin) > _ORIGIN_TOLERANCE:
         raise UserError(
             f"{config.path}: TrainConfig.origin_metric is {origin}, the float model has {fp32.map:.4f} mAP here; "
             "check the data set, or correct origin_metric"
+        )
+
+
+def check_worth(config: Config, fp32: Evaluation, reader: Reader) -> None:
+    """Refuse a float model that finds next to nothing: whatever is done to it is within ``max_drop``.
+
+    Raises:
+        UserError: its mAP is below :data:`_LEAST_MAP` on enough images and boxes to say so.
+    """
+    annotations = reader.annotations("eval")
+    boxes = len(annotations.boxes or ())
+    if fp32.map < _LEAST_MAP and fp32.images >= _TELLING_IMAGES and boxes >= _TELLING_BOXES:
+        raise UserError(
+            f"{config.path}: the float model has {fp32.map:.4f} mAP on {fp32.images} images with {boxes} boxes "
+            f"({annotations.path}): there is no accuracy to keep; check that {reader.path} has the data and the preprocessing "
+            "that it was trained on, or set Global.Evaluation: false"
         )

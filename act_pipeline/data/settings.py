@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from act_pipeline.data.classes import ModelClasses
 from act_pipeline.errors import UserError, suggest
 from act_pipeline.schema import Source, build, describe, key
 from act_pipeline.yaml_file import Tagged, apply_overrides, load_yaml, parse_override
@@ -56,7 +57,7 @@ class ImageFolder:
     Attributes:
         image_dir: the folder, relative to ``dataset_dir``; searched with its subfolders.
         dataset_dir: the data set's folder.
-        anno_path: the annotation file that has the class names.
+        anno_path: the annotation file that has the class names, or a ``.txt`` of them, one a line.
         sample_num: how many images are taken, by name; -1: all.
     """
 
@@ -96,6 +97,8 @@ class ReaderSettings:
         reader: ``EvalReader``; ``TestReader`` in a file that has no other.
         reader_name: which of the two.
         inputs_def: ``TestReader.inputs_def`` or ``EvalReader.inputs_def``.
+        classes: of the model that the reader feeds, which the annotations' categories are matched to; None: it is not
+            known, and the file's order counts.
     """
 
     source: Source
@@ -107,6 +110,7 @@ class ReaderSettings:
     reader: ReaderSection
     reader_name: str
     inputs_def: dict[str, Any]
+    classes: Optional[ModelClasses] = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from act_pipeline.data.annotations import distinct_names
 from act_pipeline.engines.base import Engine, available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation.coco import AnnotatedReader, GroundTruth, score_detections
@@ -104,8 +105,9 @@ def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Eval
         raise UserError(f"{truth.path}: no image could be evaluated, expected at least one")
     detections = np.concatenate([run.detections for run in runs])
     scores = score_detections(truth.coco, detections, sorted(set(image_ids)))
-    categories = truth.coco.loadCats(truth.category_ids)
-    names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
+    category_ids = truth.coco.getCatIds()
+    names = distinct_names([str(category["name"]) for category in truth.coco.loadCats(category_ids)], category_ids)
+    name_of = dict(zip(category_ids, names))
     seconds = [run.seconds for run in runs]
     whole = [run.seconds for run in runs if len(run.image_ids) == batch_size] or seconds
     return Evaluation(
@@ -113,7 +115,10 @@ def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Eval
         map50=scores.stats["ap50"],
         stats=scores.stats,
         summary=scores.summary,
-        per_class={names[category_id]: ap for category_id, ap in zip(sorted(truth.category_ids), scores.per_category)},
+        per_class={
+            name_of[category_id]: ap
+            for category_id, ap in zip(sorted(category_ids), scores.per_category) if category_id in truth.category_ids
+        },
         images=len(image_ids),
         batch_size=batch_size,
         latency_ms=latency_percentiles(whole),
