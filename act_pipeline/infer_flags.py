@@ -62,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         "model folder, or an ONNX file of deploy/export_onnx.py (default: the sample's, output/rtdetr_sample_int8, or "
         "output/rtdetr_sample with a float --precision)",
     )
-    flag("model_filename", "program in the model folder (default %(default)s)")
-    flag("params_filename", "parameters in the model folder (default %(default)s)")
+    flag("model_filename", "program in the model folder (default %(default)s, else inference.pdmodel, else the only one)")
+    flag("params_filename", "parameters in the model folder (default %(default)s, else as the program)")
     flag("reader_config", "reader YAML: data set and preprocessing (default configs/readers/sample_reader.yml)")
     flag("image_file", "run on this picture, list what is found and draw it, instead of evaluating")
     flag(

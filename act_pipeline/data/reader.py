@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from act_pipeline.cpus import available_cpus
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.data.classes import ModelClasses, check_count, match_classes, read_label_list
 from act_pipeline.data.dataset import Dataset, coco_records, folder_records
@@ -244,7 +245,7 @@ class Reader:
         batch_size = settings.batch_size if batch_size is None else batch_size
         drop_last = (training and settings.drop_last) if drop_last is None else drop_last
         if workers is None:
-            workers = max(1, min(self.settings.worker_num, os.cpu_count() or 1))
+            workers = max(1, min(self.settings.worker_num, available_cpus()))
         if drop_last and len(dataset) < batch_size:
             raise UserError(
                 f"{self._locate(split)} has {len(dataset)} images, expected at least one batch of {batch_size}: lower "
