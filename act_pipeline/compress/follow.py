@@ -10,12 +10,12 @@ from typing import Any, NoReturn
 import numpy as np
 
 from act_pipeline.compress.act import train
+from act_pipeline.compress.feeds import open_reader
 from act_pipeline.compress.heap import freed_memory_kept
 from act_pipeline.compress.ranks import Follower, Leader, Ranks
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
 from act_pipeline.data.loader import Loader
-from act_pipeline.fit import fit_reader
 from act_pipeline.model import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.records import versions
 from act_pipeline.static_graph import static_mode
@@ -55,7 +55,7 @@ def follow(config: Config, device: str, ranks: Ranks, reader_overrides: Sequence
     assert isinstance(ranks, Follower)
     global_ = config.global_
     source = InferenceModel.load(global_.model_dir, global_.model_filename, global_.params_filename)
-    reader = fit_reader(source, Reader.load(global_.reader_config, reader_overrides)).reader  # rank 0 tells its notes
+    reader, _ = open_reader(config, source, reader_overrides)  # rank 0 tells its notes
     reader.check("train")
     device = choose_device(device)
     ranks.say("identity", identity=shared_identity(config, reader, device))

@@ -14,7 +14,7 @@ from typing import Any
 from act_pipeline.analysis.ops import quantizable_ops
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.failures import explained
-from act_pipeline.compress.feeds import model_feed
+from act_pipeline.compress.feeds import model_feed, open_reader
 from act_pipeline.compress.finite import check_float_model
 from act_pipeline.compress.follow import shared_identity
 from act_pipeline.compress.heap import freed_memory_kept
@@ -33,7 +33,7 @@ from act_pipeline.data import Reader
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import BelowFloor, UserError
 from act_pipeline.evaluation import DETECTIONS_FILENAME, Evaluation, save_detections
-from act_pipeline.fit import fit_reader, told
+from act_pipeline.fit import told
 from act_pipeline.model import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.records import (
     ACT_FILENAME,
@@ -103,9 +103,8 @@ def compress(
         Interrupted: SIGINT or SIGTERM came.
     """
     model = InferenceModel.load(config.global_.model_dir, config.global_.model_filename, config.global_.params_filename)
-    fit = fit_reader(model, Reader.load(config.global_.reader_config, reader_overrides))
-    reader = fit.reader
-    told(fit.notes)
+    reader, notes = open_reader(config, model, reader_overrides)
+    told(notes)
     splits = ["train", "eval"] if config.global_.evaluation else ["train"]
     reader.check(*splits)
     device = choose_device(device)

@@ -53,7 +53,7 @@ class Reader:
         self.metric = settings.metric
         self.max_bad_share = settings.max_bad_share
         # Readers derived from one another share the parsed annotation files: COCO's take seconds each.
-        self._annotations = {} if annotations is None else annotations
+        self.parsed_annotations = {} if annotations is None else annotations
         self._class_ids: dict[str, list[int]] = {}
         self._datasets: dict[str, Dataset] = {}
         self._preprocess: Optional[Preprocess] = None
@@ -175,9 +175,9 @@ class Reader:
                 classes (see :meth:`class_ids`); in the ``eval`` split also if it has no boxes.
         """
         path = self.annotation_file(split)
-        if str(path) not in self._annotations:
-            self._annotations[str(path)] = Annotations.load(path, f"{self._locate(split)}.anno_path")
-        annotations = self._annotations[str(path)]
+        if str(path) not in self.parsed_annotations:
+            self.parsed_annotations[str(path)] = Annotations.load(path, f"{self._locate(split)}.anno_path")
+        annotations = self.parsed_annotations[str(path)]
         self.class_ids(annotations)
         if split == "eval" and not annotations.boxes:
             raise UserError(f"{path} has no boxes in 'annotations', expected ground truth to evaluate on; name another")
@@ -202,6 +202,9 @@ class Reader:
                 if not settings.image_dir:
                     raise UserError(f"{self._locate(split)}.image_dir is missing, expected a folder; add it")
                 records, where, repeat = folder_records(settings, folder), str(folder), 1
+            only = self.settings.only.get(split)
+            if only is not None:
+                records = [record for record in records if str(record.file) in only]
             if not records:
                 raise UserError(
                     f"{self._locate(split)} has no images ({where}), expected at least one; check image_dir and "
@@ -285,16 +288,16 @@ class Reader:
         Raises:
             UserError: its transforms fix no size.
         """
-        return Reader(with_input_size(self.settings, height, width), self._annotations)
+        return Reader(with_input_size(self.settings, height, width), self.parsed_annotations)
 
     def with_classes(self, classes: ModelClasses) -> Reader:
         """Return a reader that matches the categories of its annotation files to a model's classes."""
-        return Reader(dataclasses.replace(self.settings, classes=classes), self._annotations)
+        return Reader(dataclasses.replace(self.settings, classes=classes), self.parsed_annotations)
 
     def with_transforms(self, sample_transforms: list[dict[str, Any]]) -> Reader:
         """Return a reader with other ``sample_transforms``."""
         section = dataclasses.replace(self.settings.reader, sample_transforms=sample_transforms)
-        return Reader(dataclasses.replace(self.settings, reader=section), self._annotations)
+        return Reader(dataclasses.replace(self.settings, reader=section), self.parsed_annotations)
 
     def with_dataset(
         self,
@@ -322,7 +325,7 @@ class Reader:
         if not dataset.anno_path:
             raise UserError(f"{self._locate(split)}.anno_path is missing, expected an annotation file; give one")
         datasets = {**self.settings.datasets, split: dataset}
-        return Reader(dataclasses.replace(self.settings, datasets=datasets), self._annotations)
+        return Reader(dataclasses.replace(self.settings, datasets=datasets), self.parsed_annotations)
 
     def fingerprint(self, split: str = "eval") -> str:
         """Return ``sha256:<hex>`` of all that decides what a split's loader gives, for caches.

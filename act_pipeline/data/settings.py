@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -99,6 +99,7 @@ class ReaderSettings:
         inputs_def: ``TestReader.inputs_def`` or ``EvalReader.inputs_def``.
         classes: of the model that the reader feeds, which the annotations' categories are matched to; None: it is not
             known, and the file's order counts.
+        only: split -> the files of the images that it is restricted to, see :func:`act_pipeline.data.split.separate_splits`.
     """
 
     source: Source
@@ -111,6 +112,7 @@ class ReaderSettings:
     reader_name: str
     inputs_def: dict[str, Any]
     classes: Optional[ModelClasses] = None
+    only: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
