@@ -77,7 +77,7 @@ def test_a_reader_without_training_data_is_dealt_out_too(scenes: Path, tmp_path:
 
 
 def test_images_of_both_are_left_out_of_a_large_training_set(tmp_path: Path) -> None:
-    make_sample(tmp_path, 104, 2, seed=1, size=32)
+    make_sample(tmp_path, 104, 2, seed=1, size=64)
     reader = reader_of(tmp_path)
     train, judging = (Path(path) for path in paths(reader).values())
     content, other = (json.loads(path.read_text(encoding="utf-8")) for path in (train, judging))
