@@ -60,9 +60,12 @@ class Judge:
 
     @property
     def parallel(self) -> tuple[int, int]:
-        """How many engines an evaluation runs side by side, and the CPU threads of each."""
+        """How many engines an evaluation runs side by side, and the CPU threads of each.
+
+        Many ops of Paddle's CPU kernels use one core whatever they are given; other runtimes gain nothing by it.
+        """
         cpus = available_cpus()
-        count = min(cpus, _MOST_ENGINES) if self.device == "CPU" else 1
+        count = min(cpus, _MOST_ENGINES) if self.is_reference and self.device == "CPU" else 1
         return count, cpus // count
 
     def load(self, model: InferenceModel, precision: str, reader: Reader, threads: int | None = None) -> Engine:
