@@ -29,8 +29,8 @@ REFERENCE = "int8_reference"
 # Each takes the memory of an inference, about 1 GB for RT-DETR at 640.
 _MOST_ENGINES = 4
 _TIMED_IMAGES = 4
-# Of each model, in turns: some 6 s for RT-DETR-R18 at 640 on two cores.
-_TIMED_ROUNDS = 16
+# Of each model, in turns: some 4 s for RT-DETR-R18 at 640 on two cores.
+_TIMED_ROUNDS = 10
 
 
 @dataclass(frozen=True)
