@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from act_pipeline.data.annotations import image_path
 from act_pipeline.errors import UserError, suggest
 from act_pipeline.records import write_record, write_text_atomically
 from act_pipeline.report.content import REPORT_SCHEMA, ReportReader, build
@@ -64,7 +65,7 @@ def write_report(
     say(f"drawing {folder / REPORT_FILENAME}")
 
     def picture(entry: Mapping[str, Any]) -> Any:
-        return photograph(Path(reader.image_dir("eval")) / entry["file_name"])
+        return photograph(image_path(Path(reader.image_dir("eval")), entry["file_name"]))
 
     page = render(record, lang, picture)
     write_record(folder / RECORD_FILENAME, REPORT_SCHEMA, record)
