@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from act_pipeline.data.annotations import Annotations
+from act_pipeline.data.annotations import Annotations, image_path
 from act_pipeline.report.curves import RECALLS, score
 from act_pipeline.report.differences import iou_map, most_different, pair_images, summarize
 from act_pipeline.report.errors import KINDS, best_threshold, count_errors, judge
@@ -186,7 +186,8 @@ def _evaluated(
     if len(found) == count:
         return sorted(found)
     folder = Path(reader.image_dir("eval"))
-    return sorted(found | {image_id for image_id, image in images.items() if (folder / image["file_name"]).is_file()})
+    here = {image_id for image_id, image in images.items() if image_path(folder, image["file_name"]).is_file()}
+    return sorted(found | here)
 
 
 def _object_counts(objects: Mapping[int, Sequence[Mapping[str, Any]]], names: Mapping[int, str]) -> dict[str, int]:
