@@ -65,7 +65,7 @@ def _pack(evaluation: Evaluation) -> bytes:
     figures = {
         field.name: getattr(evaluation, field.name)
         for field in dataclasses.fields(evaluation)
-        if field.name != "detections"
+        if field.name not in ("detections", "matches")
     }
     text = json.dumps({"schema": BASELINE_SCHEMA, "evaluation": figures}).encode()
     buffer = io.BytesIO()

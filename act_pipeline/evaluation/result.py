@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.engines.base import Artifact, Engine, location
+from act_pipeline.evaluation.coco import Matches
 from act_pipeline.records import write_record, write_text_atomically
 
 EVAL_SCHEMA = "act_pipeline.eval/1"
@@ -32,6 +33,7 @@ class Evaluation:
             the runtime included, reading and preprocessing not; None: no engine ran alone.
         images_per_second: images / the sum of those times.
         detections: [M, 7] float64: image id, x, y, width, height (pixels of the original image), score, category id.
+        matches: ``detections`` matched with the ground truth; None: not kept (an evaluation of an earlier run).
     """
 
     map: float
@@ -44,6 +46,7 @@ class Evaluation:
     latency_ms: dict[str, float] | None
     images_per_second: float
     detections: np.ndarray = field(repr=False)
+    matches: Matches | None = field(default=None, repr=False, compare=False)
 
     def as_record(
         self, engine: Engine, model: Artifact | None = None, reader: Any = None, **more: Any

@@ -99,22 +99,23 @@ def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Eval
     if not image_ids:
         raise UserError(f"{truth.path}: no image could be evaluated, expected at least one")
     detections = np.concatenate([run.detections for run in runs])
-    stats, summary, precision = score_detections(truth.coco, detections, sorted(set(image_ids)))
+    scores = score_detections(truth.coco, detections, sorted(set(image_ids)))
     categories = truth.coco.loadCats(truth.category_ids)
     names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
     seconds = [run.seconds for run in runs]
     whole = [run.seconds for run in runs if len(run.image_ids) == batch_size] or seconds
     return Evaluation(
-        map=stats["ap"],
-        map50=stats["ap50"],
-        stats=stats,
-        summary=summary,
-        per_class={names[category_id]: ap for category_id, ap in zip(sorted(truth.category_ids), precision)},
+        map=scores.stats["ap"],
+        map50=scores.stats["ap50"],
+        stats=scores.stats,
+        summary=scores.summary,
+        per_class={names[category_id]: ap for category_id, ap in zip(sorted(truth.category_ids), scores.per_category)},
         images=len(image_ids),
         batch_size=batch_size,
         latency_ms=latency_percentiles(whole),
         images_per_second=len(image_ids) / max(sum(seconds), 1e-9),
         detections=detections,
+        matches=scores.matches,
     )
 
 
