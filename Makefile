@@ -8,8 +8,8 @@ PYTEST_ARGS ?=
 # Of `make fuzz`.
 TARGETS ?= all
 MINUTES ?= 10
-# Locks of optional runtimes that `make benchmark` compares.
-RUNTIMES ?= openvino onnxruntime nncf
+# Locks of what is optional that `make benchmark` compares.
+RUNTIMES ?= onnxruntime nncf
 
 VENV_PYTHON := $(VENV)/bin/python
 INSTALL = $(PYTHON) requirements/install.py --venv $(VENV)

@@ -42,6 +42,9 @@ setup(
         "jinja2",
         # paddlepaddle 2.6.2 was built against NumPy 1.
         "numpy>=1.23,<2",
+        # What the lowering writes with, and the CPU runtime that reads it; the versions that go with numpy 1.23.
+        "onnx>=1.19,<1.24",
+        "openvino>=2025.3,<2026.5",
         # The same cv2 as opencv-python, without the windows (and without needing libGL).
         "opencv-python-headless==4.6.0.66",
         "pycocotools",
@@ -59,21 +62,18 @@ setup(
         # One of the two: they put different files into the same folder.
         "cpu": ["paddlepaddle==2.6.2"],
         "gpu": ["paddlepaddle-gpu==2.6.2"],
-        # Writes what `deploy/export_onnx.py` lowers; the locked versions, which go with numpy 1.23 and protobuf 7.
-        "onnx": ["onnx>=1.19,<1.24"],
-        # Engines; the lowering writes what they load.
-        "onnxruntime": ["onnx>=1.19,<1.24", "onnxruntime>=1.19,<1.32"],
-        "openvino": ["onnx>=1.19,<1.24", "openvino>=2025.3,<2026.5"],
+        # Both are required now: names that commands and messages go on asking for.
+        "onnx": [],
+        "openvino": [],
+        "onnxruntime": ["onnxruntime>=1.19,<1.32"],
         # `deploy/benchmark.py --peer nncf`. It asks for numpy>=1.24 and runs on 1.23.5, which is what its lock has.
         "nncf": [
             'nncf>=3.4,<3.5; python_version >= "3.10"',
-            'onnx>=1.19,<1.24; python_version >= "3.10"',
             'openvino>=2026,<2026.5; python_version >= "3.10"',
         ],
         # The wheels that the source archive tensorrt-rtx-cu12 names; cuda-bindings 13 wants a driver of CUDA 13.
         "tensorrt-rtx": [
             "cuda-bindings>=12.6,<13",
-            "onnx>=1.19,<1.24",
             "tensorrt-rtx-cu12-bindings==1.7.1.116",
             "tensorrt-rtx-cu12-libs==1.7.1.116",
         ],
@@ -83,9 +83,7 @@ setup(
         "dev": [
             "cuda-bindings<13",
             "hypothesis",
-            "onnx",
             "onnxruntime",
-            "openvino",
             "pytest",
             "pytest-timeout",
             "tensorrt-rtx-cu12-bindings",

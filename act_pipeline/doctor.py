@@ -58,6 +58,8 @@ REQUIREMENTS = (
     Requirement(("pycocotools",), "", "pycocotools.mask"),
     Requirement(("pyyaml",), "", "yaml"),
     Requirement(("jinja2",), "", "jinja2"),
+    Requirement(("onnx",), ">=1.19,<1.24", "onnx", "what is built on it was tried with these"),
+    Requirement(("openvino",), ">=2025.3,<2026.5", "openvino", "what is built on it was tried with these"),
     Requirement(("protobuf",), ">=3.20.2", "google.protobuf", "paddlepaddle needs 3.20.2 or later"),
     Requirement(("scikit-learn",), "", "sklearn"),
     Requirement(("scipy",), "", "scipy"),
@@ -220,7 +222,8 @@ def describe_machine(machine: Mapping[str, Any] | None, driver: str) -> dict[str
         return {True: f"with {name}", False: f"without {name}"}.get(machine.get(field), "")  # type: ignore[arg-type]
 
     features = (feature("avx512_vnni", "AVX512-VNNI"), feature("bf16", "bf16"))
-    packages = machine.get("packages") or {}
+    required = {name for requirement in REQUIREMENTS for name in requirement.names}
+    packages = {name: version for name, version in (machine.get("packages") or {}).items() if name not in required}
     return {
         "CPU": ", ".join(filter(None, (str(machine.get("cpu")), f"{machine.get('cores')} usable cores", *features))),
         **described,
@@ -234,7 +237,12 @@ def describe_machine(machine: Mapping[str, Any] | None, driver: str) -> dict[str
 
 
 def probe(report: Path) -> None:
-    """Try the imports and ask the engines, writing a JSON line after each to ``report``: a crash shows where it was."""
+    """Try the imports and ask the engines, writing a JSON line after each to ``report``: a crash shows where it was.
+
+    It is for a process of its own: what it hides from OpenVINO stays hidden.
+    """
+    # `import openvino` would report itself through this package, unasked, and write ~/intel.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     with report.open("w", encoding="utf-8", buffering=1) as lines:
 
         def tell(**facts: Any) -> None:

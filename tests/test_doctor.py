@@ -133,11 +133,13 @@ def test_machine_rows_give_the_reason_for_what_is_absent() -> None:
         "cpu": "EPYC", "cores": 2, "avx512_vnni": True, "gpus": ["H100", "H100"], "cuda": "11.8", "cudnn": None,
         "tensorrt_compiled": [8, 5, 3], "tensorrt_runtime": None,
         "absent": {"tensorrt_runtime": "libnvinfer is missing"},
+        "packages": {"openvino": "2026.4.1", "onnxruntime": "1.31"},
     }
     rows = doctor.describe_machine(machine, "H100, 535.104")
     assert rows["GPUs for Paddle"] == "H100, H100" and rows["CUDA"] == "built for 11.8"
     assert rows["TensorRT, compiled"] == "8.5.3" and "libnvinfer is missing" in rows["TensorRT, runtime"]
     assert rows["cuDNN"].startswith("none") and rows["NVIDIA driver"] == "H100, 535.104" and "VNNI" in rows["CPU"]
+    assert rows["optional packages"] == "onnxruntime 1.31"  # openvino is among what is needed
 
 
 def test_nvidia_driver_tells_apart_absent_answering_and_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,14 +168,25 @@ def test_a_package_that_crashes_on_import_becomes_a_line(tmp_path: Path) -> None
     assert not check["ok"] and "SIGSEGV" in check["why"]
 
 
-def test_here_the_basic_path_can_run() -> None:
+@pytest.mark.parametrize("package", ["onnx", "openvino"])
+def test_what_int8_on_a_cpu_runs_with_counts_as_missing(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("paddle", reason="paddlepaddle is not installed")
-    ended = run_doctor(sys.executable, "--json")
+    installed = doctor.installed_version
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == package else installed(name))
+    monkeypatch.setattr(doctor, "run_probe", lambda: {"imports": {}, "machine": None, "engines": CPU_ENGINES})
+    diagnosis = doctor.diagnose()
+    assert not diagnosis.can_run and diagnosis.verdict.startswith(f"cannot run here yet: {package} (missing); ")
+
+
+def test_here_the_basic_path_can_run(tmp_path: Path) -> None:
+    pytest.importorskip("paddle", reason="paddlepaddle is not installed")
+    ended = run_doctor(sys.executable, "--json", HOME=str(tmp_path))
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert not (tmp_path / "intel").exists(), "openvino_telemetry was imported"
     report = json.loads(ended.stdout)
     assert set(report) == {field.name for field in dataclasses.fields(doctor.Diagnosis)}
     found = {check["name"]: check["found"] for check in report["checks"]}
-    for package in ("paddleslim", "paddledet", "numpy"):
+    for package in ("paddleslim", "paddledet", "numpy", "onnx", "openvino"):
         assert found[package] == importlib.metadata.version(package)
     available = {(e["engine"], e["precision"], e["device"]) for e in report["engines"] if e["available"]}
     assert {("paddle", "fp32", "CPU"), ("paddle", "int8", "CPU")} <= available

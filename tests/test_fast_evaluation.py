@@ -15,7 +15,7 @@ from act_pipeline.compress.job import engine_name, evaluate_baseline, evaluate_m
 from act_pipeline.data import Reader
 from act_pipeline.engines import create_engine, machine
 from act_pipeline.engines.model_files import inspect_model, read_parameters, write_parameters
-from act_pipeline.engines.paddle_simulated import use_onednn, with_onednn_rounding
+from act_pipeline.engines.int8_reference import use_onednn, with_onednn_rounding
 from act_pipeline.evaluation import Evaluation, evaluate
 from act_pipeline.model import InferenceModel
 from act_pipeline.running import NotFinite
@@ -134,14 +134,14 @@ def test_onednn_rounds_as_paddle_does() -> None:
 
 def test_the_quick_engine_detects_as_the_exact_one(demo) -> None:
     reader = reader_of(demo)
-    engines = {name: create_engine(name, demo.compressed.model, "int8", "CPU") for name in ("paddle", "paddle_simulated")}
+    engines = {name: create_engine(name, demo.compressed.model, "int8", "CPU") for name in ("paddle", "int8_reference")}
     found = {name: evaluate(engine, reader, limit=40, progress=False) for name, engine in engines.items()}
     for engine in engines.values():
         engine.close()
-    assert abs(found["paddle"].map - found["paddle_simulated"].map) <= 0.01
+    assert abs(found["paddle"].map - found["int8_reference"].map) <= 0.01
     means = [evaluation.detections[:, 5].mean() for evaluation in found.values()]
     assert means[0] == pytest.approx(means[1], abs=0.005)
-    assert demo.compressed.record["evaluation"]["engine"] == engine_name("int8", "CPU") == "paddle_simulated"
+    assert demo.compressed.record["evaluation"]["engine"] == engine_name("int8", "CPU") == "int8_reference"
 
 
 def test_an_evaluation_survives_models_of_nan(demo, tmp_path: Path) -> None:

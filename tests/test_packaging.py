@@ -18,6 +18,8 @@ from packaging.requirements import Requirement
 from act_pipeline import __version__, doctor
 
 ROOT = Path(__file__).resolve().parents[1]
+# What the package requires for the lowering and for INT8 on a CPU.
+LOWERING = {"onnx", "openvino"}
 # Locks and extras of their own, and the packages that they are for.
 RUNTIMES = {
     "openvino": {"openvino"},
@@ -95,6 +97,7 @@ def test_the_locks_agree_with_each_other(python: str) -> None:
     assert cpu == gpu
     assert {name: cpu[name] for name in dev if name in cpu} == {name: dev[name] for name in dev if name in cpu}
     assert {"pytest", "pytest-timeout", "hypothesis"} <= set(dev)
+    assert LOWERING <= set(cpu) and not {"onnxruntime", "nncf"} & set(cpu), "ONNX Runtime and NNCF stay optional"
     for name, packages in RUNTIMES.items():  # what the tests run with, and moves nothing of the rest
         runtime = pins(name, python)
         assert packages | {"onnx"} <= set(runtime)
@@ -183,9 +186,11 @@ def test_metadata(source_tree: Path) -> None:
                 continue  # of the cluster's own version
             version = locked[canonical(requirement.name)]
             assert requirement.specifier.contains(version), f"{requirement} against {version} in the lock"
-    for name, packages in RUNTIMES.items():  # the lowering writes what they load
+    always = {canonical(requirement.name) for requirement in required if requirement.marker is None}
+    assert LOWERING <= always, "INT8 on a CPU must come with `pip install .`"
+    for name, packages in RUNTIMES.items():
         marked = [requirement for requirement in required if str(requirement.marker or "").endswith(f'"{name}"')]
-        assert {canonical(requirement.name) for requirement in marked} == packages | {"onnx"}
+        assert {canonical(requirement.name) for requirement in marked} == packages - always
 
 
 def test_a_wheel_holds_the_whole_package(source_tree: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class GroundTruth:
     Attributes:
         path: the annotation file.
         coco: pycocotools' ``COCO`` of it.
-        category_ids: by class index: the file's order.
+        category_ids: by class index: the reader's ``class_ids``, or the file's order.
     """
 
     path: Any
@@ -53,8 +53,9 @@ class GroundTruth:
     def load(cls, reader: AnnotatedReader, split: str) -> GroundTruth:
         """Read a split's annotation file; raises a UserError where it is missing or not in COCO's form."""
         path = reader.annotation_file(split)
-        coco = Annotations.load(path, f"the reader's {split} split").ground_truth()
-        return cls(path, coco, coco.getCatIds())
+        annotations = Annotations.load(path, f"the reader's {split} split")
+        class_ids = getattr(reader, "class_ids", None)
+        return cls(path, annotations.ground_truth(), class_ids(annotations) if class_ids else annotations.category_ids)
 
 
 @dataclass(frozen=True)
