@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-=======
 import contextlib
->>>>>>> main
 import json
 import os
 from dataclasses import dataclass, field
@@ -14,10 +11,7 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.engines.base import Artifact, Engine, location
-<<<<<<< HEAD
-=======
 from act_pipeline.errors import UserError
->>>>>>> main
 from act_pipeline.evaluation.coco import Matches
 from act_pipeline.records import write_record, write_text_atomically
 
@@ -104,10 +98,6 @@ def engine_record(engine: Engine, model: Artifact | None = None, reader: Any = N
     ``model`` is what was asked for, the folder of a model that was lowered; ``model_bytes`` and ``model_hash`` are of
     the ``artifact`` that the engine loaded.
     """
-<<<<<<< HEAD
-    fingerprint = getattr(reader, "fingerprint", None)
-=======
->>>>>>> main
     artifact = getattr(engine, "artifact", None) or model
     return {
         "engine": engine.name,
@@ -120,11 +110,6 @@ def engine_record(engine: Engine, model: Artifact | None = None, reader: Any = N
         "model": str(location(model or artifact)) if artifact else None,
         "artifact": str(location(artifact)) if artifact else None,
         "reader": str(reader.path) if getattr(reader, "path", None) else None,
-<<<<<<< HEAD
-        "reader_hash": fingerprint() if fingerprint else None,
-        "versions": engine.versions(),
-    }
-=======
         "reader_hash": _data_hash(reader),
         "versions": engine.versions(),
     }
@@ -135,4 +120,3 @@ def _data_hash(reader: Any) -> str | None:
     with contextlib.suppress(UserError, AttributeError):
         return reader.fingerprint()
     return None
->>>>>>> main

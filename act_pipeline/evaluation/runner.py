@@ -9,10 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-<<<<<<< HEAD
-=======
 from act_pipeline.data.annotations import distinct_names
->>>>>>> main
 from act_pipeline.engines.base import Engine, available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation.coco import AnnotatedReader, GroundTruth, score_detections
@@ -61,15 +58,11 @@ def evaluate(
 
 
 def evaluate_beside(
-<<<<<<< HEAD
-    engines: Sequence[Engine], reader: EvaluationReader, split: str = "eval", progress: bool = True
-=======
     engines: Sequence[Engine],
     reader: EvaluationReader,
     split: str = "eval",
     progress: bool = True,
     limit: int | None = None,
->>>>>>> main
 ) -> Evaluation:
     """Evaluate as :func:`evaluate` does, as soon as the machine can: for scores, not for latencies.
 
@@ -77,11 +70,7 @@ def evaluate_beside(
 
     Args:
         engines: of one model, see :func:`act_pipeline.running.run_beside`; they are not closed.
-<<<<<<< HEAD
-        reader, split, progress: see :func:`evaluate`.
-=======
         reader, split, progress, limit: see :func:`evaluate`.
->>>>>>> main
 
     Returns:
         an evaluation whose ``latency_ms`` is None if there are several engines, and whose ``images_per_second`` is
@@ -93,11 +82,7 @@ def evaluate_beside(
     loader = reader.loader(split, batch_size=1, shuffle=False, drop_last=False)
     truth = GroundTruth.load(reader, split)
     start = time.perf_counter()
-<<<<<<< HEAD
-    runs = list(run_beside(engines, _batches(loader, None, 1, progress), truth.category_ids, truth.path))
-=======
     runs = list(run_beside(engines, _batches(loader, limit, 1, progress), truth.category_ids, truth.path))
->>>>>>> main
     seconds = time.perf_counter() - start
     found = score(runs, truth, 1)
     latency_ms = None if len(engines) > 1 else found.latency_ms
@@ -120,14 +105,9 @@ def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Eval
         raise UserError(f"{truth.path}: no image could be evaluated, expected at least one")
     detections = np.concatenate([run.detections for run in runs])
     scores = score_detections(truth.coco, detections, sorted(set(image_ids)))
-<<<<<<< HEAD
-    categories = truth.coco.loadCats(truth.category_ids)
-    names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
-=======
     category_ids = truth.coco.getCatIds()
     names = distinct_names([str(category["name"]) for category in truth.coco.loadCats(category_ids)], category_ids)
     name_of = dict(zip(category_ids, names))
->>>>>>> main
     seconds = [run.seconds for run in runs]
     whole = [run.seconds for run in runs if len(run.image_ids) == batch_size] or seconds
     return Evaluation(
@@ -135,14 +115,10 @@ def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Eval
         map50=scores.stats["ap50"],
         stats=scores.stats,
         summary=scores.summary,
-<<<<<<< HEAD
-        per_class={names[category_id]: ap for category_id, ap in zip(sorted(truth.category_ids), scores.per_category)},
-=======
         per_class={
             name_of[category_id]: ap
             for category_id, ap in zip(sorted(category_ids), scores.per_category) if category_id in truth.category_ids
         },
->>>>>>> main
         images=len(image_ids),
         batch_size=batch_size,
         latency_ms=latency_percentiles(whole),
