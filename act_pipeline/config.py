@@ -253,11 +253,15 @@ class Strategy:
             nobody deploys, and needs nothing more.
         max_drop: how much lower than the float model's the mAP may be, in [0, 1], absolute; ops are given back to float
             until it holds. None: whatever comes.
+        confidence: how sure that must be, in (0, 1): the share of resampled data sets on which the drop is within
+            ``max_drop`` (a paired bootstrap over the images of EvalDataset, `evaluation.confidence`). 0.5: the drop that
+            is measured decides.
     """
 
     name: StrategyName = "auto"
     engine: JudgingEngine = "auto"
     max_drop: Optional[float] = key(0.005, at_least=0, at_most=1)
+    confidence: float = key(0.5, above=0, below=1)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ def key(
     name: str | None = None,
     at_least: float | None = None,
     above: float | None = None,
+    below: float | None = None,
     at_most: float | None = None,
     from_yaml: bool = True,
     rest: bool = False,
@@ -69,13 +70,13 @@ def key(
     Args:
         default, factory: as in ``dataclasses.field``; a field with neither must be given.
         name: the key in YAML, where it differs from the attribute's name.
-        at_least, above, at_most: bounds of a number, or of each number in a list.
+        at_least, above, below, at_most: bounds of a number, or of each number in a list.
         from_yaml: False for a field that the caller fills.
         rest: the field, a dict, takes all keys that no other field names.
     """
     metadata = {
         "name": name, "from_yaml": from_yaml, "rest": rest,
-        "bounds": {"at least": at_least, "above": above, "at most": at_most},
+        "bounds": {"at least": at_least, "above": above, "below": below, "at most": at_most},
     }
     if default is not _MISSING:
         return dataclasses.field(default=default, metadata=metadata)
@@ -258,10 +259,11 @@ def _match_scalar(value: Any, kind: Any, field: dataclasses.Field[Any]) -> Any:
 
 def _within(number: float, field: dataclasses.Field[Any]) -> bool:
     bounds: Mapping[str, Any] = field.metadata.get("bounds", {})
-    at_least, above, at_most = bounds.get("at least"), bounds.get("above"), bounds.get("at most")
+    at_least, above, below, at_most = (bounds.get(word) for word in ("at least", "above", "below", "at most"))
     return (
         (at_least is None or number >= at_least)
         and (above is None or number > above)
+        and (below is None or number < below)
         and (at_most is None or number <= at_most)
     )
 

@@ -34,7 +34,7 @@ def compression_table(record: Mapping[str, Any]) -> str:
                 f"{step['name']}{' *' if step['chosen'] else ''}",
                 _figure(step["map"]),
                 _figure(step["map50"]),
-                f"{-drop:+.4f}" if drop is not None else "-",
+                "-" if drop is None else f"{-drop:+.4f}{_interval(step.get('map_drop_interval'))}",
                 _megabytes(step["bytes"]),
                 f"{step['bytes'] / fp32['bytes']:.3f}",
                 f"{step['quantized']}/{record['quantizable_ops']}",
@@ -51,6 +51,7 @@ def compression_table(record: Mapping[str, Any]) -> str:
         f"* kept{'' if floor is None else f', within max_drop {floor}'}; {measured['images']} images in "
         f"{measured['engine']} on the {measured['device']}; {sum(record['seconds'].values()):.0f} s in all"
     )
+    lines += certainty_lines(record, floor, measured["images"])
     if record["latency"] is not None:
         fp32_ms, int8_ms = record["latency"]["fp32"], record["latency"]["int8"]
         lines.append(
@@ -58,6 +59,64 @@ def compression_table(record: Mapping[str, Any]) -> str:
             f"{int8_ms['p50_ms']:.1f} ({int8_ms['p90_ms']:.1f}): {record['latency']['ratio']:.2f} times as fast"
         )
     return "\n".join(lines)
+
+
+def certainty_lines(record: Mapping[str, Any], max_drop: float | None, images: int) -> list[str]:
+    """Return how sure the difference of two mAPs is, and how far the models agree, in words.
+
+    Args:
+        record: with the keys of :meth:`act_pipeline.evaluation.Comparison.as_record`; an older one may lack them.
+        max_drop: the drop that is allowed; None: any.
+        images: how many were evaluated.
+    """
+    lines = []
+    found = record.get("map_drop_interval")
+    if found is not None:
+        said = (
+            f"of {found['resamples']:,} data sets drawn from these images {found['level']:.0%} have a change of "
+            f"{-found['high']:+.4f} to {-found['low']:+.4f}"
+        )
+        probability = record.get("probability_within_max_drop")
+        if max_drop is not None and probability is not None:
+            said += f", {probability:.1%} a drop of at most {max_drop}"
+            if not images_tell(record, max_drop):
+                said += f": {images:,} images cannot tell whether INT8 is within it{_more(record['images_needed'])}"
+        lines.append(said)
+    agreed = record.get("agreement")
+    if agreed is not None:
+        lines.append(agreement_line(agreed))
+    return lines
+
+
+def images_tell(record: Mapping[str, Any], max_drop: float | None) -> bool:
+    """Return whether the interval of the drop lies on one side of ``max_drop``; True where there is none."""
+    found = record.get("map_drop_interval")
+    return found is None or max_drop is None or not found["low"] <= max_drop < found["high"]
+
+
+def agreement_line(agreed: Mapping[str, Any]) -> str:
+    """Return in words how far a model finds the float model's boxes."""
+    said = f"of the float model's {agreed['boxes']:,} boxes with a score above 0.3"
+    if not agreed["matched"]:
+        return f"{said} INT8 finds none" if agreed["boxes"] else f"{said} there is nothing to compare"
+    return (
+        f"{said} INT8 finds {agreed['matched']:.1%}, with a mean IoU of {agreed['mean_iou']:.4f} and a mean change of the "
+        f"score of {agreed['mean_score_change']:.4f}"
+    )
+
+
+def _interval(found: Mapping[str, Any] | None) -> str:
+    return "" if found is None else f", {-found['high']:+.3f} to {-found['low']:+.3f}"
+
+
+def _more(images: int | None) -> str:
+    return "" if images is None else f", some {rounded_up(images):,} could"
+
+
+def rounded_up(count: int) -> int:
+    """Return a number with its first two digits, rounded up: an estimate is no more exact."""
+    step = 10 ** max(len(str(count)) - 2, 0)
+    return -(-count // step) * step
 
 
 def analysis_table(record: Mapping[str, Any], count: int = 10) -> str:

@@ -20,11 +20,13 @@ from act_pipeline.compress.ranks import ALONE, Ranks
 from act_pipeline.compress.selection import Selection
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
-from act_pipeline.evaluation import Evaluation, detection_change
+from act_pipeline.evaluation import Comparison, Evaluation, GroundTruth, compare, detection_change
 from act_pipeline.model import InferenceModel
 
 # Training images, kept out of calibration, that candidates are compared on.
 HELD_OUT_IMAGES = 32
+# The Strategy.confidence at which the drop that was measured decides.
+MEASURED = 0.5
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Candidate:
         record: what the strategy adds to ``act.json``, under names of its own.
         seconds: by stage.
         evaluation: on the eval split; None: there was none.
+        comparison: of that with the float model's, once :meth:`Job.compare` was asked for it.
         note: why it is as it is, in a few words.
         bytes: of the model; :meth:`Job.add` sets it, since a model that is given up may be deleted.
     """
@@ -54,6 +57,7 @@ class Candidate:
     record: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     evaluation: Optional[Evaluation] = None
+    comparison: Optional[Comparison] = None
     note: str = ""
     bytes: int = 0
 
@@ -104,6 +108,7 @@ class Job:
     ranks: Ranks = ALONE
     _held_out: Optional[list[dict[str, np.ndarray]]] = None
     _exact: Optional[np.ndarray] = None
+    _truth: Optional[GroundTruth] = None
 
     @property
     def held_out(self) -> list[dict[str, np.ndarray]]:
@@ -136,10 +141,26 @@ class Job:
         """Return how much lower a candidate's mAP is than the float model's; 0 without an evaluation."""
         return self.fp32.map - candidate.map if self.fp32 and candidate.evaluation else 0.0
 
+    def compare(self, candidate: Candidate) -> Optional[Comparison]:
+        """Return a candidate's detections and mAP compared with the float model's; None without an evaluation."""
+        if self.fp32 is None or candidate.evaluation is None:
+            return None
+        if candidate.comparison is None:
+            with timed(candidate.seconds, "compare"):
+                self._truth = self._truth or GroundTruth.load(self.reader, "eval")
+                candidate.comparison = compare(self.fp32, candidate.evaluation, self._truth)
+        return candidate.comparison
+
     def meets(self, candidate: Candidate) -> bool:
-        """Return whether a candidate is within ``max_drop``."""
+        """Return whether a candidate is within ``max_drop``, as surely as ``Strategy.confidence`` asks."""
+        if self.max_drop is None:
+            return True
+        confidence = self.config.strategy.confidence
+        compared = self.compare(candidate) if confidence != MEASURED else None
+        if compared is not None and compared.difference is not None:
+            return compared.difference.probability(self.max_drop) >= confidence
         # The two figures are means of the same numbers; a drop of just max_drop is within it.
-        return self.max_drop is None or self.drop(candidate) <= self.max_drop + 1e-9
+        return self.drop(candidate) <= self.max_drop + 1e-9
 
     def best(self) -> Candidate:
         """Return the candidate of the highest mAP, of equal ones the first."""

@@ -19,7 +19,7 @@ from act_pipeline.compress.finite import check_float_model
 from act_pipeline.compress.follow import shared_identity
 from act_pipeline.compress.heap import freed_memory_kept
 from act_pipeline.compress.interrupt import interruptible
-from act_pipeline.compress.job import Candidate, Job, timed
+from act_pipeline.compress.job import MEASURED, Candidate, Job, timed
 from act_pipeline.compress.judge import choose_judge
 from act_pipeline.compress.lock import hold_lock
 from act_pipeline.compress.outcome import measure_chosen
@@ -47,6 +47,7 @@ from act_pipeline.records import (
 )
 from act_pipeline.report import write_report
 from act_pipeline.static_graph import StaticGraph, fold_batch_norm, fold_constants, static_mode
+from act_pipeline.tables import rounded_up
 
 BELOW_SUFFIX = ".below_max_drop"
 # PaddleSlim's own tolerance between TrainConfig.origin_metric and what the float model gives.
@@ -159,11 +160,26 @@ def compress(
             write_report(target, reader, lang=report)
     if not met:
         raise BelowFloor(
-            f"no INT8 model is within max_drop {job.max_drop} of the float model's {fp32.map:.4f} mAP: the best, "
-            f"{chosen.name}, has {chosen.map:.4f}, and is kept in {target}; raise Strategy.max_drop, calibrate on more "
-            "images, or train longer"
+            f"no INT8 model is within max_drop {job.max_drop} of the float model's {fp32.map:.4f} mAP"
+            f"{_asked(config, record)}: the best, {chosen.name}, has {chosen.map:.4f}, and is kept in {target}; "
+            f"{_remedies(config, record)}"
         )
     return Compressed(InferenceModel.load(save_dir), read_record(Path(save_dir) / ACT_FILENAME, ACT_SCHEMA))
+
+
+def _asked(config: Config, record: Mapping[str, Any]) -> str:
+    """Return how sure a result had to be and how sure the best one is; nothing where the measured drop decides."""
+    probability, confidence = record["probability_within_max_drop"], config.strategy.confidence
+    if confidence == MEASURED or probability is None:
+        return ""
+    return f" with a probability of {confidence:g} (Strategy.confidence; the best has {probability:.3g})"
+
+
+def _remedies(config: Config, record: Mapping[str, Any]) -> str:
+    needed = record["images_needed"]
+    more = "" if needed is None else f"evaluate on more images (some {rounded_up(needed):,} would tell), "
+    surer = "" if config.strategy.confidence == MEASURED else "lower Strategy.confidence, "
+    return f"{more}{surer}raise Strategy.max_drop, calibrate on more images, or train longer"
 
 
 def _beside(save_dir: str | os.PathLike[str]) -> dict[str, Any]:

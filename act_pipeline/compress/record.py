@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from act_pipeline.compress.job import Candidate, Job
 from act_pipeline.compress.outcome import Measured
-from act_pipeline.evaluation import Evaluation
+from act_pipeline.evaluation import NOT_COMPARED, Evaluation
 from act_pipeline.model import InferenceModel
 
 
@@ -23,6 +23,7 @@ def compression_record(
         seconds: by stage, before the strategy.
         measured: of what is kept.
     """
+    steps = [_step(job, candidate, candidate is chosen) for candidate in job.tried]
     stages = dict(seconds)
     engines, threads = job.judge.parallel
     for taken in (*(candidate.seconds for candidate in job.tried), measured.seconds):
@@ -34,7 +35,9 @@ def compression_record(
         "max_drop": job.max_drop,
         "fp32": _figures(job.fp32, model.bytes),
         "int8": _figures(chosen.evaluation, chosen.bytes),
+        "confidence": job.config.strategy.confidence if job.max_drop is not None else None,
         "map_drop": job.drop(chosen) if chosen.evaluation else None,
+        **_compared(job, chosen),
         "bytes_ratio": chosen.bytes / model.bytes,
         "seconds": {name: round(value, 2) for name, value in stages.items()},
         "quantizable_ops": len(job.selection.ops),
@@ -43,7 +46,7 @@ def compression_record(
         "weight_only_ops": chosen.inventory.weight_only,
         "given_back": [],
         **chosen.record,
-        "steps": [_step(job, candidate, candidate is chosen) for candidate in job.tried],
+        "steps": steps,
         "evaluation": {
             "engine": job.judge.engine,
             "fp32_engine": job.judge.fp32_engine,
@@ -76,6 +79,11 @@ def _figures(evaluation: Optional[Evaluation], size: int) -> dict[str, Any]:
     return figures
 
 
+def _compared(job: Job, candidate: Candidate) -> dict[str, Any]:
+    found = job.compare(candidate)
+    return dict(NOT_COMPARED) if found is None else found.as_record(job.max_drop)
+
+
 def _step(job: Job, candidate: Candidate, chosen: bool) -> dict[str, Any]:
     inventory = candidate.inventory
     return {
@@ -84,6 +92,7 @@ def _step(job: Job, candidate: Candidate, chosen: bool) -> dict[str, Any]:
         "note": candidate.note,
         **{name: value for name, value in _figures(candidate.evaluation, candidate.bytes).items() if name != "per_class"},
         "map_drop": job.drop(candidate) if candidate.evaluation else None,
+        **_compared(job, candidate),
         "quantized": sum(inventory.quantized.values()),
         "kept": len(inventory.kept),
         "weight_only": len(inventory.weight_only),

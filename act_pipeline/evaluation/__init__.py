@@ -2,6 +2,8 @@
 
 from act_pipeline.evaluation.agreement import Agreement, agreement, detection_change
 from act_pipeline.evaluation.coco import STAT_NAMES, GroundTruth
+from act_pipeline.evaluation.comparison import NOT_COMPARED, Comparison, compare
+from act_pipeline.evaluation.confidence import MapDifference, map_difference
 from act_pipeline.evaluation.detections_file import (
     DETECTIONS_FILENAME,
     KEPT_DETECTIONS,
@@ -16,18 +18,23 @@ __all__ = [
     "DETECTIONS_FILENAME",
     "EVAL_SCHEMA",
     "KEPT_DETECTIONS",
+    "NOT_COMPARED",
     "STAT_NAMES",
     "Agreement",
+    "Comparison",
     "Evaluation",
     "EvaluationReader",
     "GroundTruth",
+    "MapDifference",
     "agreement",
     "best_detections",
+    "compare",
     "detection_change",
     "engine_record",
     "evaluate",
     "evaluate_beside",
     "load_detections",
+    "map_difference",
     "save_detections",
     "score",
 ]

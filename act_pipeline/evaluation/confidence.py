@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 
@@ -59,8 +59,7 @@ class MapDifference:
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Return the lowest and the highest of the middle ``level`` of the differences."""
-        low, high = np.percentile(self.samples, [50 * (1 - level), 50 * (1 + level)])
-        return float(low), float(high)
+        return _interval(self.samples, level)
 
     def tells(self, max_drop: float, level: float = LEVEL) -> bool:
         """Return whether the images tell if the drop is within ``max_drop``: the interval lies on one side of it."""
@@ -98,28 +97,31 @@ def map_difference(
     if reference.image_ids != other.image_ids or len(reference.categories) != len(other.categories):
         raise ValueError("the two models were evaluated on different images")
     images = len(reference.image_ids)
-    as_they_are = _differences(reference, other, np.ones((images, 1)))
+    sides = [_prepared(reference), _prepared(other)]
+    as_they_are = _differences(sides, np.ones((images, 1)))
     if not len(as_they_are):
         return None
-    largest = max(max(len(found.objects), *map(len, found.right)) for found in reference.categories)
+    largest = max(len(found.objects) for found in reference.categories)
     size = int(np.clip(_BLOCK // max(images, 2 * largest), 16, resamples))
     random = np.random.default_rng(seed)
     parts = []
     for start in range(0, resamples, size):
         drawn = random.multinomial(images, np.full(images, 1 / images), min(size, resamples - start))
-        parts.append(_differences(reference, other, np.ascontiguousarray(drawn.T, np.float64)))
+        parts.append(_differences(sides, np.ascontiguousarray(drawn.T, np.float64)))
     samples = np.concatenate(parts)
-    found = MapDifference(
-        float(as_they_are[0]), 0.0, 0.0, float(samples.std(ddof=1)) if len(samples) > 1 else 0.0, len(samples), images,
-        samples,
-    )  # fmt: skip
-    low, high = found.interval()
-    return MapDifference(found.difference, low, high, found.standard_error, len(samples), images, samples)
+    low, high = _interval(samples, LEVEL)
+    error = float(samples.std(ddof=1)) if len(samples) > 1 else 0.0
+    return MapDifference(float(as_they_are[0]), low, high, error, len(samples), images, samples)
 
 
-def _differences(reference: Matches, other: Matches, weights: np.ndarray) -> np.ndarray:
-    """Return other - reference of the mAP for each column of ``weights`` [images, B] in which there is an object."""
-    before, after = weighted_map([reference, other], weights)
+def _interval(samples: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.percentile(samples, [50 * (1 - level), 50 * (1 + level)])
+    return float(low), float(high)
+
+
+def _differences(sides: Sequence[Sequence[_Category]], weights: np.ndarray) -> np.ndarray:
+    """Return second - first of the mAP for each column of ``weights`` [images, B] in which there is an object."""
+    before, after = _weighted_map(sides, weights)
     known = before > -1
     return after[known] - before[known]
 
@@ -136,67 +138,82 @@ def weighted_map(models: Sequence[Matches], weights: np.ndarray) -> np.ndarray:
     Returns:
         float64 [models, B].
     """
+    return _weighted_map([_prepared(model) for model in models], weights)
+
+
+class _Category:
+    """One category's detections, ready to be weighed: sums over detections as products with the weights of the images.
+
+    The precision at a recall is the highest there or at a higher one, so it changes only where a detection is right:
+    ``places`` are these, at any IoU threshold.
+    """
+
+    def __init__(self, matches: CategoryMatches, images: int) -> None:
+        from scipy import sparse
+
+        def sums(rows: np.ndarray, columns: np.ndarray, count: int) -> Any:
+            return sparse.csr_matrix((np.ones(len(columns)), (rows, columns)), (count, images))
+
+        self.objects = sums(np.zeros(len(matches.objects), int), matches.objects, 1)
+        places = np.unique(np.concatenate(matches.right))
+        segments = np.searchsorted(places, np.arange(len(matches.images)))
+        # Row r: the detections after the place before, up to the place r itself.
+        self.detections = sums(segments, matches.images, len(places))
+        self.thresholds = [
+            (np.searchsorted(places, right), matches.images[right], matches.images[ignored],
+             np.searchsorted(ignored, right))
+            for right, ignored in zip(matches.right, matches.ignored)
+        ]  # fmt: skip
+
+    def average_precision(self, weights: np.ndarray, recalls: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+        """Return AP at IoU 0.50:0.95, float64 [B].
+
+        Args:
+            weights: float64 [images, B].
+            recalls: how many of the recalls are reached with so many objects found, float64 [kinds, objects + 1].
+            kinds: the row of ``recalls`` for each column of ``weights``, [B].
+        """
+        found = np.zeros(weights.shape[1])
+        counted = np.cumsum(self.detections @ weights, axis=0)
+        starts = (kinds * recalls.shape[1]).astype(np.float64)
+        for rows, right, ignored, before in self.thresholds:
+            if not len(rows):
+                continue
+            shown = counted[rows]
+            if len(ignored):
+                nothing = np.zeros((1, weights.shape[1]))
+                shown -= np.concatenate([nothing, np.cumsum(weights[ignored], axis=0)])[before]
+            hits = np.cumsum(weights[right], axis=0)
+            precision = hits / (shown + _SPACING)
+            best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+            hits += starts
+            reached = recalls.ravel().take(hits.astype(np.intp))
+            # Recalls below the first that is reached are taken with it, 0 too.
+            found += best[0] * reached[0] + np.einsum("ij,ij->j", best[1:], np.diff(reached, axis=0))
+        return found / (len(_RECALLS) * len(self.thresholds))
+
+
+def _prepared(matches: Matches) -> list[_Category]:
+    return [_Category(found, len(matches.image_ids)) for found in matches.categories]
+
+
+def _weighted_map(models: Sequence[Sequence[_Category]], weights: np.ndarray) -> np.ndarray:
+    """Return what :func:`weighted_map` does."""
+    total, count = np.zeros((len(models), weights.shape[1])), np.zeros(weights.shape[1])
     with ThreadPoolExecutor(available_cpus()) as pool:
-        by_category = list(
-            pool.map(lambda found: _average_precisions(found, weights), zip(*(model.categories for model in models)))
-        )
-    total = np.zeros((len(models), weights.shape[1]))
-    count = np.zeros(weights.shape[1])
-    for precisions, there in by_category:
-        total += np.where(there, precisions, 0.0)
-        count += there
+        for precisions, there in pool.map(lambda category: _average_precisions(category, weights), zip(*models)):
+            total += np.where(there, precisions, 0.0)
+            count += there
     return np.where(count > 0, total / np.maximum(count, 1), -1.0)
 
 
-def _average_precisions(models: Sequence[CategoryMatches], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _average_precisions(models: Sequence[_Category], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return one category's AP at IoU 0.50:0.95, float64 [models, B], and whether there is an object of it, bool [B]."""
-    counts = np.bincount(models[0].objects, minlength=len(weights))
-    objects = counts @ weights
+    objects = (models[0].objects @ weights)[0]
     there = objects > 0
-    found = np.zeros((len(models), weights.shape[1]))
-    if there.any():
-        # How many of the 101 recalls are reached with so many objects found, [objects + 1, B].
-        reached = np.arange(objects.max() + 1)[:, None] / np.where(there, objects, 1)
-        points = np.searchsorted(_RECALLS, reached, side="right").astype(np.float64)
-        for row, matches in zip(found, models):
-            row[:] = _average_precision(matches, weights, points)
-    return found, there
-
-
-def _average_precision(matches: CategoryMatches, weights: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return AP at IoU 0.50:0.95, float64 [B]; ``points`` is the number of recalls reached, [objects + 1, B].
-
-    The precision at a recall is the highest there or at a higher one, so it changes only where a detection is right.
-    """
-    places = np.unique(np.concatenate(matches.right))
-    found = np.zeros(weights.shape[1])
-    if not len(places):
-        return found
-    images = matches.images
-    counted = np.cumsum(_sums(np.arange(len(images)), places, images, weights), axis=0)
-    column = np.arange(weights.shape[1])
-    for right, ignored in zip(matches.right, matches.ignored):
-        if not len(right):
-            continue
-        rows = np.searchsorted(places, right)
-        shown = counted[rows]
-        if len(ignored):
-            shown -= np.cumsum(_sums(ignored, places, images, weights), axis=0)[rows]
-        hits = np.cumsum(weights[images[right]], axis=0)
-        precision = hits / (shown + _SPACING)
-        best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-        hits *= weights.shape[1]
-        hits += column
-        recalls = points.ravel().take(hits.astype(np.intp))
-        # All recalls below the first are taken with it, 0 too.
-        found += best[0] * recalls[0] + np.einsum("ij,ij->j", best[1:], np.diff(recalls, axis=0))
-    return found / (len(_RECALLS) * len(matches.right))
-
-
-def _sums(detections: np.ndarray, places: np.ndarray, images: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the weights of ``detections`` summed between each of ``places`` and the one before, [places, B]."""
-    from scipy import sparse
-
-    segments = np.searchsorted(places, detections)
-    shape = (len(places), len(weights))
-    return sparse.csr_matrix((np.ones(len(detections)), (segments, images[detections])), shape) @ weights
+    if not there.any():
+        return np.zeros((len(models), len(objects))), there
+    counts, kinds = np.unique(objects, return_inverse=True)
+    reached = np.arange(counts[-1] + 1) / np.maximum(counts, 1)[:, None]
+    recalls = np.searchsorted(_RECALLS, reached, side="right").astype(np.float64)
+    return np.array([model.average_precision(weights, recalls, kinds) for model in models]), there

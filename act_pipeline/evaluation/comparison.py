@@ -1,0 +1,69 @@
+"""Two models on the same images: the difference of their mAPs with its interval, and how far they detect the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from act_pipeline.evaluation.agreement import Agreement, agreement
+from act_pipeline.evaluation.coco import GroundTruth, match_detections
+from act_pipeline.evaluation.confidence import LEVEL, MapDifference, map_difference
+from act_pipeline.evaluation.result import Evaluation
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model compared with a reference, the float model.
+
+    Attributes:
+        difference: of the mAPs; None: the images have no ground truth.
+        agreement: of the detections.
+    """
+
+    difference: Optional[MapDifference]
+    agreement: Agreement
+
+    def as_record(self, max_drop: Optional[float]) -> dict[str, Any]:
+        """Return what ``act.json`` and ``eval.json`` say.
+
+        ``map_drop_interval`` is of the drop, reference - model: ``low``, ``high`` (which hold ``level`` of the resamples),
+        ``level``, ``resamples``, ``standard_error``; ``probability_within_max_drop`` the share of resamples within
+        ``max_drop``; ``images_needed`` how many images would tell whether the drop is within ``max_drop``, None where
+        these do or no number would; and ``agreement``.
+        """
+        found, limited = self.difference, self.difference is not None and max_drop is not None
+        return {
+            "map_drop_interval": None if found is None else {
+                "low": -found.high,
+                "high": -found.low,
+                "level": LEVEL,
+                "resamples": found.resamples,
+                "standard_error": found.standard_error,
+            },
+            "probability_within_max_drop": found.probability(max_drop) if limited else None,
+            "images_needed": found.images_needed(max_drop) if limited and not found.tells(max_drop) else None,
+            "agreement": self.agreement.as_record(),
+        }  # fmt: skip
+
+
+NOT_COMPARED: Mapping[str, Any] = {
+    "map_drop_interval": None, "probability_within_max_drop": None, "images_needed": None, "agreement": None,
+}  # fmt: skip
+
+
+def compare(reference: Evaluation, other: Evaluation, truth: GroundTruth) -> Comparison:
+    """Compare a model's evaluation with a reference's on the same images.
+
+    Args:
+        reference: an evaluation of which the matches are not kept is matched, and keeps them.
+        other: of the other model, with its matches.
+        truth: what both were scored against.
+    """
+    if other.matches is None:
+        raise ValueError("the matches of the evaluation were not kept")
+    if reference.matches is None:
+        reference.matches = match_detections(truth.coco, reference.detections, other.matches.image_ids)
+    return Comparison(
+        map_difference(reference.matches, other.matches), agreement(reference.detections, other.detections)
+    )
