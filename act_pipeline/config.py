@@ -22,6 +22,9 @@ from act_pipeline.yaml_file import apply_overrides, load_yaml, parse_override
 DistillationLoss = Literal["soft_label", "l2", "dkd", "skd"]
 QuantizeType = Literal["channel_wise_abs_max", "abs_max", "range_abs_max", "moving_average_abs_max"]
 CalibrationAlgorithm = Literal["abs_max", "avg", "hist", "mse", "KL"]
+JudgingEngine = Literal[
+    "auto", "openvino", "onnxruntime", "paddle_trt", "tensorrt", "paddle_onednn", "paddle", "int8_reference"
+]
 StrategyName = Literal["auto", "ptq", "smooth_quant", "qat_dis"]
 WeightedOp = Literal["conv2d", "depthwise_conv2d", "conv2d_transpose", "mul", "matmul", "matmul_v2"]
 DEFAULT_CALIBRATION_IMAGES = 200
@@ -245,11 +248,15 @@ class Strategy:
         name: ``ptq``: calibration only. ``smooth_quant``: the same after outliers of activations were moved into the
             weights. ``qat_dis``: training with distillation, PaddleSlim's ACT. ``auto``: these in turn, with ops kept
             float where that is enough, until one is within ``max_drop``.
+        engine: what evaluates the float model and the INT8 ones, a name of ``deploy/infer_eval.py --engine``; ``auto``:
+            the one that this machine runs INT8 fastest in. ``int8_reference`` computes every Q/DQ in Paddle, which
+            nobody deploys, and needs nothing more.
         max_drop: how much lower than the float model's the mAP may be, in [0, 1], absolute; ops are given back to float
             until it holds. None: whatever comes.
     """
 
     name: StrategyName = "auto"
+    engine: JudgingEngine = "auto"
     max_drop: Optional[float] = key(0.005, at_least=0, at_most=1)
 
 

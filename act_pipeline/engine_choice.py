@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from act_pipeline.engines import Artifact, Machine, best_engine, support
+from act_pipeline.engines import Artifact, Machine, fastest_engine, support
 from act_pipeline.errors import UserError
 from act_pipeline.infer_request import InferenceRequest
 from act_pipeline.model import OnnxModel, open_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEFAULT_MODELS = {"int8": Path("output/rtdetr_sample_int8"), "float": Path("output/rtdetr_sample")}
-AUTO = "auto"
+AUTO, ALL = "auto", "all"
 
 
 @dataclass(frozen=True)
@@ -122,15 +122,5 @@ def _for_collecting(
 
 
 def _fastest(request: InferenceRequest, precision: str, onnx_file: bool, here: Machine) -> Choice:
-    if request.device != "auto":
-        name, why = best_engine(precision, request.device, here, onnx_file)
-        return Choice(name, precision, request.device, why)
-    idle = ""
-    if here.gpus or here.nvidia_gpus:
-        try:
-            name, why = best_engine(precision, "GPU", here, onnx_file)
-            return Choice(name, precision, "GPU", why)
-        except UserError as error:
-            idle = f"; not on the GPU: {error}"
-    name, why = best_engine(precision, "CPU", here, onnx_file)
-    return Choice(name, precision, "CPU", why + idle)
+    name, device, why = fastest_engine(precision, request.device, here, onnx_file)
+    return Choice(name, precision, device, why)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import Any
 import yaml
 
 from act_pipeline.data.annotations import Annotations
+from act_pipeline.data.classes import check_count, read_label_list
+from act_pipeline.data.infer_cfg import normalization
 from act_pipeline.download import fetch, is_url
 from act_pipeline.errors import UserError
 from act_pipeline.model import INFER_CFG_FILENAME, InferenceModel
@@ -19,6 +22,7 @@ from act_pipeline.rtdetr.build import build_model
 from act_pipeline.static_graph import StaticGraph, static_mode
 from act_pipeline.yaml_file import apply_overrides, load_yaml, resolve_path
 
+_logger = logging.getLogger(__name__)
 EXPORT_SCHEMA = "act_pipeline.export/1"
 RECORD_FILENAME = "export.json"
 COCO_CLASSES = 80
@@ -75,6 +79,8 @@ def export_model(
         return InferenceModel.load(directory)
     model = build_model(content)
     load_weights(model, weights)
+    if _fuses_normalization(content):
+        _normalize_in_graph(model, _steps(content))
     return export_layer(model, size, infer_cfg, directory, record)
 
 
@@ -149,44 +155,94 @@ def _infer_cfg(config: Any, content: Mapping[str, Any], size: tuple[int, int]) -
 
 
 def _preprocessing(content: Mapping[str, Any], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Return ``infer_cfg.yml``'s steps: the TestReader's, after decoding; RT-DETR's own where the config has none."""
-    reader = content.get("TestReader") or content.get("EvalReader") or {}
-    steps = reader.get("sample_transforms") or [
-        {"Decode": {}},
-        {"Resize": {"keep_ratio": False, "interp": 2}},
-        {"NormalizeImage": _RTDETR_NORMALIZATION},
-        {"Permute": {}},
-    ]
+    """Return ``infer_cfg.yml``'s steps: what is left to do, after decoding, by whoever feeds the model."""
     described = []
-    for step in steps:
-        for name, arguments in step.items():
-            arguments = dict(arguments or {})
-            if name == "Decode":
-                continue
-            if name == "Resize":
-                arguments.update(target_size=list(size), interp=arguments.get("interp", 1))
-            described.append({**arguments, "type": name})
+    for name, arguments in _steps(content):
+        if name == "Decode" or (name == "NormalizeImage" and _fuses_normalization(content)):
+            continue
+        if name == "Resize":
+            arguments = {**arguments, "target_size": list(size), "interp": arguments.get("interp", 1)}
+        described.append({**arguments, "type": name})
     return described
 
 
+def _steps(content: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the TestReader's transforms, name and arguments each; RT-DETR's own where the config has none."""
+    reader = _section(content, "TestReader")
+    steps = reader.get("sample_transforms") or _section(content, "EvalReader").get("sample_transforms")
+    if not steps:
+        pads = _section(content, "DETRPostProcess").get("bbox_decode_type") == "pad"
+        edge = {"Pad": {"size": list(content["eval_size"]), "fill_value": [0.0, 0.0, 0.0]}}
+        steps = [
+            {"Decode": {}},
+            {"Resize": {"keep_ratio": pads, "interp": 2}},
+            *([edge] if pads else []),
+            {"NormalizeImage": _RTDETR_NORMALIZATION},
+            {"Permute": {}},
+        ]
+    return [(name, dict(arguments or {})) for step in steps for name, arguments in step.items()]
+
+
+def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = content.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _fuses_normalization(content: Mapping[str, Any]) -> bool:
+    return bool(_section(content, "TestReader").get("fuse_normalize"))
+
+
+def _normalize_in_graph(model: Any, steps: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Let a model normalize the pixels 0 to 255 that it is fed, as ppdet's ``fuse_normalize`` does.
+
+    Raises:
+        UserError: there is no ``NormalizeImage``.
+    """
+    found = [arguments for name, arguments in steps if name == "NormalizeImage"]
+    if len(found) != 1:
+        raise UserError(
+            f"TestReader.fuse_normalize is true, but its sample_transforms have NormalizeImage {len(found)} times, expected "
+            "once; add it, or set fuse_normalize: false"
+        )
+    import paddle
+
+    factor, shift = normalization(found[0], "TestReader.sample_transforms")
+    model.fuse_norm = True
+    model.scale = paddle.to_tensor(factor.astype("float32")).reshape([1, 3, 1, 1])
+    model.bias = paddle.to_tensor(shift.astype("float32")).reshape([1, 3, 1, 1])
+
+
 def _label_list(config: Any, content: Mapping[str, Any]) -> list[str]:
-    """Return the class names: of the annotation file if it is here, COCO's for 80 classes, else numbers."""
+    """Return the class names: of the annotation file (or list of names) if it is here, COCO's for 80 classes, else numbers."""
     num_classes = content.get("num_classes", COCO_CLASSES)
+    instead = "COCO's names" if num_classes == COCO_CLASSES else f"the names class_0 to class_{num_classes - 1}"
     for section in ("TestDataset", "EvalDataset"):
         dataset = content.get(section)
         fields = getattr(dataset, "fields", dataset) or {}
         if not fields.get("anno_path"):
             continue
+        where = f"{config}: {section}.anno_path"
         path = resolve_path(str(Path(fields.get("dataset_dir") or "", fields["anno_path"])), config)
-        if path.is_file() and path.suffix == ".json":
-            names = Annotations.load(path, f"{config}: {section}.anno_path").class_names
-            if len(names) != num_classes:
-                raise UserError(
-                    f"{config}: num_classes is {num_classes}, {path} has {len(names)} categories; correct one"
-                )
-            return names
+        if not path.is_file():
+            _logger.warning("%s: %s is not here; without another, the classes get %s", where, path, instead)
+            continue
+        names = _names(path, where, num_classes)
+        if len(names) != num_classes:
+            raise UserError(f"{where}: {path} names {len(names)} classes, num_classes is {num_classes}; correct one")
+        return names
     if num_classes == COCO_CLASSES:
         from act_pipeline.upstream import import_ppdet
 
         return list(import_ppdet("ppdet.data.source.category").get_categories("COCO", None)[1].values())
     return [f"class_{index}" for index in range(num_classes)]
+
+
+def _names(path: Path, where: str, num_classes: int) -> list[str]:
+    """Return the names of an annotation file's categories, or of a list of names."""
+    if path.suffix.lower() == ".json":
+        annotations = Annotations.load(path, where)
+        check_count(num_classes, f"{where}: num_classes", annotations)
+        return annotations.class_names
+    if path.suffix.lower() == ".txt":
+        return read_label_list(path, where)
+    raise UserError(f"{where} is {path}, expected an annotation file (.json) or class names, one a line (.txt)")

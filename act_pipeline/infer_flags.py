@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from act_pipeline.engine_choice import AUTO
+from act_pipeline.engine_choice import ALL, AUTO
 from act_pipeline.engines import ENGINES, PRECISIONS
 from act_pipeline.errors import suggest
 from act_pipeline.executors import EXECUTORS
@@ -62,17 +62,18 @@ def _parser() -> argparse.ArgumentParser:
         "model folder, or an ONNX file of deploy/export_onnx.py (default: the sample's, output/rtdetr_sample_int8, or "
         "output/rtdetr_sample with a float --precision)",
     )
-    flag("model_filename", "program in the model folder (default %(default)s)")
-    flag("params_filename", "parameters in the model folder (default %(default)s)")
+    flag("model_filename", "program in the model folder (default %(default)s, else inference.pdmodel, else the only one)")
+    flag("params_filename", "parameters in the model folder (default %(default)s, else as the program)")
     flag("reader_config", "reader YAML: data set and preprocessing (default configs/readers/sample_reader.yml)")
     flag("image_file", "run on this picture, list what is found and draw it, instead of evaluating")
     flag(
         "engine",
-        "what runs the model; auto: the fastest that this machine has for the precision, on a CPU openvino. openvino, "
+        "what runs the model; auto: the fastest that this machine has for the precision, on a CPU openvino; all: "
+        "mAP and latency in every engine of this machine, beside the float model's. openvino, "
         "onnxruntime and tensorrt lower a model folder to ONNX, which is kept in it (default: paddle, or what "
         "--use_trt and --use_mkldnn say; auto for an ONNX file)",
         type=_engine,
-        metavar="|".join((AUTO, *ENGINES)),
+        metavar="|".join((AUTO, ALL, *ENGINES)),
     )
     flag(
         "device",
@@ -139,7 +140,7 @@ def _precision(text: str) -> str:
 
 
 def _engine(text: str) -> str:
-    return _one_of(text, (AUTO, *ENGINES))
+    return _one_of(text, (AUTO, ALL, *ENGINES))
 
 
 def _executor(text: str) -> str:

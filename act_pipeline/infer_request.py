@@ -17,7 +17,8 @@ class InferenceRequest:
         params_filename: the parameters in it.
         reader_config: the reader YAML; None: the sample's.
         image_file: run on this picture instead of the data set, and draw.
-        engine: a name of :data:`act_pipeline.engines.ENGINES`, or ``auto``, the fastest here; None: Paddle, as
+        engine: a name of :data:`act_pipeline.engines.ENGINES`, ``auto``, the fastest here, or ``all``, each
+            that is here; None: Paddle, as
             ``use_trt`` and ``use_mkldnn`` say, and ``auto`` for an ONNX file.
         device: ``auto`` (a GPU if there is one that the engine can use), ``CPU`` or ``GPU``.
         precision: ``fp32``, ``fp16``, ``bf16``, ``int8``; None: int8 for an INT8 model, fp32 for a float one.

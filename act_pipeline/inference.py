@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.engine_choice import choose_engine, default_path, load_model
+from act_pipeline.engine_choice import ALL, choose_engine, default_path, load_model
 from act_pipeline.engines import Artifact, Engine, Machine, create_engine, find_support, inspect_artifact, machine
 from act_pipeline.engines.base import available_cpus, location
 from act_pipeline.errors import UserError
@@ -82,6 +82,11 @@ def run_inference(
     _check_shards(request)
     if request.json is not None:
         _check_record_path(Path(request.json))
+    if request.engine == ALL:
+        from act_pipeline.benchmark.every_engine import run_in_every_engine
+
+        found = run_in_every_engine(request, say, reader)
+        return InferenceOutcome(lines=found.lines, record=found.record)
     model = load_model(request)
     here = here or machine()
     summary = inspect_artifact(model, here)
@@ -96,7 +101,7 @@ def run_inference(
         from act_pipeline.shards import shard_threads
 
         threads = shard_threads(request.cpu_threads, request.executor, request.shards)
-    reader = _reader(request, reader)
+    reader = _reader(request, reader, model, say)
     if isinstance(model, InferenceModel) and (
         request.collect_shape_only or (name == "paddle_trt" and request.use_dynamic_shape)
     ):
@@ -162,15 +167,22 @@ def _check_record_path(path: Path) -> None:
         raise UserError(f"--json={path}: no permission to write to {folder}; choose another place")
 
 
-def _reader(request: InferenceRequest, reader: Any) -> Any:
-    if reader is None:
-        from act_pipeline.data import Reader
+def _reader(request: InferenceRequest, reader: Any, model: Artifact, say: Say) -> Any:
+    """Return what gives the images, as the model takes them."""
+    from act_pipeline.data import Reader
+    from act_pipeline.fit import fit_reader
 
+    if reader is None:
         config = Path(request.reader_config) if request.reader_config else default_path(DEFAULT_READER)
         reader = Reader.load(config)
     if request.img_shape is not None and tuple(reader.input_size) != tuple(request.img_shape):
         reader = reader.with_input_size(*request.img_shape)
-    return reader
+    if not isinstance(reader, Reader) or request.benchmark:  # speed does not depend on what is in the pictures
+        return reader
+    fit = fit_reader(model, reader)
+    for note in fit.notes:
+        say(note)
+    return fit.reader
 
 
 def _collect_if_stale(
@@ -340,14 +352,14 @@ def _show(request: InferenceRequest, engine: Engine, model: Artifact, reader: An
 
 
 def _class_names(reader: Any, model: Artifact) -> Sequence[str]:
-    try:
+    """Return the names by class index: the model's own where it has them, so that no data set is needed, else the data's."""
+    with contextlib.suppress(UserError):
         return list(reader.class_names)
-    except UserError:  # the data set is not here; a picture can be shown all the same
-        # A lowered file lies in onnx/ in the folder of its model.
-        folders = [model.directory, model.directory.parent] if isinstance(model, OnnxModel) else [model.directory]
-        labels = (InferenceModel(folder).infer_cfg().get("label_list") for folder in folders)
-        names = next(filter(None, labels), [])
-        return [str(name) for name in names] if isinstance(names, list) else []
+    # A lowered file lies in onnx/ in the folder of its model.
+    folders = [model.directory, model.directory.parent] if isinstance(model, OnnxModel) else [model.directory]
+    labels = (InferenceModel(folder).infer_cfg().get("label_list") for folder in folders)
+    names = next(filter(None, labels), [])
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _latency_line(latency_ms: Mapping[str, float], images_per_second: float, batch_size: int) -> str:

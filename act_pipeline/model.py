@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ from act_pipeline.yaml_file import load_yaml
 MODEL_FILENAME = "model.pdmodel"
 PARAMS_FILENAME = "model.pdiparams"
 INFER_CFG_FILENAME = "infer_cfg.yml"
+# How PaddleX, and PaddleDetection's later exporter, name the same.
+_OTHER_STEM = "inference"
+_OTHER_INFER_CFG_FILENAME = "inference.yml"
+_PROGRAM_SUFFIX = ".pdmodel"
+_PIR_FILENAMES = ("model.json", "inference.json")
+_PIR_MARK = re.compile(rb'"magic"\s*:\s*"pir"')
 ONNX_SCHEMA = "act_pipeline.onnx/1"
 
 
@@ -44,24 +51,40 @@ class InferenceModel:
     ) -> InferenceModel:
         """Check that the folder holds a whole model.
 
+        Args:
+            directory: the folder, or the ``.pdmodel`` in it.
+            model_filename: the program. Where the folder has no ``model.pdmodel``, ``inference.pdmodel`` or the only
+                ``.pdmodel`` is taken for it.
+            params_filename: the parameters, likewise: else those of the program's name, or the only ``.pdiparams``.
+
         Raises:
-            UserError: the folder or a file is missing or empty, or the model is of Paddle 3's ``model.json`` kind.
+            UserError: the folder or a file is missing or empty, there are several to choose from, or the model is of
+                Paddle 3's ``model.json`` kind.
         """
         folder = Path(directory)
         if not folder.exists():
             raise UserError(f"model folder {folder} does not exist; export a model with tools/export_model.py first")
+        if folder.suffix == _PROGRAM_SUFFIX and folder.is_file():
+            folder, model_filename = folder.parent, folder.name
+        if _is_pir(folder):
+            raise _of_paddle3(folder)
         if not folder.is_dir():
             raise UserError(
                 f"{folder} is a file, expected the folder that holds {model_filename} and {params_filename}"
             )
+        if model_filename == MODEL_FILENAME:
+            model_filename = _find(folder, "model_filename", MODEL_FILENAME, f"{_OTHER_STEM}{_PROGRAM_SUFFIX}")
+        if params_filename == PARAMS_FILENAME:
+            of_program = Path(model_filename).with_suffix(Path(PARAMS_FILENAME).suffix).name
+            params_filename = _find(folder, "params_filename", of_program, PARAMS_FILENAME)
         model = cls(folder, model_filename, params_filename)
+        if _is_pir(model.model_path):
+            raise _of_paddle3(model.model_path)
         if not model.model_path.exists():
-            json_path = model.model_path.with_suffix(".json")
-            if json_path.exists():
-                raise UserError(
-                    f"{json_path} is a model of Paddle 3 (PIR), expected {model_filename}: export it again with "
-                    "tools/export_model.py, or in Paddle 3 with FLAGS_enable_pir_api=0"
-                )
+            programs = (path for path in sorted(folder.glob("*.json")) if path.name in _PIR_FILENAMES or _is_pir(path))
+            pir = next(programs, None)
+            if pir is not None:
+                raise _of_paddle3(pir)
             raise UserError(
                 f"{model.model_path} is missing in the model folder; export a model with tools/export_model.py"
             )
@@ -82,7 +105,9 @@ class InferenceModel:
 
     @property
     def infer_cfg_path(self) -> Path:
-        return self.directory / INFER_CFG_FILENAME
+        """``infer_cfg.yml``, or ``inference.yml`` where there is that one only."""
+        path, other = self.directory / INFER_CFG_FILENAME, self.directory / _OTHER_INFER_CFG_FILENAME
+        return other if other.exists() and not path.exists() else path
 
     @property
     def bytes(self) -> int:
@@ -102,6 +127,36 @@ class InferenceModel:
         if not self.infer_cfg_path.exists():
             return {}
         return load_yaml(self.infer_cfg_path)
+
+
+def _find(folder: Path, key: str, *names: str) -> str:
+    """Return the first of ``names`` that the folder has, else its only file of that kind, else the first name."""
+    suffix = Path(names[0]).suffix
+    found = sorted(path.name for path in folder.glob(f"*{suffix}") if path.is_file())
+    for name in names:
+        if name in found:
+            return name
+    if len(found) > 1:
+        raise UserError(
+            f"{folder} holds {len(found)} {suffix} files ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''}), "
+            f"expected {names[0]} or one only; say which with {key}"
+        )
+    return found[0] if found else names[0]
+
+
+def _is_pir(path: Path) -> bool:
+    """Say whether a file is a program of Paddle 3, JSON that begins ``{"base_code":{"magic":"pir"``."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return bool(_PIR_MARK.search(file.read(256)))
+
+
+def _of_paddle3(path: Path) -> UserError:
+    return UserError(
+        f"{path} is a model of Paddle 3 (PIR), expected a {_PROGRAM_SUFFIX} of Paddle 2: export it again from its "
+        ".pdparams, with tools/export_model.py or in paddlepaddle 2.6"
+    )
 
 
 @dataclass(frozen=True)

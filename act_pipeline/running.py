@@ -124,6 +124,46 @@ def measure_latency(
     return latency_ms, images / max(sum(seconds), 1e-9)
 
 
+@dataclass(frozen=True)
+class Latencies:
+    """How long an engine takes for a batch.
+
+    Attributes:
+        latency_ms: ``min``, ``p50``, ``p90``, ``p99``, ``max``.
+        ratio: how many times as fast as the first engine it is: the median over the rounds; 1.0 for the first.
+    """
+
+    latency_ms: dict[str, float]
+    ratio: float
+
+
+def measure_in_turns(
+    engines: Mapping[str, Engine], batches: Sequence[Mapping[str, np.ndarray]], rounds: int, warmup: int = 2
+) -> dict[str, Latencies]:
+    """Time engines in rounds, in each of which every engine runs once on the same batch.
+
+    Args:
+        engines: label -> engine; ratios are to the first one.
+        batches: are run in turn, round and round.
+        rounds: how many are timed.
+        warmup: rounds before them.
+    """
+    turns = itertools.cycle(batches)
+    seconds: dict[str, list[float]] = {label: [] for label in engines}
+    for number in range(warmup + rounds):
+        batch = next(turns)
+        for label, engine in engines.items():
+            start = time.perf_counter()
+            engine.run(batch)
+            if number >= warmup:
+                seconds[label].append(time.perf_counter() - start)
+    first = np.array(next(iter(seconds.values())))
+    return {
+        label: Latencies(latency_percentiles(taken), round(float(np.median(first / np.array(taken))), 4))
+        for label, taken in seconds.items()
+    }
+
+
 def latency_percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """Return ``min``, ``p50``, ``p90``, ``p99``, ``max`` in milliseconds."""
     return {name: round(float(np.percentile(seconds, at)) * 1000, 4) for name, at in PERCENTILES.items()}

@@ -48,9 +48,15 @@ def compression_table(record: Mapping[str, Any]) -> str:
         more = f" and {len(given) - _NAMED_OPS} more" if len(given) > _NAMED_OPS else ""
         lines.append(f"given back to float: {', '.join(given[:_NAMED_OPS])}{more}")
     lines.append(
-        f"* kept{'' if floor is None else f', within max_drop {floor}'}; {measured['images']} images in Paddle Inference "
-        f"on the {measured['device']}, the INT8 models as saved; {sum(record['seconds'].values()):.0f} s in all"
+        f"* kept{'' if floor is None else f', within max_drop {floor}'}; {measured['images']} images in "
+        f"{measured['engine']} on the {measured['device']}; {sum(record['seconds'].values()):.0f} s in all"
     )
+    if record["latency"] is not None:
+        fp32_ms, int8_ms = record["latency"]["fp32"], record["latency"]["int8"]
+        lines.append(
+            f"there, one image in ms: FP32 {fp32_ms['p50_ms']:.1f} (90%: {fp32_ms['p90_ms']:.1f}), INT8 "
+            f"{int8_ms['p50_ms']:.1f} ({int8_ms['p90_ms']:.1f}): {record['latency']['ratio']:.2f} times as fast"
+        )
     return "\n".join(lines)
 
 

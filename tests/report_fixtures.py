@@ -122,7 +122,7 @@ def act_record(stats: dict[str, dict[str, float | None]]) -> dict[str, Any]:
             {**step, "name": "mixed", "strategy": "mixed", "map_drop": drop, "seconds": 33.75,
              "meets_max_drop": True, "chosen": True},
         ],
-        "training": {"loss": [3.9, 3.7, 3.8], "evaluations": [{"iteration": 3, "map": 0.4}]},
+        "training": {"loss": [3.9, 3.7, 3.8], "evaluations": [{"iteration": 3, "agreement": 0.4}]},
         "evaluation": {"engine": "paddle", "device": "CPU", "threads": 2, "images": 5},
         "model_hash": INT8_HASH,
         "source_hash": FP32_HASH,

@@ -238,7 +238,7 @@ def test_a_tensor_that_is_not_finite_is_named_with_its_op(tmp_path: Path, bad: f
         readers = quantizable_tensors(StaticGraph.load(model), OPS)
         broken = images()
         broken[2, 1, 3, 3] = bad
-        with pytest.raises(UserError, match=f"tensor image, read by conv2d .*{word}.* images 1 to 8"):
+        with pytest.raises(UserError, match=f"tensor image, read by conv2d .*{word}.* calibration image 3;"):
             collect(model, {name: [AbsMax()] for name in readers}, [{"image": broken}], ops=readers)
 
 

@@ -478,14 +478,14 @@ def test_an_evaluation_of_another_model_is_no_part_of_the_verdict(tmp_path, data
 
 def test_the_training_goes_to_visualdl(tmp_path):
     visualdl = pytest.importorskip("visualdl", reason="visualdl is not installed")
-    training = {"loss": [3.5, 2.5], "evaluations": [{"iteration": 2, "map": 0.625}]}
+    training = {"loss": [3.5, 2.5], "evaluations": [{"iteration": 2, "agreement": 0.625}]}
     assert write_scalars({}, tmp_path) is None
     for _ in range(2):  # a second report replaces the log of the first
         path = write_scalars({"training": training}, tmp_path)
         assert path == tmp_path / LOG_FILENAME
         reader = visualdl.LogReader(file_path=str(path))
-        points = {tag: [(item.id, item.value) for item in reader.get_data("scalar", tag)] for tag in ("train/loss", "eval/map")}
-        assert points == {"train/loss": [(1, 3.5), (2, 2.5)], "eval/map": [(2, 0.625)]}
+        points = {tag: [(item.id, item.value) for item in reader.get_data("scalar", tag)] for tag in ("train/loss", "eval/agreement")}
+        assert points == {"train/loss": [(1, 3.5), (2, 2.5)], "eval/agreement": [(2, 0.625)]}
 
 
 def test_without_visualdl_nothing_is_written(tmp_path, monkeypatch):

@@ -257,6 +257,25 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     assert names[0] in message and names[1] in message and names[2] in message and "and 2 more" in message
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("as_numpy", [False, True], ids=["tensors", "arrays"])
+def test_weights_of_another_dtype_are_cast(tmp_path: Path, dtype: str, as_numpy: bool) -> None:
+    """Weights of an AMP training (Paddle 61803, PaddleDetection 8612); bfloat16 arrays are uint16 in NumPy."""
+    import paddle
+
+    from act_pipeline.demo import WEIGHTS
+
+    model = build_model(CONFIGS / "rtdetr_sample.yml")
+    state = {name: value.astype(dtype) for name, value in paddle.load(str(WEIGHTS)).items()}
+    expected = {name: value.astype("float32").numpy() for name, value in state.items()}
+    saved = {name: value.numpy() for name, value in state.items()} if as_numpy else state
+    paddle.save(saved, str(tmp_path / "amp.pdparams"))
+    load_weights(model, tmp_path / "amp.pdparams")
+    for name, parameter in model.state_dict().items():
+        assert parameter.dtype == paddle.float32
+        np.testing.assert_array_equal(parameter.numpy(), expected[name])
+
+
 @pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x80\x04N."])
 def test_unreadable_weights_are_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.pdparams").write_bytes(content)

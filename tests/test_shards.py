@@ -204,7 +204,7 @@ def test_a_ray_cluster_evaluates_the_same(float_model, config) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "precision"), [("openvino", "int8"), ("paddle_simulated", "int8"), ("paddle", "fp32")])
+@pytest.mark.parametrize(("engine", "precision"), [("openvino", "int8"), ("int8_reference", "int8"), ("paddle", "fp32")])
 def test_the_sample_in_two_processes_scores_as_in_one(demo, engine: str, precision: str) -> None:
     if engine == "openvino":
         pytest.importorskip("openvino", reason="needs openvino")

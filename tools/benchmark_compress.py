@@ -27,7 +27,7 @@ _PEER_HELP = """\
   prepare           nncf: lowering to ONNX, reading it; ours: folding constants and BatchNorm, checks
   quantize          nncf: all of nncf.quantize, which calibrates and corrects biases; ours: rounding, after `calibrate`
                     (the images) and `choose` (auto: which calibration changes detections least)
-  evaluate          ours: the float model and each candidate on --eval_images; nncf evaluates nothing
+  evaluate          ours: the float model and each candidate on --eval_images, latencies, the reference; nncf: nothing
   quantization      all but start, prepare, save, evaluate and other
   total - evaluate  what remains of the total without evaluations
   The ratios are ours / NNCF's: below 1, ours took less. Last, after the clock has stopped: each model's mAP in OpenVINO

@@ -28,6 +28,7 @@ from act_pipeline.data import Reader
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import UserError
 from act_pipeline.executors import EXECUTORS
+from act_pipeline.fit import fit_reader, told
 from act_pipeline.model import InferenceModel
 from act_pipeline.records import ANALYSIS_FILENAME, ANALYSIS_SCHEMA, read_record, write_record
 from act_pipeline.static_graph import StaticGraph, static_mode
@@ -106,10 +107,12 @@ def analyze(
     if images is not None:
         post = dataclasses.replace(config.quant_post, calib_images=images, batch_nums=None)
         config = dataclasses.replace(config, quant_post=post)
-    reader = Reader.load(config.global_.reader_config, reader_overrides)
+    fit = fit_reader(model, Reader.load(config.global_.reader_config, reader_overrides))
+    reader = fit.reader
+    told(fit.notes)
     reader.check("train", *(["eval"] if map_images else []))
     device = choose_device(device)
-    subset = Subset(str(reader.path), tuple(reader_overrides), map_images, {}) if map_images else None
+    subset = Subset(reader.settings, reader.fingerprint("eval"), map_images, {}) if map_images else None
     with hold_lock(target), tempfile.TemporaryDirectory(prefix="act_pipeline_") as work, static_mode():
         target.mkdir(parents=True, exist_ok=True)
         study = _Study(config, model, reader, device, Path(work), progress)
@@ -202,7 +205,7 @@ class _Study:
     ) -> list[OpSensitivity]:
         """Measure every op."""
         from act_pipeline.compress.feeds import model_feed
-        from act_pipeline.compress.ptq import held_out_feeds
+        from act_pipeline.compress.feeds import held_out_feeds
 
         with self._timed("sensitivity"):
             feeds = held_out_feeds(self.config, self.reader, self.prepared, images)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from act_pipeline.analysis.observers import NotFiniteError, Observer
-from act_pipeline.engines.paddle_tensors import PaddleTensors
+from act_pipeline.engines.tensors import create_tensor_runner
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph, static_mode
@@ -47,7 +48,8 @@ def collect(
     """Run batches through a float model and feed its tensors to observers.
 
     A tensor whose first dimension the program leaves open holds the images of a batch one after another, whatever
-    stands between (``[N * heads, ...]``); of any other, a batch counts as one image.
+    stands between (``[N * heads, ...]``); of any other, a batch counts as one image. On a CPU with OpenVINO the images
+    are run one by one.
 
     Args:
         model: the float model.
@@ -69,11 +71,11 @@ def collect(
         with contextlib.closing(StaticGraph.load(model)) as graph:
             batched = [_is_batched(graph.program.global_block().var(name).shape) for name in names]
             exposed = expose(graph, names, Path(folder))
-        runner = PaddleTensors(exposed, device)
-        with contextlib.closing(runner):
-            for batch in batches:
-                count = len(next(iter(batch.values())))
-                for name, by_image, values in zip(names, batched, runner.run(batch)):
+        with contextlib.closing(create_tensor_runner(exposed, device)) as runner:
+            sizes: deque[int] = deque()
+            for tensors in runner.run(_sized(batches, runner.single, sizes)):
+                count = sizes.popleft()
+                for name, by_image, values in zip(names, batched, tensors):
                     parts = count if by_image and values.shape[0] % count == 0 else 1
                     for observer in observers[name]:
                         try:
@@ -82,11 +84,29 @@ def collect(
                             op = (ops or {}).get(name)
                             raise UserError(
                                 f"{where or model.directory}: tensor {name}{f', {op},' if op else ''} holds {error} on "
-                                f"calibration images {images + 1} to {images + count}; the weights or the images are "
-                                "damaged: evaluate the float model, and export it again"
+                                f"{_images_in_words(images, count)}; the weights or the images are damaged: evaluate the "
+                                "float model, and export it again"
                             ) from None
                 images += count
     return images
+
+
+def _sized(
+    batches: Iterable[Mapping[str, np.ndarray]], single: bool, sizes: deque[int]
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """Yield the batches, image by image if ``single``, and note how many images each has."""
+    for batch in batches:
+        count = len(next(iter(batch.values())))
+        for start in range(0, count, 1 if single else count):
+            part = {name: array[start : start + 1] for name, array in batch.items()} if single else batch
+            sizes.append(1 if single else count)
+            yield part
+
+
+def _images_in_words(before: int, count: int) -> str:
+    if count == 1:
+        return f"calibration image {before + 1}"
+    return f"calibration images {before + 1} to {before + count}"
 
 
 def expose(graph: StaticGraph, names: Sequence[str], directory: Path) -> InferenceModel:

@@ -12,7 +12,7 @@ from act_pipeline.engines.base import available_cpus
 from act_pipeline.executors import Work, run_work
 
 # Paddle's math libraries read them when they are loaded.
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 Measurements = Iterator[dict[str, Any]]
 
 

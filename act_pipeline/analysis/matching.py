@@ -72,15 +72,20 @@ def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     Args:
         first, second: [A, 4] and [B, 4]: x1, y1, x2, y2.
     """
-    top_left = np.maximum(first[:, None, :2], second[None, :, :2])
-    bottom_right = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    common = np.prod(np.clip(bottom_right - top_left, 0, None), axis=2)
+    return overlaps(first[:, None], second[None])
+
+
+def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of boxes [..., 4] (x1, y1, x2, y2), each with its own one, broadcast; float64."""
+    width = np.minimum(first[..., 2], second[..., 2]) - np.maximum(first[..., 0], second[..., 0])
+    height = np.minimum(first[..., 3], second[..., 3]) - np.maximum(first[..., 1], second[..., 1])
+    common = np.asarray(np.clip(width, 0, None) * np.clip(height, 0, None), np.float64)
 
     def area(boxes: np.ndarray) -> np.ndarray:
-        return np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1)
+        return np.clip(boxes[..., 2] - boxes[..., 0], 0, None) * np.clip(boxes[..., 3] - boxes[..., 1], 0, None)
 
-    union = area(first)[:, None] + area(second)[None, :] - common
-    return np.divide(common, union, out=np.zeros_like(common, np.float64), where=union > 0)
+    union = area(first) + area(second) - common
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
 
 
 def images_of(bbox: np.ndarray, bbox_num: np.ndarray) -> list[np.ndarray]:

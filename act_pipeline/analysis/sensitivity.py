@@ -24,6 +24,7 @@ from act_pipeline.analysis.matching import agreement_of
 from act_pipeline.analysis.ops import QuantizableOp
 from act_pipeline.analysis.outputs import RawOutputs, find_raw_outputs, signal_and_noise
 from act_pipeline.analysis.simulate import Simulation
+from act_pipeline.data.settings import ReaderSettings
 from act_pipeline.engines.base import available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation import evaluate
@@ -45,14 +46,14 @@ class Subset:
     """Images with ground truth, on which mAP is measured.
 
     Attributes:
-        reader: the reader file.
-        overrides: set over it.
+        reader: what the reader file says, as the model takes it.
+        data_hash: of its eval split.
         images: how many of its eval split, the first ones.
         sources: the model's input -> the reader's name for it.
     """
 
-    reader: str
-    overrides: tuple[str, ...]
+    reader: ReaderSettings
+    data_hash: str
     images: int
     sources: Mapping[str, str]
 
@@ -102,7 +103,7 @@ class Task:
         digest = hashlib.sha256()
         digest.update(repr((_VERSION, source_hash or model.content_hash(), device)).encode())
         digest.update(repr(sorted(used.items())).encode())
-        digest.update(repr(subset and (subset.reader, subset.overrides, subset.images)).encode())
+        digest.update(repr(subset and (subset.data_hash, subset.images)).encode())
         digest.update(repr([asdict(op) for op in ops]).encode())
         for batch in batches:
             for name in sorted(batch):
@@ -178,16 +179,7 @@ class _Bench:
     def measure(self, name: str, batch: int) -> dict[str, Any]:
         if batch == MAP:
             return {"op": name, "batch": MAP, "map": self._map(name)}
-        feed = self.task.batches[batch]
-        if self.held != batch:
-            self.exact, self.held = self.simulation.hold(feed), batch
-        found = self.simulation.run(feed, {name})
-        signal, noise = signal_and_noise(self.exact, found, self.raw)
-        if not (math.isfinite(signal) and math.isfinite(noise)):
-            raise UserError(
-                f"the outputs are not finite with {name} in INT8, or in the float model; its weights or the images are "
-                "damaged: evaluate the float model, and export it again"
-            )
+        signal, noise, found = self.signal_and_noise([name], batch)
         agreement, objects = agreement_of(self.exact, found) if _detects(found) else (0.0, 0)
         return {
             "op": name,
@@ -198,13 +190,28 @@ class _Bench:
             "objects": objects,
         }
 
+    def signal_and_noise(self, names: Collection[str], batch: int) -> tuple[float, float, dict[str, np.ndarray]]:
+        """Return the powers of the outputs and of their error with some ops in INT8, and these outputs."""
+        feed = self.task.batches[batch]
+        if self.held != batch:
+            self.exact, self.held = self.simulation.hold(feed), batch
+        found = self.simulation.run(feed, set(names))
+        signal, noise = signal_and_noise(self.exact, found, self.raw)
+        if not (math.isfinite(signal) and math.isfinite(noise)):
+            some = ", ".join(list(names)[:3])
+            raise UserError(
+                f"the outputs are not finite with {some} in INT8, or in the float model; its weights or the images are "
+                "damaged: evaluate the float model, and export it again"
+            )
+        return signal, noise, found
+
     def _map(self, name: str) -> float:
         from act_pipeline.data import Reader
 
         subset = self.task.subset
         assert subset is not None
         if self._reader is None:
-            self._reader = Reader.load(subset.reader, subset.overrides)
+            self._reader = Reader(subset.reader)
         engine = _OneOp(self.simulation, name, subset.sources, self.task.device)
         return evaluate(engine, self._reader, limit=subset.images, progress=False, batch_size=1, warmup=0).map
 
@@ -224,6 +231,48 @@ class _OneOp:
 
 
 _bench: _Bench | None = None
+
+
+@dataclass(frozen=True)
+class BlockError:
+    """What several ops cost when they alone are in INT8.
+
+    Attributes:
+        group: of the first one.
+        ops: how many they are.
+        error: noise / signal of the outputs, see :func:`act_pipeline.analysis.outputs.signal_and_noise`.
+    """
+
+    group: str
+    ops: int
+    error: float
+
+
+def block_errors(task: Task, blocks: Sequence[Sequence[QuantizableOp]], progress: bool = True) -> list[BlockError]:
+    """Measure blocks of a task's ops, each quantized alone, in this process.
+
+    Args:
+        task: gives the model, the thresholds and the batches.
+        blocks: ops of the task, in groups.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        UserError: the outputs are not finite, or memory does not suffice.
+    """
+    from tqdm import tqdm
+
+    sums = np.zeros((len(blocks), 2))
+    with contextlib.closing(_Bench(task)) as bench, tqdm(
+        total=len(task.batches) * len(blocks), desc="blocks", unit="block", disable=not progress, leave=False
+    ) as bar:
+        for batch in range(len(task.batches)):
+            for index, block in enumerate(blocks):
+                sums[index] += bench.signal_and_noise([op.name for op in block], batch)[:2]
+                bar.update()
+    return [
+        BlockError(block[0].group, len(block), noise / signal if signal else 0.0)
+        for block, (signal, noise) in zip(blocks, sums)
+    ]
 
 
 def measure(task: Task, unit: Unit) -> dict[str, Any]:

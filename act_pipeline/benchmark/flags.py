@@ -37,10 +37,11 @@ def _parser() -> argparse.ArgumentParser:
 
     flag("model_path", "FP32 model folder (default: the sample's, output/rtdetr_sample)")
     flag("int8_model_path", "INT8 model folder (default: the sample's, output/rtdetr_sample_int8)")
-    flag("model_filename", "program in the model folders (default %(default)s)")
-    flag("params_filename", "parameters in the model folders (default %(default)s)")
+    flag("model_filename", "program in the model folders (default %(default)s, else inference.pdmodel, else the only one)")
+    flag("params_filename", "parameters in the model folders (default %(default)s, else as the program)")
     flag("reader_config", "reader YAML: data set and preprocessing (default configs/readers/sample_reader.yml)")
     flag("engines", f"some of {','.join(ENGINES)} (default: all that run here)", type=_names, metavar="NAME,...")
+    flag("reference", "int8_reference too, which computes every Q/DQ and which nobody deploys", action="store_true")
     flag("precisions", f"some of {','.join(PRECISIONS)} (default: all)", type=_names, metavar="NAME,...")
     flag(
         "device", "CPU, GPU or auto: a GPU if an engine can use one (default %(default)s)",

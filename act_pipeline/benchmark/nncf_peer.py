@@ -133,15 +133,14 @@ def quantize(
     Raises:
         UserError: the train split cannot be read, or the model cannot be lowered.
     """
+    from act_pipeline.engines.openvino import set_batch
     from act_pipeline.lowering import lowered_onnx
 
     nncf, openvino = import_nncf()
     with stage("prepare"):
         onnx_model = lowered_onnx(model, "cpu")
         network = openvino.Core().read_model(str(onnx_model.path))
-        for parameter in network.get_parameters():  # one image at a time, as it is calibrated; any batch again below
-            _set_batch(parameter, 1)
-        network.validate_nodes_and_infer_types()
+        set_batch(network, 1)  # one image at a time, as it is calibrated; any batch again below
     inputs = {
         parameter.output(0).get_any_name(): (-1, *parameter.get_partial_shape().to_shape()[1:])
         for parameter in network.get_parameters()
@@ -160,9 +159,7 @@ def quantize(
                 network, calibration, nncf.Dataset(eval_batches), score, max_drop=max_drop,
                 drop_type=nncf.DropType.ABSOLUTE, **settings,
             )
-    for parameter in quantized.get_parameters():
-        _set_batch(parameter, -1)
-    quantized.validate_nodes_and_infer_types()
+    set_batch(quantized, -1)
     with stage("save"):
         path.parent.mkdir(parents=True, exist_ok=True)
         openvino.save_model(quantized, str(path), compress_to_fp16=False)
@@ -183,7 +180,10 @@ def _scoring(reader: Any) -> tuple[Callable[[Any, Any], tuple[float, None]], lis
             return {"bbox": found["bbox"], "bbox_num": found["bbox_num"]}
 
         engine = SimpleNamespace(device="CPU", threads=1, run=run)
-        handed = SimpleNamespace(annotation_file=reader.annotation_file, loader=lambda *args, **options: list(batches))
+        handed = SimpleNamespace(
+            annotation_file=reader.annotation_file, loader=lambda *args, **options: list(batches),
+            class_ids=reader.class_ids,
+        )  # fmt: skip
         return evaluate(engine, handed, progress=False, warmup=0).map, None
 
     return score, list(reader.loader("eval", batch_size=1, shuffle=False))
@@ -209,13 +209,6 @@ class _Calibration:
 
     def __len__(self) -> int:
         return self._images
-
-
-def _set_batch(parameter: Any, batch: int) -> None:
-    # Not Model.reshape, after whose passes half of the convolutions fall out of INT8.
-    shape = parameter.get_partial_shape()
-    shape[0] = batch
-    parameter.set_partial_shape(shape)
 
 
 def import_nncf() -> tuple[Any, Any]:

@@ -34,6 +34,8 @@ FLOAT = "fp32"
 QUANTIZATION, UNEVALUATED, TOTAL = "quantization", "total - evaluate", "total"
 _AROUND = ("start", "prepare", "save", "evaluate", "other")
 _DERIVED = (QUANTIZATION, UNEVALUATED, TOTAL)
+# What `act.json` has beside the evaluations and is none of the quantization.
+_MEASUREMENTS = ("latency", "reference")
 _IR = Path("nncf", "nncf_int8.xml")
 
 
@@ -185,7 +187,7 @@ def run_compress(config: Config, reader: Reader, work: Path, clock: Clock) -> tu
     done = compress(config, work / "int8", "CPU", progress=False, reader_overrides=[annotations])
     for stage, seconds in done.record["seconds"].items():
         # The float model's and each candidate's; those of a training are within its own seconds.
-        name = "evaluate" if stage.startswith("evaluate") else stage
+        name = "evaluate" if stage.startswith("evaluate") or stage in _MEASUREMENTS else stage
         clock.seconds[name] = clock.seconds.get(name, 0.0) + seconds
     return done.model, done.record["chosen"]
 

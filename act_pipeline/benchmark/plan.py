@@ -21,7 +21,7 @@ MIN_REPEATS, QUICK_REPEATS = 50, 10
 # to the faster one of those that ran, and names it.
 PADDLE_INFERENCE = ("paddle", "paddle_onednn")
 # Computes INT8 in float, to judge a model by; it is timed if it is asked for.
-NOT_DEPLOYED = ("paddle_simulated",)
+NOT_DEPLOYED = ("int8_reference",)
 PEERS = ("nncf", "nncf_accuracy_control")
 
 
@@ -36,6 +36,7 @@ class BenchmarkRequest:
         params_filename: the parameters in both.
         reader_config: the reader YAML; None: the sample's.
         engines: names; None: all that this machine has.
+        reference: ``int8_reference`` too, where ``engines`` names none.
         precisions: names; None: all that an engine has.
         device: ``auto`` (a GPU if an engine can use one), ``CPU`` or ``GPU``.
         cpu_threads: of every engine; None: all CPUs that this process may use.
@@ -62,6 +63,7 @@ class BenchmarkRequest:
     params_filename: str = PARAMS_FILENAME
     reader_config: str | None = None
     engines: tuple[str, ...] | None = None
+    reference: bool = False
     precisions: tuple[str, ...] | None = None
     device: str = "auto"
     cpu_threads: int | None = None
@@ -205,6 +207,10 @@ class Candidate:
     made_seconds: float | None = None
 
 
+def _by_default(entry: EngineSupport, request: BenchmarkRequest) -> bool:
+    return request.reference or entry.engine not in NOT_DEPLOYED
+
+
 def choose_device(request: BenchmarkRequest, entries: Iterable[EngineSupport]) -> str:
     """Return ``CPU`` or ``GPU``; ``auto`` is the GPU if an engine that is asked for can use one."""
     if request.device != "auto":
@@ -236,7 +242,7 @@ def candidates(
         entry
         for entry in entries
         if entry.device == device
-        and (entry.engine not in NOT_DEPLOYED if request.engines is None else entry.engine in request.engines)
+        and (entry.engine in request.engines if request.engines is not None else _by_default(entry, request))
         and (request.precisions is None or entry.precision in request.precisions)
         and models.for_precision(entry.precision) is not None
     ]

@@ -124,7 +124,21 @@ def _reader(request: BenchmarkRequest, models: Models, reader: Any) -> Any:
     except UserError as error:
         raise UserError(f"{error}; or time on random input, without mAP: --random --no_map") from None
     size = models.input_size
-    return reader if size is None or tuple(reader.input_size) == tuple(size) else reader.with_input_size(*size)
+    reader = reader if size is None or tuple(reader.input_size) == tuple(size) else reader.with_input_size(*size)
+    model = models.float_ or models.int8
+    return reader if request.no_map or model is None else _fitted(model, reader)
+
+
+def _fitted(model: Any, reader: Any) -> Any:
+    """Return the reader as the model takes it; a stand-in is left alone."""
+    from act_pipeline.data import Reader
+    from act_pipeline.fit import fit_reader, told
+
+    if not isinstance(reader, Reader):
+        return reader
+    fit = fit_reader(model, reader)
+    told(fit.notes)
+    return fit.reader
 
 
 def _first_images(reader: Any, count: int) -> dict[str, np.ndarray]:

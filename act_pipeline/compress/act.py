@@ -269,7 +269,7 @@ def _make_compression_class(base: type) -> type:
                         bar.update()
                         shown = {"loss": f"{training.losses[-1][1]:.4f}"}
                         if training.best:
-                            shown["best_mAP"] = f"{training.best[1]:.4f}"
+                            shown["best_agreement"] = f"{training.best[1]:.4f}"
                         bar.set_postfix(shown)
                 except Interrupted:
                     with self._interruption.ignored():
@@ -332,19 +332,21 @@ def _make_compression_class(base: type) -> type:
                 self._teacher.rest()
             shutil.rmtree(Path(self.tmp_dir, "candidate"), ignore_errors=True)
             candidate = self._save_candidate(test_info, "candidate")
-            metric = self._candidates.score(candidate, training.iterations)
+            target, origin = train_config.target_metric, self._origin_metric
+            agreement, map_ = self._candidates.score(
+                candidate, training.iterations, target is not None or origin is not None
+            )
             with self._interruption.held():
-                training.evaluations.append((training.iterations, metric))
-                if training.best is None or metric > training.best[1]:
-                    training.best = (training.iterations, metric)
+                training.evaluations.append((training.iterations, agreement))
+                if training.best is None or agreement > training.best[1]:
+                    training.best = (training.iterations, agreement)
                     shutil.rmtree(self._best_dir, ignore_errors=True)
                     candidate.directory.rename(self._best_dir)
                 else:
                     shutil.rmtree(candidate.directory)
-                if train_config.target_metric is not None and metric > train_config.target_metric:
-                    training.stopped = f"target_metric {train_config.target_metric} is reached"
-                origin = self._origin_metric
-                if origin and abs(training.best[1] - origin) / origin <= _NEAR_ORIGIN:
+                if target is not None and map_ is not None and map_ > target:
+                    training.stopped = f"target_metric {target} is reached"
+                if origin and map_ is not None and abs(map_ - origin) / origin <= _NEAR_ORIGIN:
                     training.stopped = f"the metric is within {_NEAR_ORIGIN:.1%} of origin_metric"
 
         def _save_candidate(self, test_info: Any, name: str) -> InferenceModel:

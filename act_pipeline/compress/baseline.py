@@ -28,7 +28,10 @@ BASELINE_SCHEMA = "act_pipeline.baseline/1"
 FOLDER = "evaluations"
 # Each is some megabytes on COCO; the oldest go.
 KEPT = 16
-_DECISIVE_PACKAGES = ("act_pipeline", "paddlepaddle", "paddlepaddle-gpu", "numpy", "pycocotools", "paddledet")
+_DECISIVE_PACKAGES = (
+    "act_pipeline", "paddlepaddle", "paddlepaddle-gpu", "numpy", "pycocotools", "paddledet", "openvino", "onnxruntime",
+    "onnxruntime-gpu", "tensorrt",
+)  # fmt: skip
 
 
 def cached_evaluation(
@@ -65,7 +68,7 @@ def _pack(evaluation: Evaluation) -> bytes:
     figures = {
         field.name: getattr(evaluation, field.name)
         for field in dataclasses.fields(evaluation)
-        if field.name != "detections"
+        if field.name not in ("detections", "matches")
     }
     text = json.dumps({"schema": BASELINE_SCHEMA, "evaluation": figures}).encode()
     buffer = io.BytesIO()

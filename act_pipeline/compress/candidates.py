@@ -22,12 +22,16 @@ class Scorer:
     """How an INT8 model is scored.
 
     Attributes:
-        metric: of a model, in 0..1.
-        survives_nan: says of a graph whether ``metric`` comes back from it whatever its numbers are, with
+        agreement: of a model's detections with the float model's on training images, in 0..1: what the best one is
+            chosen by.
+        map: of a model, on the images that judge: what ``TrainConfig.target_metric`` and ``origin_metric`` mean, and
+            asked for only where these are given.
+        survives_nan: says of a graph whether these come back from it whatever its numbers are, with
             :class:`NotFinite` if the boxes are not finite; else a training image is tried before.
     """
 
-    metric: Callable[[InferenceModel], float]
+    agreement: Callable[[InferenceModel], float]
+    map: Callable[[InferenceModel], float]
     survives_nan: Callable[[StaticGraph], bool] = lambda graph: False
 
 
@@ -84,15 +88,15 @@ class Candidates:
         finally:
             free(scope)
 
-    def score(self, model: InferenceModel, iteration: int) -> float:
-        """Return the metric of a model.
+    def score(self, model: InferenceModel, iteration: int, stops: bool) -> tuple[float, Optional[float]]:
+        """Return the agreement of a model, and its mAP if that may stop the training.
 
         Raises:
             Diverged: its boxes are not finite.
         """
         assert self._scorer is not None
         try:
-            return self._scorer.metric(model)
+            return self._scorer.agreement(model), self._scorer.map(model) if stops else None
         except NotFinite as error:
             raise Diverged(f"{_name(iteration)}: {error}; {LOWER_RATE}") from error
 

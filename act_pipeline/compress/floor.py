@@ -1,69 +1,38 @@
 """The floor of accuracy: ops go back to float, the one that costs most first, until an INT8 model is within ``max_drop``.
 
-Which op costs most is measured and not guessed: each op is quantized alone on a few training images, and the error of the
-outputs ranks them (`analysis.sensitivity`); before every step, the foremost are released one by one from the model as it
-then is, and the one whose release mends most goes back. NNCF's ``quantize_with_accuracy_control`` walks the same way, with the
-metric instead of the detections and without measuring anew.
+Which op costs most is measured on training images, from coarse to fine: blocks of neighbouring ops are quantized alone,
+and the error of the outputs ranks them; then the ops of the worst block, one by one. Before every step, the foremost ops
+are taken back one by one from the INT8 model as it then is, in the engine that judges, and the one whose return to float
+brings the detections nearest to the float model's goes back. NNCF's ``quantize_with_accuracy_control`` walks the same way,
+op by op, and chooses on the images that judge.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import math
 import shutil
+import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 
 from act_pipeline.analysis.executors import measure_sensitivity
-from act_pipeline.analysis.matching import agreement_of
-from act_pipeline.analysis.sensitivity import OpSensitivity, Task, attention_shares, group_shares, ranked
-from act_pipeline.analysis.simulate import Simulation
+from act_pipeline.analysis.ops import QuantizableOp
+from act_pipeline.analysis.sensitivity import BlockError, OpSensitivity, Task, block_errors, ranked
 from act_pipeline.compress.inventory import inventory_of
 from act_pipeline.compress.job import Candidate, Job
 from act_pipeline.compress.mixed import dequantized, dequantized_ops, give_back, read_thresholds
-from act_pipeline.compress.ptq import held_out_feeds
+from act_pipeline.model import InferenceModel
 
 RANK_IMAGES = 4
-# Ops of the ranking that are looked at again before a step.
-_SHORTLIST = 12
+# Foremost ops that are taken back for trial before a step.
+_SHORTLIST = 4
 # So many steps of one op; then each step is twice the one before.
 _SINGLE_STEPS = 4
-
-
-class Error:
-    """How far a model's detections are from the float model's, for any set of ops in INT8."""
-
-    def __init__(
-        self,
-        simulation: Simulation,
-        feeds: Sequence[Mapping[str, np.ndarray]],
-        weight_only: Collection[str] = (),
-        progress: bool = False,
-    ) -> None:
-        self._simulation = simulation
-        self._feeds = list(feeds)
-        self._weight_only = weight_only
-        self._progress = progress
-
-    def of_each(self, choices: Sequence[Collection[str]], what: str = "sensitivity") -> list[float]:
-        """Return, for each set of ops in INT8, the change of the detections: 0 for none, 1 where nothing agrees."""
-        from tqdm import tqdm
-
-        agreement, objects = np.zeros(len(choices)), np.zeros(len(choices))
-        count = len(choices) * len(self._feeds)
-        with tqdm(total=count, desc=what, unit="run", disable=not self._progress, leave=False) as bar:
-            for feed in self._feeds:
-                exact = self._simulation.hold(feed)
-                for index, quantized in enumerate(choices):
-                    outputs = self._simulation.run(feed, quantized, self._weight_only)
-                    agreed, counted = agreement_of(exact, outputs)
-                    agreement[index] += agreed
-                    objects[index] += counted
-                    bar.update()
-        return (np.where(objects > 0, 1 - agreement / np.maximum(objects, 1), 0.0)).tolist()
 
 
 def lift(job: Job, candidate: Candidate, limit: Optional[int] = None) -> Candidate:
@@ -94,54 +63,47 @@ class _Lift:
         # Training leaves in float what its QuantAware does not name.
         scaled, weight_only = set(self.thresholds), set(candidate.selection.weight_only)
         self.ops = tuple(op for op in self.ops if op.name in weight_only or scaled.issuperset(op.activations))
-        self.feeds = held_out_feeds(job.config, job.reader, self.model, RANK_IMAGES)
+        int8 = set(candidate.selection.int8)
+        if candidate.name not in job.rankings:
+            quantized = [op for op in self.ops if op.name in int8]
+            job.rankings[candidate.name] = _Ranking(job, candidate, self.model, quantized, self.thresholds)
+        self.ranking: _Ranking = job.rankings[candidate.name]
+        self.ranking.gone.clear()
         self.given: list[dict[str, Any]] = []
-        self.alone: dict[str, float] = {}
         self.best = candidate
 
     def run(self, limit: Optional[int]) -> Candidate:
-        selection = self.candidate.selection
-        sensitivities = self._sensitivities()
-        self.alone = {op.name: op.detection_change for op in sensitivities}
-        waiting = [op.name for op in ranked(sensitivities)]
         # A model of which every op is float is no INT8 model.
-        left = min(len(waiting) - 1, len(waiting) if limit is None else limit)
-        ops = [op for op in self.ops if op.name not in selection.kept]
-        with contextlib.closing(Simulation(self.model, ops, self.job.device)) as simulation:
-            simulation.set_thresholds(self.thresholds)
-            error = Error(simulation, self.feeds, selection.weight_only, self.job.progress)
-            step, size = 0, 1
-            while len(self.given) < left:
-                size = min(size, left - len(self.given))
-                chosen = _next(error, waiting, size)
-                made = self._without(chosen)
-                if self.job.meets(made):
-                    return self._fewest(chosen, made)
-                self.given = made.record["given_back"]
-                waiting = [name for name in waiting if name not in chosen]
-                step += 1
-                size = 1 if step < _SINGLE_STEPS else size * 2
+        left = min(len(self.ranking.ops) - 1, len(self.ranking.ops) if limit is None else limit)
+        step, size = 0, 1
+        while len(self.given) < left:
+            size = min(size, left - len(self.given))
+            chosen = self._next(size)
+            made = self._without(chosen)
+            if self.job.meets(made):
+                return self._fewest(chosen, made)
+            self.given = made.record["given_back"]
+            self.ranking.remove(chosen)
+            step += 1
+            size = 1 if step < _SINGLE_STEPS else size * 2
         return self.best
 
-    def _sensitivities(self) -> list[OpSensitivity]:
-        """Return what each op costs alone; what was measured of this candidate before is taken again."""
-        job, candidate = self.job, self.candidate
-        if candidate.name not in job.sensitivities:
-            int8 = set(candidate.selection.int8)
-            ops = [op for op in self.ops if op.name in int8]
-            batch = {name: np.concatenate([feed[name] for feed in self.feeds]) for name in self.feeds[0]}
-            task = Task.of(self.model, ops, self.thresholds, [batch], job.device)
-            job.sensitivities[candidate.name] = measure_sensitivity(task, progress=job.progress)
-        found = job.sensitivities[candidate.name]
-        job.analysis = {
-            "of": candidate.name,
-            "sensitivity": {"images": len(self.feeds)},
-            "ops": [dataclasses.asdict(op) for op in found],
-            "ranking": [op.name for op in ranked(found)],
-            "groups": group_shares(found),
-            "attentions": attention_shares(found),
-        }
-        return found
+    def _next(self, size: int) -> list[str]:
+        """Return the ops whose return to float brings the detections nearest to the float model's."""
+        from tqdm import tqdm
+
+        shortlist = self.ranking.foremost(max(_SHORTLIST, size))
+        if len(shortlist) <= size:
+            return shortlist
+        if size > 1:  # trials cost too much for what many ops at once leave to choose
+            return shortlist[:size]
+        given = [entry["output"] for entry in self.given]
+        changes = []
+        for name in tqdm(shortlist, desc="release", unit="op", disable=not self.job.progress, leave=False):
+            with tempfile.TemporaryDirectory(dir=self.job.work) as folder:
+                tried = give_back(self.candidate.model, [*given, name], Path(folder, "tried"), self.candidate.source)
+                changes.append(self.job.change(tried))
+        return [shortlist[int(np.argmin(changes))]]
 
     def _without(self, chosen: Sequence[str]) -> Candidate:
         """Return the candidate with ``chosen`` in float beside what has been given back, evaluated and noted."""
@@ -158,7 +120,7 @@ class _Lift:
         job.add(made)
         self.clock = time.perf_counter()
         added = [
-            {**entry, "sensitivity": self.alone[entry["output"]], "map_after": made.map}
+            {**entry, "sensitivity": self.ranking.detection_change(entry["output"]), "map_after": made.map}
             for entry in selection.describe(chosen)
         ]
         made.record["given_back"] = [*self.given, *added]
@@ -182,10 +144,74 @@ class _Lift:
         return made
 
 
-def _next(error: Error, waiting: Sequence[str], size: int) -> list[str]:
-    """Return the ops whose release from what is still in INT8 leaves the least error."""
-    shortlist = list(waiting[: max(_SHORTLIST, size)])
-    if len(shortlist) == size:
-        return shortlist
-    released = error.of_each([[other for other in waiting if other != name] for name in shortlist], "release")
-    return [shortlist[index] for index in np.argsort(released, kind="stable")[:size]]
+class _Ranking:
+    """Ops by what each costs alone, measured no further than the floor has come: block after block."""
+
+    def __init__(
+        self,
+        job: Job,
+        candidate: Candidate,
+        model: InferenceModel,
+        ops: Sequence[QuantizableOp],
+        thresholds: Mapping[str, float],
+    ) -> None:
+        self.job, self.candidate, self.model, self.ops, self.thresholds = job, candidate, model, list(ops), thresholds
+        feeds = job.held_out[:RANK_IMAGES]
+        self.batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+        self.images = len(feeds)
+        self.blocks: list[list[QuantizableOp]] = []
+        self.errors: list[BlockError] = []
+        self.measured: dict[str, OpSensitivity] = {}
+        self.gone: set[str] = set()
+
+    def foremost(self, count: int) -> list[str]:
+        """Return the ``count`` ops that cost most and are still in INT8, fewer if there are no more."""
+        if not self.errors:
+            self._measure_blocks()
+        while True:
+            found = [op.name for op in ranked(self.measured.values()) if op.name not in self.gone]
+            if len(found) >= count or not self.blocks:
+                return found[:count]
+            self._measure(self.blocks.pop(0))
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Leave ops out from now on: they are float."""
+        self.gone.update(names)
+
+    def detection_change(self, name: str) -> float:
+        """Return how far the detections move when an op is quantized alone."""
+        return self.measured[name].detection_change
+
+    def _task(self, ops: Sequence[QuantizableOp]) -> Task:
+        return Task.of(self.model, ops, self.thresholds, [self.batch], self.job.device)
+
+    def _measure_blocks(self) -> None:
+        """Put blocks into the order of their errors; neighbours in the graph are a block."""
+        size = max(math.isqrt(len(self.ops)), 1)
+        blocks = [self.ops[start : start + size] for start in range(0, len(self.ops), size)]
+        self.errors = block_errors(self._task(self.ops), blocks, self.job.progress)
+        order = sorted(range(len(blocks)), key=lambda index: -self.errors[index].error)
+        self.blocks = [blocks[index] for index in order]
+
+    def _measure(self, block: Sequence[QuantizableOp]) -> None:
+        found = measure_sensitivity(self._task(block), progress=self.job.progress)
+        self.measured.update({op.name: op for op in found})
+        self.job.analysis = {
+            "of": self.candidate.name,
+            "sensitivity": {"images": self.images},
+            "ops": [dataclasses.asdict(op) for op in self.measured.values()],
+            "ranking": [op.name for op in ranked(self.measured.values())],
+            "groups": _group_shares(self.errors),
+            "attentions": [],
+        }
+
+
+def _group_shares(errors: Sequence[BlockError]) -> list[dict[str, Any]]:
+    """Return ``name``, ``ops`` (how many) and ``share`` of the blocks' errors, a block being of its first op's group."""
+    total = sum(block.error for block in errors)
+    shares: dict[str, dict[str, Any]] = {}
+    for block in errors:
+        entry = shares.setdefault(block.group, {"name": block.group, "ops": 0, "share": 0.0})
+        entry["ops"] += block.ops
+        entry["share"] += block.error / total if total else 0.0
+    return list(shares.values())

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from act_pipeline.compress.act import train
+from act_pipeline.compress.feeds import open_reader
 from act_pipeline.compress.heap import freed_memory_kept
 from act_pipeline.compress.ranks import Follower, Leader, Ranks
 from act_pipeline.config import Config
@@ -52,7 +53,9 @@ def follow(config: Config, device: str, ranks: Ranks, reader_overrides: Sequence
     from act_pipeline.compress.pipeline import choose_device
 
     assert isinstance(ranks, Follower)
-    reader = Reader.load(config.global_.reader_config, reader_overrides)
+    global_ = config.global_
+    source = InferenceModel.load(global_.model_dir, global_.model_filename, global_.params_filename)
+    reader, _ = open_reader(config, source, reader_overrides)  # rank 0 tells its notes
     reader.check("train")
     device = choose_device(device)
     ranks.say("identity", identity=shared_identity(config, reader, device))

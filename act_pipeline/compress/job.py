@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-from act_pipeline.analysis.sensitivity import OpSensitivity
-from act_pipeline.compress.baseline import cached_evaluation
+import numpy as np
+
 from act_pipeline.compress.checkpoint import Checkpoints
+from act_pipeline.compress.feeds import held_out_feeds
 from act_pipeline.compress.interrupt import Interruption
 from act_pipeline.compress.inventory import OpInventory
+from act_pipeline.compress.judge import Judge
 from act_pipeline.compress.ranks import ALONE, Ranks
 from act_pipeline.compress.selection import Selection
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
-from act_pipeline.engines import create_engine, find_support
-from act_pipeline.engines.base import available_cpus
-from act_pipeline.engines.deformable_attention import samples_by_rows, with_attention_by_rows
-from act_pipeline.engines.program_desc import parsed
-from act_pipeline.evaluation import Evaluation, evaluate_beside
+from act_pipeline.evaluation import Evaluation, detection_change
 from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph
 
-# Each takes the memory of an inference, about 1 GB for RT-DETR at 640.
-_MOST_ENGINES = 4
+# Training images, kept out of calibration, that candidates are compared on.
+HELD_OUT_IMAGES = 32
 
 
 @dataclass
@@ -76,14 +72,15 @@ class Job:
         model: the float model, constants and BatchNorm folded, its ops that stay float marked.
         selection: which ops compute in INT8.
         reader: the data.
+        judge: the engine that evaluates.
         fp32: the float model's evaluation; None: no evaluation is wanted.
         work: a folder for what strategies write.
-        device: ``CPU`` or ``GPU``.
+        device: ``CPU`` or ``GPU``, where the float model calibrates and trains.
         progress: whether to show progress bars.
         checkpoints: of the training.
         interruption: signals.
         tried: every candidate, in the order of the trial.
-        sensitivities: candidate -> what each of its ops costs alone, where that was measured.
+        rankings: candidate -> its ops by what each costs alone, where that was measured (`floor`).
         analysis: the last of these as ``analysis.json`` has it.
         fp32_cached: ``fp32`` is that of an earlier run.
         ranks: the processes that train together; this one leads.
@@ -93,6 +90,7 @@ class Job:
     model: InferenceModel
     selection: Selection
     reader: Reader
+    judge: Judge
     fp32: Optional[Evaluation]
     work: Path
     device: str
@@ -100,10 +98,28 @@ class Job:
     checkpoints: Checkpoints
     interruption: Interruption
     tried: list[Candidate] = field(default_factory=list)
-    sensitivities: dict[str, list[OpSensitivity]] = field(default_factory=dict)
+    rankings: dict[str, Any] = field(default_factory=dict)
     analysis: Optional[dict[str, Any]] = None
     fp32_cached: bool = False
     ranks: Ranks = ALONE
+    _held_out: Optional[list[dict[str, np.ndarray]]] = None
+    _exact: Optional[np.ndarray] = None
+
+    @property
+    def held_out(self) -> list[dict[str, np.ndarray]]:
+        """The feeds that candidates are compared on, one training image each; no calibration looks at them."""
+        if self._held_out is None:
+            self._held_out = held_out_feeds(self.config, self.reader, self.model, HELD_OUT_IMAGES)
+        return self._held_out
+
+    def change(self, model: InferenceModel) -> float:
+        """Return how far an INT8 model's detections are from the float model's on :attr:`held_out`, in [0, 1].
+
+        The images that judge are not among them, so that what is chosen by this is not chosen by its verdict.
+        """
+        if self._exact is None:
+            self._exact = self.judge.detect(self.model, "fp32", self.reader, self.held_out)
+        return detection_change(self._exact, self.judge.detect(model, "int8", self.reader, self.held_out))
 
     @property
     def max_drop(self) -> Optional[float]:
@@ -133,65 +149,10 @@ class Job:
         """Evaluate a candidate, unless that is done, and note it."""
         if self.fp32 is not None and candidate.evaluation is None:
             with timed(candidate.seconds, "evaluate_int8"):
-                candidate.evaluation = evaluate_model(candidate.model, "int8", self.device, self.reader, self.progress)
+                candidate.evaluation = self.judge.evaluate(candidate.model, "int8", self.reader, self.progress)
         candidate.bytes = candidate.model.bytes
         self.tried.append(candidate)
         return candidate
-
-
-def engine_name(precision: str, device: str) -> str:
-    """Return the engine that :func:`evaluate_model` takes: what computes the model as it stands, soonest."""
-    if device != "CPU":
-        return "paddle"
-    name = "paddle_onednn" if precision == "fp32" else "paddle_simulated"
-    return name if find_support(name, precision, device).available else "paddle"
-
-
-def engines_beside(device: str) -> tuple[int, int]:
-    """Return how many engines :func:`evaluate_model` runs beside each other, and the CPU threads of each."""
-    cpus = available_cpus()
-    count = min(cpus, _MOST_ENGINES) if device == "CPU" else 1
-    return count, cpus // count
-
-
-def evaluate_model(
-    model: InferenceModel, precision: str, device: str, reader: Reader, progress: bool
-) -> Evaluation:
-    """Evaluate a model in Paddle Inference, ``precision`` being ``fp32`` or ``int8``."""
-    count, threads = engines_beside(device)
-    name = engine_name(precision, device)
-    with contextlib.ExitStack() as stack:
-        if name == "paddle_onednn":  # the other quick engine does so itself
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="act_pipeline_float_"))
-            model = with_attention_by_rows(model, Path(folder))
-        engine: Any = create_engine(name, model, precision, device, threads)
-        engines = [engine, *(engine.clone() for _ in range(count - 1))]
-        for each in engines:
-            stack.enter_context(contextlib.closing(each))
-        return evaluate_beside(engines, reader, progress=progress)
-
-
-def evaluation_survives_nan(graph: StaticGraph, device: str) -> bool:
-    """Say whether :func:`evaluate_model` comes back from an INT8 graph whatever its numbers are.
-
-    Paddle 2.6.2's ``grid_sampler`` on the CPU reads beyond its input where a grid is NaN, and ends the process; the quick
-    engine has none where it knows the attention.
-    """
-    if engine_name("int8", device) != "paddle_simulated":
-        return False
-    return samples_by_rows(parsed(graph.program.desc.serialize_to_string()))
-
-
-def evaluate_baseline(model: InferenceModel, device: str, reader: Reader, progress: bool) -> tuple[Evaluation, bool]:
-    """Evaluate the float model, unless the user's cache holds that; say whether it did."""
-    return cached_evaluation(
-        model.content_hash(),
-        reader.fingerprint("eval"),
-        engine_name("fp32", device),
-        device,
-        engines_beside(device)[1],
-        lambda: evaluate_model(model, "fp32", device, reader, progress),
-    )
 
 
 @contextlib.contextmanager

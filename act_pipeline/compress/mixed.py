@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -93,6 +93,23 @@ def dequantized_ops(model: InferenceModel, ops: Sequence[QuantizableOp]) -> tupl
         dataclasses.replace(op, weight=weights[op.name], weight_axis=axes[weights[op.name]]) if op.name in weights else op
         for op in ops
     )
+
+
+def rescaled(model: InferenceModel, thresholds: Mapping[str, float], directory: Path) -> InferenceModel:
+    """Write an INT8 model with other scales of its activations; the attributes ``out_threshold`` stay as they are.
+
+    Call it within :func:`static_mode`.
+
+    Args:
+        model: the INT8 model.
+        thresholds: quantized activation -> the largest absolute value that it represents; 0 counts as 1. Others stay.
+        directory: an existing folder.
+    """
+    with contextlib.closing(StaticGraph.load(model)) as graph:
+        for op in graph.program.global_block().ops:
+            if op.type == _QUANTIZE and op.input("X")[0] in thresholds:
+                graph.set_parameter(op.input("Scale")[0], np.float32([thresholds[op.input("X")[0]] or 1.0]))
+        return graph.save(directory)
 
 
 def read_thresholds(model: InferenceModel) -> dict[str, float]:

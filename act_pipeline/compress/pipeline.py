@@ -14,13 +14,15 @@ from typing import Any
 from act_pipeline.analysis.ops import quantizable_ops
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.failures import explained
-from act_pipeline.compress.feeds import model_feed
+from act_pipeline.compress.feeds import model_feed, open_reader
 from act_pipeline.compress.finite import check_float_model
 from act_pipeline.compress.follow import shared_identity
 from act_pipeline.compress.heap import freed_memory_kept
 from act_pipeline.compress.interrupt import interruptible
-from act_pipeline.compress.job import Candidate, Job, evaluate_baseline, timed
+from act_pipeline.compress.job import Candidate, Job, timed
+from act_pipeline.compress.judge import choose_judge
 from act_pipeline.compress.lock import hold_lock
+from act_pipeline.compress.outcome import measure_chosen
 from act_pipeline.compress.ranks import ALONE, Leader, Ranks
 from act_pipeline.compress.record import compression_record
 from act_pipeline.compress.selection import Selection, mark_kept, select
@@ -31,6 +33,7 @@ from act_pipeline.data import Reader
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import BelowFloor, UserError
 from act_pipeline.evaluation import DETECTIONS_FILENAME, Evaluation, save_detections
+from act_pipeline.fit import told
 from act_pipeline.model import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.records import (
     ACT_FILENAME,
@@ -48,6 +51,10 @@ from act_pipeline.static_graph import StaticGraph, fold_batch_norm, fold_constan
 BELOW_SUFFIX = ".below_max_drop"
 # PaddleSlim's own tolerance between TrainConfig.origin_metric and what the float model gives.
 _ORIGIN_TOLERANCE = 0.05
+# A float model below this mAP on so many images and boxes was fed something else than it was trained on, or not trained.
+_LEAST_MAP = 0.01
+_TELLING_IMAGES = 5
+_TELLING_BOXES = 20
 
 
 @dataclass
@@ -96,7 +103,8 @@ def compress(
         Interrupted: SIGINT or SIGTERM came.
     """
     model = InferenceModel.load(config.global_.model_dir, config.global_.model_filename, config.global_.params_filename)
-    reader = Reader.load(config.global_.reader_config, reader_overrides)
+    reader, notes = open_reader(config, model, reader_overrides)
+    told(notes)
     splits = ["train", "eval"] if config.global_.evaluation else ["train"]
     reader.check(*splits)
     device = choose_device(device)
@@ -126,24 +134,26 @@ def compress(
     ) as interruption, ranks.leading(), tempfile.TemporaryDirectory(**_beside(save_dir)) as work, static_mode():
         seconds: dict[str, float] = {}
         with timed(seconds, "prepare"):
-            _check_fit(model, reader)
             prepared, selection = _prepare(model, config, Path(work, "float"))
             _check_outputs(config, prepared, reader)
+            judge = choose_judge(config.strategy.engine, device, model)
         fp32, cached = None, False
         if config.global_.evaluation:
             with timed(seconds, "evaluate_fp32"):
-                fp32, cached = evaluate_baseline(model, device, reader, progress)
+                fp32, cached = judge.evaluate_float(model, reader, progress)
             _check_origin(config, fp32)
+            check_worth(config, fp32, reader)
         folder = Path(work, "strategies")
         folder.mkdir()
         job = Job(
-            config, prepared, selection, reader, fp32, folder, device, progress, checkpoints, interruption,
+            config, prepared, selection, reader, judge, fp32, folder, device, progress, checkpoints, interruption,
             fp32_cached=cached, ranks=ranks,
         )
         chosen = STRATEGIES[config.strategy.name](job)
         met = job.meets(chosen)
         target = Path(save_dir) if met else Path(f"{Path(save_dir)}{BELOW_SUFFIX}")
-        record = {**compression_record(job, chosen, model, seconds), **source, **_processes(ranks)}
+        found = measure_chosen(job, chosen, model)
+        record = {**compression_record(job, chosen, model, seconds, found), **source, **_processes(ranks)}
         _write(target, model, chosen, job, record)
         if report is not None:
             write_report(target, reader, lang=report)
@@ -289,27 +299,26 @@ def choose_device(device: str) -> str:
     return "GPU" if wanted != "CPU" and found else "CPU"
 
 
-def _check_fit(model: InferenceModel, reader: Reader) -> None:
-    """Find out before the first hour, not after it, that the reader does not feed what the model takes."""
-    taken = inspect_model(model).input_size
-    height, width = reader.input_size
-    if taken is not None and tuple(taken) != (height, width):
-        raise UserError(
-            f"{reader.path}: the reader resizes to {height} x {width}, but {model.model_path} takes "
-            f"{taken[0]} x {taken[1]}; set its Resize.target_size, or export the model so"
-        )
-    labels = model.infer_cfg().get("label_list")
-    if isinstance(labels, list) and len(labels) != len(reader.class_names):
-        raise UserError(
-            f"{reader.path}: the data has {len(reader.class_names)} classes, {model.infer_cfg_path} names {len(labels)}; "
-            "give the reader of the data that the model was trained on"
-        )
-
-
 def _check_origin(config: Config, fp32: Evaluation) -> None:
     origin = config.train_config.origin_metric if config.train_config else None
     if origin is not None and abs(fp32.map - origin) > _ORIGIN_TOLERANCE:
         raise UserError(
             f"{config.path}: TrainConfig.origin_metric is {origin}, the float model has {fp32.map:.4f} mAP here; "
             "check the data set, or correct origin_metric"
+        )
+
+
+def check_worth(config: Config, fp32: Evaluation, reader: Reader) -> None:
+    """Refuse a float model that finds next to nothing: whatever is done to it is within ``max_drop``.
+
+    Raises:
+        UserError: its mAP is below :data:`_LEAST_MAP` on enough images and boxes to say so.
+    """
+    annotations = reader.annotations("eval")
+    boxes = len(annotations.boxes or ())
+    if fp32.map < _LEAST_MAP and fp32.images >= _TELLING_IMAGES and boxes >= _TELLING_BOXES:
+        raise UserError(
+            f"{config.path}: the float model has {fp32.map:.4f} mAP on {fp32.images} images with {boxes} boxes "
+            f"({annotations.path}): there is no accuracy to keep; check that {reader.path} has the data and the preprocessing "
+            "that it was trained on, or set Global.Evaluation: false"
         )

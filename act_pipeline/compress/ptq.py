@@ -24,21 +24,22 @@ from act_pipeline.analysis import AbsHistogram, AbsMax, ChannelMean, Observer, c
 from act_pipeline.compress import quant_graph
 from act_pipeline.compress.bias_correction import correct_biases, find_biases
 from act_pipeline.compress.calibration import threshold
-from act_pipeline.compress.feeds import feeds_of, model_feed
+from act_pipeline.compress.feeds import feeds_of
 from act_pipeline.compress.inventory import OpInventory, inventory_of
 from act_pipeline.compress.mixed import give_back
 from act_pipeline.compress.selection import Selection, skip_patterns
 from act_pipeline.compress.upstream import quiet_upstream
 from act_pipeline.config import Config, QuantPost
 from act_pipeline.data import Reader
-from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph
 
 _logger = logging.getLogger(__name__)
 # Ranges of tensors that are not quantized are hints to TensorRT only: a few images do.
-_OBSERVED_IMAGES = 16
+_OBSERVED_IMAGES = 8
+# Of an image and a tensor: 13 million in all with 200 images, more than any threshold needs.
+_SAMPLED_VALUES = 1 << 16
 _NAMED_TENSORS = 3
 
 
@@ -172,28 +173,31 @@ def gather(
     _check_weights(inserted, where)
     readers = quantizable_tensors(graph, settings.quantize_op_types)
     feeds = feeds_of(config, model, batches)
-    activations = {name: AbsHistogram() for name in names}
+    activations = {name: AbsHistogram(_SAMPLED_VALUES) for name in names}
     observers: dict[str, list[Observer]] = {name: [histogram] for name, histogram in activations.items()}
     means: dict[str, ChannelMean] = {}
     for bias in find_biases(graph, settings.quantize_op_types) if settings.bias_correction else ():
         if bias.source in observers and bias.source not in means:
             means[bias.source] = ChannelMean(bias.channel_axis)
             observers[bias.source].append(means[bias.source])
-    images = collect(model, observers, feeds(), device, readers, where)
-    ranges = {name: AbsMax() for name in quant_graph.observed_tensors(inserted.program) if name not in activations}
-    if ranges:
-        few = islice(feeds(), -(-_OBSERVED_IMAGES // settings.batch_size))
-        collect(model, {name: [observer] for name, observer in ranges.items()}, few, device, _producers(graph), where)
+    observed = [name for name in quant_graph.observed_tensors(inserted.program) if name not in activations]
+    ranges = {name: AbsMax(finite_only=True) for name in observed}
+    with contextlib.closing(feeds()) as images:
+        # The first images go through everything, so that what cannot be calibrated is found on the first of all.
+        few = islice(images, -(-_OBSERVED_IMAGES // settings.batch_size))
+        everything = {**observers, **{name: [observer] for name, observer in ranges.items()}}
+        run = collect(model, everything, few, device, {**_producers(graph), **readers}, where)
+        run += collect(model, observers, images, device, readers, where)
     zeros = [f"{name}, {readers[name]}" for name, seen in activations.items() if seen.abs_max == 0]
     if zeros:
         _logger.warning(
             "%d of %d quantized activations were zero on all %d calibration images: %s",
             len(zeros),
             len(names),
-            images,
+            run,
             "; ".join(zeros[:_NAMED_TENSORS]) + " ..." * (len(zeros) > _NAMED_TENSORS),
         )
-    return Statistics(images, activations, means, ranges)
+    return Statistics(run, activations, means, ranges)
 
 
 def write(
@@ -290,18 +294,6 @@ def _producers(graph: StaticGraph) -> dict[str, str]:
         for op in graph.program.global_block().ops
         for name in op.output_arg_names
     }
-
-
-def held_out_feeds(config: Config, reader: Reader, model: InferenceModel, images: int) -> list[dict[str, np.ndarray]]:
-    """Return training images that no calibration of the config looks at, one a feed; any, where there are too few."""
-    settings = config.quant_post
-    options = {"batch_size": 1, "shuffle": False, "drop_last": False, "seed": settings.seed, "images": images}
-    loader = reader.loader("train", skip=settings.images, **options)
-    if len(loader) < images:
-        loader = reader.loader("train", **options)
-    names = list(inspect_model(model).inputs)
-    with contextlib.closing(iter(loader)) as batches:
-        return [model_feed(config, names, batch) for batch in batches]
 
 
 def calibration_batches(

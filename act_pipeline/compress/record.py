@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from act_pipeline.compress.job import Candidate, Job, engine_name, engines_beside
+from act_pipeline.compress.job import Candidate, Job
+from act_pipeline.compress.outcome import Measured
 from act_pipeline.evaluation import Evaluation
 from act_pipeline.model import InferenceModel
 
 
 def compression_record(
-    job: Job, chosen: Candidate, model: InferenceModel, seconds: Mapping[str, float]
+    job: Job, chosen: Candidate, model: InferenceModel, seconds: Mapping[str, float], measured: Measured
 ) -> dict[str, Any]:
     """Return the content of ``act.json`` that is found by the compression itself.
 
@@ -20,11 +21,12 @@ def compression_record(
         chosen: what is kept.
         model: the float model as it was given.
         seconds: by stage, before the strategy.
+        measured: of what is kept.
     """
     stages = dict(seconds)
-    engines, threads = engines_beside(job.device)
-    for candidate in job.tried:
-        for stage, value in candidate.seconds.items():
+    engines, threads = job.judge.parallel
+    for taken in (*(candidate.seconds for candidate in job.tried), measured.seconds):
+        for stage, value in taken.items():
             stages[stage] = stages.get(stage, 0.0) + value
     return {
         "strategy": job.config.strategy.name,
@@ -43,14 +45,17 @@ def compression_record(
         **chosen.record,
         "steps": [_step(job, candidate, candidate is chosen) for candidate in job.tried],
         "evaluation": {
-            "engine": engine_name("int8", job.device),
-            "fp32_engine": engine_name("fp32", job.device),
+            "engine": job.judge.engine,
+            "fp32_engine": job.judge.fp32_engine,
+            "why": job.judge.why,
             "fp32_cached": job.fp32_cached,
-            "device": job.device,
+            "device": job.judge.device,
             "engines": engines,
             "threads": engines * threads,
             "images": chosen.evaluation.images if chosen.evaluation else 0,
         },
+        "latency": measured.latency,
+        "reference": measured.reference,
         "model_hash": chosen.model.content_hash(),
     }
 

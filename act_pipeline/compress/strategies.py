@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from act_pipeline.analysis.ops import quantizable_ops
-from act_pipeline.analysis.simulate import Simulation
 from act_pipeline.compress.act import train
 from act_pipeline.compress.candidates import Scorer
 from act_pipeline.compress.feeds import feeds_of
-from act_pipeline.compress.floor import Error, lift
+from act_pipeline.compress.floor import lift
 from act_pipeline.compress.follow import call_followers
 from act_pipeline.compress.inventory import inventory_of
-from act_pipeline.compress.job import Candidate, Job, evaluate_model, evaluation_survives_nan, timed
-from act_pipeline.compress.mixed import give_back, read_thresholds
-from act_pipeline.compress.ptq import PostTraining, calibration_batches, held_out_feeds
+from act_pipeline.compress.job import Candidate, Job, timed
+from act_pipeline.compress.mixed import give_back, read_thresholds, rescaled
+from act_pipeline.compress.ptq import PostTraining, calibration_batches
 from act_pipeline.compress.selection import Selection
 from act_pipeline.compress.smooth_quant import smooth_model
-from act_pipeline.evaluation import Evaluation
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph
 
 ALGORITHMS = ("mse", "avg", "abs_max", "hist", "KL")
-_COMPARED_IMAGES = 16
 # SmoothQuant costs multiplications: it must take back this share of the drop to be built upon.
 _SMOOTHING_GAIN = 0.1
 # `auto` trains before it gives back more than this share of the ops.
@@ -103,7 +103,7 @@ def _calibrated(
     algo, compared = settings.algo, {}
     if choose:
         with timed(seconds, "choose"):
-            compared = _compare(job, model, selection, post)
+            compared = _compare(job, post)
             algo = min(compared, key=compared.__getitem__)
     calibration = post.write(job.folder(strategy), algo)
     seconds.update(calibration.seconds)
@@ -116,7 +116,7 @@ def _calibrated(
         "bias_correction": settings.bias_correction,
         "corrected_biases": calibration.corrected_biases,
         "zero_tensors": calibration.zero_tensors,
-        **({"compared": compared, "compared_images": _COMPARED_IMAGES} if compared else {}),
+        **({"compared": compared, "compared_images": len(job.held_out)} if compared else {}),
     }
     return job.add(
         Candidate(
@@ -126,16 +126,19 @@ def _calibrated(
     )
 
 
-def _compare(job: Job, model: InferenceModel, selection: Selection, post: PostTraining) -> dict[str, float]:
+def _compare(job: Job, post: PostTraining) -> dict[str, float]:
     """Return algorithm -> the change of the detections on training images that were not calibrated on."""
-    feeds = held_out_feeds(job.config, job.reader, model, _COMPARED_IMAGES)
-    ops = [op for op in selection.ops if op.name not in selection.kept]
-    found = {}
-    with contextlib.closing(Simulation(model, ops, job.device)) as simulation:
-        error = Error(simulation, feeds, selection.weight_only, job.progress)
-        for algo in ALGORITHMS:
-            simulation.set_thresholds(post.thresholds(algo))
-            found[algo] = error.of_each([selection.int8], f"choose: {algo}")[0]
+    from tqdm import tqdm
+
+    found: dict[str, float] = {}
+    folder = job.folder("compared")
+    written = post.write(folder, ALGORITHMS[0]).model
+    with tqdm(ALGORITHMS, desc="choose", unit="algorithm", disable=not job.progress, leave=False) as bar:
+        for algo in bar:
+            thresholds = post.thresholds(algo)
+            with tempfile.TemporaryDirectory(dir=folder) as other:
+                found[algo] = job.change(rescaled(written, thresholds, Path(other)))
+    shutil.rmtree(folder)
     return found
 
 
@@ -170,16 +173,14 @@ def _smoothed(job: Job) -> tuple[InferenceModel, Selection, dict[str, Any]]:
 
 def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
     """Return a candidate by training, from the scales of ``start_from`` if given."""
-    config, evaluations = job.config, {}
+    config = job.config
     seconds: dict[str, float] = {}
     loader = job.ranks.shard(job.reader.loader("train"))
-
-    def metric(model: InferenceModel) -> float:
-        evaluation = evaluate_model(model, "int8", job.device, job.reader, job.progress)
-        evaluations[model.content_hash()] = evaluation
-        return evaluation.map
-
-    scorer = Scorer(metric, lambda graph: evaluation_survives_nan(graph, job.device))
+    scorer = Scorer(
+        lambda model: 1 - job.change(model),
+        lambda model: job.judge.evaluate(model, "int8", job.reader, job.progress).map,
+        job.judge.survives_nan,
+    )
     with timed(seconds, "train"):
         call_followers(job.ranks, job.model)
         training = train(
@@ -200,18 +201,17 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
     seconds["train"] += training.earlier_seconds
     record = {
         "iterations": training.iterations,
-        "evaluations": [{"iteration": iteration, "map": metric} for iteration, metric in training.evaluations],
+        "evaluations": [
+            {"iteration": iteration, "agreement": agreement} for iteration, agreement in training.evaluations
+        ],
         "loss": [round(loss, 6) for _, loss in training.losses],
         "stopped": training.stopped,
         "scales_from": start_from.name if start_from else None,
     }
     model = training.model
-    evaluation: Evaluation | None = evaluations.get(model.content_hash())
     if job.selection.weight_only:
-        model, evaluation = give_back(model, job.selection.weight_only, job.folder("weight_only")), None
+        model = give_back(model, job.selection.weight_only, job.folder("weight_only"))
     inventory = inventory_of(model, config.op_types, config.op_section, job.selection)
     return job.add(
-        Candidate(
-            "qat_dis", "qat_dis", model, None, job.selection, inventory, {"training": record}, seconds, evaluation
-        )
+        Candidate("qat_dis", "qat_dis", model, None, job.selection, inventory, {"training": record}, seconds)
     )

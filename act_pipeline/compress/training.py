@@ -21,10 +21,10 @@ class Training:
         model: the INT8 model as saved.
         inventory: its INT8 ops.
         iterations: how many were run.
-        evaluations: ``(iteration, mAP)`` of each evaluation between iterations.
+        evaluations: ``(iteration, agreement)`` of each evaluation between iterations; see ``candidates.Scorer``.
         losses: ``(iteration, loss)`` of every iteration.
         stopped: why it ended early; empty if it did not.
-        best: ``(iteration, mAP)`` of the best evaluation.
+        best: ``(iteration, agreement)`` of the best evaluation.
         earlier_seconds: what the broken runs spent on the iterations that this one did not repeat.
     """
 

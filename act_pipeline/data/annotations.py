@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from act_pipeline.errors import UserError
@@ -16,6 +19,7 @@ from act_pipeline.records import as_number
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
+_logger = logging.getLogger(__name__)
 _EPSILON = 1e-5
 
 
@@ -23,21 +27,24 @@ _EPSILON = 1e-5
 class Annotations:
     """A checked annotation file.
 
+    Ids that a tool wrote as ``3.0`` are whole numbers here.
+
     Attributes:
         path: the file.
         images: COCO's ``images`` entries, sorted by id; each has at least ``id`` and ``file_name``.
         category_ids: COCO category id of every class index. The order is the file's (``COCO.getCatIds()``), which is
             what ppdet numbers classes by.
-        class_names: the categories' names in that order.
+        category_names: the categories' names in that order, as the file has them.
         boxes: COCO's ``annotations`` entries that have a box, numbered from 1, with ``area`` and ``iscrowd`` filled in
-            where the file leaves them out; None if the file has no ``annotations``.
+            where the file leaves them out; None if the file has no ``annotations``. Boxes without width or height,
+            which nothing can overlap, are left out, with a warning.
         content: the whole file.
     """
 
     path: Path
     images: list[dict[str, Any]]
     category_ids: list[int]
-    class_names: list[str]
+    category_names: list[str]
     boxes: list[dict[str, Any]] | None
     content: dict[str, Any]
 
@@ -66,10 +73,19 @@ class Annotations:
             path=source,
             images=sorted(images, key=lambda image: image["id"]),
             category_ids=[category["id"] for category in categories],
-            class_names=[str(category["name"]) for category in categories],
+            category_names=[str(category["name"]) for category in categories],
             boxes=boxes,
             content=content,
         )
+
+    @property
+    def class_names(self) -> list[str]:
+        """The categories' names; two of one name are told apart by their ids."""
+        return distinct_names(self.category_names, self.category_ids)
+
+    def used_categories(self) -> set[int]:
+        """Return the ids of the categories that a box has."""
+        return {box["category_id"] for box in self.boxes or ()}
 
     def images_with_boxes(self, load_crowd: bool = False) -> set[int]:
         """Return the ids of the images that ppdet's ``COCODataSet`` would find a box in."""
@@ -88,6 +104,27 @@ class Annotations:
         with contextlib.redirect_stdout(io.StringIO()):
             ground_truth.createIndex()
         return ground_truth
+
+
+def distinct_names(names: Sequence[str], ids: Sequence[int]) -> list[str]:
+    """Return the names, with the id behind those that several have."""
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{name} (id {number})" for name, number in zip(names, ids)]
+
+
+def image_path(folder: Path, file_name: str) -> Path:
+    """Return the picture that an annotation file names.
+
+    A tool on Windows writes backslashes, and some write the whole path of the machine they ran on: where there is no file
+    of the name as it stands, the longest end of it that lies in ``folder`` is meant.
+    """
+    path = folder / file_name
+    absolute = file_name.startswith("/") or PureWindowsPath(file_name).is_absolute()
+    if ("\\" not in file_name and not absolute) or os.path.isfile(path):
+        return path
+    parts = [part for part in file_name.replace("\\", "/").split("/") if part and not part.endswith(":")]
+    ends = [folder.joinpath(*parts[start:]) for start in range(len(parts) if absolute else 1)]
+    return next((end for end in ends if os.path.isfile(end)), path if absolute or not ends else ends[0])
 
 
 def _read_json(source: Path, named_by: str) -> Any:
@@ -131,9 +168,12 @@ def _entries(content: dict[str, Any], name: str, needed: tuple[str, ...], source
         for key in needed:
             if not isinstance(entry, dict) or key not in entry:
                 raise UserError(f"{source}: {name}[{index}] has no '{key}', expected COCO's form; export it again")
-        number = entry["id"]
-        if isinstance(number, bool) or not isinstance(number, int) or abs(number) >= 2**63:
-            raise UserError(f"{source}: {name}[{index}].id is {number!r}, expected a whole number; export it again")
+        number = _whole(entry["id"])
+        if number is None:
+            raise UserError(
+                f"{source}: {name}[{index}].id is {entry['id']!r}, expected a whole number; export it again"
+            )
+        entry["id"] = number
         if number in ids:
             raise UserError(f"{source}: {name}[{index}].id is {number}, which another has; expected each id once")
         ids.add(number)
@@ -147,22 +187,29 @@ def _boxes(content: dict[str, Any], source: Path, images: set[int], classes: set
     if not isinstance(annotations, list):
         raise UserError(f"{source}: annotations is no list, expected COCO's form; export it again")
     boxes = []
+    flat = []
     for index, annotation in enumerate(annotations):
         where = f"{source}: annotations[{index}]"
         if not isinstance(annotation, dict):
             raise UserError(f"{where} is no object, expected image_id, category_id and bbox; export it again")
-        if annotation.get("bbox") is None:
+        if annotation.get("bbox") in (None, []):
             continue
-        if not _is_in(annotation.get("image_id"), images):
-            raise UserError(f"{where}.image_id is {annotation.get('image_id')!r}, which no image has; export it again")
-        if not _is_in(annotation.get("category_id"), classes):
-            raise UserError(f"{where}.category_id is {annotation.get('category_id')!r}, which no category has")
+        for key, known, kind in (("image_id", images, "image"), ("category_id", classes, "category")):
+            number = _whole(annotation.get(key))
+            if number not in known:
+                raise UserError(f"{where}.{key} is {annotation.get(key)!r}, which no {kind} has; export it again")
+            annotation[key] = number
         bbox = annotation["bbox"]
         if not (isinstance(bbox, list) and len(bbox) == 4 and all(as_number(side) is not None for side in bbox)):
             raise UserError(f"{where}.bbox is {str(bbox)[:60]}, expected four numbers: x, y, width, height in pixels")
+        if bbox[2] <= 0 or bbox[3] <= 0:
+            flat.append(index)
+            continue
         # In place: COCO's train2017 has 860,000 of these.
-        annotation.setdefault("area", bbox[2] * bbox[3])
-        annotation.setdefault("iscrowd", 0)
+        if annotation.get("area") is None:
+            annotation["area"] = bbox[2] * bbox[3]
+        if annotation.get("iscrowd") is None:
+            annotation["iscrowd"] = 0
         if as_number(annotation["area"]) is None or annotation["iscrowd"] not in (0, 1):
             raise UserError(
                 f"{where}: area is {annotation['area']!r} and iscrowd {annotation['iscrowd']!r}, expected a number, "
@@ -171,8 +218,16 @@ def _boxes(content: dict[str, Any], source: Path, images: set[int], classes: set
         # COCOeval takes the id 0 for "not matched", and needs ids that differ: they are only its own bookkeeping.
         annotation["id"] = len(boxes) + 1
         boxes.append(annotation)
+    if flat:
+        _logger.warning(
+            "%s: %d of %d boxes have no width or height (the first is annotations[%d]: %s); left out",
+            source, len(flat), len(annotations), flat[0], annotations[flat[0]]["bbox"],
+        )  # fmt: skip
     return boxes
 
 
-def _is_in(value: Any, known: set[int]) -> bool:
-    return isinstance(value, int) and value in known
+def _whole(value: Any) -> int | None:
+    """Return an id as a whole number, also one written as ``3.0``; None if it is none."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.data.annotations import Annotations
+from act_pipeline.data.annotations import Annotations, image_path
 from act_pipeline.data.settings import CocoDataSet, ImageFolder
 from act_pipeline.data.transforms import Preprocess, UnreadableImage
 from act_pipeline.errors import UserError
@@ -139,15 +139,25 @@ def coco_records(settings: CocoDataSet, annotations: Annotations, image_dir: Pat
         images = [image for image in images if image["id"] in taken]
     if settings.sample_num > 0:
         images = images[: settings.sample_num]
-    return [ImageRecord(image["id"], str(image_dir / image["file_name"])) for image in images]
+    return [ImageRecord(image["id"], str(image_path(image_dir, image["file_name"]))) for image in images]
 
 
 def folder_records(settings: ImageFolder, folder: Path) -> list[ImageRecord]:
-    """Return the pictures of a folder and its subfolders, by name, numbered from 0."""
-    files = sorted(
-        os.path.join(root, name)
-        for root, _, names in os.walk(folder) for name in names if name.lower().endswith(_IMAGE_SUFFIXES)
-    )
+    """Return the pictures of a folder and its subfolders, by name, numbered from 0.
+
+    What is hidden is left out: ``._photo.jpg`` and ``__MACOSX`` of a Mac and ``.ipynb_checkpoints`` of a notebook are no
+    pictures of the user's, whatever their names end in.
+    """
+    files = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        pictures = [name for name in names if name.lower().endswith(_IMAGE_SUFFIXES) and not _is_hidden(name)]
+        files.extend(os.path.join(root, name) for name in pictures)
+    files.sort()
     if settings.sample_num > 0:
         files = files[: settings.sample_num]
     return [ImageRecord(number, file) for number, file in enumerate(files)]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"

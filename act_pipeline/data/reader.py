@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any, Optional
 
 import numpy as np
 
+from act_pipeline.cpus import available_cpus
 from act_pipeline.data.annotations import Annotations
+from act_pipeline.data.classes import ModelClasses, check_count, match_classes, read_label_list
 from act_pipeline.data.dataset import Dataset, coco_records, folder_records
 from act_pipeline.data.input_size import input_size, with_input_size
 from act_pipeline.data.loader import Loader
@@ -22,6 +25,7 @@ from act_pipeline.errors import UserError
 from act_pipeline.records import hash_files
 from act_pipeline.yaml_file import resolve_path
 
+_logger = logging.getLogger(__name__)
 _CHECKED_IMAGES = 8
 
 
@@ -49,7 +53,8 @@ class Reader:
         self.metric = settings.metric
         self.max_bad_share = settings.max_bad_share
         # Readers derived from one another share the parsed annotation files: COCO's take seconds each.
-        self._annotations = {} if annotations is None else annotations
+        self.parsed_annotations = {} if annotations is None else annotations
+        self._class_ids: dict[str, list[int]] = {}
         self._datasets: dict[str, Dataset] = {}
         self._preprocess: Optional[Preprocess] = None
 
@@ -83,24 +88,59 @@ class Reader:
 
     @property
     def num_classes(self) -> int:
-        """The number of classes; the annotation file's where the reader file does not say.
+        """The number of classes: the model's where it is known, else what the reader file or the annotation file says.
 
         Raises:
             UserError: they differ.
         """
+        if self.settings.classes is not None:
+            return self.settings.classes.count
         if self.settings.num_classes is not None:
             return self.settings.num_classes
         return len(self._class_annotations().category_ids)
 
     @property
     def class_names(self) -> list[str]:
-        """The names of the classes by class index, from the annotation file."""
-        return list(self._class_annotations().class_names)
+        """The names of the classes by class index: the model's where they are known, else the annotation file's."""
+        classes = self.settings.classes
+        if classes is not None and classes.names is not None:
+            return list(classes.names)
+        for split in self._annotated_splits():
+            path = self.annotation_file(split)
+            if path.suffix == ".txt":
+                return read_label_list(path, f"{self._locate(split)}.anno_path")
+            annotations = self.annotations(split)
+            by_id = dict(zip(annotations.category_ids, annotations.class_names))
+            return [by_id[category_id] for category_id in self.class_ids(annotations)]
+        raise self._no_annotations()
 
     @property
     def category_ids(self) -> list[int]:
-        """COCO's category id of every class index, in ppdet's order (``COCO.getCatIds()``: the file's)."""
-        return list(self._class_annotations().category_ids)
+        """COCO's category id of every class index, see :meth:`class_ids`."""
+        return self.class_ids(self._class_annotations())
+
+    def class_ids(self, annotations: Annotations) -> list[int]:
+        """Return the category id that an annotation file gives to every class index.
+
+        The categories are matched to the model's classes by name, where the model is known (:meth:`with_classes`); else
+        their order counts, as in ppdet (``COCO.getCatIds()``: the file's).
+
+        Raises:
+            UserError: the categories do not fit the model's classes, or their number is not ``num_classes``.
+        """
+        path = str(annotations.path)
+        if path not in self._class_ids:
+            self._class_ids[path] = self._match(annotations)
+        return list(self._class_ids[path])
+
+    def _match(self, annotations: Annotations) -> list[int]:
+        if self.settings.classes is None:
+            check_count(self.settings.num_classes, self.settings.source.locate("num_classes"), annotations)
+            return annotations.category_ids
+        ids, notes = match_classes(self.settings.classes, annotations)
+        for note in notes:
+            _logger.warning("%s", note)
+        return ids
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -131,19 +171,14 @@ class Reader:
         """Return a split's annotation file, read and checked; ``.ground_truth()`` is pycocotools' ``COCO`` of it.
 
         Raises:
-            UserError: it is missing, is no JSON, lacks what COCO's form must have, or has another number of classes
-                than ``num_classes``; in the ``eval`` split also if it has no boxes.
+            UserError: it is missing, is no JSON, lacks what COCO's form must have, or its categories are not the model's
+                classes (see :meth:`class_ids`); in the ``eval`` split also if it has no boxes.
         """
         path = self.annotation_file(split)
-        if str(path) not in self._annotations:
-            self._annotations[str(path)] = Annotations.load(path, f"{self._locate(split)}.anno_path")
-        annotations = self._annotations[str(path)]
-        expected, found = self.settings.num_classes, len(annotations.category_ids)
-        if expected is not None and found != expected:
-            raise UserError(
-                f"{self.settings.source.locate('num_classes')} is {expected}, but {path} has {found} categories "
-                f"({_shorten(annotations.class_names)}); set num_classes to {found}, or name the right annotation file"
-            )
+        if str(path) not in self.parsed_annotations:
+            self.parsed_annotations[str(path)] = Annotations.load(path, f"{self._locate(split)}.anno_path")
+        annotations = self.parsed_annotations[str(path)]
+        self.class_ids(annotations)
         if split == "eval" and not annotations.boxes:
             raise UserError(f"{path} has no boxes in 'annotations', expected ground truth to evaluate on; name another")
         return annotations
@@ -167,6 +202,9 @@ class Reader:
                 if not settings.image_dir:
                     raise UserError(f"{self._locate(split)}.image_dir is missing, expected a folder; add it")
                 records, where, repeat = folder_records(settings, folder), str(folder), 1
+            only = self.settings.only.get(split)
+            if only is not None:
+                records = [record for record in records if str(record.file) in only]
             if not records:
                 raise UserError(
                     f"{self._locate(split)} has no images ({where}), expected at least one; check image_dir and "
@@ -210,7 +248,7 @@ class Reader:
         batch_size = settings.batch_size if batch_size is None else batch_size
         drop_last = (training and settings.drop_last) if drop_last is None else drop_last
         if workers is None:
-            workers = max(1, min(self.settings.worker_num, os.cpu_count() or 1))
+            workers = max(1, min(self.settings.worker_num, available_cpus()))
         if drop_last and len(dataset) < batch_size:
             raise UserError(
                 f"{self._locate(split)} has {len(dataset)} images, expected at least one batch of {batch_size}: lower "
@@ -250,7 +288,16 @@ class Reader:
         Raises:
             UserError: its transforms fix no size.
         """
-        return Reader(with_input_size(self.settings, height, width), self._annotations)
+        return Reader(with_input_size(self.settings, height, width), self.parsed_annotations)
+
+    def with_classes(self, classes: ModelClasses) -> Reader:
+        """Return a reader that matches the categories of its annotation files to a model's classes."""
+        return Reader(dataclasses.replace(self.settings, classes=classes), self.parsed_annotations)
+
+    def with_transforms(self, sample_transforms: list[dict[str, Any]]) -> Reader:
+        """Return a reader with other ``sample_transforms``."""
+        section = dataclasses.replace(self.settings.reader, sample_transforms=sample_transforms)
+        return Reader(dataclasses.replace(self.settings, reader=section), self.parsed_annotations)
 
     def with_dataset(
         self,
@@ -278,7 +325,7 @@ class Reader:
         if not dataset.anno_path:
             raise UserError(f"{self._locate(split)}.anno_path is missing, expected an annotation file; give one")
         datasets = {**self.settings.datasets, split: dataset}
-        return Reader(dataclasses.replace(self.settings, datasets=datasets), self._annotations)
+        return Reader(dataclasses.replace(self.settings, datasets=datasets), self.parsed_annotations)
 
     def fingerprint(self, split: str = "eval") -> str:
         """Return ``sha256:<hex>`` of all that decides what a split's loader gives, for caches.
@@ -301,15 +348,25 @@ class Reader:
             split, self.num_classes, chosen, reader.sample_transforms, reader.batch_transforms, files,
             hash_files([self.annotation_file(split)]) if settings.anno_path is not None else None,
         ]
+        if isinstance(settings, CocoDataSet):
+            annotations = self.annotations(split)
+            ids = self.class_ids(annotations)
+            body += [] if ids == annotations.category_ids else [ids]
         return "sha256:" + hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()
 
+    def _annotated_splits(self) -> list[str]:
+        """Return the splits that name an annotation file, the one that names the classes first."""
+        named = self.settings.datasets
+        return [split for split in ("eval", "train", "test") if split in named and named[split].anno_path is not None]
+
     def _class_annotations(self) -> Annotations:
-        """Return the annotation file that names the classes: the evaluation's, or the first there is."""
-        for split in ("eval", "train", "test"):
-            settings = self.settings.datasets.get(split)
-            if settings is not None and settings.anno_path is not None:
-                return self.annotations(split)
-        raise UserError(f"{self.path} names no annotation file, expected EvalDataset.anno_path; add it")
+        """Return the annotation file that has the categories: the evaluation's, or the first there is."""
+        for split in self._annotated_splits():
+            return self.annotations(split)
+        raise self._no_annotations()
+
+    def _no_annotations(self) -> UserError:
+        return UserError(f"{self.path} names no annotation file, expected EvalDataset.anno_path; add it")
 
     def _dataset_settings(self, split: str) -> Any:
         if split not in SPLITS:
@@ -327,6 +384,3 @@ class Reader:
     def _resolve(self, dataset_dir: Optional[Path], name: str) -> Path:
         return resolve_path(name, self.path) if dataset_dir is None else dataset_dir / Path(name).expanduser()
 
-
-def _shorten(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from act_pipeline.data.classes import ModelClasses
 from act_pipeline.errors import UserError, suggest
 from act_pipeline.schema import Source, build, describe, key
 from act_pipeline.yaml_file import Tagged, apply_overrides, load_yaml, parse_override
@@ -56,7 +57,7 @@ class ImageFolder:
     Attributes:
         image_dir: the folder, relative to ``dataset_dir``; searched with its subfolders.
         dataset_dir: the data set's folder.
-        anno_path: the annotation file that has the class names.
+        anno_path: the annotation file that has the class names, or a ``.txt`` of them, one a line.
         sample_num: how many images are taken, by name; -1: all.
     """
 
@@ -96,6 +97,9 @@ class ReaderSettings:
         reader: ``EvalReader``; ``TestReader`` in a file that has no other.
         reader_name: which of the two.
         inputs_def: ``TestReader.inputs_def`` or ``EvalReader.inputs_def``.
+        classes: of the model that the reader feeds, which the annotations' categories are matched to; None: it is not
+            known, and the file's order counts.
+        only: split -> the files of the images that it is restricted to, see :func:`act_pipeline.data.split.separate_splits`.
     """
 
     source: Source
@@ -107,6 +111,8 @@ class ReaderSettings:
     reader: ReaderSection
     reader_name: str
     inputs_def: dict[str, Any]
+    classes: Optional[ModelClasses] = None
+    only: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from act_pipeline.engines.base import DEVICES, PRECISIONS, Artifact, Engine, EngineSupport
-from act_pipeline.engines.best import best_engine
+from act_pipeline.engines.best import best_engine, fastest_engine
 from act_pipeline.engines.host import Machine, machine
 from act_pipeline.engines.registry import REGISTRY, find_runtime, find_support, paddle_refusal, support
 from act_pipeline.errors import UserError
@@ -25,6 +25,7 @@ __all__ = [
     "Machine",
     "best_engine",
     "create_engine",
+    "fastest_engine",
     "find_support",
     "inspect_artifact",
     "machine",
@@ -46,7 +47,7 @@ def create_engine(
 
     Args:
         name: one of :data:`ENGINES`: ``paddle`` (its own kernels), ``paddle_onednn`` (oneDNN on the CPU),
-            ``paddle_simulated`` (INT8 as ``paddle`` computes it, by oneDNN), ``paddle_trt`` (Paddle with TensorRT),
+            ``int8_reference`` (INT8 as ``paddle`` computes it, by oneDNN), ``paddle_trt`` (Paddle with TensorRT),
             ``openvino``, ``onnxruntime`` or ``tensorrt``.
         model: a model's folder, which the last three lower to ONNX, or for these an ONNX file.
         precision: one of :data:`PRECISIONS`; an INT8 model is only run as ``int8``, so that no figure is mislabelled.

@@ -13,6 +13,7 @@ from typing import Protocol, Union, runtime_checkable
 
 import numpy as np
 
+from act_pipeline.cpus import available_cpus as available_cpus  # the engines' own name for it
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel, OnnxModel
 
@@ -96,13 +97,6 @@ class EngineSupport:
 def location(model: Artifact) -> Path:
     """Return what a user calls a model: the folder, or the ONNX file."""
     return model.path if isinstance(model, OnnxModel) else model.directory
-
-
-def available_cpus() -> int:
-    """Return how many CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0)) or 1
-    return os.cpu_count() or 1
 
 
 def runtime_error_line(error: BaseException) -> str:

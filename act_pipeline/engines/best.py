@@ -58,5 +58,34 @@ def best_engine(
     )
 
 
+def fastest_engine(
+    precision: str, device: str = "auto", here: Machine | None = None, onnx_file: bool = False
+) -> tuple[str, str, str]:
+    """Return the fastest engine of this machine: its name, its device, and in one line why it is this one.
+
+    Args:
+        precision: one of :data:`act_pipeline.engines.PRECISIONS`.
+        device: ``CPU``, ``GPU``, or ``auto``: the GPU if there is one and an engine can use it.
+        here: this machine, or a stand-in.
+        onnx_file: the model is an ONNX file, which Paddle does not load.
+
+    Raises:
+        UserError: this machine has none; what would have to be installed.
+    """
+    here = here or machine()
+    if device != "auto":
+        name, why = best_engine(precision, device, here, onnx_file)
+        return name, device, why
+    idle = ""
+    if here.gpus or here.nvidia_gpus:
+        try:
+            name, why = best_engine(precision, "GPU", here, onnx_file)
+            return name, "GPU", why
+        except UserError as error:
+            idle = f"; not on the GPU: {error}"
+    name, why = best_engine(precision, "CPU", here, onnx_file)
+    return name, "CPU", why + idle
+
+
 def _missing(entry: EngineSupport) -> str:
     return f"{entry.engine}, but {entry.why}; {entry.remedy}"

@@ -86,7 +86,7 @@ def inspect_model(model: InferenceModel) -> ModelSummary:
     Raises:
         UserError: a file is truncated, is of another kind, or the two are not of one export.
     """
-    program = _read_program(model.model_path)
+    program = read_program(model.model_path)
     try:
         return _summarize(model, program)
     except (IndexError, KeyError, ValueError, TypeError) as error:
@@ -179,7 +179,12 @@ def write_parameters(model: InferenceModel, values: Mapping[str, np.ndarray]) ->
             file.write(value.tobytes())
 
 
-def _read_program(path: Path) -> Any:
+def read_program(path: Path) -> Any:
+    """Return a ``.pdmodel`` as a ``framework_pb2.ProgramDesc``.
+
+    Raises:
+        UserError: it is truncated or no program.
+    """
     # Paddle 2.6's generated protobuf classes: the only description of ProgramDesc that is in the wheel.
     from google.protobuf.message import DecodeError
     from paddle.base.proto import framework_pb2

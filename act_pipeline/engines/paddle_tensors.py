@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -21,8 +21,10 @@ class PaddleTensors:
     """A predictor of a model whose outputs may be any tensors, handed out one at a time.
 
     Attributes:
-        count: how many outputs there are.
+        single: False: :meth:`run` takes batches of any size.
     """
+
+    single = False
 
     def __init__(self, model: InferenceModel, device: str = "CPU", threads: int | None = None) -> None:
         """Load the model.
@@ -55,25 +57,27 @@ class PaddleTensors:
             raise UserError(f"Paddle Inference cannot load {model.directory}: {runtime_error_line(error)}") from error
         self._inputs = {name: self._predictor.get_input_handle(name) for name in self._predictor.get_input_names()}
         self._outputs = [self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()]
-        self.count = len(self._outputs)
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> Iterator[np.ndarray]:
-        """Run a batch and yield the outputs in the model's order, each copied when it is asked for.
+    def run(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Iterator[np.ndarray]]:
+        """Run batches and yield the outputs of each in the model's order, copied one at a time as they are asked for.
+
+        Args:
+            batches: the model's inputs by name; others are left out.
 
         Raises:
-            UserError: memory does not suffice, or Paddle refuses the batch.
+            UserError: memory does not suffice, or Paddle refuses a batch.
         """
-        for name, handle in self._inputs.items():
-            handle.copy_from_cpu(np.ascontiguousarray(inputs[name], np.float32))
-        try:
-            self._predictor.run()
-        except (MemoryError, RuntimeError, ValueError, NotImplementedError) as error:
-            raise UserError(
-                f"Paddle Inference cannot run the float model on a batch of {len(next(iter(inputs.values())))} images: "
-                f"{runtime_error_line(error)}; lower batch_size"
-            ) from error
-        for handle in self._outputs:
-            yield handle.copy_to_cpu()
+        for inputs in batches:
+            for name, handle in self._inputs.items():
+                handle.copy_from_cpu(np.ascontiguousarray(inputs[name], np.float32))
+            try:
+                self._predictor.run()
+            except (MemoryError, RuntimeError, ValueError, NotImplementedError) as error:
+                raise UserError(
+                    f"Paddle Inference cannot run the float model on a batch of {len(next(iter(inputs.values())))} "
+                    f"images: {runtime_error_line(error)}; lower batch_size"
+                ) from error
+            yield (handle.copy_to_cpu() for handle in self._outputs)
 
     def close(self) -> None:
         """Free the predictor and its weights."""

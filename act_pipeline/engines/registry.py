@@ -227,8 +227,8 @@ REGISTRY: dict[str, Runtime] = {
         fixed={"onednn": True},
         stand_ins=("summary", "inference"),
     ),  # fmt: skip
-    "paddle_simulated": Runtime(
-        "paddle_simulated", "PaddleSimulatedEngine", _simulated_rows, stand_ins=("summary", "inference", "machine")
+    "int8_reference": Runtime(
+        "int8_reference", "Int8ReferenceEngine", _simulated_rows, stand_ins=("summary", "inference", "machine")
     ),  # fmt: skip
     "paddle_trt": Runtime(
         "paddle_trt",

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from act_pipeline.errors import UserError, suggest
 from act_pipeline.lowering.builder import GraphBuilder, require_onnx
 from act_pipeline.lowering.compute import CONVOLUTIONS, convolution, matmul
@@ -227,17 +229,30 @@ def _followers(op: Op, source: Source, readers: dict[str, list[Op | None]]) -> l
         name = follower.output
 
 
+def _gives_detections(source: Source) -> bool:
+    """Whether the outputs are a detector's, ``bbox [K, 6]`` and ``bbox_num [N]``, and not any two tensors."""
+    if len(source.outputs) != 2:
+        return False
+    bbox, bbox_num = source.outputs
+    shape = source.shapes[bbox]
+    return len(shape) == 2 and shape[1] == 6 and np.issubdtype(source.dtypes[bbox_num], np.integer)
+
+
 def _finish(build: GraphBuilder, source: Source, opset: int, batch: int | None) -> Any:
     onnx = build.onnx
     sizes = {name: [batch or "N", *source.shapes[name][1:]] for name in source.inputs}
     inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes[name]) for name in source.inputs]
     outputs = []
+    detections = _gives_detections(source)
     kinds = ((onnx.TensorProto.FLOAT, ["K", 6]), (onnx.TensorProto.INT32, [batch or "N"]))
     for position, name in enumerate(source.outputs):
-        exposed = _OUTPUTS[position] if len(source.outputs) == 2 else name
+        exposed = _OUTPUTS[position] if detections else name
         build.nodes.append(onnx.helper.make_node("Identity", [build.get(name)], [exposed], name=exposed))
-        known = [size if size >= 0 else f"{exposed}_{axis}" for axis, size in enumerate(source.shapes[name])]
-        kind, shape = kinds[position] if len(source.outputs) == 2 else (onnx.TensorProto.FLOAT, known)
+        if detections:
+            kind, shape = kinds[position]
+        else:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(source.dtypes[name]))
+            shape = [size if size >= 0 else f"{exposed}_{axis}" for axis, size in enumerate(source.shapes[name])]
         outputs.append(onnx.helper.make_tensor_value_info(exposed, kind, shape))
     used = {name for node in build.nodes for name in node.input}
     initializers = [tensor for name, tensor in build.initializers.items() if name in used]

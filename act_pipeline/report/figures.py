@@ -95,7 +95,10 @@ def heat_map(grid: Mapping[str, Any], words: Mapping[str, str]) -> str:
 
 
 def training(losses: Sequence[float], evaluations: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> str:
-    """Return the loss of every iteration and the mAP of every evaluation; ``words`` has ``iteration`` and ``loss``."""
+    """Return the loss of every iteration and the agreement of every evaluation.
+
+    ``words`` has ``iteration``, ``loss`` and ``agreement_with_fp32``.
+    """
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
@@ -106,10 +109,10 @@ def training(losses: Sequence[float], evaluations: Sequence[Mapping[str, Any]], 
             scale = axes.twinx()
             scale.grid(False)
             scale.plot(
-                [item["iteration"] for item in evaluations], [item["map"] for item in evaluations],
+                [item["iteration"] for item in evaluations], [item["agreement"] for item in evaluations],
                 color=INT8, linewidth=1.4, marker="o", markersize=4,
             )  # fmt: skip
-            scale.set_ylabel("mAP", color=INT8)
+            scale.set_ylabel(words["agreement_with_fp32"], color=INT8)
 
     return _svg(draw, height=2.6)
 

@@ -44,7 +44,7 @@ class Scalars:
 
 
 def write_scalars(act: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path | None:
-    """Write the training of an ``act.json``: ``train/loss`` of every iteration, ``eval/map`` of every evaluation.
+    """Write the training of an ``act.json``: ``train/loss`` of every iteration, ``eval/agreement`` of every evaluation.
 
     Returns:
         The file; None if nothing was trained, or VisualDL is not installed.
@@ -56,5 +56,5 @@ def write_scalars(act: Mapping[str, Any], directory: str | os.PathLike[str]) -> 
         for step, loss in enumerate(training.get("loss") or (), start=1):
             scalars.add("train/loss", loss, step)
         for evaluation in training.get("evaluations") or ():
-            scalars.add("eval/map", evaluation["map"], evaluation["iteration"])
+            scalars.add("eval/agreement", evaluation["agreement"], evaluation["iteration"])
         return scalars.path

@@ -197,10 +197,11 @@ TEXTS = {
     "time_missing": "No times were recorded.",
     "stage": "Stage",
     "seconds": "seconds",
-    "training": "Training: loss of every iteration, mAP of every evaluation",
-    "training_alt": "Loss over iterations, and mAP",
+    "training": "Training: loss of every iteration, agreement with FP32 (training images) of every evaluation",
+    "training_alt": "Loss over iterations, and agreement with FP32",
     "iteration": "iteration",
     "loss": "loss",
+    "agreement_with_fp32": "agreement",
     # Again.
     "again": "Run it again",
     "again_lead": "The same config, data and versions give the same model.",

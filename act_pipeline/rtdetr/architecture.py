@@ -8,6 +8,8 @@ from ppdet.core.workspace import create
 from ppdet.modeling.architectures.meta_arch import BaseArch
 from ppdet.modeling.transformers import bbox_cxcywh_to_xyxy
 
+BBOX_DECODE_TYPES = ("origin", "pad")
+
 
 class DETR(BaseArch):
     """Backbone, an optional neck, transformer, head and post-process (PaddleDetection's `DETR`)."""
@@ -56,7 +58,8 @@ class DETR(BaseArch):
         if self.exclude_post_process:
             boxes, logits, _ = predictions
             return boxes, logits
-        return self.post_process(predictions, self.inputs["im_shape"], self.inputs["scale_factor"])
+        padded_shape = [int(side) for side in self.inputs["image"].shape[2:]]
+        return self.post_process(predictions, self.inputs["im_shape"], self.inputs["scale_factor"], padded_shape)
 
     def get_loss(self):
         losses = self._forward()
@@ -69,22 +72,32 @@ class DETR(BaseArch):
 
 
 class DETRPostProcess:
-    """The ``num_top_queries`` best (query, class) pairs of every image; no NMS is needed."""
+    """The ``num_top_queries`` best (query, class) pairs of every image; no NMS is needed.
+
+    ``bbox_decode_type`` is PaddleDetection's: with ``origin`` boxes are shares of the picture, with ``pad`` of the canvas that
+    the picture was padded to, to the right and below.
+    """
 
     __shared__ = ["num_classes", "use_focal_loss"]
 
-    def __init__(self, num_classes=80, num_top_queries=100, use_focal_loss=False):
+    def __init__(self, num_classes=80, num_top_queries=100, use_focal_loss=False, bbox_decode_type="origin"):
+        if bbox_decode_type not in BBOX_DECODE_TYPES:
+            raise ValueError(
+                f"DETRPostProcess.bbox_decode_type is {bbox_decode_type!r}, expected {' or '.join(BBOX_DECODE_TYPES)}"
+            )
         self.num_classes = num_classes
         self.num_top_queries = num_top_queries
         self.use_focal_loss = use_focal_loss
+        self.bbox_decode_type = bbox_decode_type
 
-    def __call__(self, predictions, im_shape, scale_factor):
+    def __call__(self, predictions, im_shape, scale_factor, padded_shape):
         """Decode.
 
         Args:
             predictions: boxes ``[N, Q, 4]`` (cx, cy, w, h in 0..1), logits ``[N, Q, classes]``, and None.
-            im_shape: ``[N, 2]``, height and width of the network's input in pixels.
-            scale_factor: ``[N, 2]``, input size / original size, y then x.
+            im_shape: ``[N, 2]``, height and width of the resized picture in pixels, without padding.
+            scale_factor: ``[N, 2]``, resized size / original size, y then x.
+            padded_shape: height and width of the network's input in pixels.
 
         Returns:
             ``bbox [N * num_top_queries, 6]``: class, score, x1, y1, x2, y2 in pixels of the original image, and
@@ -99,7 +112,10 @@ class DETRPostProcess:
         batch = paddle.arange(batch_size, dtype=query.dtype).unsqueeze(-1).tile([1, self.num_top_queries])
         boxes = paddle.gather_nd(bbox_cxcywh_to_xyxy(boxes), paddle.stack([batch, query], axis=-1))
 
-        height, width = paddle.split(paddle.floor(im_shape / scale_factor + 0.5), 2, axis=-1)
+        shape = paddle.floor(im_shape / scale_factor + 0.5)
+        if self.bbox_decode_type == "pad":
+            shape = paddle.to_tensor(padded_shape, dtype="float32") / im_shape * shape
+        height, width = paddle.split(shape, 2, axis=-1)
         boxes = boxes * paddle.concat([width, height, width, height], axis=-1).unsqueeze(1)
         bbox = paddle.concat([labels.unsqueeze(-1).astype("float32"), scores.unsqueeze(-1), boxes], axis=-1)
         bbox_num = paddle.full([1], self.num_top_queries, dtype="int32").tile([batch_size])

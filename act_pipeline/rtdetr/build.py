@@ -136,8 +136,12 @@ def weights_path(path: str | os.PathLike[str]) -> str:
 def load_weights(model, path: str | os.PathLike[str]) -> None:
     """Load a ``.pdparams`` whose keys and shapes must be the model's own.
 
+    Values of another dtype, such as the float16 or bfloat16 of an AMP training, are cast to the parameter's, as
+    PaddleDetection's loader does.
+
     Raises:
-        UserError: the file is missing or unreadable, or keys or shapes do not fit (the first three are named).
+        UserError: the file is missing or unreadable, or keys or shapes do not fit (the first three are named), or a
+            value is no array of numbers.
     """
     import paddle
 
@@ -165,4 +169,18 @@ def load_weights(model, path: str | os.PathLike[str]) -> None:
         raise UserError(
             f"weights {location} do not fit the model config: {named}{more}; use the config they were trained with"
         )
-    model.set_state_dict(state)
+    model.set_state_dict({name: _cast(name, state[name], expected[name].dtype, location) for name in expected})
+
+
+def _cast(name: str, value: Any, dtype: Any, location: str) -> Any:
+    """Return ``value``, a tensor or an array, as a tensor of a parameter's dtype."""
+    import paddle
+
+    if not isinstance(value, paddle.Tensor):
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub":
+            raise UserError(f"weights {location}: {name} holds {array.dtype}, expected numbers")
+        if array.dtype == np.uint16:  # how Paddle hands out bfloat16 as NumPy: the upper half of a float32
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        value = paddle.to_tensor(array)
+    return value if value.dtype == dtype else value.astype(dtype)

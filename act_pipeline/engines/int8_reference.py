@@ -45,7 +45,7 @@ _CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 _RESIDUAL_PASS = "conv_elementwise_add_mkldnn_fuse_pass"
 
 
-class PaddleSimulatedEngine(PredictorEngine):
+class Int8ReferenceEngine(PredictorEngine):
     """An INT8 model with every Q/DQ computed, as an :class:`act_pipeline.engines.base.Engine`; CPU only.
 
     It stands for the engine ``paddle``, of which it is the quick form: single scores differ where a sum falls on
@@ -78,7 +78,7 @@ class PaddleSimulatedEngine(PredictorEngine):
         Raises:
             UserError: the files are damaged, or Paddle refuses them.
         """
-        self.name = "paddle_simulated"
+        self.name = "int8_reference"
         self.precision, self.device = precision, device
         self.threads = available_cpus() if threads is None else threads
         self.artifact = model

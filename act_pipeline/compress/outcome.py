@@ -1,0 +1,70 @@
+"""What is measured of the model that a compression keeps: how fast it is, and what the reference engine makes of it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from act_pipeline.compress.job import Candidate, Job, timed
+from act_pipeline.compress.judge import REFERENCE, Judge
+from act_pipeline.engines import find_support
+from act_pipeline.errors import UserError
+from act_pipeline.model import InferenceModel
+
+_logger = logging.getLogger(__name__)
+# The first ones of the eval split: the reference takes 0.2 s for each of RT-DETR-R18 at 640 on two cores.
+REFERENCE_IMAGES = 128
+
+
+@dataclass
+class Measured:
+    """What was measured.
+
+    Attributes:
+        latency: ``rounds``, and under ``fp32`` and ``int8`` ``p50_ms`` and ``p90_ms``, and ``ratio``, how many times as fast
+            INT8 is; None: nothing was evaluated.
+        reference: ``engine``, ``images``, ``map``, and ``judged_map``, what the judging engine gives on the same images;
+            None: the judge is the reference, or it cannot run here.
+        seconds: by stage.
+    """
+
+    latency: Optional[dict[str, Any]] = None
+    reference: Optional[dict[str, Any]] = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def measure_chosen(job: Job, chosen: Candidate, model: InferenceModel) -> Measured:
+    """Time the float model and the INT8 one in turns, and evaluate the latter in the reference engine too.
+
+    Args:
+        job: the compression.
+        chosen: what is kept.
+        model: the float model as it was given.
+    """
+    measured = Measured()
+    if job.fp32 is None or chosen.evaluation is None:
+        return measured
+    with timed(measured.seconds, "latency"):
+        found, rounds = job.judge.latencies({"fp32": (model, "fp32"), "int8": (chosen.model, "int8")}, job.reader)
+    measured.latency = {
+        "rounds": rounds,
+        **{
+            label: {"p50_ms": one.latency_ms["p50"], "p90_ms": one.latency_ms["p90"]} for label, one in found.items()
+        },
+        "ratio": found["int8"].ratio,
+    }
+    if not job.judge.is_reference and find_support(REFERENCE, "int8", "CPU").available:
+        with timed(measured.seconds, "reference"):
+            measured.reference = _reference(job, chosen)
+    return measured
+
+
+def _reference(job: Job, chosen: Candidate) -> Optional[dict[str, Any]]:
+    judge = Judge(REFERENCE, REFERENCE, "CPU", "")
+    try:
+        found = judge.evaluate(chosen.model, "int8", job.reader, job.progress, REFERENCE_IMAGES)
+    except UserError as error:
+        _logger.warning("%s cannot run the INT8 model: %s", REFERENCE, error)
+        return None
+    return {"engine": REFERENCE, "images": found.images, "map": found.map}

@@ -1,0 +1,71 @@
+"""Images that judge a model are not those that it is made from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Optional
+
+import numpy as np
+
+from act_pipeline.data.reader import Reader
+from act_pipeline.errors import UserError
+
+# What is left of TrainDataset without the images of EvalDataset must come to this to be enough to calibrate on.
+_FEWEST_TRAIN_IMAGES = 100
+
+
+def separate_splits(reader: Reader, seed: int = 0) -> tuple[Reader, Optional[str]]:
+    """Return a reader whose splits ``train`` and ``eval`` share no image, and in one line what was done to it.
+
+    Where ``TrainDataset`` has images enough of its own, those of ``EvalDataset`` are left out of it. Where it has not, or
+    is missing, the images that both have are dealt out by chance: one half calibrates (and trains), the other judges.
+
+    Args:
+        reader: is left as it is.
+        seed: of the dealing.
+
+    Returns:
+        the reader, and None if nothing had to be done.
+
+    Raises:
+        UserError: the data cannot be read, or it is a single image.
+    """
+    if "train" not in reader.settings.datasets and "eval" not in reader.settings.datasets:
+        return reader, None
+    judging = _files(reader, "eval")
+    if "train" not in reader.settings.datasets:
+        datasets = {**reader.settings.datasets, "train": reader.settings.datasets["eval"]}
+        reader = Reader(dataclasses.replace(reader.settings, datasets=datasets), reader.parsed_annotations)
+        reason = "there is no TrainDataset"
+    else:
+        reason = ""
+    training = _files(reader, "train")
+    shared = set(training) & set(judging)
+    if not shared:
+        return reader, None
+    own = [name for name in training if name not in shared]
+    if not reason and len(own) >= _FEWEST_TRAIN_IMAGES:
+        note = f"{len(shared)} images of EvalDataset are in TrainDataset too: they judge, and are left out of calibration"
+        return _restricted(reader, own, judging), f"{reader.path}: {note}"
+    if len(judging) < 2:
+        raise UserError(
+            f"{reader.path}: EvalDataset has one image, which TrainDataset has too, expected another one to calibrate on; "
+            "add images"
+        )
+    dealt = [name for name in judging if name in shared]
+    chosen = np.random.default_rng(seed).permutation(len(dealt))[: max(len(dealt) // 2, 1)]
+    calibrating = {dealt[index] for index in chosen}
+    evaluated = [name for name in judging if name not in calibrating]
+    train = [name for name in training if name not in set(evaluated)]
+    reason = reason or "TrainDataset and EvalDataset share their images"
+    note = f"{reason}: {len(train)} images, drawn by chance, calibrate, and the other {len(evaluated)} judge"
+    return _restricted(reader, train, evaluated), f"{reader.path}: {note}"
+
+
+def _files(reader: Reader, split: str) -> list[str]:
+    return [str(record.file) for record in reader.dataset(split).records]
+
+
+def _restricted(reader: Reader, train: list[str], evaluated: list[str]) -> Reader:
+    only = {"train": frozenset(train), "eval": frozenset(evaluated)}
+    return Reader(dataclasses.replace(reader.settings, only=only), reader.parsed_annotations)

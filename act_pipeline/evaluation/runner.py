@@ -1,0 +1,151 @@
+"""An engine run on a data set, scored and timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from act_pipeline.data.annotations import distinct_names
+from act_pipeline.engines.base import Engine, available_cpus
+from act_pipeline.errors import UserError
+from act_pipeline.evaluation.coco import AnnotatedReader, GroundTruth, score_detections
+from act_pipeline.evaluation.result import Evaluation
+from act_pipeline.running import BatchRun, latency_percentiles, run_batches, run_beside
+
+
+class EvaluationReader(AnnotatedReader, Protocol):
+    """What is needed of a reader (:class:`act_pipeline.data.Reader` has it)."""
+
+    def loader(self, split: str, batch_size: int | None = None, **options: Any) -> Iterable[Mapping[str, np.ndarray]]:
+        """Return batches: the engine's inputs and ``im_id [N]`` int64."""
+
+
+def evaluate(
+    engine: Engine,
+    reader: EvaluationReader,
+    split: str = "eval",
+    limit: int | None = None,
+    progress: bool = True,
+    batch_size: int = 1,
+    warmup: int = 1,
+) -> Evaluation:
+    """Run every image of a split through an engine and score what it finds.
+
+    Args:
+        engine: anything that is an :class:`act_pipeline.engines.base.Engine`; it is not closed.
+        reader: gives the batches and the annotation file.
+        split: ``eval`` or ``train``, as the reader has them.
+        limit: the first so many images only; the scores are of these.
+        progress: show a progress bar on stderr.
+        batch_size: images in a run.
+        warmup: runs of the first batch that are not timed.
+
+    Raises:
+        UserError: no image could be read, the model's classes do not fit the annotations, or its outputs are not
+            finite.
+    """
+    # Reading ahead on the cores that the engine computes on would be timed with it.
+    alone = engine.device == "CPU" and engine.threads >= available_cpus()
+    workers = 0 if alone else None
+    loader = reader.loader(split, batch_size=batch_size, shuffle=False, drop_last=False, workers=workers)
+    truth = GroundTruth.load(reader, split)
+    batches = _batches(loader, limit, batch_size, progress)
+    return score(list(run_batches(engine, batches, truth.category_ids, truth.path, warmup)), truth, batch_size)
+
+
+def evaluate_beside(
+    engines: Sequence[Engine],
+    reader: EvaluationReader,
+    split: str = "eval",
+    progress: bool = True,
+    limit: int | None = None,
+) -> Evaluation:
+    """Evaluate as :func:`evaluate` does, as soon as the machine can: for scores, not for latencies.
+
+    Images are read while others are computed, and each goes to whichever engine is free.
+
+    Args:
+        engines: of one model, see :func:`act_pipeline.running.run_beside`; they are not closed.
+        reader, split, progress, limit: see :func:`evaluate`.
+
+    Returns:
+        an evaluation whose ``latency_ms`` is None if there are several engines, and whose ``images_per_second`` is
+        images / the time from the first image to the last.
+
+    Raises:
+        UserError: as :func:`evaluate`.
+    """
+    loader = reader.loader(split, batch_size=1, shuffle=False, drop_last=False)
+    truth = GroundTruth.load(reader, split)
+    start = time.perf_counter()
+    runs = list(run_beside(engines, _batches(loader, limit, 1, progress), truth.category_ids, truth.path))
+    seconds = time.perf_counter() - start
+    found = score(runs, truth, 1)
+    latency_ms = None if len(engines) > 1 else found.latency_ms
+    return replace(found, latency_ms=latency_ms, images_per_second=found.images / max(seconds, 1e-9))
+
+
+def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Evaluation:
+    """Score what was found in all batches, wherever they were run.
+
+    Args:
+        runs: in the order of the images.
+        truth: of these images, and maybe more.
+        batch_size: of whole batches; latencies are of these alone, if there are any.
+
+    Raises:
+        UserError: there are no images.
+    """
+    image_ids = [image_id for run in runs for image_id in run.image_ids]
+    if not image_ids:
+        raise UserError(f"{truth.path}: no image could be evaluated, expected at least one")
+    detections = np.concatenate([run.detections for run in runs])
+    scores = score_detections(truth.coco, detections, sorted(set(image_ids)))
+    category_ids = truth.coco.getCatIds()
+    names = distinct_names([str(category["name"]) for category in truth.coco.loadCats(category_ids)], category_ids)
+    name_of = dict(zip(category_ids, names))
+    seconds = [run.seconds for run in runs]
+    whole = [run.seconds for run in runs if len(run.image_ids) == batch_size] or seconds
+    return Evaluation(
+        map=scores.stats["ap"],
+        map50=scores.stats["ap50"],
+        stats=scores.stats,
+        summary=scores.summary,
+        per_class={
+            name_of[category_id]: ap
+            for category_id, ap in zip(sorted(category_ids), scores.per_category) if category_id in truth.category_ids
+        },
+        images=len(image_ids),
+        batch_size=batch_size,
+        latency_ms=latency_percentiles(whole),
+        images_per_second=len(image_ids) / max(sum(seconds), 1e-9),
+        detections=detections,
+        matches=scores.matches,
+    )
+
+
+def _batches(
+    loader: Iterable[Mapping[str, np.ndarray]], limit: int | None, batch_size: int, progress: bool
+) -> Iterator[Mapping[str, np.ndarray]]:
+    from tqdm import tqdm
+
+    total = len(loader) if hasattr(loader, "__len__") else None  # type: ignore[arg-type]
+    if limit is not None:
+        wanted = -(-limit // batch_size)
+        total = wanted if total is None else min(total, wanted)
+    left = limit
+    with tqdm(total=total, desc="evaluate", unit="batch", disable=not progress, leave=False) as bar:
+        for batch in loader:
+            if left is not None:
+                if left <= 0:
+                    break
+                batch = {name: array[:left] for name, array in batch.items()}
+                left -= len(batch["im_id"])
+            yield batch
+            bar.update()
+            if left == 0:  # asked for no more: do not make the loader read another batch
+                break
