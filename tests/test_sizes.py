@@ -132,3 +132,36 @@ def test_what_an_int8_op_reads_may_not_be_infinite_and_the_first_image_says_so(s
     config = load_config(COMPRESS_CONFIG, ["QuantPost.calib_images=12", *settings])
     with pytest.raises(UserError, match=r"holds (an infinite value|NaN) on calibration images? 1\b|output .* holds NaN"):
         compress(config, tmp_path / "int8", "CPU", progress=False, reader_overrides=sized.reader)
+
+
+COCO_MODELS = sorted(path.stem for path in (MODEL_CONFIG.parent).glob("rtdetr_*_coco.yml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COCO_MODELS)
+def test_auto_runs_on_every_coco_model_at_640(
+    sized: Sized, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights of ten classes, on a few scenes: what runs, not how well it detects."""
+    import paddle
+
+    from act_pipeline.rtdetr import build_model
+
+    monkeypatch.setattr("act_pipeline.compress.pipeline.check_worth", lambda *args: None)  # it finds nothing
+    config, overrides = MODEL_CONFIG.parent / f"{name}.yml", ["num_classes=10"]
+    paddle.seed(0)
+    weights = tmp_path / "random.pdparams"
+    paddle.save(build_model(config, overrides).state_dict(), str(weights))
+    labels = sized.root / "data" / "annotations" / "instances_val.json"
+    model = export_model(config, tmp_path, [*overrides, f"weights={weights}", "trt=True", f"TestDataset.anno_path={labels}"])
+    reader = [entry.replace(str([SIZE, SIZE]), "[640, 640]") for entry in sized.reader]
+    settings = [f"Global.model_dir={model.directory}", "Strategy={name: auto, max_drop: 1.0}", "QuantPost.calib_images=4"]
+    record = compress(
+        load_config(COMPRESS_CONFIG, settings), tmp_path / "int8", "CPU", progress=False, reader_overrides=reader
+    ).record
+    assert record["chosen"].startswith("ptq:") and record["evaluation"]["images"] == 10
+    assert record["bytes_ratio"] < 0.3 and sum(record["quantized_ops"].values()) == record["quantizable_ops"]
+
+
+def test_the_seven_coco_models_are_there() -> None:
+    assert len(COCO_MODELS) == 7
