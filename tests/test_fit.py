@@ -171,12 +171,16 @@ def test_the_fingerprint_knows_the_order_of_classes(model, config) -> None:
 
 
 def test_shards_and_one_process_number_the_classes_alike(model, config) -> None:
+    from act_pipeline import shards
+    from act_pipeline.engines import create_engine
+
     describe(model, ["disc", "square"])
     categories(config, "square", "disc", ids=(3, 7))
-    request = InferenceRequest(
-        model_path=str(model.directory), reader_config=str(config), device="CPU", cpu_threads=1, shards=2
-    )
-    assert run_inference(request, say=lambda line: None).evaluation.map == map_of(model, config) > 0.9
+    reader = fit_reader(model, Reader.load(config)).reader
+    engine = create_engine("paddle", model, "fp32", "CPU", 1)
+    found = shards.evaluate_in_shards(engine, model, reader, 1, progress=False).evaluation
+    shards.release()
+    assert found.map == evaluate(engine, reader, progress=False).map > 0.9
 
 
 # --- preprocessing ---------------------------------------------------------------------------------------------------
