@@ -28,7 +28,8 @@ class BatchRun:
 
     Attributes:
         image_ids: of its images, in order.
-        detections: [K, 7] float64: image id, x, y, width, height (pixels of the original image), score, category id.
+        detections: [K, 7] float64: place of the image in ``image_ids``, x, y, width, height (pixels of the original
+            image), score, category id.
         seconds: that ``engine.run`` took.
     """
 
@@ -180,14 +181,12 @@ def _coco_rows(
             f"the model gave bbox {list(bbox.shape)} and bbox_num {bbox_num.tolist()} for {len(image_ids)} images, "
             "expected one count an image that add up to the boxes; export the model again with tools/export_model.py"
         )
-    ids = np.repeat(np.asarray(image_ids, np.float64), bbox_num)
+    places = np.repeat(np.arange(len(image_ids)), bbox_num)
     if not np.isfinite(bbox).all():
-        bad = ids[~np.isfinite(bbox).all(axis=1)][0]
-        raise NotFinite(
-            f"the model's boxes are not finite (NaN or infinite) on image id {int(bad)}; its weights are damaged"
-        )
+        bad = image_ids[places[~np.isfinite(bbox).all(axis=1)][0]]
+        raise NotFinite(f"the model's boxes are not finite (NaN or infinite) on image id {bad}; its weights are damaged")
     found = bbox[:, 0] >= 0  # a class of -1 marks a row that is no detection
-    bbox, ids = bbox[found], ids[found]
+    bbox, places = bbox[found], places[found]
     classes = bbox[:, 0].astype(np.int64)
     if len(classes) and classes.max() >= len(category_ids):
         raise UserError(
@@ -195,4 +194,4 @@ def _coco_rows(
             "expected the data set that the model was trained on: give its --reader_config"
         )
     categories = np.asarray(category_ids, np.float64)[classes]
-    return np.column_stack([ids, bbox[:, 2:4], bbox[:, 4:6] - bbox[:, 2:4], bbox[:, 1], categories])
+    return np.column_stack([places, bbox[:, 2:4], bbox[:, 4:6] - bbox[:, 2:4], bbox[:, 1], categories])

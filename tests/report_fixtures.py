@@ -64,11 +64,11 @@ def detections(reader: StubReader, seed: int, noise: float, seldom: int = 3) -> 
     for index, box in enumerate(reader.annotations().boxes or ()):
         x, y, width, height = np.array(box["bbox"]) + rng.normal(0, noise, 4)
         score = 0.35 if index % seldom == 0 else float(rng.uniform(0.6, 0.95))
-        rows.append([box["image_id"], x, y, width, height, score, box["category_id"]])
-    rows += [[40 + index % 5, 100 + index, 5, 9, 9, 0.4, 3] for index in range(12)]
-    rows.append([40, 60, 40, 20, 20, 0.91, 3])
-    rows.append([41, 120, 80, 30, 30, 0.7 + noise / 100, 7])
-    rows.append([42, 12, 12, 39, 29, 0.3, 3])
+        rows.append([box["image_id"] - 40, x, y, width, height, score, box["category_id"]])
+    rows += [[index % 5, 100 + index, 5, 9, 9, 0.4, 3] for index in range(12)]
+    rows.append([0, 60, 40, 20, 20, 0.91, 3])
+    rows.append([1, 120, 80, 30, 30, 0.7 + noise / 100, 7])
+    rows.append([2, 12, 12, 39, 29, 0.3, 3])
     return np.array(rows, np.float64)
 
 
@@ -76,11 +76,13 @@ def make_artifact(folder: Path, reader: StubReader, **changes: Any) -> Path:
     """Write ``act.json``, ``detections.npz`` and ``analysis.json``; ``changes`` are set over ``act.json``'s keys."""
     folder.mkdir(parents=True)
     before, after = detections(reader, 1, 0.5), detections(reader, 2, 1.5, 4)
-    evaluations = {name: SimpleNamespace(detections=rows) for name, rows in (("fp32", before), ("int8", after))}
-    save_detections(folder / "detections.npz", evaluations)
+    ids = list(range(40, 45))
+    evaluations = {
+        name: SimpleNamespace(detections=rows, image_ids=ids) for name, rows in (("fp32", before), ("int8", after))
+    }
+    save_detections(folder / "detections.npz", evaluations, {number: f"{number - 40}.png" for number in ids})
     from act_pipeline.report.curves import score
 
-    ids = list(range(40, 45))
     scores = {name: score(reader.annotations(), rows, ids) for name, rows in (("fp32", before), ("int8", after))}
     record = act_record({name: found.stats for name, found in scores.items()})
     record.update(changes)

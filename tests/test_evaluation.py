@@ -65,7 +65,8 @@ def test_all_found_is_one_and_the_category_ids_are_the_files(reader):
     evaluation = run(lambda h, w: [right(h, w)], reader, batch_size=3)
     assert evaluation.map == evaluation.map50 == 1.0 and evaluation.images == 4
     assert evaluation.per_class == {"disc": 1.0, "square": None}
-    assert set(evaluation.detections[:, 6]) == {7} and list(evaluation.detections[:, 0]) == [100, 101, 102, 103]
+    assert set(evaluation.detections[:, 6]) == {7} and list(evaluation.detections[:, 0]) == [0, 1, 2, 3]
+    assert evaluation.image_ids == [100, 101, 102, 103]
     np.testing.assert_allclose(evaluation.detections[0, 1:5], [16, 10, 32, 15], rtol=1e-5)  # x, y, width, height
 
 
@@ -281,6 +282,53 @@ def test_the_record_has_what_the_report_needs(reader, tmp_path):
     }
     assert list(record["latency_ms"]) == ["min", "p50", "p90", "p99", "max"] and record["images_per_second"] > 0
     assert record["model_hash"] == model.content_hash() and len(record["stats"]) == 12
+
+
+LONG_IDS = [2**62 + 1, -(2**62) - 1, 0, 2**53 + 1]
+
+
+@pytest.fixture()
+def long_ids(reader):
+    """The same data with ids that no float holds, and negative ones."""
+    path = reader.annotation_file("eval")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    new = dict(zip([image["id"] for image in content["images"]], LONG_IDS))
+    for image in content["images"]:
+        image["id"] = new[image["id"]]
+    for box in content["annotations"]:
+        box["image_id"] = new[box["image_id"]]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return reader
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_ids_are_exact_whatever_their_size(long_ids, tmp_path, batch_size):
+    evaluation = run(lambda h, w: [right(h, w), right(h, w, 0.1, 1)], long_ids, batch_size=batch_size)
+    assert evaluation.map == 1.0 and evaluation.image_ids == sorted(LONG_IDS)
+    evaluation.write_detections(tmp_path / "bbox.json")
+    rows = json.loads((tmp_path / "bbox.json").read_text(encoding="utf-8"))
+    # In the order of the images, whose heights are 40, 48, 56 and 64.
+    assert [(row["image_id"], row["bbox"][3]) for row in rows[::2]] == list(zip(LONG_IDS, [15, 18, 21, 24]))
+    with pytest.raises(UserError, match=f"not finite .* on image id {LONG_IDS[0]};"):
+        run(lambda h, w: [right(h, w, score=float("nan"))], long_ids)
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 1.5, "7", None, True, [1]])
+def test_an_id_that_is_no_whole_number_is_one_line(reader, number):
+    path = reader.annotation_file("eval")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["images"][1]["id"] = number
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=r"annotations.json: images\[1\].id is .*, expected a whole number of less") as raised:
+        run(lambda h, w: [], reader)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_category_id_that_no_float_holds_is_one_line(reader):
+    path = reader.annotation_file("eval")
+    path.write_text(path.read_text(encoding="utf-8").replace('"id": 7,', f'"id": {2**53 + 1},'), encoding="utf-8")
+    with pytest.raises(UserError, match=r"categories\[0\].id is 9007199254740993, expected one below 2\^53"):
+        run(lambda h, w: [], reader)
 
 
 def test_detections_are_written_in_cocos_form(reader, tmp_path):

@@ -185,7 +185,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def made(map_: float = 0.5) -> Evaluation:
     rows = np.random.default_rng(0).random((5, 7))
-    return Evaluation(map_, 0.7, {"ap": map_}, ["a line"], {"cat": None, "dog": 0.1}, 3, 1, {"p50": 1.5}, 20.0, rows)
+    return Evaluation(map_, 0.7, {"ap": map_}, ["a line"], {"cat": None, "dog": 0.1}, 3, 1, {"p50": 1.5}, 20.0, rows, [1, 2**60 + 1])
 
 
 def test_an_evaluation_comes_back_whole(cache: Path) -> None:
@@ -195,6 +195,7 @@ def test_an_evaluation_comes_back_whole(cache: Path) -> None:
     assert (was_there, is_there) == (False, True)
     np.testing.assert_array_equal(again.detections, first.detections)
     assert {**vars(again), "detections": 0} == {**vars(first), "detections": 0}
+    assert again.image_ids == [1, 2**60 + 1]
     for place, other in enumerate(("sha256:c", "sha256:c", "paddle_onednn", "GPU", 1)):
         changed = [*key[:place], other, *key[place + 1 :]]
         assert baseline.cached_evaluation(*changed, lambda: made(0.25))[0].map == 0.25

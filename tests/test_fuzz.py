@@ -189,7 +189,7 @@ def test_detections_that_unpack_to_more_than_any_evaluation_makes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("act_pipeline.evaluation.detections_file.MAX_DETECTION_BYTES", 1000)
-    np.savez_compressed(tmp_path / "detections.npz", fp32=np.zeros((100, 7), np.float32))
+    np.savez_compressed(tmp_path / "detections.npz", fp32=np.zeros((10_000, 7), np.float32))
     assert "unpacks to" in _refused(load_detections, tmp_path / "detections.npz")
 
 

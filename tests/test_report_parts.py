@@ -27,7 +27,7 @@ def truth(*boxes, image=1, category=1, crowd=0):
 
 
 def found(box, score=0.9, category=1, image=1):
-    return [image, *box, score, category]
+    return [image - 1, *box, score, category]
 
 
 OBJECT = (10, 10, 40, 40)
@@ -184,13 +184,13 @@ def test_the_scores_are_those_of_an_evaluation(tmp_path):
             return {"bbox": rows, "bbox_num": np.int32([8])}
 
     evaluation = evaluate(Engine(), TinyReader(annotations, annotations.parent / "images"), progress=False)
-    save_detections(tmp_path / "d.npz", {"fp32": evaluation})
-    rows = load_detections(tmp_path / "d.npz")["fp32"]
+    save_detections(tmp_path / "d.npz", {"fp32": evaluation}, dict.fromkeys(evaluation.image_ids, "a.png"))
+    rows = load_detections(tmp_path / "d.npz").rows["fp32"]
     scores = score(Annotations.load(annotations, "test"), rows, [100, 101, 102, 103])
     assert 0.05 < evaluation.map < 0.95
     for name in STAT_NAMES:
         expected = evaluation.stats[name] if evaluation.stats[name] >= 0 else None
-        assert scores.stats[name] == (None if expected is None else pytest.approx(expected, abs=1e-6)), name
+        assert scores.stats[name] == expected, name
     assert scores.per_class == {"disc": pytest.approx(evaluation.per_class["disc"]), "square": None}
     assert np.mean(scores.curves["0.50"]) == pytest.approx(evaluation.map50, abs=1e-4)
     assert scores.class_curves["square"] is None and len(scores.class_curves["disc"]) == 101
@@ -205,29 +205,90 @@ def test_nothing_found_scores_zero(tmp_path):
 # --- detections on disk ----------------------------------------------------------------------------------------------
 
 
-def test_the_best_hundred_of_an_image_are_kept(tmp_path):
+def saved(path, image_ids=(3, 7), **rows):
+    """Save detections, and return what is read again."""
+    evaluations = {name: SimpleNamespace(detections=array, image_ids=list(image_ids)) for name, array in rows.items()}
+    save_detections(path, evaluations, {number: f"{number}.jpg" for number in image_ids})
+    return load_detections(path)
+
+
+def test_the_best_hundred_of_an_image_and_category_are_kept():
     rng = np.random.default_rng(0)
-    rows = np.column_stack([np.repeat([7.0, 3.0], 150), rng.uniform(0, 99, (300, 4)), rng.uniform(size=300), np.ones(300)])
+    images, kinds = np.repeat([1.0, 0.0], 450), np.tile([5.0, 6.0, 5.0], 300)
+    rows = np.column_stack([images, rng.uniform(0, 99, (900, 4)), rng.uniform(size=900).round(2), kinds])
     kept = best_detections(rows)
-    assert len(kept) == 200 and list(kept[[0, -1], 0]) == [3, 7]
-    for image in (3, 7):
-        expected = np.sort(rows[rows[:, 0] == image, 5])[::-1][:100]
-        np.testing.assert_array_equal(kept[kept[:, 0] == image, 5], expected)
-    save_detections(tmp_path / "d.npz", {"fp32": SimpleNamespace(detections=rows)})
+    assert len(kept) == 400 and list(kept[[0, -1], 0]) == [0, 1]
+    for image in (0, 1):
+        assert (np.diff(kept[kept[:, 0] == image, 5]) <= 0).all()
+        for kind in (5, 6):
+            own = rows[(rows[:, 0] == image) & (rows[:, 6] == kind)]
+            # Of equal scores the first, in their order.
+            expected = own[np.argsort(-own[:, 5], kind="stable")][:100]
+            np.testing.assert_array_equal(kept[(kept[:, 0] == image) & (kept[:, 6] == kind)], expected)
+
+
+def test_what_engines_give_is_kept_to_the_bit_in_half_the_bytes(tmp_path):
+    rng = np.random.default_rng(1)
+    corners = np.sort(rng.uniform(0, 640, (200, 2, 2)), axis=1).reshape(200, 4).astype(np.float32).astype(np.float64)
+    corners[0, 0] = np.float32(1e-30)  # a difference of which float64 has no room for all digits
+    rows = np.column_stack(
+        [np.repeat([0, 1], 100), corners[:, :2], corners[:, 2:] - corners[:, :2], rng.random(200, np.float32), np.ones(200)]
+    )
+    read = saved(tmp_path / "d.npz", fp32=rows, int8=rows + [0, 1e-9, 0, 0, 0, 0, 0])
     with np.load(tmp_path / "d.npz") as content:
-        assert content["fp32"].dtype == np.float32
-    np.testing.assert_allclose(load_detections(tmp_path / "d.npz")["fp32"], kept, rtol=1e-6)
+        assert (content["fp32"].dtype, content["int8"].dtype) == (np.float32, np.float64)
+    np.testing.assert_array_equal(read.rows["fp32"], best_detections(rows))
+    np.testing.assert_array_equal(read.rows["int8"], best_detections(rows + [0, 1e-9, 0, 0, 0, 0, 0]))
+    assert read.image_ids == [3, 7]
 
 
-def test_long_image_ids_stay_whole(tmp_path):
-    rows = np.array([[2008000001, 1, 2, 3, 4, 0.5, 1], [2008000002, 1, 2, 3, 4, 0.5, 1]], np.float64)
-    save_detections(tmp_path / "d.npz", {"int8": SimpleNamespace(detections=rows)})
-    np.testing.assert_array_equal(load_detections(tmp_path / "d.npz")["int8"], rows)
+@pytest.mark.parametrize("digits", [None, 1])
+def test_what_is_kept_has_the_same_scores(tmp_path, digits):
+    """With more than 100 detections an image, and equal scores."""
+    from test_confidence import coco_of, detections_of, truth_of
+
+    from act_pipeline.evaluation.coco import score_detections
+
+    truth = truth_of(0, 6, 3, 8)
+    rows = detections_of(truth, 1, 6, 3, 450, 0.06)
+    if digits is not None:
+        rows[:, 5] = rows[:, 5].round(digits)
+    coco, ids = coco_of(truth, 6, 3), list(range(6))
+    kept = saved(tmp_path / "d.npz", ids, int8=rows[np.random.default_rng(2).permutation(len(rows))]).rows["int8"]
+    again = saved(tmp_path / "d.npz", ids, int8=rows).rows["int8"]
+    before, after = score_detections(coco, rows, ids), score_detections(coco, again, ids)
+    assert len(again) < len(rows) and 0.1 < before.stats["ap"] < 0.9
+    assert (after.stats, after.per_category, after.summary) == (before.stats, before.per_category, before.summary)
+    assert (score_detections(coco, kept, ids).stats == before.stats) == (digits is None)  # the order of equal ones counts
+
+
+def test_ids_are_exact_whatever_their_size(tmp_path):
+    ids = [-(2**62), -1, 0, 2**53, 2**53 + 1, 2**63 - 1]
+    rows = np.column_stack([np.arange(6), np.full((6, 4), 2), np.full(6, 0.5), np.ones(6)]).astype(float)
+    read = saved(tmp_path / "d.npz", ids, int8=rows, fp32=rows[:2])
+    assert read.image_ids == ids and all(type(number) is int for number in read.image_ids)
+    np.testing.assert_array_equal(read.rows["int8"], rows)
+    np.testing.assert_array_equal(read.rows["fp32"], rows[:2])
+
+
+def test_evaluations_of_different_images_lie_beside_each_other(tmp_path):
+    one = np.array([[0, 1, 1, 2, 2, 0.5, 1], [1, 1, 1, 2, 2, 0.25, 1]], float)
+    evaluations = {
+        "fp32": SimpleNamespace(detections=one, image_ids=[5, 9]), "int8": SimpleNamespace(detections=one, image_ids=[7, 9])
+    }
+    save_detections(tmp_path / "d.npz", evaluations, {5: "a", 7: "b", 9: "c"})
+    read = load_detections(tmp_path / "d.npz")
+    assert read.image_ids == [5, 7, 9]
+    assert [list(rows[:, 0]) for rows in read.rows.values()] == [[0, 2], [1, 2]]
+
+
+def test_images_are_known_by_id_and_file_name(tmp_path):
+    read = saved(tmp_path / "d.npz", (3, 7, 8), int8=np.zeros((0, 7)))
+    assert read.known({3: "3.jpg", 7: "another.jpg", 9: "8.jpg", 8: "8.jpg"}) == [3, 8] and read.known({}) == []
 
 
 def test_nothing_is_kept_as_nothing(tmp_path):
-    save_detections(tmp_path / "d.npz", {"fp32": SimpleNamespace(detections=np.zeros((0, 7)))})
-    assert load_detections(tmp_path / "d.npz")["fp32"].shape == (0, 7)
+    assert saved(tmp_path / "d.npz", fp32=np.zeros((0, 7))).rows["fp32"].shape == (0, 7)
 
 
 def test_what_is_no_detections_is_one_line(tmp_path):
@@ -240,9 +301,23 @@ def test_what_is_no_detections_is_one_line(tmp_path):
     np.savez(tmp_path / "d.npz", fp32=np.array([{"a": 1}], dtype=object))
     with pytest.raises(UserError, match="holds no detections"):
         load_detections(tmp_path / "d.npz")
-    for array in (np.zeros((3, 6)), np.full((1, 7), np.nan)):
-        np.savez(tmp_path / "d.npz", fp32=array)
+    images = {"image_ids": np.int64([3, 7]), "image_names": np.uint32([1, 2])}
+    valid = np.array([[1, 1, 1, 2, 2, 0.5, 4]])
+    np.savez(tmp_path / "d.npz", fp32=valid, **images)
+    np.testing.assert_array_equal(load_detections(tmp_path / "d.npz").rows["fp32"], valid)
+    for array in (np.zeros((3, 6)), np.full((1, 7), np.nan), valid + 1, valid - [2, 0, 0, 0, 0, 0, 0], valid + 0.5):
+        np.savez(tmp_path / "d.npz", fp32=array, **images)
         with pytest.raises(UserError, match=r"fp32 is \[\d, \d\], expected finite rows of 7"):
+            load_detections(tmp_path / "d.npz")
+    np.savez(tmp_path / "d.npz", fp32=valid)
+    with pytest.raises(UserError, match="lacks image_ids or image_names, an earlier version wrote it; delete it"):
+        load_detections(tmp_path / "d.npz")
+    for name, array in (
+        ("image_ids", np.int64([7, 3])), ("image_ids", np.float64([3, 7])), ("image_ids", np.int64([[3, 7]])),
+        ("image_ids", np.int64([3])), ("image_names", np.int64([3, 7])),
+    ):  # fmt: skip
+        np.savez(tmp_path / "d.npz", fp32=valid, **{**images, name: array})
+        with pytest.raises(UserError, match="image_ids or image_names is damaged"):
             load_detections(tmp_path / "d.npz")
 
 

@@ -24,7 +24,7 @@ from act_pipeline.download import cache_directory
 from act_pipeline.evaluation import Evaluation
 from act_pipeline.records import versions, write_bytes_atomically
 
-BASELINE_SCHEMA = "act_pipeline.baseline/1"
+BASELINE_SCHEMA = "act_pipeline.baseline/2"
 FOLDER = "evaluations"
 # Each is some megabytes on COCO; the oldest go.
 KEPT = 16

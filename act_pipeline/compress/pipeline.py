@@ -212,7 +212,8 @@ def _write(target: Path, model: InferenceModel, chosen: Candidate, job: Job, rec
         if model.infer_cfg_path.exists():
             shutil.copyfile(model.infer_cfg_path, staging / INFER_CFG_FILENAME)
         if job.fp32 is not None and chosen.evaluation is not None:
-            save_detections(staging / DETECTIONS_FILENAME, {"fp32": job.fp32, "int8": chosen.evaluation})
+            names = {image["id"]: image["file_name"] for image in job.reader.annotations("eval").images}
+            save_detections(staging / DETECTIONS_FILENAME, {"fp32": job.fp32, "int8": chosen.evaluation}, names)
         if job.analysis is not None:
             write_record(staging / ANALYSIS_FILENAME, ANALYSIS_SCHEMA, job.analysis)
         write_record(staging / ACT_FILENAME, ACT_SCHEMA, dict(record))

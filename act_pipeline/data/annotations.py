@@ -65,6 +65,11 @@ class Annotations:
             raise UserError(f"{source} holds no JSON object, expected COCO's images, annotations and categories")
         images = _entries(content, "images", ("id", "file_name"), source)
         categories = _entries(content, "categories", ("id", "name"), source)
+        for index, category in enumerate(categories):
+            if abs(category["id"]) >= 2**53:  # detections are rows of float64, and have the category in them
+                raise UserError(
+                    f"{source}: categories[{index}].id is {category['id']}, expected one below 2^53; number the classes"
+                )
         for image in images:
             if not isinstance(image["file_name"], str) or not image["file_name"]:
                 raise UserError(f"{source}: images: file_name of image {image['id']} is no text, expected a name")
@@ -171,7 +176,7 @@ def _entries(content: dict[str, Any], name: str, needed: tuple[str, ...], source
         number = _whole(entry["id"])
         if number is None:
             raise UserError(
-                f"{source}: {name}[{index}].id is {entry['id']!r}, expected a whole number; export it again"
+                f"{source}: {name}[{index}].id is {entry['id']!r}, expected a whole number of less than 64 bits; export it again"
             )
         entry["id"] = number
         if number in ids:

@@ -7,6 +7,7 @@ from act_pipeline.evaluation.confidence import MapDifference, map_difference
 from act_pipeline.evaluation.detections_file import (
     DETECTIONS_FILENAME,
     KEPT_DETECTIONS,
+    Detections,
     best_detections,
     load_detections,
     save_detections,
@@ -22,6 +23,7 @@ __all__ = [
     "STAT_NAMES",
     "Agreement",
     "Comparison",
+    "Detections",
     "Evaluation",
     "EvaluationReader",
     "GroundTruth",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -109,8 +109,14 @@ class Scores:
 
 
 def score_detections(coco: Any, detections: np.ndarray, image_ids: Sequence[int]) -> Scores:
-    """Score detections [M, 7] (as ``Evaluation.detections``) of ``image_ids`` against pycocotools' ``COCO``."""
-    scorer = _scorer(coco, detections, image_ids)
+    """Score detections against pycocotools' ``COCO``.
+
+    Args:
+        coco: the ground truth, of these images and maybe more.
+        detections: [M, 7] as ``Evaluation.detections``.
+        image_ids: of the images that were evaluated, in ascending order: what the detections' first column counts.
+    """
+    scorer = make_scorer(coco, detections, image_ids)
     printed = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()):
         scorer.evaluate()
@@ -129,31 +135,51 @@ def score_detections(coco: Any, detections: np.ndarray, image_ids: Sequence[int]
 
 def match_detections(coco: Any, detections: np.ndarray, image_ids: Sequence[int]) -> Matches:
     """Match detections as :func:`score_detections` does, without the scores."""
-    scorer = _scorer(coco, detections, image_ids)
+    scorer = make_scorer(coco, detections, image_ids)
     scorer.params.areaRng, scorer.params.areaRngLbl = scorer.params.areaRng[:1], scorer.params.areaRngLbl[:1]
     with contextlib.redirect_stdout(io.StringIO()):
         scorer.evaluate()
     return _matches(scorer)
 
 
-def _scorer(coco: Any, detections: np.ndarray, image_ids: Sequence[int]) -> Any:
+def make_scorer(coco: Any, detections: np.ndarray, image_ids: Sequence[int]) -> Any:
+    """Return pycocotools' ``COCOeval`` of what :func:`score_detections` takes.
+
+    Not by ``COCO.loadRes``, which makes ids of floats, fails on no detections, and draws a polygon round every box.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        if len(detections):
-            results = coco.loadRes(detections)
-        else:  # loadRes fails on nothing at all
-            results = COCO()
-            results.dataset = {
-                "images": coco.dataset["images"],
-                "categories": coco.dataset["categories"],
-                "annotations": [],
+    results = COCO()
+    results.dataset = {
+        "images": coco.dataset["images"],
+        "categories": coco.dataset["categories"],
+        "annotations": [
+            {
+                "id": number, "image_id": image_ids[int(place)], "category_id": int(category), "bbox": [x, y, width, height],
+                "area": width * height, "score": score, "iscrowd": 0,
             }
-            results.createIndex()
+            for number, (place, x, y, width, height, score, category) in enumerate(detections.tolist(), start=1)
+        ],
+    }  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        results.createIndex()
         scorer = COCOeval(coco, results, "bbox")
     scorer.params.imgIds = list(image_ids)
     return scorer
+
+
+def placed(detections: np.ndarray, image_ids: Sequence[int], place_of: Mapping[int, int]) -> np.ndarray:
+    """Return detections of ``image_ids`` with other places for their images; those of images without one are left out."""
+    places = np.array([place_of.get(number, -1) for number in image_ids], np.int64)
+    found = detections.copy()
+    found[:, 0] = places[detections[:, 0].astype(np.int64)]
+    return found[found[:, 0] >= 0]
+
+
+def places_of(image_ids: Sequence[int]) -> dict[int, int]:
+    """Return the place of each image, by id."""
+    return {number: place for place, number in enumerate(image_ids)}
 
 
 def _matches(scorer: Any) -> Matches:

@@ -53,17 +53,15 @@ NOT_COMPARED: Mapping[str, Any] = {
 
 
 def compare(reference: Evaluation, other: Evaluation, truth: GroundTruth) -> Comparison:
-    """Compare a model's evaluation with a reference's on the same images.
+    """Compare a model's evaluation with a reference's on the same images; both keep their matches for the next time.
 
     Args:
-        reference: an evaluation of which the matches are not kept is matched, and keeps them.
-        other: of the other model, with its matches.
+        reference, other: evaluations of the two.
         truth: what both were scored against.
     """
-    if other.matches is None:
-        raise ValueError("the matches of the evaluation were not kept")
-    if reference.matches is None:
-        reference.matches = match_detections(truth.coco, reference.detections, other.matches.image_ids)
+    for evaluation in (reference, other):
+        if evaluation.matches is None:
+            evaluation.matches = match_detections(truth.coco, evaluation.detections, evaluation.image_ids)
     return Comparison(
         map_difference(reference.matches, other.matches), agreement(reference.detections, other.detections)
     )

@@ -5,43 +5,80 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from act_pipeline.errors import UserError
+from act_pipeline.evaluation.coco import placed, places_of
 from act_pipeline.evaluation.result import Evaluation
 from act_pipeline.records import write_bytes_atomically
 
 DETECTIONS_FILENAME = "detections.npz"
-# COCO's scores look no further.
+# COCO's scores look no further, in each image and category.
 KEPT_DETECTIONS = 100
-# Some 90,000 images of 100 float32 rows, twice: a small file that unpacks to more is none of ours.
-MAX_DETECTION_BYTES = 512 << 20
+# A file that unpacks to more, and to so many times its size, is none of ours: scores and boxes hardly shrink.
+MAX_DETECTION_BYTES, MAX_SHRINKAGE = 512 << 20, 50
+_IDS, _NAMES = "image_ids", "image_names"
 
 
-def save_detections(path: str | os.PathLike[str], evaluations: Mapping[str, Evaluation]) -> None:
-    """Write the best 100 detections an image of several evaluations as NumPy's ``.npz``, which they can be scored from.
+@dataclass(frozen=True)
+class Detections:
+    """What several models detect on the same images.
+
+    Attributes:
+        image_ids: of all images that were evaluated, in ascending order.
+        image_names: uint32 [images], the CRC-32 of their file names: images of another data set may have the same ids.
+        rows: model (``fp32``, ``int8``) -> [M, 7] as ``Evaluation.detections``.
+    """
+
+    image_ids: list[int]
+    image_names: np.ndarray
+    rows: dict[str, np.ndarray]
+
+    def known(self, file_names: Mapping[int, str]) -> list[int]:
+        """Return those of ``image_ids`` that are among other images, given by id and file name, in ascending order."""
+        return [
+            number for number, key in zip(self.image_ids, self.image_names.tolist())
+            if number in file_names and _name_key(file_names[number]) == key
+        ]
+
+
+def save_detections(
+    path: str | os.PathLike[str], evaluations: Mapping[str, Evaluation], file_names: Mapping[int, str]
+) -> None:
+    """Write the detections of evaluations as NumPy's ``.npz``, from which they can be scored to the same figures.
 
     Args:
         path: the file; by its users named ``detections.npz`` and kept beside the INT8 model.
-        evaluations: name (``fp32``, ``int8``) -> evaluation; each becomes an array [M, 7] as ``Evaluation.detections``,
-            float32, or float64 where an image id has more than float32's 24 bits.
+        evaluations: name (``fp32``, ``int8``) -> evaluation.
+        file_names: of the images, by id.
+
+    The file has ``image_ids`` int64, ``image_names`` (see :class:`Detections`), and for each evaluation [M, 7]: place in
+    ``image_ids``, x1, y1, x2, y2, score, category id as float32, which engines give; where that would change a number, the
+    rows as they are, as float64.
     """
-    arrays = {}
+    ids = sorted({number for evaluation in evaluations.values() for number in evaluation.image_ids})
+    arrays = {
+        _IDS: np.array(ids, np.int64),
+        _NAMES: np.array([_name_key(file_names[number]) for number in ids], np.uint32),
+    }
+    place_of = places_of(ids)
     for name, evaluation in evaluations.items():
-        rows = best_detections(evaluation.detections)
-        narrow = rows.astype(np.float32)
-        exact = bool((narrow[:, [0, 6]] == rows[:, [0, 6]]).all())
-        # By columns: equal ids stand beside each other then, and the file is a third smaller.
+        rows = best_detections(placed(evaluation.detections, evaluation.image_ids, place_of))
+        narrow = _narrow(rows)
+        exact = bool((_wide(narrow) == rows).all())
+        # By columns: equal numbers stand beside each other then, and the file is a third smaller.
         arrays[name] = np.asfortranarray(narrow if exact else rows)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_bytes_atomically(path, buffer.getvalue())
 
 
-def load_detections(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read what :func:`save_detections` wrote: name -> [M, 7] float64 as ``Evaluation.detections``.
+def load_detections(path: str | os.PathLike[str]) -> Detections:
+    """Read what :func:`save_detections` wrote.
 
     Raises:
         UserError: the file is missing, is damaged, or holds something else.
@@ -49,28 +86,69 @@ def load_detections(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_DETECTION_BYTES:
-            raise ValueError(f"it unpacks to {size} bytes, expected at most {MAX_DETECTION_BYTES}")
+        if size > MAX_DETECTION_BYTES and size > MAX_SHRINKAGE * os.path.getsize(path):
+            raise ValueError(f"it unpacks to {size} bytes, expected at most {MAX_SHRINKAGE} times its own")
         with np.load(path, allow_pickle=False) as content:
-            arrays = {name: np.ascontiguousarray(content[name], np.float64) for name in content.files}
+            arrays = {name: content[name] for name in content.files}
+            rows = {name: np.ascontiguousarray(array, np.float64) for name, array in arrays.items()}
     except FileNotFoundError:
         raise UserError(f"{path} is missing, expected the detections of an evaluation; compress again") from None
     except Exception as error:  # zipfile, its decompressors and NumPy's header reader raise whatever comes up
         reason = str(error) or type(error).__name__
         raise UserError(f"{path} holds no detections ({reason}); delete it and compress again") from None
+    ids, names = arrays.pop(_IDS, None), arrays.pop(_NAMES, None)
+    if ids is None or names is None:
+        raise UserError(f"{path} lacks {_IDS} or {_NAMES}, an earlier version wrote it; delete it and compress again")
+    if (
+        ids.dtype != np.int64 or names.dtype != np.uint32 or ids.ndim != 1 or ids.shape != names.shape
+        or (ids[1:] <= ids[:-1]).any()
+    ):  # fmt: skip
+        raise UserError(f"{path}: {_IDS} or {_NAMES} is damaged; delete it and compress again")
+    found = {}
     for name, array in arrays.items():
-        if array.ndim != 2 or array.shape[1] != 7 or not np.isfinite(array).all():
+        whole = rows[name]
+        if whole.ndim != 2 or whole.shape[1] != 7 or not np.isfinite(whole).all() or not _is_placed(whole, len(ids)):
             raise UserError(
-                f"{path}: {name} is {list(array.shape)}, expected finite rows of 7: image id, x, y, width, height, "
-                "score, category id; delete it and compress again"
+                f"{path}: {name} is {list(array.shape)}, expected finite rows of 7: place of the image, box, score, "
+                "category id; delete it and compress again"
             )
-    return arrays
+        found[name] = _wide(array) if array.dtype == np.float32 else whole
+    return Detections(ids.tolist(), names, found)
 
 
 def best_detections(detections: np.ndarray, count: int = KEPT_DETECTIONS) -> np.ndarray:
-    """Return the ``count`` rows of each image with the highest scores, image by image, the surest first."""
-    order = np.lexsort((-detections[:, 5], detections[:, 0]))
-    ranked = detections[order]
-    _, starts, sizes = np.unique(ranked[:, 0], return_index=True, return_counts=True)
-    rank = np.arange(len(ranked)) - np.repeat(starts, sizes)
-    return ranked[rank < count]
+    """Return the ``count`` rows of each image and category with the highest scores, image by image, the surest first.
+
+    Those of equal scores stay in their order, in which COCO's evaluation takes them.
+    """
+    of_one = np.lexsort((-detections[:, 5], detections[:, 6], detections[:, 0]))
+    ranked = detections[of_one]
+    new = np.ones(len(ranked), bool)
+    new[1:] = (ranked[1:, [0, 6]] != ranked[:-1, [0, 6]]).any(axis=1)
+    starts = np.flatnonzero(new)
+    rank = np.arange(len(ranked)) - np.repeat(starts, np.diff([*starts, len(ranked)]))
+    kept = detections[np.sort(of_one[rank < count])]
+    return kept[np.lexsort((-kept[:, 5], kept[:, 0]))]
+
+
+def _narrow(rows: np.ndarray) -> np.ndarray:
+    """Return float32 [M, 7] with corners: an engine gives those, and a width is a difference with more digits."""
+    corners = rows[:, 1:3] + rows[:, 3:5]
+    with np.errstate(over="ignore"):
+        return np.column_stack([rows[:, :3], corners, rows[:, 5:]]).astype(np.float32)
+
+
+def _wide(narrow: np.ndarray) -> np.ndarray:
+    rows = narrow.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # numbers that float32 does not hold became infinite
+        rows[:, 3:5] -= rows[:, 1:3]
+    return np.ascontiguousarray(rows)
+
+
+def _is_placed(rows: np.ndarray, images: int) -> bool:
+    places = rows[:, 0]
+    return bool(((places >= 0) & (places < images) & (places % 1 == 0) & (rows[:, 6] % 1 == 0)).all())
+
+
+def _name_key(file_name: str) -> int:
+    return zlib.crc32(str(file_name).encode("utf-8", "surrogatepass"))

@@ -34,7 +34,8 @@ class Evaluation:
         latency_ms: ``min``, ``p50``, ``p90``, ``p99``, ``max`` of ``engine.run`` on a whole batch, copies in and out of
             the runtime included, reading and preprocessing not; None: no engine ran alone.
         images_per_second: images / the sum of those times.
-        detections: [M, 7] float64: image id, x, y, width, height (pixels of the original image), score, category id.
+        detections: [M, 7] float64: place of the image in ``image_ids`` (ids are no floats: some have more digits), x, y, width, height (pixels of the original image), score, category id.
+        image_ids: of all images that were evaluated, in ascending order.
         matches: ``detections`` matched with the ground truth; None: not kept (an evaluation of an earlier run).
     """
 
@@ -48,6 +49,7 @@ class Evaluation:
     latency_ms: dict[str, float] | None
     images_per_second: float
     detections: np.ndarray = field(repr=False)
+    image_ids: list[int] = field(repr=False)
     matches: Matches | None = field(default=None, repr=False, compare=False)
 
     def as_record(
@@ -82,12 +84,12 @@ class Evaluation:
         """Write the detections in COCO's result form, as its evaluation servers take them."""
         rows = [
             {
-                "image_id": int(image_id),
+                "image_id": self.image_ids[int(place)],
                 "category_id": int(category_id),
                 "bbox": [round(float(value), 3) for value in box],
                 "score": round(float(score), 6),
             }
-            for image_id, *box, score, category_id in self.detections.tolist()
+            for place, *box, score, category_id in self.detections.tolist()
         ]
         write_text_atomically(path, json.dumps(rows) + "\n")
 

@@ -12,7 +12,7 @@ import numpy as np
 from act_pipeline.data.annotations import distinct_names
 from act_pipeline.engines.base import Engine, available_cpus
 from act_pipeline.errors import UserError
-from act_pipeline.evaluation.coco import AnnotatedReader, GroundTruth, score_detections
+from act_pipeline.evaluation.coco import AnnotatedReader, GroundTruth, placed, places_of, score_detections
 from act_pipeline.evaluation.result import Evaluation
 from act_pipeline.running import BatchRun, latency_percentiles, run_batches, run_beside
 
@@ -100,15 +100,16 @@ def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Eval
     Raises:
         UserError: there are no images.
     """
-    image_ids = [image_id for run in runs for image_id in run.image_ids]
+    image_ids = sorted({image_id for run in runs for image_id in run.image_ids})
     if not image_ids:
         raise UserError(f"{truth.path}: no image could be evaluated, expected at least one")
-    detections = np.concatenate([run.detections for run in runs])
-    scores = score_detections(truth.coco, detections, sorted(set(image_ids)))
+    place_of = places_of(image_ids)
+    detections = np.concatenate([placed(run.detections, run.image_ids, place_of) for run in runs])
+    scores = score_detections(truth.coco, detections, image_ids)
     category_ids = truth.coco.getCatIds()
     names = distinct_names([str(category["name"]) for category in truth.coco.loadCats(category_ids)], category_ids)
     name_of = dict(zip(category_ids, names))
-    seconds = [run.seconds for run in runs]
+    seconds, images = [run.seconds for run in runs], sum(len(run.image_ids) for run in runs)
     whole = [run.seconds for run in runs if len(run.image_ids) == batch_size] or seconds
     return Evaluation(
         map=scores.stats["ap"],
@@ -119,11 +120,12 @@ def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Eval
             name_of[category_id]: ap
             for category_id, ap in zip(sorted(category_ids), scores.per_category) if category_id in truth.category_ids
         },
-        images=len(image_ids),
+        images=images,
         batch_size=batch_size,
         latency_ms=latency_percentiles(whole),
-        images_per_second=len(image_ids) / max(sum(seconds), 1e-9),
+        images_per_second=images / max(sum(seconds), 1e-9),
         detections=detections,
+        image_ids=image_ids,
         matches=scores.matches,
     )
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
-from act_pipeline.data.annotations import Annotations, image_path
+from act_pipeline.data.annotations import Annotations
 from act_pipeline.report.curves import RECALLS, score
 from act_pipeline.report.differences import iou_map, most_different, pair_images, summarize
 from act_pipeline.report.errors import KINDS, best_threshold, count_errors, judge
@@ -20,8 +19,8 @@ PICTURES = 6
 CLASS_CURVES = 3
 # Up to so many classes stand in one table; of more, the first stand there and the others behind a click.
 MOST_CLASSES, CLASSES_OF_MORE = 30, 20
-# Scored anew from the detections that were kept, a mAP is the same but for the rounding of boxes to float32.
-_MAP_TOLERANCE = 5e-4
+# Scored anew from the detections that were kept, a mAP is the same.
+_MAP_TOLERANCE = 1e-6
 
 
 class ReportReader(Protocol):
@@ -144,15 +143,13 @@ def _from_detections(sources: Sources, reader: ReportReader) -> dict[str, Any]:
         return nothing
     annotations = reader.annotations("eval")
     images = {image["id"]: image for image in annotations.images}
-    before, after = sources.detections["fp32"], sources.detections["int8"]
-    found = {int(image_id) for rows in (before, after) for image_id in set(rows[:, 0].tolist())}
-    strangers = found - set(images)
-    if strangers:
-        return {**nothing, "notes": [{"text": "other_data", "images": len(strangers)}]}
-    image_ids = _evaluated(images, found, (sources.act.get("evaluation") or {}).get("images"), reader)
-    known = set(image_ids)
+    image_ids = sources.detections.image_ids
+    known = set(sources.detections.known({number: image["file_name"] for number, image in images.items()}))
+    if len(known) < len(image_ids):
+        return {**nothing, "notes": [{"text": "other_data", "images": len(image_ids) - len(known)}]}
+    before, after = sources.detections.rows["fp32"], sources.detections.rows["int8"]
     scores = {"fp32": score(annotations, before, image_ids), "int8": score(annotations, after, image_ids)}
-    judged = {name: judge(rows, annotations.boxes or (), image_ids) for name, rows in sources.detections.items()}
+    judged = {name: judge(rows, annotations.boxes or (), image_ids) for name, rows in sources.detections.rows.items()}
     threshold = best_threshold(judged["fp32"])
     pairs = pair_images(before, after, image_ids, threshold)
     names = dict(zip(annotations.category_ids, annotations.class_names))
@@ -177,17 +174,6 @@ def _from_detections(sources: Sources, reader: ReportReader) -> dict[str, Any]:
         "errors": _errors(judged, threshold),
         "notes": _notes(sources.act, scores),
     }
-
-
-def _evaluated(
-    images: Mapping[int, Mapping[str, Any]], found: set[int], count: int | None, reader: ReportReader
-) -> list[int]:
-    """Return the images that were evaluated: those with detections, and those that are there and have none."""
-    if len(found) == count:
-        return sorted(found)
-    folder = Path(reader.image_dir("eval"))
-    here = {image_id for image_id, image in images.items() if image_path(folder, image["file_name"]).is_file()}
-    return sorted(found | here)
 
 
 def _object_counts(objects: Mapping[int, Sequence[Mapping[str, Any]]], names: Mapping[int, str]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.data.annotations import Annotations
-from act_pipeline.evaluation import STAT_NAMES
+from act_pipeline.evaluation.coco import STAT_NAMES, make_scorer
 
 RECALLS = tuple(round(float(recall), 2) for recall in np.linspace(0, 1, 101))
 CURVE_IOUS = (0.5, 0.75)
@@ -35,20 +35,10 @@ class Scores:
 
 
 def score(annotations: Annotations, detections: np.ndarray, image_ids: Sequence[int]) -> Scores:
-    """Score detections [M, 7] (as ``Evaluation.detections``) of the images that were evaluated."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
+    """Score detections [M, 7] (as ``Evaluation.detections``) of the images that were evaluated, in ascending order."""
     truth = annotations.ground_truth()
+    scorer = make_scorer(truth, detections, image_ids)
     with contextlib.redirect_stdout(io.StringIO()):
-        if len(detections):
-            results = truth.loadRes(np.ascontiguousarray(detections))
-        else:  # loadRes fails on nothing at all
-            results = COCO()
-            results.dataset = {**truth.dataset, "annotations": []}
-            results.createIndex()
-        scorer = COCOeval(truth, results, "bbox")
-        scorer.params.imgIds = sorted(image_ids)
         scorer.evaluate()
         scorer.accumulate()
         scorer.summarize()

@@ -57,7 +57,7 @@ def pair_images(
     Args:
         first: [M, 7] as ``Evaluation.detections``.
         second: [K, 7] of the other model.
-        image_ids: the images that were evaluated.
+        image_ids: the images that were evaluated, in the order that the detections count.
         threshold: the score from which on a detection is shown.
 
     Returns:
@@ -66,15 +66,15 @@ def pair_images(
     sides = [_by_image(rows[rows[:, 5] >= _WEAKEST_PARTNER * threshold]) for rows in (first, second)]
     nothing = np.zeros((0, 7))
     return {
-        image_id: _pair(sides[0].get(image_id, nothing), sides[1].get(image_id, nothing), threshold)
-        for image_id in image_ids
+        image_id: _pair(sides[0].get(place, nothing), sides[1].get(place, nothing), threshold)
+        for place, image_id in enumerate(image_ids)
     }
 
 
 def _by_image(rows: np.ndarray) -> dict[int, np.ndarray]:
     ordered = rows[np.argsort(rows[:, 0], kind="stable")]
-    ids, starts = np.unique(ordered[:, 0], return_index=True)
-    return {int(image_id): part for image_id, part in zip(ids, np.split(ordered, starts[1:]))} if len(ids) else {}
+    places, starts = np.unique(ordered[:, 0], return_index=True)
+    return {int(place): part for place, part in zip(places, np.split(ordered, starts[1:]))} if len(places) else {}
 
 
 def _pair(first: np.ndarray, second: np.ndarray, threshold: float) -> list[Pair]:

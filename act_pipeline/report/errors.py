@@ -65,18 +65,17 @@ def judge(detections: np.ndarray, boxes: Sequence[Mapping[str, Any]], image_ids:
     Args:
         detections: [M, 7] as ``Evaluation.detections``.
         boxes: COCO's ``annotations`` entries.
-        image_ids: the images that were evaluated.
+        image_ids: the images that were evaluated, in the order that the detections count.
     """
-    wanted = set(image_ids)
-    truth: dict[int, list[Mapping[str, Any]]] = {image_id: [] for image_id in wanted}
+    truth: dict[int, list[Mapping[str, Any]]] = {image_id: [] for image_id in image_ids}
     for box in boxes:
-        if box["image_id"] in wanted:
+        if box["image_id"] in truth:
             truth[box["image_id"]].append(box)
     order = np.lexsort((-detections[:, 5], detections[:, 0]))
     ranked = detections[order]
     parts, object_areas, first_object = [], [], 0
-    for image_id in sorted(wanted):
-        start, end = np.searchsorted(ranked[:, 0], [image_id, image_id + 1])
+    for place, image_id in enumerate(image_ids):
+        start, end = np.searchsorted(ranked[:, 0], [place, place + 1])
         objects = [box for box in truth[image_id] if not box["iscrowd"]]
         crowds = [box for box in truth[image_id] if box["iscrowd"]]
         parts.append(_judge_image(ranked[start:end], objects, crowds, first_object))

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from act_pipeline.errors import UserError
-from act_pipeline.evaluation import DETECTIONS_FILENAME, EVAL_SCHEMA, load_detections
+from act_pipeline.evaluation import DETECTIONS_FILENAME, EVAL_SCHEMA, Detections, load_detections
 from act_pipeline.records import (
     ACT_FILENAME,
     ACT_SCHEMA,
@@ -45,7 +43,7 @@ class Sources:
         evals: ``eval.json`` records.
         benchmark: ``benchmark.json``, or None.
         analysis: ``analysis.json``, or None.
-        detections: ``fp32`` and ``int8`` as ``Evaluation.detections``, or None.
+        detections: of ``fp32`` and ``int8``, or None.
         files: the name of each record that was read.
     """
 
@@ -54,7 +52,7 @@ class Sources:
     evals: list[dict[str, Any]] = field(default_factory=list)
     benchmark: dict[str, Any] | None = None
     analysis: dict[str, Any] | None = None
-    detections: dict[str, np.ndarray] | None = None
+    detections: Detections | None = None
     files: list[str] = field(default_factory=list)
 
     @classmethod
@@ -83,7 +81,7 @@ class Sources:
             found.files.append(Path(analysis if analysis is not None else beside).name)
         if (artifact / DETECTIONS_FILENAME).is_file():
             detections = load_detections(artifact / DETECTIONS_FILENAME)
-            missing = [name for name in ("fp32", "int8") if name not in detections]
+            missing = [name for name in ("fp32", "int8") if name not in detections.rows]
             if missing:
                 raise UserError(
                     f"{artifact / DETECTIONS_FILENAME} lacks {' and '.join(missing)}, expected fp32 and int8; "
