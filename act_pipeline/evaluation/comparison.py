@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from act_pipeline.evaluation.agreement import Agreement, agreement
-from act_pipeline.evaluation.coco import GroundTruth, match_detections
+from act_pipeline.evaluation.coco import GroundTruth, match_detections, placed, places_of
 from act_pipeline.evaluation.confidence import LEVEL, MapDifference, map_difference
 from act_pipeline.evaluation.result import Evaluation
 
@@ -65,3 +65,15 @@ def compare(reference: Evaluation, other: Evaluation, truth: GroundTruth) -> Com
     return Comparison(
         map_difference(reference.matches, other.matches), agreement(reference.detections, other.detections)
     )
+
+
+def compare_on_some(reference: Evaluation, other: Evaluation, truth: GroundTruth) -> Optional[MapDifference]:
+    """Return mAP of ``other`` - mAP of ``reference`` on the images of ``other``, which are some of the reference's.
+
+    Returns:
+        None where these images have no ground truth.
+    """
+    ids = other.image_ids
+    some = placed(reference.detections, reference.image_ids, places_of(ids))
+    matches = other.matches or match_detections(truth.coco, other.detections, ids)
+    return map_difference(match_detections(truth.coco, some, ids), matches)
