@@ -24,7 +24,7 @@ def available_cpus(root: Path = _ROOT) -> int:
 
 
 def cpu_quota(root: Path = _ROOT) -> int | None:
-    """Return the CPUs that Linux control groups (``docker run --cpus``, Kubernetes' limits) allow, rounded up; None: no limit.
+    """Return the CPUs that Linux control groups allow (``docker run --cpus``), rounded up; None: no limit.
 
     The smallest quota counts of the process's group and all groups around it, as far as they can be seen from here.
 
@@ -68,7 +68,7 @@ def _group_folders(root: Path) -> Iterator[Path]:
 
 
 def _own_groups(root: Path) -> Iterator[tuple[int, str]]:
-    """Yield (version of control groups, the process's group) of ``/proc/self/cgroup``: ``ID:CONTROLLERS:PATH`` a line."""
+    """Yield (version, group) of ``/proc/self/cgroup``, which has ``ID:CONTROLLERS:GROUP`` in each line."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")

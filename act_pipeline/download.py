@@ -10,25 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urldefrag, urlparse
 
+from act_pipeline.cache_dir import cache_directory, readable_caches
 from act_pipeline.errors import UserError
 from act_pipeline.records import hash_files
 
 _CHUNK_BYTES = 1 << 16
 _TIMEOUT_S = 20
+_FOLDER = "weights"
 # Nothing that a path, a shell or a file system reads in another way; the cache adds to it.
 _FILE_NAME = r"[A-Za-z0-9_+][A-Za-z0-9_.+-]{0,199}"
-CACHE_VARIABLE = "ACT_PIPELINE_CACHE"
 
 
 def is_url(location: str) -> bool:
     return location.lower().startswith(("http://", "https://"))
-
-
-def cache_directory() -> Path:
-    """Return ``$ACT_PIPELINE_CACHE``, else ``act_pipeline`` in ``$XDG_CACHE_HOME``, else in ``~/.cache``."""
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "act_pipeline"
 
 
 def fetch(url: str, progress: bool = True) -> Path:
@@ -54,18 +48,27 @@ def fetch(url: str, progress: bool = True) -> Path:
             f"{address} names no file, expected a URL that ends in a file name such as model.pdparams, of letters, digits, "
             "'.', '-', '_' and '+'"
         )
-    folder = cache_directory() / "weights"
-    target = folder / name
-    seal = folder / f"{name}.sha256"
-    if target.exists() and seal.exists():
-        known_hash, _, known_address = seal.read_text(encoding="utf-8", errors="replace").strip().partition(" ")
-        found = hash_files([target]).partition(":")[2]
-        if known_address == address and found == known_hash and expected in (None, found):
-            return target
-    folder.mkdir(parents=True, exist_ok=True)
+    for cache in readable_caches():
+        if _is_kept(cache / _FOLDER / name, address, expected):
+            return cache / _FOLDER / name
+    target = cache_directory() / _FOLDER / name
+    target.parent.mkdir(parents=True, exist_ok=True)
     found = _download(address, target, expected, progress)
-    seal.write_text(f"{found} {address}\n", encoding="utf-8")
+    _seal(target).write_text(f"{found} {address}\n", encoding="utf-8")
     return target
+
+
+def _is_kept(target: Path, address: str, expected: str | None) -> bool:
+    """Say whether ``target`` is what ``address`` gave, unharmed, and of the hash that is expected."""
+    if not (os.access(target, os.R_OK) and os.access(_seal(target), os.R_OK)):
+        return False
+    known_hash, _, known_address = _seal(target).read_text(encoding="utf-8", errors="replace").strip().partition(" ")
+    found = hash_files([target]).partition(":")[2]
+    return known_address == address and found == known_hash and expected in (None, found)
+
+
+def _seal(target: Path) -> Path:
+    return target.with_name(f"{target.name}.sha256")
 
 
 def _length(headers: Mapping[str, str]) -> int:

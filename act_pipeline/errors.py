@@ -63,6 +63,8 @@ def suggest(name: str, candidates: Iterable[str]) -> str:
 def describe_os_error(error: OSError) -> str | None:
     """Return a user's words for an ``OSError`` that no code of ours can mend, or None if it may be a bug."""
     reason = _DISK_ERRORS.get(error.errno or 0)
+    if "No usable temporary directory" in str(error):
+        return "there is no temporary folder to write to (/tmp is read-only or full); set TMPDIR to one, then run again"
     if reason is None:
         return None
     place = error.filename if error.filename else "the output"

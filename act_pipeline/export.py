@@ -15,10 +15,12 @@ from act_pipeline.data.annotations import Annotations
 from act_pipeline.data.classes import check_count, read_label_list
 from act_pipeline.data.infer_cfg import normalization
 from act_pipeline.download import fetch, is_url
+from act_pipeline.engines.base import runtime_error_line
 from act_pipeline.errors import UserError
 from act_pipeline.model import INFER_CFG_FILENAME, InferenceModel
 from act_pipeline.records import hash_files, new_artifact, read_record, versions, write_record
 from act_pipeline.rtdetr.build import build_model
+from act_pipeline.rtdetr.fit import check_config, check_model
 from act_pipeline.static_graph import StaticGraph, static_mode
 from act_pipeline.yaml_file import apply_overrides, load_yaml, resolve_path
 
@@ -26,6 +28,7 @@ _logger = logging.getLogger(__name__)
 EXPORT_SCHEMA = "act_pipeline.export/1"
 RECORD_FILENAME = "export.json"
 COCO_CLASSES = 80
+_IMAGE_SHAPE = "TestReader.inputs_def.image_shape"
 # PaddleDetection's TRT_MIN_SUBGRAPH of DETR: what its own deployment reads from infer_cfg.yml.
 _MIN_SUBGRAPH_SIZE = 3
 _RTDETR_NORMALIZATION = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "norm_type": "none"}
@@ -48,14 +51,16 @@ def export_model(
 
     Returns:
         the model. Its inputs are ``image [N, 3, H, W]``, ``im_shape [N, 2]``, ``scale_factor [N, 2]``, its outputs
-        ``bbox [K, 6]``, ``bbox_num [N]``; N is open.
+        ``bbox [K, 6]``, ``bbox_num [N]``; N is open. With ``exclude_post_process: True`` the input is ``image``, the
+        outputs are boxes ``[N, Q, 4]`` (cx, cy, w, h in 0..1) and logits ``[N, Q, classes]``.
 
     Raises:
-        UserError: the config, the weights or the input size are not as they must be.
+        UserError: the config, the weights or the input size are not as they must be, or do not fit each other.
     """
     content = apply_overrides(load_yaml(config), overrides)
-    size = _input_size(config, content)
-    content = {**content, "eval_size": list(size)}
+    size = _input_size(config, content, overrides)
+    content = {**content, "eval_size": list(size), "exclude_post_process": _without_post_process(config, content)}
+    check_config(str(config), content)
     weights = content.get("weights")
     if not isinstance(weights, str):
         raise UserError(
@@ -77,7 +82,8 @@ def export_model(
     }
     if reuse and _is_current(directory, record):
         return InferenceModel.load(directory)
-    model = build_model(content)
+    model = build_model(content, source=str(config))
+    check_model(str(config), model, size)
     load_weights(model, weights)
     if _fuses_normalization(content):
         _normalize_in_graph(model, _steps(content))
@@ -110,9 +116,17 @@ def export_layer(
         "im_shape": InputSpec([None, 2], name="im_shape"),
         "scale_factor": InputSpec([None, 2], name="scale_factor"),
     }
+    if getattr(model, "exclude_post_process", False):  # Paddle refuses to save an input that nothing reads
+        inputs = {"image": inputs["image"]}
     with new_artifact(directory) as staging:
         traced = staging / "traced"
-        paddle.jit.save(paddle.jit.to_static(model, input_spec=[inputs], full_graph=True), str(traced / "model"))
+        try:
+            paddle.jit.save(paddle.jit.to_static(model, input_spec=[inputs], full_graph=True), str(traced / "model"))
+        except (TypeError, ValueError, IndexError, AttributeError, AssertionError, RuntimeError) as error:
+            raise UserError(
+                f"the model cannot be traced at the input size {list(size)}: {runtime_error_line(error)}; check the "
+                "model config against the one that was trained"
+            ) from error
         with static_mode():
             exported = StaticGraph.load(InferenceModel(traced)).save(staging)
         shutil.rmtree(traced)
@@ -123,22 +137,64 @@ def export_layer(
     return InferenceModel.load(directory)
 
 
-def _input_size(config: Any, content: Mapping[str, Any]) -> tuple[int, int]:
-    """Return height and width: ``TestReader.inputs_def.image_shape`` as PaddleDetection has it, else ``eval_size``."""
-    shape = ((content.get("TestReader") or {}).get("inputs_def") or {}).get("image_shape")
+def _input_size(config: Any, content: Mapping[str, Any], overrides: Sequence[str]) -> tuple[int, int]:
+    """Return height and width: ``TestReader.inputs_def.image_shape`` as PaddleDetection has it, and ``eval_size``.
+
+    Both say the same; where they do not, the one that an override sets counts.
+    """
+    sizes = {}
+    shape = _section(config, _section(config, content, "TestReader"), "inputs_def").get("image_shape")
     if shape is not None:
-        where, size = "TestReader.inputs_def.image_shape", shape[-2:] if isinstance(shape, list) else shape
-    else:
-        where, size = "eval_size", content.get("eval_size")
-    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(edge, int) and edge > 0 for edge in size)):
+        if isinstance(shape, list) and len(shape) in (3, 4) and shape[-3] != 3:
+            raise UserError(f"{config}: key '{_IMAGE_SHAPE}' is {shape}, expected [3, height, width]")
+        sizes[_IMAGE_SHAPE] = shape[-2:] if isinstance(shape, list) else shape
+    if shape is None or content.get("eval_size") is not None:
+        sizes["eval_size"] = content.get("eval_size")
+    for where, size in sizes.items():
+        if not (isinstance(size, list) and len(size) == 2 and all(isinstance(edge, int) and edge > 0 for edge in size)):
+            raise UserError(
+                f"{config}: key '{where}' gives the input size {size!r}, expected two positive integers [height, width]"
+            )
+        if any(edge % 32 for edge in size):
+            raise UserError(
+                f"{config}: key '{where}' gives the input size {size}, expected multiples of 32, the coarsest stride"
+            )
+    given = {where: size for where, size in sizes.items() if _is_overridden(where, overrides)} or sizes
+    found = {tuple(size) for size in given.values()}
+    if len(found) > 1:
         raise UserError(
-            f"{config}: key '{where}' gives the input size {size!r}, expected two positive integers [height, width]"
+            f"{config}: key '{_IMAGE_SHAPE}' gives the input size {sizes[_IMAGE_SHAPE]}, 'eval_size' is "
+            f"{sizes['eval_size']}, expected the same; set both to the size of the input"
         )
-    if any(edge % 32 for edge in size):
+    height, width = found.pop()
+    return height, width
+
+
+def _is_overridden(key: str, overrides: Sequence[str]) -> bool:
+    """Say whether an override sets ``key`` or a section around it."""
+    return any(f"{key}.".startswith(f"{override.partition('=')[0].strip()}.") for override in overrides)
+
+
+def _without_post_process(config: Any, content: Mapping[str, Any]) -> bool:
+    """Return whether to end at boxes and logits: ``exclude_post_process``, or ``export`` as later configs have it."""
+    if _section(config, content, "TestReader").get("fuse_normalize"):
         raise UserError(
-            f"{config}: key '{where}' gives the input size {size}, expected multiples of 32, the coarsest stride"
+            f"{config}: key 'TestReader.fuse_normalize' is True, which is not supported: the model takes images as the "
+            "reader normalizes them; leave it out"
         )
-    return size[0], size[1]
+    section = _section(config, content, "export")
+    architecture = _section(config, content, str(content.get("architecture")))
+    asked = content.get("exclude_post_process", architecture.get("exclude_post_process", False))
+    if section.get("post_process") is False or section.get("benchmark") is True:
+        return True
+    return asked
+
+
+def _section(config: Any, content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = content.get(name) or {}
+    if not isinstance(section, Mapping):
+        raise UserError(f"{config}: key '{name}' is {section!r}, expected 'key: value' lines")
+    return section
 
 
 def _infer_cfg(config: Any, content: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:

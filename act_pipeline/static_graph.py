@@ -131,10 +131,14 @@ class StaticGraph:
         self.scope = self.executor = None
 
     def save(self, directory: Path) -> InferenceModel:
-        """Write ``model.pdmodel`` and ``model.pdiparams`` into ``directory``, without the traces of their making."""
+        """Write ``model.pdmodel`` and ``model.pdiparams`` into ``directory``, without the traces of their making.
+
+        Inputs on which no output depends are left out, as PaddleDetection's exporter does.
+        """
         import paddle
 
         self.unwrap_outputs()
+        self._forget_unused_inputs()
         block = self.program.global_block()
         model = InferenceModel(directory)
         # Names of their own for the identity ops behind the outputs, whatever was saved before in this process.
@@ -158,15 +162,27 @@ class StaticGraph:
         cycle PaddleSlim's search for the last weights never ends.
         """
         block = self.program.global_block()
+        for op in [op for op in block.ops if op.type == "fetch"]:
+            block._remove_op(block.ops.index(op), sync=False)
         for index, target in enumerate(self.fetch_targets):
             while target.name.startswith(_SAVED_OUTPUT_PREFIX):
-                op = next(op for op in block.ops if op.type == "scale" and target.name in op.output_arg_names)
+                op = _identity(block, target.name)
+                if op is None:  # other tools put ops of theirs there, such as Q/DQ, and may read it elsewhere
+                    name = _free_name(block, f"output_{index}")
+                    block._rename_var(target.name, name)
+                    target = block.var(name)
+                    break
                 wrapper, target = target, block.var(op.input("X")[0])
                 block._remove_op(block.ops.index(op), sync=False)
                 block._remove_var(wrapper.name, sync=False)  # another output may take its name, and be of another type
             self.fetch_targets[index] = target
-        for op in [op for op in block.ops if op.type == "fetch"]:
-            block._remove_op(block.ops.index(op), sync=False)
+
+    def _forget_unused_inputs(self) -> None:
+        needed = {target.name for target in self.fetch_targets}
+        for op in reversed(self.program.global_block().ops):
+            if not needed.isdisjoint(op.output_arg_names):
+                needed.update(op.input_arg_names)
+        self.feed_names = [name for name in self.feed_names if name in needed]
 
     def parameter(self, name: str) -> np.ndarray:
         """Return a parameter's value."""
@@ -201,6 +217,23 @@ class StaticGraph:
         used = {name for op in block.ops for name in (*op.input_arg_names, *op.output_arg_names)}
         for name in [name for name in block.vars if name not in used]:
             block._remove_var(name, sync=False)
+
+
+def _identity(block: Any, name: str) -> Any:
+    """Return the op that only gives another tensor the name ``name``; None if there is none, or another op reads it."""
+    writers = [op for op in block.ops if name in op.output_arg_names]
+    if len(writers) != 1 or any(name in op.input_arg_names for op in block.ops):
+        return None
+    op = writers[0]
+    if op.type != "scale" or op.attr("scale") != 1.0 or op.attr("bias") != 0.0 or op.input("ScaleTensor"):
+        return None
+    return op
+
+
+def _free_name(block: Any, name: str) -> str:
+    while block.has_var(name):
+        name += "_"
+    return name
 
 
 def _remove_traces(model_path: Path) -> None:

@@ -133,7 +133,32 @@ def test_the_command_writes_where_paddledetections_does(tmp_path: Path, capsys: 
         (["-o", "weights=null"], "key 'weights' is None"),
         (["-o", f"weights={WEIGHTS}", "eval_size=[224]"], "eval_size"),
         (["-o", f"weights={WEIGHTS}", "eval_size=[200, 200]"], "multiples of 32"),
-        (["-o", f"weights={WEIGHTS}", "num_classes=7"], "do not fit the model config"),
+        (["-o", f"weights={WEIGHTS}", "num_classes=7"], "do not fit the model config: they are of 10 classes"),
+        (["-o", f"weights={WEIGHTS}", "num_classes=three"], "'num_classes' is 'three'"),
+        (["-o", f"weights={WEIGHTS}", "RTDETRTransformer.num_queries=1030"], "the encoder gives 1029 places"),
+        (["-o", f"weights={WEIGHTS}", "RTDETRTransformer.num_queries=0"], "num_queries is 0"),
+        (["-o", f"weights={WEIGHTS}", "RTDETRTransformer.eval_idx=2"], "eval_idx is 2, there are 2 decoder layers"),
+        (["-o", f"weights={WEIGHTS}", "RTDETRTransformer.nhead=7"], "embed_dim must be divisible"),
+        (["-o", f"weights={WEIGHTS}", "HybridEncoder.use_encoder_idx=[5]"], "cannot be built"),
+        (["-o", f"weights={WEIGHTS}", "DETRPostProcess.num_top_queries=501"], "10 classes give 500 boxes"),
+        (["-o", f"weights={WEIGHTS}", "DETRPostProcess.num_top_queries=all"], "num_top_queries is 'all'"),
+        (
+            ["-o", f"weights={WEIGHTS}", "DETRPostProcess={num_top_queries: 50, dual_queries: True, dual_groups: 10}"],
+            "50 queries in the first of 11 groups of 10 classes give 40 boxes",
+        ),
+        (["-o", f"weights={WEIGHTS}", "DETRPostProcess.no_such_key=1"], "no_such_key"),
+        (["-o", f"weights={WEIGHTS}", "DETRPostProcess=null"], "'DETRPostProcess' is None"),
+        (["-o", f"weights={WEIGHTS}", "DETR.post_process=null"], "'DETR.post_process' is None"),
+        (["-o", f"weights={WEIGHTS}", "use_focal_loss=False"], "'use_focal_loss' is False"),
+        (["-o", f"weights={WEIGHTS}", "with_mask=True"], "masks are not supported"),
+        (["-o", f"weights={WEIGHTS}", "exclude_post_process=maybe"], "'exclude_post_process' is 'maybe'"),
+        (["-o", f"weights={WEIGHTS}", "TestReader.fuse_normalize=True"], "fuse_normalize"),
+        (["-o", f"weights={WEIGHTS}", "TestReader.inputs_def=5"], "'inputs_def' is 5"),
+        (["-o", f"weights={WEIGHTS}", "TestReader.inputs_def.image_shape=[1,224,224]"], "expected [3, height, width]"),
+        (
+            ["-o", f"weights={WEIGHTS}", "TestReader.inputs_def.image_shape=[3,224,224]", "eval_size=[256,256]"],
+            "gives the input size [224, 224], 'eval_size' is [256, 256]",
+        ),
         (["-o", "weights"], "weights"),
         (["-o", f"weights={WEIGHTS}", "--export_serving_model=True"], "not supported"),
         (["-o", "weights=http://127.0.0.1:9/model.pdparams"], "cannot be reached"),
@@ -146,6 +171,86 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 2 and words in error and error.startswith("error: ")
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [("eval_size=[64, 96]", (64, 96)), ("TestReader.inputs_def.image_shape=[3, 32, 64]", (32, 64))],
+)
+def test_the_size_that_is_asked_for_counts(tmp_path: Path, override: str, expected: tuple[int, int]) -> None:
+    """A config that says its size in two places, of which the command line changes one."""
+    from act_pipeline.engines.model_files import inspect_model
+
+    config = tmp_path / "model.yml"
+    config.write_text(
+        f"_BASE_: [{MODEL_CONFIG}]\nTestReader: {{inputs_def: {{image_shape: [3, 224, 224]}}}}\n", encoding="utf-8"
+    )
+    model = export_model(config, tmp_path, [f"weights={WEIGHTS}", override, "RTDETRTransformer.num_queries=40"])
+    assert inspect_model(model).input_size == expected
+
+
+@pytest.mark.parametrize("override", ["exclude_post_process=True", "export={post_process: False}"])
+def test_without_its_post_process_a_model_takes_images_and_gives_boxes_and_logits(
+    tmp_path: Path, demo, capsys: pytest.CaptureFixture[str], override: str
+) -> None:
+    """PaddleDetection 7150, PaddleSlim 1869; what gives no detections cannot be evaluated, nor compressed."""
+    from act_pipeline.data import Reader
+    from act_pipeline.demo import READER_CONFIG
+    from act_pipeline.engines import create_engine
+    from act_pipeline.engines.model_files import inspect_model
+    from act_pipeline.engines.paddle_tensors import PaddleTensors
+    from deploy import infer_eval
+    from tools import compress
+
+    model = export_model(MODEL_CONFIG, tmp_path, [f"weights={WEIGHTS}", override])
+    summary = inspect_model(model)
+    assert dict(summary.inputs) == {"image": (-1, 3, 224, 224)}
+    assert list(summary.output_shapes.values()) == [(-1, 50, 4), (-1, 50, 10)]
+
+    data = f"EvalDataset.dataset_dir={demo.root / 'data'}"
+    batch = next(iter(Reader.load(READER_CONFIG, [data]).loader("eval", batch_size=2)))
+    boxes, logits = PaddleTensors(model).run(batch)
+    scores = np.sort((1 / (1 + np.exp(-logits))).reshape(2, -1))[:, ::-1][:, :50]
+    engine = create_engine("paddle_onednn", demo.fp32, "fp32", "CPU", 2)
+    whole = engine.run(batch)["bbox"].reshape(2, 50, 6)
+    engine.close()
+    assert np.abs(np.sort(whole[:, :, 1])[:, ::-1] - scores).max() < 1e-4
+    assert ((boxes > -0.5) & (boxes < 1.5)).all()
+
+    capsys.readouterr()
+    commands = (
+        (infer_eval.main, [f"--model_path={model.directory}", "--precision=fp32", "--device=CPU"]),
+        (
+            compress.main,
+            [f"--config_path={REPOSITORY / 'configs/sample_ptq.yml'}", f"--save_dir={tmp_path / 'int8'}", "-o",
+             f"Global.model_dir={model.directory}"],
+        ),
+    )
+    for main, arguments in commands:
+        assert run_command(main, arguments) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "expected bbox [K, 6] and bbox_num [N]" in error and "exclude_post_process" in error
+
+
+def test_dual_queries_are_detected_by_the_first_group_alone() -> None:
+    """PaddleDetection's DETRPostProcess of its Group DINO models."""
+    import paddle
+
+    from act_pipeline.rtdetr.build import register_modules
+
+    register_modules()
+    from act_pipeline.rtdetr.architecture import DETRPostProcess
+
+    generator = np.random.default_rng(0)
+    boxes = paddle.to_tensor(generator.uniform(0.2, 0.8, (2, 9, 4)).astype(np.float32))
+    logits = paddle.to_tensor(generator.normal(size=(2, 9, 5)).astype(np.float32))
+    sizes = paddle.full([2, 2], 100.0), paddle.ones([2, 2])
+    dual = DETRPostProcess(5, 12, dual_queries=True, dual_groups=2, use_focal_loss=True)
+    alone = DETRPostProcess(5, 12, use_focal_loss=True)
+    found, number = dual((boxes, logits, None), *sizes)
+    expected, _ = alone((boxes[:, :3], logits[:, :3], None), *sizes)
+    assert number.tolist() == [12, 12]
+    np.testing.assert_array_equal(found.numpy(), expected.numpy())
 
 
 def test_a_missing_config_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,3 +116,109 @@ def test_every_command_takes_a_pair_of_other_names(
         request = InferenceRequest(model_path=str(folder), engine=engine, precision="fp32", device="CPU")
         outcome = run_inference(request, reader=reader)
         assert outcome.record["map"] == pytest.approx(1.0), engine
+
+
+def test_compress_refuses_a_model_that_is_int8(int8_model: InferenceModel, float_model: InferenceModel) -> None:
+    """PaddleDetection 6365: it was quantized again."""
+    from act_pipeline.compress.pipeline import require_float
+
+    assert require_float(float_model).input_size == (32, 32)
+    with pytest.raises(UserError, match=r"model\.pdmodel is an INT8 model already.*Global\.model_dir"):
+        require_float(int8_model)
+
+
+@pytest.mark.parametrize("command", ["compress", "analyze"])
+def test_the_commands_refuse_an_int8_model(
+    int8_model: InferenceModel, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    import importlib
+
+    from inference_fixtures import make_tiny_data
+
+    annotations = make_tiny_data(tmp_path / "data", images=2)
+    data = f"!COCODataSet {{image_dir: images, anno_path: {annotations.name}, dataset_dir: {annotations.parent}}}"
+    (tmp_path / "reader.yml").write_text(
+        f"metric: COCO\nnum_classes: 2\nTrainDataset: {data}\nEvalDataset: {data}\nEvalReader:\n  sample_transforms:\n"
+        "    - Decode: {}\n    - Resize: {target_size: [32, 32], keep_ratio: False, interp: 2}\n"
+        "    - NormalizeImage: {mean: [0, 0, 0], std: [1, 1, 1], norm_type: none}\n    - Permute: {}\n  batch_size: 1\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "config.yml").write_text(
+        f"Global: {{reader_config: reader.yml, model_dir: {int8_model.directory}}}\nStrategy: {{name: ptq}}\n"
+        "QuantPost: {quantize_op_types: [conv2d]}\n",
+        encoding="utf-8",
+    )
+    output = {"compress": "save_dir", "analyze": "output_dir"}[command]
+    arguments = [f"--config_path={tmp_path / 'config.yml'}", f"--{output}={tmp_path / 'output'}"]
+    assert run_command(importlib.import_module(f"tools.{command}").main, arguments) == 2
+    assert "is an INT8 model already" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "output").exists()
+
+
+def test_compress_refuses_what_paddle_inference_optimized(float_model: InferenceModel, tmp_path: Path) -> None:
+    from paddle import inference
+
+    from act_pipeline.compress.pipeline import require_float
+
+    folder = renamed(float_model, tmp_path / "model", "model.pdmodel", "model.pdiparams")
+    config = inference.Config(str(folder / "model.pdmodel"), str(folder / "model.pdiparams"))
+    config.disable_glog_info()
+    config.enable_mkldnn()
+    config.enable_save_optim_model(True)
+    (tmp_path / "optimized").mkdir()
+    config.set_optim_cache_dir(str(tmp_path / "optimized"))
+    inference.create_predictor(config)
+    with pytest.raises(UserError, match=r"_optimized\.pdmodel is written by Paddle Inference's optimization.*fused_conv2d"):
+        require_float(InferenceModel.load(tmp_path / "optimized"))
+
+
+def test_compress_refuses_a_model_of_mixed_precision(float_model: InferenceModel, tmp_path: Path) -> None:
+    """As paddle.inference.convert_to_mixed_precision writes it, which needs a GPU."""
+    import numpy as np
+
+    from act_pipeline.compress.pipeline import require_float
+    from act_pipeline.engines.model_files import read_parameters, write_parameters
+
+    model = InferenceModel.load(renamed(float_model, tmp_path / "model", "model.pdmodel", "model.pdiparams"))
+    values = read_parameters(model, inspect_model(model))
+    write_parameters(model, {name: value.astype(np.float16) for name, value in values.items()})
+    with pytest.raises(UserError, match=r"is of mixed precision \(1 parameters in 16 bits, such as w\)"):
+        require_float(model)
+
+
+def test_an_output_that_other_tools_wrote_last_is_saved_as_it_is(float_model: InferenceModel, tmp_path: Path) -> None:
+    """Saving names its own last op so; one that does something, or is read by another op, must stay."""
+    import numpy as np
+    import paddle
+
+    feed = {
+        "image": np.ones((1, 3, 32, 32), np.float32),
+        "im_shape": np.full((1, 2), 32, np.float32),
+        "scale_factor": np.ones((1, 2), np.float32),
+    }
+
+    def outputs(graph: StaticGraph) -> list[np.ndarray]:
+        with paddle.static.scope_guard(graph.scope):
+            return graph.executor.run(graph.program, feed=feed, fetch_list=graph.fetch_targets)
+
+    with static_mode():
+        graph = StaticGraph.load(float_model)
+        before = outputs(graph)
+        last = next(op for op in graph.program.global_block().ops if graph.fetch_targets[0].name in op.output_arg_names)
+        last._set_attr("scale", 2.0)
+        for turn in ("first", "again"):
+            (tmp_path / turn).mkdir()
+            graph = StaticGraph.load(graph.save(tmp_path / turn))
+            np.testing.assert_allclose(outputs(graph)[0], 2 * before[0], rtol=1e-6)
+            np.testing.assert_array_equal(outputs(graph)[1], before[1])
+
+
+def test_an_input_that_nothing_reads_is_left_out(float_model: InferenceModel, tmp_path: Path) -> None:
+    """Paddle refuses to save such a graph."""
+    with static_mode():
+        graph = StaticGraph.load(float_model)
+        graph.unwrap_outputs()
+        block = graph.program.global_block()
+        graph.fetch_targets = [block.var(next(op for op in block.ops if op.type == "conv2d").output("Output")[0])]
+        saved = graph.save(tmp_path)
+    assert list(inspect_model(saved).inputs) == ["image"]

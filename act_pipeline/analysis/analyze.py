@@ -97,13 +97,14 @@ def analyze(
             suffice.
     """
     from act_pipeline.compress.lock import hold_lock
-    from act_pipeline.compress.pipeline import choose_device
+    from act_pipeline.compress.pipeline import choose_device, require_float
 
     _check_arguments(images, sensitivity_images, map_images, workers, executor)
     target = Path(output_dir)
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file, expected a folder to write to: choose another --output_dir")
     model = InferenceModel.load(config.global_.model_dir, config.global_.model_filename, config.global_.params_filename)
+    require_float(model)
     if images is not None:
         post = dataclasses.replace(config.quant_post, calib_images=images, batch_nums=None)
         config = dataclasses.replace(config, quant_post=post)

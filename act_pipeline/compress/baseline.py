@@ -1,7 +1,7 @@
 """What the float model detects, kept from run to run: the same model on the same data gives it again.
 
 A compression is tried many times over with other settings; on COCO the float model's part of each is minutes. What is
-kept lies in the user's cache (`download.cache_directory`), under the hash of all that decides it, and is whole: scores,
+kept lies in the user's cache (`cache_dir.cache_directory`), under the hash of all that decides it, and is whole: scores,
 latencies and every detection.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.download import cache_directory
+from act_pipeline.cache_dir import cache_directory
 from act_pipeline.evaluation import Evaluation
 from act_pipeline.records import versions, write_bytes_atomically
 

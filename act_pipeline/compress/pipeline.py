@@ -30,7 +30,8 @@ from act_pipeline.compress.strategies import STRATEGIES
 from act_pipeline.compress.upstream import quiet_upstream
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
-from act_pipeline.engines.model_files import inspect_model
+from act_pipeline.engines.arrays import require_outputs
+from act_pipeline.engines.model_files import ModelSummary, inspect_model
 from act_pipeline.errors import BelowFloor, UserError
 from act_pipeline.evaluation import DETECTIONS_FILENAME, Evaluation, save_detections
 from act_pipeline.fit import told
@@ -49,6 +50,9 @@ from act_pipeline.report import write_report
 from act_pipeline.static_graph import StaticGraph, fold_batch_norm, fold_constants, static_mode
 from act_pipeline.tables import rounded_up
 
+# What Paddle Inference's passes make of convolutions and matmuls (2.6: save_optimized_model, enable_save_optim_model).
+_FUSED_PREFIXES = ("fused_", "fusion_")
+_FUSED_OPS = ("fc", "conv2d_fusion", "multihead_matmul")
 BELOW_SUFFIX = ".below_max_drop"
 # PaddleSlim's own tolerance between TrainConfig.origin_metric and what the float model gives.
 _ORIGIN_TOLERANCE = 0.05
@@ -104,6 +108,7 @@ def compress(
         Interrupted: SIGINT or SIGTERM came.
     """
     model = InferenceModel.load(config.global_.model_dir, config.global_.model_filename, config.global_.params_filename)
+    require_float(model)
     reader, notes = open_reader(config, model, reader_overrides)
     told(notes)
     splits = ["train", "eval"] if config.global_.evaluation else ["train"]
@@ -314,6 +319,33 @@ def choose_device(device: str) -> str:
             f"no GPU can be used: {reason}; use --devices=cpu, or install requirements/gpu.txt on a GPU machine"
         )
     return "GPU" if wanted != "CPU" and found else "CPU"
+
+
+def require_float(model: InferenceModel) -> ModelSummary:
+    """Return what a model holds that shall be quantized.
+
+    Raises:
+        UserError: it is INT8 already, or what an inference runtime wrote, or gives no boxes.
+    """
+    summary = inspect_model(model)
+    if summary.quantized:
+        raise UserError(
+            f"{model.model_path} is an INT8 model already, expected the float model that it was made of; give that one's "
+            "folder as Global.model_dir"
+        )
+    fused = sorted(op for op in summary.op_counts if op.startswith(_FUSED_PREFIXES) or op in _FUSED_OPS)
+    if fused:
+        raise UserError(
+            f"{model.model_path} is written by Paddle Inference's optimization (it holds {', '.join(fused[:3])}), which "
+            "fuses what shall be quantized; give the model as it was exported"
+        )
+    if summary.half_parameters:
+        raise UserError(
+            f"{model.model_path} is of mixed precision ({len(summary.half_parameters)} parameters in 16 bits, such as "
+            f"{summary.half_parameters[0]}), expected float32; give the model as it was exported"
+        )
+    require_outputs(summary.output_shapes, model.model_path)
+    return summary
 
 
 def _check_origin(config: Config, fp32: Evaluation) -> None:

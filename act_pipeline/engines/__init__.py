@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from act_pipeline.engines.arrays import require_outputs
 from act_pipeline.engines.base import DEVICES, PRECISIONS, Artifact, Engine, EngineSupport
 from act_pipeline.engines.best import best_engine, fastest_engine
 from act_pipeline.engines.host import Machine, machine
@@ -77,6 +78,7 @@ def create_engine(
         )
     summary = options.pop("summary", None) or inspect_artifact(model, here)
     where = model.path if isinstance(model, OnnxModel) else model.model_path
+    require_outputs(summary.output_shapes, where)
     if precision == "int8" and not summary.quantized and not options.get("calibrate"):
         raise UserError(
             f"{where} holds no INT8 scales, expected an INT8 model for --precision=int8; compress it with "

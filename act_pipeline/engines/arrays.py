@@ -75,12 +75,19 @@ def detections(bbox: np.ndarray, bbox_num: np.ndarray, where: Path) -> dict[str,
     return {"bbox": bbox, "bbox_num": np.asarray(bbox_num, np.int32).reshape(-1)}
 
 
-def require_outputs(outputs: tuple[str, ...], where: Path) -> None:
-    """Raise a UserError unless there are the two outputs that an engine gives."""
-    if len(outputs) < 2:
+def require_outputs(outputs: Mapping[str, tuple[int, ...]], where: Path) -> None:
+    """Raise a UserError unless a model gives the two outputs of a detector.
+
+    Args:
+        outputs: name -> shape in order, -1 where any size goes; ``()``: it is not known.
+        where: the model, for the message.
+    """
+    first = next(iter(outputs.values()), ())
+    if len(outputs) < 2 or (first and (len(first) != 2 or first[1] not in (-1, 6))):
+        found = ", ".join(f"{name} {_dimensions(shape) if shape else ''}".strip() for name, shape in outputs.items())
         raise UserError(
-            f"{where} has the outputs {list(outputs)}, expected bbox [K, 6] and bbox_num [N]; export the model again "
-            "with its post-process (tools/export_model.py does)"
+            f"{where} gives {found or 'nothing'}, expected bbox [K, 6] and bbox_num [N], without which no box can be "
+            "scored: export the model with its post-process (without exclude_post_process=True)"
         )
 
 

@@ -37,7 +37,7 @@ _ELEMENT_TYPES = {
     24: ("complex128", 16),
 }
 _NOT_SAVED_TYPES = ("FEED_MINIBATCH", "FETCH_LIST", "RAW")
-_QUANTIZATION_OPS = ("quantize_linear", "dequantize_linear")
+_QUANTIZATION_OPS = ("quantize_linear", "dequantize_linear", "quantize", "dequantize", "requantize")
 _MAX_DESC_BYTES = 1 << 16
 
 
@@ -51,6 +51,7 @@ class ModelSummary:
         op_counts: op type -> how many.
         parameters: name -> shape of everything in the parameters file.
         float_stored_weights: names of quantized weights that the parameters file holds in another type than int8.
+        half_parameters: names of parameters that are stored in 16 bits.
         activations: name -> shape of all other tensors, -1 where any size goes.
     """
 
@@ -59,6 +60,7 @@ class ModelSummary:
     op_counts: Mapping[str, int]
     parameters: Mapping[str, tuple[int, ...]]
     float_stored_weights: tuple[str, ...] = ()
+    half_parameters: tuple[str, ...] = ()
     activations: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def activation_bytes(self, batch_size: int) -> int:
@@ -69,8 +71,13 @@ class ModelSummary:
         )
 
     @property
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The outputs' names and shapes, -1 where any size goes, in the order of the fetch."""
+        return {name: self.activations.get(name, ()) for name in self.outputs}
+
+    @property
     def quantized(self) -> bool:
-        """The program holds Q/DQ ops or the older fake-quant ops: it is an INT8 model."""
+        """The program holds Q/DQ ops, oneDNN's or the older fake-quant ops: it is an INT8 model."""
         return any(op in _QUANTIZATION_OPS or op.startswith("fake_") for op in self.op_counts)
 
     @property
@@ -134,6 +141,7 @@ def _summarize(model: InferenceModel, program: Any) -> ModelSummary:
         op_counts=op_counts,
         parameters=expected,
         float_stored_weights=tuple(sorted(name for name in quantized_weights if stored_types[name] != "int8")),
+        half_parameters=tuple(name for name, kind in stored_types.items() if kind in ("float16", "bfloat16")),
         activations={name: _shape(variable) for name, variable in variables.items() if not variable.persistable},
     )
 

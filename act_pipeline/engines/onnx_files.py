@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from act_pipeline.engines.arrays import require_outputs
@@ -24,6 +24,7 @@ class OnnxSummary:
     Attributes:
         inputs: name -> shape, -1 where any size goes.
         outputs: names.
+        output_shapes: name -> shape of these, -1 where any size goes.
         op_counts: op type -> how many.
         rounded_to: type that activations are rounded to, ``int8`` or ``uint8``; None for a float file.
         symmetric: each of them has one scale, and the zero point 0 of ``int8`` or 128 of ``uint8``.
@@ -36,6 +37,7 @@ class OnnxSummary:
     rounded_to: str | None = None
     symmetric: bool = True
     float16: bool = False
+    output_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def quantized(self) -> bool:
@@ -84,8 +86,9 @@ def inspect_onnx(model: OnnxModel) -> OnnxSummary:
         rounded_to=rounded_to,
         symmetric=symmetric,
         float16=any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in constants.values()),
+        output_shapes={value.name: _shape(value) for value in graph.output},
     )
-    require_outputs(summary.outputs, model.path)
+    require_outputs(summary.output_shapes, model.path)
     return summary
 
 

@@ -136,7 +136,7 @@ class Predictor:
         self.summary = summary or inspect_model(model)
         self._remedy = remedy
         self._where = model.directory
-        require_outputs(self.summary.outputs, model.model_path)
+        require_outputs(self.summary.output_shapes, model.model_path)
         if inference is None:
             from paddle import inference
         config = inference.Config(str(model.model_path), str(model.params_path))

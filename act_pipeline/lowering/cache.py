@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from act_pipeline.download import cache_directory
+from act_pipeline.cache_dir import cache_directory
 from act_pipeline.errors import UserError
 from act_pipeline.lowering.lower import lower, lowering_hash
 from act_pipeline.model import ONNX_SCHEMA, InferenceModel, OnnxModel

@@ -8,6 +8,8 @@ from ppdet.core.workspace import create
 from ppdet.modeling.architectures.meta_arch import BaseArch
 from ppdet.modeling.transformers import bbox_cxcywh_to_xyxy
 
+from act_pipeline.rtdetr.fit import require_count
+
 BBOX_DECODE_TYPES = ("origin", "pad")
 
 
@@ -72,23 +74,50 @@ class DETR(BaseArch):
 
 
 class DETRPostProcess:
-    """The ``num_top_queries`` best (query, class) pairs of every image; no NMS is needed.
+    """The ``num_top_queries`` best (query, class) pairs of every image; no NMS is needed."""
 
-    ``bbox_decode_type`` is PaddleDetection's: with ``origin`` boxes are shares of the picture, with ``pad`` of the canvas that
-    the picture was padded to, to the right and below.
-    """
+    __shared__ = ["num_classes", "use_focal_loss", "with_mask"]
 
-    __shared__ = ["num_classes", "use_focal_loss"]
+    def __init__(
+        self,
+        num_classes=80,
+        num_top_queries=100,
+        dual_queries=False,
+        dual_groups=0,
+        use_focal_loss=False,
+        with_mask=False,
+        mask_threshold=0.5,
+        use_avg_mask_score=False,
+        bbox_decode_type="origin",
+    ):
+        """Take PaddleDetection's arguments.
 
-    def __init__(self, num_classes=80, num_top_queries=100, use_focal_loss=False, bbox_decode_type="origin"):
+        Args:
+            num_classes: how many the logits have.
+            num_top_queries: boxes of an image.
+            dual_queries: the queries are of ``dual_groups`` + 1 groups, of which the first one detects.
+            dual_groups: see there.
+            use_focal_loss: as RT-DETR is trained; False is refused.
+            with_mask: refused; ``mask_threshold`` and ``use_avg_mask_score`` have no meaning without.
+            bbox_decode_type: ``origin``: boxes are shares of the picture; ``pad``: of the canvas that the picture was
+                padded to, to the right and below.
+
+        Raises:
+            ValueError: a value is not what it must be.
+        """
+        if not use_focal_loss:
+            raise ValueError("DETRPostProcess.use_focal_loss is False, expected True, as RT-DETR is trained")
+        if with_mask:
+            raise ValueError("DETRPostProcess.with_mask is True: masks are not supported, only boxes; set it to False")
         if bbox_decode_type not in BBOX_DECODE_TYPES:
             raise ValueError(
                 f"DETRPostProcess.bbox_decode_type is {bbox_decode_type!r}, expected {' or '.join(BBOX_DECODE_TYPES)}"
             )
-        self.num_classes = num_classes
-        self.num_top_queries = num_top_queries
-        self.use_focal_loss = use_focal_loss
         self.bbox_decode_type = bbox_decode_type
+        self.num_classes = num_classes
+        self.num_top_queries = require_count("DETRPostProcess.num_top_queries", num_top_queries)
+        self.dual_queries = dual_queries
+        self.dual_groups = require_count("DETRPostProcess.dual_groups", dual_groups, least=0)
 
     def __call__(self, predictions, im_shape, scale_factor, padded_shape):
         """Decode.
@@ -104,8 +133,10 @@ class DETRPostProcess:
             ``bbox_num [N]`` int32.
         """
         boxes, logits, _ = predictions
-        scores = F.sigmoid(logits) if self.use_focal_loss else F.softmax(logits)[:, :, :-1]
-        scores, flat = paddle.topk(scores.flatten(1), self.num_top_queries, axis=-1)
+        if self.dual_queries:
+            queries = logits.shape[1] // (self.dual_groups + 1)
+            boxes, logits = boxes[:, :queries], logits[:, :queries]
+        scores, flat = paddle.topk(F.sigmoid(logits).flatten(1), self.num_top_queries, axis=-1)
         labels = flat % self.num_classes
         query = flat // self.num_classes
         batch_size = paddle.shape(boxes)[0]

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.errors import UserError
+from act_pipeline.rtdetr.fit import check_config
 
 _MAX_NAMED_MISMATCHES = 3
+# What ppdet's and Paddle's constructors make of values that do not fit, in a config that names the modules rightly.
+_REFUSALS = (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError)
 
 
 def register_modules() -> None:
@@ -76,7 +79,10 @@ def _copy_entry(value: Any) -> Any:
 
 
 def build_model(
-    config: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = (), weights: str | None = None
+    config: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    weights: str | None = None,
+    source: str = "the model config",
 ):
     """Build an RT-DETR in dygraph mode.
 
@@ -84,6 +90,7 @@ def build_model(
         config: a PaddleDetection model YAML, or its content.
         overrides: ``Section.key=value``, as PaddleDetection's ``-o`` takes them.
         weights: a ``.pdparams`` to load.
+        source: what messages call a ``config`` that is given as its content.
 
     Returns:
         a `paddle.nn.Layer` in training mode. Its input is a dict of ``image [N, 3, H, W]``, ``im_shape [N, 2]``,
@@ -98,22 +105,14 @@ def build_model(
 
         source = os.fspath(config)
         config = apply_overrides(load_yaml(source), overrides)
-    else:
-        source = "the model config"
     register_modules()
-    architecture = config.get("architecture")
-    if not isinstance(architecture, str):
-        raise UserError(f"{source}: key 'architecture' is {architecture!r}, expected a model such as DETR")
-    if "RTDETRTransformer" not in str(config.get(architecture, {})):
-        raise UserError(
-            f"{source}: {architecture}.transformer is not RTDETRTransformer; this project takes RT-DETR models "
-            "(see configs/rtdetr/)"
-        )
+    check_config(source, config)
     with workspace(config) as create:
         try:
-            model = create(architecture)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{source}: the model cannot be built: {error}") from error
+            model = create(config["architecture"])
+        except _REFUSALS as error:
+            kind = "" if isinstance(error, ValueError) else f" ({type(error).__name__})"
+            raise UserError(f"{source}: the model cannot be built{kind}: {error}") from error
     if weights is not None:
         load_weights(model, weights)
     return model
@@ -164,12 +163,26 @@ def load_weights(model, path: str | os.PathLike[str]) -> None:
             faults.append(f"{name} is {list(np.shape(state[name]))}, expected {list(parameter.shape)}")
     faults += [f"{name} is not in the model" for name in state if name not in expected]
     if faults:
+        _check_classes(location, state, expected)
         named = "; ".join(faults[:_MAX_NAMED_MISMATCHES])
         more = f"; and {len(faults) - _MAX_NAMED_MISMATCHES} more" if len(faults) > _MAX_NAMED_MISMATCHES else ""
         raise UserError(
             f"weights {location} do not fit the model config: {named}{more}; use the config they were trained with"
         )
     model.set_state_dict({name: _cast(name, state[name], expected[name].dtype, location) for name in expected})
+
+
+def _check_classes(location: str, state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise a UserError of its own for weights of another number of classes."""
+    name = "transformer.enc_score_head.bias"
+    if name not in state or name not in expected:
+        return
+    found, wanted = (np.shape(values[name]) for values in (state, expected))
+    if len(found) == 1 and tuple(found) != tuple(wanted):
+        raise UserError(
+            f"weights {location} do not fit the model config: they are of {found[0]} classes, num_classes is "
+            f"{wanted[0]}; set num_classes={found[0]}, or give the weights of your own training"
+        )
 
 
 def _cast(name: str, value: Any, dtype: Any, location: str) -> Any:

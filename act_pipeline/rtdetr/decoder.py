@@ -17,6 +17,7 @@ from ppdet.modeling.transformers.utils import (
     inverse_sigmoid,
 )
 
+from act_pipeline.rtdetr.fit import require_count
 from act_pipeline.rtdetr.layers import batch_norm
 
 
@@ -154,9 +155,11 @@ class RTDETRTransformer(nn.Layer):
         self.feat_strides = list(feat_strides)
         self.num_levels = num_levels
         self.num_classes = num_classes
-        self.num_queries = num_queries
+        self.num_queries = require_count("RTDETRTransformer.num_queries", num_queries)
         self.eps = eps
-        self.num_decoder_layers = num_decoder_layers
+        self.num_decoder_layers = require_count("RTDETRTransformer.num_decoder_layers", num_decoder_layers)
+        if not -num_decoder_layers <= eval_idx < num_decoder_layers:
+            raise ValueError(f"RTDETRTransformer.eval_idx is {eval_idx}, there are {num_decoder_layers} decoder layers")
         self.eval_size = eval_size
 
         self.input_proj = nn.LayerList(
