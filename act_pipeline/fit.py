@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from act_pipeline.engines import Artifact, inspect_artifact
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel, OnnxModel
 
+_logger = logging.getLogger(__name__)
 _DEFAULT_CLASSES = 80  # of COCO, whose names PaddleDetection writes where it finds no others
 
 
@@ -51,15 +53,7 @@ def fit_reader(model: Artifact, reader: Reader) -> Fit:
     Raises:
         UserError: they contradict each other.
     """
-    folder = _folder(model)
-    described = Described(None, str(model.directory))
-    graph, labels = DetectorGraph(), None
-    if folder is not None:
-        content = folder.infer_cfg()
-        described = Described.of(content, str(folder.infer_cfg_path))
-        labels = content.get("label_list")
-        if folder.model_path.is_file():
-            graph = read_detector_graph(folder)
+    described, graph, labels = _known(model)
     size = inspect_artifact(model).input_size
     _check_size(model, size, reader)
     reader, notes = _normalized_once(described, graph, reader)
@@ -67,6 +61,33 @@ def fit_reader(model: Artifact, reader: Reader) -> Fit:
     _check_padding(model, graph, reader)
     classes, said = _classes(labels, graph, described.source)
     return Fit(reader if classes is None else reader.with_classes(classes), (*notes, *said))
+
+
+def with_classes_of(model: Artifact, reader: Reader) -> Reader:
+    """Return a reader that matches categories to a model's classes; nothing else of it is checked.
+
+    Raises:
+        UserError: the model's own records of its classes contradict each other.
+    """
+    described, graph, labels = _known(model)
+    classes, _ = _classes(labels, graph, described.source)
+    return reader if classes is None else reader.with_classes(classes)
+
+
+def told(notes: Sequence[str]) -> None:
+    """Say notes where warnings go."""
+    for note in notes:
+        _logger.warning("%s", note)
+
+
+def _known(model: Artifact) -> tuple[Described, DetectorGraph, Any]:
+    """Return what a model's folder says: its preprocessing, its graph, and its ``label_list``."""
+    folder = _folder(model)
+    if folder is None:
+        return Described(None, str(model.directory)), DetectorGraph(), None
+    content = folder.infer_cfg()
+    graph = read_detector_graph(folder) if folder.model_path.is_file() else DetectorGraph()
+    return Described.of(content, str(folder.infer_cfg_path)), graph, content.get("label_list")
 
 
 def _folder(model: Artifact) -> InferenceModel | None:
@@ -149,10 +170,3 @@ def _classes(labels: Any, graph: DetectorGraph, source: str) -> tuple[ModelClass
 def _location(model: Artifact) -> Path:
     return model.model_path if isinstance(model, InferenceModel) else model.path
 
-
-def told(notes: Sequence[str]) -> None:
-    """Say notes where warnings go."""
-    import logging
-
-    for note in notes:
-        logging.getLogger(__name__).warning("%s", note)

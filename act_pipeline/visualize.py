@@ -13,6 +13,8 @@ import numpy as np
 from act_pipeline.errors import UserError
 
 _DPI = 100
+# Matplotlib draws no more than 65,535, and takes some 25 bytes a pixel.
+_MAX_SIDE = 8192
 _COLORS = (
     "#e6194b",
     "#3cb44b",
@@ -52,7 +54,12 @@ def read_image(image_file: str | os.PathLike[str]) -> np.ndarray:
         raise UserError(f"image {path} does not exist; give --image_file the path of a picture")
     # np.fromfile, since cv2.imread cannot open names outside the system's code page on Windows.
     raw = np.fromfile(path, np.uint8)
-    image = cv2.imdecode(raw, cv2.IMREAD_COLOR) if raw.size else None
+    try:
+        image = cv2.imdecode(raw, cv2.IMREAD_COLOR) if raw.size else None
+    except cv2.error:
+        raise UserError(
+            f"image {path} cannot be decoded: OpenCV takes up to 2^30 pixels, 2^20 on a side; make it smaller"
+        ) from None
     if image is None:
         raise UserError(f"image {path} cannot be decoded, expected JPEG or PNG; check the file")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -71,7 +78,8 @@ def draw_detections(
         image_file: the picture; it is not changed.
         bbox: [K, 6] class index, score, x1, y1, x2, y2 in pixels of the picture.
         class_names: by class index; an index beyond them is written as a number.
-        output_file: where to write, same width and height; JPEG or PNG by its ending.
+        output_file: where to write, same width and height (of a picture of more than 8,192 pixels on a side, a reduced
+            copy); JPEG or PNG by its ending.
         threshold: boxes with a smaller score are left out.
 
     Returns:
@@ -80,7 +88,7 @@ def draw_detections(
     Example:
         >>> draw_detections("in.jpg", engine.run(batch)["bbox"], ["cat"], "out.jpg")  # doctest: +SKIP
     """
-    image = read_image(image_file)
+    image, scale_x, scale_y = _reduced(read_image(image_file))
     height, width = image.shape[:2]
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -95,7 +103,8 @@ def draw_detections(
     axes.set_ylim(height - 0.5, -0.5)
     line_width = max(1.0, min(height, width) / 300)
     font = {"fontsize": max(6.0, min(height, width) / 60), "fontfamily": _font_families()}
-    drawn = [row for row in np.asarray(bbox, np.float64).reshape(-1, 6) if row[1] >= threshold and row[0] >= 0]
+    rows = np.asarray(bbox, np.float64).reshape(-1, 6) * [1, 1, scale_x, scale_y, scale_x, scale_y]
+    drawn = [row for row in rows if row[1] >= threshold and row[0] >= 0]
     for class_index, score, x1, y1, x2, y2 in sorted(drawn, key=lambda row: row[1]):  # the surest on top
         color = _COLORS[int(class_index) % len(_COLORS)]
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=line_width))
@@ -117,6 +126,18 @@ def draw_detections(
     pixels = np.asarray(canvas.buffer_rgba())[:height, :width, :3]
     _write_image(pixels, Path(output_file))
     return len(drawn)
+
+
+def _reduced(image: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Return a picture that can be drawn on, and by what its x and y are multiplied."""
+    import cv2
+
+    height, width = image.shape[:2]
+    if max(height, width) <= _MAX_SIDE:
+        return image, 1.0, 1.0
+    scale = _MAX_SIDE / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA), size[0] / width, size[1] / height
 
 
 def detection_label(class_index: float, score: float, class_names: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
-"""The comparison with stock PaddleSlim: what is asked of both, how the seconds are counted, what is told."""
+"""The comparisons with stock PaddleSlim and with NNCF: what is asked of both, how seconds are counted, what is told."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import time
@@ -10,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from act_pipeline.benchmark import compress_run
+from act_pipeline.benchmark import compress_run, nncf_peer, peer_run
 from act_pipeline.benchmark.compress_run import Clock, Request, compare, ratios
+from act_pipeline.compress.ptq import calibration_batches
+from act_pipeline.data import Reader
 from act_pipeline.demo import COMPRESS_CONFIG, READER_CONFIG
-from act_pipeline.errors import UserError
+from act_pipeline.errors import UserError, run_command
+from act_pipeline.records import read_record
 from act_pipeline.tables import compress_benchmark_table
 from tools import benchmark_compress
 
@@ -72,7 +76,7 @@ def test_a_side_that_fails_is_told_and_ends_with_one(
     demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failed = {"seconds": {}, "failure": "its process ended with -9: out of memory"}
-    monkeypatch.setattr(compress_run, "_run_side", lambda side, *more: failed if side == "ours" else row(5))
+    monkeypatch.setattr(compress_run, "run_side", lambda module, side, *more: failed if side == "ours" else row(5))
     options = [f"Global.model_dir={demo.fp32.directory}", f"Global.reader_config={readable(demo, tmp_path)}"]
     assert benchmark_compress.main(["-o", *options, "--json", str(tmp_path / "record.json")]) == 1
     assert "ours failed: its process ended with -9: out of memory" in capsys.readouterr().out
@@ -96,3 +100,108 @@ def test_stock_and_ours_run_side_by_side(demo, tmp_path: Path) -> None:
     # The same images, weights and loss; stock rounds the teacher too.
     assert np.isclose(stock["loss"][0], ours["loss"][0], rtol=0.05)
     assert record["ratios"]["prepare"] > 3 and record["ratios"]["total"] > 1.5
+
+
+# ---- NNCF's peer -----------------------------------------------------------------------------------------------------
+
+
+def peer_rows() -> dict:
+    def row(seconds: dict, **more) -> dict:
+        seconds = peer_run.derive({**seconds, "total": sum(seconds.values())})
+        return {"seconds": seconds, "failure": None, "chosen": "", "map": None, "bytes": None, **more}
+
+    return {
+        "nncf": row({"start": 2.0, "prepare": 1.0, "quantize": 10.0, "save": 1.0, "other": 0.5}, map=0.5, bytes=5e6),
+        "ptq": row({"start": 1.0, "prepare": 2.0, "calibrate": 3.0, "quantize": 2.0, "evaluate": 8.0, "other": 0.5}),
+        "auto": row({"start": 1.0, "calibrate": 15.0, "choose": 4.0, "quantize": 1.0, "evaluate": 5.0},
+                    map=0.25, bytes=4e6, chosen="ptq:avg"),
+    }
+
+
+def test_ours_are_measured_in_nncfs_seconds_with_and_without_the_evaluations() -> None:
+    found = peer_run.peer_ratios(peer_rows())
+    assert found["ptq"] == pytest.approx({"quantization": 5 / 10, "total - evaluate": 8.5 / 14.5, "total": 16.5 / 14.5})
+    assert found["auto"]["quantization"] == pytest.approx(2.0)
+    failed = {"seconds": {}, "failure": "killed"}
+    assert list(peer_run.peer_ratios({**peer_rows(), "ptq": failed})) == ["auto"]
+    assert peer_run.peer_ratios({**peer_rows(), "nncf": failed}) == {}
+
+
+def test_the_table_of_the_peer_has_stages_ratios_and_scores() -> None:
+    rows = {**peer_rows(), "fp32": {"seconds": {}, "failure": None, "chosen": "", "map": 0.75, "bytes": 16e6}}
+    record = {
+        "rows": rows, "ratios": peer_run.peer_ratios(rows), "request": {"eval_images": None}, "calibration_images": 24,
+        "cpus": 2,
+    }
+    lines = peer_run.peer_table(record).splitlines()
+    assert re.fullmatch(r"seconds +nncf +ptq +auto +ptq / nncf +auto / nncf", lines[0])
+    assert re.fullmatch(r"quantization +10.0 +5.0 +20.0 +0.50 +2.00", next(x for x in lines if "quantization" in x))
+    assert [line.split()[0] for line in lines[2:11]] == [
+        "start", "prepare", "quantize", "save", "calibrate", "evaluate", "choose", "other", "quantization"
+    ]
+    assert lines[-2].endswith("nncf 0.5000 (5.00 MB); auto 0.2500 (4.00 MB, ptq:avg); fp32 0.7500 (16.00 MB)")
+    record["rows"]["nncf"] = {"seconds": {}, "failure": "its process ended with 2: no memory"}
+    record["ratios"] = peer_run.peer_ratios(rows)
+    text = peer_run.peer_table(record)
+    assert "nncf failed: its process ended with 2: no memory" in text and "/ nncf" not in text
+
+
+def test_nncf_calibrates_on_the_images_that_ours_calibrates_on(
+    demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def quantize(model, reader, images, path, batches, stage):
+        seen["nncf"] = [int(batch["im_id"][0]) for batch in batches()]
+        assert images == len(seen["nncf"])
+
+    monkeypatch.setattr(nncf_peer, "import_nncf", lambda: None)
+    monkeypatch.setattr(nncf_peer, "quantize", quantize)
+    options = (f"Global.model_dir={demo.fp32.directory}", f"Global.reader_config={readable(demo, tmp_path)}")
+    config = peer_run.PeerRequest(str(COMPRESS_CONFIG), (*options, "QuantPost={calib_images: 7, seed: 3}")).load()
+    reader = Reader.load(config.global_.reader_config)
+    peer_run.run_nncf(config, reader, tmp_path, Clock("nncf", ()))
+    ours = [int(index) for batch in calibration_batches(reader, config.quant_post, False)() for index in batch["im_id"]]
+    assert len(set(ours)) == 7 and seen["nncf"] == ours
+
+
+def test_the_peers_sides_differ_in_the_strategy_alone() -> None:
+    request = peer_run.PeerRequest(str(COMPRESS_CONFIG), ("Strategy.max_drop=0.03", "QuantPost.calib_images=9"))
+    nncf, ptq, auto = (request.load(side) for side in peer_run.SIDES)
+    assert nncf == ptq and ptq.quant_post == auto.quant_post
+    assert (ptq.strategy.name, ptq.strategy.max_drop) == ("ptq", None)
+    assert (auto.strategy.name, auto.strategy.max_drop) == ("auto", 0.03)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--peer", "nncf", "--only", "ours"], "--only=ours is a side of the training"),
+        (["--no_map"], "--no_map has a meaning with --peer only"),
+        (["--peer", "nncf"], "nncf is not installed.*requirements/nncf.txt"),
+    ],
+)
+def test_flags_of_the_peer_that_cannot_be_are_one_line(
+    flags: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "nncf" else find(name, *more))
+    assert run_command(benchmark_compress.main, flags) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and re.search(words, error)
+
+
+@pytest.mark.slow
+def test_nncf_ptq_and_auto_run_side_by_side(demo, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("nncf", reason="nncf is not installed (requirements/nncf.txt)")
+    options = [f"Global.model_dir={demo.fp32.directory}", f"Global.reader_config={readable(demo, tmp_path)}"]
+    path = tmp_path / "record.json"
+    assert benchmark_compress.main([
+        "--peer", "nncf", "-o", *options, "QuantPost.calib_images=12", "Strategy.max_drop=0.2", "--eval_images", "8",
+        "--json", str(path),
+    ]) == 0
+    rows = read_record(path, peer_run.PEER_SCHEMA)["rows"]
+    assert all(row["failure"] is None for row in rows.values())
+    assert all(abs(row["map"] - rows["fp32"]["map"]) < 0.2 for row in rows.values())
+    assert all(rows[side]["bytes"] < 0.5 * rows["fp32"]["bytes"] for side in peer_run.SIDES)
+    assert "auto / nncf" in capsys.readouterr().out

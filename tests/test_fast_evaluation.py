@@ -11,7 +11,7 @@ import pytest
 from one_op_model import in_executor, small_model
 
 from act_pipeline.compress import baseline
-from act_pipeline.compress.job import engine_name, evaluate_baseline, evaluate_model, evaluation_survives_nan
+from act_pipeline.compress.judge import Judge
 from act_pipeline.data import Reader
 from act_pipeline.engines import create_engine, machine
 from act_pipeline.engines.model_files import inspect_model, read_parameters, write_parameters
@@ -20,6 +20,8 @@ from act_pipeline.evaluation import Evaluation, evaluate
 from act_pipeline.model import InferenceModel
 from act_pipeline.running import NotFinite
 from act_pipeline.static_graph import StaticGraph, fold_constants, static_mode
+
+REFERENCE = Judge("int8_reference", "paddle_onednn", "CPU", "")
 
 
 def reader_of(demo, *overrides: str) -> Reader:
@@ -141,7 +143,6 @@ def test_the_quick_engine_detects_as_the_exact_one(demo) -> None:
     assert abs(found["paddle"].map - found["int8_reference"].map) <= 0.01
     means = [evaluation.detections[:, 5].mean() for evaluation in found.values()]
     assert means[0] == pytest.approx(means[1], abs=0.005)
-    assert demo.compressed.record["evaluation"]["engine"] == engine_name("int8", "CPU") == "int8_reference"
 
 
 def test_an_evaluation_survives_models_of_nan(demo, tmp_path: Path) -> None:
@@ -150,7 +151,7 @@ def test_an_evaluation_survives_models_of_nan(demo, tmp_path: Path) -> None:
     model.model_path.write_bytes(demo.compressed.model.model_path.read_bytes())
     values = read_parameters(demo.compressed.model, inspect_model(demo.compressed.model))
     with static_mode(), contextlib.closing(StaticGraph.load(demo.compressed.model)) as graph:
-        assert evaluation_survives_nan(graph, "CPU")
+        assert REFERENCE.survives_nan(graph)
         ops = graph.program.global_block().ops
         read = [name for op in ops for name in op.input_arg_names if op.type == "elementwise_add"]
     biases = [name for name in dict.fromkeys(read) if name in values and values[name].ndim == 1]
@@ -161,7 +162,7 @@ def test_an_evaluation_survives_models_of_nan(demo, tmp_path: Path) -> None:
     for name in (offsets, biases[len(biases) // 2], biases[-1]):
         write_parameters(model, {**values, name: np.full_like(values[name], np.nan)})
         try:
-            evaluate_model(model, "int8", "CPU", reader, False)
+            REFERENCE.evaluate(model, "int8", reader, False)
             said.append("")
         except NotFinite as error:
             said.append(str(error))
@@ -220,18 +221,18 @@ def test_a_cache_that_cannot_be_written_is_let_be(tmp_path: Path, monkeypatch: p
 
 def test_a_changed_model_or_annotation_is_evaluated_anew(demo, tmp_path: Path, cache: Path, monkeypatch) -> None:
     counted = []
-    monkeypatch.setattr("act_pipeline.compress.job.evaluate_model", lambda *args: counted.append(args) or made())
+    monkeypatch.setattr(Judge, "evaluate", lambda *args: counted.append(args) or made())
     model, reader = demo.fp32, reader_of(demo)
-    assert [evaluate_baseline(model, "CPU", reader, False)[1] for _ in range(2)] == [False, True]
+    assert [REFERENCE.evaluate_float(model, reader, False)[1] for _ in range(2)] == [False, True]
     other = InferenceModel(tmp_path)
     other.model_path.write_bytes(model.model_path.read_bytes())
     raw = bytearray(model.params_path.read_bytes())
     raw[-1] ^= 1
     other.params_path.write_bytes(raw)
-    assert not evaluate_baseline(other, "CPU", reader, False)[1]
+    assert not REFERENCE.evaluate_float(other, reader, False)[1]
     content = json.loads(reader.annotation_file("eval").read_text())
     content["annotations"][0]["bbox"][2] += 1
     (tmp_path / "eval.json").write_text(json.dumps(content))
     changed = reader_of(demo, f"EvalDataset.anno_path={tmp_path / 'eval.json'}")
-    assert not evaluate_baseline(model, "CPU", changed, False)[1]
+    assert not REFERENCE.evaluate_float(model, changed, False)[1]
     assert len(counted) == 3

@@ -7,8 +7,10 @@ import dataclasses
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import cv2
@@ -229,6 +231,53 @@ def test_class_names_come_from_the_model_when_the_data_set_is_not_here(model_pat
     (model_path / "infer_cfg.yml").write_text("label_list: [ring, box]\n", encoding="utf-8")
     request = request_for(model_path, image_file=str(tmp_path / "data/images/0.png"), output_dir=str(tmp_path / "out"))
     assert run_inference(request, reader=Elsewhere(), say=quiet).lines[0].startswith("ring 0.8")
+
+
+def test_a_picture_is_shown_where_the_data_set_is_not(float_model, tmp_path):
+    """With its record: nothing but the model and the reader's transforms are needed."""
+    make_tiny_data(tmp_path / "data", images=1)
+    model = Path(shutil.copytree(float_model.directory, tmp_path / "fp32"))
+    (model / "infer_cfg.yml").write_text("label_list: [ring, box]\n", encoding="utf-8")
+    (tmp_path / "reader.yml").write_text(
+        "EvalDataset: {name: COCODataSet, image_dir: images, anno_path: a.json, dataset_dir: /nowhere}\n"
+        "EvalReader:\n  sample_transforms:\n    - Decode: {}\n    - Resize: {target_size: [32, 32], keep_ratio: False}\n"
+        "    - NormalizeImage: {mean: [0., 0., 0.], std: [1., 1., 1.], norm_type: none}\n    - Permute: {}\n",
+        encoding="utf-8",
+    )
+    request = request_for(
+        model, image_file=str(tmp_path / "data/images/0.png"), output_dir=str(tmp_path / "out"),
+        reader_config=str(tmp_path / "reader.yml"), json=str(tmp_path / "shown.json"),
+    )
+    outcome = run_inference(request, say=quiet)
+    assert outcome.exit_code == 0 and outcome.lines[0].startswith("ring 0.") and outcome.picture.is_file()
+    record = read_record(tmp_path / "shown.json", EVAL_SCHEMA)
+    assert record["reader_hash"] is None and record["detections"][0]["class"] == 0
+    timed = dataclasses.replace(request, image_file=None, benchmark=True)
+    assert run_inference(timed, say=quiet).record["input"] == "random"
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 70000), (20000, 3)])
+def test_pictures_of_any_size_are_drawn_on(tmp_path, height, width):
+    from act_pipeline.visualize import draw_detections
+
+    assert cv2.imwrite(str(tmp_path / "in.png"), np.zeros((height, width, 3), np.uint8))
+    box = np.float32([[0, 0.9, 0, 0, width, height]])
+    assert draw_detections(tmp_path / "in.png", box, ["disc"], tmp_path / "out.png") == 1
+    drawn = cv2.imread(str(tmp_path / "out.png"))
+    assert max(drawn.shape) == min(max(height, width), 8192) and drawn.any()
+
+
+def test_a_picture_of_more_pixels_than_opencv_takes_is_one_line(tmp_path):
+    from act_pipeline.visualize import read_image
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    with pytest.raises(UserError, match=r"huge.png cannot be decoded: OpenCV takes up to 2\^30 pixels"):
+        read_image(tmp_path / "huge.png")
 
 
 def test_img_shape_is_given_to_the_reader(float_model, reader):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from act_pipeline.data import Reader
+from act_pipeline.data.classes import ModelClasses
 from act_pipeline.errors import UserError
 
 cv2 = pytest.importorskip("cv2")
@@ -512,3 +513,157 @@ def test_other_kinds_of_data_sets(reader_file: Path) -> None:
     assert f"{reader_file} has no data set, expected EvalDataset" in message_of(reader_file)
     reader_file.write_text(READER[:READER.index("EvalReader:")], encoding="utf-8")
     assert f"{reader_file}: EvalReader is missing" in message_of(reader_file)
+
+
+# --- what other tools write, folders and pictures ---------------------------------------------------------------------
+
+
+def test_annotations_as_other_tools_write_them(reader_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Ids like 3.0, `bbox: []`, no iscrowd, null for an area, boxes over the edge; the same truth as the plain file."""
+    plain = annotation_content(IMAGE_IDS)
+    plain["annotations"][1]["bbox"] = [-3.5, 2.25, 10.5, 12]
+    write_annotations(reader_file.parent, "eval", plain)
+    expected = Reader.load(reader_file).annotations("eval")
+    other = json.loads(json.dumps(plain))
+    for entry in (*other["images"], *other["categories"]):
+        entry["id"] = float(entry["id"])
+    for box in other["annotations"]:
+        box["image_id"], box["category_id"] = float(box["image_id"]), float(box["category_id"])
+        box["area"] = None
+        box["iscrowd"] = None
+    plain_areas = {tuple(box["bbox"]): box["bbox"][2] * box["bbox"][3] for box in plain["annotations"]}
+    other["annotations"] += [
+        {"id": 60, "image_id": 99.0, "category_id": 9, "bbox": []},
+        {"id": 61, "image_id": 99, "category_id": 9, "bbox": [5, 5, 0, 4]},
+        {"id": 62, "image_id": 99, "category_id": 9, "bbox": [5, 5, -3, -4]},
+    ]
+    write_annotations(reader_file.parent, "eval", other)
+    reader = Reader.load(reader_file)
+    reader.check("eval")
+    found = reader.annotations("eval")
+    assert found.category_ids == [9, 4] and all(type(box["image_id"]) is int for box in found.boxes)
+    assert [image["id"] for image in found.images] == [image["id"] for image in expected.images]
+    assert [box["bbox"] for box in found.boxes] == [box["bbox"] for box in expected.boxes]
+    assert all(box["area"] == plain_areas[tuple(box["bbox"])] and box["iscrowd"] == 0 for box in found.boxes)
+    assert "2 of 7 boxes have no width or height (the first is annotations[5]: [5, 5, 0, 4]); left out" in caplog.text
+    assert sorted(found.ground_truth().getImgIds()) == sorted(IMAGE_IDS)
+    assert ids_of(reader.loader("eval")) == sorted(IMAGE_IDS)
+
+
+@pytest.mark.parametrize("number", [1.5, "1", True, None, 1e300])
+def test_an_id_that_is_no_whole_number(reader_file: Path, number: Any) -> None:
+    content = annotation_content(IMAGE_IDS)
+    content["images"][0]["id"] = number
+    write_annotations(reader_file.parent, "eval", content)
+    assert f"images[0].id is {number!r}, expected a whole number" in message_of(reader_file)
+
+
+def test_two_categories_of_one_name_are_told_apart(reader_file: Path) -> None:
+    content = annotation_content(IMAGE_IDS)
+    content["categories"] = [{"id": 9, "name": "cell"}, {"id": 4, "name": "cell"}]
+    write_annotations(reader_file.parent, "eval", content)
+    assert Reader.load(reader_file).class_names == ["cell (id 9)", "cell (id 4)"]
+    with pytest.raises(UserError, match="have one name, which .* names once"):
+        Reader.load(reader_file).with_classes(ModelClasses.named(["cell"], "infer_cfg.yml")).check("eval")
+
+
+@pytest.mark.parametrize(
+    "spelled", ["sub/{}", "sub\\{}", "C:\\Users\\me\\sub\\{}", "/home/elsewhere/data/images/sub/{}"]
+)
+def test_file_names_with_folders_of_any_machine(reader_file: Path, spelled: str) -> None:
+    images = reader_file.parent / "data" / "images"
+    (images / "sub").mkdir()
+    for id_ in IMAGE_IDS:
+        (images / f"{id_}.png").rename(images / "sub" / f"{id_}.png")
+    content = annotation_content(IMAGE_IDS)
+    for image in content["images"]:
+        image["file_name"] = spelled.format(image["file_name"])
+    write_annotations(reader_file.parent, "eval", content)
+    assert ids_of(Reader.load(reader_file).loader("eval")) == sorted(IMAGE_IDS)
+
+
+def test_a_backslash_that_is_in_the_name_itself(reader_file: Path) -> None:
+    """Unpacked on Linux, an archive that Windows made has files so named."""
+    images = reader_file.parent / "data" / "images"
+    content = annotation_content(IMAGE_IDS)
+    for image in content["images"]:
+        (images / image["file_name"]).rename(images / f"sub\\{image['file_name']}")
+        image["file_name"] = f"sub\\{image['file_name']}"
+    write_annotations(reader_file.parent, "eval", content)
+    assert ids_of(Reader.load(reader_file).loader("eval")) == sorted(IMAGE_IDS)
+
+
+def test_hidden_files_of_notebooks_and_macs_are_no_pictures(reader_file: Path) -> None:
+    images = reader_file.parent / "data" / "images"
+    expected = [str(images / f"{id_}.png") for id_ in sorted(map(str, IMAGE_IDS))]
+    for folder in (".ipynb_checkpoints", "__MACOSX/images", "deep/.ipynb_checkpoints"):
+        (images / folder).mkdir(parents=True)
+        (images / folder / "8-checkpoint.png").write_bytes((images / "8.png").read_bytes())
+    (images / "._8.png").write_bytes(b"a Mac's notes on 8.png")
+    (images / ".DS_Store").write_bytes(b"")
+    overrides = ["TestDataset={name: ImageFolder, image_dir: images, dataset_dir: data}"]
+    dataset = Reader.load(reader_file, overrides).dataset("test")
+    assert [record.file for record in dataset.records] == [str(Path(file)) for file in expected]
+
+
+def test_class_names_from_a_list(reader_file: Path) -> None:
+    names = reader_file.parent / "data" / "label_list.txt"
+    overrides = [
+        "TrainDataset=null", "EvalDataset=null",
+        "TestDataset={name: ImageFolder, image_dir: images, dataset_dir: data, anno_path: label_list.txt}",
+    ]
+    names.write_text("\ufeffbackground\nnine\n four \n\n", encoding="utf-8")
+    reader = Reader.load(reader_file, overrides)
+    assert reader.class_names == ["nine", "four"]
+    assert len(ids_of(reader.loader("test"))) == 5
+    for text, words in (("", "is empty"), ("a\n\nb\n", "line 2 is empty")):
+        names.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=words):
+            Reader.load(reader_file, overrides).class_names  # noqa: B018  (a property that reads)
+    names.write_bytes("类".encode("gbk"))
+    with pytest.raises(UserError, match="no text in UTF-8"):
+        Reader.load(reader_file, overrides).class_names  # noqa: B018
+
+
+def pictures(folder: Path) -> dict[str, tuple[int, int]]:
+    """Write pictures of every kind; return name -> height and width as a viewer shows them."""
+    from PIL import Image
+
+    folder.mkdir()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    for mode in ("L", "P", "RGBA", "LA", "1", "I;16"):
+        converted = picture.convert("L") if mode == "I;16" else picture.convert(mode)
+        if mode == "I;16":
+            converted = Image.fromarray(np.asarray(converted, np.uint16) * 256)
+        converted.save(folder / f"{mode.replace(';', '')}.png")
+    picture.convert("L").save(folder / "grey.jpg")
+    picture.convert("CMYK").save(folder / "cmyk.jpg")
+    turned = Image.Exif()
+    turned[0x112] = 6
+    picture.save(folder / "exif.jpg", exif=turned)
+    picture.save(folder / "UPPER.JPG")
+    picture.save(folder / "ü 中.jpg")
+    sizes = {path.name: (30, 40) for path in folder.iterdir()}
+    sizes["exif.jpg"] = (40, 30)
+    for height, width in ((1, 1), (900, 1), (2, 9000), (4, 70000)):
+        picture.resize((width, height)).save(folder / f"{width}x{height}.png")
+        sizes[f"{width}x{height}.png"] = (height, width)
+    return sizes
+
+
+def test_pictures_of_every_size_and_mode(reader_file: Path) -> None:
+    reader = Reader.load(reader_file)
+    for name, (height, width) in pictures(reader_file.parent / "kinds").items():
+        batch = reader.preprocess(reader_file.parent / "kinds" / name)
+        assert batch["image"].shape == (1, 3, 32, 48) and np.isfinite(batch["image"]).all(), name
+        assert 0 <= batch["image"].min() and batch["image"].max() <= 1, name
+        np.testing.assert_allclose(batch["scale_factor"][0], [32 / height, 48 / width], rtol=1e-6, err_msg=name)
+
+
+def test_a_picture_too_narrow_for_a_letterbox_is_skipped(reader_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    narrow = np.zeros((900, 1, 3), np.uint8)
+    assert cv2.imwrite(str(reader_file.parent / "data" / "images" / "35.png"), narrow)
+    steps = "[{Decode: {}}, {Resize: {target_size: [32, 32], keep_ratio: True}}, {Pad: {size: [32, 32]}}, {Permute: {}}]"
+    reader = Reader.load(reader_file, [f"EvalReader.sample_transforms={steps}", "max_bad_share=0.3"])
+    assert ids_of(reader.loader("eval")) == [8, 12, 70, 99]
+    assert "35.png: not readable (Resize leaves nothing of 900 x 1 pixels); skipped" in caplog.text

@@ -16,7 +16,7 @@ from act_pipeline.analysis.matching import agreement_of
 from act_pipeline.analysis.ops import QuantizableOp, quantizable_ops
 from act_pipeline.analysis.weights import rounded_weight
 from act_pipeline.compress import compress, paddle_state
-from act_pipeline.compress import job as job_module
+from act_pipeline.compress.judge import Judge
 from act_pipeline.compress.mixed import dequantized, dequantized_ops, give_back, read_thresholds
 from act_pipeline.compress.pipeline import prepare
 from act_pipeline.compress.selection import select
@@ -314,18 +314,18 @@ def test_auto_takes_the_cheapest_that_is_enough(sample: Sample) -> None:
 def test_auto_trains_from_the_best_scales_when_nothing_cheaper_is_enough(
     sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, started = job_module.evaluate_model, []
+    real, started = Judge.evaluate, []
     set_averages = paddle_state.start_moving_averages
 
-    def scored(model, precision, *more):
-        found = real(model, precision, *more)
+    def scored(judge, model, precision, *more):
+        found = real(judge, model, precision, *more)
         return found if precision == "fp32" else dataclasses.replace(found, map=0.1)
 
     def noted(info, thresholds, place):
         started.append((set_averages(info, thresholds, place), thresholds))
         return started[-1][0]
 
-    monkeypatch.setattr(job_module, "evaluate_model", scored)
+    monkeypatch.setattr(Judge, "evaluate", scored)
     monkeypatch.setattr("act_pipeline.compress.strategies.lift", lambda job, candidate, limit=None: candidate)
     monkeypatch.setattr(paddle_state, "start_moving_averages", noted)
     settings = ["TrainConfig.train_iter=2", "TrainConfig.eval_iter=2", "TrainConfig.snapshot_iter=null"]
@@ -348,11 +348,12 @@ def read_saved_thresholds(model: InferenceModel) -> dict[str, float]:
 
 def scoring(*maps: float):
     """What evaluates as the product does, and gives the INT8 models these figures, one after the other."""
-    real, given = job_module.evaluate_model, iter(maps)
+    real, given = Judge.evaluate, iter(maps)
 
-    def scored(model, precision, *more):
-        found = real(model, precision, *more)
-        return found if precision == "fp32" else dataclasses.replace(found, map=next(given))
+    def scored(judge, model, precision, *more):
+        found = real(judge, model, precision, *more)
+        kept = precision == "fp32" or judge.is_reference
+        return found if kept else dataclasses.replace(found, map=next(given))
 
     return scored
 
@@ -361,7 +362,7 @@ def test_below_the_floor_nothing_lies_under_the_good_name(
     sample: Sample, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scored = scoring(0.30, 0.31)
-    monkeypatch.setattr(job_module, "evaluate_model", scored)
+    monkeypatch.setattr(Judge, "evaluate", scored)
     monkeypatch.setattr("act_pipeline.compress.floor.RANK_IMAGES", 1)
 
     def command(argv) -> int:
@@ -382,8 +383,7 @@ def test_a_trained_model_below_the_floor_names_the_section_that_it_was_trained_b
     sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored = scoring(0.30, 0.31)
-    monkeypatch.setattr("act_pipeline.compress.strategies.evaluate_model", scored)
-    monkeypatch.setattr(job_module, "evaluate_model", scored)
+    monkeypatch.setattr(Judge, "evaluate", scored)
     monkeypatch.setattr("act_pipeline.compress.floor.RANK_IMAGES", 1)
     settings = ["TrainConfig.train_iter=1", "TrainConfig.eval_iter=1", "TrainConfig.snapshot_iter=null"]
     with pytest.raises(BelowFloor):

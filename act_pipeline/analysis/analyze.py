@@ -205,7 +205,7 @@ class _Study:
     ) -> list[OpSensitivity]:
         """Measure every op."""
         from act_pipeline.compress.feeds import model_feed
-        from act_pipeline.compress.ptq import held_out_feeds
+        from act_pipeline.compress.feeds import held_out_feeds
 
         with self._timed("sensitivity"):
             feeds = held_out_feeds(self.config, self.reader, self.prepared, images)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def compare(
     config = request.load()
     reader = Reader.load(config.global_.reader_config)
     reader.check("train", "eval")
-    rows = {side: _run_side(side, request, progress, timeout_s) for side in sides}
+    rows = {side: run_side(__name__, side, request, progress, timeout_s) for side in sides}
     return {
         "request": dataclasses.asdict(request),
         "config": config.as_dict(),
@@ -121,14 +121,21 @@ def ratios(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return {stage: stock[stage] / ours[stage] for stage in stock if ours.get(stage)}
 
 
-def _run_side(side: str, request: Request, progress: bool, timeout_s: float | None) -> dict[str, Any]:
+def run_side(
+    module: str, side: str, request: Any, progress: bool, timeout_s: float | None, schema: str = COMPRESS_SCHEMA
+) -> dict[str, Any]:
+    """Run ``python -m module side FOLDER`` with the request in the folder; return the row that it leaves there.
+
+    Returns:
+        with ``failure``, and without ``seconds``, if it ended otherwise.
+    """
     with tempfile.TemporaryDirectory(prefix="act_pipeline_benchmark_") as work:
         write_text_atomically(Path(work, _REQUEST), json.dumps(dataclasses.asdict(request)))
         package = str(Path(__file__).resolve().parents[2])
         places = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         # A cache of its own: the float model is evaluated, not remembered.
         environment = {**os.environ, "PYTHONPATH": places, "ACT_PIPELINE_CACHE": str(Path(work, "cache"))}
-        command = [sys.executable, "-m", "act_pipeline.benchmark.compress_run", side, work]
+        command = [sys.executable, "-m", module, side, work]
         with open(Path(work, "log"), "w+b") as log:
             try:
                 ended = subprocess.run(
@@ -140,7 +147,7 @@ def _run_side(side: str, request: Request, progress: bool, timeout_s: float | No
             log.seek(0)
             lines = [line for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
         if failure is None:
-            return read_record(Path(work, _RESULT), COMPRESS_SCHEMA)["row"]
+            return read_record(Path(work, _RESULT), schema)["row"]
         told = f": {lines[-1].strip()}" if lines else ""
         return {"seconds": {}, "failure": f"{failure}{told}"}
 
@@ -148,12 +155,12 @@ def _run_side(side: str, request: Request, progress: bool, timeout_s: float | No
 class Clock:
     """Seconds by stage, with a line on stderr when a stage begins.
 
-    A stage within another stops the outer one's clock.
+    A stage within another stops the outer one's clock. ``stages`` are in the row even where they never came.
     """
 
-    def __init__(self, side: str) -> None:
+    def __init__(self, side: str, stages: Iterable[str] = STAGES) -> None:
         self.side = side
-        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.seconds = dict.fromkeys(stages, 0.0)
         self.start = self._since = time.perf_counter()
         self._stages: list[str] = []
 
@@ -173,7 +180,8 @@ class Clock:
     def _switch(self) -> None:
         now = time.perf_counter()
         if self._stages:
-            self.seconds[self._stages[-1]] += now - self._since
+            stage = self._stages[-1]
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since
         self._since = now
 
     def row(self) -> dict[str, float]:
@@ -183,7 +191,7 @@ class Clock:
         return {**counted, "other": round(total - sum(self.seconds.values()), 3), "total": round(total, 3)}
 
 
-def _first_images(reader: Reader, count: int | None, directory: Path) -> Reader:
+def first_images(reader: Reader, count: int | None, directory: Path) -> Reader:
     """Return a reader that evaluates on the first ``count`` images of its annotation file."""
     if count is None:
         return reader
@@ -196,19 +204,28 @@ def _first_images(reader: Reader, count: int | None, directory: Path) -> Reader:
     return reader.with_dataset("eval", anno_path=str(path.resolve()))
 
 
+def read_request(work: Path) -> dict[str, Any]:
+    """Return the fields of the request that :func:`run_side` left in the folder."""
+    content = json.loads((work / _REQUEST).read_text(encoding="utf-8"))
+    return {**content, "options": tuple(content["options"])}
+
+
+def write_row(work: Path, row: Mapping[str, Any], schema: str = COMPRESS_SCHEMA) -> None:
+    """Leave a side's row for :func:`run_side`."""
+    write_record(work / _RESULT, schema, {"row": _plain(row), "versions": versions()})
+
+
 def main(argv: list[str]) -> int:
     """Run one side in this process: ``python -m act_pipeline.benchmark.compress_run stock|ours FOLDER``."""
     side, work = argv[0], Path(argv[1])
-    content = json.loads((work / _REQUEST).read_text())
-    request = Request(**{**content, "options": tuple(content["options"])})
+    request = Request(**read_request(work))
     from act_pipeline.benchmark import compress_sides
 
     config = request.load()
-    reader = _first_images(Reader.load(config.global_.reader_config), request.eval_images, work)
+    reader = first_images(Reader.load(config.global_.reader_config), request.eval_images, work)
     clock = Clock(side)
     run = {"stock": compress_sides.run_stock, "ours": compress_sides.run_ours}[side]
-    row = {**run(config, reader, work, clock), "seconds": clock.row(), "failure": None}
-    write_record(work / _RESULT, COMPRESS_SCHEMA, {"row": _plain(row), "versions": versions()})
+    write_row(work, {**run(config, reader, work, clock), "seconds": clock.row(), "failure": None})
     return 0
 
 

@@ -14,7 +14,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,16 +111,24 @@ def nncf_candidate(
 
 
 def quantize(
-    model: InferenceModel, reader: Any, images: int, path: Path, max_drop: float | None = None
+    model: InferenceModel,
+    reader: Any,
+    images: int,
+    path: Path,
+    max_drop: float | None = None,
+    batches: Callable[[], Iterable[Mapping[str, np.ndarray]]] | None = None,
+    stage: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext(),
 ) -> OpenVINOModel:
     """Write the IR of NNCF's post-training INT8 of a float model.
 
     Args:
         model: the float model.
-        reader: a reader with a ``train`` split; its images in an order drawn with seed 0.
-        images: how many of them calibrate.
+        reader: a reader with a ``train`` split.
+        images: how many of its images calibrate.
         path: the ``.xml``.
         max_drop: with accuracy control on the eval split; None: without.
+        batches: gives these images, one a batch, the same at every call; None: in an order drawn with seed 0.
+        stage: what to hold while ``prepare`` (lowering, reading), ``quantize`` or ``save`` lasts.
 
     Raises:
         UserError: the train split cannot be read, or the model cannot be lowered.
@@ -127,16 +136,20 @@ def quantize(
     from act_pipeline.engines.openvino import set_batch
     from act_pipeline.lowering import lowered_onnx
 
-    onnx_model = lowered_onnx(model, "cpu")
-    nncf, openvino = _import_nncf()
-    network = openvino.Core().read_model(str(onnx_model.path))
-    set_batch(network, 1)  # one image at a time, as it is calibrated; any batch again below
+    nncf, openvino = import_nncf()
+    with stage("prepare"):
+        onnx_model = lowered_onnx(model, "cpu")
+        network = openvino.Core().read_model(str(onnx_model.path))
+        set_batch(network, 1)  # one image at a time, as it is calibrated; any batch again below
     inputs = {
         parameter.output(0).get_any_name(): (-1, *parameter.get_partial_shape().to_shape()[1:])
         for parameter in network.get_parameters()
     }
-    calibration = nncf.Dataset(_Calibration(reader, images), lambda batch: {name: batch[name] for name in inputs})
-    with contextlib.redirect_stdout(sys.stderr):  # its progress bars are no part of the table
+    if batches is None:
+        batches = functools.partial(reader.loader, "train", batch_size=1, shuffle=True, drop_last=False)
+    calibration = nncf.Dataset(_Calibration(batches, images), lambda batch: {name: batch[name] for name in inputs})
+    # Its progress bars are no part of the table.
+    with stage("quantize"), contextlib.redirect_stdout(sys.stderr):
         settings = {"model_type": nncf.ModelType.TRANSFORMER, "subset_size": images}
         if max_drop is None:
             quantized = nncf.quantize(network, calibration, **settings)
@@ -147,8 +160,9 @@ def quantize(
                 drop_type=nncf.DropType.ABSOLUTE, **settings,
             )
     set_batch(quantized, -1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    openvino.save_model(quantized, str(path), compress_to_fp16=False)
+    with stage("save"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        openvino.save_model(quantized, str(path), compress_to_fp16=False)
     return OpenVINOModel(path, inputs)
 
 
@@ -184,21 +198,20 @@ def load_peer(model: OpenVINOModel, threads: int, batch_size: int) -> Any:
 
 
 class _Calibration:
-    """The first images of the shuffled train split, one a batch; NNCF goes over them more than once."""
+    """The first images, one a batch; NNCF goes over them more than once."""
 
-    def __init__(self, reader: Any, images: int) -> None:
-        self._reader, self._images = reader, images
+    def __init__(self, batches: Callable[[], Iterable[Mapping[str, np.ndarray]]], images: int) -> None:
+        self._batches, self._images = batches, images
 
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
-        loader = self._reader.loader("train", batch_size=1, shuffle=True, drop_last=False)
-        for _, batch in zip(range(self._images), loader):
+        for _, batch in zip(range(self._images), self._batches()):
             yield batch
 
     def __len__(self) -> int:
         return self._images
 
 
-def _import_nncf() -> tuple[Any, Any]:
+def import_nncf() -> tuple[Any, Any]:
     """Return ``nncf`` and ``openvino``, imported without the telemetry that both would start unasked."""
     from act_pipeline.engines.openvino import import_openvino
 

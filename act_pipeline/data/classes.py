@@ -79,7 +79,12 @@ def match_classes(classes: ModelClasses, annotations: Annotations) -> tuple[list
     if classes.names is None:
         if len(ids) != classes.count:
             raise UserError(f"{_counts(classes, annotations)}{_extra(classes, annotations)}")
-        return list(ids), []
+        if ids == sorted(ids):
+            return list(ids), []
+        return list(ids), [
+            f"{annotations.path}: its categories are not in the order of their ids, and the model's class names are not known "
+            f"({classes.source}): taken in the file's order, as PaddleDetection does"
+        ]
     if list(classes.names) == names:
         return list(ids), []
     used = annotations.used_categories()

@@ -150,8 +150,8 @@ def folder_records(settings: ImageFolder, folder: Path) -> list[ImageRecord]:
     """
     files = []
     for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
-        pictures = [name for name in names if name.lower().endswith(_IMAGE_SUFFIXES) and not _is_hidden(name)]
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        pictures = [name for name in names if name.lower().endswith(_IMAGE_SUFFIXES) and not is_hidden(name)]
         files.extend(os.path.join(root, name) for name in pictures)
     files.sort()
     if settings.sample_num > 0:
@@ -159,5 +159,6 @@ def folder_records(settings: ImageFolder, folder: Path) -> list[ImageRecord]:
     return [ImageRecord(number, file) for number, file in enumerate(files)]
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name was put there by a notebook or a Mac, not by the user."""
     return name.startswith(".") or name == "__MACOSX"

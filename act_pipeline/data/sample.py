@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from act_pipeline.data.dataset import is_hidden
 from act_pipeline.errors import UserError
 from act_pipeline.records import hash_files, new_artifact, read_record, write_record
 
@@ -307,7 +308,8 @@ def _write_split(folder: Path, split: str, count: int, seed: int, size: int, pro
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != RECORD)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != RECORD)
+    return sorted(path for path in files if not any(map(is_hidden, path.relative_to(folder).parts)))
 
 
 def is_made(output_dir: str | os.PathLike[str], train: int, val: int, seed: int, size: int) -> bool:

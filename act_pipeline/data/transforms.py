@@ -21,7 +21,7 @@ INPUTS = {"image": np.float32, "im_shape": np.float32, "scale_factor": np.float3
 
 
 class UnreadableImage(Exception):
-    """An image file that is missing or cannot be decoded."""
+    """An image file that is missing, cannot be decoded, or is too narrow to be resized with its ratio kept."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -82,6 +82,9 @@ class Preprocess:
                 if index == 0:
                     reason = error.strerror if isinstance(error, OSError) else "it cannot be decoded as an image"
                     raise UnreadableImage(image_file, reason or type(error).__name__) from None
+                if "dsize.empty()" in str(error):  # cv2's word for it
+                    height, width = np.shape(sample["image"])[:2]
+                    raise UnreadableImage(image_file, f"{name} leaves nothing of {height} x {width} pixels") from None
                 message = f"{self._where}: {name} fails on {image_file}: {_line(error)}; correct its arguments"
                 raise UserError(message) from None
             if not isinstance(sample, dict):

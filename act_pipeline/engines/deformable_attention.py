@@ -12,17 +12,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from act_pipeline.engines.program_desc import argument, flag, parsed, splice, text, variables, whole, wholes
-from act_pipeline.model import InferenceModel
 
 
 @dataclass(frozen=True)
@@ -145,17 +142,6 @@ def _repeated(small: Sequence[int], large: Sequence[int]) -> slice | None:
         return None
     between = slice(unlike[0], unlike[-1] + 1)
     return between if set(small[between]) == {1} and min(large[between.start :]) > 0 else None
-
-
-def with_attention_by_rows(model: InferenceModel, directory: Path) -> InferenceModel:
-    """Write a model for oneDNN, its attentions by rows, into an existing folder; no file of it is damaged."""
-    program = parsed(model.model_path.read_bytes())
-    attend_by_rows(program)
-    spread_for_onednn(program)
-    rewritten = InferenceModel(directory)
-    rewritten.model_path.write_bytes(program.SerializeToString())
-    shutil.copyfile(model.params_path, rewritten.params_path)
-    return rewritten
 
 
 class Search:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -95,12 +94,6 @@ class OpenVINOEngine:
         bbox, bbox_num = (request.get_output_tensor(index).data.copy() for index in range(2))
         return detections(bbox, bbox_num, self._where)
 
-    def clone(self) -> OpenVINOEngine:
-        """Return another engine of the same model, for another thread; both are to be closed."""
-        other = copy.copy(self)
-        other._requests, other._open_request = {}, None
-        return other
-
     def close(self) -> None:
         """Free the compiled models."""
         self._requests, self._open_request, self._model, self._core = {}, None, None, None
@@ -132,6 +125,8 @@ class OpenVINOEngine:
             "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": self.float_precision,
+            # OpenVINO binds the threads of every model to the first cores: engines side by side would share one.
+            "ENABLE_CPU_PINNING": self.threads >= available_cpus(),
         }
         return self._core.compile_model(model, "CPU", settings).create_infer_request()
 

@@ -7,7 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from act_pipeline.data.annotations import image_path
+from act_pipeline.data.reader import Reader
 from act_pipeline.errors import UserError, suggest
+from act_pipeline.fit import with_classes_of
+from act_pipeline.model import InferenceModel
 from act_pipeline.records import write_record, write_text_atomically
 from act_pipeline.report.content import REPORT_SCHEMA, ReportReader, build
 from act_pipeline.report.pictures import photograph
@@ -58,13 +62,15 @@ def write_report(
     folder = Path(artifact)
     say(f"reading the records of {folder}")
     sources = Sources.read(folder, evals, analysis, benchmark)
+    if isinstance(reader, Reader) and reader.settings.classes is None:
+        reader = with_classes_of(InferenceModel(folder), reader)
     if sources.detections is not None:
         say("scoring and comparing the detections of both models")
     record = build(sources, reader, name or folder.resolve().name)
     say(f"drawing {folder / REPORT_FILENAME}")
 
     def picture(entry: Mapping[str, Any]) -> Any:
-        return photograph(Path(reader.image_dir("eval")) / entry["file_name"])
+        return photograph(image_path(Path(reader.image_dir("eval")), entry["file_name"]))
 
     page = render(record, lang, picture)
     write_record(folder / RECORD_FILENAME, REPORT_SCHEMA, record)
