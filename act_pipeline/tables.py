@@ -52,7 +52,14 @@ def compression_table(record: Mapping[str, Any]) -> str:
         f"{measured['engine']} on the {measured['device']}; {sum(record['seconds'].values()):.0f} s in all"
     )
     lines += certainty_lines(record, floor, measured["images"])
-    if record["latency"] is not None:
+    other = record.get("reference")
+    if other is not None and "judged_map" in other:
+        low, high = other["difference"]["low"], other["difference"]["high"]
+        lines.append(
+            f"{other['engine']}, which computes every Q/DQ in Paddle, gives INT8 {other['map']:.4f} on {other['images']} of "
+            f"these images, {measured['engine']} {other['judged_map']:.4f} ({low:+.4f} to {high:+.4f})"
+        )
+    if record.get("latency") is not None:
         fp32_ms, int8_ms = record["latency"]["fp32"], record["latency"]["int8"]
         lines.append(
             f"there, one image in ms: FP32 {fp32_ms['p50_ms']:.1f} (90%: {fp32_ms['p90_ms']:.1f}), INT8 "

@@ -147,9 +147,15 @@ class Job:
             return None
         if candidate.comparison is None:
             with timed(candidate.seconds, "compare"):
-                self._truth = self._truth or GroundTruth.load(self.reader, "eval")
-                candidate.comparison = compare(self.fp32, candidate.evaluation, self._truth)
+                candidate.comparison = compare(self.fp32, candidate.evaluation, self.truth)
         return candidate.comparison
+
+    @property
+    def truth(self) -> GroundTruth:
+        """What the eval split is scored against."""
+        if self._truth is None:
+            self._truth = GroundTruth.load(self.reader, "eval")
+        return self._truth
 
     def meets(self, candidate: Candidate) -> bool:
         """Return whether a candidate is within ``max_drop``, as surely as ``Strategy.confidence`` asks."""

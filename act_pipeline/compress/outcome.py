@@ -10,6 +10,7 @@ from act_pipeline.compress.job import Candidate, Job, timed
 from act_pipeline.compress.judge import REFERENCE, Judge
 from act_pipeline.engines import find_support
 from act_pipeline.errors import UserError
+from act_pipeline.evaluation import compare_on_some
 from act_pipeline.model import InferenceModel
 
 _logger = logging.getLogger(__name__)
@@ -24,8 +25,8 @@ class Measured:
     Attributes:
         latency: ``rounds``, and under ``fp32`` and ``int8`` ``p50_ms`` and ``p90_ms``, and ``ratio``, how many times as fast
             INT8 is; None: nothing was evaluated.
-        reference: ``engine``, ``images``, ``map``, and ``judged_map``, what the judging engine gives on the same images;
-            None: the judge is the reference, or it cannot run here.
+        reference: ``engine``, ``images``, ``map``; ``judged_map``, what the judging engine gives on the same images; and
+            the 95% interval of judged - reference, ``difference``; None: the judge is the reference, or it cannot run here.
         seconds: by stage.
     """
 
@@ -61,10 +62,26 @@ def measure_chosen(job: Job, chosen: Candidate, model: InferenceModel) -> Measur
 
 
 def _reference(job: Job, chosen: Candidate) -> Optional[dict[str, Any]]:
+    """Evaluate what is kept in the reference engine, and warn where the two engines differ by more than chance."""
     judge = Judge(REFERENCE, REFERENCE, "CPU", "")
     try:
         found = judge.evaluate(chosen.model, "int8", job.reader, job.progress, REFERENCE_IMAGES)
     except UserError as error:
         _logger.warning("%s cannot run the INT8 model: %s", REFERENCE, error)
         return None
-    return {"engine": REFERENCE, "images": found.images, "map": found.map}
+    assert chosen.evaluation is not None
+    difference = compare_on_some(chosen.evaluation, found, job.truth)
+    record = {"engine": REFERENCE, "images": found.images, "map": found.map}
+    if difference is None:
+        return record
+    if difference.low > 0 or difference.high < 0:
+        _logger.warning(
+            "%s gives the INT8 model %+.4f mAP beside %s (%+.4f to %+.4f with 95%%, %d images): the loss is of one runtime; "
+            "`deploy/infer_eval.py --engine=all` shows all of them",
+            job.judge.engine, -difference.difference, REFERENCE, -difference.high, -difference.low, found.images,
+        )  # fmt: skip
+    return {
+        **record,
+        "judged_map": found.map - difference.difference,
+        "difference": {"low": -difference.high, "high": -difference.low},
+    }

@@ -103,3 +103,15 @@ def compare_with_kept(path: str | os.PathLike[str], other: Evaluation, truth: Gr
         agreement(before, after),
         len(common),
     )
+
+
+def compare_on_some(reference: Evaluation, other: Evaluation, truth: GroundTruth) -> Optional[MapDifference]:
+    """Return mAP of ``other`` - mAP of ``reference`` on the images of ``other``, which are some of the reference's.
+
+    Returns:
+        None where these images have no ground truth.
+    """
+    ids = other.image_ids
+    some = placed(reference.detections, reference.image_ids, places_of(ids))
+    matches = other.matches or match_detections(truth.coco, other.detections, ids)
+    return map_difference(match_detections(truth.coco, some, ids), matches)
