@@ -18,6 +18,7 @@ from act_pipeline.engines import Artifact, Engine, Machine, create_engine, find_
 from act_pipeline.engines.base import available_cpus, location
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation import EVAL_SCHEMA, Evaluation, engine_record, evaluate
+from act_pipeline.infer_compare import against_float
 from act_pipeline.infer_request import InferenceRequest
 from act_pipeline.model import InferenceModel, OnnxModel
 from act_pipeline.records import write_record
@@ -238,9 +239,11 @@ def _evaluate(
 ) -> InferenceOutcome:
     say(f"evaluating {location(model)}: {engine.name} {engine.precision} on {engine.device}, {engine.threads} threads")
     evaluation = evaluate(engine, reader, "eval", limit=request.limit, batch_size=request.batch_size)
-    record = evaluation.as_record(engine, model, reader, executor="local", shards=1)
+    compared, said = against_float(model, evaluation, reader)
+    record = evaluation.as_record(engine, model, reader, executor="local", shards=1, **compared)
     lines = [
         *_score_lines(evaluation),
+        *said,
         _latency_line(evaluation.latency_ms, evaluation.images_per_second, evaluation.batch_size),
     ]
     return _finish(request, InferenceOutcome(lines=lines, evaluation=evaluation, record=record))
@@ -261,12 +264,14 @@ def _evaluate_in_shards(
         request.batch_size, options=options,
     )  # fmt: skip
     evaluation = sharded.evaluation
+    compared, said = against_float(model, evaluation, reader)
     lines = [
         *_score_lines(evaluation),
+        *said,
         f"{evaluation.images_per_second:.2f} images/s in {sharded.shards} processes, {sharded.wall_seconds:.1f} s with "
         "their start; for latencies, run one engine alone",
     ]
-    record = evaluation.as_record(engine, model, reader, **sharded.more)
+    record = evaluation.as_record(engine, model, reader, **sharded.more, **compared)
     return _finish(request, InferenceOutcome(lines=lines, evaluation=evaluation, record=record))
 
 

@@ -298,7 +298,7 @@ def long_ids(reader):
     for box in content["annotations"]:
         box["image_id"] = new[box["image_id"]]
     path.write_text(json.dumps(content), encoding="utf-8")
-    return reader
+    return TinyReader(path, path.parent / "images")
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

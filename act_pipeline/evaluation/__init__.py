@@ -2,7 +2,13 @@
 
 from act_pipeline.evaluation.agreement import Agreement, agreement, detection_change
 from act_pipeline.evaluation.coco import STAT_NAMES, GroundTruth
-from act_pipeline.evaluation.comparison import NOT_COMPARED, Comparison, compare, compare_on_some
+from act_pipeline.evaluation.comparison import (
+    NOT_COMPARED,
+    Comparison,
+    compare,
+    compare_on_some,
+    compare_with_kept,
+)
 from act_pipeline.evaluation.confidence import MapDifference, map_difference
 from act_pipeline.evaluation.detections_file import (
     DETECTIONS_FILENAME,
@@ -32,6 +38,7 @@ __all__ = [
     "best_detections",
     "compare",
     "compare_on_some",
+    "compare_with_kept",
     "detection_change",
     "engine_record",
     "evaluate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -9,6 +10,7 @@ from typing import Any, Optional
 from act_pipeline.evaluation.agreement import Agreement, agreement
 from act_pipeline.evaluation.coco import GroundTruth, match_detections, placed, places_of
 from act_pipeline.evaluation.confidence import LEVEL, MapDifference, map_difference
+from act_pipeline.evaluation.detections_file import load_detections
 from act_pipeline.evaluation.result import Evaluation
 
 
@@ -19,10 +21,12 @@ class Comparison:
     Attributes:
         difference: of the mAPs; None: the images have no ground truth.
         agreement: of the detections.
+        images: that both were evaluated on.
     """
 
     difference: Optional[MapDifference]
     agreement: Agreement
+    images: int
 
     def as_record(self, max_drop: Optional[float]) -> dict[str, Any]:
         """Return what ``act.json`` and ``eval.json`` say.
@@ -63,7 +67,41 @@ def compare(reference: Evaluation, other: Evaluation, truth: GroundTruth) -> Com
         if evaluation.matches is None:
             evaluation.matches = match_detections(truth.coco, evaluation.detections, evaluation.image_ids)
     return Comparison(
-        map_difference(reference.matches, other.matches), agreement(reference.detections, other.detections)
+        map_difference(reference.matches, other.matches),
+        agreement(reference.detections, other.detections),
+        len(other.image_ids),
+    )
+
+
+def compare_with_kept(path: str | os.PathLike[str], other: Evaluation, truth: GroundTruth) -> Optional[Comparison]:
+    """Compare an evaluation with the float model's detections in a ``detections.npz``.
+
+    Args:
+        path: the file.
+        other: the evaluation.
+        truth: what it was scored against.
+
+    Returns:
+        the comparison on the images that both have; None where neither's images are all among the other's, by id and file
+        name: they are of different data sets.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    kept = load_detections(path)
+    common = kept.known({number: truth.coco.imgs[number]["file_name"] for number in other.image_ids})
+    if "fp32" not in kept.rows or not common or len(common) < min(len(kept.image_ids), len(other.image_ids)):
+        return None
+    place_of = places_of(common)
+    before = placed(kept.rows["fp32"], kept.image_ids, place_of)
+    after = placed(other.detections, other.image_ids, place_of)
+    matches = other.matches if common == other.image_ids else None
+    return Comparison(
+        map_difference(
+            match_detections(truth.coco, before, common), matches or match_detections(truth.coco, after, common)
+        ),
+        agreement(before, after),
+        len(common),
     )
 
 

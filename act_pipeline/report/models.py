@@ -7,6 +7,7 @@ from typing import Any
 
 from act_pipeline.report.errors import SIZES
 from act_pipeline.report.sources import HALF_PRECISIONS
+from act_pipeline.tables import images_tell, rounded_up
 
 _SIZE_STATS = tuple(f"ap_{size}" for size in SIZES)
 
@@ -39,7 +40,7 @@ def verdict_of(act: Mapping[str, Any], figures: Mapping[str, Any], pair: Any) ->
     elif max_drop is None:
         state = "no_limit"
     else:
-        state = "holds" if -change <= max_drop else "below"
+        state = "holds" if _holds(act, change, max_drop) else "below"
     chosen = next((step for step in act.get("steps") or () if step.get("chosen")), {})
     quantized = sum((act.get("quantized_ops") or {}).values())
     return {
@@ -48,6 +49,7 @@ def verdict_of(act: Mapping[str, Any], figures: Mapping[str, Any], pair: Any) ->
         "map_int8": int8["map"],
         "map_change": change,
         "max_drop": max_drop,
+        **certainty_of(act, max_drop),
         "lowest_map": None if max_drop is None or fp32["map"] is None else fp32["map"] - max_drop,
         "bytes_fp32": fp32["bytes"],
         "bytes_int8": int8["bytes"],
@@ -67,6 +69,34 @@ def verdict_of(act: Mapping[str, Any], figures: Mapping[str, Any], pair: Any) ->
     }  # fmt: skip
 
 
+def _holds(act: Mapping[str, Any], change: float, max_drop: float) -> bool:
+    """Return whether INT8 is within ``max_drop``, as surely as the config asked; at 0.5 the measured drop decides."""
+    confidence, probability = act.get("confidence"), act.get("probability_within_max_drop")
+    if confidence is None or confidence == 0.5 or probability is None:
+        return -change <= max_drop
+    return probability >= confidence
+
+
+def certainty_of(act: Mapping[str, Any], max_drop: float | None) -> dict[str, Any]:
+    """Return how sure the change of mAP is: ``interval`` (of the change: ``low``, ``high``, ``level``, ``resamples``),
+    ``probability`` of a drop within ``max_drop``, ``tells`` whether the images tell that, ``images_needed`` (rounded), and
+    the models' ``agreement``; what was not measured is None."""
+    found, needed = act.get("map_drop_interval"), act.get("images_needed")
+    return {
+        "interval": _interval(found),
+        "probability": act.get("probability_within_max_drop"),
+        "tells": None if found is None or max_drop is None else images_tell(act, max_drop),
+        "images_needed": None if needed is None else rounded_up(needed),
+        "agreement": act.get("agreement"),
+    }
+
+
+def _interval(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {"low": -found["high"], "high": -found["low"], "level": found["level"], "resamples": found["resamples"]}
+
+
 def before_and_after(
     act: Mapping[str, Any], figures: Mapping[str, Any], engines: Sequence[Mapping[str, Any]], pair: Any
 ) -> list[dict[str, Any]]:
@@ -83,7 +113,9 @@ def before_and_after(
         rows.append(row)
     rows[0]["times_as_fast"] = 1.0 if rows[0]["latency_ms"] else None
     quantized = sum((act.get("quantized_ops") or {}).values())
-    rows[1].update(quantized=quantized, kept=len(act.get("kept_ops") or ()))
+    rows[1].update(
+        quantized=quantized, kept=len(act.get("kept_ops") or ()), interval=_interval(act.get("map_drop_interval"))
+    )
     half = _half(engines, pair)
     if half is not None:
         figures_of_half = {**half, **{key: (half["stats"] or {}).get(key) for key in _SIZE_STATS}}
@@ -107,6 +139,7 @@ def strategy_row(step: Mapping[str, Any], act: Mapping[str, Any], fp32: Mapping[
         times_as_fast=_ratio(_p50(fp32["latency_ms"]), _p50(step.get("latency_ms"))),
         engine=_own_engine(act, "int8") if step.get("latency_ms") else None,
         **{key: step.get(key) for key in ("quantized", "kept", "seconds", "meets_max_drop")},
+        interval=_interval(step.get("map_drop_interval")),
         chosen=bool(step.get("chosen")),
         note=step.get("note") or None,
         strategy=step.get("strategy"),
@@ -128,6 +161,7 @@ def _row(name: str, figures: Mapping[str, Any], fp32: Mapping[str, Any], **more:
         "name": name,
         "map": figures.get("map"),
         "map_change": change_of(fp32["map"], figures.get("map")),
+        "interval": None,
         "map50": figures.get("map50"),
         **{key: _known(figures.get(key)) for key in _SIZE_STATS},
         "bytes": figures.get("bytes"),

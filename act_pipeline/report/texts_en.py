@@ -22,6 +22,15 @@ TEXTS = {
     "badge_not_measured": "Not measured",
     "measured_on": "Measured on {images} images",
     "with_strategy": "made by {strategy}",
+    # How sure that is.
+    "interval": "Another {images} images like these would give another change: of {resamples} sets of that size drawn from "
+    "these, {level} have one from {low} to {high}.",
+    "within_limit": "In {share} of the sets INT8 loses at most {limit}.",
+    "cannot_tell": "So {images} images cannot tell whether INT8 is within the drop that is allowed.",
+    "images_needed": "Some {images} could.",
+    "agreement": "Of the {boxes} boxes that FP32 is sure of (a score above 0.3), INT8 finds {matched}; they overlap with an "
+    "IoU of {iou}, and their scores change by {change} on average.",
+    "from_to": "{low} to {high}",
     # The four figures under it.
     "tile_accuracy": "Accuracy, mAP",
     "tile_size": "Size, MB",

@@ -20,6 +20,13 @@ TEXTS = {
     "badge_not_measured": "未测量",
     "measured_on": "在 {images} 张图像上测量",
     "with_strategy": "策略：{strategy}",
+    "interval": "换另外 {images} 张同类图像，变化会有所不同：从这些图像中重新抽取 {resamples} 组同样大小的图像，{level} 的组"
+    "变化在 {low} 到 {high} 之间。",
+    "within_limit": "其中 {share} 的组里 INT8 的下降不超过 {limit}。",
+    "cannot_tell": "因此仅凭 {images} 张图像还不能断定 INT8 是否在允许的下降之内。",
+    "images_needed": "大约需要 {images} 张。",
+    "agreement": "FP32 有把握的 {boxes} 个框（得分高于 0.3）中，INT8 检出 {matched}；两者的平均 IoU 为 {iou}，得分平均变化 {change}。",
+    "from_to": "{low} 至 {high}",
     "tile_accuracy": "精度，mAP",
     "tile_size": "大小，MB",
     "tile_latency": "延迟，毫秒",
