@@ -143,7 +143,7 @@ def _input_size(config: Any, content: Mapping[str, Any], overrides: Sequence[str
     Both say the same; where they do not, the one that an override sets counts.
     """
     sizes = {}
-    shape = _section(config, _section(config, content, "TestReader"), "inputs_def").get("image_shape")
+    shape = _checked_section(config, _checked_section(config, content, "TestReader"), "inputs_def").get("image_shape")
     if shape is not None:
         if isinstance(shape, list) and len(shape) in (3, 4) and shape[-3] != 3:
             raise UserError(f"{config}: key '{_IMAGE_SHAPE}' is {shape}, expected [3, height, width]")
@@ -177,20 +177,15 @@ def _is_overridden(key: str, overrides: Sequence[str]) -> bool:
 
 def _without_post_process(config: Any, content: Mapping[str, Any]) -> bool:
     """Return whether to end at boxes and logits: ``exclude_post_process``, or ``export`` as later configs have it."""
-    if _section(config, content, "TestReader").get("fuse_normalize"):
-        raise UserError(
-            f"{config}: key 'TestReader.fuse_normalize' is True, which is not supported: the model takes images as the "
-            "reader normalizes them; leave it out"
-        )
-    section = _section(config, content, "export")
-    architecture = _section(config, content, str(content.get("architecture")))
+    section = _checked_section(config, content, "export")
+    architecture = _checked_section(config, content, str(content.get("architecture")))
     asked = content.get("exclude_post_process", architecture.get("exclude_post_process", False))
     if section.get("post_process") is False or section.get("benchmark") is True:
         return True
     return asked
 
 
-def _section(config: Any, content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _checked_section(config: Any, content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     section = content.get(name) or {}
     if not isinstance(section, Mapping):
         raise UserError(f"{config}: key '{name}' is {section!r}, expected 'key: value' lines")
