@@ -152,7 +152,6 @@ def test_the_command_writes_where_paddledetections_does(tmp_path: Path, capsys: 
         (["-o", f"weights={WEIGHTS}", "use_focal_loss=False"], "'use_focal_loss' is False"),
         (["-o", f"weights={WEIGHTS}", "with_mask=True"], "masks are not supported"),
         (["-o", f"weights={WEIGHTS}", "exclude_post_process=maybe"], "'exclude_post_process' is 'maybe'"),
-        (["-o", f"weights={WEIGHTS}", "TestReader.fuse_normalize=True"], "fuse_normalize"),
         (["-o", f"weights={WEIGHTS}", "TestReader.inputs_def=5"], "'inputs_def' is 5"),
         (["-o", f"weights={WEIGHTS}", "TestReader.inputs_def.image_shape=[1,224,224]"], "expected [3, height, width]"),
         (
