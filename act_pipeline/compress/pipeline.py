@@ -29,7 +29,7 @@ from act_pipeline.compress.upstream import quiet_upstream
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
 from act_pipeline.engines.arrays import require_outputs
-from act_pipeline.engines.model_files import ModelSummary, inspect_model
+from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import BelowFloor, UserError
 from act_pipeline.evaluation import DETECTIONS_FILENAME, Evaluation, save_detections
 from act_pipeline.model import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
@@ -100,6 +100,7 @@ def compress(
         Interrupted: SIGINT or SIGTERM came.
     """
     model = InferenceModel.load(config.global_.model_dir, config.global_.model_filename, config.global_.params_filename)
+    require_float(model)
     reader = Reader.load(config.global_.reader_config, reader_overrides)
     splits = ["train", "eval"] if config.global_.evaluation else ["train"]
     reader.check(*splits)
@@ -293,8 +294,8 @@ def choose_device(device: str) -> str:
     return "GPU" if wanted != "CPU" and found else "CPU"
 
 
-def require_float(model: InferenceModel) -> ModelSummary:
-    """Return what a model holds that shall be quantized.
+def require_float(model: InferenceModel) -> None:
+    """Check that a model can be quantized and evaluated.
 
     Raises:
         UserError: it is INT8 already, or what an inference runtime wrote, or gives no boxes.
@@ -317,12 +318,11 @@ def require_float(model: InferenceModel) -> ModelSummary:
             f"{summary.half_parameters[0]}), expected float32; give the model as it was exported"
         )
     require_outputs(summary.output_shapes, model.model_path)
-    return summary
 
 
 def _check_fit(model: InferenceModel, reader: Reader) -> None:
     """Find out before the first hour, not after it, that the reader does not feed what the model takes."""
-    taken = require_float(model).input_size
+    taken = inspect_model(model).input_size
     height, width = reader.input_size
     if taken is not None and tuple(taken) != (height, width):
         raise UserError(
