@@ -190,10 +190,11 @@ def test_the_size_that_is_asked_for_counts(tmp_path: Path, override: str, expect
 
 @pytest.mark.parametrize("override", ["exclude_post_process=True", "export={post_process: False}"])
 def test_without_its_post_process_a_model_takes_images_and_gives_boxes_and_logits(
-    tmp_path: Path, demo, capsys: pytest.CaptureFixture[str], override: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str
 ) -> None:
     """PaddleDetection 7150, PaddleSlim 1869; what gives no detections cannot be evaluated, nor compressed."""
     from act_pipeline.data import Reader
+    from act_pipeline.data.sample import make_sample
     from act_pipeline.demo import READER_CONFIG
     from act_pipeline.engines import create_engine
     from act_pipeline.engines.model_files import inspect_model
@@ -206,11 +207,12 @@ def test_without_its_post_process_a_model_takes_images_and_gives_boxes_and_logit
     assert dict(summary.inputs) == {"image": (-1, 3, 224, 224)}
     assert list(summary.output_shapes.values()) == [(-1, 50, 4), (-1, 50, 10)]
 
-    data = f"EvalDataset.dataset_dir={demo.root / 'data'}"
+    make_sample(tmp_path / "data", 1, 2, seed=0, size=96, progress=False)
+    data = f"EvalDataset.dataset_dir={tmp_path / 'data'}"
     batch = next(iter(Reader.load(READER_CONFIG, [data]).loader("eval", batch_size=2)))
     boxes, logits = PaddleTensors(model).run(batch)
     scores = np.sort((1 / (1 + np.exp(-logits))).reshape(2, -1))[:, ::-1][:, :50]
-    engine = create_engine("paddle_onednn", demo.fp32, "fp32", "CPU", 2)
+    engine = create_engine("paddle_onednn", export_model(MODEL_CONFIG, tmp_path / "whole", [f"weights={WEIGHTS}"]))
     whole = engine.run(batch)["bbox"].reshape(2, 50, 6)
     engine.close()
     assert np.abs(np.sort(whole[:, :, 1])[:, ::-1] - scores).max() < 1e-4

@@ -122,7 +122,7 @@ def test_compress_refuses_a_model_that_is_int8(int8_model: InferenceModel, float
     """PaddleDetection 6365: it was quantized again."""
     from act_pipeline.compress.pipeline import require_float
 
-    assert require_float(float_model).input_size == (32, 32)
+    require_float(float_model)
     with pytest.raises(UserError, match=r"model\.pdmodel is an INT8 model already.*Global\.model_dir"):
         require_float(int8_model)
 

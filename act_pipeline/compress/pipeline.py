@@ -13,9 +13,9 @@ from typing import Any
 
 from act_pipeline.analysis.ops import quantizable_ops
 from act_pipeline.compress.checkpoint import Checkpoints
+from act_pipeline.compress.checks import check_origin, check_outputs, check_worth, require_float
 from act_pipeline.compress.failures import explained
-from act_pipeline.compress.feeds import model_feed, open_reader
-from act_pipeline.compress.finite import check_float_model
+from act_pipeline.compress.feeds import open_reader
 from act_pipeline.compress.follow import shared_identity
 from act_pipeline.compress.heap import freed_memory_kept
 from act_pipeline.compress.interrupt import interruptible
@@ -30,10 +30,8 @@ from act_pipeline.compress.strategies import STRATEGIES
 from act_pipeline.compress.upstream import quiet_upstream
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
-from act_pipeline.engines.arrays import require_outputs
-from act_pipeline.engines.model_files import ModelSummary, inspect_model
 from act_pipeline.errors import BelowFloor, UserError
-from act_pipeline.evaluation import DETECTIONS_FILENAME, Evaluation, save_detections
+from act_pipeline.evaluation import DETECTIONS_FILENAME, save_detections
 from act_pipeline.fit import told
 from act_pipeline.model import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.records import (
@@ -50,16 +48,7 @@ from act_pipeline.report import write_report
 from act_pipeline.static_graph import StaticGraph, fold_batch_norm, fold_constants, static_mode
 from act_pipeline.tables import rounded_up
 
-# What Paddle Inference's passes make of convolutions and matmuls (2.6: save_optimized_model, enable_save_optim_model).
-_FUSED_PREFIXES = ("fused_", "fusion_")
-_FUSED_OPS = ("fc", "conv2d_fusion", "multihead_matmul")
 BELOW_SUFFIX = ".below_max_drop"
-# PaddleSlim's own tolerance between TrainConfig.origin_metric and what the float model gives.
-_ORIGIN_TOLERANCE = 0.05
-# A float model below this mAP on so many images and boxes was fed something else than it was trained on, or not trained.
-_LEAST_MAP = 0.01
-_TELLING_IMAGES = 5
-_TELLING_BOXES = 20
 
 
 @dataclass
@@ -141,13 +130,13 @@ def compress(
         seconds: dict[str, float] = {}
         with timed(seconds, "prepare"):
             prepared, selection = _prepare(model, config, Path(work, "float"))
-            _check_outputs(config, prepared, reader)
+            check_outputs(config, prepared, reader)
             judge = choose_judge(config.strategy.engine, device, model)
         fp32, cached = None, False
         if config.global_.evaluation:
             with timed(seconds, "evaluate_fp32"):
                 fp32, cached = judge.evaluate_float(model, reader, progress)
-            _check_origin(config, fp32)
+            check_origin(config, fp32)
             check_worth(config, fp32, reader)
         folder = Path(work, "strategies")
         folder.mkdir()
@@ -267,11 +256,6 @@ def _teacher_hash(config: Config) -> str | None:
     return InferenceModel.load(distillation.teacher_model_dir, *names).content_hash()
 
 
-def _check_outputs(config: Config, prepared: InferenceModel, reader: Reader) -> None:
-    batch = next(iter(reader.loader("train", batch_size=1, shuffle=False)))
-    check_float_model(prepared, model_feed(config, list(inspect_model(prepared).inputs), batch))
-
-
 def _current(save_dir: Path, source: Mapping[str, Any]) -> Compressed | None:
     try:
         record = read_record(save_dir / ACT_FILENAME, ACT_SCHEMA)
@@ -319,55 +303,3 @@ def choose_device(device: str) -> str:
             f"no GPU can be used: {reason}; use --devices=cpu, or install requirements/gpu.txt on a GPU machine"
         )
     return "GPU" if wanted != "CPU" and found else "CPU"
-
-
-def require_float(model: InferenceModel) -> ModelSummary:
-    """Return what a model holds that shall be quantized.
-
-    Raises:
-        UserError: it is INT8 already, or what an inference runtime wrote, or gives no boxes.
-    """
-    summary = inspect_model(model)
-    if summary.quantized:
-        raise UserError(
-            f"{model.model_path} is an INT8 model already, expected the float model that it was made of; give that one's "
-            "folder as Global.model_dir"
-        )
-    fused = sorted(op for op in summary.op_counts if op.startswith(_FUSED_PREFIXES) or op in _FUSED_OPS)
-    if fused:
-        raise UserError(
-            f"{model.model_path} is written by Paddle Inference's optimization (it holds {', '.join(fused[:3])}), which "
-            "fuses what shall be quantized; give the model as it was exported"
-        )
-    if summary.half_parameters:
-        raise UserError(
-            f"{model.model_path} is of mixed precision ({len(summary.half_parameters)} parameters in 16 bits, such as "
-            f"{summary.half_parameters[0]}), expected float32; give the model as it was exported"
-        )
-    require_outputs(summary.output_shapes, model.model_path)
-    return summary
-
-
-def _check_origin(config: Config, fp32: Evaluation) -> None:
-    origin = config.train_config.origin_metric if config.train_config else None
-    if origin is not None and abs(fp32.map - origin) > _ORIGIN_TOLERANCE:
-        raise UserError(
-            f"{config.path}: TrainConfig.origin_metric is {origin}, the float model has {fp32.map:.4f} mAP here; "
-            "check the data set, or correct origin_metric"
-        )
-
-
-def check_worth(config: Config, fp32: Evaluation, reader: Reader) -> None:
-    """Refuse a float model that finds next to nothing: whatever is done to it is within ``max_drop``.
-
-    Raises:
-        UserError: its mAP is below :data:`_LEAST_MAP` on enough images and boxes to say so.
-    """
-    annotations = reader.annotations("eval")
-    boxes = len(annotations.boxes or ())
-    if fp32.map < _LEAST_MAP and fp32.images >= _TELLING_IMAGES and boxes >= _TELLING_BOXES:
-        raise UserError(
-            f"{config.path}: the float model has {fp32.map:.4f} mAP on {fp32.images} images with {boxes} boxes "
-            f"({annotations.path}): there is no accuracy to keep; check that {reader.path} has the data and the preprocessing "
-            "that it was trained on, or set Global.Evaluation: false"
-        )

@@ -1,0 +1,79 @@
+"""What is found out before the first hour of a compression, not after it."""
+
+from __future__ import annotations
+
+from act_pipeline.compress.feeds import model_feed
+from act_pipeline.compress.finite import check_float_model
+from act_pipeline.config import Config
+from act_pipeline.data import Reader
+from act_pipeline.engines.arrays import require_outputs
+from act_pipeline.engines.model_files import inspect_model
+from act_pipeline.errors import UserError
+from act_pipeline.evaluation import Evaluation
+from act_pipeline.model import InferenceModel
+
+# What Paddle Inference's passes make of convolutions and matmuls (2.6: save_optimized_model, enable_save_optim_model).
+_FUSED_PREFIXES = ("fused_", "fusion_")
+_FUSED_OPS = ("fc", "conv2d_fusion", "multihead_matmul")
+# PaddleSlim's own tolerance between TrainConfig.origin_metric and what the float model gives.
+_ORIGIN_TOLERANCE = 0.05
+# A float model below this mAP on so many images and boxes was fed something else than it was trained on, or not trained.
+_LEAST_MAP = 0.01
+_TELLING_IMAGES = 5
+_TELLING_BOXES = 20
+
+
+def check_outputs(config: Config, prepared: InferenceModel, reader: Reader) -> None:
+    batch = next(iter(reader.loader("train", batch_size=1, shuffle=False)))
+    check_float_model(prepared, model_feed(config, list(inspect_model(prepared).inputs), batch))
+
+
+def require_float(model: InferenceModel) -> None:
+    """Check that a model can be quantized and evaluated.
+
+    Raises:
+        UserError: it is INT8 already, or what an inference runtime wrote, or gives no boxes.
+    """
+    summary = inspect_model(model)
+    if summary.quantized:
+        raise UserError(
+            f"{model.model_path} is an INT8 model already, expected the float model that it was made of; give that one's "
+            "folder as Global.model_dir"
+        )
+    fused = sorted(op for op in summary.op_counts if op.startswith(_FUSED_PREFIXES) or op in _FUSED_OPS)
+    if fused:
+        raise UserError(
+            f"{model.model_path} is written by Paddle Inference's optimization (it holds {', '.join(fused[:3])}), which "
+            "fuses what shall be quantized; give the model as it was exported"
+        )
+    if summary.half_parameters:
+        raise UserError(
+            f"{model.model_path} is of mixed precision ({len(summary.half_parameters)} parameters in 16 bits, such as "
+            f"{summary.half_parameters[0]}), expected float32; give the model as it was exported"
+        )
+    require_outputs(summary.output_shapes, model.model_path)
+
+
+def check_origin(config: Config, fp32: Evaluation) -> None:
+    origin = config.train_config.origin_metric if config.train_config else None
+    if origin is not None and abs(fp32.map - origin) > _ORIGIN_TOLERANCE:
+        raise UserError(
+            f"{config.path}: TrainConfig.origin_metric is {origin}, the float model has {fp32.map:.4f} mAP here; "
+            "check the data set, or correct origin_metric"
+        )
+
+
+def check_worth(config: Config, fp32: Evaluation, reader: Reader) -> None:
+    """Refuse a float model that finds next to nothing: whatever is done to it is within ``max_drop``.
+
+    Raises:
+        UserError: its mAP is below :data:`_LEAST_MAP` on enough images and boxes to say so.
+    """
+    annotations = reader.annotations("eval")
+    boxes = len(annotations.boxes or ())
+    if fp32.map < _LEAST_MAP and fp32.images >= _TELLING_IMAGES and boxes >= _TELLING_BOXES:
+        raise UserError(
+            f"{config.path}: the float model has {fp32.map:.4f} mAP on {fp32.images} images with {boxes} boxes "
+            f"({annotations.path}): there is no accuracy to keep; check that {reader.path} has the data and the preprocessing "
+            "that it was trained on, or set Global.Evaluation: false"
+        )
