@@ -307,6 +307,48 @@ def test_a_drop_of_exactly_what_is_allowed_holds(data, tmp_path):
     assert written(artifact, data)[1]["verdict"]["state"] == "holds"
 
 
+INTERVAL = {"low": -0.012, "high": 0.031, "level": 0.95, "resamples": 1000, "standard_error": 0.011}
+AGREED = {"boxes": 1415, "matched": 0.999, "mean_iou": 0.981, "mean_score_change": 0.0204}
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_verdict_says_how_sure_it_is(data, tmp_path, lang):
+    artifact = make_artifact(
+        tmp_path / "m", data, max_drop=0.02, map_drop_interval=INTERVAL, probability_within_max_drop=0.8125,
+        images_needed=1234, agreement=AGREED,
+    )  # fmt: skip
+    page, record = written(artifact, data, (), lang)
+    verdict = record["verdict"]
+    assert (verdict["interval"]["low"], verdict["interval"]["high"]) == (-0.031, 0.012)
+    assert (verdict["probability"], verdict["tells"], verdict["images_needed"]) == (0.8125, False, 1300)
+    said = " ".join("".join(text for text, _ in page.texts).split())
+    for figure in ("−0.0310", "+0.0120", "95 %", "1,000", "81.2 %", "1,300", "1,415", "99.9 %", "0.9810", "0.0204"):
+        assert figure in said, figure
+    words = texts(lang)
+    for text in ("cannot_tell", "images_needed"):
+        assert words[text].split("{images}")[-1] in said
+    assert record["models"][1]["interval"]["low"] == -0.031 and "−0.0310" in page.text_of("models")
+
+
+def test_a_verdict_that_the_images_can_tell_says_nothing_of_more_images(data, tmp_path):
+    artifact = make_artifact(
+        tmp_path / "m", data, max_drop=0.05, map_drop_interval=INTERVAL, probability_within_max_drop=1.0, images_needed=None,
+        agreement={**AGREED, "matched": 0.0, "mean_iou": None, "mean_score_change": None},
+    )  # fmt: skip
+    page, record = written(artifact, data)
+    assert record["verdict"]["tells"] is True
+    said = " ".join("".join(text for text, _ in page.texts).split())
+    assert "from −0.0310 to +0.0120" in said and "cannot tell" not in said and "is sure of" not in said
+
+
+@pytest.mark.parametrize(("confidence", "state"), [(0.5, "holds"), (0.8, "holds"), (0.9, "below")])
+def test_the_verdict_is_as_sure_as_the_config_asked(data, tmp_path, confidence, state):
+    artifact = make_artifact(
+        tmp_path / "m", data, map_drop_interval=INTERVAL, probability_within_max_drop=0.8, confidence=confidence
+    )
+    assert written(artifact, data)[1]["verdict"]["state"] == state
+
+
 def test_images_that_are_gone_leave_the_tables(tmp_path):
     reader = make_data(tmp_path / "data")
     artifact = make_artifact(tmp_path / "m", reader)
