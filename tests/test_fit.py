@@ -162,6 +162,17 @@ def test_cocos_names_on_a_model_of_other_classes_are_not_believed(model, config,
     assert "names 3 classes (person, thing 0, thing 1), but the model has 2" in refusal(model, config)
 
 
+def test_the_training_images_may_have_other_categories(model, config) -> None:
+    """No box of theirs is used."""
+    describe(model, ["disc", "square"])
+    other = json.loads((config.parent / "data" / "annotations.json").read_text())
+    other["categories"][0]["name"] = "ring"
+    (config.parent / "data" / "train.json").write_text(json.dumps(other))
+    reader = fit_reader(model, Reader.load(config, ["TrainDataset.anno_path=train.json"])).reader
+    reader.check("train", "eval")
+    assert reader.fingerprint("train") != reader.fingerprint("eval")
+
+
 def test_the_fingerprint_knows_the_order_of_classes(model, config) -> None:
     before = Reader.load(config).fingerprint()
     describe(model, ["disc", "square"])

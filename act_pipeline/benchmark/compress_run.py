@@ -27,6 +27,8 @@ from act_pipeline.config import Config, load_config
 from act_pipeline.data import Reader
 from act_pipeline.engines.base import available_cpus
 from act_pipeline.errors import UserError
+from act_pipeline.fit import fit_reader
+from act_pipeline.model import InferenceModel
 from act_pipeline.records import read_record, versions, write_record, write_text_atomically
 
 COMPRESS_SCHEMA = "act_pipeline.benchmark_compress/1"
@@ -100,7 +102,7 @@ def compare(
         UserError: the config, the model or the data are wrong.
     """
     config = request.load()
-    reader = Reader.load(config.global_.reader_config)
+    reader = _reader(config)
     reader.check("train", "eval")
     rows = {side: run_side(__name__, side, request, progress, timeout_s) for side in sides}
     return {
@@ -111,6 +113,13 @@ def compare(
         "rows": rows,
         "ratios": ratios(rows),
     }
+
+
+def _reader(config: Config) -> Reader:
+    """Return the reader as the model takes it."""
+    global_ = config.global_
+    model = InferenceModel.load(global_.model_dir, global_.model_filename, global_.params_filename)
+    return fit_reader(model, Reader.load(global_.reader_config)).reader
 
 
 def ratios(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -222,7 +231,7 @@ def main(argv: list[str]) -> int:
     from act_pipeline.benchmark import compress_sides
 
     config = request.load()
-    reader = first_images(Reader.load(config.global_.reader_config), request.eval_images, work)
+    reader = first_images(_reader(config), request.eval_images, work)
     clock = Clock(side)
     run = {"stock": compress_sides.run_stock, "ours": compress_sides.run_ours}[side]
     write_row(work, {**run(config, reader, work, clock), "seconds": clock.row(), "failure": None})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from act_pipeline.compress.ranks import Follower, Leader, Ranks
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
 from act_pipeline.data.loader import Loader
+from act_pipeline.errors import UserError
 from act_pipeline.model import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.records import versions
 from act_pipeline.static_graph import static_mode
@@ -54,8 +56,10 @@ def follow(config: Config, device: str, ranks: Ranks, reader_overrides: Sequence
 
     assert isinstance(ranks, Follower)
     global_ = config.global_
-    source = InferenceModel.load(global_.model_dir, global_.model_filename, global_.params_filename)
-    reader, _ = open_reader(config, source, reader_overrides)  # rank 0 tells its notes
+    reader = Reader.load(global_.reader_config, reader_overrides)
+    with contextlib.suppress(UserError):  # rank 0 says what is wrong; the model may lie on its host alone
+        source = InferenceModel.load(global_.model_dir, global_.model_filename, global_.params_filename)
+        reader, _ = open_reader(config, source, reader_overrides)
     reader.check("train")
     device = choose_device(device)
     ranks.say("identity", identity=shared_identity(config, reader, device))

@@ -172,13 +172,15 @@ class Reader:
 
         Raises:
             UserError: it is missing, is no JSON, lacks what COCO's form must have, or its categories are not the model's
-                classes (see :meth:`class_ids`); in the ``eval`` split also if it has no boxes.
+                classes (see :meth:`class_ids`; those of ``train`` need not be, where the model is known); in the ``eval``
+                split also if it has no boxes.
         """
         path = self.annotation_file(split)
         if str(path) not in self.parsed_annotations:
             self.parsed_annotations[str(path)] = Annotations.load(path, f"{self._locate(split)}.anno_path")
         annotations = self.parsed_annotations[str(path)]
-        self.class_ids(annotations)
+        if split != "train" or self.settings.classes is None:  # no box of the training images is used
+            self.class_ids(annotations)
         if split == "eval" and not annotations.boxes:
             raise UserError(f"{path} has no boxes in 'annotations', expected ground truth to evaluate on; name another")
         return annotations
@@ -348,7 +350,7 @@ class Reader:
             split, self.num_classes, chosen, reader.sample_transforms, reader.batch_transforms, files,
             hash_files([self.annotation_file(split)]) if settings.anno_path is not None else None,
         ]
-        if isinstance(settings, CocoDataSet):
+        if isinstance(settings, CocoDataSet) and split != "train":
             annotations = self.annotations(split)
             ids = self.class_ids(annotations)
             body += [] if ids == annotations.category_ids else [ids]

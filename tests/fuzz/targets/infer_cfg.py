@@ -1,4 +1,4 @@
-"""``infer_cfg.yml`` beside a model, PaddleDetection's file, and those who ask it for the classes' names."""
+"""``infer_cfg.yml`` beside a model, PaddleDetection's file, and those who ask it for names and for the preprocessing."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
+from act_pipeline.data.infer_cfg import Described, check_transforms
+from act_pipeline.data.settings import load_settings
 from act_pipeline.errors import UserError
 from act_pipeline.inference import _class_names
 from act_pipeline.model import INFER_CFG_FILENAME, InferenceModel
+from act_pipeline.upstream import import_ppdet
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import raw, yaml_files
 
@@ -36,6 +39,16 @@ label_list:
 """
 
 
+_READER = """EvalDataset: {name: COCODataSet, anno_path: a.json}
+EvalReader:
+  sample_transforms:
+    - Decode: {}
+    - Resize: {target_size: [640, 640], keep_ratio: false, interp: 2}
+    - NormalizeImage: {mean: [0., 0., 0.], std: [1., 1., 1.], norm_type: none}
+    - Permute: {}
+"""
+
+
 class _NoData:
     """A reader whose annotation file is not here."""
 
@@ -45,6 +58,7 @@ class _NoData:
 
 
 def _examples(folder: Path) -> st.SearchStrategy[bytes]:
+    import_ppdet("ppdet.data.transform")  # starts processes as it is imported
     labels = "label_list: [person, bicycle]\n"
     return st.one_of(yaml_files([_CONTENT, labels]), raw([_CONTENT.encode()]))
 
@@ -54,6 +68,10 @@ def _read(folder: Path, content: bytes) -> None:
     (folder / INFER_CFG_FILENAME).write_bytes(content)
     assert all(isinstance(name, str) for name in _class_names(_NoData(), model))
     assert isinstance(model.infer_cfg(), dict)
+    reader = folder / "reader.yml"
+    reader.write_text(_READER)
+    described = Described.of(model.infer_cfg(), INFER_CFG_FILENAME)
+    check_transforms(described, load_settings(reader), size_is_known=False)
 
 
 INFER_CFG = Target("infer_cfg", _examples, _read)
