@@ -31,6 +31,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = REPOSITORY / "configs" / "sample.yml"
 OP_TYPES = ("conv2d", "depthwise_conv2d", "matmul_v2")
 PLACES = ("TrainDataset", "EvalDataset", "TestDataset")
+HELD_OUT_IMAGES = 6
 
 
 @dataclasses.dataclass
@@ -44,7 +45,9 @@ class Sample:
 
     def compress(self, name: str, *overrides: str):
         config = load_config(CONFIG, [*self.overrides, *overrides])
-        return compress(config, self.root / name, "cpu", progress=False, reader_overrides=self.reader)
+        with pytest.MonkeyPatch.context() as fewer:  # `auto` runs each of five calibrations on all of these
+            fewer.setattr("act_pipeline.compress.job.HELD_OUT_IMAGES", HELD_OUT_IMAGES)
+            return compress(config, self.root / name, "cpu", progress=False, reader_overrides=self.reader)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +57,10 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
     from act_pipeline.export import export_model
 
     root = tmp_path_factory.mktemp("strategies")
-    make_sample(root / "data", 48, 12, seed=0, size=256)
+    make_sample(root / "data", 24, 12, seed=0, size=256)
     model = export_model(MODEL_CONFIG, root, [f"weights={WEIGHTS}", "trt=True"])
     return Sample(
-        root, model, [f"Global.model_dir={model.directory}", "QuantPost.calib_images=24"],
+        root, model, [f"Global.model_dir={model.directory}", "QuantPost.calib_images=12"],
         [f"{place}.dataset_dir={root / 'data'}" for place in PLACES],
     )
 
@@ -282,12 +285,19 @@ def harden(model: InferenceModel, folder: Path, index: int) -> tuple[InferenceMo
     return saved, op.output_arg_names[0]
 
 
+@pytest.fixture
+def two_calibrations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` chooses among two: each is written, lowered and compiled to be looked at."""
+    monkeypatch.setattr("act_pipeline.compress.strategies.ALGORITHMS", ("mse", "avg"))
+
+
+@pytest.mark.usefixtures("two_calibrations")
 def test_the_floor_gives_back_the_op_that_is_hard(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("act_pipeline.compress.floor.RANK_IMAGES", 1)
     model, hard = harden(sample.model, sample.root / "hard_float", 4)
     record = sample.compress(
         "hard", f"Global.model_dir={model.directory}", "Strategy={name: auto, max_drop: 0.02}",
-        "quantize.exclude=[transformer]",
+        "quantize.include=[backbone]",
     ).record
     assert record["steps"][0]["name"].startswith("ptq:") and not record["steps"][0]["meets_max_drop"]
     assert record["map_drop"] <= 0.02 and record["steps"][-1]["meets_max_drop"]
@@ -311,6 +321,7 @@ def test_auto_takes_the_cheapest_that_is_enough(sample: Sample) -> None:
         assert set(stored.files) == {"fp32", "int8"} and stored["int8"].shape[1] == 7
 
 
+@pytest.mark.usefixtures("two_calibrations")
 def test_auto_trains_from_the_best_scales_when_nothing_cheaper_is_enough(
     sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
