@@ -74,8 +74,8 @@ class DETR(BaseArch):
 class DETRPostProcess:
     """The ``num_top_queries`` best (query, class) pairs of every image; no NMS is needed.
 
-    ``bbox_decode_type`` is PaddleDetection's: with ``origin`` boxes are shares of the picture, with ``pad`` of the canvas that
-    the picture was padded to, to the right and below.
+    ``bbox_decode_type`` is PaddleDetection's: with ``origin`` boxes are shares of the picture, with ``pad`` of the
+    canvas that the picture was padded to, to the right and below.
     """
 
     __shared__ = ["num_classes", "use_focal_loss"]
