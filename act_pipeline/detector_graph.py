@@ -24,8 +24,8 @@ class DetectorGraph:
     Attributes:
         num_classes: that the post-process tells apart.
         normalizes: the image is scaled or shifted before the first convolution (``TestReader.fuse_normalize``).
-        decodes_padding: boxes are decoded from the padded input (``DETRPostProcess.bbox_decode_type: pad``), not from the
-            original picture's shape (``origin``).
+        decodes_padding: boxes are decoded from the padded input (``DETRPostProcess.bbox_decode_type: pad``), not from
+            the original picture's shape (``origin``).
     """
 
     num_classes: int | None = None
@@ -70,7 +70,8 @@ def _num_classes(ops: Sequence[_Op]) -> int | None:
     """The post-process picks the best of queries x classes: the class is the remainder of dividing by their number."""
     constants = {op.outputs[0]: op.attributes["value"] for op in ops if op.attributes.get("value") is not None}
     divisors = {
-        constants[name] for op in ops if op.type == "elementwise_mod" for name in op.inputs.get("Y", ()) if name in constants
+        constants[name]
+        for op in ops if op.type == "elementwise_mod" for name in op.inputs.get("Y", ()) if name in constants
     }
     (count,) = divisors if len(divisors) == 1 else (0,)
     return int(count) or None
@@ -84,7 +85,7 @@ def _normalizes(ops: Sequence[_Op]) -> bool | None:
 
 
 def _decodes_padding(ops: Sequence[_Op]) -> bool | None:
-    """``im_shape / scale_factor`` is the original's shape; the padded one is that, times ``padded shape / im_shape``."""
+    """``im_shape / scale_factor`` is the original's shape; the canvas is that, times ``padded shape / im_shape``."""
     readers = [op for op in _readers(ops, "im_shape")]
     if not readers or any(op.type != "elementwise_div" for op in readers):
         return None

@@ -46,7 +46,8 @@ def export_model(
         config: PaddleDetection's model YAML.
         output_dir: the folder's parent.
         overrides: ``key=value`` each; ``weights`` is a path or a URL, ``trt=True`` writes activations as TensorRT knows
-            them.
+            them, ``TestReader.fuse_normalize=true`` lets the graph normalize, ``DETRPostProcess.bbox_decode_type=pad``
+            takes pictures that were padded.
         reuse: return the model that is there already if its record says that it was made from the same.
 
     Returns:
@@ -252,8 +253,8 @@ def _normalize_in_graph(model: Any, steps: Sequence[tuple[str, Mapping[str, Any]
     found = [arguments for name, arguments in steps if name == "NormalizeImage"]
     if len(found) != 1:
         raise UserError(
-            f"TestReader.fuse_normalize is true, but its sample_transforms have NormalizeImage {len(found)} times, expected "
-            "once; add it, or set fuse_normalize: false"
+            f"TestReader.fuse_normalize is true, but its sample_transforms have NormalizeImage {len(found)} times, "
+            "expected once; add it, or set fuse_normalize: false"
         )
     import paddle
 
@@ -264,7 +265,7 @@ def _normalize_in_graph(model: Any, steps: Sequence[tuple[str, Mapping[str, Any]
 
 
 def _label_list(config: Any, content: Mapping[str, Any]) -> list[str]:
-    """Return the class names: of the annotation file (or list of names) if it is here, COCO's for 80 classes, else numbers."""
+    """Return the class names: of the annotation file or list that is here, COCO's for 80 classes, else numbers."""
     num_classes = content.get("num_classes", COCO_CLASSES)
     instead = "COCO's names" if num_classes == COCO_CLASSES else f"the names class_0 to class_{num_classes - 1}"
     for section in ("TestDataset", "EvalDataset"):
@@ -293,7 +294,7 @@ def _names(path: Path, where: str, num_classes: int) -> list[str]:
     if path.suffix.lower() == ".json":
         annotations = Annotations.load(path, where)
         check_count(num_classes, f"{where}: num_classes", annotations)
-        return annotations.class_names
+        return annotations.category_names
     if path.suffix.lower() == ".txt":
         return read_label_list(path, where)
     raise UserError(f"{where} is {path}, expected an annotation file (.json) or class names, one a line (.txt)")

@@ -103,8 +103,8 @@ def _check_size(model: Artifact, size: tuple[int, int] | None, reader: Reader) -
     height, width = reader.input_size
     if size is not None and tuple(size) != (height, width):
         raise UserError(
-            f"{reader.path}: the reader resizes to {height} x {width}, but {_location(model)} takes {size[0]} x {size[1]}; "
-            "set its Resize.target_size, or export the model so"
+            f"{reader.path}: the reader resizes to {height} x {width}, but {_location(model)} takes {size[0]} x "
+            f"{size[1]}; set its Resize.target_size, or export the model so"
         )
 
 
@@ -118,12 +118,14 @@ def _normalized_once(
     if graph.normalizes is False and in_cfg is False:
         where = reader.settings.source.locate(f"{reader.settings.reader_name}.sample_transforms")
         raise UserError(
-            f"{where} have NormalizeImage, but {described.source} names none in Preprocess, and the graph does not normalize "
-            "either; take it out of the reader if the model was trained on 0 to 255, or write it into Preprocess"
+            f"{where} have NormalizeImage, but {described.source} names none in Preprocess, and the graph does not "
+            "normalize either; take it out of the reader if the model was trained on 0 to 255, or write it into "
+            "Preprocess"
         )
     if graph.normalizes or in_cfg is False:
         note = (
-            f"{reader.path}: NormalizeImage is left out, since the graph normalizes ({described.source}, fuse_normalize)"
+            f"{reader.path}: NormalizeImage is left out, since the graph normalizes ({described.source}, "
+            "fuse_normalize)"
         )
         return reader.with_transforms(without_normalization(reader.settings)), [note]
     return reader, []
@@ -136,13 +138,14 @@ def _check_padding(model: Artifact, graph: DetectorGraph, reader: Reader) -> Non
     where = reader.settings.source.locate(f"{reader.settings.reader_name}.sample_transforms")
     if not pads_right_and_below(reader.settings):
         raise UserError(
-            f"{where}: {how} moves the picture on its canvas, which the boxes of {_location(model)} are not moved back for; "
-            "use Resize with keep_ratio: True and Pad with pad_mode: 0"
+            f"{where}: {how} moves the picture on its canvas, which the boxes of {_location(model)} are not moved "
+            "back for; use Resize with keep_ratio: True and Pad with pad_mode: 0"
         )
     if not graph.decodes_padding:
         raise UserError(
-            f"{where} keep the ratio and pad, but {_location(model)} decodes boxes as if pictures were not padded; if it was "
-            "trained so, export it with -o DETRPostProcess.bbox_decode_type=pad, else use Resize with keep_ratio: False"
+            f"{where} keep the ratio and pad, but {_location(model)} decodes boxes as if pictures were not padded; "
+            "if it was trained so, export it with -o DETRPostProcess.bbox_decode_type=pad, else use Resize with "
+            "keep_ratio: False"
         )
 
 
@@ -157,13 +160,13 @@ def _classes(labels: Any, graph: DetectorGraph, source: str) -> tuple[ModelClass
         return ModelClasses.named(names, where), []
     if len(names) == _DEFAULT_CLASSES and names[0] == "person":
         note = (
-            f"{where} has COCO's 80 names, which PaddleDetection writes where it finds no annotation file, but the model has "
-            f"{count} classes; they are taken in the order of the annotation file's categories"
+            f"{where} has COCO's 80 names, which PaddleDetection writes where it finds no annotation file, but the "
+            f"model has {count} classes; they are taken in the order of the annotation file's categories"
         )
         return ModelClasses(count, None, source), [note]
     raise UserError(
-        f"{where} names {len(names)} classes ({', '.join(names[:5])}), but the model has {count}; write its {count} names, in "
-        "their order"
+        f"{where} names {len(names)} classes ({', '.join(names[:5])}), but the model has {count}; write its {count} "
+        "names, in their order"
     )
 
 

@@ -357,7 +357,7 @@ def _show(request: InferenceRequest, engine: Engine, model: Artifact, reader: An
 
 
 def _class_names(reader: Any, model: Artifact) -> Sequence[str]:
-    """Return the names by class index: the model's own where it has them, so that no data set is needed, else the data's."""
+    """Return the names by class index: the model's own where it has them, which needs no data set, else the data's."""
     with contextlib.suppress(UserError):
         return list(reader.class_names)
     # A lowered file lies in onnx/ in the folder of its model.

@@ -81,7 +81,7 @@ def test_fuse_normalize_needs_something_to_fuse(tmp_path) -> None:
     with pytest.raises(UserError, match="NormalizeImage 0 times, expected once"):
         export(
             tmp_path, "TestReader.fuse_normalize=true", "TestReader.inputs_def.image_shape=[3, 224, 224]",
-            "TestReader.sample_transforms=[{Decode: {}}, {Resize: {target_size: [224, 224], keep_ratio: False}}, {Permute: {}}]",
+            "TestReader.sample_transforms=[{Decode: {}}, {Resize: {keep_ratio: False}}, {Permute: {}}]",
         )
 
 
@@ -90,7 +90,8 @@ def test_boxes_of_a_padded_input_are_decoded_as_paddledetection_does(plain, pict
     padded = export(tmp_path, "DETRPostProcess.bbox_decode_type=pad")
     assert read_detector_graph(padded) == DetectorGraph(10, False, True)
     described = padded.infer_cfg()["Preprocess"]
-    assert [step["type"] for step in described] == ["Resize", "Pad", "NormalizeImage", "Permute"] and described[0]["keep_ratio"]
+    assert [step["type"] for step in described] == ["Resize", "Pad", "NormalizeImage", "Permute"]
+    assert described[0]["keep_ratio"] is True
     none = "{mean: [0., 0., 0.], std: [1., 1., 1.], norm_type: none}"
     pad = "{Pad: {size: [224, 224], fill_value: [0., 0., 0.]}}, "
     reader = reader_of(tmp_path, (STEPS % ("True, interp: 2", pad, none)))
@@ -107,7 +108,8 @@ def test_boxes_of_a_padded_input_are_decoded_as_paddledetection_does(plain, pict
 
 
 def labels(folder: Path, dataset: dict[str, Any], num_classes: int = 2, section: str = "TestDataset") -> list[str]:
-    return _label_list(folder / "model.yml", {"num_classes": num_classes, section: {"dataset_dir": str(folder), **dataset}})
+    content = {"num_classes": num_classes, section: {"dataset_dir": str(folder), **dataset}}
+    return _label_list(folder / "model.yml", content)
 
 
 def annotations(path: Path, categories: list[dict[str, Any]]) -> None:
@@ -128,7 +130,8 @@ def test_a_list_of_names_is_read(tmp_path, caplog) -> None:
 def test_a_slip_in_the_path_is_said(tmp_path, caplog) -> None:
     assert labels(tmp_path, {"anno_path": "label_lst.txt"}) == ["class_0", "class_1"]
     assert len(caplog.records) == 1
-    assert "TestDataset.anno_path" in caplog.text and "label_lst.txt is not here" in caplog.text and "class_0" in caplog.text
+    assert "TestDataset.anno_path" in caplog.text and "label_lst.txt is not here" in caplog.text
+    assert "class_0" in caplog.text
     assert labels(tmp_path, {"anno_path": "val.json"}, 80)[0] == "person" and "COCO's names" in caplog.text
 
 
@@ -148,8 +151,9 @@ def test_names_that_are_wrong_are_one_line(tmp_path, name, text, words) -> None:
 
 
 def test_a_root_category_is_named(tmp_path) -> None:
-    annotations(tmp_path / "val.json", [{"id": 0, "name": "shapes"}, {"id": 1, "name": "disc"}, {"id": 2, "name": "square"}])
-    with pytest.raises(UserError, match=r"num_classes is 2, but .* has 3 categories .* category 'shapes' \(id 0\) has no box"):
+    names = ("shapes", "disc", "square")
+    annotations(tmp_path / "val.json", [{"id": index, "name": name} for index, name in enumerate(names)])
+    with pytest.raises(UserError, match=r"num_classes is 2, but .* 3 categories .*'shapes' \(id 0\) has no box"):
         labels(tmp_path, {"anno_path": "val.json"})
 
 
@@ -158,5 +162,6 @@ def test_the_command_says_it(tmp_path, capsys) -> None:
 
     (tmp_path / "names.txt").write_text("one\n")
     dataset = f"TestDataset={{name: ImageFolder, anno_path: names.txt, dataset_dir: {tmp_path}}}"
-    code = run_command(command.main, ["-c", str(MODEL_CONFIG), "-o", f"weights={WEIGHTS}", dataset, f"--output_dir={tmp_path}"])
+    arguments = ["-c", str(MODEL_CONFIG), "-o", f"weights={WEIGHTS}", dataset, f"--output_dir={tmp_path}"]
+    code = run_command(command.main, arguments)
     assert code == 2 and "names 1 classes, num_classes is 10" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A reader is held to its model before any work: classes by name, preprocessing, padding, and what each command says."""
+"""A reader is held to its model before any work: classes by name, preprocessing, padding; and each command asks."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_without_names_the_message_says_which_category_is_extra(model, config, m
 
 def test_a_reader_without_a_model_names_the_extra_category_too(config) -> None:
     categories(config, "shapes", "disc", "square", ids=(0, 7, 3), supercategory="shapes")
-    with pytest.raises(UserError, match=r"num_classes is 2, but .* 3 categories .*category 'shapes' \(id 0\) has no box"):
+    with pytest.raises(UserError, match=r"num_classes is 2, but .* 3 categories .*'shapes' \(id 0\) has no box"):
         Reader.load(config, ["num_classes=2"]).check("eval")
 
 
@@ -204,7 +204,7 @@ def with_step(name: str, **arguments: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("steps", "words"),
     [
-        (with_step("Resize", keep_ratio=True), "Resize has keep_ratio: False, but the model was exported with keep_ratio: True"),
+        (with_step("Resize", keep_ratio=True), "keep_ratio: False, but the model was exported with keep_ratio: True"),
         (with_step("Resize", interp=1), "Resize has interp: 2, but the model was exported with interp: 1"),
         (
             with_step("NormalizeImage", norm_type="mean_std", mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
@@ -212,7 +212,7 @@ def with_step(name: str, **arguments: Any) -> list[dict[str, Any]]:
         ),
         (with_step("NormalizeImage", is_scale=False), "NormalizeImage has is_scale: True, but"),
         (with_step("NormalizeImage", norm_type="mean_std", std=[1.0, 0.5]), "expected three numbers each"),
-        ([*PREPROCESS[:1], {"type": "Pad", "size": [32, 32]}, *PREPROCESS[1:]], "lack Pad, but the model was exported with"),
+        ([*PREPROCESS[:1], {"type": "Pad", "size": [32, 32]}, *PREPROCESS[1:]], "lack Pad, but the model was exported"),
         ([PREPROCESS[0], PREPROCESS[2]], "names none in Preprocess, and the graph does not normalize either"),
         ("Resize", "Preprocess is no list of steps"),
     ],
@@ -315,7 +315,7 @@ def test_every_command_asks(model, config, command) -> None:
 
 def test_a_float_model_that_finds_nothing_is_refused(model, config) -> None:
     describe(model, ["square", "disc"])
-    with pytest.raises(UserError, match=r"the float model has 0\.0000 mAP on 24 images with 24 boxes .*no accuracy to keep"):
+    with pytest.raises(UserError, match=r"model has 0\.0000 mAP on 24 images with 24 boxes .*no accuracy to keep"):
         run_compress(model, config)
     assert not (config.parent / "int8").exists()
 
@@ -344,7 +344,8 @@ def bccd_reader(folder: Path, arrange=lambda content: None, transforms: str = ""
     content["annotations"] = [box for box in content["annotations"] if box["image_id"] in taken]
     arrange(content)
     (folder / "eight.json").write_text(json.dumps(content))
-    text = READER.format(folder=BCCD_DATA).replace("annotations.json", str(folder / "eight.json")).replace("[32, 32]", "[256, 256]")
+    text = READER.format(folder=BCCD_DATA).replace("annotations.json", str(folder / "eight.json"))
+    text = text.replace("[32, 32]", "[256, 256]")
     text = text.replace("keep_ratio: False, interp: 2}", f"keep_ratio: {bool(transforms)}, interp: 2}}{transforms}")
     (folder / "reader.yml").write_text(text)
     return folder / "reader.yml"

@@ -240,7 +240,8 @@ def test_a_picture_is_shown_where_the_data_set_is_not(float_model, tmp_path):
     (model / "infer_cfg.yml").write_text("label_list: [ring, box]\n", encoding="utf-8")
     (tmp_path / "reader.yml").write_text(
         "EvalDataset: {name: COCODataSet, image_dir: images, anno_path: a.json, dataset_dir: /nowhere}\n"
-        "EvalReader:\n  sample_transforms:\n    - Decode: {}\n    - Resize: {target_size: [32, 32], keep_ratio: False}\n"
+        "EvalReader:\n  sample_transforms:\n    - Decode: {}\n"
+        "    - Resize: {target_size: [32, 32], keep_ratio: False}\n"
         "    - NormalizeImage: {mean: [0., 0., 0.], std: [1., 1., 1.], norm_type: none}\n    - Permute: {}\n",
         encoding="utf-8",
     )

@@ -663,7 +663,8 @@ def test_pictures_of_every_size_and_mode(reader_file: Path) -> None:
 def test_a_picture_too_narrow_for_a_letterbox_is_skipped(reader_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     narrow = np.zeros((900, 1, 3), np.uint8)
     assert cv2.imwrite(str(reader_file.parent / "data" / "images" / "35.png"), narrow)
-    steps = "[{Decode: {}}, {Resize: {target_size: [32, 32], keep_ratio: True}}, {Pad: {size: [32, 32]}}, {Permute: {}}]"
+    resize = "{Resize: {target_size: [32, 32], keep_ratio: True}}"
+    steps = f"[{{Decode: {{}}}}, {resize}, {{Pad: {{size: [32, 32]}}}}, {{Permute: {{}}}}]"
     reader = Reader.load(reader_file, [f"EvalReader.sample_transforms={steps}", "max_bad_share=0.3"])
     assert ids_of(reader.loader("eval")) == [8, 12, 70, 99]
     assert "35.png: not readable (Resize leaves nothing of 900 x 1 pixels); skipped" in caplog.text

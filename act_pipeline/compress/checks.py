@@ -17,7 +17,8 @@ _FUSED_PREFIXES = ("fused_", "fusion_")
 _FUSED_OPS = ("fc", "conv2d_fusion", "multihead_matmul")
 # PaddleSlim's own tolerance between TrainConfig.origin_metric and what the float model gives.
 _ORIGIN_TOLERANCE = 0.05
-# A float model below this mAP on so many images and boxes was fed something else than it was trained on, or not trained.
+# A float model below this mAP on so many images and boxes was fed something else than it was trained on, or was not
+# trained.
 _LEAST_MAP = 0.01
 _TELLING_IMAGES = 5
 _TELLING_BOXES = 20
@@ -74,6 +75,6 @@ def check_worth(config: Config, fp32: Evaluation, reader: Reader) -> None:
     if fp32.map < _LEAST_MAP and fp32.images >= _TELLING_IMAGES and boxes >= _TELLING_BOXES:
         raise UserError(
             f"{config.path}: the float model has {fp32.map:.4f} mAP on {fp32.images} images with {boxes} boxes "
-            f"({annotations.path}): there is no accuracy to keep; check that {reader.path} has the data and the preprocessing "
-            "that it was trained on, or set Global.Evaluation: false"
+            f"({annotations.path}): there is no accuracy to keep; check that {reader.path} has the data and the "
+            "preprocessing that it was trained on, or set Global.Evaluation: false"
         )

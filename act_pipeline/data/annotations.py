@@ -120,8 +120,8 @@ def distinct_names(names: Sequence[str], ids: Sequence[int]) -> list[str]:
 def image_path(folder: Path, file_name: str) -> Path:
     """Return the picture that an annotation file names.
 
-    A tool on Windows writes backslashes, and some write the whole path of the machine they ran on: where there is no file
-    of the name as it stands, the longest end of it that lies in ``folder`` is meant.
+    A tool on Windows writes backslashes, and some write the whole path of the machine they ran on: where there is no
+    file of the name as it stands, the longest end of it that lies in ``folder`` is meant.
     """
     path = folder / file_name
     absolute = file_name.startswith("/") or PureWindowsPath(file_name).is_absolute()

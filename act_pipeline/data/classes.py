@@ -82,8 +82,8 @@ def match_classes(classes: ModelClasses, annotations: Annotations) -> tuple[list
         if ids == sorted(ids):
             return list(ids), []
         return list(ids), [
-            f"{annotations.path}: its categories are not in the order of their ids, and the model's class names are not known "
-            f"({classes.source}): taken in the file's order, as PaddleDetection does"
+            f"{annotations.path}: its categories are not in the order of their ids, and the model's class names are "
+            f"not known ({classes.source}): taken in the file's order, as PaddleDetection does"
         ]
     if list(classes.names) == names:
         return list(ids), []
@@ -93,8 +93,8 @@ def match_classes(classes: ModelClasses, annotations: Annotations) -> tuple[list
     if missing:
         raise UserError(
             f"{annotations.path} has no category named {_listed(missing)}, which {classes.source} names as a class of "
-            f"the model; its categories are {_listed(names)}: correct the names there or here (label_list's order is the "
-            "order of the model's classes), or give the data that the model was trained on"
+            f"the model; its categories are {_listed(names)}: correct the names there or here (label_list's order is "
+            "the order of the model's classes), or give the data that the model was trained on"
         )
     matched = [found for found in chosen if found is not None]
     if len(set(matched)) != len(matched):
@@ -104,7 +104,8 @@ def match_classes(classes: ModelClasses, annotations: Annotations) -> tuple[list
     if strangers:
         raise UserError(
             f"{_counts(classes, annotations)}: {_categories(annotations, strangers)} has boxes and is none of the "
-            f"model's ({_listed(classes.names)}); take it out of the file, or give the data that the model was trained on"
+            f"model's ({_listed(classes.names)}); take it out of the file, or give the data that the model was "
+            "trained on"
         )
     notes = []
     if others:
@@ -146,13 +147,14 @@ def check_count(expected: Optional[int], where: str, annotations: Annotations) -
     extra = extra_categories(expected, annotations)
     if extra:
         advice = (
-            f"{_categories(annotations, extra)} has no box: take it out of the categories, or set num_classes to {found} if "
-            "the model has a class for it"
+            f"{_categories(annotations, extra)} has no box: take it out of the categories, or set num_classes to "
+            f"{found} if the model has a class for it"
         )
     else:
         advice = f"set num_classes to {found}, or name the right annotation file"
     raise UserError(
-        f"{where} is {expected}, but {annotations.path} has {found} categories ({_listed(annotations.class_names)}); {advice}"
+        f"{where} is {expected}, but {annotations.path} has {found} categories ({_listed(annotations.class_names)}); "
+        f"{advice}"
     )
 
 

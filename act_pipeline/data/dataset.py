@@ -145,8 +145,8 @@ def coco_records(settings: CocoDataSet, annotations: Annotations, image_dir: Pat
 def folder_records(settings: ImageFolder, folder: Path) -> list[ImageRecord]:
     """Return the pictures of a folder and its subfolders, by name, numbered from 0.
 
-    What is hidden is left out: ``._photo.jpg`` and ``__MACOSX`` of a Mac and ``.ipynb_checkpoints`` of a notebook are no
-    pictures of the user's, whatever their names end in.
+    What is hidden is left out: ``._photo.jpg`` and ``__MACOSX`` of a Mac and ``.ipynb_checkpoints`` of a notebook are
+    no pictures of the user's, whatever their names end in.
     """
     files = []
     for root, folders, names in os.walk(folder):

@@ -43,9 +43,11 @@ class Described:
         if steps is None:
             return cls(None, source)
         if not isinstance(steps, list) or not all(isinstance(step, dict) and "type" in step for step in steps):
-            raise UserError(f"{source}: Preprocess is no list of steps with a 'type', expected PaddleDetection's; export again")
-        described = [(str(step["type"]), {key: value for key, value in step.items() if key != "type"}) for step in steps]
-        return cls(described, source)
+            raise UserError(
+                f"{source}: Preprocess is no list of steps with a 'type', expected PaddleDetection's; export it again"
+            )
+        arguments = [{key: value for key, value in step.items() if key != "type"} for step in steps]
+        return cls([(str(step["type"]), rest) for step, rest in zip(steps, arguments)], source)
 
     def has(self, name: str) -> bool | None:
         """Return whether a step is there; None: nothing is known."""
@@ -94,8 +96,8 @@ def normalization(arguments: Mapping[str, Any], where: str) -> tuple[np.ndarray,
         mean, std = np.zeros(3), np.zeros(3)
     if not std.all():
         raise UserError(
-            f"{where}: NormalizeImage has mean {arguments['mean']!r} and std {arguments['std']!r}, expected three numbers "
-            "each, std not 0; correct them"
+            f"{where}: NormalizeImage has mean {arguments['mean']!r} and std {arguments['std']!r}, expected three "
+            "numbers each, std not 0; correct them"
         )
     return factor / std, shift - mean / std
 
@@ -164,8 +166,8 @@ def _contradiction(
         ", ".join(f"{key}: {values.get(key)}" for key in keys) for values in (ours, theirs)
     )
     return UserError(
-        f"{where}: {name} has {found}, but the model was exported with {expected} ({source}: Preprocess); set it so, or "
-        "export the model again as it was trained"
+        f"{where}: {name} has {found}, but the model was exported with {expected} ({source}: Preprocess); set it so, "
+        "or export the model again as it was trained"
     )
 
 

@@ -171,9 +171,9 @@ class Reader:
         """Return a split's annotation file, read and checked; ``.ground_truth()`` is pycocotools' ``COCO`` of it.
 
         Raises:
-            UserError: it is missing, is no JSON, lacks what COCO's form must have, or its categories are not the model's
-                classes (see :meth:`class_ids`; those of ``train`` need not be, where the model is known); in the ``eval``
-                split also if it has no boxes.
+            UserError: it is missing, is no JSON, lacks what COCO's form must have, or its categories are not the
+                model's classes (see :meth:`class_ids`; those of ``train`` need not be, where the model is known); in
+                the ``eval`` split also if it has no boxes.
         """
         path = self.annotation_file(split)
         if str(path) not in self.parsed_annotations:

@@ -66,9 +66,9 @@ class Preprocess:
         """Read and transform one image.
 
         Returns:
-            ``image [3, H, W]`` float32, ``im_shape [2]`` (height and width in pixels of the resized picture, which is the
-            network's input but for padding), ``scale_factor [2]`` (resized size / original size, y then x), ``im_id [1]`` int64, and what else the
-            transforms leave.
+            ``image [3, H, W]`` float32, ``im_shape [2]`` (height and width in pixels of the resized picture, which is
+            the network's input but for padding), ``scale_factor [2]`` (resized size / original size, y then x),
+            ``im_id [1]`` int64, and what else the transforms leave.
 
         Raises:
             UnreadableImage: the file is missing or no image.

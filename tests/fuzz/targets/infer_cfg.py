@@ -1,4 +1,4 @@
-"""``infer_cfg.yml`` beside a model, PaddleDetection's file, and those who ask it for names and for the preprocessing."""
+"""``infer_cfg.yml`` beside a model, PaddleDetection's file, and those who ask it for names and preprocessing."""
 
 from __future__ import annotations
 
