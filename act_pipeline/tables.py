@@ -107,8 +107,8 @@ def agreement_line(agreed: Mapping[str, Any]) -> str:
     if not agreed["matched"]:
         return f"{said} INT8 finds none" if agreed["boxes"] else f"{said} there is nothing to compare"
     return (
-        f"{said} INT8 finds {agreed['matched']:.1%}, with a mean IoU of {agreed['mean_iou']:.4f} and a mean change of the "
-        f"score of {agreed['mean_score_change']:.4f}"
+        f"{said} INT8 finds {agreed['matched']:.1%}, with a mean IoU of {agreed['mean_iou']:.4f} and a mean change of "
+        f"the score of {agreed['mean_score_change']:.4f}"
     )
 
 

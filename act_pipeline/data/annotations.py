@@ -176,7 +176,8 @@ def _entries(content: dict[str, Any], name: str, needed: tuple[str, ...], source
         number = _whole(entry["id"])
         if number is None:
             raise UserError(
-                f"{source}: {name}[{index}].id is {entry['id']!r}, expected a whole number of less than 64 bits; export it again"
+                f"{source}: {name}[{index}].id is {entry['id']!r}, expected a whole number of less than 64 bits; "
+                "export it again"
             )
         entry["id"] = number
         if number in ids:

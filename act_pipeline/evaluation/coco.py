@@ -156,8 +156,8 @@ def make_scorer(coco: Any, detections: np.ndarray, image_ids: Sequence[int]) -> 
         "categories": coco.dataset["categories"],
         "annotations": [
             {
-                "id": number, "image_id": image_ids[int(place)], "category_id": int(category), "bbox": [x, y, width, height],
-                "area": width * height, "score": score, "iscrowd": 0,
+                "id": number, "image_id": image_ids[int(place)], "category_id": int(category),
+                "bbox": [x, y, width, height], "area": width * height, "score": score, "iscrowd": 0,
             }
             for number, (place, x, y, width, height, score, category) in enumerate(detections.tolist(), start=1)
         ],
@@ -170,7 +170,7 @@ def make_scorer(coco: Any, detections: np.ndarray, image_ids: Sequence[int]) -> 
 
 
 def placed(detections: np.ndarray, image_ids: Sequence[int], place_of: Mapping[int, int]) -> np.ndarray:
-    """Return detections of ``image_ids`` with other places for their images; those of images without one are left out."""
+    """Return detections of ``image_ids`` with other places for their images, without those that have none."""
     places = np.array([place_of.get(number, -1) for number in image_ids], np.int64)
     found = detections.copy()
     found[:, 0] = places[detections[:, 0].astype(np.int64)]

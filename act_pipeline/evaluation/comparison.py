@@ -31,8 +31,8 @@ class Comparison:
     def as_record(self, max_drop: Optional[float]) -> dict[str, Any]:
         """Return what ``act.json`` and ``eval.json`` say.
 
-        ``map_drop_interval`` is of the drop, reference - model: ``low``, ``high`` (which hold ``level`` of the resamples),
-        ``level``, ``resamples``, ``standard_error``; ``probability_within_max_drop`` the share of resamples within
+        ``map_drop_interval`` is of the drop, reference - model: ``low``, ``high`` (which hold ``level`` of the
+        resamples), ``level``, ``resamples``, ``standard_error``; ``probability_within_max_drop`` the share of resamples within
         ``max_drop``; ``images_needed`` how many images would tell whether the drop is within ``max_drop``, None where
         these do or no number would; and ``agreement``.
         """
@@ -82,8 +82,8 @@ def compare_with_kept(path: str | os.PathLike[str], other: Evaluation, truth: Gr
         truth: what it was scored against.
 
     Returns:
-        the comparison on the images that both have; None where neither's images are all among the other's, by id and file
-        name: they are of different data sets.
+        the comparison on the images that both have; None where neither's images are all among the other's, by id and
+        file name: they are of different data sets.
 
     Raises:
         UserError: the file is damaged.

@@ -1,11 +1,11 @@
 """How sure a difference of two mAPs is: a paired bootstrap over the images.
 
-The images of a data set are a sample of those that a model will see. Drawn from it again and again, with replacement, they
-give as many other data sets of the same size; how far the difference of the two models goes up and down over these is how
-far chance carries it. Both models are scored on the same draws, so what is hard for both cancels out.
+The images of a data set are a sample of those that a model will see. Drawn from it again and again, with replacement,
+they give as many other data sets of the same size; how far the difference of the two models goes up and down over these
+is how far chance carries it. Both models are scored on the same draws, so what is hard for both cancels out.
 
-A draw says how often each image is in it. The detections are matched with the objects once, and a draw only weighs them:
-its mAP is pycocotools' own of a data set in which the images stand as often as they were drawn.
+A draw says how often each image is in it. The detections are matched with the objects once, and a draw only weighs
+them: its mAP is pycocotools' own of a data set in which the images stand as often as they were drawn.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ def _differences(sides: Sequence[Sequence[_Category]], weights: np.ndarray) -> n
 def weighted_map(models: Sequence[Matches], weights: np.ndarray) -> np.ndarray:
     """Return mAP at IoU 0.50:0.95 of data sets in which each image stands so many times; -1 where there is no object.
 
-    Where detections of an image and category have equal scores, all copies of the first stand before those of the second.
+    Where detections of an image and category have equal scores, all copies of the first stand before those of the
+    second.
 
     Args:
         models: of the same images and categories.
@@ -208,7 +209,7 @@ def _weighted_map(models: Sequence[Sequence[_Category]], weights: np.ndarray) ->
 
 
 def _average_precisions(models: Sequence[_Category], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return one category's AP at IoU 0.50:0.95, float64 [models, B], and whether there is an object of it, bool [B]."""
+    """Return a category's AP at IoU 0.50:0.95, float64 [models, B], and whether there is an object of it, bool [B]."""
     objects = (models[0].objects @ weights)[0]
     there = objects > 0
     if not there.any():

@@ -56,9 +56,9 @@ def save_detections(
         evaluations: name (``fp32``, ``int8``) -> evaluation.
         file_names: of the images, by id.
 
-    The file has ``image_ids`` int64, ``image_names`` (see :class:`Detections`), and for each evaluation [M, 7]: place in
-    ``image_ids``, x1, y1, x2, y2, score, category id as float32, which engines give; where that would change a number, the
-    rows as they are, as float64.
+    The file has ``image_ids`` int64, ``image_names`` (see :class:`Detections`), and for each evaluation [M, 7]: place
+    in ``image_ids``, x1, y1, x2, y2, score, category id as float32, which engines give; where that would change a
+    number, the rows as they are, as float64.
     """
     ids = sorted({number for evaluation in evaluations.values() for number in evaluation.image_ids})
     arrays = {
@@ -119,15 +119,14 @@ def load_detections(path: str | os.PathLike[str]) -> Detections:
 def best_detections(detections: np.ndarray, count: int = KEPT_DETECTIONS) -> np.ndarray:
     """Return the ``count`` rows of each image and category with the highest scores, image by image, the surest first.
 
-    Those of equal scores stay in their order, in which COCO's evaluation takes them.
+    Those of one category and equal scores stay in their order, in which COCO's evaluation takes them.
     """
-    of_one = np.lexsort((-detections[:, 5], detections[:, 6], detections[:, 0]))
-    ranked = detections[of_one]
+    ranked = detections[np.lexsort((-detections[:, 5], detections[:, 6], detections[:, 0]))]
     new = np.ones(len(ranked), bool)
     new[1:] = (ranked[1:, [0, 6]] != ranked[:-1, [0, 6]]).any(axis=1)
     starts = np.flatnonzero(new)
     rank = np.arange(len(ranked)) - np.repeat(starts, np.diff([*starts, len(ranked)]))
-    kept = detections[np.sort(of_one[rank < count])]
+    kept = ranked[rank < count]
     return kept[np.lexsort((-kept[:, 5], kept[:, 0]))]
 
 

@@ -34,7 +34,8 @@ class Evaluation:
         latency_ms: ``min``, ``p50``, ``p90``, ``p99``, ``max`` of ``engine.run`` on a whole batch, copies in and out of
             the runtime included, reading and preprocessing not; None: no engine ran alone.
         images_per_second: images / the sum of those times.
-        detections: [M, 7] float64: place of the image in ``image_ids`` (ids are no floats: some have more digits), x, y, width, height (pixels of the original image), score, category id.
+        detections: [M, 7] float64: place of the image in ``image_ids`` (ids are no floats: some have more digits), x,
+            y, width, height (pixels of the original image), score, category id.
         image_ids: of all images that were evaluated, in ascending order.
         matches: ``detections`` matched with the ground truth; None: not kept (an evaluation of an earlier run).
     """

@@ -78,9 +78,12 @@ def _holds(act: Mapping[str, Any], change: float, max_drop: float) -> bool:
 
 
 def certainty_of(act: Mapping[str, Any], max_drop: float | None) -> dict[str, Any]:
-    """Return how sure the change of mAP is: ``interval`` (of the change: ``low``, ``high``, ``level``, ``resamples``),
-    ``probability`` of a drop within ``max_drop``, ``tells`` whether the images tell that, ``images_needed`` (rounded), and
-    the models' ``agreement``; what was not measured is None."""
+    """Return how sure the change of mAP is.
+
+    ``interval`` of the change (``low``, ``high``, ``level``, ``resamples``), ``probability`` of a drop within
+    ``max_drop``, ``tells`` whether the images tell that, ``images_needed`` (rounded up), and the models' ``agreement``;
+    what was not measured is None.
+    """
     found, needed = act.get("map_drop_interval"), act.get("images_needed")
     return {
         "interval": _interval(found),
