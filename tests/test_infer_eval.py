@@ -120,7 +120,7 @@ def test_flags_alone_are_true_and_nothing_given_is_the_defaults():
     [
         ("--use_trt=maybe", "--use_trt: found 'maybe', expected True or False"),
         ("--precision=int9", "--precision: found 'int9', expected one of fp32, fp16, bf16, int8; did you mean 'int8'"),
-        ("--engine=openvno", "--engine: found 'openvno', expected one of auto, paddle, paddle_onednn, int8_reference, "),
+        ("--engine=openvno", "--engine: found 'openvno', expected one of auto, all, paddle, paddle_onednn, int8_reference, "),
         ("--engine=openvno", "did you mean 'openvino'"),
         ("--device=XPU", "--device: found 'XPU', expected CPU, GPU or auto"),
         ("--img_shape=big", "--img_shape: found 'big', expected a size"),

@@ -9,7 +9,7 @@ import pytest
 from act_pipeline.demo import MODEL_CONFIG, READER_CONFIG, SCENE_SIZE, WEIGHTS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-HEIGHT, WIDTH = 384, 256
+HEIGHT, WIDTH = 416, 320
 TRANSFORMS = (
     f"EvalReader.sample_transforms=[{{Decode: {{}}}}, {{Resize: {{target_size: [{HEIGHT}, {WIDTH}], keep_ratio: False, "
     "interp: 2}}, {NormalizeImage: {mean: [0, 0, 0], std: [1, 1, 1], norm_type: none}}, {Permute: {}}]"
