@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inference_fixtures import export_tiny_model
 
 from act_pipeline.benchmark import compress_run, nncf_peer, peer_run
 from act_pipeline.benchmark.compress_run import Clock, Request, compare, ratios
@@ -17,6 +18,8 @@ from act_pipeline.compress.ptq import calibration_batches
 from act_pipeline.data import Reader
 from act_pipeline.demo import COMPRESS_CONFIG, READER_CONFIG
 from act_pipeline.errors import UserError, run_command
+from act_pipeline.lowering import lowered_onnx
+from act_pipeline.model import InferenceModel
 from act_pipeline.records import read_record
 from act_pipeline.tables import compress_benchmark_table
 from tools import benchmark_compress
@@ -171,6 +174,17 @@ def test_the_peers_sides_differ_in_the_strategy_alone() -> None:
     assert nncf == ptq and ptq.quant_post == auto.quant_post
     assert (ptq.strategy.name, ptq.strategy.max_drop) == ("ptq", None)
     assert (auto.strategy.name, auto.strategy.max_drop) == ("auto", 0.03)
+
+
+def test_a_side_finds_no_onnx_file_that_another_lowered(tmp_path: Path) -> None:
+    export_tiny_model(tmp_path / "model")
+    model = InferenceModel.load(tmp_path / "model")
+    lowered = lowered_onnx(model, "cpu").path
+    copied = peer_run.own_copy(model, tmp_path / "side")
+    assert copied.content_hash() == model.content_hash() and lowered.is_relative_to(model.directory)
+    config = peer_run.PeerRequest(str(COMPRESS_CONFIG), (f"Global.model_dir={model.directory}",)).load("auto", copied)
+    assert Path(config.global_.model_dir) == copied.directory
+    assert not list(copied.directory.rglob("*.onnx"))
 
 
 @pytest.mark.parametrize(

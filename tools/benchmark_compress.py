@@ -21,8 +21,8 @@ _PEER_HELP = """\
 --peer nncf, for which NNCF must be installed (requirements/nncf.txt, Python 3.10 or later):
   The same float model, the same calibration images (QuantPost.calib_images, 200 unless the config says otherwise), one
   after the other in one run, each in a process of its own. nncf: nncf.quantize with model_type=TRANSFORMER, on the
-  model as lowered to ONNX. ptq: calibration, without Strategy.max_drop. auto: within Strategy.max_drop. Neither finds
-  the float model's evaluation or ONNX file of an earlier run.
+  model as lowered to ONNX. ptq: calibration, without Strategy.max_drop. auto: within Strategy.max_drop. None finds
+  the float model's evaluation or ONNX file of another side or an earlier run.
   start             packages, the reader
   prepare           nncf: lowering to ONNX, reading it; ours: folding constants and BatchNorm, checks
   quantize          nncf: all of nncf.quantize, which calibrates and corrects biases; ours: rounding, after `calibrate`
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the record there")
     arguments = parser.parse_args(argv)
     if arguments.only and arguments.peer:
-        raise UserError(f"--only={arguments.only} is a side of the training, which --peer replaces; leave one of them out")
+        raise UserError(f"--only={arguments.only} is a side of the training, which --peer replaces; leave one out")
     if arguments.no_map and not arguments.peer:
         raise UserError("--no_map has a meaning with --peer only: a training is scored while it runs; leave it out")
 

@@ -2,8 +2,8 @@
 
 Three sides: `nncf` (``nncf.quantize`` with the transformer's settings, on the model as lowered to ONNX and read by
 OpenVINO), `ptq` (calibration by the config's ``QuantPost``) and `auto` (the cheapest strategy that keeps the mAP of
-``Strategy.max_drop``). Each has a process of its own, one after the other, and a cache of its own, in which the float
-model's evaluation and its ONNX file are not yet. `nncf` evaluates nothing, so there is a ratio without the evaluations
+``Strategy.max_drop``). Each has a process of its own, one after the other, with a cache and a copy of the float model of
+its own: neither the model's evaluation nor the ONNX file that lies beside it is there yet. `nncf` evaluates nothing, so there is a ratio without the evaluations
 of the others. When a side's clock has stopped, its model is evaluated in OpenVINO.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,8 +56,12 @@ class PeerRequest:
     eval_images: int | None = 50
     no_map: bool = False
 
-    def load(self, side: str = PEER) -> Config:
+    def load(self, side: str = PEER, model: InferenceModel | None = None) -> Config:
         """Return the config of a side; `ptq` has no ``max_drop``, so that it calibrates and does no more, as `nncf`.
+
+        Args:
+            side: one of :data:`SIDES`, or ``fp32``.
+            model: stands for the float model that the config names; None: that one.
 
         Raises:
             UserError: it is no config.
@@ -64,7 +69,10 @@ class PeerRequest:
         if self.eval_images is not None and self.eval_images < 1:
             raise UserError(f"--eval_images is {self.eval_images}, expected at least 1")
         strategy = ["Strategy.name=auto"] if side == "auto" else ["Strategy.name=ptq", "Strategy.max_drop=null"]
-        return load_config(self.config, [*self.options, *strategy, "Global.Evaluation=true"])
+        config = load_config(self.config, [*self.options, *strategy, "Global.Evaluation=true"])
+        if model is None:
+            return config
+        return dataclasses.replace(config, global_=dataclasses.replace(config.global_, model_dir=model.directory))
 
 
 def compare_peer(request: PeerRequest, progress: bool = True, timeout_s: float | None = None) -> dict[str, Any]:
@@ -192,6 +200,15 @@ def run_compress(config: Config, reader: Reader, work: Path, clock: Clock) -> tu
     return done.model, done.record["chosen"]
 
 
+def own_copy(model: InferenceModel, directory: Path) -> InferenceModel:
+    """Copy a model without what lies in folders beside it: the ONNX file that another side, or another run, lowered."""
+    directory.mkdir(parents=True)
+    for path in model.directory.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, directory / path.name)
+    return dataclasses.replace(model, directory=directory)
+
+
 def _float_model(config: Config) -> InferenceModel:
     found = config.global_
     return InferenceModel.load(found.model_dir, found.model_filename, found.params_filename)
@@ -220,11 +237,12 @@ def main(argv: list[str]) -> int:
     with clock.stage("start"):
         import paddle  # noqa: F401  (reads the model on every side)
 
-        config = request.load(side)
+        copied = own_copy(_float_model(request.load(side)), work / "float")
+        config = request.load(side, copied)
         reader = first_images(Reader.load(config.global_.reader_config), request.eval_images, work)
         reader.check("train", "eval")  # imports ppdet, whose transforms read the images on every side
     row: dict[str, Any] = {"seconds": {}, "chosen": "", "map": None, "bytes": None, "failure": None}
-    model: Artifact = _float_model(config)
+    model: Artifact = copied
     if side == PEER:
         model = run_nncf(config, reader, work, clock)
     elif side in OURS:
