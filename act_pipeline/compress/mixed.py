@@ -16,6 +16,8 @@ import numpy as np
 
 from act_pipeline.analysis.ops import QuantizableOp
 from act_pipeline.compress.bias_correction import find_biases
+from act_pipeline.engines.model_files import inspect_model, read_parameters, write_parameters
+from act_pipeline.engines.program_desc import argument, parsed
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph, fold_constants
 
@@ -98,18 +100,20 @@ def dequantized_ops(model: InferenceModel, ops: Sequence[QuantizableOp]) -> tupl
 def rescaled(model: InferenceModel, thresholds: Mapping[str, float], directory: Path) -> InferenceModel:
     """Write an INT8 model with other scales of its activations; the attributes ``out_threshold`` stay as they are.
 
-    Call it within :func:`static_mode`.
-
     Args:
         model: the INT8 model.
         thresholds: quantized activation -> the largest absolute value that it represents; 0 counts as 1. Others stay.
         directory: an existing folder.
     """
-    with contextlib.closing(StaticGraph.load(model)) as graph:
-        for op in graph.program.global_block().ops:
-            if op.type == _QUANTIZE and op.input("X")[0] in thresholds:
-                graph.set_parameter(op.input("Scale")[0], np.float32([thresholds[op.input("X")[0]] or 1.0]))
-        return graph.save(directory)
+    program = model.model_path.read_bytes()
+    values = read_parameters(model, inspect_model(model))
+    for op in parsed(program).blocks[0].ops:
+        if op.type == _QUANTIZE and argument(op.inputs, "X") in thresholds:
+            values[argument(op.inputs, "Scale")] = np.float32([thresholds[argument(op.inputs, "X")] or 1.0])
+    other = InferenceModel(directory)
+    other.model_path.write_bytes(program)
+    write_parameters(other, values)
+    return other
 
 
 def read_thresholds(model: InferenceModel) -> dict[str, float]:

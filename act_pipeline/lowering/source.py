@@ -136,7 +136,9 @@ def _is_observer(raw: Any) -> bool:
 
 def _weight(source: Source, raw: Any, name: str, scale_name: str) -> QuantizedTensor:
     scale = source.constants[scale_name].astype(np.float32).reshape(-1) / QUANTIZATION_STEPS
-    weight = np.clip(np.rint(source.constants[name]), -128, 127).astype(np.int8)
+    weight = source.constants[name]
+    if weight.dtype != np.int8:
+        weight = np.clip(np.rint(weight), -128, 127).astype(np.int8)
     # A channel without any weight has the scale zero, which is no scale to a runtime.
     scale = np.where(scale == 0, np.float32(1), scale)
     if scale.size == 1:
