@@ -13,11 +13,13 @@ from act_pipeline.compress import Compressed, compress
 from act_pipeline.config import load_config
 from act_pipeline.data import Reader
 from act_pipeline.data.sample import make_sample
-from act_pipeline.engines import find_support
+from act_pipeline.engines import Artifact, find_support
+from act_pipeline.engines.registry import find_runtime
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation import EVAL_SCHEMA
 from act_pipeline.export import export_model
 from act_pipeline.inference import InferenceRequest, run_inference
+from act_pipeline.lowering import lowered_onnx
 from act_pipeline.model import InferenceModel
 from act_pipeline.records import read_record
 from act_pipeline.report import REPORT_FILENAME, write_report
@@ -97,7 +99,7 @@ def _evaluate(
     model: InferenceModel, precision: str, engine: str, json_file: Path, reader_overrides: Sequence[str]
 ) -> dict[str, Any]:
     reader = Reader.load(READER_CONFIG, reader_overrides)
-    kept = _kept_evaluation(json_file, model, reader)
+    kept = _kept_evaluation(json_file, _loaded_by(engine, model), reader)
     if kept is not None:
         return kept
     request = InferenceRequest(
@@ -107,7 +109,12 @@ def _evaluate(
     return read_record(json_file, EVAL_SCHEMA)
 
 
-def _kept_evaluation(json_file: Path, model: InferenceModel, reader: Any) -> dict[str, Any] | None:
+def _loaded_by(engine: str, model: InferenceModel) -> Artifact:
+    """Return what an engine loads of a model on a CPU: the folder, or the ONNX file that it is lowered to."""
+    return lowered_onnx(model, "cpu") if find_runtime(engine).onnx else model
+
+
+def _kept_evaluation(json_file: Path, model: Artifact, reader: Any) -> dict[str, Any] | None:
     """Return the record of an earlier run, if it is of this model on these data."""
     try:
         record = read_record(json_file, EVAL_SCHEMA)
