@@ -141,6 +141,7 @@ def compress(
             with timed(seconds, "evaluate_fp32"):
                 fp32, cached = evaluate_baseline(model, device, reader, progress)
             _check_origin(config, fp32)
+        if fp32 is not None:
             check_worth(config, fp32, reader)
         folder = Path(work, "strategies")
         folder.mkdir()
