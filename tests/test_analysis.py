@@ -411,7 +411,7 @@ def test_constant_activations_are_named_with_their_op(demo, tmp_path: Path, capl
         ({"images": 0}, "--images is 0, expected at least 1"),
         ({"workers": 0}, "--workers is 0"),
         ({"executor": "dask"}, "--executor is 'dask', expected one of local, ray"),
-        ({"model": "infinite"}, r"tensor .*, read by conv2d .* holds an infinite value on calibration images 1 to"),
+        ({"model": "infinite"}, r"tensor .*, read by conv2d .* holds an infinite value on calibration image 1;"),
         ({"reader": ["TrainDataset.image_dir=nowhere"]}, "nowhere"),
         ({"types": "[matmul]"}, "has no op of quantize_op_types"),
     ],

@@ -376,7 +376,8 @@ def test_the_default_is_within_0_003_and_in_the_record(ptq, demo) -> None:
     assert record["strategy"] == "ptq" and record["fp32"]["map"] == pytest.approx(demo.compressed.record["fp32"]["map"])
     assert record["map_drop"] <= 0.003
     assert record["bytes_ratio"] <= 0.32
-    assert set(record["seconds"]) == {"prepare", "evaluate_fp32", "calibrate", "quantize", "evaluate_int8"}
+    stages = {"prepare", "evaluate_fp32", "calibrate", "quantize", "evaluate_int8", "compare", "latency", "reference"}
+    assert set(record["seconds"]) == stages
     calibration = record["calibration"]
     assert calibration["images"] == calibration["images_asked"] == 200 and calibration["seed"] == 0
     assert calibration["algo"] == load_config(REPOSITORY / "configs" / "sample_ptq.yml").quant_post.algo

@@ -109,9 +109,9 @@ def test_a_sample_of_a_tensor_gives_its_thresholds(shape: tuple[int, ...]) -> No
             observer.update(values.astype(np.float32), shape[0])
     assert sampled.abs_max == whole.abs_max and sampled.mean_abs_max == whole.mean_abs_max
     counted = sampled.bins()[2].sum()
-    assert 0.9 * 8192 * 20 * shape[0] < counted <= 8192 * 20 * shape[0] + 20
+    assert 0.8 * 8192 * 20 * shape[0] < counted <= 8192 * 20 * shape[0] + 20
     # KL chooses among divergences that differ by less than the noise of any sample.
-    for algo, tolerance in (("mse", 0.07), ("hist", 0.07), ("KL", 0.25)):
+    for algo, tolerance in (("mse", 0.07), ("hist", 0.07), ("KL", 0.4)):
         assert threshold(sampled, algo) == pytest.approx(threshold(whole, algo), rel=tolerance), algo
 
 

@@ -325,12 +325,15 @@ def test_auto_takes_the_cheapest_that_is_enough(sample: Sample) -> None:
 def test_auto_trains_from_the_best_scales_when_nothing_cheaper_is_enough(
     sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, started = Judge.evaluate, []
+    real, started, calibrated = Judge.evaluate, [], []
     set_averages = paddle_state.start_moving_averages
 
     def scored(judge, model, precision, *more):
         found = real(judge, model, precision, *more)
-        return found if precision == "fp32" else dataclasses.replace(found, map=0.1)
+        if precision == "fp32" or started:
+            return found
+        calibrated.append(model)
+        return dataclasses.replace(found, map=0.1)
 
     def noted(info, thresholds, place):
         started.append((set_averages(info, thresholds, place), thresholds))
@@ -345,7 +348,7 @@ def test_auto_trains_from_the_best_scales_when_nothing_cheaper_is_enough(
     assert record["chosen"] == "qat_dis" and record["training"]["iterations"] == 2
     assert record["training"]["scales_from"] == record["steps"][0]["name"]
     count, thresholds = started[0]
-    assert count == len(thresholds) > 100
+    assert len(calibrated) == 2 and count == len(thresholds) > 100
     # Two steps of a moving average of rate 0.9 keep most of what it started from.
     after = read_saved_thresholds(InferenceModel.load(sample.root / "trained"))
     ratios = np.array([after[name] / value for name, value in thresholds.items() if name in after])
