@@ -318,10 +318,11 @@ def test_auto_takes_the_cheapest_that_is_enough(sample: Sample) -> None:
     assert set(compared) == {"abs_max", "avg", "hist", "mse", "KL"}
     assert record["chosen"] == f"ptq:{min(compared, key=compared.get)}"
     with np.load(sample.root / "auto" / "detections.npz", allow_pickle=False) as stored:
-        assert set(stored.files) == {"fp32", "int8"} and stored["int8"].shape[1] == 7
+        assert {"fp32", "int8"} <= set(stored.files) and stored["int8"].shape[1] == 7
 
 
 @pytest.mark.usefixtures("two_calibrations")
+@pytest.mark.slow
 def test_auto_trains_from_the_best_scales_when_nothing_cheaper_is_enough(
     sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:

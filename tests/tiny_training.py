@@ -126,7 +126,7 @@ def run(
         time.sleep(seconds)
         return (sum(model.params_path.read_bytes()) % 997) / 997
 
-    scorer = Scorer(score or weighed, score_survives_nan)
+    scorer = Scorer(score or weighed, lambda model: 0.0, score_survives_nan)
     with ranks.explained(), checkpoints.open(resume), explained(checkpoints, 2), interruptible(
         checkpoints.way_on
     ) as interruption, ranks.leading():

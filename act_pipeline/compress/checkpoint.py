@@ -22,7 +22,7 @@ from act_pipeline.errors import UserError
 from act_pipeline.model import INFER_CFG_FILENAME
 from act_pipeline.records import clear_leftovers, hash_files, new_artifact, read_record, write_record
 
-CHECKPOINT_SCHEMA = "act_pipeline.checkpoint/1"
+CHECKPOINT_SCHEMA = "act_pipeline.checkpoint/2"
 _RECORD, _VARIABLES, _BEST = "checkpoint.json", "variables.npz", "best"
 
 
@@ -170,7 +170,7 @@ class Checkpoints:
         if not self._best:
             return ""
         iteration, score = self._best
-        return f"the best INT8 model so far ({score:.4f} mAP, iteration {iteration}) is {self.directory / _BEST}"
+        return f"the best INT8 model so far (agreement {score:.4f}, iteration {iteration}) is {self.directory / _BEST}"
 
 
 def difference(before: Any, now: Any) -> str:
