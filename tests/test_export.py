@@ -210,7 +210,9 @@ def test_without_its_post_process_a_model_takes_images_and_gives_boxes_and_logit
     make_sample(tmp_path / "data", 1, 2, seed=0, size=96, progress=False)
     data = f"EvalDataset.dataset_dir={tmp_path / 'data'}"
     batch = next(iter(Reader.load(READER_CONFIG, [data]).loader("eval", batch_size=2)))
-    boxes, logits = next(PaddleTensors(model).run([batch]))
+    runner = PaddleTensors(model)
+    boxes, logits = next(runner.run([batch]))
+    runner.close()
     scores = np.sort((1 / (1 + np.exp(-logits))).reshape(2, -1))[:, ::-1][:, :50]
     engine = create_engine("paddle_onednn", export_model(MODEL_CONFIG, tmp_path / "whole", [f"weights={WEIGHTS}"]))
     whole = engine.run(batch)["bbox"].reshape(2, 50, 6)

@@ -77,7 +77,12 @@ class PaddleTensors:
                     f"Paddle Inference cannot run the float model on a batch of {len(next(iter(inputs.values())))} "
                     f"images: {runtime_error_line(error)}; lower batch_size"
                 ) from error
-            yield (handle.copy_to_cpu() for handle in self._outputs)
+            yield self._copies()
+
+    def _copies(self) -> Iterator[np.ndarray]:
+        # Holds the predictor, without which its handles point nowhere.
+        for handle in self._outputs:
+            yield handle.copy_to_cpu()
 
     def close(self) -> None:
         """Free the predictor and its weights."""
