@@ -23,14 +23,15 @@ import numpy as np
 from act_pipeline.analysis.executors import measure_sensitivity
 from act_pipeline.analysis.ops import QuantizableOp
 from act_pipeline.analysis.sensitivity import BlockError, OpSensitivity, Task, block_errors, ranked
+from act_pipeline.compress.cpu_kernels import all_cores
 from act_pipeline.compress.inventory import inventory_of
 from act_pipeline.compress.job import Candidate, Job
 from act_pipeline.compress.mixed import dequantized, dequantized_ops, give_back, read_thresholds
 from act_pipeline.model import InferenceModel
 
-RANK_IMAGES = 4
+RANK_IMAGES = 2
 # Foremost ops that are taken back for trial before a step.
-_SHORTLIST = 4
+_SHORTLIST = 3
 # So many steps of one op; then each step is twice the one before.
 _SINGLE_STEPS = 4
 
@@ -189,12 +190,14 @@ class _Ranking:
         """Put blocks into the order of their errors; neighbours in the graph are a block."""
         size = max(math.isqrt(len(self.ops)), 1)
         blocks = [self.ops[start : start + size] for start in range(0, len(self.ops), size)]
-        self.errors = block_errors(self._task(self.ops), blocks, self.job.progress)
+        with all_cores():
+            self.errors = block_errors(self._task(self.ops), blocks, self.job.progress)
         order = sorted(range(len(blocks)), key=lambda index: -self.errors[index].error)
         self.blocks = [blocks[index] for index in order]
 
     def _measure(self, block: Sequence[QuantizableOp]) -> None:
-        found = measure_sensitivity(self._task(block), progress=self.job.progress)
+        with all_cores():
+            found = measure_sensitivity(self._task(block), progress=self.job.progress)
         self.measured.update({op.name: op for op in found})
         self.job.analysis = {
             "of": self.candidate.name,
