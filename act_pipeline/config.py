@@ -19,7 +19,7 @@ from act_pipeline.yaml_file import apply_overrides, load_yaml, parse_override
 
 # The losses of paddleslim.dist that take one teacher and one student tensor, as ACT calls them (`fsp` takes four).
 # ACT runs `eval` on this name: nothing but a name known here may reach it.
-DistillationLoss = Literal["soft_label", "l2", "dkd", "skd"]
+DistillationLoss = Literal["detection", "soft_label", "l2", "dkd", "skd"]
 QuantizeType = Literal["channel_wise_abs_max", "abs_max", "range_abs_max", "moving_average_abs_max"]
 CalibrationAlgorithm = Literal["abs_max", "avg", "hist", "mse", "KL"]
 JudgingEngine = Literal[
@@ -73,7 +73,8 @@ class Distillation:
     """ACT's ``Distillation``: the float model teaches the quantized one.
 
     Attributes:
-        loss: one loss, or one a group of nodes.
+        loss: one loss, or one a group of nodes. ``detection`` is not ACT's: it compares the scores and the boxes of the
+            same queries (`compress.detection_loss`), and finds these by itself.
         node: tensors to compare, in one group or several; empty: the outputs that ACT finds.
         alpha: weight of the loss, or of each group's.
         teacher_model_dir: folder of another teacher; None: the float model itself.
@@ -94,6 +95,10 @@ class Distillation:
     teacher_cache_mb: int = key(512, at_least=0)
 
     def __post_init__(self) -> None:
+        if "detection" in (self.loss if isinstance(self.loss, list) else [self.loss]) and (
+            self.node or isinstance(self.loss, list)
+        ):
+            raise Invalid("loss", "is detection, which finds what it compares, beside 'node'; delete 'node', or name soft_label or l2")
         groups = len(self.node) if self.node and isinstance(self.node[0], list) else None
         for name, value in (("loss", self.loss), ("alpha", self.alpha)):
             if groups is None and isinstance(value, list):
@@ -349,7 +354,8 @@ class Config:
         strategies = {"Distillation": to_mapping(self.distillation), "QuantAware": to_mapping(self.quant_aware)}
         strategies["Distillation"].pop("teacher_cache_mb")
         train_config = to_mapping(self.train_config)
-        train_config.pop("snapshot_iter", None)
+        for name in ("snapshot_iter", "patience"):
+            train_config.pop(name, None)
         return strategies, train_config
 
     def as_dict(self) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 
 _CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
+# Attribute of a convolution whose weights hold a BatchNorm: one factor an output channel, see :func:`fold_batch_norm`.
+BATCH_NORM_FACTOR = "batch_norm_factor"
 _SAVED_OUTPUT_PREFIX = "save_infer_model/scale_"
 # Written by the Python tracer: file names and lines of the machine that made the graph, read by nothing at
 # inference, a third to a half of a .pdmodel.
@@ -291,7 +293,8 @@ def fold_batch_norm(graph: StaticGraph) -> int:
 
     ``gamma * (w * x - mean) / sqrt(var + eps) + beta`` is ``w' * x + b'`` with ``s = gamma / sqrt(var + eps)``,
     ``w' = s * w`` (per output channel) and ``b' = beta - s * mean``. Folded before quantization, the weights that are
-    quantized are the ones that engines compute with, and training does not touch the statistics.
+    quantized are the ones that engines compute with, and training does not touch the statistics. The convolution keeps
+    ``s`` as an attribute, :data:`BATCH_NORM_FACTOR`, from which `compress.unfolded` has the float model's weights.
 
     Returns:
         how many were folded.
@@ -314,6 +317,7 @@ def fold_batch_norm(graph: StaticGraph) -> int:
         factor = gamma / np.sqrt(variance + norm.attr("epsilon"))
         weight = graph.parameter(weight_name)
         graph.set_parameter(weight_name, (weight * factor[:, None, None, None]).astype(weight.dtype))
+        conv._set_attr(BATCH_NORM_FACTOR, [float(value) for value in factor])
         bias = (beta - factor * mean).astype(weight.dtype)
         bias_name = f"{weight_name}.folded_bias"
         graph.add_parameter(bias_name, bias)

@@ -135,6 +135,8 @@ class TrainConfig:
         eval_iter: iterations between evaluations.
         snapshot_iter: iterations between checkpoints (PaddleDetection's ``snapshot_epoch``, in ACT's unit); each new
             best is one as well; None: no others. ACT does not know this key.
+        patience: evaluations in a row without a new best, after which the training ends; None: it goes on. ACT does not
+            know this key.
         logging_iter: iterations between lines of the log.
         learning_rate: a number or a schedule.
         origin_metric: mAP the float model must have, within 0.05, before training starts.
@@ -147,6 +149,7 @@ class TrainConfig:
     optimizer_builder: OptimizerBuilder = key(factory=lambda: OptimizerBuilder(Optimizer("SGD")))
     eval_iter: int = key(1000, at_least=1)
     snapshot_iter: Optional[int] = key(100, at_least=1)
+    patience: Optional[int] = key(5, at_least=1)
     logging_iter: Optional[int] = key(10, at_least=1)
     origin_metric: Optional[float] = key(None, at_least=0, at_most=1)
     target_metric: Optional[float] = key(None, at_least=0, at_most=1)

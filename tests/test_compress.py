@@ -13,7 +13,6 @@ from inference_fixtures import TRAINED
 
 from act_pipeline.compress import compress
 from act_pipeline.compress.feeds import held_out_feeds
-from act_pipeline.compress.job import HELD_OUT_IMAGES
 from act_pipeline.compress.judge import Judge
 from act_pipeline.config import load_config
 from act_pipeline.data import Reader
@@ -101,7 +100,7 @@ def test_what_is_saved_computes_what_was_evaluated_in_training(demo) -> None:
     """The best candidate is chosen by its agreement with the float model on training images."""
     reader = Reader.load(READER_CONFIG, places_of(demo))
     judge = Judge("openvino", "openvino", "CPU", "")
-    feeds = held_out_feeds(config_of(demo), reader, demo.fp32, HELD_OUT_IMAGES)
+    feeds = held_out_feeds(config_of(demo), reader, demo.fp32)
     models = ((demo.fp32, "fp32"), (demo.compressed.model, "int8"))
     change = detection_change(*(judge.detect(model, precision, reader, feeds) for model, precision in models))
     assert 0 < change < 0.3

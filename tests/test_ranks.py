@@ -101,7 +101,7 @@ def variables(directory: Path, rank: int) -> dict[str, np.ndarray]:
 
 def test_two_processes_are_equal_and_one_writes(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
-    launch = Launch(whole, iterations=8, optimizer="Momentum")
+    launch = Launch(whole, iterations=8, optimizer="Adam", loss="detection")
     assert launch.end() == [0, 0], launch.lines(0) + launch.lines(1)
     first, second = variables(whole, 0), variables(whole, 1)
     assert sorted(first) == sorted(second) and any("moving_average" in name for name in first)
@@ -111,23 +111,24 @@ def test_two_processes_are_equal_and_one_writes(tmp_path: Path) -> None:
     # Two processes read six of seven batches an epoch, three each: nobody but rank 0 left anything.
     assert sorted(path.name for path in whole.iterdir() if path.is_dir()) == ["float", "int8"]
     # The losses are those of both: one process alone has others.
-    alone = tiny_training.result(tiny_training.run(tmp_path / "alone", iterations=8, optimizer="Momentum"))
+    alone = tiny_training.result(tiny_training.run(tmp_path / "alone", iterations=8, optimizer="Adam", loss="detection"))
     assert [loss for _, loss in alone["losses"]] != [loss for _, loss in result(whole)["losses"]]
 
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_run_which_goes_on_to_the_same_result(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    launch = Launch(whole, iterations=8, optimizer="Momentum")
+    settings = {"iterations": 8, "optimizer": "Adam", "loss": "detection"}
+    launch = Launch(whole, **settings)
     assert launch.end() == [0, 0], launch.lines(0) + launch.lines(1)
-    launch = Launch(broken, iterations=8, optimizer="Momentum", seconds=0.2, every=1)
+    launch = Launch(broken, **settings, seconds=0.2, every=1)
     launch.wait_for(4)
     launch.processes[1].send_signal(signal.SIGKILL)
     assert launch.end() == [2, -signal.SIGKILL]
     line = launch.lines(0)[-1]
     assert re.fullmatch(r"error: rank 1 has ended without a word .*; saved up to iteration \d+: .*", line), line
     assert "Traceback" not in launch.logs[0].read_text()
-    launch = Launch(broken, iterations=8, optimizer="Momentum", every=1, resume=True)
+    launch = Launch(broken, **settings, every=1, resume=True)
     assert launch.end() == [0, 0], launch.lines(0) + launch.lines(1)
     assert result(broken) == result(whole)
 

@@ -46,7 +46,7 @@ class Sample:
     def compress(self, name: str, *overrides: str):
         config = load_config(CONFIG, [*self.overrides, *overrides])
         with pytest.MonkeyPatch.context() as fewer:  # `auto` runs each of five calibrations on all of these
-            fewer.setattr("act_pipeline.compress.job.HELD_OUT_IMAGES", HELD_OUT_IMAGES)
+            fewer.setattr("act_pipeline.compress.feeds.HELD_OUT_IMAGES", HELD_OUT_IMAGES)
             return compress(config, self.root / name, "cpu", progress=False, reader_overrides=self.reader)
 
 
@@ -349,11 +349,11 @@ def test_auto_trains_from_the_best_scales_when_nothing_cheaper_is_enough(
     assert record["chosen"] == "qat_dis" and record["training"]["iterations"] == 2
     assert record["training"]["scales_from"] == record["steps"][0]["name"]
     count, thresholds = started[0]
-    assert len(calibrated) == 2 and count == len(thresholds) > 100
+    assert len(calibrated) == 2 and count > 100
     # Two steps of a moving average of rate 0.9 keep most of what it started from.
     after = read_saved_thresholds(InferenceModel.load(sample.root / "trained"))
     ratios = np.array([after[name] / value for name, value in thresholds.items() if name in after])
-    assert len(ratios) == count and 0.8 < np.median(ratios) < 1.5
+    assert len(ratios) == len(after) > 100 and 0.8 < np.median(ratios) < 1.5
 
 
 def read_saved_thresholds(model: InferenceModel) -> dict[str, float]:

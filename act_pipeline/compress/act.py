@@ -4,11 +4,13 @@ The training is `paddleslim.auto_compression.AutoCompression`'s own, with six of
 PaddleSlim 2.6.0; there is no public hook for any of them):
 
 - ``_prepare_envs``: never ``fleet``; several processes are `ranks` and `averaging`;
-- ``_prepare_program``: Paddle's passes run as `quant_graph.fast_passes`, constants are not trained, and the teacher
-  is taken out of the program (`teacher`), unless ``Distillation.teacher_cache_mb`` is 0;
-- ``_compiled_program``: the training program says whether it diverges (`finite`), and runs in quicker kernels on a CPU
-  (`cpu_kernels`);
-- ``_start_train``: a progress bar, the last iteration evaluated too, checkpoints, an orderly end at a signal;
+- ``_prepare_program``: Paddle's passes run as `quant_graph.fast_passes`, constants are not trained, there is one loss more
+  (`detection_loss`), and the teacher is taken out of the program (`teacher`), unless ``Distillation.teacher_cache_mb``
+  is 0;
+- ``_compiled_program``: the weights are trained as the float model has them (`unfolded`), the training program says whether
+  it diverges (`finite`), and runs in quicker kernels on a CPU (`cpu_kernels`);
+- ``_start_train``: a progress bar, an evaluation before the first iteration and after the last one, an early end where
+  nothing is gained (`course`), checkpoints, an orderly end at a signal;
 - ``_save_model``: what is kept is the model that was evaluated: every evaluation writes the INT8 model
   (`quant_graph.convert`) and runs it as it will be run, and the best one stays;
 - ``create_tmp_dir``: a name of its own for every run; stock names the folder by minute and parent process.
@@ -17,6 +19,7 @@ PaddleSlim 2.6.0; there is no public hook for any of them):
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import shutil
 import tempfile
@@ -32,17 +35,21 @@ from act_pipeline.compress.ahead import Ahead
 from act_pipeline.compress.candidates import Candidates, Scorer
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.feeds import model_feed
+from act_pipeline.compress.course import is_due, why_stop
+from act_pipeline.compress.detection_loss import DetectionDistillation, find_detection_tensors, require_detection_tensors
 from act_pipeline.compress.finite import LOWER_RATE, Diverged
 from act_pipeline.compress.heap import TakenAhead
 from act_pipeline.compress.interrupt import Interruption
 from act_pipeline.compress.inventory import OpInventory
 from act_pipeline.compress.keeper import Keeper
+from act_pipeline.compress.mixed import read_ranges, read_thresholds
 from act_pipeline.compress.ranks import ALONE, Ranks
 from act_pipeline.compress.runners import Runner, make_runner
 from act_pipeline.compress.selection import skip_patterns
 from act_pipeline.compress.teacher import Teacher, split_teacher
 from act_pipeline.compress.trainable import trainable_weights
 from act_pipeline.compress.training import Batches, Training
+from act_pipeline.compress.unfolded import read_factors, unfold, weight_ends
 from act_pipeline.compress.upstream import own_scope, quick_building, quick_walks, quiet_upstream
 from act_pipeline.config import Config
 from act_pipeline.engines.model_files import inspect_model
@@ -50,6 +57,7 @@ from act_pipeline.errors import Interrupted, UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import what_there_is_stays
 
+_logger = logging.getLogger(__name__)
 # ACT stops when the metric is this near, relatively, to the float model's (given as TrainConfig.origin_metric).
 _NEAR_ORIGIN = 0.005
 # Times the float model's activations; what a training comes to take is more (RT-DETR-R18: 5).
@@ -68,7 +76,7 @@ def train(
     progress: bool = True,
     checkpoints: Checkpoints | None = None,
     interruption: Interruption | None = None,
-    thresholds: Mapping[str, float] | None = None,
+    start: InferenceModel | None = None,
     ranks: Ranks = ALONE,
 ) -> Training:
     """Train the quantized model and save the best one.
@@ -85,8 +93,8 @@ def train(
         progress: show a progress bar on stderr.
         checkpoints: where to go on from, and where to write; None: neither.
         interruption: the signals that end the training between two steps.
-        thresholds: quantized activation -> the largest absolute value that its moving average starts from; None:
-            PaddleSlim's start, which the first batches overwrite.
+        start: a calibrated INT8 model of ``model``, from whose scales and biases the training starts; None: PaddleSlim's
+            start, whose scales the first batches overwrite.
         ranks: the processes that train together, of which the first alone evaluates and saves; ``batches`` are a share.
 
     Raises:
@@ -105,6 +113,9 @@ def train(
         strategies, train_config = config.to_act()
         patterns = skip_patterns(strategies["QuantAware"]["not_quant_pattern"])
         strategies["QuantAware"]["not_quant_pattern"] = patterns
+        distillation = _detection(config, model)
+        if distillation is not None:
+            strategies["Distillation"].update(node=distillation.nodes, loss="l2")
         # Compared by the caller already; ACT would evaluate the float model once more in the slow executor.
         train_config.pop("origin_metric", None)
         summary = inspect_model(model)
@@ -132,7 +143,9 @@ def train(
         )
         # PaddleSlim has looked at the first batch already, to see whether it is a dict.
         compression.prepare_survival(batches, checkpoints, interruption or Interruption(), first)
-        compression.start_thresholds = dict(thresholds or {})
+        compression.start = start
+        compression.distillation, compression.factors = distillation, read_factors(model)
+        compression.patience = config.train_config.patience
         compression.ranks = ranks
         batch_size = len(next(iter(first.values())))
         wanted = _TAKEN_AHEAD * summary.activation_bytes(batch_size) if device == "CPU" else 0
@@ -144,9 +157,28 @@ def train(
     return training
 
 
+def _detection(config: Config, model: InferenceModel) -> DetectionDistillation | None:
+    """Return the loss of the detections; None: the config names another."""
+    settings = config.distillation
+    assert settings is not None
+    if settings.loss != "detection":
+        if find_detection_tensors(model) is not None:
+            _logger.warning(
+                "Distillation.loss is %s, which compares the rows of queries that teacher and student select each for "
+                "itself: most belong to other objects; detection compares rows of the same queries", settings.loss
+            )
+        return None
+    student = teacher = require_detection_tensors(model, f"{config.path}: Distillation.loss")
+    if settings.teacher_model_dir is not None:
+        names = (settings.teacher_model_filename, settings.teacher_params_filename)
+        other = InferenceModel.load(settings.teacher_model_dir, *names)
+        teacher = require_detection_tensors(other, f"{config.path}: Distillation.loss")
+    return DetectionDistillation(student, teacher, quant_graph.TEACHER_PREFIX)
+
+
 def _make_compression_class(base: type) -> type:
     """Return the subclass; made here because PaddleSlim is not imported before it is needed."""
-    from paddleslim.auto_compression import compressor
+    from paddleslim.auto_compression import compressor, create_compressed_program
 
     class Compression(base):  # type: ignore[misc, valid-type]
         def prepare_run(
@@ -167,6 +199,8 @@ def _make_compression_class(base: type) -> type:
             self._teacher_cache_mb = teacher_cache_mb
             self._runner: Optional[Runner] = None
             self._teacher: Optional[Teacher] = None
+            self.distillation: Optional[DetectionDistillation] = None
+            self.factors: Mapping[str, np.ndarray] = {}
 
         def prepare_survival(
             self,
@@ -208,14 +242,22 @@ def _make_compression_class(base: type) -> type:
                 train_info, test_info = build(*build_args, **options)
                 if self._teacher_cache_mb:
                     self._teacher = split_teacher(
-                        train_info.program, self._exe, self._probe, self._batch_size, self._teacher_cache_mb
+                        train_info.program, self._exe, self._probe, self._batch_size, self._teacher_cache_mb,
+                        self.distillation.teacher_queries if self.distillation is not None else None,
                     )
                 return train_info, test_info
 
-            with mock.patch.object(compressor, "recover_inference_program", recover_weights_only):
-                with mock.patch.object(compressor, "build_distill_program", build_and_split):
-                    with quant_graph.fast_passes(), quick_building():
-                        return super()._prepare_program(program, *args)
+            with contextlib.ExitStack() as stack:
+                for target, name, replacement in (
+                    (compressor, "recover_inference_program", recover_weights_only),
+                    (compressor, "build_distill_program", build_and_split),
+                    *([(create_compressed_program, "_parse_distill_loss", self.distillation.build)]
+                      if self.distillation is not None else []),
+                ):
+                    stack.enter_context(mock.patch.object(target, name, replacement))
+                stack.enter_context(quant_graph.fast_passes())
+                stack.enter_context(quick_building())
+                return super()._prepare_program(program, *args)
 
         def _compiled_program(self, info: Any, strategy: str) -> Any:
             trained = None
@@ -223,6 +265,7 @@ def _make_compression_class(base: type) -> type:
                 if not isinstance(info.learning_rate, float):
                     # PaddleSlim quantizes into a new program, which Paddle's executor no longer tells the rate.
                     info.program.lr_scheduler = info.learning_rate
+                unfold(info.program, self.factors, self._exe.place)
                 finite.guard_grids(info.program)
                 if self.ranks.world > 1:
                     averaging.average(info, self.ranks.world)
@@ -241,8 +284,14 @@ def _make_compression_class(base: type) -> type:
             if train_config.epochs:
                 total = min(total, train_config.epochs * self._batches_per_epoch)
             training = self.training
-            self._candidates = Candidates(self._scorer, self._probe, self._op_types, self._op_order)
-            paddle_state.start_moving_averages(train_info, self.start_thresholds, self._exe.place)
+            self._candidates = Candidates(
+                self._scorer, self._probe, self._op_types, self._op_order, self.factors
+            )
+            if self.start is not None:
+                ends = weight_ends(paddle_state.program_of(train_info), self.factors)
+                thresholds = {**read_ranges(self.start), **read_thresholds(self.start), **ends}
+                paddle_state.start_moving_averages(train_info, thresholds, self._exe.place)
+                paddle_state.start_biases(train_info, self.start, self._exe.place)
             self._keeper = Keeper(
                 self._checkpoints, training, self._batches, (train_info, test_info), self._exe.place, self._best_dir,
                 self.ranks,
@@ -314,11 +363,9 @@ def _make_compression_class(base: type) -> type:
             """Do what is due after the iteration that was last: an evaluation, a checkpoint."""
             training = self.training
             iteration = training.iterations
-            if not iteration:
-                return
             best, last = training.best, iteration >= total
             evaluated = bool(training.evaluations) and training.evaluations[-1][0] == iteration
-            if self._scorer is not None and not evaluated and (last or iteration % train_config.eval_iter == 0):
+            if self._scorer is not None and not evaluated and is_due(iteration, train_config.eval_iter, total):
                 self._evaluate(test_info, train_config)
             checkpoints = self._checkpoints
             if checkpoints is not None and (training.best != best or last or checkpoints.due(iteration)):
@@ -348,6 +395,7 @@ def _make_compression_class(base: type) -> type:
                     training.stopped = f"target_metric {target} is reached"
                 if origin and map_ is not None and abs(map_ - origin) / origin <= _NEAR_ORIGIN:
                     training.stopped = f"the metric is within {_NEAR_ORIGIN:.1%} of origin_metric"
+                training.stopped = training.stopped or why_stop(training.evaluations, self.patience)
 
         def _save_candidate(self, test_info: Any, name: str) -> InferenceModel:
             folder = Path(self.tmp_dir, name)

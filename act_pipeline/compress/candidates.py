@@ -9,9 +9,11 @@ from typing import Any, Optional
 
 import numpy as np
 
+from act_pipeline.analysis.weights import weight_threshold
 from act_pipeline.compress import finite, quant_graph
 from act_pipeline.compress.finite import LOWER_RATE, Diverged
 from act_pipeline.compress.inventory import OpInventory
+from act_pipeline.compress.unfolded import folded
 from act_pipeline.model import InferenceModel
 from act_pipeline.running import NotFinite
 from act_pipeline.static_graph import StaticGraph, free
@@ -39,7 +41,12 @@ class Candidates:
     """INT8 models of a training's weights as they are at some iteration."""
 
     def __init__(
-        self, scorer: Scorer | None, probe: Mapping[str, np.ndarray], op_types: Collection[str], order: Sequence[str]
+        self,
+        scorer: Scorer | None,
+        probe: Mapping[str, np.ndarray],
+        op_types: Collection[str],
+        order: Sequence[str],
+        factors: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Note how they are made.
 
@@ -48,8 +55,10 @@ class Candidates:
             probe: the feed of a training image.
             op_types: the op types that were to be quantized.
             order: see `quant_graph.in_order`.
+            factors: of the weights that are trained unfolded, see `unfolded.unfold`.
         """
         self._scorer, self._probe, self._op_types, self._order = scorer, probe, op_types, order
+        self._factors = factors or {}
         self._survives_nan: Optional[bool] = None
 
     def save(self, info: Any, iteration: int, folder: Path) -> tuple[InferenceModel, OpInventory]:
@@ -71,7 +80,10 @@ class Candidates:
         for variable in program.list_vars():
             if variable.persistable and variable.name not in ("feed", "fetch"):
                 value = np.array(trained.find_var(variable.name).get_tensor())
+                if variable.name in self._factors:
+                    value = folded(value, self._factors[variable.name])
                 scope.var(variable.name).get_tensor().set(value, place)
+        _scale_weights(program, scope, place)
         folder.mkdir()
         try:
             return quant_graph.save_int8(
@@ -107,5 +119,16 @@ class Candidates:
             finite.check_outputs(graph, self._probe, _name(iteration), LOWER_RATE)
 
 
+def _scale_weights(program: Any, scope: Any, place: Any) -> None:
+    """Give weights the scales of what they are now; a training's own are of the weights before the last step."""
+    block = program.global_block()
+    for op in block.ops:
+        if op.type == "quantize_linear" and op.attr("quant_axis") >= 0 and block.var(op.input("X")[0]).persistable:
+            value = weight_threshold(np.array(scope.find_var(op.input("X")[0]).get_tensor()), op.attr("quant_axis"))
+            scope.find_var(op.input("Scale")[0]).get_tensor().set(value, place)
+
+
 def _name(iteration: int) -> str:
+    if not iteration:
+        return "the INT8 model before the first iteration"
     return f"the INT8 model after iteration {iteration}"

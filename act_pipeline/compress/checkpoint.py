@@ -22,7 +22,7 @@ from act_pipeline.errors import UserError
 from act_pipeline.model import INFER_CFG_FILENAME
 from act_pipeline.records import clear_leftovers, hash_files, new_artifact, read_record, write_record
 
-CHECKPOINT_SCHEMA = "act_pipeline.checkpoint/2"
+CHECKPOINT_SCHEMA = "act_pipeline.checkpoint/3"
 _RECORD, _VARIABLES, _BEST = "checkpoint.json", "variables.npz", "best"
 
 

@@ -9,11 +9,16 @@ import numpy as np
 
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
-from act_pipeline.data.split import separate_splits
+from act_pipeline.data.loader import Loader
+from act_pipeline.data.split import restricted, separate_splits
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import UserError
 from act_pipeline.fit import fit_reader
 from act_pipeline.model import InferenceModel
+
+# So many training images compare INT8 models, but at most one of five.
+HELD_OUT_IMAGES = 32
+_HELD_OUT_SHARE = 5
 
 
 def open_reader(config: Config, model: InferenceModel, overrides: Sequence[str] = ()) -> tuple[Reader, tuple[str, ...]]:
@@ -53,13 +58,41 @@ def feeds_of(
     return lambda: (model_feed(config, names, batch) for batch in batches())
 
 
-def held_out_feeds(config: Config, reader: Reader, model: InferenceModel, images: int) -> list[dict[str, np.ndarray]]:
-    """Return training images that no calibration of the config looks at, one a feed; any, where there are too few."""
+def held_out(config: Config, reader: Reader, images: int | None = None) -> Loader:
+    """Return the training images that INT8 models are compared on, one a batch, in an order that is always the same.
+
+    No training sees them (:func:`training_reader`), and no calibration of the config, where there are images enough.
+
+    Args:
+        config: ``QuantPost`` decides which.
+        reader: the data.
+        images: so many; None: :data:`HELD_OUT_IMAGES`, but at most one of five.
+    """
     settings = config.quant_post
-    options = {"batch_size": 1, "shuffle": False, "drop_last": False, "seed": settings.seed, "images": images}
+    count = images
+    if count is None:
+        count = max(min(HELD_OUT_IMAGES, reader.dataset("train").readable() // _HELD_OUT_SHARE), 1)
+    options = {"batch_size": 1, "shuffle": False, "drop_last": False, "seed": settings.seed, "images": count}
     loader = reader.loader("train", skip=settings.images, **options)
-    if len(loader) < images:
-        loader = reader.loader("train", **options)
+    return loader if len(loader) == count else reader.loader("train", **options)
+
+
+def held_out_feeds(
+    config: Config, reader: Reader, model: InferenceModel, images: int | None = None
+) -> list[dict[str, np.ndarray]]:
+    """Return the batches of :func:`held_out` under the names of the model's inputs."""
     names = list(inspect_model(model).inputs)
-    with contextlib.closing(iter(loader)) as batches:
+    with contextlib.closing(iter(held_out(config, reader, images))) as batches:
         return [model_feed(config, names, batch) for batch in batches]
+
+
+def training_reader(config: Config, reader: Reader) -> Reader:
+    """Return the reader that a training takes its batches from: without the images of :func:`held_out`.
+
+    Where nothing is evaluated, or there is one image, none is held out.
+    """
+    files = [record.file for record in reader.dataset("train").records]
+    if not config.global_.evaluation or len(files) < 2:
+        return reader
+    judging = {record.file for record in held_out(config, reader).dataset.records}
+    return restricted(reader, train=[file for file in files if file not in judging])

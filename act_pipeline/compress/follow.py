@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from act_pipeline.compress.act import train
-from act_pipeline.compress.feeds import open_reader
+from act_pipeline.compress.feeds import open_reader, training_reader
 from act_pipeline.compress.heap import freed_memory_kept
 from act_pipeline.compress.ranks import Follower, Leader, Ranks
 from act_pipeline.config import Config
@@ -63,7 +63,7 @@ def follow(config: Config, device: str, ranks: Ranks, reader_overrides: Sequence
     reader.check("train")
     device = choose_device(device)
     ranks.say("identity", identity=shared_identity(config, reader, device))
-    train_when_told(config, lambda: reader.loader("train"), device, ranks)
+    train_when_told(config, lambda: training_reader(config, reader).loader("train"), device, ranks)
 
 
 def train_when_told(config: Config, load: Callable[[], Loader], device: str, ranks: Follower) -> NoReturn:

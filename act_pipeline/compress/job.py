@@ -23,8 +23,6 @@ from act_pipeline.data import Reader
 from act_pipeline.evaluation import Comparison, Evaluation, GroundTruth, compare, detection_change
 from act_pipeline.model import InferenceModel
 
-# Training images, kept out of calibration, that candidates are compared on.
-HELD_OUT_IMAGES = 32
 # The Strategy.confidence at which the drop that was measured decides.
 MEASURED = 0.5
 
@@ -114,7 +112,7 @@ class Job:
     def held_out(self) -> list[dict[str, np.ndarray]]:
         """The feeds that candidates are compared on, one training image each; no calibration looks at them."""
         if self._held_out is None:
-            self._held_out = held_out_feeds(self.config, self.reader, self.model, HELD_OUT_IMAGES)
+            self._held_out = held_out_feeds(self.config, self.reader, self.model)
         return self._held_out
 
     def change(self, model: InferenceModel) -> float:

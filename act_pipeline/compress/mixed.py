@@ -16,8 +16,8 @@ import numpy as np
 
 from act_pipeline.analysis.ops import QuantizableOp
 from act_pipeline.compress.bias_correction import find_biases
-from act_pipeline.engines.model_files import inspect_model, read_parameters, write_parameters
-from act_pipeline.engines.program_desc import argument, parsed
+from act_pipeline.engines.model_files import inspect_model, read_parameters, read_program, write_parameters
+from act_pipeline.engines.program_desc import argument, parsed, variables
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph, fold_constants
 
@@ -124,6 +124,16 @@ def read_thresholds(model: InferenceModel) -> dict[str, float]:
             for op in graph.program.global_block().ops
             if op.type == _QUANTIZE
         }
+
+
+def read_ranges(model: InferenceModel) -> dict[str, float]:
+    """Return tensor that is not rounded -> its largest absolute value as it was observed (``out_threshold``)."""
+    return {
+        next(variables(op.outputs)): attribute.f
+        for op in read_program(model.model_path).blocks[0].ops
+        for attribute in op.attrs
+        if attribute.name == "out_threshold"
+    }
 
 
 def _named(graph: StaticGraph, names: Collection[str]) -> list[Any]:

@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.compress.quant_graph import TEACHER_PREFIX
+from act_pipeline.engines.model_files import inspect_model, read_parameters
 from act_pipeline.errors import UserError
+from act_pipeline.model import InferenceModel
 
+_OBSERVER = "moving_average_abs_max_scale"
 # Inputs of Paddle's fake-quantization ops whose variables have a number for a name.
 _NUMBERED_SLOTS = {"InState", "InAccum", "Iter", "InScales"}
 
@@ -58,19 +61,19 @@ def observed_only(infos: Iterable[Any]) -> set[str]:
     by_observers, by_others = set(), set()
     for info in infos:
         for op in program_of(info).global_block().ops:
-            (by_observers if op.type == "moving_average_abs_max_scale" else by_others).update(op.output_arg_names)
+            (by_observers if op.type == _OBSERVER else by_others).update(op.output_arg_names)
     return by_observers - by_others
 
 
 def start_moving_averages(info: Any, thresholds: Mapping[str, float], place: Any) -> int:
-    """Set the moving averages of activations in the current scope as if they had seen a threshold for ever.
+    """Set the moving averages of tensors in the current scope as if they had seen a threshold for ever.
 
     ``moving_average_abs_max`` is ``accum / state`` with ``accum = rate * accum + abs_max`` and ``state = rate * state +
     1``, whose limits are ``threshold / (1 - rate)`` and ``1 / (1 - rate)``.
 
     Args:
         info: of the training program.
-        thresholds: quantized activation -> its threshold; others are let be.
+        thresholds: tensor, quantized or only observed -> its largest absolute value; others are let be.
         place: where the variables live.
 
     Returns:
@@ -79,18 +82,46 @@ def start_moving_averages(info: Any, thresholds: Mapping[str, float], place: Any
     import paddle
 
     scope = paddle.static.global_scope()
+    scales = {"quantize_linear": "Scale", _OBSERVER: "OutScale"}
     found = 0
     for op in program_of(info).global_block().ops:
-        if op.type != "quantize_linear" or "InState" not in op.input_names or not op.input("InState"):
+        if op.type not in scales or "InState" not in op.input_names or not op.input("InState"):
             continue
         value = thresholds.get(op.input("X")[0])
         if not value:
             continue
         state = 1 / (1 - op.attr("moving_rate"))
-        for slot, number in (("Scale", value), ("InAccum", value * state), ("InState", state)):
-            tensor = scope.find_var(op.input(slot)[0]).get_tensor()
+        scale = (op.input if op.type == "quantize_linear" else op.output)(scales[op.type])[0]
+        for name, number in (
+            (scale, value), (op.input("InAccum")[0], value * state), (op.input("InState")[0], state)
+        ):
+            tensor = scope.find_var(name).get_tensor()
             tensor.set(np.full(tensor.shape(), number, np.array(tensor).dtype), place)
         found += 1
+    return found
+
+
+def start_biases(info: Any, model: InferenceModel, place: Any) -> int:
+    """Give what is trained in float, biases that calibration corrected above all, the values of a calibrated model.
+
+    Args:
+        info: of the training program.
+        model: INT8; its weights are integers, and are left where they are.
+        place: where the variables live.
+
+    Returns:
+        how many were set.
+    """
+    import paddle
+
+    scope, found = paddle.static.global_scope(), 0
+    values = read_parameters(model, inspect_model(model))
+    for op in program_of(info).global_block().ops:
+        name = op.input("Param")[0] if "Param" in op.input_names else ""
+        tensor = scope.find_var(name).get_tensor() if name in values else None
+        if tensor is not None and values[name].dtype == np.float32 and tensor.shape() == [*values[name].shape]:
+            tensor.set(values[name], place)
+            found += 1
     return found
 
 

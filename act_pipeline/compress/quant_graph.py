@@ -6,7 +6,7 @@ of RT-DETR's size, and none changes the result:
 - ``IrGraph.link_to`` and ``update_input_link`` assert that their nodes are in the graph, by building the set of all
   nodes on every call;
 - ``OutScaleForTrainingPass`` builds the set of all variables for every output of every op to see whether a name is
-  taken, and observes the teacher's tensors too, whose scales nobody reads;
+  taken, and observes the teacher's tensors too, whose scales nobody reads (and would those of `detection_loss`);
 - ``QuantWeightPass`` rounds the weights channel by channel.
 """
 
@@ -23,11 +23,12 @@ from unittest import mock
 import numpy as np
 
 from act_pipeline.analysis.weights import weight_threshold
+from act_pipeline.compress.detection_loss import LOSS_PREFIX
 from act_pipeline.compress.inventory import OpInventory, take_inventory
 from act_pipeline.compress.selection import Selection
 from act_pipeline.engines.program_desc import parsed
 from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph
+from act_pipeline.static_graph import BATCH_NORM_FACTOR, StaticGraph
 
 TEACHER_PREFIX = "teacher_"
 _SCALE_OF_ZEROS = 1e-8  # as Paddle's `quant_tensor` has it
@@ -94,7 +95,7 @@ def fast_passes() -> Iterator[None]:
 
         with mock.patch.multiple(
             graph,
-            all_op_nodes=lambda: [op for op in all_op_nodes() if not _is_teacher(op)],
+            all_op_nodes=lambda: [op for op in all_op_nodes() if not _is_of_training(op)],
             all_var_nodes=lambda: _VarNodes(names),
             create_persistable_node=create_and_note,
         ):
@@ -121,9 +122,9 @@ def fast_passes() -> Iterator[None]:
         yield
 
 
-def _is_teacher(op_node: Any) -> bool:
+def _is_of_training(op_node: Any) -> bool:
     outputs = op_node.op().output_arg_names()
-    return bool(outputs) and all(name.startswith(TEACHER_PREFIX) for name in outputs)
+    return bool(outputs) and all(name.startswith((TEACHER_PREFIX, LOSS_PREFIX)) for name in outputs)
 
 
 def insert_quantization(graph: StaticGraph, settings: Mapping[str, Any]) -> Any:
@@ -217,6 +218,9 @@ def save_int8(
     block = program.global_block()
     targets = [block.var(name) for name in fetch_names]
     graph = StaticGraph(program, list(feed_names), targets, scope, paddle.static.Executor(place))
+    for op in block.ops:
+        if op.has_attr(BATCH_NORM_FACTOR):
+            op._remove_attr(BATCH_NORM_FACTOR)
     orient_square_weights(graph)
     if check is not None:
         check(graph)

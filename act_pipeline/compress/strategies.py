@@ -9,20 +9,22 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from act_pipeline.analysis.ops import quantizable_ops
 from act_pipeline.compress.act import train
 from act_pipeline.compress.candidates import Scorer
-from act_pipeline.compress.feeds import feeds_of
+from act_pipeline.compress.feeds import feeds_of, training_reader
 from act_pipeline.compress.floor import lift
 from act_pipeline.compress.follow import call_followers
 from act_pipeline.compress.inventory import inventory_of
 from act_pipeline.compress.job import Candidate, Job, timed
-from act_pipeline.compress.mixed import give_back, read_thresholds, rescaled
+from act_pipeline.compress.mixed import give_back, rescaled
 from act_pipeline.compress.ptq import PostTraining, calibration_batches
 from act_pipeline.compress.selection import Selection
 from act_pipeline.compress.smooth_quant import smooth_model
+from act_pipeline.config import WeightedOp
+from act_pipeline.fit import told
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph
 
@@ -31,6 +33,8 @@ ALGORITHMS = ("mse", "avg", "abs_max", "hist", "KL")
 _SMOOTHING_GAIN = 0.1
 # `auto` trains before it gives back more than this share of the ops.
 _MIXED_SHARE = 0.1
+# `qat_dis` starts from the scales of so many images; the training's moving averages go on from there.
+_SCALE_IMAGES = 16
 
 
 def ptq(job: Job) -> Candidate:
@@ -171,16 +175,35 @@ def _smoothed(job: Job) -> tuple[InferenceModel, Selection, dict[str, Any]]:
     return smoothed.model, selection, {"smooth_quant": record}
 
 
+def _calibrated_start(job: Job) -> InferenceModel:
+    """Return an INT8 model to train from, calibrated on a few images: moving averages go on from its scales."""
+    aware = job.config.quant_aware
+    assert aware is not None
+    types = [name for name in aware.quantize_op_types if name in get_args(WeightedOp)]
+    settings = dataclasses.replace(
+        job.config.quant_post, quantize_op_types=types, calib_images=_SCALE_IMAGES, batch_nums=None
+    )
+    config = dataclasses.replace(job.config, quant_post=settings)
+    batches = calibration_batches(job.reader, settings, job.progress)
+    return PostTraining(job.model, config, batches, job.device, job.selection).write(job.folder("start"), "avg").model
+
+
 def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
-    """Return a candidate by training, from the scales of ``start_from`` if given."""
+    """Return a candidate by training, from the scales and biases of ``start_from``, or of a short calibration."""
     config = job.config
     seconds: dict[str, float] = {}
-    loader = job.ranks.shard(job.reader.loader("train"))
+    loader = job.ranks.shard(training_reader(config, job.reader).loader("train"))
     scorer = Scorer(
         lambda model: 1 - job.change(model),
         lambda model: job.judge.evaluate(model, "int8", job.reader, job.progress).map,
         job.judge.survives_nan,
     )
+    start, started_from = None, None
+    if start_from is not None:
+        start, started_from = start_from.model, start_from.name
+    elif job.fp32 is not None:
+        with timed(seconds, "calibrate"):
+            start, started_from = _calibrated_start(job), f"ptq:avg, {_SCALE_IMAGES} images"
     with timed(seconds, "train"):
         call_followers(job.ranks, job.model)
         training = train(
@@ -195,10 +218,12 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
             job.progress,
             job.checkpoints,
             job.interruption,
-            thresholds=read_thresholds(start_from.model) if start_from else None,
+            start=start,
             ranks=job.ranks,
         )
     seconds["train"] += training.earlier_seconds
+    if training.stopped:
+        told([f"the training ended after {training.iterations} iterations: {training.stopped}"])
     record = {
         "iterations": training.iterations,
         "evaluations": [
@@ -206,7 +231,8 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
         ],
         "loss": [round(loss, 6) for _, loss in training.losses],
         "stopped": training.stopped,
-        "scales_from": start_from.name if start_from else None,
+        "scales_from": started_from,
+        "held_out_images": len(job.held_out) if job.fp32 is not None else 0,
     }
     model = training.model
     if job.selection.weight_only:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Optional
 
 import numpy as np
@@ -46,7 +47,7 @@ def separate_splits(reader: Reader, seed: int = 0) -> tuple[Reader, Optional[str
     own = [name for name in training if name not in shared]
     if not reason and len(own) >= _FEWEST_TRAIN_IMAGES:
         note = f"{len(shared)} images of EvalDataset are in TrainDataset too: they judge, and are left out of calibration"
-        return _restricted(reader, own, judging), f"{reader.path}: {note}"
+        return restricted(reader, own, judging), f"{reader.path}: {note}"
     if len(judging) < 2:
         raise UserError(
             f"{reader.path}: EvalDataset has one image, which TrainDataset has too, expected another one to calibrate on; "
@@ -59,13 +60,22 @@ def separate_splits(reader: Reader, seed: int = 0) -> tuple[Reader, Optional[str
     train = [name for name in training if name not in set(evaluated)]
     reason = reason or "TrainDataset and EvalDataset share their images"
     note = f"{reason}: {len(train)} images, drawn by chance, calibrate, and the other {len(evaluated)} judge"
-    return _restricted(reader, train, evaluated), f"{reader.path}: {note}"
+    return restricted(reader, train, evaluated), f"{reader.path}: {note}"
 
 
 def _files(reader: Reader, split: str) -> list[str]:
     return [str(record.file) for record in reader.dataset(split).records]
 
 
-def _restricted(reader: Reader, train: list[str], evaluated: list[str]) -> Reader:
-    only = {"train": frozenset(train), "eval": frozenset(evaluated)}
-    return Reader(dataclasses.replace(reader.settings, only=only), reader.parsed_annotations)
+def restricted(reader: Reader, train: Sequence[str], evaluated: Optional[Sequence[str]] = None) -> Reader:
+    """Return a reader of which splits have so many of their images only.
+
+    Args:
+        reader: is left as it is.
+        train, evaluated: files of the splits ``train`` and ``eval``; None: as it is.
+    """
+    only = {"train": frozenset(train)}
+    if evaluated is not None:
+        only["eval"] = frozenset(evaluated)
+    settings = dataclasses.replace(reader.settings, only={**(reader.settings.only or {}), **only})
+    return Reader(settings, reader.parsed_annotations)
