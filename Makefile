@@ -5,6 +5,8 @@ PYTHON ?= python3
 LOCK ?= cpu
 VENV ?= .venv
 PYTEST_ARGS ?=
+# Processes that share the tests of `make test`, file by file; each takes up to 4 GB (0: one process, for --pdb say).
+WORKERS ?= 2
 # Of `make fuzz`.
 TARGETS ?= all
 MINUTES ?= 10
@@ -30,7 +32,7 @@ benchmark: demo ## the sample in every engine and precision that this machine ha
 
 test: env-dev ## the tests, with one run of the whole path, without the slow ones
 	@echo "test: running the tests (make test-all runs the slow ones too)"
-	@$(VENV_PYTHON) -m pytest -q -m "not slow" $(PYTEST_ARGS)
+	@$(VENV_PYTHON) -m pytest -q -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-all: env-dev ## all tests
 	@echo "test: running all tests, the slow ones too"

@@ -86,6 +86,7 @@ setup(
             "onnxruntime",
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "tensorrt-rtx-cu12-bindings",
             "tensorrt-rtx-cu12-libs",
         ],

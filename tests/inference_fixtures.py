@@ -180,6 +180,48 @@ def make_tiny_data(directory: Path, images: int = 5) -> Path:
     return path
 
 
+def write_reader(
+    path: Path,
+    data: Path,
+    annotations: str | Path = "annotations.json",
+    size: int = SIZE,
+    keep_ratio: bool = False,
+    pad: str = "",
+    settings: str = "",
+) -> Path:
+    """Write a reader file over a COCO folder, that of `make_tiny_data` say, for training and evaluation alike.
+
+    Args:
+        path: the reader file; returned.
+        data: holds ``images`` and the annotations.
+        annotations: the annotation file, from ``data`` or absolute.
+        size: to which pictures are resized, in pixels.
+        keep_ratio: of the resizing.
+        pad: the arguments of a ``Pad`` after it, in YAML; none: there is no such step.
+        settings: lines that stand above the datasets.
+    """
+    dataset = f"!COCODataSet {{image_dir: images, anno_path: {annotations}, dataset_dir: {data}}}"
+    steps = [
+        "Decode: {}",
+        f"Resize: {{target_size: [{size}, {size}], keep_ratio: {keep_ratio}, interp: 2}}",
+        *([f"Pad: {pad}"] if pad else []),
+        "NormalizeImage: {mean: [0., 0., 0.], std: [1., 1., 1.], norm_type: none}",
+        "Permute: {}",
+    ]
+    lines = [
+        "metric: COCO",
+        *settings.splitlines(),
+        f"EvalDataset: {dataset}",
+        f"TrainDataset: {dataset}",
+        "EvalReader:",
+        "  sample_transforms:",
+        *(f"    - {step}" for step in steps),
+        "  batch_size: 1",
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
 class TinyReader:
     """What `evaluate` and `run_inference` need of a reader, over any COCO folder."""
 

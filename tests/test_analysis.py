@@ -332,15 +332,11 @@ def config_of(demo, folder: Path, model: Path | None = None, types: str = "[dept
     return load_config(path)
 
 
-def places_of(demo) -> list[str]:
-    return [f"{name}.dataset_dir={demo.root / 'data'}" for name in ("TrainDataset", "EvalDataset", "TestDataset")]
-
-
 def test_an_analysis_of_the_sample(demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"progress": False, "reader_overrides": places_of(demo), "sensitivity_images": 2, "map_images": 1}
+    options = {"progress": False, "reader_overrides": demo.places, "sensitivity_images": 1, "map_images": 1}
     made = analyze(config_of(demo, tmp_path), tmp_path / "out", **options)
     record = read_record(tmp_path / "out" / "analysis.json", ANALYSIS_SCHEMA)
-    assert record == made.record and record["images"] == 6 and record["sensitivity"]["images"] == 2
+    assert record == made.record and record["images"] == 6 and record["sensitivity"]["images"] == 1
     assert {op["type"] for op in record["ops"]} == {"depthwise_conv2d"}
     assert {op["group"] for op in record["ops"]} == {"backbone"}
     for op in record["ops"]:
@@ -396,7 +392,7 @@ def test_constant_activations_are_named_with_their_op(demo, tmp_path: Path, capl
     config = config_of(demo, tmp_path, folder, "[conv2d]")
     with caplog.at_level("WARNING"):
         made = analyze(
-            config, tmp_path / "out", images=2, sensitivity=False, progress=False, reader_overrides=places_of(demo)
+            config, tmp_path / "out", images=2, sensitivity=False, progress=False, reader_overrides=demo.places
         )
     (line,) = [entry.getMessage() for entry in caplog.records if "constant" in entry.getMessage()]
     assert f"read by conv2d ({op})" in line and "on all 2 calibration images" in line
@@ -418,7 +414,7 @@ def test_constant_activations_are_named_with_their_op(demo, tmp_path: Path, capl
 )
 def test_bad_input_is_one_line(demo, tmp_path: Path, options: dict, words: str) -> None:
     folder = damaged(demo, tmp_path / "model", float("inf"))[0] if options.pop("model", None) else None
-    reader = [*places_of(demo), *options.pop("reader", [])]
+    reader = [*demo.places, *options.pop("reader", [])]
     config = config_of(demo, tmp_path, folder, options.pop("types", "[conv2d]"))
     with pytest.raises(UserError, match=words) as error:
         analyze(config, tmp_path / "out", progress=False, reader_overrides=reader, **options)
@@ -426,7 +422,7 @@ def test_bad_input_is_one_line(demo, tmp_path: Path, options: dict, words: str) 
 
 
 def test_fewer_images_than_asked_for_are_said(demo, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    reader = [*places_of(demo), "TrainDataset.sample_num=3"]
+    reader = [*demo.places, "TrainDataset.sample_num=3"]
     with caplog.at_level("WARNING"):
         made = analyze(
             config_of(demo, tmp_path), tmp_path / "out", sensitivity=False, progress=False, reader_overrides=reader

@@ -72,9 +72,10 @@ def outcome(tmp_path_factory: pytest.TempPathFactory):
             quick=True, repeats=12, warmup=2, cpu_threads=1, limit=4,
             json=str(folder / "out" / "benchmark.json"), chart=str(folder / "out" / "chart.png"),
         )  # fmt: skip
-        yield run_benchmark(request, lambda line: None, reader, MACHINE, sleeping_engine), folder
+        return run_benchmark(request, lambda line: None, reader, MACHINE, sleeping_engine), folder
 
 
+@pytest.mark.alone  # it makes the outcome that the tests below look at
 def test_times_and_ratios_are_those_of_the_engines(outcome) -> None:
     rows = by_label(outcome[0].record)
     assert set(rows) == set(LABELS)
@@ -298,23 +299,23 @@ def test_a_missing_peer_says_which_extra(sleeping, monkeypatch) -> None:
         sleeping(peer="nncf")
 
 
-def test_paddle_for_real(tmp_path: Path) -> None:
+def test_paddle_for_real(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The command itself, on the tiny model: stdout has the table and nothing else."""
     pytest.importorskip("paddle", reason="paddlepaddle is not installed")
-    import subprocess
-    import sys
+    from deploy import benchmark as command
 
     export_tiny_model(tmp_path / "fp32")
     export_tiny_model(tmp_path / "int8", quantized=True)
-    command = [
-        sys.executable, str(Path(__file__).resolve().parents[1] / "deploy" / "benchmark.py"),
+    capfd.readouterr()
+    arguments = [
         "--model_path", str(tmp_path / "fp32"), "--int8_model_path", str(tmp_path / "int8"), "--random", "--no_map",
         "--engines", "paddle_onednn,paddle", "--precisions", "fp32", "--quick", "--repeats", "5", "--cpu_threads", "1",
         "--device", "CPU", "--batch_size", "2", "--json", str(tmp_path / "b.json"), "--chart", str(tmp_path / "b.png"),
     ]  # fmt: skip
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    assert len(ended.stdout.splitlines()) == 10 and "paddle_onednn fp32" in ended.stdout
+    code = run_command(command.main, arguments)
+    said, errors = capfd.readouterr()
+    assert code == 0, errors
+    assert len(said.splitlines()) == 10 and "paddle_onednn fp32" in said
     record = read_record(tmp_path / "b.json", BENCHMARK_SCHEMA)
     assert {row["label"] for row in record["rows"]} == {"paddle fp32", "paddle_onednn fp32"}
     for row in record["rows"]:

@@ -46,6 +46,7 @@ def test_the_table_has_a_ratio_and_says_what_failed() -> None:
     assert "ours failed: its process ended with 2: no memory" in text and "  ratio" not in text
 
 
+@pytest.mark.alone
 def test_a_stage_within_another_stops_its_clock(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock("ours")
     with clock.stage("train"):
@@ -94,6 +95,7 @@ def readable(demo, directory: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_stock_and_ours_run_side_by_side(demo, tmp_path: Path) -> None:
     options = (f"Global.model_dir={demo.fp32.directory}", f"Global.reader_config={readable(demo, tmp_path)}")
     record = compare(Request(str(COMPRESS_CONFIG), options, train_iter=4, eval_iter=2, eval_images=6), progress=False)

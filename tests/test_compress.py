@@ -15,8 +15,7 @@ from act_pipeline.compress import compress
 from act_pipeline.compress.feeds import held_out_feeds
 from act_pipeline.compress.judge import Judge
 from act_pipeline.config import load_config
-from act_pipeline.data import Reader
-from act_pipeline.demo import COMPRESS_CONFIG, READER_CONFIG, run_demo
+from act_pipeline.demo import COMPRESS_CONFIG, run_demo
 from act_pipeline.engines import create_engine
 from act_pipeline.errors import UserError, run_command
 from act_pipeline.evaluation import detection_change, evaluate
@@ -26,11 +25,6 @@ from act_pipeline.static_graph import StaticGraph, fold_batch_norm, fold_constan
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
-
-
-def reader_of(demo) -> Reader:
-    places = [f"{name}.dataset_dir={demo.root / 'data'}" for name in ("TrainDataset", "EvalDataset", "TestDataset")]
-    return Reader.load(READER_CONFIG, places)
 
 
 def ops_of(model: InferenceModel) -> list:
@@ -98,7 +92,7 @@ def test_eval_json_is_as_designed_and_agrees_with_act_json(demo) -> None:
 
 def test_what_is_saved_computes_what_was_evaluated_in_training(demo) -> None:
     """The best candidate is chosen by its agreement with the float model on training images."""
-    reader = Reader.load(READER_CONFIG, places_of(demo))
+    reader = demo.reader()
     judge = Judge("openvino", "openvino", "CPU", "")
     feeds = held_out_feeds(config_of(demo), reader, demo.fp32)
     models = ((demo.fp32, "fp32"), (demo.compressed.model, "int8"))
@@ -113,7 +107,7 @@ def test_every_way_of_running_it_detects_as_well(demo) -> None:
     scores = {label: record["map"] for label, record in demo.evaluations.items()}
     assert len(scores) == 3
     with contextlib.closing(create_engine("paddle_onednn", demo.compressed.model, "int8")) as engine:
-        scores["oneDNN"] = evaluate(engine, Reader.load(READER_CONFIG, places_of(demo)), progress=False).map
+        scores["oneDNN"] = evaluate(engine, demo.reader(), progress=False).map
     assert max(scores.values()) - min(scores.values()) <= 0.01, scores
 
 
@@ -177,7 +171,7 @@ def test_folding_changes_no_detection(demo, tmp_path: Path) -> None:
         types = {op.type for op in graph.program.global_block().ops}
         assert "batch_norm" not in types and len(graph.program.global_block().ops) < before
         folded = graph.save(tmp_path)
-    reader = reader_of(demo)
+    reader = demo.reader()
     scores = []
     for model in (demo.fp32, folded):
         engine = create_engine("paddle_onednn", model, "fp32", "CPU", 2)
@@ -311,10 +305,6 @@ def config_of(demo, *overrides: str):
     return load_config(COMPRESS_CONFIG, [*TRAINED, f"Global.model_dir={demo.fp32.directory}", *overrides])
 
 
-def places_of(demo) -> list[str]:
-    return [f"{name}.dataset_dir={demo.root / 'data'}" for name in ("TrainDataset", "EvalDataset", "TestDataset")]
-
-
 @pytest.mark.parametrize(
     ("failure", "code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device", "best_model"), 2)]
 )
@@ -329,7 +319,7 @@ def test_a_broken_run_keeps_the_old_result_and_leaves_nothing(
 
     monkeypatch.setattr("act_pipeline.compress.strategies.train", fail)
     config = config_of(demo, "Global.Evaluation=false")
-    assert run_command(lambda argv: compress(config, save_dir, reader_overrides=places_of(demo))) == code
+    assert run_command(lambda argv: compress(config, save_dir, reader_overrides=demo.places)) == code
     assert [path.name for path in tmp_path.iterdir()] == ["int8"]
     assert InferenceModel.load(save_dir).content_hash() == demo.compressed.model.content_hash()
 
@@ -358,7 +348,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
             config_of(demo, *overrides),
             tmp_path / "int8",
             progress=False,
-            reader_overrides=[*places_of(demo), *reader_overrides],
+            reader_overrides=[*demo.places, *reader_overrides],
         )
 
     assert run_command(command) == 2
@@ -378,7 +368,7 @@ def test_another_class_count_is_found_before_training(demo, tmp_path: Path) -> N
     other = tmp_path / "nine.json"
     other.write_text(json.dumps(annotations))
     reader = [
-        *places_of(demo),
+        *demo.places,
         f"TrainDataset.anno_path={other}",
         f"EvalDataset.anno_path={other}",
         "EvalDataset.image_dir=images/train",

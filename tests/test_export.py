@@ -47,12 +47,9 @@ def test_the_signature_is_paddledetections(demo) -> None:
 
 
 def test_a_batch_gives_what_its_images_give_alone(demo) -> None:
-    from act_pipeline.data import Reader
-    from act_pipeline.demo import READER_CONFIG
     from act_pipeline.engines import create_engine
 
-    reader = Reader.load(READER_CONFIG, [f"EvalDataset.dataset_dir={demo.root / 'data'}"])
-    batch = next(iter(reader.loader("eval", batch_size=3)))
+    batch = next(iter(demo.reader().loader("eval", batch_size=3)))
     engine = create_engine("paddle_onednn", demo.fp32, "fp32", "CPU", 2)
     together = engine.run(batch)
     assert together["bbox_num"].tolist() == [50, 50, 50]
@@ -188,33 +185,44 @@ def test_the_size_that_is_asked_for_counts(tmp_path: Path, override: str, expect
     assert inspect_model(model).input_size == expected
 
 
-@pytest.mark.parametrize("override", ["exclude_post_process=True", "export={post_process: False}"])
-def test_without_its_post_process_a_model_takes_images_and_gives_boxes_and_logits(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str
-) -> None:
-    """PaddleDetection 7150, PaddleSlim 1869; what gives no detections cannot be evaluated, nor compressed."""
-    from act_pipeline.data import Reader
-    from act_pipeline.data.sample import make_sample
-    from act_pipeline.demo import READER_CONFIG
-    from act_pipeline.engines import create_engine
+WITHOUT_POST_PROCESS = ("exclude_post_process=True", "export={post_process: False}")
+
+
+@pytest.fixture(scope="module", params=WITHOUT_POST_PROCESS)
+def raw_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """The sample exported up to its boxes and logits."""
+    return export_model(MODEL_CONFIG, tmp_path_factory.mktemp("raw"), [f"weights={WEIGHTS}", request.param])
+
+
+def test_without_its_post_process_a_model_takes_images_and_gives_boxes_and_logits(raw_model) -> None:
+    """PaddleDetection 7150, PaddleSlim 1869."""
     from act_pipeline.engines.model_files import inspect_model
+
+    summary = inspect_model(raw_model)
+    assert dict(summary.inputs) == {"image": (-1, 3, 224, 224)}
+    assert list(summary.output_shapes.values()) == [(-1, 50, 4), (-1, 50, 10)]
+
+
+@pytest.mark.parametrize("raw_model", WITHOUT_POST_PROCESS[:1], indirect=True, scope="module")
+def test_boxes_and_logits_are_those_of_the_detections_and_are_refused_where_detections_are_needed(
+    raw_model, sample_model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What gives no detections cannot be evaluated, nor compressed."""
+    from sample_fixtures import reader_of_scenes
+
+    from act_pipeline.data.sample import make_sample
+    from act_pipeline.engines import create_engine
     from act_pipeline.engines.paddle_tensors import PaddleTensors
     from deploy import infer_eval
     from tools import compress
 
-    model = export_model(MODEL_CONFIG, tmp_path, [f"weights={WEIGHTS}", override])
-    summary = inspect_model(model)
-    assert dict(summary.inputs) == {"image": (-1, 3, 224, 224)}
-    assert list(summary.output_shapes.values()) == [(-1, 50, 4), (-1, 50, 10)]
-
     make_sample(tmp_path / "data", 1, 2, seed=0, size=96, progress=False)
-    data = f"EvalDataset.dataset_dir={tmp_path / 'data'}"
-    batch = next(iter(Reader.load(READER_CONFIG, [data]).loader("eval", batch_size=2)))
-    runner = PaddleTensors(model)
+    batch = next(iter(reader_of_scenes(tmp_path / "data").loader("eval", batch_size=2)))
+    runner = PaddleTensors(raw_model)
     boxes, logits = next(runner.run([batch]))
     runner.close()
     scores = np.sort((1 / (1 + np.exp(-logits))).reshape(2, -1))[:, ::-1][:, :50]
-    engine = create_engine("paddle_onednn", export_model(MODEL_CONFIG, tmp_path / "whole", [f"weights={WEIGHTS}"]))
+    engine = create_engine("paddle_onednn", sample_model)
     whole = engine.run(batch)["bbox"].reshape(2, 50, 6)
     engine.close()
     assert np.abs(np.sort(whole[:, :, 1])[:, ::-1] - scores).max() < 1e-4
@@ -222,11 +230,11 @@ def test_without_its_post_process_a_model_takes_images_and_gives_boxes_and_logit
 
     capsys.readouterr()
     commands = (
-        (infer_eval.main, [f"--model_path={model.directory}", "--precision=fp32", "--device=CPU"]),
+        (infer_eval.main, [f"--model_path={raw_model.directory}", "--precision=fp32", "--device=CPU"]),
         (
             compress.main,
             [f"--config_path={REPOSITORY / 'configs/sample_ptq.yml'}", f"--save_dir={tmp_path / 'int8'}", "-o",
-             f"Global.model_dir={model.directory}"],
+             f"Global.model_dir={raw_model.directory}"],
         ),
     )
     for main, arguments in commands:

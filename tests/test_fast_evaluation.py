@@ -12,7 +12,6 @@ from one_op_model import in_executor, small_model
 
 from act_pipeline.compress import baseline
 from act_pipeline.compress.judge import Judge
-from act_pipeline.data import Reader
 from act_pipeline.engines import create_engine, machine
 from act_pipeline.engines.model_files import inspect_model, read_parameters, write_parameters
 from act_pipeline.engines.int8_reference import use_onednn, with_onednn_rounding
@@ -22,13 +21,6 @@ from act_pipeline.running import NotFinite
 from act_pipeline.static_graph import StaticGraph, fold_constants, static_mode
 
 REFERENCE = Judge("int8_reference", "paddle_onednn", "CPU", "")
-
-
-def reader_of(demo, *overrides: str) -> Reader:
-    from act_pipeline.demo import READER_CONFIG
-
-    places = [f"{name}.dataset_dir={demo.root / 'data'}" for name in ("TrainDataset", "EvalDataset", "TestDataset")]
-    return Reader.load(READER_CONFIG, [*places, *overrides])
 
 
 def test_weights_are_dequantized_to_the_bit(demo, tmp_path: Path) -> None:
@@ -135,7 +127,7 @@ def test_onednn_rounds_as_paddle_does() -> None:
 
 
 def test_the_quick_engine_detects_as_the_exact_one(demo) -> None:
-    reader = reader_of(demo)
+    reader = demo.reader()
     engines = {name: create_engine(name, demo.compressed.model, "int8", "CPU") for name in ("paddle", "int8_reference")}
     found = {name: evaluate(engine, reader, limit=40, progress=False) for name, engine in engines.items()}
     for engine in engines.values():
@@ -145,8 +137,10 @@ def test_the_quick_engine_detects_as_the_exact_one(demo) -> None:
     assert means[0] == pytest.approx(means[1], abs=0.005)
 
 
-def test_an_evaluation_survives_models_of_nan(demo, tmp_path: Path) -> None:
-    """In the bias of the points, in one before that, and in the last one, of the scores."""
+def test_an_evaluation_survives_models_of_nan(demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the bias of the points, in one before that, and in the last one, of the scores; in two engines side by side."""
+    monkeypatch.setattr("act_pipeline.compress.judge.available_cpus", lambda: 2)
+    assert REFERENCE.parallel == (2, 1)
     model = InferenceModel(tmp_path)
     model.model_path.write_bytes(demo.compressed.model.model_path.read_bytes())
     values = read_parameters(demo.compressed.model, inspect_model(demo.compressed.model))
@@ -158,11 +152,11 @@ def test_an_evaluation_survives_models_of_nan(demo, tmp_path: Path) -> None:
     sizes = [values[name].size for name in biases]
     # x and y of each point, and then its weight.
     offsets = [name for name, size, after in zip(biases, sizes, sizes[1:]) if size == 2 * after][-1]
-    reader, said = reader_of(demo), []
+    reader, said = demo.reader(), []
     for name in (offsets, biases[len(biases) // 2], biases[-1]):
         write_parameters(model, {**values, name: np.full_like(values[name], np.nan)})
         try:
-            REFERENCE.evaluate(model, "int8", reader, False)
+            REFERENCE.evaluate(model, "int8", reader, False, 4)
             said.append("")
         except NotFinite as error:
             said.append(str(error))
@@ -222,7 +216,7 @@ def test_a_cache_that_cannot_be_written_is_let_be(tmp_path: Path, monkeypatch: p
 def test_a_changed_model_or_annotation_is_evaluated_anew(demo, tmp_path: Path, cache: Path, monkeypatch) -> None:
     counted = []
     monkeypatch.setattr(Judge, "evaluate", lambda *args: counted.append(args) or made())
-    model, reader = demo.fp32, reader_of(demo)
+    model, reader = demo.fp32, demo.reader()
     assert [REFERENCE.evaluate_float(model, reader, False)[1] for _ in range(2)] == [False, True]
     other = InferenceModel(tmp_path)
     other.model_path.write_bytes(model.model_path.read_bytes())
@@ -233,6 +227,6 @@ def test_a_changed_model_or_annotation_is_evaluated_anew(demo, tmp_path: Path, c
     content = json.loads(reader.annotation_file("eval").read_text())
     content["annotations"][0]["bbox"][2] += 1
     (tmp_path / "eval.json").write_text(json.dumps(content))
-    changed = reader_of(demo, f"EvalDataset.anno_path={tmp_path / 'eval.json'}")
+    changed = demo.reader(f"EvalDataset.anno_path={tmp_path / 'eval.json'}")
     assert not REFERENCE.evaluate_float(model, changed, False)[1]
     assert len(counted) == 3

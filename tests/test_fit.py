@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from inference_fixtures import SHARED, make_tiny_data
+from inference_fixtures import SHARED, make_tiny_data, write_reader
 
 from act_pipeline.config import load_config
 from act_pipeline.data import Reader
@@ -26,18 +26,6 @@ BCCD_DATA = SHARED / "data" / "bccd"
 needs_bccd = pytest.mark.skipif(not BCCD_DATA.is_dir() or not BCCD.is_dir(), reason="the blood cells are not at hand")
 BCCD_FIRST_EIGHT = 0.5444  # mAP of ../shared/models/bccd on the first eight test images, in Paddle Inference
 
-READER = """
-metric: COCO
-EvalDataset: !COCODataSet {{image_dir: images, anno_path: annotations.json, dataset_dir: {folder}}}
-TrainDataset: !COCODataSet {{image_dir: images, anno_path: annotations.json, dataset_dir: {folder}}}
-EvalReader:
-  sample_transforms:
-    - Decode: {{}}
-    - Resize: {{target_size: [32, 32], keep_ratio: False, interp: 2}}
-    - NormalizeImage: {{mean: [0., 0., 0.], std: [1., 1., 1.], norm_type: none}}
-    - Permute: {{}}
-  batch_size: 1
-"""
 PREPROCESS = [
     {"type": "Resize", "target_size": [32, 32], "keep_ratio": False, "interp": 2},
     {"type": "NormalizeImage", "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "norm_type": "none"},
@@ -48,9 +36,7 @@ PREPROCESS = [
 @pytest.fixture()
 def config(tmp_path: Path) -> Path:
     """A reader file over 24 images of one disc each, category 7; category 3 has no box."""
-    folder = make_tiny_data(tmp_path / "data", 24).parent
-    (tmp_path / "reader.yml").write_text(READER.format(folder=folder))
-    return tmp_path / "reader.yml"
+    return write_reader(tmp_path / "reader.yml", make_tiny_data(tmp_path / "data", 24).parent)
 
 
 @pytest.fixture()
@@ -336,7 +322,7 @@ def test_a_few_images_refuse_nothing(model, config) -> None:
 # --- a real RT-DETR --------------------------------------------------------------------------------------------------
 
 
-def bccd_reader(folder: Path, arrange=lambda content: None, transforms: str = "") -> Path:
+def bccd_reader(folder: Path, arrange=lambda content: None, **options: Any) -> Path:
     """Write a reader of the first eight test images, with annotations that ``arrange`` changes."""
     content = json.loads((BCCD_DATA / "annotations" / "instances_test.json").read_text())
     content["images"] = content["images"][:8]
@@ -344,11 +330,7 @@ def bccd_reader(folder: Path, arrange=lambda content: None, transforms: str = ""
     content["annotations"] = [box for box in content["annotations"] if box["image_id"] in taken]
     arrange(content)
     (folder / "eight.json").write_text(json.dumps(content))
-    text = READER.format(folder=BCCD_DATA).replace("annotations.json", str(folder / "eight.json"))
-    text = text.replace("[32, 32]", "[256, 256]")
-    text = text.replace("keep_ratio: False, interp: 2}", f"keep_ratio: {bool(transforms)}, interp: 2}}{transforms}")
-    (folder / "reader.yml").write_text(text)
-    return folder / "reader.yml"
+    return write_reader(folder / "reader.yml", BCCD_DATA, folder / "eight.json", 256, **options)
 
 
 def reverse(content: dict[str, Any]) -> None:
@@ -381,7 +363,7 @@ def test_blood_cells_in_a_letterbox_and_normalized_in_the_graph(tmp_path) -> Non
 
     weights = [f"weights={BCCD / 'rtdetr_hgnetv2_s_bccd.pdparams'}", "trt=True"]
     yml = BCCD / "rtdetr_hgnetv2_s_bccd.yml"
-    letterbox = bccd_reader(tmp_path, transforms="\n    - Pad: {size: [256, 256], fill_value: [0., 0., 0.]}")
+    letterbox = bccd_reader(tmp_path, keep_ratio=True, pad="{size: [256, 256], fill_value: [0., 0., 0.]}")
     padded = export_model(yml, tmp_path / "pad", [*weights, "DETRPostProcess.bbox_decode_type=pad"])
     assert map_of(padded, letterbox) == pytest.approx(0.4523, abs=0.002)
     with pytest.raises(UserError, match="keep_ratio: True, but"):

@@ -10,19 +10,12 @@ import pytest
 
 from act_pipeline.compress.judge import REFERENCE, Judge, choose_judge, collect_shapes
 from act_pipeline.compress.mixed import read_thresholds, rescaled
-from act_pipeline.data import Reader
-from act_pipeline.demo import READER_CONFIG
 from act_pipeline.engines import fastest_engine, machine
 from act_pipeline.engines.dynamic_shape import ShapeKey, stale_reason
 from act_pipeline.errors import UserError
 from act_pipeline.inference import InferenceRequest, run_inference
 from act_pipeline.running import measure_in_turns
 from act_pipeline.static_graph import static_mode
-
-
-def reader_of(demo) -> Reader:
-    places = [f"{name}.dataset_dir={demo.root / 'data'}" for name in ("TrainDataset", "EvalDataset", "TestDataset")]
-    return Reader.load(READER_CONFIG, places)
 
 
 def test_auto_is_what_infer_eval_takes(demo) -> None:
@@ -67,6 +60,7 @@ class Sleeping:
         time.sleep(self.seconds)
 
 
+@pytest.mark.alone
 def test_latencies_are_taken_in_turns() -> None:
     runs: list[str] = []
     engines = {"fp32": Sleeping(0.02, runs, "f"), "int8": Sleeping(0.005, runs, "i")}
@@ -91,14 +85,14 @@ def test_shapes_for_tensorrt_are_collected_in_a_process_of_their_own(demo, tmp_p
     from act_pipeline.model import InferenceModel
 
     shutil.copytree(demo.compressed.model.directory, tmp_path / "int8")
-    model, reader = InferenceModel.load(tmp_path / "int8"), reader_of(demo)
+    model, reader = InferenceModel.load(tmp_path / "int8"), demo.reader()
     collect_shapes(model, reader, "CPU")
     height, width = reader.input_size
     assert stale_reason(model, ShapeKey(model.content_hash(), (height, width), 1, str(machine().paddle))) is None
 
 
 def test_detections_are_rows_of_coco(demo) -> None:
-    reader = reader_of(demo)
+    reader = demo.reader()
     feeds = [batch for _, batch in zip(range(2), reader.loader("train", batch_size=1, shuffle=False))]
     found = choose_judge("auto", "CPU", demo.fp32).detect(demo.fp32, "fp32", reader, feeds)
     assert found.shape[1] == 7 and set(found[:, 0]) == {0.0, 1.0} and np.isfinite(found).all()
@@ -109,11 +103,11 @@ def test_detections_are_rows_of_coco(demo) -> None:
 def test_infer_eval_shows_every_engine(demo) -> None:
     said: list[str] = []
     request = InferenceRequest(str(demo.compressed.model.directory), engine="all", limit=6)
-    outcome = run_inference(request, say=said.append, reader=reader_of(demo))
+    outcome = run_inference(request, say=said.append, reader=demo.reader())
     rows = {(row["engine"], row["precision"]): row for row in outcome.record["rows"]}
     assert {("openvino", "fp32"), ("openvino", "int8"), ("int8_reference", "int8"), ("paddle", "fp32")} <= set(rows)
     assert all(0 <= row["map"] <= 1 and row["latency_ms"]["p50"] > 0 for row in rows.values() if not row["failure"])
     table = "\n".join(outcome.lines)
     assert "openvino" in table and "int8_reference" in table
     with pytest.raises(UserError, match="--use_trt is for one engine, --engine is all"):
-        run_inference(InferenceRequest(engine="all", use_trt=True), reader=reader_of(demo))
+        run_inference(InferenceRequest(engine="all", use_trt=True), reader=demo.reader())

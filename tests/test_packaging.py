@@ -96,7 +96,7 @@ def test_the_locks_agree_with_each_other(python: str) -> None:
     assert cpu.pop(PADDLE["cpu"]) == gpu.pop(PADDLE["gpu"])
     assert cpu == gpu
     assert {name: cpu[name] for name in dev if name in cpu} == {name: dev[name] for name in dev if name in cpu}
-    assert {"pytest", "pytest-timeout", "hypothesis"} <= set(dev)
+    assert {"pytest", "pytest-timeout", "pytest-xdist", "hypothesis"} <= set(dev)
     assert LOWERING <= set(cpu) and not {"onnxruntime", "nncf"} & set(cpu), "ONNX Runtime and NNCF stay optional"
     for name, packages in RUNTIMES.items():  # what the tests run with, and moves nothing of the rest
         runtime = pins(name, python)

@@ -16,7 +16,6 @@ from act_pipeline.compress.calibration import kl_threshold, threshold, uniform_h
 from act_pipeline.compress.ptq import PostTraining
 from act_pipeline.compress.quant_graph import weight_threshold
 from act_pipeline.config import load_config
-from act_pipeline.data import Reader
 from act_pipeline.demo import READER_CONFIG
 from act_pipeline.errors import UserError, run_command
 from act_pipeline.model import InferenceModel
@@ -335,10 +334,6 @@ def test_a_transposed_weight_is_corrected_as_its_own() -> None:
 # ---- the strategy ----------------------------------------------------------------------------------------------------
 
 
-def places_of(demo) -> list[str]:
-    return [f"{name}.dataset_dir={demo.root / 'data'}" for name in ("TrainDataset", "EvalDataset", "TestDataset")]
-
-
 def config_of(
     demo,
     folder: Path,
@@ -368,7 +363,9 @@ def ptq(demo, tmp_path_factory: pytest.TempPathFactory):
     path = REPOSITORY / "configs" / "sample_ptq.yml"
     config = load_config(path, [f"Global.model_dir={demo.fp32.directory}"])
     save_dir = tmp_path_factory.mktemp("ptq") / "int8"
-    return compress(config, save_dir, progress=False, reader_overrides=places_of(demo))
+    with pytest.MonkeyPatch.context() as two_cores:  # whatever this process has: calibration runs an image a core
+        two_cores.setattr("act_pipeline.engines.openvino_tensors.available_cpus", lambda: 2)
+        return compress(config, save_dir, progress=False, reader_overrides=demo.places)
 
 
 def test_the_default_is_within_0_003_and_in_the_record(ptq, demo) -> None:
@@ -425,9 +422,9 @@ def test_the_lowering_takes_it_whole(ptq) -> None:
 
 def test_the_same_seed_gives_the_same_model_whatever_the_batches(demo, tmp_path: Path) -> None:
     config = config_of(demo, tmp_path, 9, "avg", bias_correction=True)
-    first = compress(config, tmp_path / "a", progress=False, reader_overrides=places_of(demo))
+    first = compress(config, tmp_path / "a", progress=False, reader_overrides=demo.places)
     other = config_of(demo, tmp_path, 9, "avg", bias_correction=True, overrides=("QuantPost.batch_size=9",))
-    second = compress(other, tmp_path / "b", progress=False, reader_overrides=places_of(demo))
+    second = compress(other, tmp_path / "b", progress=False, reader_overrides=demo.places)
     assert first.record["calibration"]["images"] == second.record["calibration"]["images"] == 9
     with static_mode():
         one, two = StaticGraph.load(first.model), StaticGraph.load(second.model)
@@ -437,7 +434,7 @@ def test_the_same_seed_gives_the_same_model_whatever_the_batches(demo, tmp_path:
 
 
 def test_images_are_chosen_at_random_by_the_seed(demo) -> None:
-    reader = Reader.load(READER_CONFIG, places_of(demo))
+    reader = demo.reader()
 
     def chosen(seed: int) -> list[int]:
         loader = reader.loader("train", batch_size=4, shuffle=False, drop_last=False, seed=seed, images=10)
@@ -448,7 +445,7 @@ def test_images_are_chosen_at_random_by_the_seed(demo) -> None:
 
 
 def test_fewer_images_than_asked_for_are_used_and_said(demo, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    reader = [*places_of(demo), "TrainDataset.sample_num=6"]
+    reader = [*demo.places, "TrainDataset.sample_num=6"]
     with caplog.at_level("WARNING"):
         made = compress(config_of(demo, tmp_path), tmp_path / "int8", progress=False, reader_overrides=reader)
     assert made.record["calibration"]["images"] == 6 and made.record["calibration"]["images_asked"] == 100
@@ -481,7 +478,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 ) -> None:
     def command(argv):
         config = config_of(demo, tmp_path, overrides=tuple(overrides))
-        compress(config, tmp_path / "int8", progress=False, reader_overrides=[*places_of(demo), *reader_overrides])
+        compress(config, tmp_path / "int8", progress=False, reader_overrides=[*demo.places, *reader_overrides])
 
     assert run_command(command) == 2
     error = capsys.readouterr().err.strip().splitlines()
@@ -501,7 +498,7 @@ def test_a_damaged_weight_is_named(demo, tmp_path: Path) -> None:
         graph.save(broken)
     config = config_of(demo, tmp_path, 8, overrides=(f"Global.model_dir={broken}",))
     with pytest.raises(UserError, match=rf"parameter {name} holds NaN"):
-        compress(config, tmp_path / "int8", progress=False, reader_overrides=places_of(demo))
+        compress(config, tmp_path / "int8", progress=False, reader_overrides=demo.places)
     assert not (tmp_path / "int8").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sample_fixtures import scenes_in
 
 from act_pipeline.demo import MODEL_CONFIG, READER_CONFIG, SCENE_SIZE, WEIGHTS
 
@@ -32,7 +33,7 @@ def test_a_rectangular_input_gives_the_right_boxes(tmp_path: Path) -> None:
     model = export_model(MODEL_CONFIG, tmp_path, [f"weights={WEIGHTS}", "trt=True", *shapes])
     assert model.infer_cfg()["Preprocess"][0]["target_size"] == [HEIGHT, WIDTH]
 
-    reader = [f"{name}.dataset_dir={tmp_path / 'data'}" for name in ("TrainDataset", "EvalDataset")] + [TRANSFORMS]
+    reader = [*scenes_in(tmp_path / "data"), TRANSFORMS]
     settings = [f"Global.model_dir={model.directory}", "QuantPost.calib_images=4", "Strategy.max_drop=0.9"]
     config = load_config(REPOSITORY / "configs" / "sample_ptq.yml", settings)
     compressed = compress(config, tmp_path / "int8", reader_overrides=reader, progress=False)

@@ -144,10 +144,11 @@ def test_detections_are_what_paddledetection_computes(computed) -> None:
     assert_same_detections(computed["output"]["bbox"], computed["arrays"]["bbox"], pixels=1.0)
 
 
-# R101 is R50 with more layers of the same kind, and takes a minute.
+# R50 and R101 take 30 seconds and a minute: what they compute is compared above, and how it is exported with R18
+# (bottlenecks differ from its blocks by a third convolution) and HGNetv2-L.
 @pytest.mark.parametrize(
     "computed",
-    [pytest.param(name, marks=pytest.mark.slow if "r101" in name else ()) for name in REFERENCED],
+    [pytest.param(name, marks=pytest.mark.slow if name.startswith(("rtdetr_r50", "rtdetr_r101")) else ()) for name in REFERENCED],
     indirect=True,
     scope="module",
 )
@@ -202,12 +203,10 @@ def test_training_gives_losses_that_fall(demo) -> None:
     """A few steps on one batch: the loss must go down, and the denoising queries must take part."""
     import paddle
 
-    from act_pipeline.data import Reader
-    from act_pipeline.demo import READER_CONFIG, WEIGHTS
+    from act_pipeline.demo import WEIGHTS
 
     paddle.seed(0)
-    places = [f"{name}.dataset_dir={demo.root / 'data'}" for name in ("TrainDataset", "EvalDataset")]
-    reader = Reader.load(READER_CONFIG, places)
+    reader = demo.reader()
     batch = next(iter(reader.loader("train", batch_size=2, shuffle=False)))
     boxes_of = {image: [] for image in batch["im_id"].tolist()}
     for box in reader.annotations("train").boxes:

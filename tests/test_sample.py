@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ import pytest
 import yaml
 
 from act_pipeline.data import sample
-from act_pipeline.errors import UserError
+from act_pipeline.errors import UserError, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "rtdetr" / "rtdetr_sample.yml"
@@ -137,12 +135,15 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [["--train", "0"], ["--val", "-1"], ["--seed", "-1"], ["--size", "8"]])
-def test_the_command_refuses_bad_numbers_in_one_line(flags: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tools" / "make_sample.py"), "--output_dir", str(tmp_path / "digits"), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {flags[0]} is {flags[1]}, expected at least")
-    assert len(done.stderr.splitlines()) == 1
+def test_the_command_refuses_bad_numbers_in_one_line(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tools import make_sample
+
+    assert run_command(make_sample.main, ["--output_dir", str(tmp_path / "digits"), *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {flags[0]} is {flags[1]}, expected at least")
+    assert len(error.splitlines()) == 1
     assert not (tmp_path / "digits").exists()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from inference_fixtures import make_tiny_data
+from inference_fixtures import make_tiny_data, write_reader
 from test_executors import StandInRay
 
 from act_pipeline import shards
@@ -26,26 +26,12 @@ from act_pipeline.shards import ShardTask, evaluate_in_shards, evaluate_unit, sh
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IMAGES = 11
-READER = """\
-metric: COCO
-num_classes: 2
-max_bad_share: 0.3
-EvalDataset:
-  !COCODataSet {{image_dir: images, anno_path: annotations.json, dataset_dir: {folder}}}
-EvalReader:
-  sample_transforms:
-    - Decode: {{}}
-    - Resize: {{target_size: [32, 32], keep_ratio: False, interp: 2}}
-    - NormalizeImage: {{mean: [0., 0., 0.], std: [1., 1., 1.], norm_type: none}}
-    - Permute: {{}}
-"""
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    folder = make_tiny_data(tmp_path / "data", IMAGES).parent
-    (tmp_path / "reader.yml").write_text(READER.format(folder=folder))
-    return tmp_path / "reader.yml"
+    data = make_tiny_data(tmp_path / "data", IMAGES).parent
+    return write_reader(tmp_path / "reader.yml", data, settings="num_classes: 2\nmax_bad_share: 0.3")
 
 
 @pytest.fixture(autouse=True)
@@ -208,10 +194,7 @@ def test_a_ray_cluster_evaluates_the_same(float_model, config) -> None:
 def test_the_sample_in_two_processes_scores_as_in_one(demo, engine: str, precision: str) -> None:
     if engine == "openvino":
         pytest.importorskip("openvino", reason="needs openvino")
-    places = [f"{name}.dataset_dir={demo.root / 'data'}" for name in ("TrainDataset", "EvalDataset", "TestDataset")]
-    from act_pipeline.demo import READER_CONFIG
-
-    reader = Reader.load(READER_CONFIG, places)
+    reader = demo.reader()
     model = demo.compressed.model if precision == "int8" else demo.fp32
     loaded = create_engine(engine, model, precision, "CPU", 1)
     expected = evaluate(loaded, reader, limit=30, progress=False)

@@ -171,10 +171,7 @@ def test_wrong_names_are_refused(tiny: Tiny) -> None:
 @pytest.fixture(scope="module")
 def sample(demo, tmp_path_factory: pytest.TempPathFactory):
     """The sample's float model prepared, three scenes, and the INT8 model calibrated on them."""
-    from act_pipeline.data import Reader
-
-    places = [f"{name}.dataset_dir={demo.root / 'data'}" for name in ("TrainDataset", "EvalDataset", "TestDataset")]
-    reader = Reader.load(READER_CONFIG, places)
+    reader = demo.reader()
     batch = next(iter(reader.loader("eval", batch_size=3, shuffle=False, drop_last=False)))
     feed = {name: np.asarray(batch[name], np.float32) for name in ("image", "im_shape", "scale_factor")}
     folder = tmp_path_factory.mktemp("simulate")

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sample_fixtures import scenes_in
 
 from act_pipeline.analysis import AbsHistogram, AbsMax
 from act_pipeline.analysis.collect import collect
 from act_pipeline.analysis.observers import NotFiniteError
 from act_pipeline.compress import compress
 from act_pipeline.compress.calibration import threshold
+from act_pipeline.compress.outcome import Measured
 from act_pipeline.compress.pipeline import prepare
 from act_pipeline.config import load_config
 from act_pipeline.data import Reader
@@ -33,14 +35,13 @@ class Sized:
         make_sample(root / "data", 20, 10, seed=0, size=256)
         size = [f"TestReader.inputs_def.image_shape=[3,{SIZE},{SIZE}]", f"eval_size=[{SIZE},{SIZE}]"]
         self.model = export_model(MODEL_CONFIG, root, [f"weights={WEIGHTS}", "trt=True", *size])
-        places = [f"{name}.dataset_dir={root / 'data'}" for name in ("TrainDataset", "EvalDataset", "TestDataset")]
-        self.reader = [*places, f"EvalReader.sample_transforms.1.Resize.target_size=[{SIZE}, {SIZE}]"]
+        self.reader = [*scenes_in(root / "data"), f"EvalReader.sample_transforms.1.Resize.target_size=[{SIZE}, {SIZE}]"]
 
-    def compress(self, name: str, *overrides: str):
+    def compress(self, name: str, *overrides: str, report: str | None = None):
         settings = [f"Global.model_dir={self.model.directory}", "QuantPost.calib_images=6", *overrides]
         return compress(
             load_config(COMPRESS_CONFIG, settings), self.root / name, "CPU", progress=False,
-            reader_overrides=self.reader, report="en",
+            reader_overrides=self.reader, report=report,
         )  # fmt: skip
 
 
@@ -72,14 +73,17 @@ def test_the_sample_at_416_is_a_model_with_infinity_in_it(sized: Sized, tmp_path
     assert max(observer.count for observer in seen.values()) > 0
 
 
-def test_auto_at_416_ends_in_an_int8_model(sized: Sized) -> None:
-    record = sized.compress("auto", "Strategy={name: auto, max_drop: 1.0}").record
+def test_auto_at_416_ends_in_an_int8_model(sized: Sized, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("act_pipeline.compress.job.HELD_OUT_IMAGES", 3)  # each of five calibrations runs on all of them
+    record = sized.compress("auto", "Strategy={name: auto, max_drop: 1.0}", report="en").record
     assert record["chosen"].startswith("ptq:") and record["fp32"]["map"] > 0.05
     assert record["int8"]["map"] > 0.5 * record["fp32"]["map"]
     assert (sized.root / "auto" / "report.html").exists()
 
 
-def test_a_training_step_at_416(sized: Sized) -> None:
+def test_a_training_step_at_416(sized: Sized, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is measured of the result was measured at this size above.
+    monkeypatch.setattr("act_pipeline.compress.pipeline.measure_chosen", lambda *chosen: Measured())
     settings = ["TrainConfig.train_iter=1", "TrainConfig.eval_iter=1", "TrainConfig.snapshot_iter=null"]
     record = sized.compress("trained", "Strategy={name: qat_dis, max_drop: 1.0}", *settings).record
     assert record["training"]["iterations"] == 1 and np.isfinite(record["training"]["loss"]).all()

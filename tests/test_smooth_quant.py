@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sample_fixtures import reader_of_scenes
 
 from act_pipeline.analysis.observers import NotFiniteError
 from act_pipeline.analysis.row_sample import ChannelAbsMax, RowSample
@@ -26,9 +27,8 @@ from act_pipeline.compress.smoothing import (
 from act_pipeline.config import SmoothQuant, load_config
 from act_pipeline.data import Reader
 from act_pipeline.data.sample import make_sample
-from act_pipeline.demo import MODEL_CONFIG, READER_CONFIG, WEIGHTS
+from act_pipeline.demo import READER_CONFIG
 from act_pipeline.errors import UserError
-from act_pipeline.export import export_model
 from act_pipeline.model import InferenceModel
 from act_pipeline.schema import Source, build
 from act_pipeline.static_graph import StaticGraph, static_mode
@@ -386,15 +386,12 @@ def test_alphas() -> None:
 
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory):
+def sample(sample_model: InferenceModel, tmp_path_factory: pytest.TempPathFactory):
     """The sample's float model, prepared, and a reader of a few scenes."""
     root = tmp_path_factory.mktemp("smooth")
     make_sample(root / "data", 24, 40, seed=0, size=256)
-    model = export_model(MODEL_CONFIG, root, [f"weights={WEIGHTS}", "trt=True"])
-    overrides = [f"{name}.dataset_dir={root / 'data'}" for name in ("TrainDataset", "EvalDataset", "TestDataset")]
-    reader = Reader.load(READER_CONFIG, overrides)
     with static_mode():
-        return prepare(model, root / "float"), reader
+        return prepare(sample_model, root / "float"), reader_of_scenes(root / "data")
 
 
 def batches_of(reader: Reader, count: int):

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from sample_fixtures import reader_of_scenes
 
 from act_pipeline.data import Reader
 from act_pipeline.data.sample import make_sample
@@ -24,11 +25,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def reader_of(folder: Path, *overrides: str) -> Reader:
-    places = [f"{split}.dataset_dir={folder}" for split in ("TrainDataset", "EvalDataset", "TestDataset")]
-    return Reader.load(READER, [*places, *overrides])
-
-
 def files(reader: Reader, split: str) -> set[str]:
     return {str(record.file) for record in reader.dataset(split).records}
 
@@ -38,13 +34,13 @@ def paths(reader: Reader) -> dict[str, str]:
 
 
 def test_two_sets_stay_what_they_are(scenes: Path) -> None:
-    reader = reader_of(scenes)
+    reader = reader_of_scenes(scenes)
     separated, note = separate_splits(reader)
     assert separated is reader and note is None
 
 
 def test_one_set_is_dealt_out_in_halves(scenes: Path) -> None:
-    reader = reader_of(scenes)
+    reader = reader_of_scenes(scenes)
     same = reader.with_dataset(
         "train", image_dir=reader.settings.datasets["eval"].image_dir, anno_path=paths(reader)["eval"]
     )
@@ -78,7 +74,7 @@ def test_a_reader_without_training_data_is_dealt_out_too(scenes: Path, tmp_path:
 
 def test_images_of_both_are_left_out_of_a_large_training_set(tmp_path: Path) -> None:
     make_sample(tmp_path, 104, 2, seed=1, size=64)
-    reader = reader_of(tmp_path)
+    reader = reader_of_scenes(tmp_path)
     train, judging = (Path(path) for path in paths(reader).values())
     content, other = (json.loads(path.read_text(encoding="utf-8")) for path in (train, judging))
     folder = tmp_path / reader.settings.datasets["train"].image_dir
@@ -91,7 +87,7 @@ def test_images_of_both_are_left_out_of_a_large_training_set(tmp_path: Path) -> 
         first = next(box for box in other["annotations"] if box["image_id"] == image["id"])
         content["annotations"].append({**first, "id": 9000 + number, "image_id": 900 + number})
     train.write_text(json.dumps(content), encoding="utf-8")
-    both = reader_of(tmp_path).with_dataset("eval", image_dir=reader.settings.datasets["train"].image_dir)
+    both = reader_of_scenes(tmp_path).with_dataset("eval", image_dir=reader.settings.datasets["train"].image_dir)
     assert len(files(both, "train") & files(both, "eval")) == 2
     separated, note = separate_splits(both)
     assert files(separated, "eval") == files(both, "eval")
@@ -100,7 +96,7 @@ def test_images_of_both_are_left_out_of_a_large_training_set(tmp_path: Path) -> 
 
 
 def test_a_single_image_cannot_do_both(scenes: Path, tmp_path: Path) -> None:
-    reader = reader_of(scenes)
+    reader = reader_of_scenes(scenes)
     path = Path(paths(reader)["eval"])
     content = json.loads(path.read_text(encoding="utf-8"))
     one = content["images"][0]

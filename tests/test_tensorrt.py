@@ -19,7 +19,7 @@ from act_pipeline.engines.cudart import Cuda, CudaError, Gpu
 from act_pipeline.engines.tensorrt import TensorRTEngine, tensorrt_refusal, tensorrt_versions
 from act_pipeline.engines.tensorrt_build import BuildOptions
 from act_pipeline.engines.tensorrt_plan import build_plan
-from act_pipeline.errors import UserError
+from act_pipeline.errors import UserError, run_command
 from act_pipeline.lowering import lowered_onnx
 from act_pipeline.model import InferenceModel, OnnxModel
 
@@ -153,23 +153,25 @@ def test_rtx_names_the_compute_capabilities_that_it_builds_for(rtx, model, tmp_p
         build_plan(model, tmp_path / "b.plan", trt=rtx, options=BuildOptions(compute_capability="9.0"), say=quiet)
 
 
-def test_the_command_builds_and_says_what_it_cannot(rtx, model, tmp_path) -> None:
-    def run(*flags: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "deploy/build_engine.py", "--model_path", str(model.directory), *flags]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300)
+def test_the_command_builds_and_says_what_it_cannot(rtx, model, tmp_path, capsys) -> None:
+    from deploy import build_engine
 
     output = tmp_path / "tiny.plan"
-    ended = run("--output", str(output), "--batch_size", "2", "--float16_rest", "False")
+    command = [sys.executable, "deploy/build_engine.py", "--model_path", str(model.directory), "--output", str(output)]
+    ended = subprocess.run(
+        [*command, "--batch_size", "2", "--float16_rest", "False"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert f"built {output}" in ended.stdout and "1 of 1 convolutions" in ended.stdout and "of 1 to 2" in ended.stdout
     assert json.loads(output.with_suffix(".json").read_text())["bytes"] == output.stat().st_size
-    ended = run("--precision", "fp32")
-    assert (
-        ended.returncode == 2 and ended.stderr.count("\n") == 1 and "is an INT8 model, asked for fp32" in ended.stderr
-    )
+    refused = [(["--precision", "fp32"], "is an INT8 model, asked for fp32")]
     if Cuda().gpu() is None:
-        ended = run("--layers")
-        assert ended.returncode == 2 and "--layers needs an NVIDIA GPU" in ended.stderr
+        refused.append((["--layers"], "--layers needs an NVIDIA GPU"))
+    for flags, words in refused:
+        assert run_command(build_engine.main, ["--model_path", str(model.directory), *flags]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and words in error
 
 
 def test_cuda_bindings_has_what_is_called() -> None:
