@@ -74,7 +74,7 @@ def test_the_sample_at_416_is_a_model_with_infinity_in_it(sized: Sized, tmp_path
 
 
 def test_auto_at_416_ends_in_an_int8_model(sized: Sized, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("act_pipeline.compress.job.HELD_OUT_IMAGES", 3)  # each of five calibrations runs on all of them
+    monkeypatch.setattr("act_pipeline.compress.feeds.HELD_OUT_IMAGES", 3)  # each of five calibrations runs on all of them
     record = sized.compress("auto", "Strategy={name: auto, max_drop: 1.0}", report="en").record
     assert record["chosen"].startswith("ptq:") and record["fp32"]["map"] > 0.05
     assert record["int8"]["map"] > 0.5 * record["fp32"]["map"]

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from sample_fixtures import reader_of_scenes
 
+from act_pipeline.compress.feeds import held_out, training_reader
+from act_pipeline.config import load_config
 from act_pipeline.data import Reader
 from act_pipeline.data.sample import make_sample
 from act_pipeline.data.split import separate_splits
+from act_pipeline.demo import COMPRESS_CONFIG
 from act_pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,3 +111,22 @@ def test_a_single_image_cannot_do_both(scenes: Path, tmp_path: Path) -> None:
     one_image = reader.with_dataset("train", folder, str(single)).with_dataset("eval", folder, str(single))
     with pytest.raises(UserError, match="EvalDataset has one image"):
         separate_splits(one_image)
+
+
+@pytest.mark.parametrize(("calibrating", "shared"), [(3, 0), (6, 1)])
+def test_a_share_of_the_training_images_compares_models_and_trains_none(
+    scenes: Path, calibrating: int, shared: int
+) -> None:
+    """Calibration leaves them alone too, where there are images enough."""
+    config = load_config(COMPRESS_CONFIG, [f"QuantPost.calib_images={calibrating}"])
+    reader = reader_of_scenes(scenes)
+    judging = {record.file for record in held_out(config, reader).dataset.records}
+    training = files(training_reader(config, reader), "train")
+    settings = config.quant_post
+    chosen = reader.loader("train", images=settings.images, seed=settings.seed, batch_size=1).dataset.records
+    assert len(judging) == 1 and len(training) == 5
+    assert not judging & training and judging | training == files(reader, "train")
+    assert len(judging & {record.file for record in chosen}) == shared
+    assert files(training_reader(config, reader), "eval") == files(reader, "eval")
+    blind = load_config(COMPRESS_CONFIG, ["Global.Evaluation=false", "Strategy.name=qat_dis"])
+    assert files(training_reader(blind, reader), "train") == files(reader, "train")

@@ -339,6 +339,20 @@ def test_a_diverging_training_says_the_step_and_keeps_the_best(
         assert all(np.isfinite(value).all() for value in variables_of(tmp_path).values() if value.dtype.kind == "f")
 
 
+def test_a_training_that_makes_the_model_worse_ends_and_the_model_of_before_is_kept(tmp_path: Path) -> None:
+    agreements, kept = iter([0.95, 0.6, 0.99]), []
+
+    def score(model: InferenceModel) -> float:
+        kept.append(model.content_hash())
+        return next(agreements)
+
+    training = tiny_training.run(tmp_path, iterations=40, score=score, overrides=("TrainConfig.eval_iter=30",))
+    assert [iteration for iteration, _ in training.evaluations] == [0, 10]
+    assert training.iterations == 10 and training.best == (0, 0.95)
+    assert "was 0.9500 before it, and is 0.6000 after 10 iterations; lower TrainConfig.learning_rate" in training.stopped
+    assert training.model.content_hash() == kept[0] != kept[1]
+
+
 @pytest.mark.parametrize("survives", [True, False])
 def test_an_int8_model_whose_boxes_are_not_finite_is_a_diverged_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], survives: bool

@@ -113,6 +113,26 @@ def test_what_is_no_function_of_one_image_is_not_remembered(function, why: str) 
     assert ("each time" in one_by_one) == (why == "each time")
 
 
+@pytest.mark.parametrize(("others", "why"), [(0, ""), (3, ""), (30, "others of the batch")])
+def test_queries_of_nearly_one_score_may_change_places(others: int, why: str) -> None:
+    """Among a batch, a top-k may put two places the other way round; rows that belong to other objects are another thing."""
+
+    class Selecting(Teacher):
+        def __init__(self) -> None:
+            super().__init__(None, ["image"], ["places", "rows"], 1, queries="places")
+
+        def run(self, feed):
+            places = np.stack([np.random.default_rng(int(1e6 * image.sum())).permutation(100) for image in feed["image"]])
+            if len(places) > 1:
+                places[:, [0, 5]] = places[:, [5, 0]]
+                places[:, 50 : 50 + others] += 1000
+            return [places, places[..., None] * np.float32([1.0, 0.5])]
+
+    image = np.random.default_rng(0).random((1, 3, 4, 4), dtype=np.float32)
+    found = Selecting().by_image({"image": image}, batch_size=2)
+    assert (why in found) if why else not found
+
+
 def test_a_teacher_that_cannot_be_split_stays(tmp_path: Path) -> None:
     with mock.patch.object(Teacher, "by_image", lambda self, *probe: "no"):
         stays = losses(tmp_path / "stays")
