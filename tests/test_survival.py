@@ -513,7 +513,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def comparable(record):
     """Return a record without what no two runs have in common; the second finds the float model's mAP in the cache."""
     if isinstance(record, dict):
-        own = ("seconds", "latency_ms", "images_per_second", "fp32_cached")
+        own = ("seconds", "latency", "latency_ms", "images_per_second", "fp32_cached")
         return {name: comparable(value) for name, value in record.items() if name not in own}
     return [comparable(value) for value in record] if isinstance(record, list) else record
 

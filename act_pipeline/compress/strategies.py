@@ -202,8 +202,10 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
     if start_from is not None:
         start, started_from = start_from.model, start_from.name
     elif job.fp32 is not None:
-        with timed(seconds, "calibrate"):
-            start, started_from = _calibrated_start(job), f"ptq:avg, {_SCALE_IMAGES} images"
+        started_from = f"ptq:avg, {_SCALE_IMAGES} images"
+        if job.checkpoints.resumed is None:  # else the scales are those of the checkpoint
+            with timed(seconds, "calibrate"):
+                start = _calibrated_start(job)
     with timed(seconds, "train"):
         call_followers(job.ranks, job.model)
         training = train(
