@@ -67,7 +67,12 @@ def test_act_json_is_as_designed(demo) -> None:
     assert all(0 < latency[label]["p50_ms"] <= latency[label]["p90_ms"] for label in ("fp32", "int8"))
     assert record["reference"]["engine"] == "int8_reference" and record["reference"]["images"] == 64
     assert record["reference"]["map"] > 0.5
-    assert record["training"]["iterations"] == 20 and len(record["training"]["loss"]) == 20
+    training = record["training"]
+    assert training["iterations"] == 20 and len(training["loss"]) == 20
+    # Before any step it is a calibrated model, which training is there to make better.
+    assert [entry["iteration"] for entry in training["evaluations"]] == [0, 10, 20]
+    assert training["evaluations"][0]["agreement"] > 0.8 and training["scales_from"] == "ptq:avg, 16 images"
+    assert training["held_out_images"] == 32
 
 
 def test_eval_json_is_as_designed_and_agrees_with_act_json(demo) -> None:

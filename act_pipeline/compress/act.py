@@ -19,7 +19,6 @@ PaddleSlim 2.6.0; there is no public hook for any of them):
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import shutil
 import tempfile
@@ -36,7 +35,7 @@ from act_pipeline.compress.candidates import Candidates, Scorer
 from act_pipeline.compress.checkpoint import Checkpoints
 from act_pipeline.compress.feeds import model_feed
 from act_pipeline.compress.course import is_due, why_stop
-from act_pipeline.compress.detection_loss import DetectionDistillation, find_detection_tensors, require_detection_tensors
+from act_pipeline.compress.detection_loss import DetectionDistillation
 from act_pipeline.compress.finite import LOWER_RATE, Diverged
 from act_pipeline.compress.heap import TakenAhead
 from act_pipeline.compress.interrupt import Interruption
@@ -57,7 +56,6 @@ from act_pipeline.errors import Interrupted, UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import what_there_is_stays
 
-_logger = logging.getLogger(__name__)
 # ACT stops when the metric is this near, relatively, to the float model's (given as TrainConfig.origin_metric).
 _NEAR_ORIGIN = 0.005
 # Times the float model's activations; what a training comes to take is more (RT-DETR-R18: 5).
@@ -113,7 +111,7 @@ def train(
         strategies, train_config = config.to_act()
         patterns = skip_patterns(strategies["QuantAware"]["not_quant_pattern"])
         strategies["QuantAware"]["not_quant_pattern"] = patterns
-        distillation = _detection(config, model)
+        distillation = DetectionDistillation.of(config, model, quant_graph.TEACHER_PREFIX)
         if distillation is not None:
             strategies["Distillation"].update(node=distillation.nodes, loss="l2")
         # Compared by the caller already; ACT would evaluate the float model once more in the slow executor.
@@ -155,25 +153,6 @@ def train(
     if ranks.leads:
         training.model = InferenceModel.load(save_dir)
     return training
-
-
-def _detection(config: Config, model: InferenceModel) -> DetectionDistillation | None:
-    """Return the loss of the detections; None: the config names another."""
-    settings = config.distillation
-    assert settings is not None
-    if settings.loss != "detection":
-        if find_detection_tensors(model) is not None:
-            _logger.warning(
-                "Distillation.loss is %s, which compares the rows of queries that teacher and student select each for "
-                "itself: most belong to other objects; detection compares rows of the same queries", settings.loss
-            )
-        return None
-    student = teacher = require_detection_tensors(model, f"{config.path}: Distillation.loss")
-    if settings.teacher_model_dir is not None:
-        names = (settings.teacher_model_filename, settings.teacher_params_filename)
-        other = InferenceModel.load(settings.teacher_model_dir, *names)
-        teacher = require_detection_tensors(other, f"{config.path}: Distillation.loss")
-    return DetectionDistillation(student, teacher, quant_graph.TEACHER_PREFIX)
 
 
 def _make_compression_class(base: type) -> type:

@@ -24,10 +24,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from act_pipeline.config import Config
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import static_mode
 
+DETECTION = "detection"
 # Of all variables of the loss: they are no part of the model, and no observer looks at them.
 LOSS_PREFIX = "detection_loss/"
 _BOX_WEIGHT, _GIOU_WEIGHT = 5.0, 2.0
@@ -91,6 +93,17 @@ def require_detection_tensors(model: InferenceModel, where: str) -> DetectionTen
             f"gather reads, then scores and boxes of as many rows), and {model.model_path} has none; set it to l2"
         )
     return found
+
+
+def unaligned_rows(config: Config, model: InferenceModel) -> Optional[str]:
+    """Return in one line that a config's loss compares rows of other objects; None: it does not."""
+    settings = config.distillation
+    if settings is None or settings.loss == DETECTION or find_detection_tensors(model) is None:
+        return None
+    return (
+        f"Distillation.loss is {settings.loss}, which compares rows of queries that teacher and student select each for "
+        "itself, so that most are of other objects; detection compares rows of the same queries"
+    )
 
 
 class _Search:
@@ -309,6 +322,22 @@ class DetectionDistillation:
         pairs = zip(teacher.taught, student.taught)
         self.nodes = [name for teacher_name, name in pairs for name in (prefix + teacher_name, name)]
 
+    @classmethod
+    def of(cls, config: Config, model: InferenceModel, prefix: str) -> Optional[DetectionDistillation]:
+        """Return the loss of a config's model and teacher; None: the config names another loss.
+
+        Raises:
+            UserError: one of them has no such tensors, or they differ in size.
+        """
+        settings, where = config.distillation, f"{config.path}: Distillation.loss"
+        if settings is None or settings.loss != DETECTION:
+            return None
+        student = teacher = require_detection_tensors(model, where)
+        if settings.teacher_model_dir is not None:
+            names = (settings.teacher_model_filename, settings.teacher_params_filename)
+            teacher = require_detection_tensors(InferenceModel.load(settings.teacher_model_dir, *names), where)
+        return cls(student, teacher, prefix)
+
     @property
     def teacher_queries(self) -> str:
         """The teacher's selection, by its name in the merged program."""
@@ -323,4 +352,4 @@ class DetectionDistillation:
         names = ("logits", "boxes", "encoder_logits")
         teacher, student = (dict(zip(names, map(block.var, pairs[side::2]))) for side in (0, 1))
         total = alpha * detection_loss(student, teacher)
-        return total, {"detection": total}
+        return total, {DETECTION: total}

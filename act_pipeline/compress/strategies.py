@@ -14,6 +14,7 @@ from typing import Any, get_args
 from act_pipeline.analysis.ops import quantizable_ops
 from act_pipeline.compress.act import train
 from act_pipeline.compress.candidates import Scorer
+from act_pipeline.compress.detection_loss import unaligned_rows
 from act_pipeline.compress.feeds import feeds_of, training_reader
 from act_pipeline.compress.floor import lift
 from act_pipeline.compress.follow import call_followers
@@ -206,6 +207,8 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
         if job.checkpoints.resumed is None:  # else the scales are those of the checkpoint
             with timed(seconds, "calibrate"):
                 start = _calibrated_start(job)
+    note = unaligned_rows(config, job.model)
+    told([note] if note else [])
     with timed(seconds, "train"):
         call_followers(job.ranks, job.model)
         training = train(
