@@ -53,7 +53,7 @@ clean: ## remove .venv and what the commands made (dataset/, output/)
 	@rm -rf $(VENV) $(LOCK_TOOL) dataset/sample output build .pytest_cache .hypothesis *.egg-info
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
-env: check-python # .venv with what the commands need
+env: check-python ## .venv with what the commands need
 	@$(INSTALL) requirements/$(LOCK).txt
 
 env-dev: check-python # .venv with what the tests need besides

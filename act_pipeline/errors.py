@@ -18,6 +18,8 @@ _DISK_ERRORS = {
     errno.EPERM: "no permission",
     errno.EROFS: "the file system is read-only",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.EEXIST: "a file is there, expected a folder",
+    errno.ENOTDIR: "a file is there, expected a folder",
     errno.ELOOP: "the links lead in a circle",
 }
 

@@ -60,7 +60,24 @@ def fit_reader(model: Artifact, reader: Reader) -> Fit:
     check_transforms(described, reader.settings, size_is_known=size is not None)
     _check_padding(model, graph, reader)
     classes, said = _classes(labels, graph, described.source)
+    asked = reader.settings.num_classes
+    if classes is not None and asked not in (None, classes.count):
+        where = reader.settings.source.locate("num_classes")
+        said = (*said, f"{where} is {asked}, but the model has {classes.count} classes ({classes.source}), which count")
     return Fit(reader if classes is None else reader.with_classes(classes), (*notes, *said))
+
+
+def reader_of_model(model: Artifact, reader: Reader) -> Reader:
+    """Return a reader that preprocesses as the model's ``infer_cfg.yml`` says; the same one, if there is none.
+
+    Args:
+        model: the model.
+        reader: whose data it keeps.
+    """
+    described, _, _ = _known(model)
+    if not described.steps:
+        return reader
+    return reader.with_transforms([{"Decode": {}}, *({name: dict(arguments)} for name, arguments in described.steps)])
 
 
 def with_classes_of(model: Artifact, reader: Reader) -> Reader:

@@ -126,7 +126,7 @@ def run_inference(
     if precision == "int8" and name == "paddle":
         say(
             "int8 in Paddle's own kernels computes every Q/DQ in float: the accuracy is what the model was made for, "
-            "the latency is not what INT8 kernels reach"
+            "the latency is not what INT8 kernels reach; --engine=auto takes the engine that is fastest here"
         )
     with contextlib.closing(engine):
         if request.benchmark:
@@ -171,16 +171,23 @@ def _check_record_path(path: Path) -> None:
 def _reader(request: InferenceRequest, reader: Any, model: Artifact, say: Say) -> Any:
     """Return what gives the images, as the model takes them."""
     from act_pipeline.data import Reader
-    from act_pipeline.fit import fit_reader
+    from act_pipeline.fit import fit_reader, reader_of_model
 
+    given = reader is not None or request.reader_config is not None
     if reader is None:
-        config = Path(request.reader_config) if request.reader_config else default_path(DEFAULT_READER)
-        reader = Reader.load(config)
+        reader = Reader.load(request.reader_config or default_path(DEFAULT_READER))
+    if not given and request.image_file:
+        reader = reader_of_model(model, reader)
     if request.img_shape is not None and tuple(reader.input_size) != tuple(request.img_shape):
         reader = reader.with_input_size(*request.img_shape)
     if not isinstance(reader, Reader) or request.benchmark:  # speed does not depend on what is in the pictures
         return reader
-    fit = fit_reader(model, reader)
+    try:
+        fit = fit_reader(model, reader)
+    except UserError as error:
+        if given:
+            raise
+        raise UserError(f"{error}. That is the sample's reader: name your own, --reader_config=FILE") from None
     for note in fit.notes:
         say(note)
     return fit.reader

@@ -123,7 +123,7 @@ def read_record(path: str | os.PathLike[str], schema: str) -> dict[str, Any]:
     try:
         record = json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{source} is missing, expected a record ({schema})") from None
+        raise UserError(f"{source} is missing, expected a record ({schema}); the command that makes it has not run here") from None
     except (IsADirectoryError, NotADirectoryError):
         raise UserError(f"{source} is a folder or lies in a file, expected a record ({schema})") from None
     except OSError as error:

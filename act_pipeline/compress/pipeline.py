@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -136,6 +137,8 @@ def compress(
         if config.global_.evaluation:
             with timed(seconds, "evaluate_fp32"):
                 fp32, cached = judge.evaluate_float(model, reader, progress)
+            if progress:
+                print(f"FP32: {fp32.map:.4f} mAP on {fp32.images} images, {judge.name('fp32')}", file=sys.stderr)
             check_origin(config, fp32)
             check_worth(config, fp32, reader)
         folder = Path(work, "strategies")

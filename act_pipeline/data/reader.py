@@ -149,7 +149,11 @@ class Reader:
         Raises:
             UserError: neither the transforms nor ``inputs_def`` fix it.
         """
-        return input_size(self.settings)
+        try:
+            return input_size(self.settings)
+        except UserError:
+            self.preprocessing()  # a transform whose name is misspelt is the likelier reason
+            raise
 
     def annotation_file(self, split: str = "eval") -> Path:
         """Return the path of a split's annotation file.

@@ -152,7 +152,7 @@ def load_weights(model, path: str | os.PathLike[str]) -> None:
             f"weights {location} cannot be read ({error}); expected a .pdparams; download it again"
         ) from None
     if not isinstance(state, dict):
-        raise UserError(f"weights {location} hold {type(state).__name__}, expected a state dict")
+        raise UserError(f"weights {location} hold {type(state).__name__}, expected a state dict: give the .pdparams of the training")
     state.pop("StructuredToParameterName@@", None)
     expected = model.state_dict()
     faults = []
