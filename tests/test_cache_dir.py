@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from act_pipeline.cache_dir import cache_directory, is_writable, provide_home, readable_caches, temporary_directory
+from act_pipeline.errors import run_command
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -118,10 +119,17 @@ def test_packages_that_need_a_home_are_imported_without_one(module: str, tmp_pat
 def test_no_temporary_folder_at_all_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from act_pipeline.errors import run_command
-
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
     monkeypatch.setattr(tempfile, "tempdir", None)
     assert run_command(lambda argv: bool(tempfile.mkdtemp())) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "set TMPDIR" in error
+
+
+def test_an_output_place_under_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "notes.txt"
+    place.write_text("")
+    for path in (place, place / "deeper"):
+        assert run_command(lambda argv, path=path: path.mkdir() or 0) == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1 and "a file is there, expected a folder; choose another place" in line

@@ -88,7 +88,9 @@ def test_scores_by_class_keep_their_names_in_another_order(model, config) -> Non
 
     describe(model, ["disc", "square"])
     categories(config, "background", "square", "disc", ids=(0, 3, 7))
-    reader = fit_reader(model, Reader.load(config)).reader
+    fit = fit_reader(model, Reader.load(config, ["num_classes=5"]))
+    assert "num_classes is 5, but the model has 2 classes" in fit.notes[0] and len(fit.notes) == 1
+    reader = fit.reader
     assert reader.category_ids == [7, 3] and reader.class_names == ["disc", "square"] and reader.num_classes == 2
     per_class = evaluate(create_engine("paddle", model, "fp32", "CPU", 1), reader, progress=False).per_class
     assert set(per_class) == {"disc", "square"} and per_class["disc"] > 0.9 and per_class["square"] is None
@@ -372,3 +374,10 @@ def test_blood_cells_in_a_letterbox_and_normalized_in_the_graph(tmp_path) -> Non
     said: list[str] = []
     assert map_of(fused, bccd_reader(tmp_path), said.append) == pytest.approx(BCCD_FIRST_EIGHT, abs=0.002)
     assert sum("NormalizeImage is left out" in line for line in said) == 1
+
+
+def test_a_misspelt_transform_is_what_is_named(tmp_path: Path) -> None:
+    config = write_reader(tmp_path / "reader.yml", make_tiny_data(tmp_path / "data", 24).parent)
+    config.write_text(config.read_text().replace("Resize:", "Resise:"))
+    with pytest.raises(UserError, match="Resise, which is no transform of ppdet.*did you mean 'Resize'"):
+        Reader.load(config).input_size

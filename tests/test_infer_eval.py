@@ -258,6 +258,23 @@ def test_a_picture_is_shown_where_the_data_set_is_not(float_model, tmp_path):
     assert run_inference(timed, say=quiet).record["input"] == "random"
 
 
+def test_without_a_reader_a_picture_is_preprocessed_as_the_model_says(float_model, tmp_path):
+    """The reader that stands for none is the sample's, of another size."""
+    make_tiny_data(tmp_path / "data", images=1)
+    model = Path(shutil.copytree(float_model.directory, tmp_path / "fp32"))
+    request = request_for(
+        model, image_file=str(tmp_path / "data/images/0.png"), output_dir=str(tmp_path / "out"), reader_config=None
+    )
+    with pytest.raises(UserError, match="That is the sample's reader: name your own, --reader_config=FILE"):
+        run_inference(request, say=quiet)
+    steps = ["{type: Resize, target_size: [32, 32], keep_ratio: false, interp: 2}"]
+    steps += ["{type: NormalizeImage, mean: [0, 0, 0], std: [1, 1, 1], norm_type: none}", "{type: Permute}"]
+    content = "label_list: [ring, box]\nPreprocess:\n" + "".join(f"- {step}\n" for step in steps)
+    (model / "infer_cfg.yml").write_text(content, encoding="utf-8")
+    outcome = run_inference(request, say=quiet)
+    assert outcome.lines[0].startswith("ring 0.") and outcome.picture.is_file()
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 70000), (20000, 3)])
 def test_pictures_of_any_size_are_drawn_on(tmp_path, height, width):
     from act_pipeline.visualize import draw_detections
