@@ -60,7 +60,8 @@ def test_act_json_is_as_designed(demo) -> None:
     assert set(record["fp32"]) == set(record["int8"]) >= {"map", "map50", "bytes", "stats", "per_class", "latency_ms"}
     assert record["source_hash"] == demo.fp32.content_hash()
     assert record["map_drop"] == pytest.approx(record["fp32"]["map"] - record["int8"]["map"])
-    assert set(record["seconds"]) == {"prepare", "evaluate_fp32", "train", "evaluate_int8", "compare", "latency", "reference"}
+    stages = ("prepare", "evaluate_fp32", "calibrate", "train", "evaluate_int8", "compare", "latency", "reference")
+    assert set(record["seconds"]) == set(stages)
     assert record["evaluation"]["engine"] == record["evaluation"]["fp32_engine"] == "openvino"
     latency = record["latency"]
     assert latency["rounds"] >= 10 and latency["ratio"] > 0

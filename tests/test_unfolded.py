@@ -124,5 +124,5 @@ def test_a_factor_above_one_counts_as_one(model: InferenceModel) -> None:
 
 def test_no_int8_model_keeps_the_factors(demo) -> None:
     with static_mode():
-        ops = StaticGraph.load(demo.int8).program.global_block().ops
+        ops = StaticGraph.load(demo.compressed.model).program.global_block().ops
     assert not [op.type for op in ops if op.has_attr(BATCH_NORM_FACTOR)]
