@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 
 from act_pipeline.benchmark.compress_run import Clock
+from act_pipeline.compress.detection_loss import DETECTION
 from act_pipeline.compress.feeds import model_feed
 from act_pipeline.compress.selection import skip_patterns
 from act_pipeline.compress.upstream import quiet_upstream
@@ -97,6 +98,8 @@ def run_stock(config: Config, reader: Reader, work: Path, clock: Clock) -> dict[
                 return super()._save_model(*args)
 
     strategies, train_config = config.to_act()
+    if strategies["Distillation"]["loss"] == DETECTION:  # which ACT does not know
+        strategies["Distillation"]["loss"] = "soft_label"
     quantization = strategies["QuantAware"]
     quantization["not_quant_pattern"] = skip_patterns(quantization["not_quant_pattern"])
     with quiet_upstream():
@@ -141,6 +144,7 @@ def run_ours(config: Config, reader: Reader, work: Path, clock: Clock) -> dict[s
 
     patches = (
         (act, "_make_compression_class", timed_class),
+        (act, "why_stop", lambda *arguments: ""),  # both sides run as many iterations
         (pipeline, "check_worth", lambda *arguments: None),  # seconds do not depend on it, and random weights have none
         (pipeline, "_prepare", timed("prepare", pipeline._prepare)),
         (Judge, "evaluate_float", timed("evaluate", Judge.evaluate_float)),
