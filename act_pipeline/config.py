@@ -300,6 +300,7 @@ class Config:
         train_config: ``TrainConfig``; ``qat_dis`` needs it.
         quant_post: ``QuantPost``; how ``ptq`` and ``smooth_quant`` calibrate.
         smooth_quant: ``SmoothQuant``; what ``smooth_quant`` does before.
+        overrides: ``Section.key=value`` each, what was set over the file's values.
     """
 
     path: Path = key(from_yaml=False)
@@ -311,6 +312,7 @@ class Config:
     train_config: Optional[TrainConfig] = key(None, name="TrainConfig")
     quant_post: QuantPost = key(factory=QuantPost, name="QuantPost")
     smooth_quant: SmoothQuant = key(factory=SmoothQuant, name="SmoothQuant")
+    overrides: tuple[str, ...] = key((), from_yaml=False)
 
     def __post_init__(self) -> None:
         sections = self._training_sections()
@@ -378,4 +380,4 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     # A section that is named and left empty is there, with its defaults.
     content = {name: {} if value is None else value for name, value in content.items()}
     source = Source(Path(path), tuple(".".join(parse_override(override)[0]) for override in overrides))
-    return build(Config, content, source, path=Path(path))
+    return build(Config, content, source, path=Path(path), overrides=tuple(overrides))

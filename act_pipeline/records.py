@@ -23,6 +23,8 @@ from act_pipeline.errors import UserError
 ACT_SCHEMA, ACT_FILENAME = "act_pipeline.act/1", "act.json"
 ANALYSIS_SCHEMA, ANALYSIS_FILENAME = "act_pipeline.analysis/1", "analysis.json"
 BENCHMARK_SCHEMA = "act_pipeline.benchmark/1"
+# Added to the folder's name where a compression's best model is not within max_drop.
+BELOW_SUFFIX = ".below_max_drop"
 
 _HASHED_CHUNK_BYTES = 1 << 20
 _RECORDED_PACKAGES = (

@@ -125,7 +125,11 @@ def act_record(stats: dict[str, dict[str, float | None]]) -> dict[str, Any]:
              "meets_max_drop": True, "chosen": True},
         ],
         "training": {"loss": [3.9, 3.7, 3.8], "evaluations": [{"iteration": 3, "agreement": 0.4}]},
-        "evaluation": {"engine": "paddle", "device": "CPU", "threads": 2, "images": 5},
+        "evaluation": {"engine": "openvino", "fp32_engine": "openvino", "device": "CPU", "threads": 2, "images": 5},
+        # The ratio is the median over the rounds, and not that of the two medians.
+        "latency": {"rounds": 10, "fp32": {"p50_ms": 33.25, "p90_ms": 35.5}, "int8": {"p50_ms": 12.5, "p90_ms": 13.5},
+                    "ratio": 2.75},
+        "overrides": ["QuantPost.calib_images=200"],
         "model_hash": INT8_HASH,
         "source_hash": FP32_HASH,
         "data_hash": {"train": "sha256:" + "01" * 32, "eval": "sha256:" + "23" * 32},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import string
 import subprocess
 import sys
@@ -24,6 +25,9 @@ from report_fixtures import (
     write_eval,
 )
 
+from act_pipeline.compress.outcome import Measured
+from act_pipeline.compress.record import compression_record
+from act_pipeline.config import load_config
 from act_pipeline.errors import UserError
 from act_pipeline.records import read_record, write_record
 from act_pipeline.report import REPORT_SCHEMA, write_report
@@ -210,10 +214,11 @@ def test_the_record_says_what_the_others_say(whole):
     assert verdict["map_change"] == pytest.approx(-act["map_drop"]) and verdict["state"] == "holds"
     assert verdict["times_smaller"] == pytest.approx(1 / act["bytes_ratio"])
     assert verdict["speed"] == {
-        "engine": "openvino", "device": "CPU", "fp32_ms": 20.0, "int8_ms": 8.0, "times_as_fast": 2.5, "map": 0.4567,
+        "engine": "openvino", "fp32_engine": "openvino", "device": "CPU", "fp32_ms": 33.25, "int8_ms": 12.5,
+        "times_as_fast": 2.75, "map": act["int8"]["map"], "in_turns": True, "batch_size": 1,
     }  # fmt: skip
     assert [row["name"] for row in record["models"]] == ["FP32", "BF16", "INT8"]
-    assert [row["latency_ms"] for row in record["models"]] == [20.0, 11.0, 8.0]
+    assert [row["latency_ms"] for row in record["models"]] == [33.25, 11.0, 12.5]
     assert [(row["name"], row["chosen"]) for row in record["strategies"]] == [("ptq:mse", False), ("mixed", True)]
     assert [row["name"] for row in record["engines"]] == [
         "openvino fp32", "openvino int8", "openvino bf16", "onnxruntime fp32"
@@ -499,7 +504,7 @@ def test_the_speed_is_of_the_fastest_engine_that_ran_both_of_these_models(tmp_pa
 
 
 def test_an_evaluation_of_another_model_is_no_part_of_the_verdict(tmp_path, data):
-    artifact = make_artifact(tmp_path / "m", data)
+    artifact = make_artifact(tmp_path / "m", data, latency=None)
     files = [
         write_eval(tmp_path / "a.json", "openvino", "fp32", 20.0),
         write_eval(tmp_path / "b.json", "openvino", "int8", 5.0, model_hash="sha256:other", model="output/other",
@@ -516,6 +521,128 @@ def test_an_evaluation_of_another_model_is_no_part_of_the_verdict(tmp_path, data
     write_eval(files[1], "openvino", "int8", 5.0, shards=2)
     _, record = written(artifact, data, files)
     assert record["verdict"]["speed"] is None and record["engines"][1]["latency_ms"] is None
+
+
+# --- how fast --------------------------------------------------------------------------------------------------------
+
+
+def said_in(page: Page, section: str | None = None) -> str:
+    """Return what stands in a section, or on the page, as it is read: in one line."""
+    text = page.text_of(section) if section else "".join(text for text, _ in page.texts)
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_speed_is_what_the_compression_timed_in_turns(data, tmp_path, lang):
+    page, record = written(make_artifact(tmp_path / "m", data), data, (), lang)
+    rows = {row["name"]: (row["engine"], row["latency_ms"], row["times_as_fast"]) for row in record["models"]}
+    assert rows == {"FP32": ("openvino", 33.25, 1.0), "INT8": ("openvino", 12.5, 2.75)}
+    said = said_in(page)
+    assert texts(lang)["tile_latency_none"] not in said and texts(lang)["no_engines"] not in said
+    assert "12.5÷ 2.75" in said and "2.8" in said_in(page, "verdict")
+    # A strategy's evaluation ran at another time than that of FP32.
+    assert [(row["latency_ms"], row["times_as_fast"]) for row in record["strategies"]] == [(131.5, None)] * 2
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_two_evaluations_alone_give_no_ratio(data, tmp_path, lang):
+    artifact = make_artifact(tmp_path / "m", data, latency=None)
+    act = read_record(artifact / "act.json", "act_pipeline.act/1")
+    del act["latency"]
+    write_record(artifact / "act.json", "act_pipeline.act/1", act)
+    page, record = written(artifact, data, (), lang)
+    assert record["verdict"]["speed"] is None and texts(lang)["tile_latency_none"] in said_in(page)
+    assert [(row["latency_ms"], row["times_as_fast"]) for row in record["models"]] == [(34.5, None), (137.25, None)]
+
+
+def test_an_engine_that_is_faster_than_the_judge_gives_the_speed(data, tmp_path):
+    artifact = make_artifact(tmp_path / "m", data)
+    for p50, engine in ((12.0, "onnxruntime"), (13.0, "openvino")):
+        evals = [
+            write_eval(tmp_path / f"{precision}.json", "onnxruntime", precision, value)
+            for precision, value in (("fp32", 24.0), ("int8", p50))
+        ]
+        speed = written(artifact, data, evals)[1]["verdict"]["speed"]
+        assert (speed["engine"], speed["in_turns"]) == (engine, engine == "openvino")
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_engine_is_the_one_of_the_record(data, tmp_path, lang):
+    page, record = written(make_artifact(tmp_path / "m", data), data, (), lang)
+    said = said_in(page)
+    assert "Paddle Inference" not in said and "paddle_onednn" not in said
+    words = texts(lang)
+    for section, text in (
+        ("models", words["models_note_strategies"].format(engine="openvino")),
+        ("again", words["again_evaluated"].format(engine="openvino", device="CPU", threads="2")),
+    ):  # fmt: skip
+        assert text.replace(" ", "") in said_in(page, section).replace(" ", ""), text
+    assert words["models_note_float"].format(engine="openvino") not in said
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_a_judge_without_float_is_named_beside_the_engine_of_fp32(data, tmp_path, lang):
+    """What nobody deploys is no headline."""
+    judge = {"engine": "int8_reference", "fp32_engine": "paddle_onednn", "device": "CPU", "threads": 2, "images": 5}
+    slow = {"rounds": 10, "fp32": {"p50_ms": 30, "p90_ms": 31}, "int8": {"p50_ms": 150, "p90_ms": 151}, "ratio": 0.2}
+    page, record = written(make_artifact(tmp_path / "m", data, evaluation=judge, latency=slow), data, (), lang)
+    assert [row["engine"] for row in record["models"]] == ["paddle_onednn", "int8_reference"]
+    said, both = said_in(page), "int8_reference (FP32: paddle_onednn)"
+    assert texts(lang)["models_note_float"].format(engine="int8_reference") in said
+    assert both in said_in(page, "again") and both in said_in(page, "models") and said.count(both) == 3
+    assert record["verdict"]["speed"]["times_as_fast"] == 0.2
+    assert texts(lang)["slower"].format(times="0.2").replace(" ", "") not in said_in(page, "verdict").replace(" ", "")
+
+
+# --- run again -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_command_is_the_one_that_was_given(data, tmp_path, lang):
+    given = ["Global.model_dir=my models/it's", "Strategy={name: ptq, max_drop: null}", "QuantPost.calib_images=200"]
+    artifact = make_artifact(tmp_path / "a & b" / "m.below_max_drop", data, overrides=given)
+    page, record = written(artifact, data, (), lang)
+    shown = "".join(text for text, stack in page.texts if [tag for tag, _ in stack][-2:] == ["pre", "code"])
+    assert shown.split("\n") == record["rerun"]["commands"]
+    compress, report = map(shlex.split, record["rerun"]["commands"])
+    assert compress == [
+        "python", "tools/compress.py", "-c", "configs/a.yml", "--save_dir", str(tmp_path / "a & b" / "m"), "-o", *given
+    ]  # fmt: skip
+    assert report[2:] == ["--model_path", str(artifact), "--reader_config", str(data.path)]
+    assert texts(lang)["again_lead"] in said_in(page, "again")
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_without_overrides_in_the_record_the_same_are_asked_for(data, tmp_path, lang):
+    artifact = make_artifact(tmp_path / "m", data)
+    for overrides, text in (([], "again_lead"), (None, "again_lead_opt")):
+        act = read_record(artifact / "act.json", "act_pipeline.act/1")
+        del act["overrides"]
+        if overrides is not None:
+            act["overrides"] = overrides
+        write_record(artifact / "act.json", "act_pipeline.act/1", act)
+        page, record = written(artifact, data, (), lang)
+        assert shlex.split(record["rerun"]["commands"][0])[4:] == ["--save_dir", str(artifact)]
+        assert texts(lang)[text] in said_in(page, "again") and record["rerun"]["overrides"] == overrides
+
+
+def test_a_compression_records_its_overrides():
+    given = ["QuantPost.calib_images=12", "Strategy.max_drop=null"]
+    job = mock.MagicMock(config=load_config(ROOT / "configs" / "sample.yml", given), tried=[], fp32=None, max_drop=None)
+    job.judge.parallel, job.compare.return_value = (1, 2), None
+    chosen = mock.MagicMock(evaluation=None, bytes=1, record={})
+    record = compression_record(job, chosen, mock.MagicMock(bytes=4), {}, Measured())
+    assert record["overrides"] == given and "overrides" not in job.config.as_dict()
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_a_box_of_one_model_alone_is_explained(data, tmp_path, lang):
+    """Above it, a box of a lower score counts as found again."""
+    page, record = written(make_artifact(tmp_path / "m", data), data, (), lang)
+    clause = texts(lang)["pictures_lead"].split("{new}")[1]
+    threshold = f"{record['pairs']['threshold']:.2f}"
+    assert clause.count("{threshold}") == 1
+    assert clause.format(threshold=threshold).replace(" ", "") in said_in(page, "pictures").replace(" ", "")
 
 
 def test_the_training_goes_to_visualdl(tmp_path):

@@ -40,6 +40,7 @@ from act_pipeline.records import (
     ACT_SCHEMA,
     ANALYSIS_FILENAME,
     ANALYSIS_SCHEMA,
+    BELOW_SUFFIX,
     new_artifact,
     read_record,
     versions,
@@ -48,8 +49,6 @@ from act_pipeline.records import (
 from act_pipeline.report import write_report
 from act_pipeline.static_graph import StaticGraph, fold_batch_norm, fold_constants, static_mode
 from act_pipeline.tables import rounded_up
-
-BELOW_SUFFIX = ".below_max_drop"
 
 
 @dataclass

@@ -60,6 +60,7 @@ def compression_record(
         "latency": measured.latency,
         "reference": measured.reference,
         "model_hash": chosen.model.content_hash(),
+        "overrides": list(job.config.overrides),
     }
 
 

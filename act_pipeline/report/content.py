@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from act_pipeline.data.annotations import Annotations
+from act_pipeline.records import BELOW_SUFFIX
 from act_pipeline.report.curves import RECALLS, score
 from act_pipeline.report.differences import iou_map, most_different, pair_images, summarize
 from act_pipeline.report.errors import KINDS, best_threshold, count_errors, judge
@@ -46,7 +48,7 @@ def build(sources: Sources, reader: ReportReader, name: str) -> dict[str, Any]:
     act = sources.act
     measured = _from_detections(sources, reader)
     engines = sources.engine_rows()
-    pair = fastest_pair(engines)
+    pair = fastest_pair(engines, sources.timed_by_compression())
     figures = {name: model_figures(act.get(name) or {}, measured["scores"].get(name)) for name in ("fp32", "int8")}
     classes = _per_class(figures, measured["objects"])
     return {
@@ -122,15 +124,27 @@ def _seconds(seconds: Mapping[str, float]) -> dict[str, Any]:
 
 def _rerun(sources: Sources, reader: ReportReader) -> dict[str, Any]:
     act = sources.act
+    config, judged = act.get("config") or {}, act.get("evaluation") or {}
     return {
-        "config": act.get("config") or {},
+        "config": config,
+        "overrides": act.get("overrides"),
+        "commands": _commands(sources, config.get("path") or "config.yml", reader),
         "reader": str(reader.path),
-        "device": (act.get("evaluation") or {}).get("device"),
-        "threads": (act.get("evaluation") or {}).get("threads"),
+        **{name: judged.get(name) for name in ("engine", "fp32_engine", "device", "threads")},
         "source_hash": act.get("source_hash"),
         "model_hash": act.get("model_hash"),
         "data_hash": act.get("data_hash") or {},
     }
+
+
+def _commands(sources: Sources, config: str, reader: ReportReader) -> list[str]:
+    """Return what makes the model, with the overrides where the record has them, and then the report; for a shell."""
+    folder, overrides = str(sources.artifact), sources.act.get("overrides")
+    # Compression adds the suffix itself.
+    save_dir = folder[: -len(BELOW_SUFFIX)] if folder.endswith(BELOW_SUFFIX) else folder
+    compress = ["python", "tools/compress.py", "-c", config, "--save_dir", save_dir]
+    report = ["python", "tools/report.py", "--model_path", folder, "--reader_config", str(reader.path)]
+    return [shlex.join([*compress, *(["-o", *overrides] if overrides else [])]), shlex.join(report)]
 
 
 def _from_detections(sources: Sources, reader: ReportReader) -> dict[str, Any]:

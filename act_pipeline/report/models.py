@@ -56,11 +56,14 @@ def verdict_of(act: Mapping[str, Any], figures: Mapping[str, Any], pair: Any) ->
         "times_smaller": _ratio(fp32["bytes"], int8["bytes"]),
         "speed": None if pair is None else {
             "engine": pair[1]["engine"],
+            "fp32_engine": pair[0]["engine"],
             "device": pair[1]["device"],
             "fp32_ms": _p50(pair[0]["latency_ms"]),
             "int8_ms": _p50(pair[1]["latency_ms"]),
             "times_as_fast": pair[1]["speed_ratio"],
             "map": pair[1]["map"],
+            "in_turns": pair[1]["together"] is not None,
+            "batch_size": pair[1]["batch_size"],
         },
         "strategy": chosen.get("name") or act.get("strategy"),
         "quantized": quantized,
@@ -103,7 +106,10 @@ def _interval(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def before_and_after(
     act: Mapping[str, Any], figures: Mapping[str, Any], engines: Sequence[Mapping[str, Any]], pair: Any
 ) -> list[dict[str, Any]]:
-    """Return FP32, FP16 (or BF16) where it was measured, INT8; latencies in the engine that runs INT8 fastest."""
+    """Return FP32, FP16 (or BF16) where it was measured, INT8; latencies in the engine that runs INT8 fastest.
+
+    Without a ``pair`` they are of the two evaluations, which ran at different times: no ratio is taken of them.
+    """
     fp32 = figures["fp32"]
     rows = []
     for index, (name, part) in enumerate((("FP32", fp32), ("INT8", figures["int8"]))):
@@ -111,10 +117,7 @@ def before_and_after(
         if pair is not None:
             timed = pair[index]
             row.update(latency_ms=_p50(timed["latency_ms"]), times_as_fast=timed["speed_ratio"], engine=timed["engine"])
-        elif index and fp32["latency_ms"] and part["latency_ms"]:
-            row["times_as_fast"] = _ratio(_p50(fp32["latency_ms"]), _p50(part["latency_ms"]))
         rows.append(row)
-    rows[0]["times_as_fast"] = 1.0 if rows[0]["latency_ms"] else None
     quantized = sum((act.get("quantized_ops") or {}).values())
     rows[1].update(
         quantized=quantized, kept=len(act.get("kept_ops") or ()), interval=_interval(act.get("map_drop_interval"))
@@ -133,13 +136,12 @@ def before_and_after(
 
 
 def strategy_row(step: Mapping[str, Any], act: Mapping[str, Any], fp32: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of one of an ``act.json``'s ``steps``."""
+    """Return the row of one of an ``act.json``'s ``steps``; its latency is of its evaluation, so it has no ratio."""
     stats = step.get("stats") or {}
     return _row(
         str(step.get("name")),
         {**step, **{key: stats.get(key) for key in _SIZE_STATS}},
         fp32,
-        times_as_fast=_ratio(_p50(fp32["latency_ms"]), _p50(step.get("latency_ms"))),
         engine=_own_engine(act, "int8") if step.get("latency_ms") else None,
         **{key: step.get(key) for key in ("quantized", "kept", "seconds", "meets_max_drop")},
         interval=_interval(step.get("map_drop_interval")),

@@ -123,6 +123,33 @@ class Sources:
                     row["speed_ratio"] = round(base["latency_ms"]["p50"] / row["latency_ms"]["p50"], 4)
         return rows
 
+    def timed_by_compression(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Return FP32 and INT8 as the compression timed them: in turns, one image a run; None: an older one did not.
+
+        Rows as :meth:`engine_rows` has them, without ``label``, ``map50``, ``stats`` and ``bytes``. The two engines
+        differ where INT8's has no float.
+        """
+        timed, judged = self.act.get("latency"), self.act.get("evaluation") or {}
+        if not timed:
+            return None
+
+        def row(precision: str, engine: str | None, ratio: float) -> dict[str, Any]:
+            return {
+                "engine": engine,
+                "precision": precision,
+                "device": judged.get("device"),
+                "own": True,
+                "map": (self.act.get(precision) or {}).get("map"),
+                "latency_ms": {"p50": timed[precision]["p50_ms"], "p90": timed[precision]["p90_ms"]},
+                "speed_ratio": ratio,
+                "batch_size": 1,
+                "together": 1,
+                "failure": None,
+            }
+
+        engine = judged.get("engine")
+        return row("fp32", judged.get("fp32_engine") or engine, 1.0), row("int8", engine, timed["ratio"])
+
     def _benchmark_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
         precision = row["precision"]
         models = self.benchmark["models"] if self.benchmark else {}
@@ -192,8 +219,16 @@ def _same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     return _same_key(first) == _same_key(second)
 
 
-def fastest_pair(rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    """Return FP32 and INT8 in the engine that runs INT8 fastest, of those that ran both in the same way; or None."""
+def fastest_pair(
+    rows: Sequence[Mapping[str, Any]], compression: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
+) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """Return FP32 and INT8 in the engine that runs INT8 fastest, of those that ran both in the same way; or None.
+
+    Args:
+        rows: as :meth:`Sources.engine_rows` gives them.
+        compression: as :meth:`Sources.timed_by_compression` gives it. In the same engine a benchmark, which takes more
+            rounds, comes before it, and it comes before two evaluations, which ran at different times.
+    """
     timed = [row for row in rows if row["own"] and row["latency_ms"] and not row["failure"]]
     pairs = [
         (fp32, int8)
@@ -202,4 +237,8 @@ def fastest_pair(rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], 
         and (fp32["engine"], fp32["device"], fp32["batch_size"])
         == (int8["engine"], int8["device"], int8["batch_size"])
     ]  # fmt: skip
+    if compression is not None:
+        same = [pair for pair in pairs if _same(pair[1], compression[1])]
+        if all(pair[1]["together"] is None for pair in same):
+            pairs = [*(pair for pair in pairs if pair not in same), compression]
     return min(pairs, key=lambda pair: pair[1]["latency_ms"]["p50"], default=None)

@@ -65,8 +65,11 @@ TEXTS = {
     "timed_in": "timed in {engine}",
     "models_note": "mAP is COCO's, at IoU 0.50:0.95; mAP50 at 0.50; small, medium, large: mAP by the area of the object, "
     "below 32², to 96², above. × smaller and × as fast compare with FP32; engines with their own FP32.",
-    "models_note_paddle": "Strategies are timed in Paddle Inference, which computes INT8 in float: exact, and slower than "
-    "INT8 kernels are.",
+    "models_note_turns": "Before and after were timed in turns in {engine}, images a run: {batch}; × as fast is the "
+    "median of the rounds.",
+    "models_note_strategies": "The ms of a strategy are of its own evaluation in {engine}, at another time: they are "
+    "not compared with FP32.",
+    "models_note_float": "{engine} computes INT8 in float: exact, and slower than INT8 kernels are.",
     "no_half": "FP16 was not measured; deploy/infer_eval.py --precision=fp16 --json FILE does, and --eval FILE shows it.",
     "no_engines": "No engine was timed with both models; deploy/benchmark.py --json FILE does, and --benchmark FILE shows "
     "it.",
@@ -96,7 +99,7 @@ TEXTS = {
     # Pictures.
     "pictures": "Where FP32 and INT8 differ",
     "pictures_lead": "Of the detections with a score of at least {threshold}, both models have {both}; only FP32 has "
-    "{lost}, only INT8 {new}.",
+    "{lost}, only INT8 {new}: there the other model has no such box, or one whose score is below {threshold}.",
     "pictures_same": "On {count} of {images} images both find the same objects.",
     "threshold_note": "The score is the one at which FP32 has its best F1.",
     "no_differences": "Both models detect the same.",
@@ -213,8 +216,10 @@ TEXTS = {
     "agreement_with_fp32": "agreement",
     # Again.
     "again": "Run it again",
-    "again_lead": "The same config, data and versions give the same model.",
-    "again_evaluated": "Evaluated in Paddle Inference on the {device} with {threads} threads.",
+    "again_lead": "With the same data and versions, the first command gives the same model.",
+    "again_lead_opt": "With the same -o, data and versions, the first command gives the same model; this record does "
+    "not hold the -o that were given.",
+    "again_evaluated": "Evaluated in {engine} on the {device} with {threads} threads.",
     "config": "Config",
     "source_hash": "Float model",
     "model_hash": "INT8 model",
