@@ -29,7 +29,7 @@ from act_pipeline.compress.job import Candidate, Job
 from act_pipeline.compress.mixed import dequantized, dequantized_ops, give_back, read_thresholds
 from act_pipeline.model import InferenceModel
 
-RANK_IMAGES = 2
+RANK_IMAGES = 1
 # Foremost ops that are taken back for trial before a step.
 _SHORTLIST = 3
 # So many steps of one op; then each step is twice the one before.
