@@ -66,7 +66,9 @@ def train(model: InferenceModel, optimizer: str, fold: bool, steps: int, largest
             factors = read_factors(_saved(graph, model), largest)
         weights = [op.input("Filter")[0] for op in graph.program.global_block().ops if "conv2d" in op.type]
         with paddle.utils.unique_name.guard("train"):
-            program = recover_inference_program(graph.program)
+            # PaddleSlim notes the parameters in the default programs, where another test may have others of these names.
+            with paddle.static.program_guard(paddle.static.Program(), paddle.static.Program()):
+                program = recover_inference_program(graph.program)
             for op in program.global_block().ops:
                 if op.type == "batch_norm":
                     op._set_attr("is_test", False)
