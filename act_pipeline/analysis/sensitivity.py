@@ -157,10 +157,37 @@ class OpSensitivity:
     map: Optional[float] = None
 
 
-class _Bench:
-    """A task's simulation in this process, and the batch that it holds."""
+@dataclass(frozen=True)
+class BlockError:
+    """What several ops cost when they alone are in INT8.
+
+    Attributes:
+        group: of the first one.
+        ops: how many they are.
+        error: noise / signal of the outputs, see :func:`act_pipeline.analysis.outputs.signal_and_noise`.
+    """
+
+    group: str
+    ops: int
+    error: float
+
+
+class SensitivityRunner:
+    """A task's model, loaded in this process: measures one op or several of them, on one batch after another.
+
+    Example::
+
+        with contextlib.closing(SensitivityRunner(task)) as runner:
+            errors = runner.block_errors(blocks)
+            found = runner.measure_ops(blocks[0])
+    """
 
     def __init__(self, task: Task) -> None:
+        """Load the model; :meth:`close` frees it.
+
+        Raises:
+            UserError: the files are damaged.
+        """
         self.task = task
         self._stack = contextlib.ExitStack()
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="act_pipeline_")))
@@ -176,7 +203,38 @@ class _Bench:
         self.held: int | None = None
         self.exact: dict[str, np.ndarray] = {}
 
+    def measure_ops(self, ops: Sequence[QuantizableOp], progress: bool = True) -> list[OpSensitivity]:
+        """Measure ops of the task, each quantized alone, on every batch.
+
+        Args:
+            ops: of the task.
+            progress: show a progress bar on stderr.
+
+        Returns:
+            in the order of ``ops``; ``share`` is of the sum of their errors.
+
+        Raises:
+            UserError: the outputs are not finite, or memory does not suffice.
+        """
+        units = [(op.name, batch) for batch in range(len(self.task.batches)) for op in ops]
+        return summarize(ops, [self.measure(*unit) for unit in _shown(units, "sensitivity", "op", progress)])
+
+    def block_errors(self, blocks: Sequence[Sequence[QuantizableOp]], progress: bool = True) -> list[BlockError]:
+        """Measure blocks of the task's ops, each block quantized alone, on every batch.
+
+        Args, Raises: as :meth:`measure_ops`.
+        """
+        sums = np.zeros((len(blocks), 2))
+        units = [(index, batch) for batch in range(len(self.task.batches)) for index in range(len(blocks))]
+        for index, batch in _shown(units, "blocks", "block", progress):
+            sums[index] += self.signal_and_noise([op.name for op in blocks[index]], batch)[:2]
+        return [
+            BlockError(block[0].group, len(block), noise / signal if signal else 0.0)
+            for block, (signal, noise) in zip(blocks, sums)
+        ]
+
     def measure(self, name: str, batch: int) -> dict[str, Any]:
+        """Measure one op on one batch; returns and raises what :func:`measure` does."""
         if batch == MAP:
             return {"op": name, "batch": MAP, "map": self._map(name)}
         signal, noise, found = self.signal_and_noise([name], batch)
@@ -230,49 +288,7 @@ class _OneOp:
         return self._simulation.run({name: inputs[source] for name, source in self._sources.items()}, {self._op})
 
 
-_bench: _Bench | None = None
-
-
-@dataclass(frozen=True)
-class BlockError:
-    """What several ops cost when they alone are in INT8.
-
-    Attributes:
-        group: of the first one.
-        ops: how many they are.
-        error: noise / signal of the outputs, see :func:`act_pipeline.analysis.outputs.signal_and_noise`.
-    """
-
-    group: str
-    ops: int
-    error: float
-
-
-def block_errors(task: Task, blocks: Sequence[Sequence[QuantizableOp]], progress: bool = True) -> list[BlockError]:
-    """Measure blocks of a task's ops, each quantized alone, in this process.
-
-    Args:
-        task: gives the model, the thresholds and the batches.
-        blocks: ops of the task, in groups.
-        progress: show a progress bar on stderr.
-
-    Raises:
-        UserError: the outputs are not finite, or memory does not suffice.
-    """
-    from tqdm import tqdm
-
-    sums = np.zeros((len(blocks), 2))
-    with contextlib.closing(_Bench(task)) as bench, tqdm(
-        total=len(task.batches) * len(blocks), desc="blocks", unit="block", disable=not progress, leave=False
-    ) as bar:
-        for batch in range(len(task.batches)):
-            for index, block in enumerate(blocks):
-                sums[index] += bench.signal_and_noise([op.name for op in block], batch)[:2]
-                bar.update()
-    return [
-        BlockError(block[0].group, len(block), noise / signal if signal else 0.0)
-        for block, (signal, noise) in zip(blocks, sums)
-    ]
+_runner: SensitivityRunner | None = None
 
 
 def measure(task: Task, unit: Unit) -> dict[str, Any]:
@@ -287,19 +303,19 @@ def measure(task: Task, unit: Unit) -> dict[str, Any]:
     Raises:
         UserError: the outputs are not finite, or memory does not suffice.
     """
-    global _bench
-    if _bench is None or _bench.task.key != task.key:
+    global _runner
+    if _runner is None or _runner.task.key != task.key:
         release()
-        _bench = _Bench(task)
-    return _bench.measure(*unit)
+        _runner = SensitivityRunner(task)
+    return _runner.measure(*unit)
 
 
 def release() -> None:
     """Free what :func:`measure` keeps in this process."""
-    global _bench
-    if _bench is not None:
-        _bench.close()
-        _bench = None
+    global _runner
+    if _runner is not None:
+        _runner.close()
+        _runner = None
 
 
 def summarize(ops: Sequence[QuantizableOp], measurements: Iterable[Mapping[str, Any]]) -> list[OpSensitivity]:
@@ -372,6 +388,12 @@ def _shares(
             entry["ops"] += 1
             entry["share"] += op.share
     return list(shares.values())
+
+
+def _shown(units: list[Any], what: str, unit: str, progress: bool) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    return tqdm(units, desc=what, unit=unit, disable=not progress, leave=False)
 
 
 def _detects(outputs: Mapping[str, np.ndarray]) -> bool:

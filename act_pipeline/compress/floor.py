@@ -20,9 +20,8 @@ from typing import Any, Optional
 
 import numpy as np
 
-from act_pipeline.analysis.executors import measure_sensitivity
 from act_pipeline.analysis.ops import QuantizableOp
-from act_pipeline.analysis.sensitivity import BlockError, OpSensitivity, Task, block_errors, ranked
+from act_pipeline.analysis.sensitivity import BlockError, OpSensitivity, SensitivityRunner, Task, ranked
 from act_pipeline.compress.cpu_kernels import all_cores
 from act_pipeline.compress.inventory import inventory_of
 from act_pipeline.compress.job import Candidate, Job
@@ -74,6 +73,12 @@ class _Lift:
         self.best = candidate
 
     def run(self, limit: Optional[int]) -> Candidate:
+        try:
+            return self._run(limit)
+        finally:
+            self.ranking.close()
+
+    def _run(self, limit: Optional[int]) -> Candidate:
         # A model of which every op is float is no INT8 model.
         left = min(len(self.ranking.ops) - 1, len(self.ranking.ops) if limit is None else limit)
         step, size = 0, 1
@@ -162,6 +167,7 @@ class _Ranking:
         self.images = len(feeds)
         self.blocks: list[list[QuantizableOp]] = []
         self.errors: list[BlockError] = []
+        self.runner: Optional[SensitivityRunner] = None
         self.measured: dict[str, OpSensitivity] = {}
         self.gone: set[str] = set()
 
@@ -183,21 +189,31 @@ class _Ranking:
         """Return how far the detections move when an op is quantized alone."""
         return self.measured[name].detection_change
 
-    def _task(self, ops: Sequence[QuantizableOp]) -> Task:
-        return Task.of(self.model, ops, self.thresholds, [self.batch], self.job.device)
+    def close(self) -> None:
+        """Free the model; it is loaded again when more ops are to be measured."""
+        if self.runner is not None:
+            self.runner.close()
+            self.runner = None
+
+    def _opened(self) -> SensitivityRunner:
+        if self.runner is None:
+            self.runner = SensitivityRunner(
+                Task.of(self.model, self.ops, self.thresholds, [self.batch], self.job.device)
+            )
+        return self.runner
 
     def _measure_blocks(self) -> None:
         """Put blocks into the order of their errors; neighbours in the graph are a block."""
         size = max(math.isqrt(len(self.ops)), 1)
         blocks = [self.ops[start : start + size] for start in range(0, len(self.ops), size)]
         with all_cores():
-            self.errors = block_errors(self._task(self.ops), blocks, self.job.progress)
+            self.errors = self._opened().block_errors(blocks, self.job.progress)
         order = sorted(range(len(blocks)), key=lambda index: -self.errors[index].error)
         self.blocks = [blocks[index] for index in order]
 
     def _measure(self, block: Sequence[QuantizableOp]) -> None:
         with all_cores():
-            found = measure_sensitivity(self._task(block), progress=self.job.progress)
+            found = self._opened().measure_ops(block, self.job.progress)
         self.measured.update({op.name: op for op in found})
         self.job.analysis = {
             "of": self.candidate.name,
