@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent
 
 def read_version():
     """Return ``__version__`` as the package states it, without importing it."""
-    source = (ROOT / "act_pipeline" / "__init__.py").read_text(encoding="utf-8")
+    source = (ROOT / "act_pipeline" / "version.py").read_text(encoding="utf-8")
     return re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE).group(1)
 
 

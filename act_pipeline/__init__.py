@@ -10,6 +10,7 @@ import zlib  # noqa: F401  (loaded before paddle on purpose, see above)
 
 from act_pipeline.cache_dir import provide_home
 from act_pipeline.cpus import available_cpus, cpu_quota
+from act_pipeline.version import __version__ as __version__
 
 # Paddle's C++ side writes a line on stderr for every executor it makes; warnings and errors still come.
 os.environ.setdefault("GLOG_minloglevel", "1")
@@ -21,5 +22,3 @@ provide_home()
 # wait for each other. It reads this when NumPy is loaded.
 if cpu_quota() is not None and "OMP_NUM_THREADS" not in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(available_cpus()))
-
-__version__ = "0.1.0"

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from act_pipeline import __version__
+from act_pipeline.version import __version__
 from act_pipeline.errors import run_command
 
 EXIT_CANNOT_RUN = 1

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from act_pipeline.defaults import DEFAULT_MODELS, default_path
 from act_pipeline.engines import Artifact, Machine, fastest_engine, support
 from act_pipeline.errors import UserError
 from act_pipeline.infer_request import InferenceRequest
 from act_pipeline.model import OnnxModel, open_model
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-DEFAULT_MODELS = {"int8": Path("output/rtdetr_sample_int8"), "float": Path("output/rtdetr_sample")}
 AUTO, ALL = "auto", "all"
 
 
@@ -47,11 +45,6 @@ def load_model(request: InferenceRequest) -> Artifact:
                 f"model folder {default} does not exist; run `make demo`, which makes it, or give --model_path"
             )
     return open_model(path, request.model_filename, request.params_filename)
-
-
-def default_path(path: Path) -> Path:
-    """Return a path of the repository, from wherever the command runs."""
-    return path if path.exists() else REPOSITORY / path if (REPOSITORY / path).exists() else path
 
 
 def choose_engine(request: InferenceRequest, model: Artifact, quantized: bool, here: Machine) -> Choice:

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.engine_choice import ALL, choose_engine, default_path, load_model
+from act_pipeline.defaults import DEFAULT_READER, default_path
+from act_pipeline.engine_choice import ALL, choose_engine, load_model
 from act_pipeline.engines import Artifact, Engine, Machine, create_engine, find_support, inspect_artifact, machine
-from act_pipeline.engines.base import available_cpus, location
+from act_pipeline.engines.base import location
+from act_pipeline.cpus import available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation import EVAL_SCHEMA, Evaluation, engine_record, evaluate
 from act_pipeline.infer_compare import against_float
@@ -26,7 +28,6 @@ from act_pipeline.running import measure_latency
 
 __all__ = ["COLLECTED_VARIABLE", "InferenceOutcome", "InferenceRequest", "run_inference"]
 
-DEFAULT_READER = Path("configs/readers/sample_reader.yml")
 # Set for the process that goes on after the shapes were collected, so that it never collects and starts another one.
 COLLECTED_VARIABLE = "ACT_PIPELINE_SHAPES_COLLECTED"
 BENCHMARK_IMAGES = 16

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from act_pipeline import __version__
+from act_pipeline.version import __version__
 from act_pipeline.errors import UserError
 
 # Records that another stage reads than the one that writes them; of all others the schema stands beside their writer.

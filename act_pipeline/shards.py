@@ -16,7 +16,8 @@ from act_pipeline.data.loader import Loader
 from act_pipeline.data.reader import Reader
 from act_pipeline.data.settings import ReaderSettings
 from act_pipeline.engines import Artifact, Engine, create_engine
-from act_pipeline.engines.base import available_cpus, location
+from act_pipeline.engines.base import location
+from act_pipeline.cpus import available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation import Evaluation, GroundTruth, score
 from act_pipeline.executors import Work, run_work

@@ -113,9 +113,9 @@ def train_float(folder: Path) -> dict[str, Any]:
     """
     import paddle
 
-    from act_pipeline.compress.pipeline import prepare
+    from act_pipeline.folding import prepare
     from act_pipeline.compress.trainable import trainable_weights
-    from act_pipeline.compress.upstream import quiet_upstream
+    from act_pipeline.quiet import quiet_upstream
 
     config, reader, _ = _settings(folder)
     with static_mode(), quiet_upstream():

@@ -13,7 +13,7 @@ from test_deformable_attention import CHANNELS, HEADS, QUERIES, attention, feed
 
 from act_pipeline.compress import finite
 from act_pipeline.compress.attention_training import train_by_rows
-from act_pipeline.compress.upstream import quiet_upstream
+from act_pipeline.quiet import quiet_upstream
 from act_pipeline.static_graph import StaticGraph, static_mode
 
 READ = ("values", "grids", "weights")

@@ -14,7 +14,7 @@ from inference_fixtures import export_tiny_model
 
 from act_pipeline.benchmark import compress_run, nncf_peer, peer_run
 from act_pipeline.benchmark.compress_run import Clock, Request, compare, ratios
-from act_pipeline.compress.ptq import calibration_batches
+from act_pipeline.compress.calibration_images import calibration_batches
 from act_pipeline.data import Reader
 from act_pipeline.demo import COMPRESS_CONFIG, READER_CONFIG
 from act_pipeline.errors import UserError, run_command

@@ -21,7 +21,8 @@ from act_pipeline.errors import UserError, run_command
 from act_pipeline.evaluation import detection_change, evaluate
 from act_pipeline.model import InferenceModel
 from act_pipeline.records import read_record
-from act_pipeline.static_graph import StaticGraph, fold_batch_norm, fold_constants, static_mode
+from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.folding import fold_batch_norm, fold_constants
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -230,7 +231,7 @@ def test_fast_passes_make_the_program_that_the_stock_passes_make(demo) -> None:
     from paddleslim.quant import quant_aware
 
     from act_pipeline.compress.quant_graph import fast_passes
-    from act_pipeline.compress.upstream import quiet_upstream
+    from act_pipeline.quiet import quiet_upstream
 
     config = {
         "onnx_format": True,
@@ -387,7 +388,7 @@ def test_another_class_count_is_found_before_training(demo, tmp_path: Path) -> N
 def test_a_gpu_that_is_not_there_is_one_line() -> None:
     import paddle
 
-    from act_pipeline.compress.pipeline import choose_device
+    from act_pipeline.engines.device import choose_device
 
     if paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count():
         pytest.skip("this machine has a GPU")

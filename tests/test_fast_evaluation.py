@@ -18,7 +18,8 @@ from act_pipeline.engines.int8_reference import use_onednn, with_onednn_rounding
 from act_pipeline.evaluation import Evaluation, evaluate
 from act_pipeline.model import InferenceModel
 from act_pipeline.running import NotFinite
-from act_pipeline.static_graph import StaticGraph, fold_constants, static_mode
+from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.folding import fold_constants
 
 REFERENCE = Judge("int8_reference", "paddle_onednn", "CPU", "")
 

@@ -120,7 +120,7 @@ def test_every_command_takes_a_pair_of_other_names(
 
 def test_compress_refuses_a_model_that_is_int8(int8_model: InferenceModel, float_model: InferenceModel) -> None:
     """PaddleDetection 6365: it was quantized again."""
-    from act_pipeline.compress.pipeline import require_float
+    from act_pipeline.engines.float_model import require_float
 
     require_float(float_model)
     with pytest.raises(UserError, match=r"model\.pdmodel is an INT8 model already.*Global\.model_dir"):
@@ -158,7 +158,7 @@ def test_the_commands_refuse_an_int8_model(
 def test_compress_refuses_what_paddle_inference_optimized(float_model: InferenceModel, tmp_path: Path) -> None:
     from paddle import inference
 
-    from act_pipeline.compress.pipeline import require_float
+    from act_pipeline.engines.float_model import require_float
 
     folder = renamed(float_model, tmp_path / "model", "model.pdmodel", "model.pdiparams")
     config = inference.Config(str(folder / "model.pdmodel"), str(folder / "model.pdiparams"))
@@ -176,7 +176,7 @@ def test_compress_refuses_a_model_of_mixed_precision(float_model: InferenceModel
     """As paddle.inference.convert_to_mixed_precision writes it, which needs a GPU."""
     import numpy as np
 
-    from act_pipeline.compress.pipeline import require_float
+    from act_pipeline.engines.float_model import require_float
     from act_pipeline.engines.model_files import read_parameters, write_parameters
 
     model = InferenceModel.load(renamed(float_model, tmp_path / "model", "model.pdmodel", "model.pdiparams"))

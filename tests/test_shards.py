@@ -16,7 +16,7 @@ from test_executors import StandInRay
 from act_pipeline import shards
 from act_pipeline.data import Reader
 from act_pipeline.engines import create_engine
-from act_pipeline.engines.base import available_cpus
+from act_pipeline.cpus import available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation import EVAL_SCHEMA, Evaluation, evaluate
 from act_pipeline.inference import InferenceRequest, run_inference

@@ -13,7 +13,7 @@ from test_ptq import images as tiny_images
 from act_pipeline.analysis.ops import quantizable_ops
 from act_pipeline.analysis.simulate import Simulation
 from act_pipeline.analysis.weights import weight_threshold
-from act_pipeline.compress.pipeline import prepare
+from act_pipeline.folding import prepare
 from act_pipeline.compress.ptq import PostTraining
 from act_pipeline.config import load_config
 from act_pipeline.demo import READER_CONFIG

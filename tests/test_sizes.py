@@ -14,7 +14,7 @@ from act_pipeline.analysis.observers import NotFiniteError
 from act_pipeline.compress import compress
 from act_pipeline.compress.calibration import threshold
 from act_pipeline.compress.outcome import Measured
-from act_pipeline.compress.pipeline import prepare
+from act_pipeline.folding import prepare
 from act_pipeline.config import load_config
 from act_pipeline.data import Reader
 from act_pipeline.data.sample import make_sample

@@ -11,7 +11,7 @@ from sample_fixtures import reader_of_scenes
 from act_pipeline.analysis.observers import NotFiniteError
 from act_pipeline.analysis.row_sample import ChannelAbsMax, RowSample
 from act_pipeline.compress import smooth_quant
-from act_pipeline.compress.pipeline import prepare
+from act_pipeline.folding import prepare
 from act_pipeline.compress.ptq import PostTraining
 from act_pipeline.compress.smooth_groups import apply_factors, find_groups
 from act_pipeline.compress.smooth_quant import gather_rows, largest_difference, smooth_model

@@ -20,7 +20,7 @@ from act_pipeline.compress import compress, paddle_state
 from act_pipeline.compress.judge import Judge
 from act_pipeline.compress.mixed import dequantized, dequantized_ops, give_back, read_thresholds
 from act_pipeline.compress.outcome import Measured
-from act_pipeline.compress.pipeline import prepare
+from act_pipeline.folding import prepare
 from act_pipeline.compress.selection import select
 from act_pipeline.config import Quantize, load_config
 from act_pipeline.engines import create_engine

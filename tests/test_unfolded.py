@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
 import numpy as np
 import paddle
@@ -12,7 +11,8 @@ from paddleslim.common.recover_program import recover_inference_program
 
 from act_pipeline.compress.unfolded import folded, read_factors, unfold
 from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import BATCH_NORM_FACTOR, StaticGraph, fold_batch_norm, static_mode
+from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.folding import BATCH_NORM_FACTOR, fold_batch_norm
 
 CHANNELS = 8
 FACTORS = np.geomspace(1e-3, 30, CHANNELS).astype(np.float32)

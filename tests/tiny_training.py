@@ -28,7 +28,8 @@ from act_pipeline.compress.training import Training  # noqa: E402
 from act_pipeline.config import Config, load_config  # noqa: E402
 from act_pipeline.errors import run_command  # noqa: E402
 from act_pipeline.model import InferenceModel  # noqa: E402
-from act_pipeline.static_graph import StaticGraph, fold_batch_norm, static_mode  # noqa: E402
+from act_pipeline.static_graph import StaticGraph, static_mode  # noqa: E402
+from act_pipeline.folding import fold_batch_norm  # noqa: E402
 
 CONFIG = """
 Global: {reader_config: unused.yml, model_dir: unused}

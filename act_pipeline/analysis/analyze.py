@@ -97,7 +97,8 @@ def analyze(
             suffice.
     """
     from act_pipeline.compress.lock import hold_lock
-    from act_pipeline.compress.pipeline import choose_device, require_float
+    from act_pipeline.engines.device import choose_device
+    from act_pipeline.engines.float_model import require_float
 
     _check_arguments(images, sensitivity_images, map_images, workers, executor)
     target = Path(output_dir)
@@ -137,7 +138,7 @@ class _Study:
     def __init__(
         self, config: Config, model: InferenceModel, reader: Reader, device: str, work: Path, progress: bool
     ) -> None:
-        from act_pipeline.compress.pipeline import prepare
+        from act_pipeline.folding import prepare
 
         self.config, self.model, self.reader = config, model, reader
         self.device, self.progress = device, progress
@@ -162,7 +163,7 @@ class _Study:
         """Run the calibration images, once."""
         from act_pipeline.compress.calibration import threshold
         from act_pipeline.compress.feeds import feeds_of
-        from act_pipeline.compress.ptq import calibration_batches
+        from act_pipeline.compress.calibration_images import calibration_batches
 
         settings = self.config.quant_post
         where = str(self.config.global_.model_dir)

@@ -8,7 +8,7 @@ from typing import Any
 
 from act_pipeline.analysis.ledger import Ledger
 from act_pipeline.analysis.sensitivity import OpSensitivity, Task, Unit, measure, release, summarize
-from act_pipeline.engines.base import available_cpus
+from act_pipeline.cpus import available_cpus
 from act_pipeline.executors import Work, run_work
 
 # Paddle's math libraries read them when they are loaded.

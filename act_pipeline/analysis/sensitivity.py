@@ -25,7 +25,7 @@ from act_pipeline.analysis.ops import QuantizableOp
 from act_pipeline.analysis.outputs import RawOutputs, find_raw_outputs, signal_and_noise
 from act_pipeline.analysis.simulate import Simulation
 from act_pipeline.data.settings import ReaderSettings
-from act_pipeline.engines.base import available_cpus
+from act_pipeline.cpus import available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation import evaluate
 from act_pipeline.model import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel

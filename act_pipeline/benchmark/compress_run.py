@@ -25,7 +25,7 @@ import numpy as np
 
 from act_pipeline.config import Config, load_config
 from act_pipeline.data import Reader
-from act_pipeline.engines.base import available_cpus
+from act_pipeline.cpus import available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.fit import fit_reader
 from act_pipeline.model import InferenceModel

@@ -13,10 +13,10 @@ from act_pipeline.benchmark.compress_run import Clock
 from act_pipeline.compress.detection_loss import DETECTION
 from act_pipeline.compress.feeds import model_feed
 from act_pipeline.compress.selection import skip_patterns
-from act_pipeline.compress.upstream import quiet_upstream
+from act_pipeline.quiet import quiet_upstream
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
-from act_pipeline.engines.base import available_cpus
+from act_pipeline.cpus import available_cpus
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.evaluation import evaluate
 from act_pipeline.model import InferenceModel

@@ -21,7 +21,8 @@ from typing import Any
 from act_pipeline.benchmark.compress_run import Clock, first_images, read_request, run_side, write_row
 from act_pipeline.config import Config, load_config
 from act_pipeline.data import Reader
-from act_pipeline.engines.base import Artifact, available_cpus
+from act_pipeline.engines.base import Artifact
+from act_pipeline.cpus import available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.tables import BYTES_PER_MB, text_table

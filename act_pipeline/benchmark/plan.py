@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from act_pipeline.benchmark.worker import CreateEngine
-from act_pipeline.engine_choice import DEFAULT_MODELS, default_path
+from act_pipeline.defaults import DEFAULT_MODELS, default_path
 from act_pipeline.engines import ENGINES, PRECISIONS, Machine, create_engine, support
 from act_pipeline.engines.base import EngineSupport
 from act_pipeline.engines.model_files import ModelSummary, inspect_model

@@ -17,12 +17,11 @@ from act_pipeline.benchmark.plan import BenchmarkRequest, Candidate, Models, can
 from act_pipeline.benchmark.record import Run, as_record, heading, remarks, run_settings
 from act_pipeline.benchmark.timing import rounds
 from act_pipeline.benchmark.worker import Worker, WorkerFailed
-from act_pipeline.engine_choice import default_path
+from act_pipeline.defaults import DEFAULT_READER, default_path
 from act_pipeline.engines import Machine, create_engine, machine
-from act_pipeline.engines.base import available_cpus
+from act_pipeline.cpus import available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation import evaluate
-from act_pipeline.inference import DEFAULT_READER
 from act_pipeline.records import BENCHMARK_SCHEMA, write_record
 from act_pipeline.tables import benchmark_table
 

@@ -49,7 +49,8 @@ from act_pipeline.compress.teacher import Teacher, split_teacher
 from act_pipeline.compress.trainable import trainable_weights
 from act_pipeline.compress.training import Batches, Training
 from act_pipeline.compress.unfolded import read_factors, unfold, weight_ends
-from act_pipeline.compress.upstream import own_scope, quick_building, quick_walks, quiet_upstream
+from act_pipeline.compress.upstream import own_scope, quick_building, quick_walks
+from act_pipeline.quiet import quiet_upstream
 from act_pipeline.config import Config
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import Interrupted, UserError

@@ -6,15 +6,12 @@ from act_pipeline.compress.feeds import model_feed
 from act_pipeline.compress.finite import check_float_model
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
-from act_pipeline.engines.arrays import require_outputs
 from act_pipeline.engines.model_files import inspect_model
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation import Evaluation
 from act_pipeline.model import InferenceModel
 
 # What Paddle Inference's passes make of convolutions and matmuls (2.6: save_optimized_model, enable_save_optim_model).
-_FUSED_PREFIXES = ("fused_", "fusion_")
-_FUSED_OPS = ("fc", "conv2d_fusion", "multihead_matmul")
 # PaddleSlim's own tolerance between TrainConfig.origin_metric and what the float model gives.
 _ORIGIN_TOLERANCE = 0.05
 # A float model below this mAP on so many images and boxes was fed something else than it was trained on, or was not
@@ -27,32 +24,6 @@ _TELLING_BOXES = 20
 def check_outputs(config: Config, prepared: InferenceModel, reader: Reader) -> None:
     batch = next(iter(reader.loader("train", batch_size=1, shuffle=False)))
     check_float_model(prepared, model_feed(config, list(inspect_model(prepared).inputs), batch))
-
-
-def require_float(model: InferenceModel) -> None:
-    """Check that a model can be quantized and evaluated.
-
-    Raises:
-        UserError: it is INT8 already, or what an inference runtime wrote, or gives no boxes.
-    """
-    summary = inspect_model(model)
-    if summary.quantized:
-        raise UserError(
-            f"{model.model_path} is an INT8 model already, expected the float model that it was made of; give that one's "
-            "folder as Global.model_dir"
-        )
-    fused = sorted(op for op in summary.op_counts if op.startswith(_FUSED_PREFIXES) or op in _FUSED_OPS)
-    if fused:
-        raise UserError(
-            f"{model.model_path} is written by Paddle Inference's optimization (it holds {', '.join(fused[:3])}), which "
-            "fuses what shall be quantized; give the model as it was exported"
-        )
-    if summary.half_parameters:
-        raise UserError(
-            f"{model.model_path} is of mixed precision ({len(summary.half_parameters)} parameters in 16 bits, such as "
-            f"{summary.half_parameters[0]}), expected float32; give the model as it was exported"
-        )
-    require_outputs(summary.output_shapes, model.model_path)
 
 
 def check_origin(config: Config, fp32: Evaluation) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 from act_pipeline.compress.attention_training import train_by_rows
 from act_pipeline.compress.insertion import Inserter
 from act_pipeline.compress.rounding import round_in_vectors
-from act_pipeline.engines.base import available_cpus
+from act_pipeline.cpus import available_cpus
 
 _CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 _OP_TYPES = (*_CONVOLUTIONS, "matmul_v2")

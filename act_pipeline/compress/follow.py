@@ -52,7 +52,7 @@ def follow(config: Config, device: str, ranks: Ranks, reader_overrides: Sequence
     Raises:
         UserError: data and config do not fit together, the device is not there, or rank 0 is gone.
     """
-    from act_pipeline.compress.pipeline import choose_device
+    from act_pipeline.engines.device import choose_device
 
     assert isinstance(ranks, Follower)
     global_ = config.global_

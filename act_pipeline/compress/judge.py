@@ -15,7 +15,7 @@ from act_pipeline.compress.baseline import cached_evaluation
 from act_pipeline.data import Reader
 from act_pipeline.data.settings import ReaderSettings
 from act_pipeline.engines import Engine, Machine, create_engine, fastest_engine, find_support, machine
-from act_pipeline.engines.base import available_cpus
+from act_pipeline.cpus import available_cpus
 from act_pipeline.engines.deformable_attention import samples_by_rows
 from act_pipeline.engines.program_desc import parsed
 from act_pipeline.errors import UserError

@@ -19,7 +19,8 @@ from act_pipeline.compress.bias_correction import find_biases
 from act_pipeline.engines.model_files import inspect_model, read_parameters, read_program, write_parameters
 from act_pipeline.engines.program_desc import argument, parsed, variables
 from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph, fold_constants
+from act_pipeline.static_graph import StaticGraph
+from act_pipeline.folding import fold_constants
 
 _QUANTIZE, _DEQUANTIZE = "quantize_linear", "dequantize_linear"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 from act_pipeline.analysis.ops import quantizable_ops
 from act_pipeline.compress.checkpoint import Checkpoints
-from act_pipeline.compress.checks import check_origin, check_outputs, check_worth, require_float
+from act_pipeline.compress.checks import check_origin, check_outputs, check_worth
 from act_pipeline.compress.failures import explained
 from act_pipeline.compress.feeds import open_reader
 from act_pipeline.compress.follow import shared_identity
@@ -28,12 +27,14 @@ from act_pipeline.compress.ranks import ALONE, Leader, Ranks
 from act_pipeline.compress.record import compression_record
 from act_pipeline.compress.selection import Selection, mark_kept, select
 from act_pipeline.compress.strategies import STRATEGIES
-from act_pipeline.compress.upstream import quiet_upstream
 from act_pipeline.config import Config
 from act_pipeline.data import Reader
+from act_pipeline.engines.device import choose_device
+from act_pipeline.engines.float_model import require_float
 from act_pipeline.errors import BelowFloor, UserError
 from act_pipeline.evaluation import DETECTIONS_FILENAME, save_detections
 from act_pipeline.fit import told
+from act_pipeline.folding import folded, save_folded
 from act_pipeline.model import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.records import (
     ACT_FILENAME,
@@ -47,7 +48,7 @@ from act_pipeline.records import (
     write_record,
 )
 from act_pipeline.report import write_report
-from act_pipeline.static_graph import StaticGraph, fold_batch_norm, fold_constants, static_mode
+from act_pipeline.static_graph import static_mode
 from act_pipeline.tables import rounded_up
 
 
@@ -189,7 +190,7 @@ def _beside(save_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[InferenceModel, Selection]:
     """Return the float model ready to be quantized, and which of its ops shall compute in INT8."""
-    graph = _folded(model)
+    graph = folded(model)
     ops = quantizable_ops(graph, config.op_types)
     if not ops:
         raise UserError(
@@ -198,7 +199,7 @@ def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[In
         )
     selection = select(ops, config.quantize, config.path)
     mark_kept(graph, list(selection.kept))
-    return _save(graph, directory), selection
+    return save_folded(graph, directory), selection
 
 
 def _write(target: Path, model: InferenceModel, chosen: Candidate, job: Job, record: Mapping[str, Any]) -> None:
@@ -266,42 +267,3 @@ def _current(save_dir: Path, source: Mapping[str, Any]) -> Compressed | None:
         return None
     same = all(record.get(key) == value for key, value in source.items())
     return Compressed(model, record) if same and record.get("model_hash") == model.content_hash() else None
-
-
-def prepare(model: InferenceModel, directory: Path) -> InferenceModel:
-    """Write a copy of a float model that computes the same, with constants and BatchNorm folded into its weights."""
-    return _save(_folded(model), directory)
-
-
-def _folded(model: InferenceModel) -> StaticGraph:
-    with quiet_upstream():
-        graph = StaticGraph.load(model)
-        fold_constants(graph)
-        fold_batch_norm(graph)
-    return graph
-
-
-def _save(graph: StaticGraph, directory: Path) -> InferenceModel:
-    directory.mkdir(parents=True)
-    with quiet_upstream(), contextlib.closing(graph):
-        return graph.save(directory)
-
-
-def choose_device(device: str) -> str:
-    """Return ``CPU`` or ``GPU`` for ``auto``, ``cpu`` or ``gpu``.
-
-    Raises:
-        UserError: a GPU is asked for that Paddle does not find.
-    """
-    import paddle
-
-    wanted = device.upper()
-    if wanted not in ("AUTO", "CPU", "GPU"):
-        raise UserError(f"device is '{device}', expected auto, cpu or gpu")
-    found = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
-    if wanted == "GPU" and not found:
-        reason = "this machine has no GPU" if paddle.is_compiled_with_cuda() else "paddlepaddle is the CPU package"
-        raise UserError(
-            f"no GPU can be used: {reason}; use --devices=cpu, or install requirements/gpu.txt on a GPU machine"
-        )
-    return "GPU" if wanted != "CPU" and found else "CPU"

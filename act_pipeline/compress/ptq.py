@@ -28,9 +28,8 @@ from act_pipeline.compress.feeds import feeds_of
 from act_pipeline.compress.inventory import OpInventory, inventory_of
 from act_pipeline.compress.mixed import give_back
 from act_pipeline.compress.selection import Selection, skip_patterns
-from act_pipeline.compress.upstream import quiet_upstream
+from act_pipeline.quiet import quiet_upstream
 from act_pipeline.config import Config, QuantPost
-from act_pipeline.data import Reader
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel
 from act_pipeline.static_graph import StaticGraph
@@ -294,42 +293,3 @@ def _producers(graph: StaticGraph) -> dict[str, str]:
         for op in graph.program.global_block().ops
         for name in op.output_arg_names
     }
-
-
-def calibration_batches(
-    reader: Reader, settings: QuantPost, progress: bool = True
-) -> Callable[[], Iterator[Mapping[str, np.ndarray]]]:
-    """Return what gives the calibration images: of the train split, chosen at random from a seed.
-
-    Fewer than asked for are used all, and that is said.
-
-    Raises:
-        UserError: there are none.
-    """
-    loader = reader.loader(
-        "train",
-        batch_size=settings.batch_size,
-        shuffle=False,
-        drop_last=False,
-        seed=settings.seed,
-        images=settings.images,
-    )
-    found = loader.dataset.readable()
-    if found < settings.images:
-        _logger.warning(
-            "%s: TrainDataset has %d images, %d were asked for (QuantPost.%s); calibrating on all of them",
-            reader.path,
-            found,
-            settings.images,
-            "calib_images" if settings.batch_nums is None else "batch_nums",
-        )
-
-    def batches() -> Iterator[Mapping[str, np.ndarray]]:
-        from tqdm import tqdm
-
-        with contextlib.closing(iter(loader)) as images:
-            yield from tqdm(
-                images, total=len(loader), desc="calibrate", unit="batch", disable=not progress, leave=False
-            )
-
-    return batches

@@ -28,7 +28,8 @@ from act_pipeline.compress.inventory import OpInventory, take_inventory
 from act_pipeline.compress.selection import Selection
 from act_pipeline.engines.program_desc import parsed
 from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import BATCH_NORM_FACTOR, StaticGraph
+from act_pipeline.static_graph import StaticGraph
+from act_pipeline.folding import BATCH_NORM_FACTOR
 
 TEACHER_PREFIX = "teacher_"
 _SCALE_OF_ZEROS = 1e-8  # as Paddle's `quant_tensor` has it

@@ -19,7 +19,7 @@ from act_pipeline.compress.calibration import Algorithm
 from act_pipeline.compress.finite import guarded_outputs
 from act_pipeline.compress.smooth_groups import SmoothGroup, apply_factors, find_groups
 from act_pipeline.compress.smoothing import Choice, Sample, search, sqnr_db
-from act_pipeline.compress.upstream import quiet_upstream
+from act_pipeline.quiet import quiet_upstream
 from act_pipeline.config import SmoothQuant
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel

@@ -21,7 +21,8 @@ from act_pipeline.compress.follow import call_followers
 from act_pipeline.compress.inventory import inventory_of
 from act_pipeline.compress.job import Candidate, Job, timed
 from act_pipeline.compress.mixed import give_back, rescaled
-from act_pipeline.compress.ptq import PostTraining, calibration_batches
+from act_pipeline.compress.ptq import PostTraining
+from act_pipeline.compress.calibration_images import calibration_batches
 from act_pipeline.compress.selection import Selection
 from act_pipeline.compress.smooth_quant import smooth_model
 from act_pipeline.config import WeightedOp

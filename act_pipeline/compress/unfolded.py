@@ -21,7 +21,7 @@ from act_pipeline.compress.insertion import Inserter
 from act_pipeline.engines.model_files import read_program
 from act_pipeline.engines.program_desc import argument
 from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import BATCH_NORM_FACTOR
+from act_pipeline.folding import BATCH_NORM_FACTOR
 
 # Paddle's OpRole, a bit mask.
 _BACKWARD, _OPTIMIZE = 1, 2

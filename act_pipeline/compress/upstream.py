@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -19,19 +17,6 @@ def own_scope() -> Iterator[None]:
 
     with paddle.static.scope_guard(paddle.static.Scope()):
         yield
-
-
-@contextlib.contextmanager
-def quiet_upstream() -> Iterator[None]:
-    """Keep the log lines and warnings of Paddle and PaddleSlim below the level of errors, except where asked for."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ from typing import Protocol, Union, runtime_checkable
 
 import numpy as np
 
-from act_pipeline.cpus import available_cpus as available_cpus  # the engines' own name for it
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel, OnnxModel
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from act_pipeline.engines.base import available_cpus, runtime_error_line
+from act_pipeline.engines.base import runtime_error_line
+from act_pipeline.cpus import available_cpus
 
 # Optional packages: the module they install -> the names they go by.
 _PACKAGES = {"onnx": ("onnx",), "openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnxruntime-gpu")}

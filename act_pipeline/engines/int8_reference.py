@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.engines.base import available_cpus
+from act_pipeline.cpus import available_cpus
 from act_pipeline.engines.deformable_attention import attend_by_rows, spread_for_onednn
 from act_pipeline.engines.host import Machine
 from act_pipeline.engines.host import machine as this_machine

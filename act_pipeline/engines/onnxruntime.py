@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.engines.arrays import InputCheck, detections
-from act_pipeline.engines.base import Artifact, available_cpus, location, refusals
+from act_pipeline.engines.base import Artifact, location, refusals
+from act_pipeline.cpus import available_cpus
 from act_pipeline.engines.onnx_files import OnnxSummary, onnx_artifact, require_spelling
 from act_pipeline.errors import UserError
 from act_pipeline.model import OnnxModel

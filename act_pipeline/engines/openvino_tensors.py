@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.engines.base import available_cpus, refusals
+from act_pipeline.engines.base import refusals
+from act_pipeline.cpus import available_cpus
 from act_pipeline.engines.openvino import import_openvino, set_batch
 from act_pipeline.lowering import lowered_onnx
 from act_pipeline.model import InferenceModel

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from act_pipeline.engines.arrays import InputCheck, detections, require_outputs
-from act_pipeline.engines.base import available_cpus, refusals, without_pass_log
+from act_pipeline.engines.base import refusals, without_pass_log
+from act_pipeline.cpus import available_cpus
 from act_pipeline.engines.model_files import ModelSummary, inspect_model
 from act_pipeline.model import InferenceModel
 from act_pipeline.records import versions as package_versions

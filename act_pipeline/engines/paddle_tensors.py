@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from act_pipeline.engines.base import available_cpus, runtime_error_line, without_pass_log
+from act_pipeline.engines.base import runtime_error_line, without_pass_log
+from act_pipeline.cpus import available_cpus
 from act_pipeline.engines.paddle_native import GPU_MEMORY_POOL_MB
 from act_pipeline.errors import UserError
 from act_pipeline.model import InferenceModel

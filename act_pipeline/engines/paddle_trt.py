@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from act_pipeline.engines.base import available_cpus
+from act_pipeline.cpus import available_cpus
 from act_pipeline.engines.dynamic_shape import shapes_path
 from act_pipeline.engines.host import Machine
 from act_pipeline.engines.host import machine as this_machine

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from act_pipeline.engines.arrays import InputCheck, detections
-from act_pipeline.engines.base import Artifact, available_cpus, location, refusals
+from act_pipeline.engines.base import Artifact, location, refusals
+from act_pipeline.cpus import available_cpus
 from act_pipeline.engines.cudart import PACKAGE, Cuda, CudaError, Gpu, has_cudart
 from act_pipeline.engines.host import Machine
 from act_pipeline.engines.tensorrt_module import (

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from act_pipeline.data.annotations import distinct_names
-from act_pipeline.engines.base import Engine, available_cpus
+from act_pipeline.engines.base import Engine
+from act_pipeline.cpus import available_cpus
 from act_pipeline.errors import UserError
 from act_pipeline.evaluation.coco import AnnotatedReader, GroundTruth, placed, places_of, score_detections
 from act_pipeline.evaluation.result import Evaluation

@@ -1,0 +1,38 @@
+"""Which models can be quantized."""
+
+from __future__ import annotations
+
+from act_pipeline.engines.arrays import require_outputs
+from act_pipeline.engines.model_files import inspect_model
+from act_pipeline.errors import UserError
+from act_pipeline.model import InferenceModel
+
+# Ops that Paddle Inference's own optimization writes.
+_FUSED_PREFIXES = ("fused_", "fusion_")
+_FUSED_OPS = ("fc", "conv2d_fusion", "multihead_matmul")
+
+
+def require_float(model: InferenceModel) -> None:
+    """Check that a model can be quantized and evaluated.
+
+    Raises:
+        UserError: it is INT8 already, or what an inference runtime wrote, or gives no boxes.
+    """
+    summary = inspect_model(model)
+    if summary.quantized:
+        raise UserError(
+            f"{model.model_path} is an INT8 model already, expected the float model that it was made of; give that one's "
+            "folder as Global.model_dir"
+        )
+    fused = sorted(op for op in summary.op_counts if op.startswith(_FUSED_PREFIXES) or op in _FUSED_OPS)
+    if fused:
+        raise UserError(
+            f"{model.model_path} is written by Paddle Inference's optimization (it holds {', '.join(fused[:3])}), which "
+            "fuses what shall be quantized; give the model as it was exported"
+        )
+    if summary.half_parameters:
+        raise UserError(
+            f"{model.model_path} is of mixed precision ({len(summary.half_parameters)} parameters in 16 bits, such as "
+            f"{summary.half_parameters[0]}), expected float32; give the model as it was exported"
+        )
+    require_outputs(summary.output_shapes, model.model_path)
