@@ -8,13 +8,14 @@ symbols; when it is loaded before Python's ``zlib`` the first decompression of t
 import os
 import zlib  # noqa: F401  (loaded before paddle on purpose, see above)
 
-from act_pipeline.cache_dir import provide_home
-from act_pipeline.cpus import available_cpus, cpu_quota
-from act_pipeline.version import __version__ as __version__
+from act_pipeline.core.cache_dir import provide_home
+from act_pipeline.core.cpus import available_cpus, cpu_quota
+from act_pipeline.core.version import __version__ as __version__
 
 # Paddle's C++ side writes a line on stderr for every executor it makes; warnings and errors still come.
 os.environ.setdefault("GLOG_minloglevel", "1")
-# ONNX Runtime 1.31 writes an identifier of the machine into ~/.cache and reports its use, unless told before its import.
+# ONNX Runtime 1.31 writes an identifier of the machine into ~/.cache and reports its use, unless told before its
+# import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # Before matplotlib is imported, which ends with a traceback where there is no home folder.
 provide_home()

@@ -11,17 +11,17 @@ from typing import Any
 
 from act_pipeline.compress import Compressed, compress
 from act_pipeline.config import load_config
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import read_record
 from act_pipeline.data import Reader
-from act_pipeline.data.sample import make_sample
+from act_pipeline.data.builtin_sample import make_sample
 from act_pipeline.engines import Artifact, find_support
 from act_pipeline.engines.registry import find_runtime
-from act_pipeline.errors import UserError
 from act_pipeline.evaluation import EVAL_SCHEMA
 from act_pipeline.export import export_model
 from act_pipeline.inference import InferenceRequest, run_inference
-from act_pipeline.lowering import lowered_onnx
-from act_pipeline.model import InferenceModel
-from act_pipeline.records import read_record
+from act_pipeline.onnx_export import lowered_onnx
 from act_pipeline.report import REPORT_FILENAME, write_report
 
 REPOSITORY = Path(__file__).resolve().parents[1]

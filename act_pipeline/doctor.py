@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.version import __version__
-from act_pipeline.errors import run_command
+from act_pipeline.core.errors import run_command
+from act_pipeline.core.version import __version__
 
 EXIT_CANNOT_RUN = 1
 MISSING = "missing"
@@ -73,12 +73,17 @@ REQUIREMENTS = (
 
 # What an import says -> what to do about it. The first that fits counts.
 _REMEDIES = (
-    (r"libGL\.so|libgthread|libglib", "pip install --force-reinstall --no-deps opencv-python-headless==4.6.0.66 "
-     "(or, as root: apt-get install libgl1 libglib2.0-0)"),
+    (
+        r"libGL\.so|libgthread|libglib",
+        "pip install --force-reinstall --no-deps opencv-python-headless==4.6.0.66 "
+        "(or, as root: apt-get install libgl1 libglib2.0-0)",
+    ),
     (r"libgomp\.so", "as root: apt-get install libgomp1"),
     (r"libcuda\.so", "install the NVIDIA driver, or requirements/cpu.txt on a machine without a GPU"),
-    (r"libcudnn|libcudart|libcublas|libcufft|libcusolver|libcusparse|libcurand",
-     "install CUDA 11.8 and cuDNN 8.6 and put their folders into LD_LIBRARY_PATH, or install requirements/cpu.txt"),
+    (
+        r"libcudnn|libcudart|libcublas|libcufft|libcusolver|libcusparse|libcurand",
+        "install CUDA 11.8 and cuDNN 8.6 and put their folders into LD_LIBRARY_PATH, or install requirements/cpu.txt",
+    ),
     (r"libnvinfer", "install TensorRT 8.5.3 and put its lib folder into LD_LIBRARY_PATH"),
     (r"GLIBC(XX)?_", "use a newer Linux: the wheels are built for glibc 2.28 or later"),
     (r"numpy\.dtype size|_ARRAY_API|numpy\.core\.multiarray", "pip install 'numpy<2'"),

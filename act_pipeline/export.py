@@ -11,18 +11,18 @@ from typing import Any
 
 import yaml
 
+from act_pipeline.core.artifacts import INFER_CFG_FILENAME, InferenceModel
+from act_pipeline.core.downloads import fetch, is_url
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import hash_files, new_artifact, read_record, versions, write_record
+from act_pipeline.core.yaml_files import apply_overrides, load_yaml, resolve_path
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.data.classes import check_count, read_label_list
 from act_pipeline.data.infer_cfg import normalization
-from act_pipeline.download import fetch, is_url
-from act_pipeline.engines.base import runtime_error_line
-from act_pipeline.errors import UserError
-from act_pipeline.model import INFER_CFG_FILENAME, InferenceModel
-from act_pipeline.records import hash_files, new_artifact, read_record, versions, write_record
+from act_pipeline.engines.interface import runtime_error_line
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 from act_pipeline.rtdetr.build import build_model
 from act_pipeline.rtdetr.fit import check_config, check_model
-from act_pipeline.static_graph import StaticGraph, static_mode
-from act_pipeline.yaml_file import apply_overrides, load_yaml, resolve_path
 
 _logger = logging.getLogger(__name__)
 EXPORT_SCHEMA = "act_pipeline.export/1"
@@ -283,7 +283,7 @@ def _label_list(config: Any, content: Mapping[str, Any]) -> list[str]:
             raise UserError(f"{where}: {path} names {len(names)} classes, num_classes is {num_classes}; correct one")
         return names
     if num_classes == COCO_CLASSES:
-        from act_pipeline.upstream import import_ppdet
+        from act_pipeline.core.paddledet import import_ppdet
 
         return list(import_ppdet("ppdet.data.source.category").get_categories("COCO", None)[1].values())
     return [f"class_{index}" for index in range(num_classes)]

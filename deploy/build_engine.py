@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from act_pipeline.errors import run_command  # noqa: E402
-from act_pipeline.infer_flags import parse_bool  # noqa: E402
+from act_pipeline.cli.eval_flags import parse_bool  # noqa: E402
+from act_pipeline.core.errors import run_command  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", action="store_true", help="print the engine's layers as JSON; needs a GPU")
     arguments = parser.parse_args(argv)
 
-    from act_pipeline.engines.tensorrt_build import BuildOptions
-    from act_pipeline.engines.tensorrt_plan import build_plan, inspect_plan, require_gpu_for_layers
-    from act_pipeline.model import open_model
+    from act_pipeline.core.artifacts import open_model
+    from act_pipeline.engines.tensorrt.build import BuildOptions
+    from act_pipeline.engines.tensorrt.plan import build_plan, inspect_plan, require_gpu_for_layers
 
     if arguments.layers:
         require_gpu_for_layers()

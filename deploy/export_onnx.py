@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from act_pipeline.errors import UserError, run_command  # noqa: E402
+from act_pipeline.core.errors import UserError, run_command  # noqa: E402
 
 
 def _batch(text: str) -> int | None:
@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", default="dynamic", help="a fixed batch size, or dynamic")
     arguments = parser.parse_args(argv)
 
-    from act_pipeline.lowering import lower
-    from act_pipeline.model import InferenceModel
+    from act_pipeline.core.artifacts import InferenceModel
+    from act_pipeline.onnx_export import lower
 
     model = InferenceModel.load(arguments.model_path, arguments.model_filename, arguments.params_filename)
     suffix = "_fp16" if arguments.float16 else ""

@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from collections.abc import Sequence  # noqa: E402
 
-from act_pipeline.errors import run_command  # noqa: E402
-from act_pipeline.infer_flags import parse_request  # noqa: E402
+from act_pipeline.cli.eval_flags import parse_request  # noqa: E402
+from act_pipeline.core.errors import run_command  # noqa: E402
 from act_pipeline.inference import run_inference  # noqa: E402
 
 

@@ -50,15 +50,16 @@ def find_python():  # type: () -> str
     if is_supported(sys.version_info[:2]):
         return sys.executable
     for minor in (11, 12, 10, 9):
-        name = "python3.{}".format(minor)
+        name = f"python3.{minor}"
         path = shutil.which(name)
         # A name on the PATH can be a version manager's stub that refuses to start: ask it.
         if path and subprocess.call([path, "-c", ""], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0:
-            say("python: {} is Python {}; taking {} instead".format(sys.executable, platform.python_version(), name))
+            say(f"python: {sys.executable} is Python {platform.python_version()}; taking {name} instead")
             return path
     raise InstallError(
-        "{} is Python {}, expected 3.9 to 3.12 (paddlepaddle 2.6.2 has wheels for these): install one, then "
-        "`make PYTHON=/path/to/python3.11 ...`".format(sys.executable, platform.python_version())
+        f"{sys.executable} is Python {platform.python_version()}, expected 3.9 to 3.12 (paddlepaddle 2.6.2 has "
+        "wheels for these): install one, then "
+        "`make PYTHON=/path/to/python3.11 ...`"
     )
 
 
@@ -67,8 +68,9 @@ def check_platform():  # type: () -> None
     system, machine = platform.system(), platform.machine()
     if (system, machine) != ("Linux", "x86_64"):
         raise InstallError(
-            "this is {} on {}, expected Linux on x86_64 (what the locks are made for): use such a machine or a "
-            "container of that kind".format(system, machine)
+            f"this is {system} on {machine}, expected Linux on x86_64 (what the locks are made for): use such a "
+            "machine or a "
+            "container of that kind"
         )
 
 
@@ -94,21 +96,26 @@ def make_venv(python, venv):  # type: (str, Path) -> None
     """Make the virtual environment, with pip, in place of whatever was there."""
     probe = subprocess.run(
         [python, "-c", "import ensurepip, venv, platform; print(platform.python_version())"],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     if probe.returncode != 0:
         raise InstallError(
-            "{} has no venv or ensurepip, expected both: install them (Debian, Ubuntu: apt-get install python3-venv, "
-            "or python3.X-venv for a Python 3.X of its own), then run this again".format(python)
+            f"{python} has no venv or ensurepip, expected both: install them (Debian, Ubuntu: apt-get install "
+            "python3-venv, "
+            "or python3.X-venv for a Python 3.X of its own), then run this again"
         )
-    say("environment: making {} with Python {}".format(venv, probe.stdout.strip()))
+    say(f"environment: making {venv} with Python {probe.stdout.strip()}")
     made = subprocess.run(
-        [python, "-m", "venv", "--clear", str(venv)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        universal_newlines=True,
+        [python, "-m", "venv", "--clear", str(venv)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     if made.returncode != 0:
         last = (made.stdout.strip().splitlines() or ["no message"])[-1]
-        raise InstallError("{} -m venv {} failed: {}".format(python, venv, last))
+        raise InstallError(f"{python} -m venv {venv} failed: {last}")
 
 
 def count_packages(lock):  # type: (Path) -> int
@@ -120,12 +127,25 @@ def count_packages(lock):  # type: (Path) -> int
 def install(venv, lock):  # type: (Path, Path) -> None
     """Install a lock with pip; the hashes are checked. Raises InstallError with pip's last words."""
     total = count_packages(lock)
-    say("environment: installing {} packages from {} into {}".format(total, lock, venv))
+    say(f"environment: installing {total} packages from {lock} into {venv}")
     command = [
-        str(venv / "bin" / "python"), "-I", "-m", "pip", "install", "--require-hashes", "--no-deps", "--only-binary",
-        ":all:", "--disable-pip-version-check", "--no-input", "--progress-bar", "off",
+        str(venv / "bin" / "python"),
+        "-I",
+        "-m",
+        "pip",
+        "install",
+        "--require-hashes",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--progress-bar",
+        "off",
         # Byte code for all 8,700 files is most of pip's work; Python writes it for those that are ever imported.
-        "--no-compile", "-r", str(lock),
+        "--no-compile",
+        "-r",
+        str(lock),
     ]
     # A PIP_USER or `user = true` of the person's own would turn pip away from the environment.
     environment = dict(os.environ, PIP_USER="0", PYTHONUNBUFFERED="1")
@@ -133,7 +153,11 @@ def install(venv, lock):  # type: (Path, Path) -> None
     last_lines = collections.deque(maxlen=_SHOWN_LINES)
     with (venv / "install.log").open("w", encoding="utf-8") as log:
         pip = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, universal_newlines=True,
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            universal_newlines=True,
             errors="replace",
         )
         try:
@@ -145,10 +169,9 @@ def install(venv, lock):  # type: (Path, Path) -> None
                     collected += 1
                     if collected - shown >= max(total // 4, 10):
                         shown = collected
-                        say("environment: {} of about {} fetched, {:.0f} s".format(
-                            collected, total, time.time() - started))
+                        say(f"environment: {collected} of about {total} fetched, {time.time() - started:.0f} s")
                 elif line.startswith("Installing collected packages"):
-                    say("environment: unpacking, {:.0f} s".format(time.time() - started))
+                    say(f"environment: unpacking, {time.time() - started:.0f} s")
             code = pip.wait()
         except BaseException:
             pip.terminate()
@@ -156,9 +179,12 @@ def install(venv, lock):  # type: (Path, Path) -> None
             raise
     if code != 0:
         errors = [line for line in last_lines if "ERROR" in line] or list(last_lines)
-        raise InstallError("pip could not install {}: {} (all of it: {})".format(
-            lock, " ".join(errors[-1:]) or "no message", venv / "install.log"))
-    say("environment: {} installed in {:.0f} s".format(lock, time.time() - started))
+        raise InstallError(
+            "pip could not install {}: {} (all of it: {})".format(
+                lock, " ".join(errors[-1:]) or "no message", venv / "install.log"
+            )
+        )
+    say(f"environment: {lock} installed in {time.time() - started:.0f} s")
 
 
 @contextlib.contextmanager
@@ -170,7 +196,7 @@ def only_one(venv):  # type: (Path) -> object
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            say("environment: another run is installing into {}; waiting for it".format(venv))
+            say(f"environment: another run is installing into {venv}; waiting for it")
             fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     finally:
@@ -182,7 +208,7 @@ def bring_up_to_date(venv, locks):  # type: (Path, list) -> bool
     wanted = {}
     for lock in locks:
         if not lock.is_file():
-            raise InstallError("{} is missing, expected a lock file: `make lock` makes it".format(lock))
+            raise InstallError(f"{lock} is missing, expected a lock file: `make lock` makes it")
         wanted[lock.name] = hashlib.sha256(lock.read_bytes()).hexdigest()
     stamp = read_stamp(venv)
     if all(stamp.get(name) == value for name, value in wanted.items()):
@@ -191,7 +217,7 @@ def bring_up_to_date(venv, locks):  # type: (Path, list) -> bool
     with only_one(venv):
         stamp = read_stamp(venv)  # the run that was waited for may have done it all
         if any(_EXCLUSIVE.get(name) in stamp for name in wanted):
-            say("environment: {} holds the other paddlepaddle; making it anew".format(venv))
+            say(f"environment: {venv} holds the other paddlepaddle; making it anew")
             stamp = {}
         if not stamp:
             make_venv(find_python(), venv)
@@ -215,14 +241,17 @@ def main(argv=None):  # type: (list) -> int
     try:
         bring_up_to_date(arguments.venv, arguments.locks)
     except InstallError as error:
-        print("error: {}".format(error), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted: the next run goes on with the installation", file=sys.stderr)
         return 130
     except OSError as error:
-        print("error: cannot write {}: {}; choose another place or free it, then run again".format(
-            error.filename or arguments.venv, error.strerror), file=sys.stderr)
+        print(
+            f"error: cannot write {error.filename or arguments.venv}: {error.strerror}; choose another place or "
+            "free it, then run again",
+            file=sys.stderr,
+        )
         return EXIT_USER_ERROR
     return 0
 

@@ -42,9 +42,23 @@ def make_lock(uv: str, name: str, upgrade: bool) -> None:
     if target.exists() and not upgrade:
         draft.write_text(target.read_text(encoding="utf-8"), encoding="utf-8")
     command = [
-        uv, "pip", "compile", f"requirements/{name}.in", "--output-file", str(draft.relative_to(ROOT)), "--quiet",
-        "--universal", "--python-version", OLDEST_PYTHON, "--generate-hashes", "--only-binary", ":all:",
-        "--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command", "make lock",
+        uv,
+        "pip",
+        "compile",
+        f"requirements/{name}.in",
+        "--output-file",
+        str(draft.relative_to(ROOT)),
+        "--quiet",
+        "--universal",
+        "--python-version",
+        OLDEST_PYTHON,
+        "--generate-hashes",
+        "--only-binary",
+        ":all:",
+        "--no-emit-index-url",
+        "--no-emit-find-links",
+        "--custom-compile-command",
+        "make lock",
     ]
     try:
         subprocess.run(command + (["--upgrade"] if upgrade else []), cwd=ROOT, check=True)

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from act_pipeline.engines.base import EngineSupport
-from act_pipeline.engines.host import Machine
-from act_pipeline.errors import UserError
+from act_pipeline.core.errors import UserError
+from act_pipeline.engines.interface import EngineSupport
+from act_pipeline.engines.machine import Machine
 
 MACHINE = Machine(cpu="Test CPU", cores=2, avx512_vnni=True, paddle="2.6.2", paddle_onednn=True)
 SLEEP_MS = {

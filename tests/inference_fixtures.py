@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import act_pipeline  # noqa: F401  (makes paddle importable)
-from act_pipeline.engines.host import Machine
-from act_pipeline.model import InferenceModel
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.engines.machine import Machine
 
 SIZE = 32
 # Where the object of every image of `tiny_data` is: x1, y1, x2, y2 as shares of the image.

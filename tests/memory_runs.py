@@ -16,13 +16,13 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import numpy as np  # noqa: E402
 import tiny_training  # noqa: E402
 
-from act_pipeline.compress.heap import freed_memory_kept  # noqa: E402
 from act_pipeline.config import load_config  # noqa: E402
+from act_pipeline.core.artifacts import InferenceModel  # noqa: E402
 from act_pipeline.data import Reader  # noqa: E402
 from act_pipeline.demo import READER_CONFIG, REPOSITORY  # noqa: E402
 from act_pipeline.evaluation import evaluate  # noqa: E402
-from act_pipeline.model import InferenceModel  # noqa: E402
-from act_pipeline.static_graph import static_mode  # noqa: E402
+from act_pipeline.execution.memory import freed_memory_kept  # noqa: E402
+from act_pipeline.graph.static_graph import static_mode  # noqa: E402
 
 CONFIG = REPOSITORY / "configs" / "sample_qat_dis.yml"
 ITERATIONS = 6
@@ -113,9 +113,9 @@ def train_float(folder: Path) -> dict[str, Any]:
     """
     import paddle
 
-    from act_pipeline.folding import prepare
-    from act_pipeline.compress.trainable import trainable_weights
-    from act_pipeline.quiet import quiet_upstream
+    from act_pipeline.compress.qat.trainable_weights import trainable_weights
+    from act_pipeline.core.quiet import quiet_upstream
+    from act_pipeline.graph.folding import prepare
 
     config, reader, _ = _settings(folder)
     with static_mode(), quiet_upstream():

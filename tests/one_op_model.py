@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 import act_pipeline  # noqa: F401  (makes paddle importable)
-from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 
 def small_model(directory: Path, kind: str, after: str = "", least_scale: float = 0.2) -> InferenceModel:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.core.records import write_record
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.evaluation import save_detections
-from act_pipeline.records import write_record
 
 CLASSES = {3: "cat", 7: "dog & <b>", 9: "nothing"}
 FP32_HASH, INT8_HASH = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
@@ -58,7 +58,9 @@ def make_data(folder: Path, images: int = 5) -> StubReader:
 
 
 def detections(reader: StubReader, seed: int, noise: float, seldom: int = 3) -> np.ndarray:
-    """Return the objects with boxes that are a bit off, one wrong class, one false box, some unsure; many false ones of a low score."""
+    """Return the objects with boxes that are a bit off, one wrong class, one false box, some unsure; many false ones
+    of a low score.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for index, box in enumerate(reader.annotations().boxes or ()):

@@ -10,11 +10,11 @@ import pytest
 from inference_fixtures import TRAINED
 from together import made_once
 
+from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.data import Reader
 from act_pipeline.demo import MODEL_CONFIG, READER_CONFIG, WEIGHTS, Demo, run_demo
 from act_pipeline.export import export_model
-from act_pipeline.lowering import lowered_onnx
-from act_pipeline.model import InferenceModel
+from act_pipeline.onnx_export import lowered_onnx
 
 
 def scenes_in(folder: Path) -> list[str]:

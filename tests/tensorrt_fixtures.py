@@ -12,9 +12,9 @@ import inference_fixtures
 import numpy as np
 from inference_fixtures import OBJECT, export_tiny_model
 
-from act_pipeline.engines.cudart import Cuda
-from act_pipeline.engines.tensorrt_module import TensorRT
-from act_pipeline.model import InferenceModel
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.engines.tensorrt.cudart import Cuda
+from act_pipeline.engines.tensorrt.module import TensorRT
 
 
 def export_biased_model(directory: Path, monkeypatch) -> InferenceModel:

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from act_pipeline.analysis.matching import agreement_of
 from act_pipeline.evaluation import Agreement, agreement, detection_change
+from act_pipeline.evaluation.matching import agreement_of
 
 
 def rows(*boxes):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from act_pipeline.compress.ahead import Ahead
+from act_pipeline.execution.prefetcher import Ahead
 
 
 class Source:

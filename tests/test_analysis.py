@@ -1,4 +1,6 @@
-"""Distributions and sensitivities: against plain NumPy, on a model with an op made hard, broken off and in processes."""
+"""Distributions and sensitivities: against plain NumPy, on a model with an op made hard, broken off and in
+processes.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,17 @@ from act_pipeline.analysis.analyze import analyze
 from act_pipeline.analysis.distributions import TensorObserver, observe_activations, weight_statistics
 from act_pipeline.analysis.executors import measure_sensitivity
 from act_pipeline.analysis.ledger import Ledger
-from act_pipeline.analysis.matching import agreement_of, iou, match
-from act_pipeline.analysis.ops import quantizable_ops
-from act_pipeline.analysis.outputs import RawOutputs, find_raw_outputs, signal_and_noise
 from act_pipeline.analysis.sensitivity import OpSensitivity, Task, attention_shares, group_shares, ranked, summarize
 from act_pipeline.config import load_config
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import ANALYSIS_SCHEMA, read_record
+from act_pipeline.core.tables import analysis_table
 from act_pipeline.demo import READER_CONFIG
-from act_pipeline.errors import UserError
-from act_pipeline.model import InferenceModel
-from act_pipeline.records import ANALYSIS_SCHEMA, read_record
-from act_pipeline.static_graph import StaticGraph, static_mode
-from act_pipeline.tables import analysis_table
+from act_pipeline.evaluation.matching import agreement_of, iou, match
+from act_pipeline.graph.quantizable_ops import quantizable_ops
+from act_pipeline.graph.raw_outputs import RawOutputs, find_raw_outputs, signal_and_noise
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -451,6 +453,6 @@ def test_a_ledger_keeps_measurements_only(tmp_path: Path) -> None:
     good = {"op": "a", "batch": 0, "signal": 1.0, "noise": 0.5, "agreement": 1.0, "objects": 2}
     lines = [{"key": "k"}, good, {"op": "b"}, {**good, "noise": "much"}, {**good, "op": 3}, [1]]
     path = tmp_path / "sensitivity.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)) + "\n" + "[" * 100_000 + "\n{\"op\": \"a\", \"ba")
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n" + "[" * 100_000 + '\n{"op": "a", "ba')
     assert Ledger(path, "k").measurements == [good]
     assert Ledger(path, "k").measurements == [good] and Ledger(path, "other").measurements == []

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from test_deformable_attention import CHANNELS, HEADS, QUERIES, attention, feed
 
-from act_pipeline.compress import finite
-from act_pipeline.compress.attention_training import train_by_rows
-from act_pipeline.quiet import quiet_upstream
-from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.core.quiet import quiet_upstream
+from act_pipeline.execution import finite_checks
+from act_pipeline.execution.attention_gradient import train_by_rows
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 READ = ("values", "grids", "weights")
 
@@ -44,7 +44,7 @@ def training() -> tuple[Any, list[str]]:
             attrs={"is_test": False, "moving_rate": 0.9},
         )
         fetches.append(kept["Scale"].name)
-    finite.guard_grids(program)
+    finite_checks.guard_grids(program)
     return program, fetches
 
 

@@ -24,14 +24,14 @@ from inference_fixtures import TinyReader, export_tiny_model, make_tiny_data
 
 from act_pipeline.benchmark import plan
 from act_pipeline.benchmark.chart import draw_chart
-from act_pipeline.benchmark.flags import parse_request
 from act_pipeline.benchmark.nncf_peer import LABELS as NNCF_LABELS
 from act_pipeline.benchmark.plan import BenchmarkRequest
 from act_pipeline.benchmark.run import run_benchmark
 from act_pipeline.benchmark.timing import rounds, speed_ratio
 from act_pipeline.benchmark.worker import UNTIMED_RUNS
-from act_pipeline.errors import UserError, run_command
-from act_pipeline.records import BENCHMARK_SCHEMA, read_record
+from act_pipeline.cli.benchmark_flags import parse_request
+from act_pipeline.core.errors import UserError, run_command
+from act_pipeline.core.records import BENCHMARK_SCHEMA, read_record
 
 LABELS = [f"{engine} {precision}" for engine, precision in SLEEP_MS]
 

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 from inference_fixtures import export_tiny_model
 
-from act_pipeline.benchmark import compress_run, nncf_peer, peer_run
-from act_pipeline.benchmark.compress_run import Clock, Request, compare, ratios
-from act_pipeline.compress.calibration_images import calibration_batches
+from act_pipeline.benchmark import nncf_peer
+from act_pipeline.calibration.images import calibration_batches
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError, run_command
+from act_pipeline.core.records import read_record
+from act_pipeline.core.tables import compress_benchmark_table
 from act_pipeline.data import Reader
 from act_pipeline.demo import COMPRESS_CONFIG, READER_CONFIG
-from act_pipeline.errors import UserError, run_command
-from act_pipeline.lowering import lowered_onnx
-from act_pipeline.model import InferenceModel
-from act_pipeline.records import read_record
-from act_pipeline.tables import compress_benchmark_table
+from act_pipeline.onnx_export import lowered_onnx
 from tools import benchmark_compress
+from tools.dev import compress_run, peer_run
+from tools.dev.compress_run import Clock, Request, compare, ratios
 
 
 def row(scale: float, failure: str | None = None) -> dict:
@@ -120,8 +121,12 @@ def peer_rows() -> dict:
     return {
         "nncf": row({"start": 2.0, "prepare": 1.0, "quantize": 10.0, "save": 1.0, "other": 0.5}, map=0.5, bytes=5e6),
         "ptq": row({"start": 1.0, "prepare": 2.0, "calibrate": 3.0, "quantize": 2.0, "evaluate": 8.0, "other": 0.5}),
-        "auto": row({"start": 1.0, "calibrate": 15.0, "choose": 4.0, "quantize": 1.0, "evaluate": 5.0},
-                    map=0.25, bytes=4e6, chosen="ptq:avg"),
+        "auto": row(
+            {"start": 1.0, "calibrate": 15.0, "choose": 4.0, "quantize": 1.0, "evaluate": 5.0},
+            map=0.25,
+            bytes=4e6,
+            chosen="ptq:avg",
+        ),
     }
 
 
@@ -137,14 +142,25 @@ def test_ours_are_measured_in_nncfs_seconds_with_and_without_the_evaluations() -
 def test_the_table_of_the_peer_has_stages_ratios_and_scores() -> None:
     rows = {**peer_rows(), "fp32": {"seconds": {}, "failure": None, "chosen": "", "map": 0.75, "bytes": 16e6}}
     record = {
-        "rows": rows, "ratios": peer_run.peer_ratios(rows), "request": {"eval_images": None}, "calibration_images": 24,
+        "rows": rows,
+        "ratios": peer_run.peer_ratios(rows),
+        "request": {"eval_images": None},
+        "calibration_images": 24,
         "cpus": 2,
     }
     lines = peer_run.peer_table(record).splitlines()
     assert re.fullmatch(r"seconds +nncf +ptq +auto +ptq / nncf +auto / nncf", lines[0])
     assert re.fullmatch(r"quantization +10.0 +5.0 +20.0 +0.50 +2.00", next(x for x in lines if "quantization" in x))
     assert [line.split()[0] for line in lines[2:11]] == [
-        "start", "prepare", "quantize", "save", "calibrate", "evaluate", "choose", "other", "quantization"
+        "start",
+        "prepare",
+        "quantize",
+        "save",
+        "calibrate",
+        "evaluate",
+        "choose",
+        "other",
+        "quantization",
     ]
     assert lines[-2].endswith("nncf 0.5000 (5.00 MB); auto 0.2500 (4.00 MB, ptq:avg); fp32 0.7500 (16.00 MB)")
     record["rows"]["nncf"] = {"seconds": {}, "failure": "its process ended with 2: no memory"}
@@ -214,10 +230,23 @@ def test_nncf_ptq_and_auto_run_side_by_side(demo, tmp_path: Path, capsys: pytest
     pytest.importorskip("nncf", reason="nncf is not installed (requirements/nncf.txt)")
     options = [f"Global.model_dir={demo.fp32.directory}", f"Global.reader_config={readable(demo, tmp_path)}"]
     path = tmp_path / "record.json"
-    assert benchmark_compress.main([
-        "--peer", "nncf", "-o", *options, "QuantPost.calib_images=12", "Strategy.max_drop=0.2", "--eval_images", "8",
-        "--json", str(path),
-    ]) == 0
+    assert (
+        benchmark_compress.main(
+            [
+                "--peer",
+                "nncf",
+                "-o",
+                *options,
+                "QuantPost.calib_images=12",
+                "Strategy.max_drop=0.2",
+                "--eval_images",
+                "8",
+                "--json",
+                str(path),
+            ]
+        )
+        == 0
+    )
     rows = read_record(path, peer_run.PEER_SCHEMA)["rows"]
     assert all(row["failure"] is None for row in rows.values())
     assert all(abs(row["map"] - rows["fp32"]["map"]) < 0.2 for row in rows.values())

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from act_pipeline.cache_dir import cache_directory, is_writable, provide_home, readable_caches, temporary_directory
-from act_pipeline.errors import run_command
+from act_pipeline.core.cache_dir import cache_directory, is_writable, provide_home, readable_caches, temporary_directory
+from act_pipeline.core.errors import run_command
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -82,12 +82,10 @@ def test_a_file_in_the_way_is_no_cache(machine: Path, monkeypatch: pytest.Monkey
     assert not is_writable(machine / "home" / ".cache")
 
 
-def test_weights_in_a_cache_that_cannot_be_written_to_are_found(
-    machine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_in_a_cache_that_cannot_be_written_to_are_found(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A container image that was built with them, and runs read-only."""
-    from act_pipeline import download
-    from act_pipeline.records import hash_files
+    from act_pipeline.core import downloads
+    from act_pipeline.core.records import hash_files
 
     home = machine / "read-only"
     monkeypatch.setenv("HOME", str(home))
@@ -96,8 +94,8 @@ def test_weights_in_a_cache_that_cannot_be_written_to_are_found(
     (folder / "m.pdparams").write_bytes(b"weights")
     digest = hash_files([folder / "m.pdparams"]).partition(":")[2]
     (folder / "m.pdparams.sha256").write_text(f"{digest} https://host.invalid/m.pdparams\n", encoding="utf-8")
-    monkeypatch.setattr(download, "_download", lambda *_: pytest.fail("downloaded again"))
-    assert download.fetch("https://host.invalid/m.pdparams") == folder / "m.pdparams"
+    monkeypatch.setattr(downloads, "_download", lambda *_: pytest.fail("downloaded again"))
+    assert downloads.fetch("https://host.invalid/m.pdparams") == folder / "m.pdparams"
 
 
 @pytest.mark.parametrize("module", ["matplotlib", "ppdet"])
@@ -107,7 +105,7 @@ def test_packages_that_need_a_home_are_imported_without_one(module: str, tmp_pat
         "import pwd\n"
         "def nobody(*_): raise KeyError('no such uid')\n"
         "pwd.getpwuid = pwd.getpwnam = nobody\n"
-        f"import act_pipeline\nfrom act_pipeline.upstream import import_ppdet\n"
+        f"import act_pipeline\nfrom act_pipeline.core.paddledet import import_ppdet\n"
         f"import matplotlib; matplotlib.get_configdir()\nimport_ppdet() if {module!r} == 'ppdet' else None\n"
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "MPLCONFIGDIR")}

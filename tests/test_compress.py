@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from inference_fixtures import TRAINED
 
+from act_pipeline.calibration.feeds import held_out_feeds
 from act_pipeline.compress import compress
-from act_pipeline.compress.feeds import held_out_feeds
 from act_pipeline.compress.judge import Judge
 from act_pipeline.config import load_config
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError, run_command
+from act_pipeline.core.records import read_record
 from act_pipeline.demo import COMPRESS_CONFIG, run_demo
 from act_pipeline.engines import create_engine
-from act_pipeline.errors import UserError, run_command
 from act_pipeline.evaluation import detection_change, evaluate
-from act_pipeline.model import InferenceModel
-from act_pipeline.records import read_record
-from act_pipeline.static_graph import StaticGraph, static_mode
-from act_pipeline.folding import fold_batch_norm, fold_constants
+from act_pipeline.graph.folding import fold_batch_norm, fold_constants
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -189,7 +189,7 @@ def test_folding_changes_no_detection(demo, tmp_path: Path) -> None:
 
 
 def test_constants_of_the_graph_are_not_trained(demo) -> None:
-    from act_pipeline.compress.trainable import trainable_weights
+    from act_pipeline.compress.qat.trainable_weights import trainable_weights
 
     with static_mode():
         graph = StaticGraph.load(demo.fp32)
@@ -211,7 +211,7 @@ def test_constants_of_the_graph_are_not_trained(demo) -> None:
 def test_weights_are_rounded_to_the_same_integers_as_by_paddle(axis: int, shape: tuple[int, ...]) -> None:
     from paddle.static.quantization import utils
 
-    from act_pipeline.compress.quant_graph import fast_passes
+    from act_pipeline.compress.paddleslim.int8_program import fast_passes
 
     weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     np.moveaxis(weight, axis, 0)[2] = 0
@@ -230,8 +230,8 @@ def test_fast_passes_make_the_program_that_the_stock_passes_make(demo) -> None:
     import paddle
     from paddleslim.quant import quant_aware
 
-    from act_pipeline.compress.quant_graph import fast_passes
-    from act_pipeline.quiet import quiet_upstream
+    from act_pipeline.compress.paddleslim.int8_program import fast_passes
+    from act_pipeline.core.quiet import quiet_upstream
 
     config = {
         "onnx_format": True,
@@ -273,8 +273,8 @@ def test_quick_walks_find_the_ops_that_the_stock_ones_find(demo) -> None:
 
     from paddleslim.core import GraphWrapper
 
-    from act_pipeline.compress.upstream import quick_walks
-    from act_pipeline.static_graph import StaticGraph
+    from act_pipeline.compress.paddleslim.patches import quick_walks
+    from act_pipeline.graph.static_graph import StaticGraph
 
     with static_mode(), contextlib.closing(StaticGraph.load(demo.fp32)) as loaded:
 
@@ -295,7 +295,7 @@ def test_a_second_run_takes_what_has_not_changed(demo, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("act_pipeline.compress.strategies.train", never)
     monkeypatch.setattr("act_pipeline.export.build_model", never)
-    monkeypatch.setattr("act_pipeline.inference.evaluate", never)
+    monkeypatch.setattr("act_pipeline.inference.run.evaluate", never)
     again = run_demo(demo.root / "data", demo.root / "output", TRAINED)
     assert again.compressed.record == demo.compressed.record
     with pytest.raises(AssertionError, match="computed again"):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from act_pipeline import config as config_module
 from act_pipeline.config import Config, load_config
-from act_pipeline.errors import UserError
-from act_pipeline.schema import Source, build, key
+from act_pipeline.config import compression as config_module
+from act_pipeline.config.schema import Source, build, key
+from act_pipeline.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 OFFICIAL = ROOT.parent / "shared" / "official_configs" / "paddleslim"
@@ -88,9 +88,15 @@ def test_the_schema_of_paddleslim_loads(act_config: Path) -> None:
 
 
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason="PaddleSlim's published configs are not at hand")
-@pytest.mark.parametrize("name, train_iter, eval_iter", [
-    ("r50vd", 500, 100), ("r101vd", 200, 50), ("hgnetv2_l", 200, 50), ("hgnetv2_x", 500, 100),
-])
+@pytest.mark.parametrize(
+    "name, train_iter, eval_iter",
+    [
+        ("r50vd", 500, 100),
+        ("r101vd", 200, 50),
+        ("hgnetv2_l", 200, 50),
+        ("hgnetv2_x", 500, 100),
+    ],
+)
 def test_paddleslims_own_files_load_unchanged(name: str, train_iter: int, eval_iter: int) -> None:
     config = load_config(OFFICIAL / f"rtdetr_{name}_qat_dis.yaml")
     check_act_config(config, train_iter, eval_iter)
@@ -163,10 +169,15 @@ def test_the_record_is_json_with_the_defaults(act_config: Path) -> None:
 
 
 def test_numbers_are_of_the_type_that_act_asserts(act_config: Path) -> None:
-    config = load_config(act_config, [
-        "Distillation.alpha=2", "TrainConfig.learning_rate=1", "QuantAware.moving_rate=1",
-        "TrainConfig.optimizer_builder.weight_decay=1e-5",
-    ])
+    config = load_config(
+        act_config,
+        [
+            "Distillation.alpha=2",
+            "TrainConfig.learning_rate=1",
+            "QuantAware.moving_rate=1",
+            "TrainConfig.optimizer_builder.weight_decay=1e-5",
+        ],
+    )
     assert type(config.distillation.alpha) is float
     assert type(config.train_config.learning_rate) is float
     assert type(config.quant_aware.moving_rate) is float
@@ -174,12 +185,18 @@ def test_numbers_are_of_the_type_that_act_asserts(act_config: Path) -> None:
 
 
 def test_other_forms_that_act_has(act_config: Path) -> None:
-    config = load_config(act_config, [
-        "Global.input_list={image: x, scale_factor: y}", "Distillation.node=[[a, b], [c]]",
-        "Distillation.loss=[l2, soft_label]", "Distillation.alpha=[1, 0.5]", "QuantAware.not_quant_pattern=skip",
-        "TrainConfig.optimizer_builder.grad_clip={type: ClipGradByGlobalNorm, clip_norm: 1.0}",
-        "TrainConfig.learning_rate={type: PiecewiseDecay, boundaries: [4500], values: [0.005, 0.0005]}",
-    ])
+    config = load_config(
+        act_config,
+        [
+            "Global.input_list={image: x, scale_factor: y}",
+            "Distillation.node=[[a, b], [c]]",
+            "Distillation.loss=[l2, soft_label]",
+            "Distillation.alpha=[1, 0.5]",
+            "QuantAware.not_quant_pattern=skip",
+            "TrainConfig.optimizer_builder.grad_clip={type: ClipGradByGlobalNorm, clip_norm: 1.0}",
+            "TrainConfig.learning_rate={type: PiecewiseDecay, boundaries: [4500], values: [0.005, 0.0005]}",
+        ],
+    )
     strategies, train = config.to_act()
     assert strategies["Distillation"]["node"] == [["a", "b"], ["c"]]
     assert strategies["Distillation"]["alpha"] == [1.0, 0.5]
@@ -191,77 +208,166 @@ def test_other_forms_that_act_has(act_config: Path) -> None:
 def test_paths_are_resolved(act_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (act_config.parent / "teacher").mkdir()
     monkeypatch.chdir("/")
-    config = load_config(act_config, [
-        "Distillation.teacher_model_dir=teacher", "Distillation.teacher_model_filename=model.pdmodel",
-        "Distillation.teacher_params_filename=model.pdiparams",
-    ])
+    config = load_config(
+        act_config,
+        [
+            "Distillation.teacher_model_dir=teacher",
+            "Distillation.teacher_model_filename=model.pdmodel",
+            "Distillation.teacher_params_filename=model.pdiparams",
+        ],
+    )
     assert config.distillation.teacher_model_dir == act_config.parent / "teacher"
     assert config.to_act()[0]["Distillation"]["teacher_model_dir"] == str(act_config.parent / "teacher")
 
 
-@pytest.mark.parametrize("line, replacement, parts", [
-    ("  train_iter: 200", "  train_itr: 200", [
-        "{path}: TrainConfig.train_itr is not a known key", "expected one of epochs, train_iter",
-        "did you mean 'train_iter'?"]),
-    ("QuantAware:", "QuantAwar:", ["{path}: QuantAwar is not a known key", "did you mean 'QuantAware'?"]),
-    ("  loss: soft_label", "  los: soft_label", ["Distillation.los is not a known key", "did you mean 'loss'?"]),
-    ("  Evaluation: True", "  evaluation: True", [
-        "Global.evaluation is not a known key", "did you mean 'Evaluation'?"]),
-    ("  train_iter: 200", "  train_iter: many", [
-        "{path}: TrainConfig.train_iter is the text 'many', expected a whole number at least 1"]),
-    ("  train_iter: 200", "  train_iter: '200'", ["is the text '200'", "write it without quotes"]),
-    ("  train_iter: 200", "  train_iter: 2.5", ["TrainConfig.train_iter is the number 2.5, expected a whole number"]),
-    ("  train_iter: 200", "  train_iter: 0", [
-        "TrainConfig.train_iter is the number 0, expected a whole number at least 1"]),
-    ("  train_iter: 200", "  train_iter: true", ["is the boolean true, expected a whole number"]),
-    ("  train_iter: 200", "  train_iter:", ["TrainConfig.train_iter is missing, and so is 'epochs'"]),
-    ("  train_iter: 200", "  train_iter: 200\n  sharding_config: {stage: 2}", ["TrainConfig.sharding_config is for Paddle's"]),
-    ("  onnx_format: true", "  onnx_format: 'true'", [
-        "QuantAware.onnx_format is the text 'true', expected true or false; write it without quotes"]),
-    ("  onnx_format: true", "  onnx_format: 1", ["QuantAware.onnx_format is the number 1, expected true or false"]),
-    ("  onnx_format: true", "  weight_bits: 80", ["QuantAware.weight_bits is the number 80", "at most 16"]),
-    ("  onnx_format: true", "  moving_rate: .inf", ["QuantAware.moving_rate is the number inf, expected a number"]),
-    ("  onnx_format: true", "  for_tensorrt: true\n  weight_quantize_type: abs_max", [
-        "QuantAware.weight_quantize_type is the text 'abs_max', expected channel_wise_abs_max with for_tensorrt"]),
-    ("  activation_quantize_type: 'moving_average_abs_max'", "  activation_quantize_type: moving_avg_abs_max", [
-        "QuantAware.activation_quantize_type", "did you mean 'moving_average_abs_max'?"]),
-    ("  - matmul_v2", "  - matmul_v3", [
-        "QuantAware.quantize_op_types[2] is the text 'matmul_v3'", "did you mean 'matmul_v2'?"]),
-    ("  loss: soft_label", "  loss: soft_lable", [
-        "Distillation.loss is the text 'soft_lable'", "did you mean 'soft_label'?"]),
-    ("  loss: soft_label", "  loss: __import__('os').getcwd", [
-        "Distillation.loss is the text", "expected one of detection"]),
-    ("  loss: soft_label", "  loss: [l2]", ["Distillation.loss is a list of 1, expected one value"]),
-    ("  alpha: 1.0", "  alpha: 0", ["Distillation.alpha is the number 0, expected a number above 0"]),
-    ("  alpha: 1.0", "  node: [[a], [b]]\n  alpha: [1.0]", ["Distillation.loss is one value, expected a list of 2"]),
-    ("  alpha: 1.0", "  node: [a, 1]", ["Distillation.node[1] is the number 1, expected text"]),
-    ("  alpha: 1.0", "  teacher_model_dir: t", ["Distillation.teacher_model_filename is missing"]),
-    ("  model_dir: ./rtdetr_r50vd_6x_coco/", "", ["{path}: Global.model_dir is missing, expected a path; add it"]),
-    ("  model_dir: ./rtdetr_r50vd_6x_coco/", "  model_dir: 5", ["Global.model_dir is the number 5, expected a path"]),
-    ("    T_max: 10000", "    T_maxx: 10000", [
-        "TrainConfig.learning_rate.T_maxx is not an argument of paddle.optimizer.lr.CosineAnnealingDecay",
-        "did you mean 'T_max'?"]),
-    ("    T_max: 10000", "", ["TrainConfig.learning_rate.T_max is missing"]),
-    ("    T_max: 10000", "    T_max: soon", [
-        "{path}: TrainConfig.learning_rate is refused by paddle.optimizer.lr.Cosine"]),
-    ("    type: CosineAnnealingDecay", "    type: CosineAnealingDecay", [
-        "TrainConfig.learning_rate.type", "did you mean 'CosineAnnealingDecay'?"]),
-    ("    type: CosineAnnealingDecay", "    type: ReduceOnPlateau", [
-        "TrainConfig.learning_rate.type is the text 'ReduceOnPl"]),
-    ("      type: SGD", "      type: Adamm", ["TrainConfig.optimizer_builder.optimizer.type", "did you mean 'Adam'?"]),
-    ("      type: SGD", "      type: Momentum\n      momentun: 0.9", [
-        "optimizer_builder.optimizer.momentun is not an argument", "did you mean 'momentum'?"]),
-    ("      type: SGD", "      type: SGD\n      learning_rate: 1.0", [
-        "optimizer.learning_rate is given to SGD by the keys around"]),
-    ("    weight_decay: 4.0e-05", "    weight_deca: 4.0e-05", [
-        "optimizer_builder.weight_deca is not", "did you mean 'weight_decay'?"]),
-    ("    weight_decay: 4.0e-05", "    regularizer: {type: L2Decay, coef: 1}", [
-        "optimizer_builder.regularizer.coef is not an arg"]),
-    ("    weight_decay: 4.0e-05", "    grad_clip: {type: ClipByNorm}", [
-        "grad_clip.type is the text 'ClipByNorm'", "ClipGradByNorm"]),
-    ("Distillation:", "Quantization: {}\n\nDistillation:", ["Quantization is not a known key", "QuantAware"]),
-    ("  eval_iter: 50", "  eval_iter: 50\n  eval_iter: 60", ["key 'eval_iter' is given a second time"]),
-])
+@pytest.mark.parametrize(
+    "line, replacement, parts",
+    [
+        (
+            "  train_iter: 200",
+            "  train_itr: 200",
+            [
+                "{path}: TrainConfig.train_itr is not a known key",
+                "expected one of epochs, train_iter",
+                "did you mean 'train_iter'?",
+            ],
+        ),
+        ("QuantAware:", "QuantAwar:", ["{path}: QuantAwar is not a known key", "did you mean 'QuantAware'?"]),
+        ("  loss: soft_label", "  los: soft_label", ["Distillation.los is not a known key", "did you mean 'loss'?"]),
+        (
+            "  Evaluation: True",
+            "  evaluation: True",
+            ["Global.evaluation is not a known key", "did you mean 'Evaluation'?"],
+        ),
+        (
+            "  train_iter: 200",
+            "  train_iter: many",
+            ["{path}: TrainConfig.train_iter is the text 'many', expected a whole number at least 1"],
+        ),
+        ("  train_iter: 200", "  train_iter: '200'", ["is the text '200'", "write it without quotes"]),
+        (
+            "  train_iter: 200",
+            "  train_iter: 2.5",
+            ["TrainConfig.train_iter is the number 2.5, expected a whole number"],
+        ),
+        (
+            "  train_iter: 200",
+            "  train_iter: 0",
+            ["TrainConfig.train_iter is the number 0, expected a whole number at least 1"],
+        ),
+        ("  train_iter: 200", "  train_iter: true", ["is the boolean true, expected a whole number"]),
+        ("  train_iter: 200", "  train_iter:", ["TrainConfig.train_iter is missing, and so is 'epochs'"]),
+        (
+            "  train_iter: 200",
+            "  train_iter: 200\n  sharding_config: {stage: 2}",
+            ["TrainConfig.sharding_config is for Paddle's"],
+        ),
+        (
+            "  onnx_format: true",
+            "  onnx_format: 'true'",
+            ["QuantAware.onnx_format is the text 'true', expected true or false; write it without quotes"],
+        ),
+        ("  onnx_format: true", "  onnx_format: 1", ["QuantAware.onnx_format is the number 1, expected true or false"]),
+        ("  onnx_format: true", "  weight_bits: 80", ["QuantAware.weight_bits is the number 80", "at most 16"]),
+        ("  onnx_format: true", "  moving_rate: .inf", ["QuantAware.moving_rate is the number inf, expected a number"]),
+        (
+            "  onnx_format: true",
+            "  for_tensorrt: true\n  weight_quantize_type: abs_max",
+            ["QuantAware.weight_quantize_type is the text 'abs_max', expected channel_wise_abs_max with for_tensorrt"],
+        ),
+        (
+            "  activation_quantize_type: 'moving_average_abs_max'",
+            "  activation_quantize_type: moving_avg_abs_max",
+            ["QuantAware.activation_quantize_type", "did you mean 'moving_average_abs_max'?"],
+        ),
+        (
+            "  - matmul_v2",
+            "  - matmul_v3",
+            ["QuantAware.quantize_op_types[2] is the text 'matmul_v3'", "did you mean 'matmul_v2'?"],
+        ),
+        (
+            "  loss: soft_label",
+            "  loss: soft_lable",
+            ["Distillation.loss is the text 'soft_lable'", "did you mean 'soft_label'?"],
+        ),
+        (
+            "  loss: soft_label",
+            "  loss: __import__('os').getcwd",
+            ["Distillation.loss is the text", "expected one of detection"],
+        ),
+        ("  loss: soft_label", "  loss: [l2]", ["Distillation.loss is a list of 1, expected one value"]),
+        ("  alpha: 1.0", "  alpha: 0", ["Distillation.alpha is the number 0, expected a number above 0"]),
+        (
+            "  alpha: 1.0",
+            "  node: [[a], [b]]\n  alpha: [1.0]",
+            ["Distillation.loss is one value, expected a list of 2"],
+        ),
+        ("  alpha: 1.0", "  node: [a, 1]", ["Distillation.node[1] is the number 1, expected text"]),
+        ("  alpha: 1.0", "  teacher_model_dir: t", ["Distillation.teacher_model_filename is missing"]),
+        ("  model_dir: ./rtdetr_r50vd_6x_coco/", "", ["{path}: Global.model_dir is missing, expected a path; add it"]),
+        (
+            "  model_dir: ./rtdetr_r50vd_6x_coco/",
+            "  model_dir: 5",
+            ["Global.model_dir is the number 5, expected a path"],
+        ),
+        (
+            "    T_max: 10000",
+            "    T_maxx: 10000",
+            [
+                "TrainConfig.learning_rate.T_maxx is not an argument of paddle.optimizer.lr.CosineAnnealingDecay",
+                "did you mean 'T_max'?",
+            ],
+        ),
+        ("    T_max: 10000", "", ["TrainConfig.learning_rate.T_max is missing"]),
+        (
+            "    T_max: 10000",
+            "    T_max: soon",
+            ["{path}: TrainConfig.learning_rate is refused by paddle.optimizer.lr.Cosine"],
+        ),
+        (
+            "    type: CosineAnnealingDecay",
+            "    type: CosineAnealingDecay",
+            ["TrainConfig.learning_rate.type", "did you mean 'CosineAnnealingDecay'?"],
+        ),
+        (
+            "    type: CosineAnnealingDecay",
+            "    type: ReduceOnPlateau",
+            ["TrainConfig.learning_rate.type is the text 'ReduceOnPl"],
+        ),
+        (
+            "      type: SGD",
+            "      type: Adamm",
+            ["TrainConfig.optimizer_builder.optimizer.type", "did you mean 'Adam'?"],
+        ),
+        (
+            "      type: SGD",
+            "      type: Momentum\n      momentun: 0.9",
+            ["optimizer_builder.optimizer.momentun is not an argument", "did you mean 'momentum'?"],
+        ),
+        (
+            "      type: SGD",
+            "      type: SGD\n      learning_rate: 1.0",
+            ["optimizer.learning_rate is given to SGD by the keys around"],
+        ),
+        (
+            "    weight_decay: 4.0e-05",
+            "    weight_deca: 4.0e-05",
+            ["optimizer_builder.weight_deca is not", "did you mean 'weight_decay'?"],
+        ),
+        (
+            "    weight_decay: 4.0e-05",
+            "    regularizer: {type: L2Decay, coef: 1}",
+            ["optimizer_builder.regularizer.coef is not an arg"],
+        ),
+        (
+            "    weight_decay: 4.0e-05",
+            "    grad_clip: {type: ClipByNorm}",
+            ["grad_clip.type is the text 'ClipByNorm'", "ClipGradByNorm"],
+        ),
+        ("Distillation:", "Quantization: {}\n\nDistillation:", ["Quantization is not a known key", "QuantAware"]),
+        ("  eval_iter: 50", "  eval_iter: 50\n  eval_iter: 60", ["key 'eval_iter' is given a second time"]),
+    ],
+)
 def test_mistakes_get_one_line(act_config: Path, line: str, replacement: str, parts: list[str]) -> None:
     assert ACT_CONFIG.count(line + "\n") == 1
     act_config.write_text(ACT_CONFIG.replace(line + "\n", replacement + "\n"), encoding="utf-8")
@@ -272,10 +378,10 @@ def test_mistakes_get_one_line(act_config: Path, line: str, replacement: str, pa
 
 
 def test_a_section_of_another_kind_and_a_missing_one(act_config: Path) -> None:
-    others = ACT_CONFIG[ACT_CONFIG.index("Distillation:"):]
+    others = ACT_CONFIG[ACT_CONFIG.index("Distillation:") :]
     act_config.write_text("Global: configs/reader.yml\n" + others, encoding="utf-8")
     assert "Global is the text 'configs/reader.yml', expected a mapping of 'key: value' lines" in message_of(act_config)
-    act_config.write_text(ACT_CONFIG[:ACT_CONFIG.index("TrainConfig:")], encoding="utf-8")
+    act_config.write_text(ACT_CONFIG[: ACT_CONFIG.index("TrainConfig:")], encoding="utf-8")
     assert f"{act_config}: TrainConfig is missing" in message_of(act_config)
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from act_pipeline.compress.course import is_due, why_stop
+from act_pipeline.compress.qat.divergence import is_due, why_stop
 
 
 def test_evaluations_are_before_the_first_step_early_now_and_then_and_at_the_end() -> None:
@@ -29,7 +29,9 @@ def test_evaluations_are_before_the_first_step_early_now_and_then_and_at_the_end
         ([0.95, 0.97, 0.969, 0.9695, 0.968], None, ""),
     ],
 )
-def test_a_training_ends_when_it_makes_the_model_worse(agreements: list[float], patience: int | None, words: str) -> None:
+def test_a_training_ends_when_it_makes_the_model_worse(
+    agreements: list[float], patience: int | None, words: str
+) -> None:
     found = why_stop([(10 * index, agreement) for index, agreement in enumerate(agreements)], patience)
     if not words:
         assert found == ""

@@ -10,21 +10,28 @@ import pytest
 import tiny_training
 from one_op_model import in_executor, small_model
 
-from act_pipeline.compress import cpu_kernels
-from act_pipeline.compress.cpu_kernels import change_layout_once, measure_in_vectors, run_in_onednn, sum_rows_by_matmul
-from act_pipeline.compress.rounding import round_in_vectors
-from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.execution import cpu_kernels
+from act_pipeline.execution.cpu_kernels import change_layout_once, measure_in_vectors, run_in_onednn, sum_rows_by_matmul
+from act_pipeline.execution.vector_rounding import round_in_vectors
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 EXTREMES = [0.0, -0.0, 1e-38, -1e-38, 3.0, -3.0, 6.0, -6.0]
 
 
-def quantized(x: np.ndarray, axis: int, start: float, quick: bool, steps: int = 3, rate: float = 0.9) -> dict[str, np.ndarray]:
+def quantized(
+    x: np.ndarray, axis: int, start: float, quick: bool, steps: int = 3, rate: float = 0.9
+) -> dict[str, np.ndarray]:
     """Run a training's Q/DQ over ``x`` and return all that they write; ``integers`` are those of the result."""
     import paddle
 
     place, scope = paddle.CPUPlace(), paddle.static.Scope()
     channels = 1 if axis < 0 else x.shape[axis]
-    kept = {"scale": np.full(channels, start), "zero": np.zeros(channels), "state": np.ones(1), "accum": np.full(1, start)}
+    kept = {
+        "scale": np.full(channels, start),
+        "zero": np.zeros(channels),
+        "state": np.ones(1),
+        "accum": np.full(1, start),
+    }
     with paddle.static.scope_guard(scope):
         program = paddle.static.Program()
         with paddle.static.program_guard(program):
@@ -78,7 +85,9 @@ def both(x: np.ndarray, axis: int, start: float, **settings) -> list[dict[str, n
     return [stock, quick]
 
 
-@pytest.mark.parametrize(("axis", "shape"), [(-1, (2, 3, 8, 8)), (-1, (4, 16, 8, 8)), (0, (16, 4, 3, 3)), (1, (32, 24))])
+@pytest.mark.parametrize(
+    ("axis", "shape"), [(-1, (2, 3, 8, 8)), (-1, (4, 16, 8, 8)), (0, (16, 4, 3, 3)), (1, (32, 24))]
+)
 @pytest.mark.parametrize("start", [3.0, 0.0, 1e-31])
 def test_rounding_in_vectors_gives_the_same_integers(axis: int, shape: tuple[int, ...], start: float) -> None:
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from act_pipeline.cpus import available_cpus, cpu_quota
+from act_pipeline.core.cpus import available_cpus, cpu_quota
 
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw"
 V1 = "32 31 0:29 {group} /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct"
@@ -30,7 +30,12 @@ def machine(root: Path, groups: list[str], mounts: list[str], files: dict[str, s
         (["0::/"], [V2], {"sys/fs/cgroup/cpu.max": "20000 100000"}, 1),
         (["0::/"], [V2], {"sys/fs/cgroup/cpu.max": "max 100000"}, None),
         (["0::/a/b"], [V2], {"sys/fs/cgroup/a/cpu.max": "300000 100000", "sys/fs/cgroup/a/b/cpu.max": "max 100000"}, 3),
-        (["0::/a/b"], [V2], {"sys/fs/cgroup/a/cpu.max": "300000 100000", "sys/fs/cgroup/a/b/cpu.max": "90000 50000"}, 2),
+        (
+            ["0::/a/b"],
+            [V2],
+            {"sys/fs/cgroup/a/cpu.max": "300000 100000", "sys/fs/cgroup/a/b/cpu.max": "90000 50000"},
+            2,
+        ),
         # Another group's quota is not this process's.
         (["0::/a"], [V2], {"sys/fs/cgroup/b/cpu.max": "100000 100000"}, None),
         # Above the container's own view.
@@ -38,26 +43,38 @@ def machine(root: Path, groups: list[str], mounts: list[str], files: dict[str, s
         (
             ["5:cpu,cpuacct:/", "0::/"],
             HYBRID,
-            {"sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "250000", "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            {
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "250000",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000",
+            },
             3,
         ),
         (
             ["5:cpu,cpuacct:/"],
             HYBRID,
-            {"sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            {
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000",
+            },
             None,
         ),
         # A container that sees its own group mounted as the root, and reads the host's name of it.
         (
             ["5:cpu,cpuacct:/docker/0123", "4:memory:/docker/0123"],
             [V1.format(group="/docker/0123")],
-            {"sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "50000", "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "25000"},
+            {
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "50000",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "25000",
+            },
             2,
         ),
         (
             ["5:cpu,cpuacct:/docker/0123"],
             [V1.format(group="/another")],
-            {"sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "500000", "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            {
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "500000",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000",
+            },
             5,
         ),
         (["0::/", "nonsense", "::"], [V2, "nonsense", "1 2 - x"], {"sys/fs/cgroup/cpu.max": "nonsense"}, None),

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import act_pipeline  # noqa: F401  (makes paddle importable)
-from act_pipeline.engines.deformable_attention import attend_by_rows, samples_by_rows, spread_for_onednn
-from act_pipeline.engines.program_desc import parsed
-from act_pipeline.static_graph import static_mode
+from act_pipeline.graph.deformable_attention import attend_by_rows, samples_by_rows, spread_for_onednn
+from act_pipeline.graph.program_desc import parsed
+from act_pipeline.graph.static_graph import static_mode
 
 LEVELS = ((5, 7), (2, 3))
 QUERIES, HEADS, POINTS, CHANNELS = 6, 2, 3, 4

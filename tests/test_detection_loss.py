@@ -9,18 +9,18 @@ import numpy as np
 import paddle
 import pytest
 
-from act_pipeline.compress import detection_loss
-from act_pipeline.compress.detection_loss import (
+from act_pipeline.compress.qat import detection_loss
+from act_pipeline.compress.qat.detection_loss import (
     DetectionDistillation,
     DetectionTensors,
     align,
     require_detection_tensors,
 )
 from act_pipeline.config import load_config
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
 from act_pipeline.demo import COMPRESS_CONFIG
-from act_pipeline.errors import UserError
-from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 N, Q, C, PLACES = 2, 5, 3, 20
 
@@ -37,7 +37,10 @@ def divergence(student: np.ndarray, teacher: np.ndarray) -> float:
 
 
 def giou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    a, b = ((np.concatenate([box[..., :2] - box[..., 2:] / 2, box[..., :2] + box[..., 2:] / 2], -1)) for box in (first, second))
+    a, b = (
+        (np.concatenate([box[..., :2] - box[..., 2:] / 2, box[..., :2] + box[..., 2:] / 2], -1))
+        for box in (first, second)
+    )
     low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
     shared = np.clip(high - low, 0, None).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - shared
@@ -70,7 +73,10 @@ def tensors(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     boxes = np.concatenate([rng.uniform(0.3, 0.7, (N, Q, 2)), rng.uniform(0.05, 0.6, (N, Q, 2))], -1)
     shapes = {"logits": (N, Q, C), "encoder_logits": (N, PLACES, C)}
-    return {"boxes": boxes.astype(np.float32), **{k: rng.normal(-2, 2, v).astype(np.float32) for k, v in shapes.items()}}
+    return {
+        "boxes": boxes.astype(np.float32),
+        **{k: rng.normal(-2, 2, v).astype(np.float32) for k, v in shapes.items()},
+    }
 
 
 def test_the_loss_is_its_formula() -> None:
@@ -102,14 +108,20 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_boxes_of_no_size_no_nan()
 def sizes_of(model: InferenceModel, found: DetectionTensors) -> dict[str, tuple[int, ...]]:
     with static_mode():
         block = StaticGraph.load(model).program.global_block()
-        return {name: tuple(block.var(getattr(found, name)).shape[1:]) for name in ("queries", "logits", "boxes", "encoder_logits")}
+        return {
+            name: tuple(block.var(getattr(found, name)).shape[1:])
+            for name in ("queries", "logits", "boxes", "encoder_logits")
+        }
 
 
 def test_an_rtdetrs_tensors_are_found_with_and_without_its_post_process(demo, tmp_path: Path) -> None:
     found = require_detection_tensors(demo.fp32, "here")
     queries, classes, places = found.sizes
     assert sizes_of(demo.fp32, found) == {
-        "queries": (queries,), "logits": (queries, classes), "boxes": (queries, 4), "encoder_logits": (places, classes),
+        "queries": (queries,),
+        "logits": (queries, classes),
+        "boxes": (queries, 4),
+        "encoder_logits": (places, classes),
     }
     with static_mode():
         graph = StaticGraph.load(demo.fp32)
@@ -120,7 +132,9 @@ def test_an_rtdetrs_tensors_are_found_with_and_without_its_post_process(demo, tm
 
 
 def test_another_graph_is_refused_in_one_line(float_model: InferenceModel) -> None:
-    with pytest.raises(UserError, match="x.yml: Distillation.loss is detection, which needs a model that selects queries"):
+    with pytest.raises(
+        UserError, match="x.yml: Distillation.loss is detection, which needs a model that selects queries"
+    ):
         require_detection_tensors(float_model, "x.yml: Distillation.loss")
 
 

@@ -23,8 +23,14 @@ CPU_ENGINES = [
     for precision in ("fp32", "int8")
 ]
 NO_GPU = [
-    {"engine": "paddle_trt", "precision": precision, "device": "GPU", "available": False, "why": "no NVIDIA GPU",
-     "remedy": "check the driver"}
+    {
+        "engine": "paddle_trt",
+        "precision": precision,
+        "device": "GPU",
+        "available": False,
+        "why": "no NVIDIA GPU",
+        "remedy": "check the driver",
+    }
     for precision in ("fp32", "fp16", "int8")
 ]
 
@@ -33,7 +39,13 @@ def run_doctor(python: str | Path, *arguments: str, **environment: str) -> subpr
     """Run the doctor with another interpreter or environment, from the repository's root as a user would."""
     command = [str(python), "-m", "act_pipeline.doctor", *arguments]
     return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False,
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -130,8 +142,14 @@ def test_tables_say_why_and_what_to_do_once() -> None:
 
 def test_machine_rows_give_the_reason_for_what_is_absent() -> None:
     machine = {
-        "cpu": "EPYC", "cores": 2, "avx512_vnni": True, "gpus": ["H100", "H100"], "cuda": "11.8", "cudnn": None,
-        "tensorrt_compiled": [8, 5, 3], "tensorrt_runtime": None,
+        "cpu": "EPYC",
+        "cores": 2,
+        "avx512_vnni": True,
+        "gpus": ["H100", "H100"],
+        "cuda": "11.8",
+        "cudnn": None,
+        "tensorrt_compiled": [8, 5, 3],
+        "tensorrt_runtime": None,
         "absent": {"tensorrt_runtime": "libnvinfer is missing"},
         "packages": {"openvino": "2026.4.1", "onnxruntime": "1.31"},
     }

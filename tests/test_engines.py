@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from inference_fixtures import GPU_MACHINE, OBJECT, SHARED, SIZE, RecordingInference, export_tiny_model
 
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
 from act_pipeline.engines import Engine, create_engine, find_support, machine, support
-from act_pipeline.engines.base import runtime_error_line, without_pass_log
-from act_pipeline.engines.dynamic_shape import RECORD_FILENAME, SHAPES_FILENAME, ShapeKey, collect, stale_reason
-from act_pipeline.engines.model_files import inspect_model
-from act_pipeline.engines.paddle_native import PaddleEngine
-from act_pipeline.errors import UserError
-from act_pipeline.model import InferenceModel
+from act_pipeline.engines.interface import runtime_error_line, without_pass_log
+from act_pipeline.engines.paddle.dynamic_shape import RECORD_FILENAME, SHAPES_FILENAME, ShapeKey, collect, stale_reason
+from act_pipeline.engines.paddle.native import PaddleEngine
+from act_pipeline.graph.model_files import inspect_model
 
 CPU_MACHINE = dataclasses.replace(
     GPU_MACHINE,
@@ -128,8 +128,9 @@ def test_only_pass_statistics_are_dropped(capfd):
 
 def test_importing_the_package_imports_no_runtime():
     code = (
-        "import sys, act_pipeline.engines, act_pipeline.evaluation, act_pipeline.inference, act_pipeline.infer_flags, "
-        "act_pipeline.visualize; print([m for m in ('paddle', 'matplotlib', 'cv2') if m in sys.modules])"
+        "import sys, act_pipeline.engines, act_pipeline.evaluation, act_pipeline.inference, "
+        "act_pipeline.cli.eval_flags, "
+        "act_pipeline.inference.visualize; print([m for m in ('paddle', 'matplotlib', 'cv2') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

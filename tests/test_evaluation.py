@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from inference_fixtures import OBJECT, TinyReader, make_tiny_data
 
-from act_pipeline.errors import UserError
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import read_record
 from act_pipeline.evaluation import (
     EVAL_SCHEMA,
     STAT_NAMES,
     evaluate,
     evaluate_beside,
 )
-from act_pipeline.model import InferenceModel
-from act_pipeline.records import read_record
-from act_pipeline.running import latency_percentiles, measure_latency
-from act_pipeline.visualize import detection_label, draw_detections, read_image
+from act_pipeline.evaluation.batches import latency_percentiles, measure_latency
+from act_pipeline.inference.visualize import detection_label, draw_detections, read_image
 
 
 class ScriptedEngine:
@@ -136,7 +136,9 @@ def test_counts_that_do_not_add_up_are_one_line(reader):
 @pytest.mark.parametrize("content", ["", "[]", "no json", '{"images": [{}]}'])
 def test_an_annotation_file_of_another_kind_is_one_line(reader, content):
     reader.annotation_file("eval").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match="annotations.json.* expected COCO's form|annotations.json holds no JSON object"):
+    with pytest.raises(
+        UserError, match="annotations.json.* expected COCO's form|annotations.json holds no JSON object"
+    ):
         run(lambda h, w: [], reader)
 
 
@@ -144,7 +146,7 @@ def test_an_annotation_file_of_another_kind_is_one_line(reader, content):
 def clock(monkeypatch):
     """A clock that only an engine moves."""
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr("act_pipeline.running.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr("act_pipeline.evaluation.batches.time", SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
 
 
@@ -319,7 +321,9 @@ def test_an_id_that_is_no_whole_number_is_one_line(reader, number):
     content = json.loads(path.read_text(encoding="utf-8"))
     content["images"][1]["id"] = number
     path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(UserError, match=r"annotations.json: images\[1\].id is .*, expected a whole number of less") as raised:
+    with pytest.raises(
+        UserError, match=r"annotations.json: images\[1\].id is .*, expected a whole number of less"
+    ) as raised:
         run(lambda h, w: [], reader)
     assert "\n" not in str(raised.value)
 

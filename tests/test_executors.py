@@ -17,8 +17,8 @@ import pytest
 import work_fixtures
 from work_fixtures import die, refuse, sleep, times
 
-from act_pipeline.errors import EXIT_INTERRUPTED, UserError
-from act_pipeline.executors import Work, run_work
+from act_pipeline.core.errors import EXIT_INTERRUPTED, UserError
+from act_pipeline.core.process_pool import Work, run_work
 
 SOON = 20  # seconds; a unit that sleeps takes sixty
 
@@ -91,7 +91,10 @@ def test_whoever_stops_reading_ends_the_processes_at_once(tmp_path: Path) -> Non
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
 def test_no_process_outlives_the_command(tmp_path: Path, signum: int) -> None:
     command = subprocess.Popen(
-        [sys.executable, work_fixtures.__file__, str(tmp_path)], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, work_fixtures.__file__, str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         assert until(lambda: len(started(tmp_path)) == 2)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from act_pipeline.core.downloads import fetch
+from act_pipeline.core.errors import UserError, run_command
+from act_pipeline.core.records import hash_files, read_record
 from act_pipeline.demo import MODEL_CONFIG, WEIGHTS
-from act_pipeline.download import fetch
-from act_pipeline.errors import UserError, run_command
 from act_pipeline.export import export_model
-from act_pipeline.records import hash_files, read_record
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -28,8 +28,8 @@ def run_tool(*argv: str) -> int:
 
 
 def test_the_signature_is_paddledetections(demo) -> None:
-    from act_pipeline.engines.model_files import inspect_model
-    from act_pipeline.static_graph import StaticGraph, static_mode
+    from act_pipeline.graph.model_files import inspect_model
+    from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
     summary = inspect_model(demo.fp32)
     assert {name: list(shape) for name, shape in summary.inputs.items()} == {
@@ -68,12 +68,14 @@ def test_nothing_in_the_model_names_the_machine_that_made_it(demo) -> None:
 
 def test_no_op_writes_what_it_reads(demo) -> None:
     """Saved twice, a graph had outputs written from themselves, on which PaddleSlim recursed without an end."""
-    from act_pipeline.static_graph import StaticGraph, static_mode
+    from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
     with static_mode():
         for model in (demo.fp32, demo.compressed.model):
             ops = StaticGraph.load(model).program.global_block().ops
-            assert not [op.type for op in ops if op.type == "scale" and set(op.input_arg_names) & set(op.output_arg_names)]
+            assert not [
+                op.type for op in ops if op.type == "scale" and set(op.input_arg_names) & set(op.output_arg_names)
+            ]
 
 
 def test_the_record_says_what_it_was_made_from(demo) -> None:
@@ -86,9 +88,9 @@ def test_the_record_says_what_it_was_made_from(demo) -> None:
 def test_bccd_gives_the_same_from_its_weights_as_from_its_graph(tmp_path: Path) -> None:
     if not BCCD.exists():
         pytest.skip("the trained model of real photographs is not beside this repository")
+    from act_pipeline.core.artifacts import InferenceModel
     from act_pipeline.data import Reader
     from act_pipeline.engines import create_engine
-    from act_pipeline.model import InferenceModel
 
     exported = export_model(
         BCCD / "rtdetr_hgnetv2_s_bccd.yml", tmp_path, [f"weights={BCCD / 'rtdetr_hgnetv2_s_bccd.pdparams'}", "trt=True"]
@@ -175,7 +177,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 )
 def test_the_size_that_is_asked_for_counts(tmp_path: Path, override: str, expected: tuple[int, int]) -> None:
     """A config that says its size in two places, of which the command line changes one."""
-    from act_pipeline.engines.model_files import inspect_model
+    from act_pipeline.graph.model_files import inspect_model
 
     config = tmp_path / "model.yml"
     config.write_text(
@@ -196,7 +198,7 @@ def raw_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 def test_without_its_post_process_a_model_takes_images_and_gives_boxes_and_logits(raw_model) -> None:
     """PaddleDetection 7150, PaddleSlim 1869."""
-    from act_pipeline.engines.model_files import inspect_model
+    from act_pipeline.graph.model_files import inspect_model
 
     summary = inspect_model(raw_model)
     assert dict(summary.inputs) == {"image": (-1, 3, 224, 224)}
@@ -210,9 +212,9 @@ def test_boxes_and_logits_are_those_of_the_detections_and_are_refused_where_dete
     """What gives no detections cannot be evaluated, nor compressed."""
     from sample_fixtures import reader_of_scenes
 
-    from act_pipeline.data.sample import make_sample
+    from act_pipeline.data.builtin_sample import make_sample
     from act_pipeline.engines import create_engine
-    from act_pipeline.engines.paddle_tensors import PaddleTensors
+    from act_pipeline.engines.paddle.tensors import PaddleTensors
     from deploy import infer_eval
     from tools import compress
 
@@ -233,8 +235,12 @@ def test_boxes_and_logits_are_those_of_the_detections_and_are_refused_where_dete
         (infer_eval.main, [f"--model_path={raw_model.directory}", "--precision=fp32", "--device=CPU"]),
         (
             compress.main,
-            [f"--config_path={REPOSITORY / 'configs/sample_ptq.yml'}", f"--save_dir={tmp_path / 'int8'}", "-o",
-             f"Global.model_dir={raw_model.directory}"],
+            [
+                f"--config_path={REPOSITORY / 'configs/sample_ptq.yml'}",
+                f"--save_dir={tmp_path / 'int8'}",
+                "-o",
+                f"Global.model_dir={raw_model.directory}",
+            ],
         ),
     )
     for main, arguments in commands:
@@ -337,7 +343,7 @@ def test_a_failed_export_keeps_the_model_that_was_there(tmp_path: Path, monkeypa
     def full_disk(*args, **kwargs):
         raise OSError(28, "No space left on device", "model.pdiparams")
 
-    monkeypatch.setattr("act_pipeline.static_graph.StaticGraph.save", full_disk)
+    monkeypatch.setattr("act_pipeline.graph.static_graph.StaticGraph.save", full_disk)
     code = run_tool("-c", str(MODEL_CONFIG), "-o", f"weights={WEIGHTS}", f"--output_dir={tmp_path}")
     assert code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["rtdetr_sample"]

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.data import Reader
+from act_pipeline.data.model_fit import fit_reader
 from act_pipeline.demo import MODEL_CONFIG, WEIGHTS
-from act_pipeline.detector_graph import DetectorGraph, read_detector_graph
-from act_pipeline.errors import UserError, run_command
 from act_pipeline.export import _label_list, export_model
-from act_pipeline.fit import fit_reader
-from act_pipeline.model import InferenceModel
+from act_pipeline.graph.detector_graph import DetectorGraph, read_detector_graph
 
 cv2 = pytest.importorskip("cv2")
 
@@ -62,7 +62,9 @@ def test_fuse_normalize_puts_the_normalization_into_the_graph(plain, picture, tm
     """PaddleDetection 4964: the graph takes pixels of 0 to 255, and infer_cfg.yml says so by what it leaves out."""
     steps = STEPS % ("False", "", IMAGENET)
     fused = export(
-        tmp_path, "TestReader.fuse_normalize=true", "TestReader.inputs_def.image_shape=[3, 224, 224]",
+        tmp_path,
+        "TestReader.fuse_normalize=true",
+        "TestReader.inputs_def.image_shape=[3, 224, 224]",
         f"TestReader.sample_transforms={steps}",
     )
     assert [step["type"] for step in fused.infer_cfg()["Preprocess"]] == ["Resize", "Permute"]
@@ -80,7 +82,9 @@ def test_fuse_normalize_puts_the_normalization_into_the_graph(plain, picture, tm
 def test_fuse_normalize_needs_something_to_fuse(tmp_path) -> None:
     with pytest.raises(UserError, match="NormalizeImage 0 times, expected once"):
         export(
-            tmp_path, "TestReader.fuse_normalize=true", "TestReader.inputs_def.image_shape=[3, 224, 224]",
+            tmp_path,
+            "TestReader.fuse_normalize=true",
+            "TestReader.inputs_def.image_shape=[3, 224, 224]",
             "TestReader.sample_transforms=[{Decode: {}}, {Resize: {keep_ratio: False}}, {Permute: {}}]",
         )
 

@@ -10,23 +10,25 @@ import numpy as np
 import pytest
 from one_op_model import in_executor, small_model
 
-from act_pipeline.compress import baseline
+from act_pipeline.compress import float_evaluation
 from act_pipeline.compress.judge import Judge
+from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.engines import create_engine, machine
-from act_pipeline.engines.model_files import inspect_model, read_parameters, write_parameters
-from act_pipeline.engines.int8_reference import use_onednn, with_onednn_rounding
+from act_pipeline.engines.paddle.int8_reference import use_onednn, with_onednn_rounding
 from act_pipeline.evaluation import Evaluation, evaluate
-from act_pipeline.model import InferenceModel
-from act_pipeline.running import NotFinite
-from act_pipeline.static_graph import StaticGraph, static_mode
-from act_pipeline.folding import fold_constants
+from act_pipeline.evaluation.batches import NotFinite
+from act_pipeline.graph.folding import fold_constants
+from act_pipeline.graph.model_files import inspect_model, read_parameters, write_parameters
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 REFERENCE = Judge("int8_reference", "paddle_onednn", "CPU", "")
 
 
 def test_weights_are_dequantized_to_the_bit(demo, tmp_path: Path) -> None:
     model = demo.compressed.model
-    values = read_parameters(with_onednn_rounding(model, tmp_path, integers=True), inspect_model(InferenceModel(tmp_path)))
+    values = read_parameters(
+        with_onednn_rounding(model, tmp_path, integers=True), inspect_model(InferenceModel(tmp_path))
+    )
     with static_mode():
         graph = StaticGraph.load(model)
         fold_constants(graph)
@@ -120,7 +122,9 @@ def test_onednn_rounds_as_paddle_does() -> None:
                 else:
                     attrs = {"Scale": 127 / scale, "use_mkldnn": True, "mkldnn_data_type": "float32"}
                     more = {"is_negative_input": True, "output_format": "NCHW"}
-                    block.append_op(type="quantize", inputs={"Input": x}, outputs={"Output": y}, attrs={**attrs, **more})
+                    block.append_op(
+                        type="quantize", inputs={"Input": x}, outputs={"Output": y}, attrs={**attrs, **more}
+                    )
                     block.append_op(type="dequantize", inputs={"Input": y}, outputs={"Output": z}, attrs=attrs)
                 executor = paddle.static.Executor(paddle.CPUPlace())
                 found.append(executor.run(program, feed={"x": values}, fetch_list=["z"])[0])
@@ -139,7 +143,9 @@ def test_the_quick_engine_detects_as_the_exact_one(demo) -> None:
 
 
 def test_an_evaluation_survives_models_of_nan(demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the bias of the points, in one before that, and in the last one, of the scores; in two engines side by side."""
+    """In the bias of the points, in one before that, and in the last one, of the scores; in two engines side by
+    side.
+    """
     monkeypatch.setattr("act_pipeline.compress.judge.available_cpus", lambda: 2)
     assert REFERENCE.parallel == (2, 1)
     model = InferenceModel(tmp_path)
@@ -175,43 +181,46 @@ def test_parameters_are_written_as_they_were_read(demo, tmp_path: Path) -> None:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ACT_PIPELINE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / baseline.FOLDER
+    return tmp_path / "cache" / float_evaluation.FOLDER
 
 
 def made(map_: float = 0.5) -> Evaluation:
     rows = np.random.default_rng(0).random((5, 7))
-    return Evaluation(map_, 0.7, {"ap": map_}, ["a line"], {"cat": None, "dog": 0.1}, 3, 1, {"p50": 1.5}, 20.0, rows, [1, 2**60 + 1])
+    return Evaluation(
+        map_, 0.7, {"ap": map_}, ["a line"], {"cat": None, "dog": 0.1}, 3, 1, {"p50": 1.5}, 20.0, rows, [1, 2**60 + 1]
+    )
 
 
 def test_an_evaluation_comes_back_whole(cache: Path) -> None:
     key = ("sha256:a", "sha256:b", "paddle", "CPU", 2)
-    first, was_there = baseline.cached_evaluation(*key, made)
-    again, is_there = baseline.cached_evaluation(*key, lambda: pytest.fail("evaluated twice"))
+    first, was_there = float_evaluation.cached_evaluation(*key, made)
+    again, is_there = float_evaluation.cached_evaluation(*key, lambda: pytest.fail("evaluated twice"))
     assert (was_there, is_there) == (False, True)
     np.testing.assert_array_equal(again.detections, first.detections)
     assert {**vars(again), "detections": 0} == {**vars(first), "detections": 0}
     assert again.image_ids == [1, 2**60 + 1]
     for place, other in enumerate(("sha256:c", "sha256:c", "paddle_onednn", "GPU", 1)):
         changed = [*key[:place], other, *key[place + 1 :]]
-        assert baseline.cached_evaluation(*changed, lambda: made(0.25))[0].map == 0.25
+        assert float_evaluation.cached_evaluation(*changed, lambda: made(0.25))[0].map == 0.25
 
 
 def test_a_damaged_cache_is_made_anew_and_it_does_not_grow(cache: Path) -> None:
-    for number in range(baseline.KEPT + 3):
-        baseline.cached_evaluation(str(number), "", "paddle", "CPU", 2, made)
+    for number in range(float_evaluation.KEPT + 3):
+        float_evaluation.cached_evaluation(str(number), "", "paddle", "CPU", 2, made)
     files = list(cache.glob("*.npz"))
-    assert len(files) == baseline.KEPT
+    assert len(files) == float_evaluation.KEPT
     for file in files:
         file.write_bytes(file.read_bytes()[:-30])
     assert not any(
-        baseline.cached_evaluation(str(number), "", "paddle", "CPU", 2, made)[1] for number in range(baseline.KEPT)
+        float_evaluation.cached_evaluation(str(number), "", "paddle", "CPU", 2, made)[1]
+        for number in range(float_evaluation.KEPT)
     )
 
 
 def test_a_cache_that_cannot_be_written_is_let_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ACT_PIPELINE_CACHE", str(tmp_path / "file"))
-    assert baseline.cached_evaluation("", "", "paddle", "CPU", 2, made)[1] is False
+    assert float_evaluation.cached_evaluation("", "", "paddle", "CPU", 2, made)[1] is False
 
 
 def test_a_changed_model_or_annotation_is_evaluated_anew(demo, tmp_path: Path, cache: Path, monkeypatch) -> None:

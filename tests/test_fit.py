@@ -13,13 +13,13 @@ import yaml
 from inference_fixtures import SHARED, make_tiny_data, write_reader
 
 from act_pipeline.config import load_config
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
 from act_pipeline.data import Reader
-from act_pipeline.detector_graph import DetectorGraph
-from act_pipeline.errors import UserError
+from act_pipeline.data.model_fit import fit_reader
 from act_pipeline.evaluation import evaluate
-from act_pipeline.fit import fit_reader
+from act_pipeline.graph.detector_graph import DetectorGraph
 from act_pipeline.inference import InferenceRequest, run_inference
-from act_pipeline.model import InferenceModel
 
 BCCD = SHARED / "models" / "bccd"
 BCCD_DATA = SHARED / "data" / "bccd"
@@ -113,7 +113,7 @@ def test_without_names_the_message_says_which_category_is_extra(model, config, m
     assert "the model has 2 classes" in message and "3 categories (shapes, disc, square)" in message
     assert "category 'shapes' (id 0) has no box" in message and "num_classes" not in message
     model.infer_cfg_path.unlink()  # nothing but the graph knows
-    monkeypatch.setattr("act_pipeline.fit.read_detector_graph", lambda model: DetectorGraph(num_classes=2))
+    monkeypatch.setattr("act_pipeline.data.model_fit.read_detector_graph", lambda model: DetectorGraph(num_classes=2))
     assert "the model has 2 classes" in refusal(model, config)
 
 
@@ -142,7 +142,7 @@ def test_names_that_are_only_numbers_leave_the_files_order(model, config, caplog
 def test_cocos_names_on_a_model_of_other_classes_are_not_believed(model, config, monkeypatch) -> None:
     names = ["person", *(f"thing {index}" for index in range(79))]
     describe(model, names)
-    monkeypatch.setattr("act_pipeline.fit.read_detector_graph", lambda model: DetectorGraph(num_classes=2))
+    monkeypatch.setattr("act_pipeline.data.model_fit.read_detector_graph", lambda model: DetectorGraph(num_classes=2))
     said: list[str] = []
     assert map_of(model, config, said.append) > 0.9
     assert any("COCO's 80 names" in line and "has 2 classes" in line for line in said)
@@ -170,15 +170,15 @@ def test_the_fingerprint_knows_the_order_of_classes(model, config) -> None:
 
 
 def test_shards_and_one_process_number_the_classes_alike(model, config) -> None:
-    from act_pipeline import shards
     from act_pipeline.engines import create_engine
+    from act_pipeline.evaluation import sharded
 
     describe(model, ["disc", "square"])
     categories(config, "square", "disc", ids=(3, 7))
     reader = fit_reader(model, Reader.load(config)).reader
     engine = create_engine("paddle", model, "fp32", "CPU", 1)
-    found = shards.evaluate_in_shards(engine, model, reader, 1, progress=False).evaluation
-    shards.release()
+    found = sharded.evaluate_in_shards(engine, model, reader, 1, progress=False).evaluation
+    sharded.release()
     assert found.map == evaluate(engine, reader, progress=False).map > 0.9
 
 
@@ -232,7 +232,7 @@ def test_another_size_is_one_line(model, config) -> None:
 
 def test_a_model_that_normalizes_is_fed_pixels(model, config, monkeypatch) -> None:
     describe(model, steps=[PREPROCESS[0], PREPROCESS[2]])
-    monkeypatch.setattr("act_pipeline.fit.read_detector_graph", lambda model: DetectorGraph(normalizes=True))
+    monkeypatch.setattr("act_pipeline.data.model_fit.read_detector_graph", lambda model: DetectorGraph(normalizes=True))
     fit = fit_reader(model, Reader.load(config))
     assert len(fit.notes) == 1 and "NormalizeImage is left out, since the graph normalizes" in fit.notes[0]
     image = next(iter(fit.reader.loader("eval")))["image"]
@@ -251,7 +251,9 @@ LETTERBOX = (
 def test_a_letterbox_needs_a_graph_that_knows_of_it(model, config, monkeypatch) -> None:
     message = refusal(model, config, LETTERBOX % 0)
     assert "decodes boxes as if pictures were not padded" in message and "bbox_decode_type=pad" in message
-    monkeypatch.setattr("act_pipeline.fit.read_detector_graph", lambda model: DetectorGraph(decodes_padding=True))
+    monkeypatch.setattr(
+        "act_pipeline.data.model_fit.read_detector_graph", lambda model: DetectorGraph(decodes_padding=True)
+    )
     fit_reader(model, Reader.load(config, [LETTERBOX % 0]))
     assert "Pad moves the picture on its canvas" in refusal(model, config, LETTERBOX % 1)
     described = [{**PREPROCESS[0], "keep_ratio": True}, {"type": "Pad", "size": [32, 32], "fill_value": [0, 0, 0]}]
@@ -352,7 +354,7 @@ def test_blood_cells_whatever_the_categories(tmp_path, arrange) -> None:
 
 @needs_bccd
 def test_the_graph_of_blood_cells(tmp_path) -> None:
-    from act_pipeline.detector_graph import read_detector_graph
+    from act_pipeline.graph.detector_graph import read_detector_graph
 
     for folder in (BCCD, SHARED / "models" / "bccd_int8_stock"):
         assert read_detector_graph(InferenceModel.load(folder)) == DetectorGraph(3, False, False)

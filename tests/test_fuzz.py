@@ -13,25 +13,25 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from inference_fixtures import export_tiny_model, make_tiny_data
 
-from act_pipeline.compress.checkpoint import CHECKPOINT_SCHEMA, Checkpoints, Snapshot
-from act_pipeline.compress.inventory import OpInventory
-from act_pipeline.compress.keeper import Keeper
-from act_pipeline.compress.paddle_state import read_random_states
-from act_pipeline.compress.training import Training
+from act_pipeline.compress.plan.op_inventory import OpInventory
+from act_pipeline.compress.qat.resume.checkpoints import CHECKPOINT_SCHEMA, Checkpoints, Snapshot
+from act_pipeline.compress.qat.resume.training_checkpoint import Keeper
+from act_pipeline.compress.qat.state import read_random_states
+from act_pipeline.compress.qat.training import Training
 from act_pipeline.config import load_config
+from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.downloads import fetch, is_url
+from act_pipeline.core.errors import UserError, run_command
+from act_pipeline.core.records import hash_files, read_record
+from act_pipeline.core.yaml_files import resolve_path
 from act_pipeline.data import Reader
 from act_pipeline.data.annotations import Annotations
-from act_pipeline.download import fetch, is_url
-from act_pipeline.engines import model_files
-from act_pipeline.engines.dynamic_shape import SCHEMA, ShapeKey, stale_reason
-from act_pipeline.engines.onnx_files import inspect_onnx
-from act_pipeline.errors import UserError, run_command
+from act_pipeline.engines.onnx_runtimes.onnx_files import inspect_onnx
+from act_pipeline.engines.paddle.dynamic_shape import SCHEMA, ShapeKey, stale_reason
 from act_pipeline.evaluation import load_detections
-from act_pipeline.inference import _class_names
-from act_pipeline.model import InferenceModel, OnnxModel
-from act_pipeline.records import hash_files, read_record
-from act_pipeline.static_graph import StaticGraph, static_mode
-from act_pipeline.yaml_file import resolve_path
+from act_pipeline.graph import model_files
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
+from act_pipeline.inference.run import _class_names
 from tests.fuzz.harness import Target, check
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.targets.infer_cfg import _NoData

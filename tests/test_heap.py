@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from inference_fixtures import export_tiny_model
 
-from act_pipeline.compress import heap
-from act_pipeline.engines.model_files import ModelSummary, inspect_model
+from act_pipeline.execution import memory
+from act_pipeline.graph.model_files import ModelSummary, inspect_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TAKEN = """
 import ctypes, resource, sys
 sys.path.insert(0, sys.argv[1])
-from act_pipeline.compress.heap import TakenAhead, freed_memory_kept
+from act_pipeline.execution.memory import TakenAhead, freed_memory_kept
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 
@@ -49,13 +49,13 @@ def test_memory_that_was_taken_ahead_has_its_pages() -> None:
 
 
 def test_no_more_than_half_of_what_is_free_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sysconf", lambda name: (100 << 20) // heap.mmap.PAGESIZE)
-    with contextlib.closing(heap.TakenAhead(1 << 40)) as taken:
+    monkeypatch.setattr(os, "sysconf", lambda name: (100 << 20) // memory.mmap.PAGESIZE)
+    with contextlib.closing(memory.TakenAhead(1 << 40)) as taken:
         assert len(taken._blocks) == 3  # of 16 MiB
 
 
 def test_it_stops_at_once_when_the_memory_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    libc, pieces = heap._glibc(), []
+    libc, pieces = memory._glibc(), []
 
     class Slow:
         malloc, free = libc.malloc, libc.free
@@ -65,8 +65,8 @@ def test_it_stops_at_once_when_the_memory_is_needed(monkeypatch: pytest.MonkeyPa
             time.sleep(0.05)
             return 0
 
-    monkeypatch.setattr(heap, "_glibc", Slow)
-    taken = heap.TakenAhead(160 << 20)
+    monkeypatch.setattr(memory, "_glibc", Slow)
+    taken = memory.TakenAhead(160 << 20)
     taken.close()
     assert len(pieces) < 3 and not taken._blocks and not taken.thread.is_alive()
     taken.close()
@@ -74,7 +74,7 @@ def test_it_stops_at_once_when_the_memory_is_needed(monkeypatch: pytest.MonkeyPa
 
 def test_nothing_is_taken_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    with heap.freed_memory_kept("CPU"), contextlib.closing(heap.TakenAhead(1 << 30)) as taken:
+    with memory.freed_memory_kept("CPU"), contextlib.closing(memory.TakenAhead(1 << 30)) as taken:
         assert not taken._blocks
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from inference_fixtures import TinyReader, make_tiny_data
 
+from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, write_record
 from act_pipeline.evaluation import DETECTIONS_FILENAME, Evaluation, load_detections, save_detections
-from act_pipeline.infer_compare import against_float
 from act_pipeline.inference import InferenceRequest, run_inference
-from act_pipeline.model import InferenceModel, OnnxModel
-from act_pipeline.records import ACT_FILENAME, ACT_SCHEMA, write_record
+from act_pipeline.inference.float_comparison import against_float
 
 IMAGES = 6
 
@@ -26,7 +26,9 @@ def reader(tmp_path) -> TinyReader:
 
 @pytest.fixture()
 def model(int8_model, reader, tmp_path) -> InferenceModel:
-    """The INT8 model with detections of a float model that misses the object of the last image, and scores 0.1 higher."""
+    """The INT8 model with detections of a float model that misses the object of the last image, and scores 0.1
+    higher.
+    """
     folder = Path(shutil.copytree(int8_model.directory, tmp_path / "model"))
     found = evaluate(InferenceModel(folder), reader).evaluation
     assert found.map == 1.0

@@ -27,13 +27,14 @@ from inference_fixtures import (
     write_reader,
 )
 
-from act_pipeline.engines.dynamic_shape import RECORD_FILENAME, SHAPES_FILENAME
-from act_pipeline.errors import UserError, run_command
+from act_pipeline.cli.eval_flags import parse_bool, parse_request
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError, run_command
+from act_pipeline.core.records import read_record
+from act_pipeline.engines.paddle.dynamic_shape import RECORD_FILENAME, SHAPES_FILENAME
 from act_pipeline.evaluation import EVAL_SCHEMA
-from act_pipeline.infer_flags import parse_bool, parse_request
-from act_pipeline.inference import COLLECTED_VARIABLE, InferenceRequest, run_inference
-from act_pipeline.model import InferenceModel
-from act_pipeline.records import read_record
+from act_pipeline.inference import InferenceRequest, run_inference
+from act_pipeline.inference.run import COLLECTED_VARIABLE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMAND = REPOSITORY / "deploy" / "infer_eval.py"
@@ -121,7 +122,10 @@ def test_flags_alone_are_true_and_nothing_given_is_the_defaults():
     [
         ("--use_trt=maybe", "--use_trt: found 'maybe', expected True or False"),
         ("--precision=int9", "--precision: found 'int9', expected one of fp32, fp16, bf16, int8; did you mean 'int8'"),
-        ("--engine=openvno", "--engine: found 'openvno', expected one of auto, all, paddle, paddle_onednn, int8_reference, "),
+        (
+            "--engine=openvno",
+            "--engine: found 'openvno', expected one of auto, all, paddle, paddle_onednn, int8_reference, ",
+        ),
         ("--engine=openvno", "did you mean 'openvino'"),
         ("--device=XPU", "--device: found 'XPU', expected CPU, GPU or auto"),
         ("--img_shape=big", "--img_shape: found 'big', expected a size"),
@@ -247,8 +251,11 @@ def test_a_picture_is_shown_where_the_data_set_is_not(float_model, tmp_path):
         encoding="utf-8",
     )
     request = request_for(
-        model, image_file=str(tmp_path / "data/images/0.png"), output_dir=str(tmp_path / "out"),
-        reader_config=str(tmp_path / "reader.yml"), json=str(tmp_path / "shown.json"),
+        model,
+        image_file=str(tmp_path / "data/images/0.png"),
+        output_dir=str(tmp_path / "out"),
+        reader_config=str(tmp_path / "reader.yml"),
+        json=str(tmp_path / "shown.json"),
     )
     outcome = run_inference(request, say=quiet)
     assert outcome.exit_code == 0 and outcome.lines[0].startswith("ring 0.") and outcome.picture.is_file()
@@ -277,7 +284,7 @@ def test_without_a_reader_a_picture_is_preprocessed_as_the_model_says(float_mode
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 70000), (20000, 3)])
 def test_pictures_of_any_size_are_drawn_on(tmp_path, height, width):
-    from act_pipeline.visualize import draw_detections
+    from act_pipeline.inference.visualize import draw_detections
 
     assert cv2.imwrite(str(tmp_path / "in.png"), np.zeros((height, width, 3), np.uint8))
     box = np.float32([[0, 0.9, 0, 0, width, height]])
@@ -287,7 +294,7 @@ def test_pictures_of_any_size_are_drawn_on(tmp_path, height, width):
 
 
 def test_a_picture_of_more_pixels_than_opencv_takes_is_one_line(tmp_path):
-    from act_pipeline.visualize import read_image
+    from act_pipeline.inference.visualize import read_image
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from act_pipeline.compress.accuracy_control.revert import read_thresholds, rescaled
 from act_pipeline.compress.judge import REFERENCE, Judge, choose_judge, collect_shapes
-from act_pipeline.compress.mixed import read_thresholds, rescaled
+from act_pipeline.core.errors import UserError
 from act_pipeline.engines import fastest_engine, machine
-from act_pipeline.engines.dynamic_shape import ShapeKey, stale_reason
-from act_pipeline.errors import UserError
+from act_pipeline.engines.paddle.dynamic_shape import ShapeKey, stale_reason
+from act_pipeline.evaluation.batches import measure_in_turns
+from act_pipeline.graph.static_graph import static_mode
 from act_pipeline.inference import InferenceRequest, run_inference
-from act_pipeline.running import measure_in_turns
-from act_pipeline.static_graph import static_mode
 
 
 def test_auto_is_what_infer_eval_takes(demo) -> None:
@@ -31,7 +31,7 @@ def test_a_model_that_the_engine_does_not_take_is_judged_by_the_reference(
     def refuse(*args, **options):
         raise UserError("op erf has no rule")
 
-    monkeypatch.setattr("act_pipeline.lowering.lowered_onnx", refuse)
+    monkeypatch.setattr("act_pipeline.onnx_export.lowered_onnx", refuse)
     judge = choose_judge("auto", "CPU", demo.fp32)
     assert judge.is_reference and judge.fp32_engine == "paddle_onednn"
     assert "op erf has no rule" in caplog.text
@@ -82,7 +82,7 @@ def test_an_int8_model_gets_other_scales_and_nothing_else(demo, tmp_path: Path) 
 def test_shapes_for_tensorrt_are_collected_in_a_process_of_their_own(demo, tmp_path: Path) -> None:
     import shutil
 
-    from act_pipeline.model import InferenceModel
+    from act_pipeline.core.artifacts import InferenceModel
 
     shutil.copytree(demo.compressed.model.directory, tmp_path / "int8")
     model, reader = InferenceModel.load(tmp_path / "int8"), demo.reader()

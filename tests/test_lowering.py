@@ -10,11 +10,11 @@ import pytest
 from one_op_model import in_executor, small_model
 
 import act_pipeline  # noqa: F401  (makes paddle importable)
-from act_pipeline.engines.paddle_native import PaddleEngine
-from act_pipeline.errors import UserError
-from act_pipeline.lowering import lower
-from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.engines.paddle.native import PaddleEngine
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
+from act_pipeline.onnx_export import lower
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -230,7 +230,7 @@ def float_model(directory: Path, act) -> InferenceModel:
 def test_a_model_without_scales_and_an_unknown_op(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import paddle
 
-    from act_pipeline.errors import run_command
+    from act_pipeline.core.errors import run_command
     from deploy.export_onnx import main
 
     float_model(tmp_path / "relu", paddle.nn.functional.relu)
@@ -239,7 +239,10 @@ def test_a_model_without_scales_and_an_unknown_op(tmp_path: Path, capsys: pytest
     for arguments, words in (
         (["--model_path", str(tmp_path / "relu"), "--precision", "int8"], "has no quantize_linear ops, so no scales"),
         (["--model_path", str(tmp_path / "sinh")], "op sinh with the output"),
-        (["--model_path", str(tmp_path / "relu"), "--target", "gpu"], "target is 'gpu', expected one of tensorrt, tensorrt_rtx, cpu"),
+        (
+            ["--model_path", str(tmp_path / "relu"), "--target", "gpu"],
+            "target is 'gpu', expected one of tensorrt, tensorrt_rtx, cpu",
+        ),
         (["--model_path", str(tmp_path / "relu"), "--batch", "0"], "--batch is '0'"),
     ):
         assert run_command(main, arguments + output) == 2

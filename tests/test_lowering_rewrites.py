@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import act_pipeline  # noqa: F401  (makes paddle importable)
-from act_pipeline.lowering.builder import GraphBuilder
-from act_pipeline.lowering.float16 import to_float16
-from act_pipeline.lowering.layout import say_layouts
-from act_pipeline.lowering.ops import add_op
-from act_pipeline.lowering.placement import round_early
-from act_pipeline.lowering.sampling import sum_by_level
-from act_pipeline.lowering.source import Op, QuantizedTensor, Source
+from act_pipeline.onnx_export.float_ops.registry import add_op
+from act_pipeline.onnx_export.graph_builder import GraphBuilder
+from act_pipeline.onnx_export.program import Op, QuantizedTensor, Source
+from act_pipeline.onnx_export.rewrites.channels_last import say_layouts
+from act_pipeline.onnx_export.rewrites.deformable_sampling import sum_by_level
+from act_pipeline.onnx_export.rewrites.float16 import to_float16
+from act_pipeline.onnx_export.rewrites.qdq_placement import round_early
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -225,7 +225,7 @@ def test_half_precision_ends_after_the_last_matmul(tmp_path: Path) -> None:
     program.ops[-1].attrs = {"scale": 1000.0, "bias": 0.0, "bias_after_scale": True}
     program.ops[1].inputs["Y"] = ["w"]
     program.constants["w"] = np.random.default_rng(1).normal(size=(3, 2)).astype(np.float32)
-    from act_pipeline.lowering.compute import matmul
+    from act_pipeline.onnx_export.quantized_ops import matmul
 
     build = GraphBuilder(program, "int8", 17)
     for step in program.ops:

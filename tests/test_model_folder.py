@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from act_pipeline.engines.model_files import inspect_model
-from act_pipeline.errors import UserError, run_command
-from act_pipeline.model import InferenceModel, open_model
-from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.core.artifacts import InferenceModel, open_model
+from act_pipeline.core.errors import UserError, run_command
+from act_pipeline.graph.model_files import inspect_model
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 # The beginning of a program as Paddle 3 writes it.
 PIR = {"base_code": {"magic": "pir", "trainable": True, "version": 1}, "program": {"regions": []}}
@@ -99,11 +99,11 @@ def test_the_description_beside_it_is_found(float_model: InferenceModel, tmp_pat
 def test_every_command_takes_a_pair_of_other_names(
     float_model: InferenceModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from deploy import export_onnx
     from inference_fixtures import TinyReader, make_tiny_data
 
     from act_pipeline.inference import run_inference
-    from act_pipeline.infer_request import InferenceRequest
+    from act_pipeline.inference.request import InferenceRequest
+    from deploy import export_onnx
 
     folder = renamed(float_model, tmp_path / "model", "inference.pdmodel", "inference.pdiparams")
     output = tmp_path / "model.onnx"
@@ -140,7 +140,8 @@ def test_the_commands_refuse_an_int8_model(
     (tmp_path / "reader.yml").write_text(
         f"metric: COCO\nnum_classes: 2\nTrainDataset: {data}\nEvalDataset: {data}\nEvalReader:\n  sample_transforms:\n"
         "    - Decode: {}\n    - Resize: {target_size: [32, 32], keep_ratio: False, interp: 2}\n"
-        "    - NormalizeImage: {mean: [0, 0, 0], std: [1, 1, 1], norm_type: none}\n    - Permute: {}\n  batch_size: 1\n",
+        "    - NormalizeImage: {mean: [0, 0, 0], std: [1, 1, 1], norm_type: none}\n    - Permute: {}\n  "
+        "batch_size: 1\n",
         encoding="utf-8",
     )
     (tmp_path / "config.yml").write_text(
@@ -168,7 +169,9 @@ def test_compress_refuses_what_paddle_inference_optimized(float_model: Inference
     (tmp_path / "optimized").mkdir()
     config.set_optim_cache_dir(str(tmp_path / "optimized"))
     inference.create_predictor(config)
-    with pytest.raises(UserError, match=r"_optimized\.pdmodel is written by Paddle Inference's optimization.*fused_conv2d"):
+    with pytest.raises(
+        UserError, match=r"_optimized\.pdmodel is written by Paddle Inference's optimization.*fused_conv2d"
+    ):
         require_float(InferenceModel.load(tmp_path / "optimized"))
 
 
@@ -177,7 +180,7 @@ def test_compress_refuses_a_model_of_mixed_precision(float_model: InferenceModel
     import numpy as np
 
     from act_pipeline.engines.float_model import require_float
-    from act_pipeline.engines.model_files import read_parameters, write_parameters
+    from act_pipeline.graph.model_files import read_parameters, write_parameters
 
     model = InferenceModel.load(renamed(float_model, tmp_path / "model", "model.pdmodel", "model.pdiparams"))
     values = read_parameters(model, inspect_model(model))

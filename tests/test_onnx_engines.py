@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from inference_fixtures import GPU_MACHINE, OBJECT, SHARED, SIZE, TinyReader, make_tiny_data
 
-from act_pipeline.engine_choice import choose_engine
+from act_pipeline.cli.eval_flags import parse_request
+from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.errors import UserError
 from act_pipeline.engines import ENGINES, Engine, best_engine, create_engine, find_support, machine, support
-from act_pipeline.engines.host import optional_packages
-from act_pipeline.engines.onnx_files import inspect_onnx
-from act_pipeline.engines.openvino import OpenVINOEngine
-from act_pipeline.errors import UserError
-from act_pipeline.infer_flags import parse_request
+from act_pipeline.engines.machine import optional_packages
+from act_pipeline.engines.onnx_runtimes.onnx_files import inspect_onnx
+from act_pipeline.engines.onnx_runtimes.openvino import OpenVINOEngine
 from act_pipeline.inference import InferenceRequest, run_inference
-from act_pipeline.lowering import lowered_onnx
-from act_pipeline.model import InferenceModel, OnnxModel
+from act_pipeline.inference.engine_selection import choose_engine
+from act_pipeline.onnx_export import lowered_onnx
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("openvino")
@@ -522,7 +522,8 @@ def test_the_runtimes_report_nothing_and_leave_nothing_in_the_home_folder(float_
     path = lowered_onnx(float_model).path
     code = (
         "import sys, numpy as np; from act_pipeline.engines import create_engine; "
-        f"from act_pipeline.model import OnnxModel; model = OnnxModel.load({str(path)!r}); ones = np.ones((1, 2)); "
+        f"from act_pipeline.core.artifacts import OnnxModel; model = OnnxModel.load({str(path)!r}); ones = "
+        "np.ones((1, 2)); "
         f"batch = dict(image=np.zeros((1, 3, {SIZE}, {SIZE})), im_shape=ones, scale_factor=ones)\n"
         "for name in ('openvino', 'onnxruntime'): create_engine(name, model, threads=1).run(batch)\n"
         "print('openvino_telemetry' in sys.modules)"

@@ -51,8 +51,12 @@ def entries(lock: str) -> dict[Requirement, list[str]]:
 def pins(lock: str, python: str) -> dict[str, str]:
     """Return name -> version of what a lock installs on Linux with one Python."""
     environment = {
-        "python_version": python, "python_full_version": f"{python}.9", "sys_platform": "linux",
-        "platform_system": "Linux", "platform_machine": "x86_64", "implementation_name": "cpython",
+        "python_version": python,
+        "python_full_version": f"{python}.9",
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "platform_machine": "x86_64",
+        "implementation_name": "cpython",
     }
     found: dict[str, str] = {}
     for requirement in entries(lock):
@@ -80,7 +84,10 @@ def test_every_entry_has_hashes_and_nothing_says_where_it_came_from(lock: str) -
 def test_the_versions_that_work_together(lock: str, python: str) -> None:
     found = pins(lock, python)
     wanted = {
-        PADDLE[lock]: "2.6.2", "paddleslim": "2.6.0", "paddledet": "2.6.0", "opencv-python-headless": "4.6.0.66",
+        PADDLE[lock]: "2.6.2",
+        "paddleslim": "2.6.0",
+        "paddledet": "2.6.0",
+        "opencv-python-headless": "4.6.0.66",
         "numpy": "1.26.4" if python == "3.12" else "1.23.5",
     }
     assert {name: found.get(name) for name in wanted} == wanted
@@ -198,7 +205,11 @@ def test_a_wheel_holds_the_whole_package(source_tree: Path, tmp_path: Path) -> N
     (wheel,) = tmp_path.glob("*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
     tracked = subprocess.run(
-        ["git", "ls-files", "act_pipeline"], cwd=ROOT, capture_output=True, text=True, check=False,
+        ["git", "ls-files", "act_pipeline"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.split()
     assert "act_pipeline/doctor.py" in packed and "act_pipeline/engines/__init__.py" in packed
     assert set(tracked) <= packed
@@ -207,8 +218,12 @@ def test_a_wheel_holds_the_whole_package(source_tree: Path, tmp_path: Path) -> N
 def test_make_offers_what_the_documentation_names() -> None:
     offered = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     commands = {
-        "demo": "tools/demo.py", "test": '-m "not slow"', "test-all": "-m pytest", "doctor": "-m act_pipeline.doctor",
-        "lock": "requirements/lock.py", "clean": "rm -rf",
+        "demo": "tools/demo.py",
+        "test": '-m "not slow"',
+        "test-all": "-m pytest",
+        "doctor": "-m act_pipeline.doctor",
+        "lock": "requirements/lock.py",
+        "clean": "rm -rf",
     }
     for target, command in commands.items():
         assert f"make {target} " in offered
@@ -222,7 +237,11 @@ def test_make_offers_what_the_documentation_names() -> None:
 
 def test_make_without_python_says_so_in_one_line() -> None:
     ended = subprocess.run(
-        ["make", "-s", "env", "PYTHON=no-such-python"], cwd=ROOT, capture_output=True, text=True, check=False,
+        ["make", "-s", "env", "PYTHON=no-such-python"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     said = [line for line in ended.stderr.splitlines() if not line.startswith("make")]
     assert ended.returncode != 0 and len(said) == 1 and "no-such-python" in said[0] and "3.9 to 3.12" in said[0]

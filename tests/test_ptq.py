@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from act_pipeline.analysis import AbsHistogram, AbsMax, ChannelMean, collect, quantizable_tensors
+from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, collect, quantizable_tensors
+from act_pipeline.calibration.thresholds import kl_threshold, threshold, uniform_histogram
 from act_pipeline.compress import compress
-from act_pipeline.compress.bias_correction import Bias, correct_biases, find_biases, output_shift
-from act_pipeline.compress.calibration import kl_threshold, threshold, uniform_histogram
-from act_pipeline.compress.ptq import PostTraining
-from act_pipeline.compress.quant_graph import weight_threshold
+from act_pipeline.compress.paddleslim.int8_program import weight_threshold
+from act_pipeline.compress.ptq.bias_correction import Bias, correct_biases, find_biases, output_shift
+from act_pipeline.compress.ptq.quantizer import PostTraining
 from act_pipeline.config import load_config
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.demo import READER_CONFIG
-from act_pipeline.errors import UserError, run_command
-from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -364,7 +364,7 @@ def ptq(demo, tmp_path_factory: pytest.TempPathFactory):
     config = load_config(path, [f"Global.model_dir={demo.fp32.directory}"])
     save_dir = tmp_path_factory.mktemp("ptq") / "int8"
     with pytest.MonkeyPatch.context() as two_cores:  # whatever this process has: calibration runs an image a core
-        two_cores.setattr("act_pipeline.engines.openvino_tensors.available_cpus", lambda: 2)
+        two_cores.setattr("act_pipeline.engines.onnx_runtimes.openvino_tensors.available_cpus", lambda: 2)
         return compress(config, save_dir, progress=False, reader_overrides=demo.places)
 
 
@@ -412,7 +412,7 @@ def test_the_model_is_of_the_form_that_training_writes(ptq, demo) -> None:
 
 def test_the_lowering_takes_it_whole(ptq) -> None:
     pytest.importorskip("onnx")
-    from act_pipeline.lowering import lowered_onnx
+    from act_pipeline.onnx_export import lowered_onnx
 
     for target in ("cpu", "tensorrt"):
         record = lowered_onnx(ptq.model, target).record()
@@ -463,7 +463,11 @@ def test_fewer_images_than_asked_for_are_used_and_said(demo, tmp_path: Path, cap
         (["QuantPost.batch_nums=3"], [], "QuantPost.batch_nums is given beside 'calib_images'"),
         (["QuantPost.quantize_op_types=[]"], [], "QuantPost.quantize_op_types is empty"),
         (["QuantPost.quantize_op_types=[conv2d_transpose]"], [], "has no op of QuantPost.quantize_op_types"),
-        (["Strategy.name=ptqq"], [], "Strategy.name is the text 'ptqq', expected one of auto, ptq, smooth_quant, qat_dis"),
+        (
+            ["Strategy.name=ptqq"],
+            [],
+            "Strategy.name is the text 'ptqq', expected one of auto, ptq, smooth_quant, qat_dis",
+        ),
         (["Strategy.name=qat_dis"], [], "Distillation is missing"),
         ([], ["TrainDataset.image_dir=nowhere"], "nowhere"),
     ],

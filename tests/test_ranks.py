@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import tiny_training
 
-from act_pipeline.compress.averaging import average
-from act_pipeline.compress.ranks import Leader
+from act_pipeline.compress.qat.distributed.averaging import average
+from act_pipeline.compress.qat.distributed.ranks import Leader
+from act_pipeline.core.errors import UserError
 from act_pipeline.data.loader import Loader
-from act_pipeline.errors import UserError
-from act_pipeline.static_graph import static_mode
+from act_pipeline.graph.static_graph import static_mode
 
 PROGRAM = Path(__file__).with_name("tiny_ranks.py")
 SECONDS = 240
@@ -111,7 +111,9 @@ def test_two_processes_are_equal_and_one_writes(tmp_path: Path) -> None:
     # Two processes read six of seven batches an epoch, three each: nobody but rank 0 left anything.
     assert sorted(path.name for path in whole.iterdir() if path.is_dir()) == ["float", "int8"]
     # The losses are those of both: one process alone has others.
-    alone = tiny_training.result(tiny_training.run(tmp_path / "alone", iterations=8, optimizer="Adam", loss="detection"))
+    alone = tiny_training.result(
+        tiny_training.run(tmp_path / "alone", iterations=8, optimizer="Adam", loss="detection")
+    )
     assert [loss for _, loss in alone["losses"]] != [loss for _, loss in result(whole)["losses"]]
 
 

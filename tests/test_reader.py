@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from act_pipeline.core.errors import UserError
 from act_pipeline.data import Reader
 from act_pipeline.data.classes import ModelClasses
-from act_pipeline.errors import UserError
 
 cv2 = pytest.importorskip("cv2")
 
@@ -60,8 +60,14 @@ def annotation_content(ids: list[int]) -> dict[str, Any]:
     """COCO's form for images of 40 x 30 pixels; the last one has no box."""
     images = [{"id": id_, "file_name": f"{id_}.png", "width": 40 + id_ % 3, "height": 30} for id_ in ids]
     boxes = [
-        {"id": number, "image_id": id_, "category_id": 9 if number % 2 else 4, "bbox": [1, 2, 10, 12], "area": 120,
-         "iscrowd": 0}
+        {
+            "id": number,
+            "image_id": id_,
+            "category_id": 9 if number % 2 else 4,
+            "bbox": [1, 2, 10, 12],
+            "area": 120,
+            "iscrowd": 0,
+        }
         for number, id_ in enumerate(ids[:-1])
     ]
     return {"images": images, "annotations": boxes, "categories": CATEGORIES}
@@ -103,7 +109,7 @@ def message_of(reader_file: Path, *overrides: str, split: str = "eval") -> str:
 
 def ppdet_batches(dataset: dict[str, Any], transforms: list[dict[str, Any]], batch_size: int) -> tuple[list[Any], Any]:
     """Return the batches of ppdet's own COCODataSet and EvalReader, and the data set."""
-    from act_pipeline.upstream import import_ppdet
+    from act_pipeline.core.paddledet import import_ppdet
 
     import_ppdet()
     import paddle
@@ -137,8 +143,10 @@ def test_batches_have_the_shapes_and_types_that_the_graph_takes(reader_file: Pat
     assert [len(batch["im_id"]) for batch in batches] == [2, 2, 1]
     first = batches[0]
     assert {key: (value.shape, str(value.dtype)) for key, value in first.items()} == {
-        "image": ((2, 3, 32, 48), "float32"), "im_shape": ((2, 2), "float32"),
-        "scale_factor": ((2, 2), "float32"), "im_id": ((2,), "int64"),
+        "image": ((2, 3, 32, 48), "float32"),
+        "im_shape": ((2, 2), "float32"),
+        "scale_factor": ((2, 2), "float32"),
+        "im_id": ((2,), "int64"),
     }
     assert all(value.flags["C_CONTIGUOUS"] for value in first.values())
     assert first["im_shape"].tolist() == [[32, 48]] * 2
@@ -158,7 +166,9 @@ def test_attributes(reader_file: Path) -> None:
 def test_equal_to_ppdet_on_odd_ids(reader_file: Path) -> None:
     reader = Reader.load(reader_file)
     dataset = {
-        "dataset_dir": str(reader_file.parent / "data"), "image_dir": "images", "anno_path": "annotations/eval.json",
+        "dataset_dir": str(reader_file.parent / "data"),
+        "image_dir": "images",
+        "anno_path": "annotations/eval.json",
         "allow_empty": True,
     }
     theirs, source = ppdet_batches(dataset, reader.settings.reader.sample_transforms, 1)
@@ -207,7 +217,7 @@ def test_paddledetections_form_is_the_same(reader_file: Path) -> None:
     own = reader_file.parent / "own.yml"
     own.write_text(
         "_BASE_: ['coco_detection.yml']\narchitecture: DETR\nworker_num: 4\n"
-        + READER[READER.index("EvalReader:"):]
+        + READER[READER.index("EvalReader:") :]
         + "TestReader:\n  inputs_def:\n    image_shape: [3, 32, 48]\n  sample_transforms:\n    - Decode: {}\n",
         encoding="utf-8",
     )
@@ -313,7 +323,8 @@ def test_preprocess_is_the_loaders(reader_file: Path) -> None:
 
 def test_batch_transforms_are_applied(reader_file: Path) -> None:
     text = READER.replace("keep_ratio: False", "keep_ratio: True").replace(
-        "  batch_size: 2", "  batch_transforms:\n    - PadBatch: {pad_to_stride: 64}\n  batch_size: 2")
+        "  batch_size: 2", "  batch_transforms:\n    - PadBatch: {pad_to_stride: 64}\n  batch_size: 2"
+    )
     reader_file.write_text(text, encoding="utf-8")
     batch = next(iter(Reader.load(reader_file).loader("eval")))
     assert batch["image"].shape == (2, 3, 64, 64)
@@ -377,20 +388,26 @@ def test_a_class_count_that_differs(reader_file: Path) -> None:
     assert Reader.load(reader_file).num_classes == 2
 
 
-@pytest.mark.parametrize("content, parts", [
-    ("{'images': []}", ["is no JSON (line 1, column 2", "expected COCO's form", "EvalDataset.anno_path"]),
-    ("", ["is no JSON (line 1, column 1"]),
-    ("[" * 100_000, ["is no JSON"]),
-    ([], ["holds no JSON object"]),
-    ({}, ["has no images, expected COCO's form"]),
-    ({"images": []}, ["has an empty list of images"]),
-    ({"images": [{"id": 1}]}, ["images[0] has no 'file_name'"]),
-    ({"images": [{"id": "1", "file_name": "a"}]}, ["images[0].id is '1', expected a whole number"]),
-    ({"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}, ["images[1].id is 1, which another has"]),
-    ({"images": [{"id": 1, "file_name": 3}], "categories": CATEGORIES}, ["file_name of image 1 is no text"]),
-    ({"images": [{"id": 1, "file_name": "a"}]}, ["has no categories"]),
-    ({"images": [{"id": 1, "file_name": "a"}], "categories": CATEGORIES}, ["has no boxes in 'annotations'"]),
-])
+@pytest.mark.parametrize(
+    "content, parts",
+    [
+        ("{'images': []}", ["is no JSON (line 1, column 2", "expected COCO's form", "EvalDataset.anno_path"]),
+        ("", ["is no JSON (line 1, column 1"]),
+        ("[" * 100_000, ["is no JSON"]),
+        ([], ["holds no JSON object"]),
+        ({}, ["has no images, expected COCO's form"]),
+        ({"images": []}, ["has an empty list of images"]),
+        ({"images": [{"id": 1}]}, ["images[0] has no 'file_name'"]),
+        ({"images": [{"id": "1", "file_name": "a"}]}, ["images[0].id is '1', expected a whole number"]),
+        (
+            {"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]},
+            ["images[1].id is 1, which another has"],
+        ),
+        ({"images": [{"id": 1, "file_name": 3}], "categories": CATEGORIES}, ["file_name of image 1 is no text"]),
+        ({"images": [{"id": 1, "file_name": "a"}]}, ["has no categories"]),
+        ({"images": [{"id": 1, "file_name": "a"}], "categories": CATEGORIES}, ["has no boxes in 'annotations'"]),
+    ],
+)
 def test_annotation_files_that_are_wrong(reader_file: Path, content: Any, parts: list[str]) -> None:
     path = write_annotations(reader_file.parent, "eval", content)
     message = message_of(reader_file)
@@ -399,16 +416,19 @@ def test_annotation_files_that_are_wrong(reader_file: Path, content: Any, parts:
         assert part in message
 
 
-@pytest.mark.parametrize("change, part", [
-    ({"image_id": 5}, "annotations[1].image_id is 5, which no image has"),
-    ({"category_id": 1}, "annotations[1].category_id is 1, which no category has"),
-    ({"bbox": [1, 2, 3]}, "annotations[1].bbox is [1, 2, 3], expected four numbers"),
-    ({"bbox": [1, 2, 3, float("nan")]}, "annotations[1].bbox is [1, 2, 3, nan], expected four numbers"),
-    ({"bbox": [1, 2, 3, 10**400]}, "annotations[1].bbox is"),
-    ({"bbox": "1 2 3 4"}, "expected four numbers"),
-    ({"area": "12"}, "annotations[1]: area is '12'"),
-    ({"iscrowd": 7}, "iscrowd 7, expected a number, and 0 or 1"),
-])
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        ({"image_id": 5}, "annotations[1].image_id is 5, which no image has"),
+        ({"category_id": 1}, "annotations[1].category_id is 1, which no category has"),
+        ({"bbox": [1, 2, 3]}, "annotations[1].bbox is [1, 2, 3], expected four numbers"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "annotations[1].bbox is [1, 2, 3, nan], expected four numbers"),
+        ({"bbox": [1, 2, 3, 10**400]}, "annotations[1].bbox is"),
+        ({"bbox": "1 2 3 4"}, "expected four numbers"),
+        ({"area": "12"}, "annotations[1]: area is '12'"),
+        ({"iscrowd": 7}, "iscrowd 7, expected a number, and 0 or 1"),
+    ],
+)
 def test_annotations_that_are_wrong(reader_file: Path, change: dict[str, Any], part: str) -> None:
     content = annotation_content(IMAGE_IDS)
     content["annotations"][1].update(change)
@@ -461,37 +481,70 @@ def test_an_image_that_cannot_be_decoded(
     assert caplog.text.count(str(path)) == 1  # named once, not once an epoch
 
 
-@pytest.mark.parametrize("old, new, parts", [
-    ("EvalDataset:", "EvalDatset:", ["{path}: EvalDatset is not a known key; did you mean 'EvalDataset'?"]),
-    ("EvalReader:", "EvalRaeder:", ["EvalRaeder is not a known key; did you mean 'EvalReader'?"]),
-    ("metric: COCO", "metric: VOC", ["{path}: metric is the text 'VOC', expected COCO"]),
-    ("num_classes: 2", "num_classes: two", [
-        "{path}: num_classes is the text 'two', expected a whole number at least 1"]),
-    ("num_classes: 2", "max_bad_share: 3", ["max_bad_share is the number 3", "at most 1"]),
-    ("    anno_path: annotations/eval.json", "    ano_path: x", [
-        "{path}: EvalDataset.ano_path is not a known key", "did you mean 'anno_path'?"]),
-    ("    anno_path: annotations/eval.json\n", "", ["EvalDataset.anno_path is missing"]),
-    ("    anno_path: annotations/eval.json", "    anno_path: [a.json, b.json]", [
-        "anno_path is a list of 2, expected text"]),
-    ("  batch_size: 2", "  batch_size: 0", [
-        "{path}: EvalReader.batch_size is the number 0, expected a whole number at least 1"]),
-    ("  shuffle: false", "  shuffle: 'false'", ["EvalReader.shuffle is the text 'false', expected true or false"]),
-    ("  batch_size: 2", "  batchsize: 2", ["EvalReader.batchsize is not a known key", "did you mean 'batch_size'?"]),
-    ("    - Decode: {}", "    - Decod: {}", ["begin with Decod, expected Decode"]),
-    ("    - Decode: {}\n", "", ["begin with Resize, expected Decode"]),
-    ("    - Permute: {}", "    - Permut: {}", ["EvalReader.sample_transforms[3] is Permut", "did you mean 'Permute'?"]),
-    ("    - Permute: {}", "    - Permute: {to_bgr: false}", ["sample_transforms[3].Permute.to_bgr is not an argument"]),
-    ("    - Permute: {}", "    - Permute", ["sample_transforms[3] is the text 'Permute', expected a mapping"]),
-    ("    - Permute: {}", "    - Permute: 3", [
-        "sample_transforms[3]: Permute is the number 3, expected a mapping"]),
-    ("    - Permute: {}", "    - {Permute: {}, Decode: {}}", ["sample_transforms[3] has 2 names, expected one"]),
-    ("    - Permute: {}\n", "", ["expected [3, height, width]", "end with Permute"]),
-    ("target_size: [32, 48], ", "", ["sample_transforms[1].Resize is refused by ppdet"]),
-    ("target_size: [32, 48]", "target_sise: [32, 48]", [
-        "Resize.target_sise is not an argument", "did you mean 'target_size'?"]),
-    ("interp: 2", "interp: 200", ["Resize fails on", "8.png"]),
-    ("std: [1., 1., 1.]", "std: [0., 1., 1.]", ["NormalizeImage is refused by ppdet"]),
-])
+@pytest.mark.parametrize(
+    "old, new, parts",
+    [
+        ("EvalDataset:", "EvalDatset:", ["{path}: EvalDatset is not a known key; did you mean 'EvalDataset'?"]),
+        ("EvalReader:", "EvalRaeder:", ["EvalRaeder is not a known key; did you mean 'EvalReader'?"]),
+        ("metric: COCO", "metric: VOC", ["{path}: metric is the text 'VOC', expected COCO"]),
+        (
+            "num_classes: 2",
+            "num_classes: two",
+            ["{path}: num_classes is the text 'two', expected a whole number at least 1"],
+        ),
+        ("num_classes: 2", "max_bad_share: 3", ["max_bad_share is the number 3", "at most 1"]),
+        (
+            "    anno_path: annotations/eval.json",
+            "    ano_path: x",
+            ["{path}: EvalDataset.ano_path is not a known key", "did you mean 'anno_path'?"],
+        ),
+        ("    anno_path: annotations/eval.json\n", "", ["EvalDataset.anno_path is missing"]),
+        (
+            "    anno_path: annotations/eval.json",
+            "    anno_path: [a.json, b.json]",
+            ["anno_path is a list of 2, expected text"],
+        ),
+        (
+            "  batch_size: 2",
+            "  batch_size: 0",
+            ["{path}: EvalReader.batch_size is the number 0, expected a whole number at least 1"],
+        ),
+        ("  shuffle: false", "  shuffle: 'false'", ["EvalReader.shuffle is the text 'false', expected true or false"]),
+        (
+            "  batch_size: 2",
+            "  batchsize: 2",
+            ["EvalReader.batchsize is not a known key", "did you mean 'batch_size'?"],
+        ),
+        ("    - Decode: {}", "    - Decod: {}", ["begin with Decod, expected Decode"]),
+        ("    - Decode: {}\n", "", ["begin with Resize, expected Decode"]),
+        (
+            "    - Permute: {}",
+            "    - Permut: {}",
+            ["EvalReader.sample_transforms[3] is Permut", "did you mean 'Permute'?"],
+        ),
+        (
+            "    - Permute: {}",
+            "    - Permute: {to_bgr: false}",
+            ["sample_transforms[3].Permute.to_bgr is not an argument"],
+        ),
+        ("    - Permute: {}", "    - Permute", ["sample_transforms[3] is the text 'Permute', expected a mapping"]),
+        (
+            "    - Permute: {}",
+            "    - Permute: 3",
+            ["sample_transforms[3]: Permute is the number 3, expected a mapping"],
+        ),
+        ("    - Permute: {}", "    - {Permute: {}, Decode: {}}", ["sample_transforms[3] has 2 names, expected one"]),
+        ("    - Permute: {}\n", "", ["expected [3, height, width]", "end with Permute"]),
+        ("target_size: [32, 48], ", "", ["sample_transforms[1].Resize is refused by ppdet"]),
+        (
+            "target_size: [32, 48]",
+            "target_sise: [32, 48]",
+            ["Resize.target_sise is not an argument", "did you mean 'target_size'?"],
+        ),
+        ("interp: 2", "interp: 200", ["Resize fails on", "8.png"]),
+        ("std: [1., 1., 1.]", "std: [0., 1., 1.]", ["NormalizeImage is refused by ppdet"]),
+    ],
+)
 def test_mistakes_in_the_reader_file(reader_file: Path, old: str, new: str, parts: list[str]) -> None:
     head, tail = READER.split("EvalDataset:")
     whole = "EvalDataset:" + tail
@@ -506,12 +559,14 @@ def test_mistakes_in_the_reader_file(reader_file: Path, old: str, new: str, part
 
 def test_other_kinds_of_data_sets(reader_file: Path) -> None:
     assert "EvalDataset is of the kind 'VOCDataSet', expected COCODataSet" in message_of(
-        reader_file, "EvalDataset={name: VOCDataSet}")
+        reader_file, "EvalDataset={name: VOCDataSet}"
+    )
     assert "EvalDataset is a list of 2, expected one !COCODataSet node" in message_of(
-        reader_file, "EvalDataset=[{}, {}]")
+        reader_file, "EvalDataset=[{}, {}]"
+    )
     reader_file.write_text("metric: COCO\n", encoding="utf-8")
     assert f"{reader_file} has no data set, expected EvalDataset" in message_of(reader_file)
-    reader_file.write_text(READER[:READER.index("EvalReader:")], encoding="utf-8")
+    reader_file.write_text(READER[: READER.index("EvalReader:")], encoding="utf-8")
     assert f"{reader_file}: EvalReader is missing" in message_of(reader_file)
 
 
@@ -609,7 +664,8 @@ def test_hidden_files_of_notebooks_and_macs_are_no_pictures(reader_file: Path) -
 def test_class_names_from_a_list(reader_file: Path) -> None:
     names = reader_file.parent / "data" / "label_list.txt"
     overrides = [
-        "TrainDataset=null", "EvalDataset=null",
+        "TrainDataset=null",
+        "EvalDataset=null",
         "TestDataset={name: ImageFolder, image_dir: images, dataset_dir: data, anno_path: label_list.txt}",
     ]
     names.write_text("\ufeffbackground\nnine\n four \n\n", encoding="utf-8")

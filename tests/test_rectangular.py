@@ -22,11 +22,11 @@ def test_a_rectangular_input_gives_the_right_boxes(tmp_path: Path) -> None:
     from act_pipeline.compress.pipeline import compress
     from act_pipeline.config import load_config
     from act_pipeline.data import Reader
-    from act_pipeline.data.sample import make_sample
-    from act_pipeline.engines.host import optional_packages
+    from act_pipeline.data.builtin_sample import make_sample
+    from act_pipeline.engines.machine import optional_packages
     from act_pipeline.export import export_model
-    from act_pipeline.infer_request import InferenceRequest
     from act_pipeline.inference import run_inference
+    from act_pipeline.inference.request import InferenceRequest
 
     make_sample(tmp_path / "data", 4, 8, seed=0, size=SCENE_SIZE, progress=False)
     shapes = [f"TestReader.inputs_def.image_shape=[3, {HEIGHT}, {WIDTH}]", f"eval_size=[{HEIGHT}, {WIDTH}]"]

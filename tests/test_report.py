@@ -25,11 +25,11 @@ from report_fixtures import (
     write_eval,
 )
 
+from act_pipeline.compress.act_record import compression_record
 from act_pipeline.compress.outcome import Measured
-from act_pipeline.compress.record import compression_record
 from act_pipeline.config import load_config
-from act_pipeline.errors import UserError
-from act_pipeline.records import read_record, write_record
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import read_record, write_record
 from act_pipeline.report import REPORT_SCHEMA, write_report
 from act_pipeline.report.render import number
 from act_pipeline.report.scalars import LOG_FILENAME, write_scalars
@@ -85,9 +85,7 @@ class Page(HTMLParser):
         return [found for name, found in self.tags if name == tag]
 
     def text_of(self, section: str) -> str:
-        return " ".join(
-            text for text, stack in self.texts if any(found.get("id") == section for _, found in stack)
-        )
+        return " ".join(text for text, stack in self.texts if any(found.get("id") == section for _, found in stack))
 
 
 @pytest.fixture(scope="module")
@@ -369,9 +367,7 @@ def test_detections_of_another_data_set_are_not_shown(data, tmp_path):
     other = make_data(tmp_path / "other", images=2)
     page, record = written(artifact, other)
     assert record["notes"] == [{"text": "other_data", "images": 3}] and record["errors"] is None
-    assert "3 images that the reader's data does not have" in " ".join(
-        "".join(text for text, _ in page.texts).split()
-    )
+    assert "3 images that the reader's data does not have" in " ".join("".join(text for text, _ in page.texts).split())
 
 
 def test_detections_of_another_run_are_warned_about(data, tmp_path):
@@ -653,7 +649,10 @@ def test_the_training_goes_to_visualdl(tmp_path):
         path = write_scalars({"training": training}, tmp_path)
         assert path == tmp_path / LOG_FILENAME
         reader = visualdl.LogReader(file_path=str(path))
-        points = {tag: [(item.id, item.value) for item in reader.get_data("scalar", tag)] for tag in ("train/loss", "eval/agreement")}
+        points = {
+            tag: [(item.id, item.value) for item in reader.get_data("scalar", tag)]
+            for tag in ("train/loss", "eval/agreement")
+        }
         assert points == {"train/loss": [(1, 3.5), (2, 2.5)], "eval/agreement": [(2, 0.625)]}
 
 

@@ -1,4 +1,6 @@
-"""The report in a real browser at two widths: nothing sticks out, nothing lies on anything else, no picture is broken."""
+"""The report in a real browser at two widths: nothing sticks out, nothing lies on anything else, no picture is
+broken.
+"""
 
 from __future__ import annotations
 
@@ -158,7 +160,14 @@ def test_the_pictures_of_it_have_ink_and_margins(browser, report, tmp_path):
             )
             shot = tmp_path / f"{width}_{dark}.png"
             scheme = ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []
-            run(browser, tmp_path, f"--screenshot={shot}", f"--window-size={max(width, 520)},2400", *scheme, page.as_uri())
+            run(
+                browser,
+                tmp_path,
+                f"--screenshot={shot}",
+                f"--window-size={max(width, 520)},2400",
+                *scheme,
+                page.as_uri(),
+            )
             picture = cv2.imread(str(shot))[:, :width].astype(int)
             background = picture[1200, 4]
             margin = np.abs(picture[:, :12] - background).max()

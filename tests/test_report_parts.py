@@ -10,8 +10,8 @@ import pytest
 from inference_fixtures import TinyReader, make_tiny_data
 from report_fixtures import make_data
 
+from act_pipeline.core.errors import UserError
 from act_pipeline.data.annotations import Annotations
-from act_pipeline.errors import UserError
 from act_pipeline.evaluation import STAT_NAMES, best_detections, load_detections, save_detections
 from act_pipeline.report.curves import score
 from act_pipeline.report.differences import HEAT_COLUMNS, HEAT_ROWS, iou_map, most_different, pair_images, summarize
@@ -232,7 +232,13 @@ def test_what_engines_give_is_kept_to_the_bit_in_half_the_bytes(tmp_path):
     corners = np.sort(rng.uniform(0, 640, (200, 2, 2)), axis=1).reshape(200, 4).astype(np.float32).astype(np.float64)
     corners[0, 0] = np.float32(1e-30)  # a difference of which float64 has no room for all digits
     rows = np.column_stack(
-        [np.repeat([0, 1], 100), corners[:, :2], corners[:, 2:] - corners[:, :2], rng.random(200, np.float32), np.ones(200)]
+        [
+            np.repeat([0, 1], 100),
+            corners[:, :2],
+            corners[:, 2:] - corners[:, :2],
+            rng.random(200, np.float32),
+            np.ones(200),
+        ]
     )
     read = saved(tmp_path / "d.npz", fp32=rows, int8=rows + [0, 1e-9, 0, 0, 0, 0, 0])
     with np.load(tmp_path / "d.npz") as content:
@@ -259,7 +265,9 @@ def test_what_is_kept_has_the_same_scores(tmp_path, digits):
     before, after = score_detections(coco, rows, ids), score_detections(coco, again, ids)
     assert len(again) < len(rows) and 0.1 < before.stats["ap"] < 0.9
     assert (after.stats, after.per_category, after.summary) == (before.stats, before.per_category, before.summary)
-    assert (score_detections(coco, kept, ids).stats == before.stats) == (digits is None)  # the order of equal ones counts
+    assert (score_detections(coco, kept, ids).stats == before.stats) == (
+        digits is None
+    )  # the order of equal ones counts
 
 
 def test_ids_are_exact_whatever_their_size(tmp_path):
@@ -274,7 +282,8 @@ def test_ids_are_exact_whatever_their_size(tmp_path):
 def test_evaluations_of_different_images_lie_beside_each_other(tmp_path):
     one = np.array([[0, 1, 1, 2, 2, 0.5, 1], [1, 1, 1, 2, 2, 0.25, 1]], float)
     evaluations = {
-        "fp32": SimpleNamespace(detections=one, image_ids=[5, 9]), "int8": SimpleNamespace(detections=one, image_ids=[7, 9])
+        "fp32": SimpleNamespace(detections=one, image_ids=[5, 9]),
+        "int8": SimpleNamespace(detections=one, image_ids=[7, 9]),
     }
     save_detections(tmp_path / "d.npz", evaluations, {5: "a", 7: "b", 9: "c"})
     read = load_detections(tmp_path / "d.npz")

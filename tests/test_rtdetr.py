@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from act_pipeline.errors import UserError
+from act_pipeline.core.errors import UserError
 from act_pipeline.rtdetr import build_model, load_weights
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -81,7 +81,9 @@ def computed(request):
         output = model(tensors)
     arrays = dict(np.load(REFERENCE / f"{request.param}.npz"))
     logits, boxes = in_order((logits.numpy(), boxes.numpy()), (arrays["logits"], arrays["boxes"]))
-    taps = {name: [value.numpy() for value in values] for name, values in (("backbone", backbone), ("encoder", encoder))}
+    taps = {
+        name: [value.numpy() for value in values] for name, values in (("backbone", backbone), ("encoder", encoder))
+    }
     taps.update(head_logits=[logits], head_boxes=[boxes])
     return {
         "name": request.param,
@@ -98,7 +100,8 @@ def computed(request):
 def in_order(found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> list[np.ndarray]:
     """Return arrays [1, queries, ...] with the queries in the order of the expected ones.
 
-    The encoder's scores, by which queries are ordered, lie as near as 2e-7: their order is that of the processor's sums.
+    The encoder's scores, by which queries are ordered, lie as near as 2e-7: their order is that of the processor's
+    sums.
     """
     distances = sum(np.abs(one[0][None] - two[0][:, None]).max(-1) for one, two in zip(found, expected))
     order = distances.argmin(axis=1)
@@ -148,7 +151,10 @@ def test_detections_are_what_paddledetection_computes(computed) -> None:
 # (bottlenecks differ from its blocks by a third convolution) and HGNetv2-L.
 @pytest.mark.parametrize(
     "computed",
-    [pytest.param(name, marks=pytest.mark.slow if name.startswith(("rtdetr_r50", "rtdetr_r101")) else ()) for name in REFERENCED],
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.startswith(("rtdetr_r50", "rtdetr_r101")) else ())
+        for name in REFERENCED
+    ],
     indirect=True,
     scope="module",
 )

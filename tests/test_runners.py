@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny_training
 
-from act_pipeline.compress import cpu_kernels, runners
-from act_pipeline.static_graph import static_mode
+from act_pipeline.execution import cpu_kernels, runners
+from act_pipeline.graph.static_graph import static_mode
 
 
 def losses(directory: Path, rate: str = "0.01", iterations: int = 6) -> list[float]:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from act_pipeline.data import sample
-from act_pipeline.errors import UserError, run_command
+from act_pipeline.core.errors import UserError, run_command
+from act_pipeline.data import builtin_sample
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "rtdetr" / "rtdetr_sample.yml"
@@ -23,7 +23,7 @@ TRAIN, VAL, SEED, SIZE = 4, 3, 5, 128
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample") / "digits"
-    assert sample.make_sample(folder, TRAIN, VAL, SEED, SIZE, progress=False)
+    assert builtin_sample.make_sample(folder, TRAIN, VAL, SEED, SIZE, progress=False)
     return folder
 
 
@@ -32,8 +32,8 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(made: Path, tmp_path: Path) -> None:
-    sample.make_sample(tmp_path / "again", TRAIN, VAL, SEED, SIZE, progress=False)
-    sample.make_sample(tmp_path / "other", TRAIN, VAL, SEED + 1, SIZE, progress=False)
+    builtin_sample.make_sample(tmp_path / "again", TRAIN, VAL, SEED, SIZE, progress=False)
+    builtin_sample.make_sample(tmp_path / "other", TRAIN, VAL, SEED + 1, SIZE, progress=False)
     first, again, other = _contents(made), _contents(tmp_path / "again"), _contents(tmp_path / "other")
     assert first == again
     assert first.keys() == other.keys()
@@ -41,7 +41,7 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(made: Path, tm
 
 
 def test_more_scenes_do_not_change_the_first_ones(made: Path, tmp_path: Path) -> None:
-    sample.make_sample(tmp_path / "more", TRAIN + 1, VAL, SEED, SIZE, progress=False)
+    builtin_sample.make_sample(tmp_path / "more", TRAIN + 1, VAL, SEED, SIZE, progress=False)
     first, more = _contents(made), _contents(tmp_path / "more")
     images = [name for name in first if name.endswith(".jpg")]
     assert len(images) == TRAIN + VAL
@@ -73,47 +73,51 @@ def test_annotations_are_coco(made: Path, split: str, count: int) -> None:
 
 
 def test_training_and_validation_share_no_scan_and_no_background() -> None:
-    train, val = set(sample.scan_indices("train").tolist()), set(sample.scan_indices("val").tolist())
+    train, val = set(builtin_sample.scan_indices("train").tolist()), set(builtin_sample.scan_indices("val").tolist())
     assert not train & val
     assert train | val == set(range(1797))
-    _, labels = sample._digits()
+    _, labels = builtin_sample._digits()
     for digit in range(10):
         share = sum(labels[index] == digit for index in val) / (labels == digit).sum()
-        assert share == pytest.approx(sample.VALIDATION_SHARE, abs=0.01)
-    for left, right in zip(sample.background_photographs("train"), sample.background_photographs("val")):
+        assert share == pytest.approx(builtin_sample.VALIDATION_SHARE, abs=0.01)
+    for left, right in zip(
+        builtin_sample.background_photographs("train"), builtin_sample.background_photographs("val")
+    ):
         assert left.shape[1] + right.shape[1] == 640
-        assert left.shape[1] == int(640 * sample.PHOTOGRAPH_CUT)
+        assert left.shape[1] == int(640 * builtin_sample.PHOTOGRAPH_CUT)
     for split, allowed in (("train", train), ("val", val)):
-        used = {scan for index in range(10) for scan in sample.make_scene(split, SEED, index, SIZE).scans.tolist()}
+        used = {
+            scan for index in range(10) for scan in builtin_sample.make_scene(split, SEED, index, SIZE).scans.tolist()
+        }
         assert used <= allowed
 
 
 def test_scenes_have_small_large_whole_and_hidden_digits() -> None:
-    scenes = [sample.make_scene("val", 1, index) for index in range(40)]
+    scenes = [builtin_sample.make_scene("val", 1, index) for index in range(40)]
     boxes, labels = (np.concatenate([getattr(scene, name) for scene in scenes]) for name in ("boxes", "labels"))
     visible = np.concatenate([scene.visible for scene in scenes])
     sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
     assert sides.min() < 32 and sides.max() > 80
-    assert visible.min() >= sample.MIN_VISIBLE and visible.max() == 1.0
+    assert visible.min() >= builtin_sample.MIN_VISIBLE and visible.max() == 1.0
     assert 0.1 < (visible < 0.9).mean() < 0.7
     assert set(labels.tolist()) == set(range(10))
-    assert all(1 <= len(scene.boxes) <= sample.DIGITS_PER_SCENE[1] for scene in scenes)
-    _, classes = sample._digits()
+    assert all(1 <= len(scene.boxes) <= builtin_sample.DIGITS_PER_SCENE[1] for scene in scenes)
+    _, classes = builtin_sample._digits()
     assert all((classes[scene.scans] == scene.labels).all() for scene in scenes)
 
 
 def test_a_second_run_does_nothing_and_a_damaged_folder_is_made_anew(made: Path, tmp_path: Path) -> None:
     folder = tmp_path / "digits"
-    assert sample.make_sample(folder, 2, 1, SEED, SIZE, progress=False)
+    assert builtin_sample.make_sample(folder, 2, 1, SEED, SIZE, progress=False)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert not sample.make_sample(folder, 2, 1, SEED, SIZE, progress=False)
+    assert not builtin_sample.make_sample(folder, 2, 1, SEED, SIZE, progress=False)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     image = folder / "images" / "val" / "val_00000.jpg"
     whole = image.read_bytes()
     image.write_bytes(whole[:100])
-    assert sample.make_sample(folder, 2, 1, SEED, SIZE, progress=False)
+    assert builtin_sample.make_sample(folder, 2, 1, SEED, SIZE, progress=False)
     assert image.read_bytes() == whole
-    assert sample.make_sample(folder, 3, 1, SEED, SIZE, progress=False)
+    assert builtin_sample.make_sample(folder, 3, 1, SEED, SIZE, progress=False)
     assert len(list((folder / "images" / "train").iterdir())) == 3
 
 
@@ -121,16 +125,16 @@ def test_a_run_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sample, "make_scene", interrupted)
+    monkeypatch.setattr(builtin_sample, "make_scene", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sample.make_sample(tmp_path / "digits", 1, 1, progress=False)
+        builtin_sample.make_sample(tmp_path / "digits", 1, 1, progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="not a sample"):
-        sample.make_sample(tmp_path, 1, 1, progress=False)
+        builtin_sample.make_sample(tmp_path, 1, 1, progress=False)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
@@ -169,7 +173,7 @@ def test_weights_find_the_digits() -> None:
     model.eval()
     found = total = 0
     for index in range(12):
-        scene = sample.make_scene("val", 77, index)
+        scene = builtin_sample.make_scene("val", 77, index)
         height, width = scene.image.shape[:2]
         pixels = cv2.resize(scene.image[:, :, ::-1], (224, 224), interpolation=cv2.INTER_CUBIC)
         inputs = {
@@ -194,28 +198,33 @@ def test_weights_find_the_digits() -> None:
 def _transformers_names(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The few of transformers' names whose conversion is more than another name."""
     owner, theirs = "transformer.decoder.layers.1.self_attn", "model.decoder.layers.1.self_attn"
-    state = {f"{theirs}.{letter}_proj.{kind}": part.T
-             for kind in ("weight", "bias")
-             for letter, part in zip("qkv", np.split(weights[f"{owner}.in_proj_{kind}"], 3, axis=-1))}
+    state = {
+        f"{theirs}.{letter}_proj.{kind}": part.T
+        for kind in ("weight", "bias")
+        for letter, part in zip("qkv", np.split(weights[f"{owner}.in_proj_{kind}"], 3, axis=-1))
+    }
     state["model.denoising_class_embed.weight"] = np.pad(
-        weights["transformer.denoising_class_embed.weight"], ((0, 1), (0, 0)))
+        weights["transformer.denoising_class_embed.weight"], ((0, 1), (0, 0))
+    )
     state["model.enc_score_head.bias"] = weights["transformer.enc_score_head.bias"]
     state["model.enc_score_head.weight"] = weights["transformer.enc_score_head.weight"].T
     state["model.backbone.model.encoder.stages.2.blocks.1.aggregation.0.normalization.running_var"] = weights[
-        "backbone.stages.2.blocks.1.aggregation_squeeze_conv.bn._variance"]
+        "backbone.stages.2.blocks.1.aggregation_squeeze_conv.bn._variance"
+    ]
     state["model.encoder.pan_blocks.0.conv3.conv.weight"] = weights["neck.pan_blocks.0.conv3.conv.weight"]
     return state
 
 
 def test_weights_of_transformers_get_paddledetections_names_and_layout() -> None:
-    from act_pipeline.rtdetr.from_transformers import convert_state_dict
+    from act_pipeline.rtdetr.hf_weights import convert_state_dict
 
     rng = np.random.default_rng(0)
     shapes = {
         "transformer.decoder.layers.1.self_attn.in_proj_weight": (128, 384),
         "transformer.decoder.layers.1.self_attn.in_proj_bias": (384,),
         "transformer.denoising_class_embed.weight": (10, 128),
-        "transformer.enc_score_head.weight": (128, 10), "transformer.enc_score_head.bias": (10,),
+        "transformer.enc_score_head.weight": (128, 10),
+        "transformer.enc_score_head.bias": (10,),
         "backbone.stages.2.blocks.1.aggregation_squeeze_conv.bn._variance": (256,),
         "neck.pan_blocks.0.conv3.conv.weight": (128, 64, 1, 1),
     }
@@ -236,7 +245,7 @@ def test_reader_and_model_config_agree_with_the_sample(made: Path) -> None:
     model = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
     resize = next(step["Resize"] for step in reader["EvalReader"]["sample_transforms"] if "Resize" in step)
     assert resize["target_size"] == model["eval_size"]
-    assert reader["num_classes"] == model["num_classes"] == len(sample.CLASS_NAMES)
+    assert reader["num_classes"] == model["num_classes"] == len(builtin_sample.CLASS_NAMES)
     for section, split in (("TrainDataset", "train"), ("EvalDataset", "val"), ("TestDataset", "val")):
         annotations = json.loads((made / reader[section]["anno_path"]).read_text(encoding="utf-8"))
         images = made / reader[section]["image_dir"]

@@ -13,16 +13,15 @@ import pytest
 from inference_fixtures import make_tiny_data, write_reader
 from test_executors import StandInRay
 
-from act_pipeline import shards
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.cpus import available_cpus
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import read_record
 from act_pipeline.data import Reader
 from act_pipeline.engines import create_engine
-from act_pipeline.cpus import available_cpus
-from act_pipeline.errors import UserError
-from act_pipeline.evaluation import EVAL_SCHEMA, Evaluation, evaluate
+from act_pipeline.evaluation import EVAL_SCHEMA, Evaluation, evaluate, sharded
+from act_pipeline.evaluation.sharded import ShardTask, evaluate_in_shards, evaluate_unit, shard_threads
 from act_pipeline.inference import InferenceRequest, run_inference
-from act_pipeline.model import InferenceModel
-from act_pipeline.records import read_record
-from act_pipeline.shards import ShardTask, evaluate_in_shards, evaluate_unit, shard_threads
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IMAGES = 11
@@ -37,7 +36,7 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_held():
     yield
-    shards.release()
+    sharded.release()
 
 
 def assert_same(found: Evaluation, expected: Evaluation) -> None:
@@ -74,8 +73,8 @@ def both(model, config: Path, monkeypatch, limit=None, batch_size=1, **options):
         spies.append(Spy(create_engine(*args, **more)))
         return spies[-1]
 
-    monkeypatch.setattr(shards, "create_engine", spying)
-    monkeypatch.setattr(shards, "_UNIT_IMAGES", 4)
+    monkeypatch.setattr(sharded, "create_engine", spying)
+    monkeypatch.setattr(sharded, "_UNIT_IMAGES", 4)
     single = spying("paddle", model, "fp32", "CPU", 1)
     expected = evaluate(single, Reader.load(config), limit=limit, progress=False, batch_size=batch_size)
     spread = evaluate_in_shards(
@@ -110,9 +109,11 @@ def test_too_many_unreadable_images_end_it_as_they_end_one_process(float_model, 
 
 def test_no_process_reads_the_annotation_file(float_model, config, monkeypatch) -> None:
     """It is read once, by the parent, for the scores: a process would hold all of it."""
-    monkeypatch.setattr("act_pipeline.data.annotations.Annotations.load", lambda *args: pytest.fail("read by a process"))
+    monkeypatch.setattr(
+        "act_pipeline.data.annotations.Annotations.load", lambda *args: pytest.fail("read by a process")
+    )
     task_reader = Reader(Reader.load(config).settings)
-    records = [shards.ImageRecord(100, str(config.parent / "data/images/0.png"))]
+    records = [sharded.ImageRecord(100, str(config.parent / "data/images/0.png"))]
     engine = create_engine("paddle", float_model, "fp32", "CPU", 1)
     task = ShardTask(
         float_model, float_model.content_hash(), engine.versions(),
@@ -125,7 +126,10 @@ def test_no_process_reads_the_annotation_file(float_model, config, monkeypatch) 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": InferenceModel(Path("/nowhere/model"))}, "/nowhere/model does not exist on .* same path on every machine"),
+        (
+            {"model": InferenceModel(Path("/nowhere/model"))},
+            "/nowhere/model does not exist on .* same path on every machine",
+        ),
         ({"model_hash": "sha256:0"}, "is sha256:.*, expected sha256:0; copy it there"),
         ({"versions": {"paddlepaddle": "2.5"}}, "has paddlepaddle 2.6.2, expected 2.5 as where"),
     ],
@@ -149,7 +153,8 @@ def test_two_processes_detect_and_score_as_one(float_model, config, tmp_path) ->
     spoil(config, 4)
     outcomes = [
         run_inference(
-            request(float_model, config, batch_size=2, json=str(tmp_path / f"{count}.json"), shards=count), say=said.append
+            request(float_model, config, batch_size=2, json=str(tmp_path / f"{count}.json"), shards=count),
+            say=said.append,
         )
         for count in (None, 2)
     ]
@@ -159,7 +164,9 @@ def test_two_processes_detect_and_score_as_one(float_model, config, tmp_path) ->
     assert differ <= {"latency_ms", "images_per_second", "shards", "wall_seconds", "created", "command"}, differ
     assert (one["shards"], two["shards"], two["executor"], two["threads"]) == (1, 2, "local", 1)
     assert two["images_per_second"] == pytest.approx(two["images"] / two["wall_seconds"], rel=0.01)
-    assert not any("latency" in line for line in outcomes[1].lines[:-2]) and any("in 2 processes" in line for line in said)
+    assert not any("latency" in line for line in outcomes[1].lines[:-2]) and any(
+        "in 2 processes" in line for line in said
+    )
 
 
 def test_ray_evaluates_the_same(float_model, config, monkeypatch, tmp_path) -> None:
@@ -181,7 +188,8 @@ def test_a_ray_cluster_evaluates_the_same(float_model, config) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     try:
         spread = run_inference(
-            request(float_model, config, executor="ray", ray_address=cluster.address, batch_size=2), say=lambda line: None
+            request(float_model, config, executor="ray", ray_address=cluster.address, batch_size=2),
+            say=lambda line: None,
         )
     finally:
         cluster.shutdown()
@@ -190,7 +198,9 @@ def test_a_ray_cluster_evaluates_the_same(float_model, config) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "precision"), [("openvino", "int8"), ("int8_reference", "int8"), ("paddle", "fp32")])
+@pytest.mark.parametrize(
+    ("engine", "precision"), [("openvino", "int8"), ("int8_reference", "int8"), ("paddle", "fp32")]
+)
 def test_the_sample_in_two_processes_scores_as_in_one(demo, engine: str, precision: str) -> None:
     if engine == "openvino":
         pytest.importorskip("openvino", reason="needs openvino")
@@ -207,7 +217,10 @@ def test_the_sample_in_two_processes_scores_as_in_one(demo, engine: str, precisi
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"shards": 2, "image_file": "a.jpg"}, "--shards=2 spreads .* --image_file takes one process; leave one of them"),
+        (
+            {"shards": 2, "image_file": "a.jpg"},
+            "--shards=2 spreads .* --image_file takes one process; leave one of them",
+        ),
         ({"shards": 2, "benchmark": True}, "--shards=2 spreads .* --benchmark takes one process"),
         ({"shards": 2, "collect_shape_only": True}, "--collect_shape_only takes one process"),
         ({"executor": "ray", "benchmark": True}, "--executor=ray spreads"),

@@ -10,16 +10,16 @@ import pytest
 from test_ptq import CONFIG, OPS, int8, run, tiny_graph
 from test_ptq import images as tiny_images
 
-from act_pipeline.analysis.ops import quantizable_ops
-from act_pipeline.analysis.simulate import Simulation
-from act_pipeline.analysis.weights import weight_threshold
-from act_pipeline.folding import prepare
-from act_pipeline.compress.ptq import PostTraining
+from act_pipeline.analysis.simulation import Simulation
+from act_pipeline.compress.ptq.quantizer import PostTraining
 from act_pipeline.config import load_config
+from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.demo import READER_CONFIG
 from act_pipeline.engines import create_engine
-from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.graph.folding import prepare
+from act_pipeline.graph.int8_rounding import weight_threshold
+from act_pipeline.graph.quantizable_ops import quantizable_ops
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 
 def ops_of(model: InferenceModel):

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 from sample_fixtures import scenes_in
 
-from act_pipeline.analysis import AbsHistogram, AbsMax
-from act_pipeline.analysis.collect import collect
-from act_pipeline.analysis.observers import NotFiniteError
+from act_pipeline.calibration import AbsHistogram, AbsMax
+from act_pipeline.calibration.collector import collect
+from act_pipeline.calibration.observers import NotFiniteError
+from act_pipeline.calibration.thresholds import threshold
 from act_pipeline.compress import compress
-from act_pipeline.compress.calibration import threshold
 from act_pipeline.compress.outcome import Measured
-from act_pipeline.folding import prepare
 from act_pipeline.config import load_config
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
 from act_pipeline.data import Reader
-from act_pipeline.data.sample import make_sample
+from act_pipeline.data.builtin_sample import make_sample
 from act_pipeline.demo import COMPRESS_CONFIG, MODEL_CONFIG, READER_CONFIG, WEIGHTS
-from act_pipeline.errors import UserError
 from act_pipeline.export import export_model
-from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.graph.folding import prepare
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 SIZE = 416
 
@@ -74,7 +74,9 @@ def test_the_sample_at_416_is_a_model_with_infinity_in_it(sized: Sized, tmp_path
 
 
 def test_auto_at_416_ends_in_an_int8_model(sized: Sized, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("act_pipeline.compress.feeds.HELD_OUT_IMAGES", 3)  # each of five calibrations runs on all of them
+    monkeypatch.setattr(
+        "act_pipeline.calibration.feeds.HELD_OUT_IMAGES", 3
+    )  # each of five calibrations runs on all of them
     record = sized.compress("auto", "Strategy={name: auto, max_drop: 1.0}", report="en").record
     assert record["chosen"].startswith("ptq:") and record["fp32"]["map"] > 0.05
     assert record["int8"]["map"] > 0.5 * record["fp32"]["map"]
@@ -134,7 +136,9 @@ def test_what_an_int8_op_reads_may_not_be_infinite_and_the_first_image_says_so(s
     assert convolution is not None
     settings = [f"Global.model_dir={broken.directory}", "Strategy={name: ptq}", "Global.Evaluation=false"]
     config = load_config(COMPRESS_CONFIG, ["QuantPost.calib_images=12", *settings])
-    with pytest.raises(UserError, match=r"holds (an infinite value|NaN) on calibration images? 1\b|output .* holds NaN"):
+    with pytest.raises(
+        UserError, match=r"holds (an infinite value|NaN) on calibration images? 1\b|output .* holds NaN"
+    ):
         compress(config, tmp_path / "int8", "CPU", progress=False, reader_overrides=sized.reader)
 
 
@@ -157,9 +161,15 @@ def test_auto_runs_on_every_coco_model_at_640(
     weights = tmp_path / "random.pdparams"
     paddle.save(build_model(config, overrides).state_dict(), str(weights))
     labels = sized.root / "data" / "annotations" / "instances_val.json"
-    model = export_model(config, tmp_path, [*overrides, f"weights={weights}", "trt=True", f"TestDataset.anno_path={labels}"])
+    model = export_model(
+        config, tmp_path, [*overrides, f"weights={weights}", "trt=True", f"TestDataset.anno_path={labels}"]
+    )
     reader = [entry.replace(str([SIZE, SIZE]), "[640, 640]") for entry in sized.reader]
-    settings = [f"Global.model_dir={model.directory}", "Strategy={name: auto, max_drop: 1.0}", "QuantPost.calib_images=4"]
+    settings = [
+        f"Global.model_dir={model.directory}",
+        "Strategy={name: auto, max_drop: 1.0}",
+        "QuantPost.calib_images=4",
+    ]
     record = compress(
         load_config(COMPRESS_CONFIG, settings), tmp_path / "int8", "CPU", progress=False, reader_overrides=reader
     ).record

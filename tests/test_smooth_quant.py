@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 from sample_fixtures import reader_of_scenes
 
-from act_pipeline.analysis.observers import NotFiniteError
-from act_pipeline.analysis.row_sample import ChannelAbsMax, RowSample
-from act_pipeline.compress import smooth_quant
-from act_pipeline.folding import prepare
-from act_pipeline.compress.ptq import PostTraining
-from act_pipeline.compress.smooth_groups import apply_factors, find_groups
-from act_pipeline.compress.smooth_quant import gather_rows, largest_difference, smooth_model
-from act_pipeline.compress.smoothing import (
+from act_pipeline.calibration.observers import NotFiniteError
+from act_pipeline.calibration.row_sample import ChannelAbsMax, RowSample
+from act_pipeline.compress.ptq.quantizer import PostTraining
+from act_pipeline.compress.smooth_quant import algorithm
+from act_pipeline.compress.smooth_quant.algorithm import gather_rows, largest_difference, smooth_model
+from act_pipeline.compress.smooth_quant.factors import (
     Sample,
     layer_error,
     powers_of_two,
@@ -24,14 +22,16 @@ from act_pipeline.compress.smoothing import (
     smoothing_factors,
     sqnr_db,
 )
+from act_pipeline.compress.smooth_quant.groups import apply_factors, find_groups
 from act_pipeline.config import SmoothQuant, load_config
+from act_pipeline.config.schema import Source, build
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
 from act_pipeline.data import Reader
-from act_pipeline.data.sample import make_sample
+from act_pipeline.data.builtin_sample import make_sample
 from act_pipeline.demo import READER_CONFIG
-from act_pipeline.errors import UserError
-from act_pipeline.model import InferenceModel
-from act_pipeline.schema import Source, build
-from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.graph.folding import prepare
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 CHANNELS = 8
 
@@ -278,7 +278,8 @@ def config_for(model: InferenceModel, folder: Path, count: int = 16):
     path = folder / "ptq.yml"
     path.write_text(
         f"Global: {{reader_config: {READER_CONFIG}, model_dir: {model.directory}, Evaluation: false}}\n"
-        f"Strategy: {{name: ptq}}\nQuantPost: {{calib_images: {count}, quantize_op_types: [conv2d, depthwise_conv2d, matmul_v2]}}\n"
+        f"Strategy: {{name: ptq}}\nQuantPost: "
+        f"{{calib_images: {count}, quantize_op_types: [conv2d, depthwise_conv2d, matmul_v2]}}\n"
     )
     return load_config(path)
 
@@ -319,7 +320,7 @@ def test_factors_that_change_the_outputs_are_rounded_or_taken_back(tmp_path: Pat
         seen.append(float(np.abs(found[0] - expected[0]).max()))
         return 1.0 if always or len(seen) == 1 else seen[-1]
 
-    monkeypatch.setattr(smooth_quant, "largest_difference", changed)
+    monkeypatch.setattr(algorithm, "largest_difference", changed)
     with static_mode():
         model = hand_built(tmp_path / "m", size=300)
         smoothed = smooth_model(model, feeds, tmp_path / "s", SmoothQuant())
@@ -432,7 +433,7 @@ def test_groups_of_the_sample(sample) -> None:
 
 def test_the_sample_computes_the_same_and_can_be_lowered(sample, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
-    from act_pipeline.lowering import lowered_onnx
+    from act_pipeline.onnx_export import lowered_onnx
 
     model, reader = sample
     feed = {name: value[:1] for name, value in next(batches_of(reader, 4)()).items()}
@@ -443,7 +444,9 @@ def test_the_sample_computes_the_same_and_can_be_lowered(sample, tmp_path: Path)
         found = largest_difference(outputs(model, feed), outputs(smoothed.model, feed))
         assert found == pytest.approx(smoothed.difference, abs=1e-6)
         (tmp_path / "int8").mkdir()
-        made = PostTraining(smoothed.model, config_for(model, tmp_path, 8), batches_of(reader, 8)).write(tmp_path / "int8")
+        made = PostTraining(smoothed.model, config_for(model, tmp_path, 8), batches_of(reader, 8)).write(
+            tmp_path / "int8"
+        )
     assert made.inventory.kept == []
     for target in ("cpu", "tensorrt"):
         record = lowered_onnx(made.model, target).record()
@@ -501,7 +504,9 @@ def test_smoothing_gives_the_sample_its_accuracy_back(sample, tmp_path: Path) ->
         maps = {}
         for name, floating in (("plain", hard), ("smoothed", smoothed.model)):
             (tmp_path / name).mkdir()
-            made = PostTraining(floating, config_for(model, tmp_path, 24), batches_of(reader, 24)).write(tmp_path / name)
+            made = PostTraining(floating, config_for(model, tmp_path, 24), batches_of(reader, 24)).write(
+                tmp_path / name
+            )
             maps[name] = evaluate(create_engine("paddle", made.model, "int8", "CPU"), reader, progress=False).map
         maps["fp32"] = evaluate(create_engine("paddle", hard, "fp32", "CPU"), reader, progress=False).map
     assert maps["plain"] < maps["fp32"] - 0.05

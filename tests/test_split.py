@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from sample_fixtures import reader_of_scenes
 
-from act_pipeline.compress.feeds import held_out, training_reader
+from act_pipeline.calibration.feeds import held_out, training_reader
 from act_pipeline.config import load_config
+from act_pipeline.core.errors import UserError
 from act_pipeline.data import Reader
-from act_pipeline.data.sample import make_sample
+from act_pipeline.data.builtin_sample import make_sample
 from act_pipeline.data.split import separate_splits
 from act_pipeline.demo import COMPRESS_CONFIG
-from act_pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 READER = ROOT / "configs" / "readers" / "sample_reader.yml"
@@ -63,7 +63,9 @@ def test_one_set_is_dealt_out_in_halves(scenes: Path) -> None:
 
 def test_a_reader_without_training_data_is_dealt_out_too(scenes: Path, tmp_path: Path) -> None:
     text = "".join(
-        line for block in READER.read_text(encoding="utf-8").split("\n\n") if not block.lstrip().startswith("TrainDataset")
+        line
+        for block in READER.read_text(encoding="utf-8").split("\n\n")
+        if not block.lstrip().startswith("TrainDataset")
         for line in (block, "\n\n")
     )
     path = tmp_path / "reader.yml"

@@ -13,21 +13,22 @@ import pytest
 from sample_fixtures import reader_of_scenes, scenes_in
 
 import act_pipeline  # noqa: F401  (makes paddle importable)
-from act_pipeline.analysis.matching import agreement_of
-from act_pipeline.analysis.ops import QuantizableOp, quantizable_ops
-from act_pipeline.analysis.weights import rounded_weight
-from act_pipeline.compress import compress, paddle_state
+from act_pipeline.compress import compress
+from act_pipeline.compress.accuracy_control.revert import dequantized, dequantized_ops, give_back, read_thresholds
 from act_pipeline.compress.judge import Judge
-from act_pipeline.compress.mixed import dequantized, dequantized_ops, give_back, read_thresholds
 from act_pipeline.compress.outcome import Measured
-from act_pipeline.folding import prepare
-from act_pipeline.compress.selection import select
+from act_pipeline.compress.plan.op_selection import select
+from act_pipeline.compress.qat import state
 from act_pipeline.config import Quantize, load_config
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import BelowFloor, UserError, run_command
 from act_pipeline.engines import create_engine
-from act_pipeline.errors import BelowFloor, UserError, run_command
-from act_pipeline.lowering import lowered_onnx
-from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.evaluation.matching import agreement_of
+from act_pipeline.graph.folding import prepare
+from act_pipeline.graph.int8_rounding import rounded_weight
+from act_pipeline.graph.quantizable_ops import QuantizableOp, quantizable_ops
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
+from act_pipeline.onnx_export import lowered_onnx
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = REPOSITORY / "configs" / "sample.yml"
@@ -48,7 +49,7 @@ class Sample:
         config = load_config(CONFIG, [*self.overrides, *overrides])
         with pytest.MonkeyPatch.context() as fewer:
             # `auto` runs each of five calibrations on all of these.
-            fewer.setattr("act_pipeline.compress.feeds.HELD_OUT_IMAGES", HELD_OUT_IMAGES)
+            fewer.setattr("act_pipeline.calibration.feeds.HELD_OUT_IMAGES", HELD_OUT_IMAGES)
             # How fast what was chosen is, and what the reference makes of it, changes no choice: test_compress.py.
             fewer.setattr("act_pipeline.compress.pipeline.measure_chosen", lambda *chosen: Measured())
             return compress(config, self.root / name, "cpu", progress=False, reader_overrides=self.reader)
@@ -56,7 +57,7 @@ class Sample:
 
 @pytest.fixture(scope="module")
 def sample(sample_model: InferenceModel, tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    from act_pipeline.data.sample import make_sample
+    from act_pipeline.data.builtin_sample import make_sample
 
     root = tmp_path_factory.mktemp("strategies")
     make_sample(root / "data", 24, 12, seed=0, size=256)
@@ -68,7 +69,9 @@ def sample(sample_model: InferenceModel, tmp_path_factory: pytest.TempPathFactor
 def ptq(sample: Sample):
     """INT8 by calibration, a part of it float and a part with float activations."""
     return sample.compress(
-        "ptq", "Strategy={name: ptq, max_drop: null}", "quantize.exclude=[head, '*.cross_attn']",
+        "ptq",
+        "Strategy={name: ptq, max_drop: null}",
+        "quantize.exclude=[head, '*.cross_attn']",
         "quantize.weight_only=[neck.encoder]",
     )
 
@@ -164,7 +167,12 @@ def test_what_is_left_float_and_why_is_recorded(ptq) -> None:
     assert kept["transformer.decoder.layers.0.cross_attn.value_proj"]["reason"] == "quantize.exclude: *.cross_attn"
     assert "it has no weight" in kept["neck.encoder.0.layers.0.self_attn.qk"]["reason"]
     assert {entry["module"].rsplit(".", 1)[1] for entry in record["weight_only_ops"]} == {
-        "q_proj", "k_proj", "v_proj", "out_proj", "linear1", "linear2"
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "out_proj",
+        "linear1",
+        "linear2",
     }
     everything = sum(record["quantized_ops"].values()) + len(kept) + len(record["weight_only_ops"])
     assert everything == record["quantizable_ops"] == 116
@@ -270,7 +278,9 @@ def harden(model: InferenceModel, folder: Path, index: int) -> tuple[InferenceMo
                 chains.append((before.input("Filter")[0], add.input("Y")[0], op))
         weight, bias, op = chains[index]
         for name, places, factor in (
-            (weight, np.s_[3], 1000), (bias, np.s_[3], 1000), (op.input("Filter")[0], np.s_[:, 3], 1 / 1000)
+            (weight, np.s_[3], 1000),
+            (bias, np.s_[3], 1000),
+            (op.input("Filter")[0], np.s_[:, 3], 1 / 1000),
         ):
             value = graph.parameter(name)
             scaled = value.reshape(-1) if name == bias else value
@@ -291,14 +301,16 @@ def two_calibrations(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_floor_gives_back_the_op_that_is_hard(
     sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("act_pipeline.compress.floor.RANK_IMAGES", 1)
+    monkeypatch.setattr("act_pipeline.compress.accuracy_control.algorithm.RANK_IMAGES", 1)
     model, hard = harden(sample.model, sample.root / "hard_float", 4)
     names = [op.name for op in ops_of(model, tmp_path / "float") if op.group == "backbone"]
     place = names.index(hard)
     # Three blocks of three: every op that could go back is measured alone, some seconds each.
     neighbours = names[max(place - 4, 0) :][:9]
     record = sample.compress(
-        "hard", f"Global.model_dir={model.directory}", "Strategy={name: auto, max_drop: 0.02}",
+        "hard",
+        f"Global.model_dir={model.directory}",
+        "Strategy={name: auto, max_drop: 0.02}",
         f"quantize.include=[{', '.join(neighbours)}]",
     ).record
     assert record["steps"][0]["name"].startswith("ptq:") and not record["steps"][0]["meets_max_drop"]
@@ -329,7 +341,7 @@ def test_auto_trains_from_the_best_scales_when_nothing_cheaper_is_enough(
     sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, started, calibrated = Judge.evaluate, [], []
-    set_averages = paddle_state.start_moving_averages
+    set_averages = state.start_moving_averages
 
     def scored(judge, model, precision, *more):
         found = real(judge, model, precision, *more)
@@ -344,7 +356,7 @@ def test_auto_trains_from_the_best_scales_when_nothing_cheaper_is_enough(
 
     monkeypatch.setattr(Judge, "evaluate", scored)
     monkeypatch.setattr("act_pipeline.compress.strategies.lift", lambda job, candidate, limit=None: candidate)
-    monkeypatch.setattr(paddle_state, "start_moving_averages", noted)
+    monkeypatch.setattr(state, "start_moving_averages", noted)
     settings = ["TrainConfig.train_iter=2", "TrainConfig.eval_iter=2", "TrainConfig.snapshot_iter=null"]
     record = sample.compress("trained", "Strategy={name: auto, max_drop: 0.15}", *settings).record
     assert [step["strategy"] for step in record["steps"]] == ["ptq", "smooth_quant", "qat_dis"]
@@ -380,10 +392,12 @@ def test_below_the_floor_nothing_lies_under_the_good_name(
 ) -> None:
     scored = scoring(0.30, 0.31)
     monkeypatch.setattr(Judge, "evaluate", scored)
-    monkeypatch.setattr("act_pipeline.compress.floor.RANK_IMAGES", 1)
+    monkeypatch.setattr("act_pipeline.compress.accuracy_control.algorithm.RANK_IMAGES", 1)
 
     def command(argv) -> int:
-        sample.compress("floored", "Strategy={name: ptq}", "quantize.include=['backbone.conv2d_0', 'backbone.conv2d_1']")
+        sample.compress(
+            "floored", "Strategy={name: ptq}", "quantize.include=['backbone.conv2d_0', 'backbone.conv2d_1']"
+        )
         return 0
 
     assert run_command(command) == 3
@@ -401,12 +415,15 @@ def test_a_trained_model_below_the_floor_names_the_section_that_it_was_trained_b
 ) -> None:
     scored = scoring(0.30, 0.31)
     monkeypatch.setattr(Judge, "evaluate", scored)
-    monkeypatch.setattr("act_pipeline.compress.floor.RANK_IMAGES", 1)
+    monkeypatch.setattr("act_pipeline.compress.accuracy_control.algorithm.RANK_IMAGES", 1)
     settings = ["TrainConfig.train_iter=1", "TrainConfig.eval_iter=1", "TrainConfig.snapshot_iter=null"]
     with pytest.raises(BelowFloor):
         sample.compress(
-            "one_type", "Strategy={name: qat_dis}", "QuantAware.quantize_op_types=[matmul_v2]",
-            "quantize.include=['transformer.enc_output.0', 'transformer.dec_score_head.1']", *settings,
+            "one_type",
+            "Strategy={name: qat_dis}",
+            "QuantAware.quantize_op_types=[matmul_v2]",
+            "quantize.include=['transformer.enc_output.0', 'transformer.dec_score_head.1']",
+            *settings,
         )
     record = json.loads((sample.root / "one_type.below_max_drop" / "act.json").read_text())
     assert [step["strategy"] for step in record["steps"]] == ["qat_dis", "mixed"] and record["int8"]["map"] == 0.31

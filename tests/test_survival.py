@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 import tiny_training
 
-from act_pipeline.compress.checkpoint import Checkpoints, Snapshot, difference
-from act_pipeline.compress.lock import hold_lock
+from act_pipeline.compress.qat.resume.checkpoints import Checkpoints, Snapshot, difference
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError, run_command
+from act_pipeline.core.locking import hold_lock
+from act_pipeline.core.records import clear_leftovers, new_artifact
 from act_pipeline.demo import COMPRESS_CONFIG, READER_CONFIG
-from act_pipeline.errors import UserError, run_command
-from act_pipeline.model import InferenceModel
-from act_pipeline.records import clear_leftovers, new_artifact
-from act_pipeline.running import NotFinite
+from act_pipeline.evaluation.batches import NotFinite
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = [sys.executable, str(REPOSITORY / "tests" / "tiny_training.py")]
@@ -85,7 +85,10 @@ SETTINGS = {"iterations": 20, "seconds": 0.03}
 # The others keep less state, by the same code.
 @pytest.mark.parametrize(
     ("optimizer", "loss"),
-    [("Adam", "detection"), *(pytest.param(name, "l2", marks=pytest.mark.slow) for name in ("SGD", "Momentum", "Adam"))],
+    [
+        ("Adam", "detection"),
+        *(pytest.param(name, "l2", marks=pytest.mark.slow) for name in ("SGD", "Momentum", "Adam")),
+    ],
 )
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path, optimizer: str, loss: str) -> None:
     """SIGKILL twice: between steps, in a checkpoint or in an evaluation, as it comes."""
@@ -187,7 +190,7 @@ def test_a_step_that_does_not_end_is_not_waited_for(tmp_path: Path) -> None:
     code = """
 import signal, sys, time
 sys.path.insert(0, sys.argv[1])
-from act_pipeline.compress.interrupt import interruptible
+from act_pipeline.core.interruption import interruptible
 with interruptible(lambda: "saved up to iteration 3", grace_seconds=0.5) as interruption:
     with interruption.held():
         print("step", file=sys.stderr, flush=True)
@@ -280,7 +283,10 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "the disk is full" in line and "saved up to iteration 6" in line and ", iteration 0) is" in line
     assert sorted(path.name for path in (tmp_path / "broken").iterdir()) == [
-        "config.yml", "float", "int8", "int8.checkpoint",
+        "config.yml",
+        "float",
+        "int8",
+        "int8.checkpoint",
     ]
     assert tiny_training.result(tiny_training.run(tmp_path / "broken", resume=True, **settings)) == unbroken
 
@@ -349,7 +355,9 @@ def test_a_training_that_makes_the_model_worse_ends_and_the_model_of_before_is_k
     training = tiny_training.run(tmp_path, iterations=40, score=score, overrides=("TrainConfig.eval_iter=30",))
     assert [iteration for iteration, _ in training.evaluations] == [0, 10]
     assert training.iterations == 10 and training.best == (0, 0.95)
-    assert "was 0.9500 before it, and is 0.6000 after 10 iterations; lower TrainConfig.learning_rate" in training.stopped
+    assert (
+        "was 0.9500 before it, and is 0.6000 after 10 iterations; lower TrainConfig.learning_rate" in training.stopped
+    )
     assert training.model.content_hash() == kept[0] != kept[1]
 
 
@@ -365,8 +373,10 @@ def test_an_int8_model_whose_boxes_are_not_finite_is_a_diverged_training(
             raise NotFinite("the model's boxes are not finite")
         return 0.5
 
-    with mock.patch("act_pipeline.compress.finite.check_outputs", lambda *arguments: tried.append(arguments)):
-        code = run_command(lambda argv: tiny_training.run(tmp_path, score=score, score_survives_nan=lambda graph: survives))
+    with mock.patch("act_pipeline.execution.finite_checks.check_outputs", lambda *arguments: tried.append(arguments)):
+        code = run_command(
+            lambda argv: tiny_training.run(tmp_path, score=score, score_survives_nan=lambda graph: survives)
+        )
     assert code == 2 and len(tried) == (0 if survives else 2)
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "the INT8 model after iteration 5: the model's boxes are not finite; lower TrainConfig" in line
@@ -382,8 +392,8 @@ def test_grid_sample_survives_a_grid_that_is_nan() -> None:
     """Paddle 2.6.2's CPU kernel ends the process with SIGSEGV, without the guard; a finite grid samples as before."""
     import paddle
 
-    from act_pipeline.compress.finite import guard_grids
-    from act_pipeline.static_graph import static_mode
+    from act_pipeline.execution.finite_checks import guard_grids
+    from act_pipeline.graph.static_graph import static_mode
 
     def sample(grid: np.ndarray, guarded: bool) -> list[np.ndarray]:
         main, startup = paddle.static.Program(), paddle.static.Program()
@@ -412,7 +422,7 @@ def test_the_second_run_on_a_folder_is_refused(tmp_path: Path) -> None:
     code = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from act_pipeline.compress.lock import hold_lock
+from act_pipeline.core.locking import hold_lock
 with hold_lock(sys.argv[2]):
     print("held", file=sys.stderr, flush=True)
     time.sleep(60)
@@ -457,7 +467,10 @@ def test_leftovers_of_killed_runs_are_removed_and_the_retired_put_back(tmp_path:
     clear_leftovers(tmp_path / "int8")
     assert (tmp_path / "int8" / "act.json").read_text() == "{}"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".int8.lock", ".int8.more.abcd_123", "int8", "int8.checkpoint",
+        ".int8.lock",
+        ".int8.more.abcd_123",
+        "int8",
+        "int8.checkpoint",
     ]
 
 
@@ -494,7 +507,7 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command that compresses the sample's RT-DETR on a few scenes."""
-    from act_pipeline.data.sample import make_sample
+    from act_pipeline.data.builtin_sample import make_sample
     from act_pipeline.demo import MODEL_CONFIG, WEIGHTS
     from act_pipeline.export import export_model
 
@@ -504,9 +517,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     reader = root / "reader.yml"
     reader.write_text(READER_CONFIG.read_text().replace("dataset/sample", str(root / "data")))
     return [
-        sys.executable, str(REPOSITORY / "tools" / "compress.py"), "-c", str(COMPRESS_CONFIG), "--devices=cpu",
-        "-o", f"Global.model_dir={model.directory}", f"Global.reader_config={reader}", "TrainConfig.snapshot_iter=3",
-        "TrainConfig.eval_iter=7", "Strategy={name: qat_dis, max_drop: null}",
+        sys.executable,
+        str(REPOSITORY / "tools" / "compress.py"),
+        "-c",
+        str(COMPRESS_CONFIG),
+        "--devices=cpu",
+        "-o",
+        f"Global.model_dir={model.directory}",
+        f"Global.reader_config={reader}",
+        "TrainConfig.snapshot_iter=3",
+        "TrainConfig.eval_iter=7",
+        "Strategy={name: qat_dis, max_drop: null}",
     ]
 
 
@@ -519,7 +540,11 @@ def comparable(record):
 
 
 def files_and_figures(save_dir: Path) -> tuple[dict, bytes, bytes]:
-    return comparable(json.loads((save_dir / "act.json").read_text())), (save_dir / "model.pdmodel").read_bytes(), (save_dir / "model.pdiparams").read_bytes()
+    return (
+        comparable(json.loads((save_dir / "act.json").read_text())),
+        (save_dir / "model.pdmodel").read_bytes(),
+        (save_dir / "model.pdiparams").read_bytes(),
+    )
 
 
 @pytest.mark.slow
@@ -585,10 +610,10 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import act_pipeline
 import numpy as np
-from act_pipeline.compress.finite import check_float_model
-from act_pipeline.errors import run_command
-from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.execution.finite_checks import check_float_model
+from act_pipeline.core.errors import run_command
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 with static_mode():
     graph = StaticGraph.load(InferenceModel.load(sys.argv[2]))
     sampler = next(op for op in graph.program.global_block().ops if op.type == "grid_sampler")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny_training
 
-from act_pipeline.compress import act
-from act_pipeline.compress.teacher import Teacher
+from act_pipeline.compress.qat import trainer
+from act_pipeline.compress.qat.teacher import Teacher
 
 
 def losses(directory: Path, **options) -> list[float]:
@@ -19,7 +19,7 @@ def losses(directory: Path, **options) -> list[float]:
 
 
 def other_teacher(directory: Path) -> tuple[str, ...]:
-    from act_pipeline.static_graph import StaticGraph, static_mode
+    from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
     model = tiny_training.make_model(directory / "made")
     with static_mode():
@@ -36,7 +36,9 @@ def other_teacher(directory: Path) -> tuple[str, ...]:
 
 
 def unrounded(split):
-    """Let PaddleSlim's passes leave the merged teacher float, which is what a teacher is, and keep it in the program."""
+    """Let PaddleSlim's passes leave the merged teacher float, which is what a teacher is, and keep it in the
+    program.
+    """
 
     def keep(program, *args):
         for op in program.global_block().ops:
@@ -44,7 +46,7 @@ def unrounded(split):
                 op._set_attr("op_namescope", "/skip_quant/")
         return None
 
-    return mock.patch.object(act, "split_teacher", keep) if not split else mock.MagicMock()
+    return mock.patch.object(trainer, "split_teacher", keep) if not split else mock.MagicMock()
 
 
 @pytest.mark.parametrize("custom", [False, True])
@@ -69,15 +71,15 @@ def test_an_image_is_run_once_and_a_full_budget_changes_nothing(tmp_path: Path) 
         same = np.full((1, 3, 16, 16), 0.25, np.float32)
 
     made: list[Teacher] = []
-    split = act.split_teacher
+    split = trainer.split_teacher
 
     def noted(*args):
         made.append(split(*args))
         return made[-1]
 
-    with mock.patch.object(act, "split_teacher", noted):
+    with mock.patch.object(trainer, "split_teacher", noted):
         kept = losses(tmp_path / "kept", batches=Thrice())
-        with mock.patch("act_pipeline.compress.teacher._BYTES_PER_MB", 1e-7):
+        with mock.patch("act_pipeline.compress.qat.teacher._BYTES_PER_MB", 1e-7):
             forgotten = losses(tmp_path / "forgotten", batches=Thrice())
     assert kept == forgotten
     probing = 4
@@ -115,14 +117,18 @@ def test_what_is_no_function_of_one_image_is_not_remembered(function, why: str) 
 
 @pytest.mark.parametrize(("others", "why"), [(0, ""), (3, ""), (30, "others of the batch")])
 def test_queries_of_nearly_one_score_may_change_places(others: int, why: str) -> None:
-    """Among a batch, a top-k may put two places the other way round; rows that belong to other objects are another thing."""
+    """Among a batch, a top-k may put two places the other way round; rows that belong to other objects are another
+    thing.
+    """
 
     class Selecting(Teacher):
         def __init__(self) -> None:
             super().__init__(None, ["image"], ["places", "rows"], 1, queries="places")
 
         def run(self, feed):
-            places = np.stack([np.random.default_rng(int(1e6 * image.sum())).permutation(100) for image in feed["image"]])
+            places = np.stack(
+                [np.random.default_rng(int(1e6 * image.sum())).permutation(100) for image in feed["image"]]
+            )
             if len(places) > 1:
                 places[:, [0, 5]] = places[:, [5, 0]]
                 places[:, 50 : 50 + others] += 1000

@@ -1,4 +1,6 @@
-"""TensorRT: what NVIDIA's parser and builder take of ours, and with stand-ins what is asked of them and what is kept."""
+"""TensorRT: what NVIDIA's parser and builder take of ours, and with stand-ins what is asked of them and what is
+kept.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,14 @@ import pytest
 from inference_fixtures import GPU_MACHINE, OBJECT, SHARED, SIZE
 from tensorrt_fixtures import FakeCudaRuntime, export_biased_model, fake_cuda, fake_tensorrt
 
-from act_pipeline.engines import cudart, tensorrt_module
-from act_pipeline.engines.cudart import Cuda, CudaError, Gpu
-from act_pipeline.engines.tensorrt import TensorRTEngine, tensorrt_refusal, tensorrt_versions
-from act_pipeline.engines.tensorrt_build import BuildOptions
-from act_pipeline.engines.tensorrt_plan import build_plan
-from act_pipeline.errors import UserError, run_command
-from act_pipeline.lowering import lowered_onnx
-from act_pipeline.model import InferenceModel, OnnxModel
+from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.errors import UserError, run_command
+from act_pipeline.engines.tensorrt import cudart, module
+from act_pipeline.engines.tensorrt.build import BuildOptions
+from act_pipeline.engines.tensorrt.cudart import Cuda, CudaError, Gpu
+from act_pipeline.engines.tensorrt.engine import TensorRTEngine, tensorrt_refusal, tensorrt_versions
+from act_pipeline.engines.tensorrt.plan import build_plan
+from act_pipeline.onnx_export import lowered_onnx
 
 pytest.importorskip("onnx")
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -33,9 +35,9 @@ FLOAT32_REST = BuildOptions(float16_rest=False)
 @pytest.fixture(scope="module")
 def rtx():
     """NVIDIA's own parser and builder."""
-    if not any(flavour.name == "tensorrt_rtx" for flavour in tensorrt_module.installed()):
+    if not any(flavour.name == "tensorrt_rtx" for flavour in module.installed()):
         pytest.skip("tensorrt_rtx is not installed (requirements/tensorrt-rtx.txt)")
-    return tensorrt_module.import_tensorrt(["tensorrt_rtx"])
+    return module.import_tensorrt(["tensorrt_rtx"])
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def test_rtx_builds_r18_in_int8_at_two_fifths_of_fp32(rtx, tmp_path) -> None:
 
     from act_pipeline.compress import compress
     from act_pipeline.config import load_config
-    from act_pipeline.data.sample import make_sample
+    from act_pipeline.data.builtin_sample import make_sample
     from act_pipeline.export import export_model
     from act_pipeline.rtdetr import build_model
 
@@ -139,7 +141,7 @@ def test_rtx_builds_r18_in_int8_at_two_fifths_of_fp32(rtx, tmp_path) -> None:
 def test_rtx_builds_a_model_that_stock_act_wrote(rtx, tmp_path) -> None:
     model = InferenceModel.load(SHARED / "models/bccd_int8_stock")
     lowered = tmp_path / "stock.onnx"
-    from act_pipeline.lowering import lower
+    from act_pipeline.onnx_export import lower
 
     lower(model, lowered, "tensorrt")
     record = build_plan(OnnxModel.load(lowered), tmp_path / "stock.plan", "int8", 1, quiet, FLOAT32_REST, rtx)
@@ -258,7 +260,7 @@ def test_a_refusal_of_the_parser_names_the_node(model, tmp_path, error, expected
 
 
 def test_tensorrt_without_a_gpu_says_what_builds_without_one(model, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("act_pipeline.engines.tensorrt_plan.current_gpu", lambda: None)
+    monkeypatch.setattr("act_pipeline.engines.tensorrt.plan.current_gpu", lambda: None)
     with pytest.raises(UserError, match=r"TensorRT 10.9.0 builds on the GPU .*act_pipeline\[tensorrt-rtx\]"):
         build_plan(model, tmp_path / "a.plan", trt=fake_tensorrt(), options=FLOAT32_REST, say=quiet)
 
@@ -327,7 +329,7 @@ def test_a_whole_plan_that_does_not_load_is_built_anew(model) -> None:
     trt = fake_tensorrt()
     path = load(model, trt)[0].plan_path
     other = json.dumps({**json.loads(path.read_bytes()), "version": "0"}).encode()
-    from act_pipeline.engines.tensorrt_plan import _hash
+    from act_pipeline.engines.tensorrt.plan import _hash
 
     record = json.loads(path.with_suffix(".json").read_text())
     path.write_bytes(other)
@@ -434,16 +436,16 @@ def test_what_is_refused(model, float_model, tmp_path) -> None:
 
 def test_refusals_say_what_to_install(monkeypatch) -> None:
     here = dataclasses.replace(GPU_MACHINE, nvidia_gpus=("Test GPU",), packages={"onnx": "1.23.2"})
-    rtx = tensorrt_module.FLAVOURS[1]
-    monkeypatch.setattr("act_pipeline.engines.tensorrt.installed", lambda: [rtx])
-    monkeypatch.setattr("act_pipeline.engines.tensorrt.has_cudart", lambda: True)
+    rtx = module.FLAVOURS[1]
+    monkeypatch.setattr("act_pipeline.engines.tensorrt.engine.installed", lambda: [rtx])
+    monkeypatch.setattr("act_pipeline.engines.tensorrt.engine.has_cudart", lambda: True)
     assert tensorrt_refusal(here) is None and tensorrt_versions().startswith("TensorRT-RTX")
     why, remedy = tensorrt_refusal(dataclasses.replace(here, nvidia_gpus=(), absent={"nvidia_gpus": "no GPU at all"}))
     assert why == "no GPU at all" and "deploy/build_engine.py" in remedy and "--engine=auto" in remedy
     assert tensorrt_refusal(dataclasses.replace(here, packages={}))[0] == "onnx is not installed"
-    monkeypatch.setattr("act_pipeline.engines.tensorrt.has_cudart", lambda: False)
+    monkeypatch.setattr("act_pipeline.engines.tensorrt.engine.has_cudart", lambda: False)
     assert "cuda-bindings" in tensorrt_refusal(here)[1]
-    monkeypatch.setattr("act_pipeline.engines.tensorrt.installed", list)
+    monkeypatch.setattr("act_pipeline.engines.tensorrt.engine.installed", list)
     assert "act_pipeline[tensorrt-rtx]" in tensorrt_refusal(here)[1]
 
 
@@ -453,20 +455,20 @@ def test_a_module_that_cannot_be_imported_gives_way_to_the_other(monkeypatch) ->
             raise ImportError("libnvinfer.so.10: cannot open shared object file")
         return fake_tensorrt("1.7.1").module
 
-    monkeypatch.setattr(tensorrt_module.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(tensorrt_module.importlib, "import_module", importing)
-    assert tensorrt_module.import_tensorrt().name == "tensorrt_rtx"
-    monkeypatch.setattr(tensorrt_module, "FLAVOURS", tensorrt_module.FLAVOURS[:1])
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(module.importlib, "import_module", importing)
+    assert module.import_tensorrt().name == "tensorrt_rtx"
+    monkeypatch.setattr(module, "FLAVOURS", module.FLAVOURS[:1])
     with pytest.raises(
         UserError, match=r"tensorrt cannot be imported \(libnvinfer.so.10.*act_pipeline\[tensorrt-rtx\]"
     ):
-        tensorrt_module.import_tensorrt()
+        module.import_tensorrt()
 
 
 def test_asking_for_support_imports_nothing_of_nvidia() -> None:
     source = (
-        "import sys; from act_pipeline.engines.tensorrt import tensorrt_refusal, tensorrt_versions; "
-        "from act_pipeline.engines.host import Machine; "
+        "import sys; from act_pipeline.engines.tensorrt.engine import tensorrt_refusal, tensorrt_versions; "
+        "from act_pipeline.engines.machine import Machine; "
         "tensorrt_refusal(Machine('cpu', 1, None)); tensorrt_versions(); "
         "sys.exit(any(name.startswith(('tensorrt', 'cuda.')) for name in sys.modules))"
     )

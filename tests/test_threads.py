@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from act_pipeline.threads import map_ahead
+from act_pipeline.core.thread_pool import map_ahead
 
 
 def named() -> list[str]:

@@ -1,4 +1,6 @@
-"""Training as the float model has its weights: what BatchNorm's factor was folded into is not trained at a rate of its own."""
+"""Training as the float model has its weights: what BatchNorm's factor was folded into is not trained at a rate of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ import paddle
 import pytest
 from paddleslim.common.recover_program import recover_inference_program
 
-from act_pipeline.compress.unfolded import folded, read_factors, unfold
-from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph, static_mode
-from act_pipeline.folding import BATCH_NORM_FACTOR, fold_batch_norm
+from act_pipeline.compress.qat.unfolded_weights import folded, read_factors, unfold
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.graph.folding import BATCH_NORM_FACTOR, fold_batch_norm
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 CHANNELS = 8
 FACTORS = np.geomspace(1e-3, 30, CHANNELS).astype(np.float32)
@@ -25,7 +27,9 @@ OPTIMIZERS = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> InferenceModel:
-    """Two convolutions with BatchNorms whose factors go from 1e-3 to 30, one with a factor of 0, and a depthwise one."""
+    """Two convolutions with BatchNorms whose factors go from 1e-3 to 30, one with a factor of 0, and a depthwise
+    one.
+    """
     folder = tmp_path_factory.mktemp("batch_norm")
     rng = np.random.default_rng(0)
     with static_mode():
@@ -55,7 +59,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> InferenceModel:
     return InferenceModel.load(folder)
 
 
-def train(model: InferenceModel, optimizer: str, fold: bool, steps: int, largest: float = np.inf) -> dict[str, np.ndarray]:
+def train(
+    model: InferenceModel, optimizer: str, fold: bool, steps: int, largest: float = np.inf
+) -> dict[str, np.ndarray]:
     """Return the convolutions' weights after some steps, as the float model has them."""
     images = np.random.default_rng(1).random((steps, 4, 3, 12, 12), dtype=np.float32)
     with static_mode(), contextlib.closing(StaticGraph.load(model)) as graph, paddle.static.scope_guard(graph.scope):
@@ -66,7 +72,8 @@ def train(model: InferenceModel, optimizer: str, fold: bool, steps: int, largest
             factors = read_factors(_saved(graph, model), largest)
         weights = [op.input("Filter")[0] for op in graph.program.global_block().ops if "conv2d" in op.type]
         with paddle.utils.unique_name.guard("train"):
-            # PaddleSlim notes the parameters in the default programs, where another test may have others of these names.
+            # PaddleSlim notes the parameters in the default programs, where another test may have others of these
+            # names.
             with paddle.static.program_guard(paddle.static.Program(), paddle.static.Program()):
                 program = recover_inference_program(graph.program)
             for op in program.global_block().ops:

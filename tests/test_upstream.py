@@ -16,7 +16,7 @@ print("a line that is no such advice")
 """
 ASKED = """
 import sys
-from act_pipeline.upstream import import_ppdet
+from act_pipeline.core.paddledet import import_ppdet
 
 ppdet = import_ppdet()
 print([name for name in ("sklearn", "matplotlib.pyplot") if name in sys.modules])

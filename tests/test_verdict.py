@@ -1,4 +1,6 @@
-"""How sure a verdict is: what the config asks for, what a job takes for enough, and what tables and records say of it."""
+"""How sure a verdict is: what the config asks for, what a job takes for enough, and what tables and records say of
+it.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ import pytest
 
 from act_pipeline.compress.job import Candidate, Job
 from act_pipeline.config import load_config
-from act_pipeline.errors import UserError
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.tables import agreement_line, certainty_lines, compression_table, images_tell, rounded_up
 from act_pipeline.evaluation import Agreement, Comparison, MapDifference
-from act_pipeline.tables import agreement_line, certainty_lines, compression_table, images_tell, rounded_up
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "custom.yml"
 
@@ -110,7 +112,15 @@ def test_an_estimate_has_two_digits(count, rounded):
 def test_the_table_has_the_interval_beside_the_change():
     compared = comparison(np.linspace(-0.0065, 0.0045, 1001), -0.0011).as_record(0.005)
     figures = {"map": 0.5, "map50": 0.7, "bytes": 4_000_000}
-    step = {**figures, "name": "ptq:mse", "map_drop": 0.0011, "chosen": True, "quantized": 9, "seconds": 3.0, **compared}
+    step = {
+        **figures,
+        "name": "ptq:mse",
+        "map_drop": 0.0011,
+        "chosen": True,
+        "quantized": 9,
+        "seconds": 3.0,
+        **compared,
+    }
     record = {
         "fp32": {**figures, "bytes": 16_000_000}, "steps": [step], "quantizable_ops": 10, "given_back": [], "max_drop": 0.005,
         "evaluation": {"images": 50, "engine": "openvino", "device": "CPU"}, "seconds": {"calibrate": 3.0},

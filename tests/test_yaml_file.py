@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from act_pipeline.errors import UserError
-from act_pipeline.yaml_file import MAX_BYTES, Tagged, apply_overrides, load_yaml, parse_override, resolve_path
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.yaml_files import MAX_BYTES, Tagged, apply_overrides, load_yaml, parse_override, resolve_path
 
 OFFICIAL = Path(__file__).resolve().parents[2] / "shared" / "official_configs"
 needs_official = pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the published configs are not at hand")
@@ -62,7 +62,10 @@ def test_bases_are_merged_as_paddledetection_merges_them(tmp_path: Path) -> None
     write(tmp_path / "base" / "two.yml", "Net: {depth: 18}\nkeep: true\n")
     path = write(tmp_path / "own.yml", "_BASE_: [base/one.yml, 'base/two.yml']\nNet: {norm: sync_bn}\nsizes: [9]\n")
     assert load_yaml(path) == {
-        "Net": {"depth": 18, "norm": "sync_bn"}, "sizes": [9], "epoch": 72, "keep": True,
+        "Net": {"depth": 18, "norm": "sync_bn"},
+        "sizes": [9],
+        "epoch": 72,
+        "keep": True,
     }
 
 
@@ -106,29 +109,32 @@ def test_two_nodes_under_one_key(tmp_path: Path) -> None:
     assert "delete one of the two, or join their annotation files into one and name that in anno_path" in message
 
 
-@pytest.mark.parametrize("text, parts", [
-    ("a: [1, 2\nb: 3\n", ["line 2, column 2 is no YAML"]),
-    ("a:\n\tb: 1\n", ["line 2", "use spaces, not tabs"]),
-    ("a: 1\nb: 2\na: 3\n", ["line 3: key 'a' is given a second time (first on line 1)", "delete one of them"]),
-    ("s:\n  k: {x: 1, x: 2}\n", ["line 2: key 'x' is given a second time"]),
-    ("- a\n- b\n", ["holds a list, expected a YAML mapping"]),
-    ("", ["holds nothing, expected a YAML mapping"]),
-    ("a: 1\n---\nb: 2\n", ["line 2"]),
-    ("a: *missing\n", ["line 1, column 4", "missing"]),
-    ("a: !COCODataset {}\n", ["line 1: tag '!COCODataset' is not known", "did you mean 'COCODataSet'?"]),
-    ("a: !COCODataSet [1]\n", ["line 1: !COCODataSet holds no 'key: value' lines"]),
-    ("a: !!python/object/apply:os.system ['touch hacked']\n", ["line 1: tag '!!python/object/apply:os.system'"]),
-    ("a: !!python/name:os.system\n", ["tag '!!python/name:os.system' is not known"]),
-    ("a: !!set {x, y}\n", ["tag '!!set' is not known"]),
-    ("a: &x [*x]\n", ["line 1: the anchor holds itself"]),
-    ("? [1, 2]\n: 3\n", ["line 1: a key is a list or a mapping"]),
-    ("a: \x07\n", ["is not allowed in YAML"]),
-    ("a: " + "9" * 5000 + "\n", ["a"]),
-    ("a: " + "[" * 800 + "]" * 800 + "\n", ["nested more than 50 deep"]),
-    ("a: " + "[" * 60 + "]" * 60 + "\n", ["line 1: nested more than 50 deep"]),
-    ("_BASE_: {a: b}\n", ["_BASE_ is a mapping, expected a list of YAML files"]),
-    ("_BASE_: [3]\n", ["_BASE_ is a list, expected a list of YAML files"]),
-])
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("a: [1, 2\nb: 3\n", ["line 2, column 2 is no YAML"]),
+        ("a:\n\tb: 1\n", ["line 2", "use spaces, not tabs"]),
+        ("a: 1\nb: 2\na: 3\n", ["line 3: key 'a' is given a second time (first on line 1)", "delete one of them"]),
+        ("s:\n  k: {x: 1, x: 2}\n", ["line 2: key 'x' is given a second time"]),
+        ("- a\n- b\n", ["holds a list, expected a YAML mapping"]),
+        ("", ["holds nothing, expected a YAML mapping"]),
+        ("a: 1\n---\nb: 2\n", ["line 2"]),
+        ("a: *missing\n", ["line 1, column 4", "missing"]),
+        ("a: !COCODataset {}\n", ["line 1: tag '!COCODataset' is not known", "did you mean 'COCODataSet'?"]),
+        ("a: !COCODataSet [1]\n", ["line 1: !COCODataSet holds no 'key: value' lines"]),
+        ("a: !!python/object/apply:os.system ['touch hacked']\n", ["line 1: tag '!!python/object/apply:os.system'"]),
+        ("a: !!python/name:os.system\n", ["tag '!!python/name:os.system' is not known"]),
+        ("a: !!set {x, y}\n", ["tag '!!set' is not known"]),
+        ("a: &x [*x]\n", ["line 1: the anchor holds itself"]),
+        ("? [1, 2]\n: 3\n", ["line 1: a key is a list or a mapping"]),
+        ("a: \x07\n", ["is not allowed in YAML"]),
+        ("a: " + "9" * 5000 + "\n", ["a"]),
+        ("a: " + "[" * 800 + "]" * 800 + "\n", ["nested more than 50 deep"]),
+        ("a: " + "[" * 60 + "]" * 60 + "\n", ["line 1: nested more than 50 deep"]),
+        ("_BASE_: {a: b}\n", ["_BASE_ is a mapping, expected a list of YAML files"]),
+        ("_BASE_: [3]\n", ["_BASE_ is a list, expected a list of YAML files"]),
+    ],
+)
 def test_broken_files_get_one_line(tmp_path: Path, text: str, parts: list[str]) -> None:
     path = tmp_path / "broken.yml"
     if "9" * 5000 in text:
@@ -181,16 +187,19 @@ def test_bases_that_include_each_other(tmp_path: Path) -> None:
         load_yaml(tmp_path / "a.yml")
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("a.b=1", (["a", "b"], 1)),
-    ("a=x=y", (["a"], "x=y")),
-    ("weights=https://host/model.pdparams", (["weights"], "https://host/model.pdparams")),
-    ("a.b=1e-5", (["a", "b"], 1e-5)),
-    ("a.b=[1, 2]", (["a", "b"], [1, 2])),
-    ("a.b={c: true}", (["a", "b"], {"c": True})),
-    ("a.b=", (["a", "b"], None)),
-    ("a.b='3'", (["a", "b"], "3")),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("a.b=1", (["a", "b"], 1)),
+        ("a=x=y", (["a"], "x=y")),
+        ("weights=https://host/model.pdparams", (["weights"], "https://host/model.pdparams")),
+        ("a.b=1e-5", (["a", "b"], 1e-5)),
+        ("a.b=[1, 2]", (["a", "b"], [1, 2])),
+        ("a.b={c: true}", (["a", "b"], {"c": True})),
+        ("a.b=", (["a", "b"], None)),
+        ("a.b='3'", (["a", "b"], "3")),
+    ],
+)
 def test_overrides_are_typed_by_yaml(text: str, expected: tuple) -> None:
     assert parse_override(text) == expected
 
@@ -213,8 +222,11 @@ def test_overrides_are_set_in_a_copy() -> None:
         config, ["a.b=2", "a.c.d=3", "d.image_dir=y", "steps.0.Resize.size=4", "e.f=5", "new.g=6"]
     )
     assert changed == {
-        "a": {"b": 2, "c": {"d": 3}}, "d": Tagged("COCODataSet", {"image_dir": "y"}),
-        "steps": [{"Resize": {"size": 4}}], "e": {"f": 5}, "new": {"g": 6},
+        "a": {"b": 2, "c": {"d": 3}},
+        "d": Tagged("COCODataSet", {"image_dir": "y"}),
+        "steps": [{"Resize": {"size": 4}}],
+        "e": {"f": 5},
+        "new": {"g": 6},
     }
     assert config["a"] == {"b": 1} and config["d"].fields == {"image_dir": "x"}
 

@@ -1,4 +1,5 @@
-"""`tiny_training` as one of several processes: ``python -m paddle.distributed.launch ... tests/tiny_ranks.py DIR JSON``.
+"""`tiny_training` as one of several processes: ``python -m paddle.distributed.launch ... tests/tiny_ranks.py DIR
+JSON``.
 
 Every rank leaves its weights and moving averages in ``DIR/rank<N>.npz``; what rank 0 leaves, `tiny_training` says.
 """
@@ -15,24 +16,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tiny_training  # noqa: E402
 
-from act_pipeline.compress.follow import train_when_told  # noqa: E402
-from act_pipeline.compress.keeper import Keeper  # noqa: E402
-from act_pipeline.compress.launch import join  # noqa: E402
-from act_pipeline.compress.ranks import Ranks  # noqa: E402
-from act_pipeline.errors import run_command  # noqa: E402
+from act_pipeline.compress.qat.distributed.follower import train_when_told  # noqa: E402
+from act_pipeline.compress.qat.distributed.launch import join  # noqa: E402
+from act_pipeline.compress.qat.distributed.ranks import Ranks  # noqa: E402
+from act_pipeline.compress.qat.resume.training_checkpoint import Keeper  # noqa: E402
+from act_pipeline.core.errors import run_command  # noqa: E402
 
 
 def note_variables(directory: Path, rank: int) -> None:
     """Keep what training changes, as it is after each step, in a file."""
     import numpy as np
 
-    from act_pipeline.compress import paddle_state
+    from act_pipeline.compress.qat import state
 
     note = Keeper.note_step
 
     def note_step(self, position) -> None:
         note(self, position)
-        np.savez(directory / f"rank{rank}.npz", **paddle_state.read_variables(self._names))
+        np.savez(directory / f"rank{rank}.npz", **state.read_variables(self._names))
 
     Keeper.note_step = note_step
 

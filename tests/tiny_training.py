@@ -1,4 +1,5 @@
-"""A training small enough to be killed often: two convolutions and a classifier, by `act_pipeline.compress.act.train`.
+"""A training small enough to be killed often: two convolutions and a classifier, by
+`act_pipeline.compress.qat.trainer.train`.
 
 Run as a program it trains in a process of its own: ``python tests/tiny_training.py DIR '{"iterations": 20}'``.
 """
@@ -17,19 +18,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 
 import act_pipeline  # noqa: E402, F401  (before paddle)
-from act_pipeline.compress.act import train  # noqa: E402
-from act_pipeline.compress.candidates import Scorer  # noqa: E402
-from act_pipeline.compress.checkpoint import Checkpoints  # noqa: E402
-from act_pipeline.compress.failures import explained  # noqa: E402
-from act_pipeline.compress.follow import call_followers  # noqa: E402
-from act_pipeline.compress.interrupt import interruptible  # noqa: E402
-from act_pipeline.compress.ranks import ALONE, Ranks  # noqa: E402
-from act_pipeline.compress.training import Training  # noqa: E402
+from act_pipeline.compress.qat.distributed.follower import call_followers  # noqa: E402
+from act_pipeline.compress.qat.distributed.ranks import ALONE, Ranks  # noqa: E402
+from act_pipeline.compress.qat.int8_snapshots import Scorer  # noqa: E402
+from act_pipeline.compress.qat.resume.checkpoints import Checkpoints  # noqa: E402
+from act_pipeline.compress.qat.resume.failures import explained  # noqa: E402
+from act_pipeline.compress.qat.trainer import train  # noqa: E402
+from act_pipeline.compress.qat.training import Training  # noqa: E402
 from act_pipeline.config import Config, load_config  # noqa: E402
-from act_pipeline.errors import run_command  # noqa: E402
-from act_pipeline.model import InferenceModel  # noqa: E402
-from act_pipeline.static_graph import StaticGraph, static_mode  # noqa: E402
-from act_pipeline.folding import fold_batch_norm  # noqa: E402
+from act_pipeline.core.artifacts import InferenceModel  # noqa: E402
+from act_pipeline.core.errors import run_command  # noqa: E402
+from act_pipeline.core.interruption import interruptible  # noqa: E402
+from act_pipeline.graph.folding import fold_batch_norm  # noqa: E402
+from act_pipeline.graph.static_graph import StaticGraph, static_mode  # noqa: E402
 
 CONFIG = """
 Global: {reader_config: unused.yml, model_dir: unused}
@@ -98,7 +99,9 @@ def make_model(directory: Path) -> InferenceModel:
 
 
 def make_detector(directory: Path) -> InferenceModel:
-    """Write a float model that selects queries as RT-DETR does, and whose BatchNorm is folded: 5 of 49 places, 3 classes."""
+    """Write a float model that selects queries as RT-DETR does, and whose BatchNorm is folded: 5 of 49 places, 3
+    classes.
+    """
     import paddle
 
     def linear(x, size):
@@ -154,9 +157,20 @@ def make_config(
 
 
 def run(
-    directory: Path, iterations: int = 20, optimizer: str = "Adam", every: int = 3, resume: bool = False,
-    seconds: float = 0.0, evaluate: bool = True, overrides: tuple = (), batches: Numbers | None = None,
-    score=None, progress: bool = False, ranks: Ranks = ALONE, score_survives_nan=lambda graph: False, loss: str = "l2",
+    directory: Path,
+    iterations: int = 20,
+    optimizer: str = "Adam",
+    every: int = 3,
+    resume: bool = False,
+    seconds: float = 0.0,
+    evaluate: bool = True,
+    overrides: tuple = (),
+    batches: Numbers | None = None,
+    score=None,
+    progress: bool = False,
+    ranks: Ranks = ALONE,
+    score_survives_nan=lambda graph: False,
+    loss: str = "l2",
 ) -> Training:
     """Train in ``directory``; the INT8 model comes to lie in ``directory/int8``."""
     source = directory / "float"
@@ -172,16 +186,28 @@ def run(
         return near(model)
 
     scorer = Scorer(score or weighed, lambda model: 0.0, score_survives_nan)
-    with ranks.explained(), checkpoints.open(resume), explained(checkpoints, 2), interruptible(
-        checkpoints.way_on
-    ) as interruption, ranks.leading():
+    with (
+        ranks.explained(),
+        checkpoints.open(resume),
+        explained(checkpoints, 2),
+        interruptible(checkpoints.way_on) as interruption,
+        ranks.leading(),
+    ):
         with static_mode():
             call_followers(ranks, model)
             shutil.rmtree(save_dir, ignore_errors=True)
             save_dir.mkdir()
             training = train(
-                model, config, numbers, 7 // ranks.world, scorer if evaluate else None, save_dir,
-                progress=progress, checkpoints=checkpoints, interruption=interruption, ranks=ranks,
+                model,
+                config,
+                numbers,
+                7 // ranks.world,
+                scorer if evaluate else None,
+                save_dir,
+                progress=progress,
+                checkpoints=checkpoints,
+                interruption=interruption,
+                ranks=ranks,
             )
     return training
 

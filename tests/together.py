@@ -23,8 +23,8 @@ def together() -> bool:
 def keep_to_own_cores() -> None:
     """Let each process have cores of its own, before any runtime counts them.
 
-    Paddle's and OpenVINO's threads wait for each other within every op: with two threads each on two cores, two processes
-    would wait for threads that do not run.
+    Paddle's and OpenVINO's threads wait for each other within every op: with two threads each on two cores, two
+    processes would wait for threads that do not run.
     """
     if together() and hasattr(os, "sched_setaffinity"):
         number, count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])

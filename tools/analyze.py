@@ -10,8 +10,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from act_pipeline.errors import run_command  # noqa: E402
-from act_pipeline.flags import add_config, add_devices, add_opt  # noqa: E402
+from act_pipeline.cli.flags import add_config, add_devices, add_opt  # noqa: E402
+from act_pipeline.core.errors import run_command  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from act_pipeline.analysis.analyze import analyze
     from act_pipeline.config import load_config
-    from act_pipeline.tables import analysis_table
+    from act_pipeline.core.tables import analysis_table
 
     result = analyze(
         load_config(arguments.config, arguments.opt),

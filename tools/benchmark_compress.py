@@ -13,9 +13,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from act_pipeline.errors import UserError, run_command  # noqa: E402
-from act_pipeline.flags import add_config, add_opt  # noqa: E402
-
+from act_pipeline.cli.flags import add_config, add_opt  # noqa: E402
+from act_pipeline.core.errors import UserError, run_command  # noqa: E402
 
 _PEER_HELP = """\
 --peer nncf, for which NNCF must be installed (requirements/nncf.txt, Python 3.10 or later):
@@ -49,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_opt(parser, "set keys of the config: Global.model_dir=output/my_rtdetr")
     parser.add_argument("--train_iter", type=int, default=50, help="iterations of training; default: %(default)s")
-    parser.add_argument("--eval_iter", type=int, default=10, help="iterations between evaluations; default: %(default)s")
+    parser.add_argument(
+        "--eval_iter", type=int, default=10, help="iterations between evaluations; default: %(default)s"
+    )
     parser.add_argument(
         "--eval_images", type=int, default=50, help="images of each evaluation; 0: all; default: %(default)s"
     )
@@ -63,17 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.no_map and not arguments.peer:
         raise UserError("--no_map has a meaning with --peer only: a training is scored while it runs; leave it out")
 
-    from act_pipeline.records import write_record
+    from act_pipeline.core.records import write_record
 
     options, images = tuple(arguments.opt), arguments.eval_images or None
     if arguments.peer:
-        from act_pipeline.benchmark.peer_run import PEER_SCHEMA, PeerRequest, compare_peer, peer_table
+        from tools.dev.peer_run import PEER_SCHEMA, PeerRequest, compare_peer, peer_table
 
         record = compare_peer(PeerRequest(arguments.config, options, images, arguments.no_map))
         schema, table = PEER_SCHEMA, peer_table(record)
     else:
-        from act_pipeline.benchmark.compress_run import COMPRESS_SCHEMA, SIDES, Request, compare
-        from act_pipeline.tables import compress_benchmark_table
+        from act_pipeline.core.tables import compress_benchmark_table
+        from tools.dev.compress_run import COMPRESS_SCHEMA, SIDES, Request, compare
 
         request = Request(arguments.config, options, arguments.train_iter, arguments.eval_iter, images)
         record = compare(request, (arguments.only,) if arguments.only else SIDES)

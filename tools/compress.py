@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from act_pipeline.compress.ranks import Ranks
+    from act_pipeline.compress.qat.distributed.ranks import Ranks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from act_pipeline.errors import run_command  # noqa: E402
-from act_pipeline.flags import add_config, add_devices, add_opt  # noqa: E402
+from act_pipeline.cli.flags import add_config, add_devices, add_opt  # noqa: E402
+from act_pipeline.core.errors import run_command  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,21 +43,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="go on with a run that was broken off, from its checkpoint beside --save_dir, to the same result",
     )
     parser.add_argument(
-        "--lang", default="en", choices=["en", "zh", "none"],
+        "--lang",
+        default="en",
+        choices=["en", "zh", "none"],
         help="language of report.html beside the model; none: no report; default: %(default)s",
     )
     arguments = parser.parse_args(argv)
 
-    from act_pipeline.compress.launch import join
+    from act_pipeline.compress.qat.distributed.launch import join
 
     return join().run(lambda ranks: _compress(arguments, ranks))
 
 
 def _compress(arguments: argparse.Namespace, ranks: Ranks) -> int:
     from act_pipeline.compress import compress
-    from act_pipeline.compress.follow import follow
+    from act_pipeline.compress.qat.distributed.follower import follow
     from act_pipeline.config import load_config
-    from act_pipeline.tables import compression_table
+    from act_pipeline.core.tables import compression_table
 
     config = load_config(arguments.config, arguments.opt)
     if not ranks.leads:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from act_pipeline.errors import run_command  # noqa: E402
-from act_pipeline.flags import add_opt  # noqa: E402
+from act_pipeline.cli.flags import add_opt  # noqa: E402
+from act_pipeline.core.errors import run_command  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,8 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_opt(parser, "set keys of configs/sample.yml")
     arguments = parser.parse_args(argv)
 
+    from act_pipeline.core.tables import compression_table, evaluation_table
     from act_pipeline.demo import run_demo
-    from act_pipeline.tables import compression_table, evaluation_table
 
     demo = run_demo(output_dir=arguments.output_dir, overrides=arguments.opt)
     print(compression_table(demo.compressed.record))

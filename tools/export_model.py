@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from act_pipeline.errors import UserError, run_command  # noqa: E402
-from act_pipeline.flags import add_opt  # noqa: E402
+from act_pipeline.cli.flags import add_opt  # noqa: E402
+from act_pipeline.core.errors import UserError, run_command  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:

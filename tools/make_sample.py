@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from act_pipeline.data.sample import make_sample  # noqa: E402
-from act_pipeline.errors import run_command  # noqa: E402
+from act_pipeline.core.errors import run_command  # noqa: E402
+from act_pipeline.data.builtin_sample import make_sample  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:

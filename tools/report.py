@@ -10,7 +10,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from act_pipeline.errors import run_command  # noqa: E402
+from act_pipeline.core.errors import run_command  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from act_pipeline.errors import UserError, run_command  # noqa: E402
+from act_pipeline.core.errors import UserError, run_command  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,10 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the flags, train, print the score."""
     try:
-        from act_pipeline.rtdetr.training import Settings, train
+        from tools.dev.sample_training import Settings, train
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed, and training needs it: pip install torch transformers pillow "
-                        "scipy 'numpy<2', best in an environment of their own") from None
+        raise UserError(
+            f"{error.name} is not installed, and training needs it: pip install torch transformers pillow "
+            "scipy 'numpy<2', best in an environment of their own"
+        ) from None
     default = Settings()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-c", "--config", default=str(ROOT / "configs" / "rtdetr" / "rtdetr_sample.yml"))
@@ -36,8 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = vars(parser.parse_args(argv))
     config, output, resume = flags.pop("config"), flags.pop("output"), flags.pop("resume")
     scores = train(config, output, Settings(**flags), resume)
-    print(f"{output}: mAP {scores['map']:.4f}, mAP50 {scores['map50']:.4f} on scenes that are in neither set of the "
-          f"sample; {scores['seconds']:.0f} s")
+    print(
+        f"{output}: mAP {scores['map']:.4f}, mAP50 {scores['map50']:.4f} on scenes that are in neither set of the "
+        f"sample; {scores['seconds']:.0f} s"
+    )
     return 0
 
 

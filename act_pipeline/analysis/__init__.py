@@ -1,6 +1,1 @@
-"""What a float model computes on calibration images: statistics of tensors, gathered in one pass."""
-
-from act_pipeline.analysis.collect import collect, quantizable_tensors
-from act_pipeline.analysis.observers import AbsHistogram, AbsMax, ChannelMean, Observer
-
-__all__ = ["AbsHistogram", "AbsMax", "ChannelMean", "Observer", "collect", "quantizable_tensors"]
+"""How sensitive each op of a float model is to INT8, and what its tensors hold: ``tools/analyze.py``."""

@@ -15,23 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.analysis.collect import collect, quantizable_tensors
 from act_pipeline.analysis.distributions import TensorObserver, observe_activations, weight_statistics
 from act_pipeline.analysis.executors import measure_sensitivity
 from act_pipeline.analysis.ledger import Ledger
-from act_pipeline.analysis.observers import NotFiniteError
-from act_pipeline.analysis.ops import QuantizableOp, quantizable_ops
 from act_pipeline.analysis.plots import draw_plots
 from act_pipeline.analysis.sensitivity import OpSensitivity, Subset, Task, attention_shares, group_shares, ranked
+from act_pipeline.calibration.collector import collect, quantizable_tensors
+from act_pipeline.calibration.observers import NotFiniteError
 from act_pipeline.config import Config
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.process_pool import EXECUTORS
+from act_pipeline.core.records import ANALYSIS_FILENAME, ANALYSIS_SCHEMA, read_record, write_record
 from act_pipeline.data import Reader
-from act_pipeline.engines.model_files import inspect_model
-from act_pipeline.errors import UserError
-from act_pipeline.executors import EXECUTORS
-from act_pipeline.fit import fit_reader, told
-from act_pipeline.model import InferenceModel
-from act_pipeline.records import ANALYSIS_FILENAME, ANALYSIS_SCHEMA, read_record, write_record
-from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.data.model_fit import fit_reader, told
+from act_pipeline.graph.model_files import inspect_model
+from act_pipeline.graph.quantizable_ops import QuantizableOp, quantizable_ops
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 LEDGER_FILENAME = "sensitivity.jsonl"
 SENSITIVITY_IMAGES = 8
@@ -96,7 +96,7 @@ def analyze(
             op is named), another process writes to ``output_dir``, a worker or a cluster fails, or memory does not
             suffice.
     """
-    from act_pipeline.compress.lock import hold_lock
+    from act_pipeline.core.locking import hold_lock
     from act_pipeline.engines.device import choose_device
     from act_pipeline.engines.float_model import require_float
 
@@ -138,7 +138,7 @@ class _Study:
     def __init__(
         self, config: Config, model: InferenceModel, reader: Reader, device: str, work: Path, progress: bool
     ) -> None:
-        from act_pipeline.folding import prepare
+        from act_pipeline.graph.folding import prepare
 
         self.config, self.model, self.reader = config, model, reader
         self.device, self.progress = device, progress
@@ -149,7 +149,8 @@ class _Study:
             self.ops: list[QuantizableOp] = quantizable_ops(self.graph, config.op_types)
         if not self.ops:
             raise UserError(
-                f"{config.path}: {model.directory} has no op of quantize_op_types ({', '.join(config.op_types)}); name the "
+                f"{config.path}: {model.directory} has no op of quantize_op_types ({', '.join(config.op_types)}); "
+                "name the "
                 "types of ops that the model has"
             )
         self.observers: dict[str, TensorObserver] = {}
@@ -161,9 +162,9 @@ class _Study:
 
     def distributions(self) -> None:
         """Run the calibration images, once."""
-        from act_pipeline.compress.calibration import threshold
-        from act_pipeline.compress.feeds import feeds_of
-        from act_pipeline.compress.calibration_images import calibration_batches
+        from act_pipeline.calibration.feeds import feeds_of
+        from act_pipeline.calibration.images import calibration_batches
+        from act_pipeline.calibration.thresholds import threshold
 
         settings = self.config.quant_post
         where = str(self.config.global_.model_dir)
@@ -172,7 +173,8 @@ class _Study:
                 self.weights = weight_statistics(self.graph, self.ops)
             except NotFiniteError as error:
                 raise UserError(
-                    f"{where}: {error}; its training or its file is damaged: evaluate the float model, and export it again"
+                    f"{where}: {error}; its training or its file is damaged: evaluate the float model, and export "
+                    "it again"
                 ) from None
             self.observers = observe_activations(self.ops)
             readers = quantizable_tensors(self.graph, self.config.op_types)
@@ -206,8 +208,7 @@ class _Study:
         ray_address: str | None,
     ) -> list[OpSensitivity]:
         """Measure every op."""
-        from act_pipeline.compress.feeds import model_feed
-        from act_pipeline.compress.feeds import held_out_feeds
+        from act_pipeline.calibration.feeds import held_out_feeds, model_feed
 
         with self._timed("sensitivity"):
             feeds = held_out_feeds(self.config, self.reader, self.prepared, images)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.analysis.observers import AbsHistogram, NotFiniteError, Observer
-from act_pipeline.analysis.ops import QuantizableOp
-from act_pipeline.static_graph import StaticGraph
+from act_pipeline.calibration.observers import AbsHistogram, NotFiniteError, Observer
+from act_pipeline.graph.quantizable_ops import QuantizableOp
+from act_pipeline.graph.static_graph import StaticGraph
 
 HISTOGRAM_BINS = 64
 QUANTILES = {"p1": 0.01, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p99": 0.99, "p99_9": 0.999, "p99_99": 0.9999}
@@ -25,8 +25,8 @@ class Extent:
 
     Attributes:
         min, max: so far; nothing was seen: infinite and minus infinite.
-        channel_abs_max: float32 [channels], the largest absolute values; empty if nothing was seen, or if the axis is not
-            of one length.
+        channel_abs_max: float32 [channels], the largest absolute values; empty if nothing was seen, or if the axis is
+            not of one length.
     """
 
     def __init__(self, axis: int) -> None:
@@ -36,7 +36,7 @@ class Extent:
         self._uneven = False
 
     def update(self, values: np.ndarray, images: int) -> None:
-        """See :class:`act_pipeline.analysis.observers.Observer`."""
+        """See :class:`act_pipeline.calibration.observers.Observer`."""
         if not values.size:
             return
         axis = self.axis % values.ndim
@@ -58,7 +58,7 @@ class TensorObserver:
     """All that is known of an activation after one pass.
 
     Attributes:
-        histogram: also what thresholds are found in (:func:`act_pipeline.compress.calibration.threshold`).
+        histogram: also what thresholds are found in (:func:`act_pipeline.calibration.thresholds.threshold`).
         extent: of the channels too.
     """
 
@@ -68,7 +68,7 @@ class TensorObserver:
 
     @property
     def observers(self) -> list[Observer]:
-        """What :func:`act_pipeline.analysis.collect.collect` feeds."""
+        """What :func:`act_pipeline.calibration.collector.collect` feeds."""
         return [self.histogram, self.extent]
 
     @property
@@ -119,14 +119,14 @@ def statistics(histogram: AbsHistogram, extent: Extent) -> dict[str, Any]:
 
     Returns:
         ``min``, ``max``, ``abs_max``; ``rms``, the root mean square; the quantiles of the absolute values by the names
-        in :data:`QUANTILES`; ``outlier_ratio``, the share of values whose absolute value is above 6 ``rms`` (Dettmers et
-        al., "LLM.int8()", NeurIPS 2022, section 3, take 6.0 where the activations' ``rms`` is about 1);
+        in :data:`QUANTILES`; ``outlier_ratio``, the share of values whose absolute value is above 6 ``rms`` (Dettmers
+        et al., "LLM.int8()", NeurIPS 2022, section 3, take 6.0 where the activations' ``rms`` is about 1);
         ``channel_spread``, the largest to the median of the channels' ``abs_max`` (None: the median is 0);
-        ``channels``, how many; ``channel_abs_max``, the quartiles of theirs (``min``, ``p25``, ``p50``, ``p75``, ``max``);
-        ``worst_channel``, the index of the largest; ``histogram``: ``counts`` of absolute values in 64 bins of one
-        width from ``min``, 0, to ``max``, ``abs_max``.
+        ``channels``, how many; ``channel_abs_max``, the quartiles of theirs (``min``, ``p25``, ``p50``, ``p75``,
+        ``max``); ``worst_channel``, the index of the largest; ``histogram``: ``counts`` of absolute values in 64 bins
+        of one width from ``min``, 0, to ``max``, ``abs_max``.
     """
-    from act_pipeline.compress.calibration import quantile, uniform_histogram
+    from act_pipeline.calibration.thresholds import quantile, uniform_histogram
 
     channel_abs_max = extent.channel_abs_max
     lower, upper, counts = histogram.bins()

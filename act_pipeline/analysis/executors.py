@@ -8,8 +8,8 @@ from typing import Any
 
 from act_pipeline.analysis.ledger import Ledger
 from act_pipeline.analysis.sensitivity import OpSensitivity, Task, Unit, measure, release, summarize
-from act_pipeline.cpus import available_cpus
-from act_pipeline.executors import Work, run_work
+from act_pipeline.core.cpus import available_cpus
+from act_pipeline.core.process_pool import Work, run_work
 
 # Paddle's math libraries read them when they are loaded.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.records import as_number, write_text_atomically
+from act_pipeline.core.records import as_number, write_text_atomically
 
 
 class Ledger:

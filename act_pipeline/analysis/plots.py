@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.records import write_bytes_atomically
+from act_pipeline.core.records import write_bytes_atomically
 
 # Okabe and Ito's palette: told apart without colour vision, and in grey.
 COLORS = {"backbone": "#0072B2", "encoder": "#009E73", "decoder": "#E69F00", "head": "#CC79A7"}

@@ -1,9 +1,10 @@
 """What each op costs when it alone computes in INT8: its sensitivity.
 
-PaddleSlim's ``AnalysisPTQ.statistical_analyse`` and ``metric_error_analyse`` do the same on a model written for each op.
-Here the ops are switched in one graph (`simulate`), and what is measured is a sum over images, so that the work can be
+PaddleSlim's ``AnalysisPTQ.statistical_analyse`` and ``metric_error_analyse`` do the same on a model written for each
+op. Here the ops are switched in one graph (`analysis.simulation`), and what is measured is a sum over images, so that
+the work can be
 cut anywhere: a unit is one op on one batch, measured by :func:`measure` in this process, in others, or on a cluster
-(`executors`), and kept as soon as it is there (`ledger`).
+(`analysis.executors`), and kept as soon as it is there (`analysis.ledger`).
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from typing import Any, Optional
 
 import numpy as np
 
-from act_pipeline.analysis.matching import agreement_of
-from act_pipeline.analysis.ops import QuantizableOp
-from act_pipeline.analysis.outputs import RawOutputs, find_raw_outputs, signal_and_noise
-from act_pipeline.analysis.simulate import Simulation
-from act_pipeline.data.settings import ReaderSettings
-from act_pipeline.cpus import available_cpus
-from act_pipeline.errors import UserError
+from act_pipeline.analysis.simulation import Simulation
+from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
+from act_pipeline.core.cpus import available_cpus
+from act_pipeline.core.errors import UserError
+from act_pipeline.data.reader_settings import ReaderSettings
 from act_pipeline.evaluation import evaluate
-from act_pipeline.model import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
-from act_pipeline.static_graph import StaticGraph, static_mode
+from act_pipeline.evaluation.matching import agreement_of
+from act_pipeline.graph.quantizable_ops import QuantizableOp
+from act_pipeline.graph.raw_outputs import RawOutputs, find_raw_outputs, signal_and_noise
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 # float32 holds no more: the figure of an op that changes nothing.
 MAX_SQNR_DB = 140.0
@@ -138,11 +139,12 @@ class OpSensitivity:
 
     Attributes:
         name, type, module, group: of the op.
-        sqnr_db: ``10 log10(signal / noise)`` of the outputs, see :func:`act_pipeline.analysis.outputs.signal_and_noise`.
+        sqnr_db: ``10 log10(signal / noise)`` of the outputs, see
+            :func:`act_pipeline.graph.raw_outputs.signal_and_noise`.
         error: noise / signal.
         share: of the sum of all ops' errors.
         detection_change: 1 - the mean agreement of the detections above 0.3 with the float model's, see
-            :mod:`act_pipeline.analysis.matching`; 0 to 1.
+            :mod:`act_pipeline.evaluation.matching`; 0 to 1.
         map: on a subset; None: not measured.
     """
 
@@ -164,7 +166,7 @@ class BlockError:
     Attributes:
         group: of the first one.
         ops: how many they are.
-        error: noise / signal of the outputs, see :func:`act_pipeline.analysis.outputs.signal_and_noise`.
+        error: noise / signal of the outputs, see :func:`act_pipeline.graph.raw_outputs.signal_and_noise`.
     """
 
     group: str

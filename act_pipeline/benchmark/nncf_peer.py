@@ -1,8 +1,9 @@
 """What else one could have used: NNCF's INT8 of the same FP32 model, in OpenVINO, without and with accuracy control.
 
 NNCF 3.4 quantizes the float model as lowered to ONNX and read by OpenVINO, with ``model_type=TRANSFORMER`` (its default
-costs 0.03 mAP on RT-DETR), calibrated on images of the train split, and keeps the result as OpenVINO's own IR. With accuracy control it gives ops back
-to float until the mAP on the eval split is within ``max_drop``, as ``Strategy.max_drop`` does here.
+costs 0.03 mAP on RT-DETR), calibrated on images of the train split, and keeps the result as OpenVINO's own IR. With
+accuracy control it gives ops back to float until the mAP on the eval split is within ``max_drop``, as
+``Strategy.max_drop`` does here.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.benchmark.plan import Candidate
-from act_pipeline.engines.onnx_files import OnnxSummary
-from act_pipeline.errors import UserError
-from act_pipeline.model import InferenceModel, OnnxModel
-from act_pipeline.records import hash_files
+from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import hash_files
+from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary
 
 LABELS = {"nncf": "nncf int8 in openvino", "nncf_accuracy_control": "nncf int8, accuracy control, in openvino"}
 _IR_NAME = "nncf_int8.xml"
@@ -133,8 +134,8 @@ def quantize(
     Raises:
         UserError: the train split cannot be read, or the model cannot be lowered.
     """
-    from act_pipeline.engines.openvino import set_batch
-    from act_pipeline.lowering import lowered_onnx
+    from act_pipeline.engines.onnx_runtimes.openvino import set_batch
+    from act_pipeline.onnx_export import lowered_onnx
 
     nncf, openvino = import_nncf()
     with stage("prepare"):
@@ -156,8 +157,13 @@ def quantize(
         else:
             score, eval_batches = _scoring(reader)
             quantized = nncf.quantize_with_accuracy_control(
-                network, calibration, nncf.Dataset(eval_batches), score, max_drop=max_drop,
-                drop_type=nncf.DropType.ABSOLUTE, **settings,
+                network,
+                calibration,
+                nncf.Dataset(eval_batches),
+                score,
+                max_drop=max_drop,
+                drop_type=nncf.DropType.ABSOLUTE,
+                **settings,
             )
     set_batch(quantized, -1)
     with stage("save"):
@@ -167,7 +173,9 @@ def quantize(
 
 
 def _scoring(reader: Any) -> tuple[Callable[[Any, Any], tuple[float, None]], list[Mapping[str, np.ndarray]]]:
-    """Return NNCF's validation function, which gives the mAP on the batches it is handed, and those of the eval split."""
+    """Return NNCF's validation function, which gives the mAP on the batches it is handed, and those of the eval
+    split.
+    """
     from types import SimpleNamespace
 
     from act_pipeline.evaluation import evaluate
@@ -191,7 +199,7 @@ def _scoring(reader: Any) -> tuple[Callable[[Any, Any], tuple[float, None]], lis
 
 def load_peer(model: OpenVINOModel, threads: int, batch_size: int) -> Any:
     """Return the peer in the same engine, and with the same settings, as our own INT8."""
-    from act_pipeline.engines.openvino import OpenVINOEngine
+    from act_pipeline.engines.onnx_runtimes.openvino import OpenVINOEngine
 
     summary = OnnxSummary(model.inputs, ("bbox", "bbox_num"), {"FakeQuantize": 1})
     return OpenVINOEngine(model, "int8", "CPU", threads, batch_size=batch_size, summary=summary)
@@ -213,7 +221,7 @@ class _Calibration:
 
 def import_nncf() -> tuple[Any, Any]:
     """Return ``nncf`` and ``openvino``, imported without the telemetry that both would start unasked."""
-    from act_pipeline.engines.openvino import import_openvino
+    from act_pipeline.engines.onnx_runtimes.openvino import import_openvino
 
     openvino = import_openvino()
     os.environ.setdefault("NNCF_CI", "1")  # NNCF 3.4 then sends nothing

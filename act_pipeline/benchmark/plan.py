@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from act_pipeline.benchmark.worker import CreateEngine
-from act_pipeline.defaults import DEFAULT_MODELS, default_path
+from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
+from act_pipeline.core.defaults import DEFAULT_MODELS, default_path
+from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.engines import ENGINES, PRECISIONS, Machine, create_engine, support
-from act_pipeline.engines.base import EngineSupport
-from act_pipeline.engines.model_files import ModelSummary, inspect_model
-from act_pipeline.errors import UserError, suggest
-from act_pipeline.model import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
+from act_pipeline.engines.interface import EngineSupport
+from act_pipeline.graph.model_files import ModelSummary, inspect_model
 
 MIN_REPEATS, QUICK_REPEATS = 50, 10
 # Paddle Inference without TensorRT. Which of the two is faster depends on the model and the CPU; a ratio to "Paddle" is

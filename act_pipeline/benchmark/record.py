@@ -12,9 +12,9 @@ import numpy as np
 from act_pipeline.benchmark.plan import PADDLE_INFERENCE, BenchmarkRequest, Candidate, Models
 from act_pipeline.benchmark.timing import latency, speed_ratio
 from act_pipeline.benchmark.worker import UNTIMED_RUNS, Worker
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.records import versions
 from act_pipeline.engines import Machine
-from act_pipeline.model import InferenceModel
-from act_pipeline.records import versions
 
 
 @dataclass

@@ -17,13 +17,13 @@ from act_pipeline.benchmark.plan import BenchmarkRequest, Candidate, Models, can
 from act_pipeline.benchmark.record import Run, as_record, heading, remarks, run_settings
 from act_pipeline.benchmark.timing import rounds
 from act_pipeline.benchmark.worker import Worker, WorkerFailed
-from act_pipeline.defaults import DEFAULT_READER, default_path
+from act_pipeline.core.cpus import available_cpus
+from act_pipeline.core.defaults import DEFAULT_READER, default_path
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import BENCHMARK_SCHEMA, write_record
+from act_pipeline.core.tables import benchmark_table
 from act_pipeline.engines import Machine, create_engine, machine
-from act_pipeline.cpus import available_cpus
-from act_pipeline.errors import UserError
 from act_pipeline.evaluation import evaluate
-from act_pipeline.records import BENCHMARK_SCHEMA, write_record
-from act_pipeline.tables import benchmark_table
 
 TIMED_IMAGES = 16
 
@@ -131,7 +131,7 @@ def _reader(request: BenchmarkRequest, models: Models, reader: Any) -> Any:
 def _fitted(model: Any, reader: Any) -> Any:
     """Return the reader as the model takes it; a stand-in is left alone."""
     from act_pipeline.data import Reader
-    from act_pipeline.fit import fit_reader, told
+    from act_pipeline.data.model_fit import fit_reader, told
 
     if not isinstance(reader, Reader):
         return reader

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.running import latency_percentiles
+from act_pipeline.evaluation.batches import latency_percentiles
 
 
 def rounds(labels: Sequence[str], repeats: int, seed: int) -> Iterator[list[str]]:

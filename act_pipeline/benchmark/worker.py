@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.engines.base import Engine
-from act_pipeline.errors import UserError
+from act_pipeline.core.errors import UserError
+from act_pipeline.engines.interface import Engine
 
 # Runs before the timed one of each turn: the turns of the others have put their own weights into the caches and this
 # engine's threads to sleep. Against a run of its own in a tight loop, the times of RT-DETR at 256 (fifth percentiles, 2
@@ -38,7 +38,7 @@ class WorkerFailed(Exception):
 
 
 class Worker:
-    """An :class:`act_pipeline.engines.base.Engine` in a process of its own.
+    """An :class:`act_pipeline.engines.interface.Engine` in a process of its own.
 
     ``run`` sends the arrays over, so that :func:`act_pipeline.evaluation.evaluate` takes a worker as it takes an
     engine; ``timed_run`` uses arrays that the worker has.
@@ -106,7 +106,7 @@ class Worker:
         return self._ask("memory")
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See :meth:`act_pipeline.engines.base.Engine.run`."""
+        """See :meth:`act_pipeline.engines.interface.Engine.run`."""
         return self._ask("run", dict(inputs))
 
     def versions(self) -> dict[str, str]:

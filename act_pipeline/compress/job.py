@@ -11,17 +11,17 @@ from typing import Any, Optional
 
 import numpy as np
 
-from act_pipeline.compress.checkpoint import Checkpoints
-from act_pipeline.compress.feeds import held_out_feeds
-from act_pipeline.compress.interrupt import Interruption
-from act_pipeline.compress.inventory import OpInventory
+from act_pipeline.calibration.feeds import held_out_feeds
 from act_pipeline.compress.judge import Judge
-from act_pipeline.compress.ranks import ALONE, Ranks
-from act_pipeline.compress.selection import Selection
+from act_pipeline.compress.plan.op_inventory import OpInventory
+from act_pipeline.compress.plan.op_selection import Selection
+from act_pipeline.compress.qat.distributed.ranks import ALONE, Ranks
+from act_pipeline.compress.qat.resume.checkpoints import Checkpoints
 from act_pipeline.config import Config
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.interruption import Interruption
 from act_pipeline.data import Reader
 from act_pipeline.evaluation import Comparison, Evaluation, GroundTruth, compare, detection_change
-from act_pipeline.model import InferenceModel
 
 # The Strategy.confidence at which the drop that was measured decides.
 MEASURED = 0.5
@@ -82,7 +82,8 @@ class Job:
         checkpoints: of the training.
         interruption: signals.
         tried: every candidate, in the order of the trial.
-        rankings: candidate -> its ops by what each costs alone, where that was measured (`floor`).
+        rankings: candidate -> its ops by what each costs alone, where that was measured
+            (`compress.accuracy_control.algorithm`).
         analysis: the last of these as ``analysis.json`` has it.
         fp32_cached: ``fp32`` is that of an earlier run.
         ranks: the processes that train together; this one leads.

@@ -11,18 +11,18 @@ from typing import Any, Optional
 
 import numpy as np
 
-from act_pipeline.compress.baseline import cached_evaluation
+from act_pipeline.compress.float_evaluation import cached_evaluation
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.cpus import available_cpus
+from act_pipeline.core.errors import UserError
 from act_pipeline.data import Reader
-from act_pipeline.data.settings import ReaderSettings
+from act_pipeline.data.reader_settings import ReaderSettings
 from act_pipeline.engines import Engine, Machine, create_engine, fastest_engine, find_support, machine
-from act_pipeline.cpus import available_cpus
-from act_pipeline.engines.deformable_attention import samples_by_rows
-from act_pipeline.engines.program_desc import parsed
-from act_pipeline.errors import UserError
 from act_pipeline.evaluation import Evaluation, evaluate_beside
-from act_pipeline.model import InferenceModel
-from act_pipeline.running import Latencies, NotFinite, measure_in_turns
-from act_pipeline.static_graph import StaticGraph
+from act_pipeline.evaluation.batches import Latencies, NotFinite, measure_in_turns
+from act_pipeline.graph.deformable_attention import samples_by_rows
+from act_pipeline.graph.program_desc import parsed
+from act_pipeline.graph.static_graph import StaticGraph
 
 _logger = logging.getLogger(__name__)
 REFERENCE = "int8_reference"
@@ -208,7 +208,7 @@ def _available(name: str, device: str, here: Machine) -> bool:
 def _refusal(name: str, model: InferenceModel) -> Optional[str]:
     """Return why an engine cannot take a model, as far as that can be told without loading it."""
     from act_pipeline.engines.registry import find_runtime
-    from act_pipeline.lowering import lowered_onnx
+    from act_pipeline.onnx_export import lowered_onnx
 
     if not find_runtime(name).onnx:
         return None

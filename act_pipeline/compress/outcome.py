@@ -8,10 +8,10 @@ from typing import Any, Optional
 
 from act_pipeline.compress.job import Candidate, Job, timed
 from act_pipeline.compress.judge import REFERENCE, Judge
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
 from act_pipeline.engines import find_support
-from act_pipeline.errors import UserError
 from act_pipeline.evaluation import compare_on_some
-from act_pipeline.model import InferenceModel
 
 _logger = logging.getLogger(__name__)
 # The first ones of the eval split: the reference takes 0.2 s for each of RT-DETR-R18 at 640 on two cores.
@@ -23,10 +23,11 @@ class Measured:
     """What was measured.
 
     Attributes:
-        latency: ``rounds``, and under ``fp32`` and ``int8`` ``p50_ms`` and ``p90_ms``, and ``ratio``, how many times as fast
-            INT8 is; None: nothing was evaluated.
-        reference: ``engine``, ``images``, ``map``; ``judged_map``, what the judging engine gives on the same images; and
-            the 95% interval of judged - reference, ``difference``; None: the judge is the reference, or it cannot run here.
+        latency: ``rounds``, and under ``fp32`` and ``int8`` ``p50_ms`` and ``p90_ms``, and ``ratio``, how many times as
+            fast INT8 is; None: nothing was evaluated.
+        reference: ``engine``, ``images``, ``map``; ``judged_map``, what the judging engine gives on the same images;
+            and the 95% interval of judged - reference, ``difference``; None: the judge is the reference, or it cannot
+            run here.
         seconds: by stage.
     """
 
@@ -50,9 +51,7 @@ def measure_chosen(job: Job, chosen: Candidate, model: InferenceModel) -> Measur
         found, rounds = job.judge.latencies({"fp32": (model, "fp32"), "int8": (chosen.model, "int8")}, job.reader)
     measured.latency = {
         "rounds": rounds,
-        **{
-            label: {"p50_ms": one.latency_ms["p50"], "p90_ms": one.latency_ms["p90"]} for label, one in found.items()
-        },
+        **{label: {"p50_ms": one.latency_ms["p50"], "p90_ms": one.latency_ms["p90"]} for label, one in found.items()},
         "ratio": found["int8"].ratio,
     }
     if not job.judge.is_reference and find_support(REFERENCE, "int8", "CPU").available:
@@ -76,7 +75,8 @@ def _reference(job: Job, chosen: Candidate) -> Optional[dict[str, Any]]:
         return record
     if difference.low > 0 or difference.high < 0:
         _logger.warning(
-            "%s gives the INT8 model %+.4f mAP beside %s (%+.4f to %+.4f with 95%%, %d images): the loss is of one runtime; "
+            "%s gives the INT8 model %+.4f mAP beside %s (%+.4f to %+.4f with 95%%, %d images): the loss is of "
+            "one runtime; "
             "`deploy/infer_eval.py --engine=all` shows all of them",
             job.judge.engine, -difference.difference, REFERENCE, -difference.high, -difference.low, found.images,
         )  # fmt: skip

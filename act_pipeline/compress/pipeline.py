@@ -11,32 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.analysis.ops import quantizable_ops
-from act_pipeline.compress.checkpoint import Checkpoints
-from act_pipeline.compress.checks import check_origin, check_outputs, check_worth
-from act_pipeline.compress.failures import explained
-from act_pipeline.compress.feeds import open_reader
-from act_pipeline.compress.follow import shared_identity
-from act_pipeline.compress.heap import freed_memory_kept
-from act_pipeline.compress.interrupt import interruptible
+from act_pipeline.calibration.feeds import open_reader
+from act_pipeline.compress.act_record import compression_record
+from act_pipeline.compress.float_checks import check_origin, check_outputs, check_worth
 from act_pipeline.compress.job import MEASURED, Candidate, Job, timed
 from act_pipeline.compress.judge import choose_judge
-from act_pipeline.compress.lock import hold_lock
 from act_pipeline.compress.outcome import measure_chosen
-from act_pipeline.compress.ranks import ALONE, Leader, Ranks
-from act_pipeline.compress.record import compression_record
-from act_pipeline.compress.selection import Selection, mark_kept, select
+from act_pipeline.compress.plan.op_selection import Selection, mark_kept, select
+from act_pipeline.compress.qat.distributed.follower import shared_identity
+from act_pipeline.compress.qat.distributed.ranks import ALONE, Leader, Ranks
+from act_pipeline.compress.qat.resume.checkpoints import Checkpoints
+from act_pipeline.compress.qat.resume.failures import explained
 from act_pipeline.compress.strategies import STRATEGIES
 from act_pipeline.config import Config
-from act_pipeline.data import Reader
-from act_pipeline.engines.device import choose_device
-from act_pipeline.engines.float_model import require_float
-from act_pipeline.errors import BelowFloor, UserError
-from act_pipeline.evaluation import DETECTIONS_FILENAME, save_detections
-from act_pipeline.fit import told
-from act_pipeline.folding import folded, save_folded
-from act_pipeline.model import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
-from act_pipeline.records import (
+from act_pipeline.core.artifacts import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
+from act_pipeline.core.errors import BelowFloor, UserError
+from act_pipeline.core.interruption import interruptible
+from act_pipeline.core.locking import hold_lock
+from act_pipeline.core.records import (
     ACT_FILENAME,
     ACT_SCHEMA,
     ANALYSIS_FILENAME,
@@ -47,9 +39,17 @@ from act_pipeline.records import (
     versions,
     write_record,
 )
+from act_pipeline.core.tables import rounded_up
+from act_pipeline.data import Reader
+from act_pipeline.data.model_fit import told
+from act_pipeline.engines.device import choose_device
+from act_pipeline.engines.float_model import require_float
+from act_pipeline.evaluation import DETECTIONS_FILENAME, save_detections
+from act_pipeline.execution.memory import freed_memory_kept
+from act_pipeline.graph.folding import fold, save_folded
+from act_pipeline.graph.quantizable_ops import quantizable_ops
+from act_pipeline.graph.static_graph import static_mode
 from act_pipeline.report import write_report
-from act_pipeline.static_graph import static_mode
-from act_pipeline.tables import rounded_up
 
 
 @dataclass
@@ -89,7 +89,8 @@ def compress(
         reader_overrides: ``Section.key=value`` each, set over the reader file.
         resume: go on from the checkpoint of a run that was broken off, to the same result as an unbroken one.
         report: language of the ``report.html`` that is written beside the model, ``en`` or ``zh``; None: no report.
-        ranks: the processes that train together; only the leading one comes here, the others `follow.follow`.
+        ranks: the processes that train together; only the leading one comes here, the others
+            `compress.qat.distributed.follower.follow`.
 
     Raises:
         BelowFloor: no INT8 model is within ``Strategy.max_drop``; the best is kept in ``<save_dir>.below_max_drop``.
@@ -123,11 +124,19 @@ def compress(
         model.infer_cfg_path,
     )
     batch_size = reader.settings.reader.batch_size
-    with ranks.explained(), freed_memory_kept(device), hold_lock(save_dir), checkpoints.open(resume), explained(
-        checkpoints, batch_size
-    ), interruptible(
-        lambda: "; ".join(part for part in (ranks.failure, checkpoints.way_on()) if part)
-    ) as interruption, ranks.leading(), tempfile.TemporaryDirectory(**_beside(save_dir)) as work, static_mode():
+    with (
+        ranks.explained(),
+        freed_memory_kept(device),
+        hold_lock(save_dir),
+        checkpoints.open(resume),
+        explained(checkpoints, batch_size),
+        interruptible(
+            lambda: "; ".join(part for part in (ranks.failure, checkpoints.way_on()) if part)
+        ) as interruption,
+        ranks.leading(),
+        tempfile.TemporaryDirectory(**_beside(save_dir)) as work,
+        static_mode(),
+    ):
         seconds: dict[str, float] = {}
         with timed(seconds, "prepare"):
             prepared, selection = _prepare(model, config, Path(work, "float"))
@@ -144,8 +153,19 @@ def compress(
         folder = Path(work, "strategies")
         folder.mkdir()
         job = Job(
-            config, prepared, selection, reader, judge, fp32, folder, device, progress, checkpoints, interruption,
-            fp32_cached=cached, ranks=ranks,
+            config,
+            prepared,
+            selection,
+            reader,
+            judge,
+            fp32,
+            folder,
+            device,
+            progress,
+            checkpoints,
+            interruption,
+            fp32_cached=cached,
+            ranks=ranks,
         )
         chosen = STRATEGIES[config.strategy.name](job)
         met = job.meets(chosen)
@@ -190,7 +210,7 @@ def _beside(save_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[InferenceModel, Selection]:
     """Return the float model ready to be quantized, and which of its ops shall compute in INT8."""
-    graph = folded(model)
+    graph = fold(model)
     ops = quantizable_ops(graph, config.op_types)
     if not ops:
         raise UserError(

@@ -11,24 +11,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from act_pipeline.analysis.ops import quantizable_ops
-from act_pipeline.compress.act import train
-from act_pipeline.compress.candidates import Scorer
-from act_pipeline.compress.detection_loss import unaligned_rows
-from act_pipeline.compress.feeds import feeds_of, training_reader
-from act_pipeline.compress.floor import lift
-from act_pipeline.compress.follow import call_followers
-from act_pipeline.compress.inventory import inventory_of
+from act_pipeline.calibration.feeds import feeds_of, training_reader
+from act_pipeline.calibration.images import calibration_batches
+from act_pipeline.compress.accuracy_control.algorithm import lift
+from act_pipeline.compress.accuracy_control.revert import give_back, rescaled
 from act_pipeline.compress.job import Candidate, Job, timed
-from act_pipeline.compress.mixed import give_back, rescaled
-from act_pipeline.compress.ptq import PostTraining
-from act_pipeline.compress.calibration_images import calibration_batches
-from act_pipeline.compress.selection import Selection
-from act_pipeline.compress.smooth_quant import smooth_model
-from act_pipeline.config import WeightedOp
-from act_pipeline.fit import told
-from act_pipeline.model import InferenceModel
-from act_pipeline.static_graph import StaticGraph
+from act_pipeline.compress.plan.op_inventory import inventory_of
+from act_pipeline.compress.plan.op_selection import Selection
+from act_pipeline.compress.ptq.quantizer import PostTraining
+from act_pipeline.compress.qat.detection_loss import unaligned_rows
+from act_pipeline.compress.qat.distributed.follower import call_followers
+from act_pipeline.compress.qat.int8_snapshots import Scorer
+from act_pipeline.compress.qat.trainer import train
+from act_pipeline.compress.smooth_quant.algorithm import smooth_model
+from act_pipeline.config.compression import WeightedOp
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.data.model_fit import told
+from act_pipeline.graph.quantizable_ops import quantizable_ops
+from act_pipeline.graph.static_graph import StaticGraph
 
 ALGORITHMS = ("mse", "avg", "abs_max", "hist", "KL")
 # SmoothQuant costs multiplications: it must take back this share of the drop to be built upon.
@@ -126,8 +126,14 @@ def _calibrated(
     }
     return job.add(
         Candidate(
-            f"{strategy}:{algo}", strategy, calibration.model, model, selection, calibration.inventory,
-            {"calibration": described, **(record or {})}, seconds,
+            f"{strategy}:{algo}",
+            strategy,
+            calibration.model,
+            model,
+            selection,
+            calibration.inventory,
+            {"calibration": described, **(record or {})},
+            seconds,
         )
     )
 

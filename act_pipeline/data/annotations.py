@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from act_pipeline.errors import UserError
-from act_pipeline.records import as_number
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import as_number
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
@@ -95,9 +95,12 @@ class Annotations:
     def images_with_boxes(self, load_crowd: bool = False) -> set[int]:
         """Return the ids of the images that ppdet's ``COCODataSet`` would find a box in."""
         return {
-            box["image_id"] for box in self.boxes or ()
-            if (load_crowd or not box["iscrowd"]) and not box.get("ignore", False)
-            and box["area"] > 0 and min(box["bbox"][2:]) > _EPSILON
+            box["image_id"]
+            for box in self.boxes or ()
+            if (load_crowd or not box["iscrowd"])
+            and not box.get("ignore", False)
+            and box["area"] > 0
+            and min(box["bbox"][2:]) > _EPSILON
         }
 
     def ground_truth(self) -> COCO:

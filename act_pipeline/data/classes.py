@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+from act_pipeline.core.errors import UserError
 from act_pipeline.data.annotations import Annotations
-from act_pipeline.errors import UserError
 
 _NAMED = 5
 # What an export writes that found no names.

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from act_pipeline.core.errors import UserError
 from act_pipeline.data.annotations import Annotations, image_path
-from act_pipeline.data.settings import CocoDataSet, ImageFolder
+from act_pipeline.data.reader_settings import CocoDataSet, ImageFolder
 from act_pipeline.data.transforms import Preprocess, UnreadableImage
-from act_pipeline.errors import UserError
 
 _logger = logging.getLogger(__name__)
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")

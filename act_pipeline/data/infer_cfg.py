@@ -9,9 +9,9 @@ from typing import Any, Optional
 
 import numpy as np
 
-from act_pipeline.data.settings import ReaderSettings
-from act_pipeline.errors import UserError
-from act_pipeline.upstream import import_ppdet
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.paddledet import import_ppdet
+from act_pipeline.data.reader_settings import ReaderSettings
 
 Step = tuple[str, dict[str, Any]]
 # Of these, one more or less changes where in the picture a pixel comes from, or what value it has.
@@ -118,7 +118,9 @@ def check_transforms(described: Described, settings: ReaderSettings, size_is_kno
     expected = [step for step in described.steps if step[0] in _COMPARED]
     found = [
         (name, dict(arguments or {}))
-        for step in settings.reader.sample_transforms for name, arguments in step.items() if name in _COMPARED
+        for step in settings.reader.sample_transforms
+        for name, arguments in step.items()
+        if name in _COMPARED
     ]
     where = settings.source.locate(f"{settings.reader_name}.sample_transforms")
     for name in _COMPARED:
@@ -162,9 +164,7 @@ def _compare(
 def _contradiction(
     name: str, keys: Sequence[str], theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str, source: str
 ) -> UserError:
-    found, expected = (
-        ", ".join(f"{key}: {values.get(key)}" for key in keys) for values in (ours, theirs)
-    )
+    found, expected = (", ".join(f"{key}: {values.get(key)}" for key in keys) for values in (ours, theirs))
     return UserError(
         f"{where}: {name} has {found}, but the model was exported with {expected} ({source}: Preprocess); set it so, "
         "or export the model again as it was trained"

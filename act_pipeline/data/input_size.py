@@ -6,8 +6,8 @@ import copy
 import dataclasses
 from typing import Any, Optional
 
-from act_pipeline.data.settings import ReaderSettings
-from act_pipeline.errors import UserError
+from act_pipeline.core.errors import UserError
+from act_pipeline.data.reader_settings import ReaderSettings
 
 # The argument that gives the size, of the transforms that can fix it.
 _SIZE_ARGUMENTS = {"Resize": "target_size", "LetterBoxResize": "target_size", "Pad": "size"}
@@ -39,7 +39,7 @@ def with_input_size(settings: ReaderSettings, height: int, width: int) -> Reader
     if not any(_fixed_size(step) for step in section.sample_transforms):
         raise _nothing_fixes_it(settings, "add it to change the size")
     for step in section.sample_transforms:
-        (name, arguments), = step.items()
+        ((name, arguments),) = step.items()
         if name in _SIZE_ARGUMENTS:
             arguments[_SIZE_ARGUMENTS[name]] = [height, width]
     inputs_def = {**settings.inputs_def, "image_shape": [3, height, width]}
@@ -48,7 +48,7 @@ def with_input_size(settings: ReaderSettings, height: int, width: int) -> Reader
 
 def _fixed_size(step: dict[str, Any]) -> Optional[tuple[int, int]]:
     """Return the height and width that a transform always gives, or None if it leaves them open."""
-    (name, arguments), = step.items()
+    ((name, arguments),) = step.items()
     arguments = arguments or {}
     if name not in _SIZE_ARGUMENTS or (name == "Resize" and arguments.get("keep_ratio", True)):
         return None

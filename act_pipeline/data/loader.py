@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.thread_pool import map_ahead
 from act_pipeline.data.dataset import Dataset
-from act_pipeline.errors import UserError
-from act_pipeline.threads import map_ahead
 
 
 class Loader:

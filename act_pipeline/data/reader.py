@@ -13,17 +13,17 @@ from typing import Any, Optional
 
 import numpy as np
 
-from act_pipeline.cpus import available_cpus
+from act_pipeline.core.cpus import available_cpus
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import hash_files
+from act_pipeline.core.yaml_files import resolve_path
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.data.classes import ModelClasses, check_count, match_classes, read_label_list
 from act_pipeline.data.dataset import Dataset, coco_records, folder_records
 from act_pipeline.data.input_size import input_size, with_input_size
 from act_pipeline.data.loader import Loader
-from act_pipeline.data.settings import SPLITS, CocoDataSet, ReaderSettings, load_settings
+from act_pipeline.data.reader_settings import SPLITS, CocoDataSet, ReaderSettings, load_settings
 from act_pipeline.data.transforms import Preprocess, UnreadableImage
-from act_pipeline.errors import UserError
-from act_pipeline.records import hash_files
-from act_pipeline.yaml_file import resolve_path
 
 _logger = logging.getLogger(__name__)
 _CHECKED_IMAGES = 8
@@ -271,8 +271,11 @@ class Reader:
         if self._preprocess is None:
             section = self.settings.reader
             self._preprocess = Preprocess(
-                section.sample_transforms, section.batch_transforms, self.settings.num_classes or 80,
-                self.settings.source, self.settings.reader_name,
+                section.sample_transforms,
+                section.batch_transforms,
+                self.settings.num_classes or 80,
+                self.settings.source,
+                self.settings.reader_name,
             )
         return self._preprocess
 
@@ -351,7 +354,12 @@ class Reader:
         ]
         reader = self.settings.reader
         body = [
-            split, self.num_classes, chosen, reader.sample_transforms, reader.batch_transforms, files,
+            split,
+            self.num_classes,
+            chosen,
+            reader.sample_transforms,
+            reader.batch_transforms,
+            files,
             hash_files([self.annotation_file(split)]) if settings.anno_path is not None else None,
         ]
         if isinstance(settings, CocoDataSet) and split != "train":
@@ -389,4 +397,3 @@ class Reader:
 
     def _resolve(self, dataset_dir: Optional[Path], name: str) -> Path:
         return resolve_path(name, self.path) if dataset_dir is None else dataset_dir / Path(name).expanduser()
-

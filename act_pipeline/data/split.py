@@ -8,8 +8,8 @@ from typing import Optional
 
 import numpy as np
 
+from act_pipeline.core.errors import UserError
 from act_pipeline.data.reader import Reader
-from act_pipeline.errors import UserError
 
 # What is left of TrainDataset without the images of EvalDataset must come to this to be enough to calibrate on.
 _FEWEST_TRAIN_IMAGES = 100
@@ -18,7 +18,8 @@ _FEWEST_TRAIN_IMAGES = 100
 def separate_splits(reader: Reader, seed: int = 0) -> tuple[Reader, Optional[str]]:
     """Return a reader whose splits ``train`` and ``eval`` share no image, and in one line what was done to it.
 
-    Where ``TrainDataset`` has images enough of its own, those of ``EvalDataset`` are left out of it. Where it has not, or
+    Where ``TrainDataset`` has images enough of its own, those of ``EvalDataset`` are left out of it. Where it has not,
+    or
     is missing, the images that both have are dealt out by chance: one half calibrates (and trains), the other judges.
 
     Args:
@@ -46,11 +47,14 @@ def separate_splits(reader: Reader, seed: int = 0) -> tuple[Reader, Optional[str
         return reader, None
     own = [name for name in training if name not in shared]
     if not reason and len(own) >= _FEWEST_TRAIN_IMAGES:
-        note = f"{len(shared)} images of EvalDataset are in TrainDataset too: they judge, and are left out of calibration"
+        note = (
+            f"{len(shared)} images of EvalDataset are in TrainDataset too: they judge, and are left out of calibration"
+        )
         return restricted(reader, own, judging), f"{reader.path}: {note}"
     if len(judging) < 2:
         raise UserError(
-            f"{reader.path}: EvalDataset has one image, which TrainDataset has too, expected another one to calibrate on; "
+            f"{reader.path}: EvalDataset has one image, which TrainDataset has too, expected another one to "
+            "calibrate on; "
             "add images"
         )
     dealt = [name for name in judging if name in shared]

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.errors import UserError, suggest
-from act_pipeline.schema import Source
-from act_pipeline.upstream import import_ppdet
+from act_pipeline.config.schema import Source
+from act_pipeline.core.errors import UserError, suggest
+from act_pipeline.core.paddledet import import_ppdet
 
 # DecodeCache unpickles what lies in a folder that the file names; the others write pictures into one.
 _REFUSED = ("DecodeCache", "DebugVisibleImage", "VisibleRBox")
@@ -132,11 +132,14 @@ class Preprocess:
 
 def _make(step: dict[str, Any], num_classes: int, source: Source, name: str) -> tuple[str, Any]:
     transforms = import_ppdet("ppdet.data.transform")
-    (kind, arguments), = step.items()
+    ((kind, arguments),) = step.items()
     known = sorted(
-        candidate for candidate in dir(transforms)
-        if inspect.isclass(found := getattr(transforms, candidate)) and issubclass(found, transforms.BaseOperator)
-        and found is not transforms.BaseOperator and candidate not in _REFUSED
+        candidate
+        for candidate in dir(transforms)
+        if inspect.isclass(found := getattr(transforms, candidate))
+        and issubclass(found, transforms.BaseOperator)
+        and found is not transforms.BaseOperator
+        and candidate not in _REFUSED
     )
     if kind not in known:
         raise UserError(

@@ -8,13 +8,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from act_pipeline.core.artifacts import OnnxModel
+from act_pipeline.core.errors import UserError
 from act_pipeline.engines.arrays import require_outputs
-from act_pipeline.engines.base import DEVICES, PRECISIONS, Artifact, Engine, EngineSupport
-from act_pipeline.engines.best import best_engine, fastest_engine
-from act_pipeline.engines.host import Machine, machine
+from act_pipeline.engines.interface import DEVICES, PRECISIONS, Artifact, Engine, EngineSupport
+from act_pipeline.engines.machine import Machine, machine
+from act_pipeline.engines.ranking import best_engine, fastest_engine
 from act_pipeline.engines.registry import REGISTRY, find_runtime, find_support, paddle_refusal, support
-from act_pipeline.errors import UserError
-from act_pipeline.model import OnnxModel
 
 __all__ = [
     "DEVICES",
@@ -109,13 +109,13 @@ def inspect_artifact(model: Artifact, here: Machine | None = None) -> Any:
         UserError: a file is damaged, or the package that reads it is missing.
     """
     if isinstance(model, OnnxModel):
-        from act_pipeline.engines.onnx_files import inspect_onnx
+        from act_pipeline.engines.onnx_runtimes.onnx_files import inspect_onnx
 
         return inspect_onnx(model)
     refusal = paddle_refusal(here or machine())
     if refusal is not None:
         why, remedy = refusal
         raise UserError(f"{model.directory} is a Paddle model, which cannot be read: {why}; {remedy}")
-    from act_pipeline.engines.model_files import inspect_model
+    from act_pipeline.graph.model_files import inspect_model
 
     return inspect_model(model)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from act_pipeline.errors import UserError
+from act_pipeline.core.errors import UserError
 
 
 class InputCheck:
@@ -59,7 +59,7 @@ class InputCheck:
 
 
 def detections(bbox: np.ndarray, bbox_num: np.ndarray, where: Path) -> dict[str, np.ndarray]:
-    """Return a model's first two outputs as :meth:`act_pipeline.engines.base.Engine.run` gives them.
+    """Return a model's first two outputs as :meth:`act_pipeline.engines.interface.Engine.run` gives them.
 
     Raises:
         UserError: the first is not [K, 6].

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from act_pipeline.errors import UserError
+from act_pipeline.core.errors import UserError
 
 
 def choose_device(device: str) -> str:

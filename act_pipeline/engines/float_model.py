@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
 from act_pipeline.engines.arrays import require_outputs
-from act_pipeline.engines.model_files import inspect_model
-from act_pipeline.errors import UserError
-from act_pipeline.model import InferenceModel
+from act_pipeline.graph.model_files import inspect_model
 
 # Ops that Paddle Inference's own optimization writes.
 _FUSED_PREFIXES = ("fused_", "fusion_")
@@ -21,13 +21,15 @@ def require_float(model: InferenceModel) -> None:
     summary = inspect_model(model)
     if summary.quantized:
         raise UserError(
-            f"{model.model_path} is an INT8 model already, expected the float model that it was made of; give that one's "
+            f"{model.model_path} is an INT8 model already, expected the float model that it was made of; give "
+            "that one's "
             "folder as Global.model_dir"
         )
     fused = sorted(op for op in summary.op_counts if op.startswith(_FUSED_PREFIXES) or op in _FUSED_OPS)
     if fused:
         raise UserError(
-            f"{model.model_path} is written by Paddle Inference's optimization (it holds {', '.join(fused[:3])}), which "
+            f"{model.model_path} is written by Paddle Inference's optimization (it holds {', '.join(fused[:3])}), "
+            "which "
             "fuses what shall be quantized; give the model as it was exported"
         )
     if summary.half_parameters:

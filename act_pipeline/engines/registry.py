@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from act_pipeline.engines.base import EngineSupport
-from act_pipeline.engines.host import Machine, machine
-from act_pipeline.engines.tensorrt import tensorrt_refusal, tensorrt_versions
-from act_pipeline.errors import UserError, suggest
+from act_pipeline.core.errors import UserError, suggest
+from act_pipeline.engines.interface import EngineSupport
+from act_pipeline.engines.machine import Machine, machine
+from act_pipeline.engines.tensorrt.engine import tensorrt_refusal, tensorrt_versions
 
 # Why not, and what to do; None: it can.
 Refusal = Optional[tuple[str, str]]
@@ -27,7 +27,7 @@ class Runtime:
 
     Attributes:
         module: the file in ``act_pipeline/engines/``.
-        class_name: the class in it, an :class:`act_pipeline.engines.base.Engine`.
+        class_name: the class in it, an :class:`act_pipeline.engines.interface.Engine`.
         rows: what a machine can run of it.
         onnx: it loads ONNX files, and folders by lowering them; else folders alone.
         otherwise: the flag that runs the model without it.
@@ -218,9 +218,9 @@ def _int8_kernels(here: Machine) -> str:
 
 
 REGISTRY: dict[str, Runtime] = {
-    "paddle": Runtime("paddle_native", "PaddleEngine", _paddle_rows, stand_ins=("summary", "inference")),
+    "paddle": Runtime("paddle.native", "PaddleEngine", _paddle_rows, stand_ins=("summary", "inference")),
     "paddle_onednn": Runtime(
-        "paddle_native",
+        "paddle.native",
         "PaddleEngine",
         _onednn_rows,
         otherwise="--use_mkldnn=False",
@@ -228,16 +228,16 @@ REGISTRY: dict[str, Runtime] = {
         stand_ins=("summary", "inference"),
     ),  # fmt: skip
     "int8_reference": Runtime(
-        "int8_reference", "Int8ReferenceEngine", _simulated_rows, stand_ins=("summary", "inference", "machine")
+        "paddle.int8_reference", "Int8ReferenceEngine", _simulated_rows, stand_ins=("summary", "inference", "machine")
     ),  # fmt: skip
     "paddle_trt": Runtime(
-        "paddle_trt",
+        "paddle.tensorrt",
         "PaddleTensorRTEngine",
         _paddle_trt_rows,
         otherwise="--use_trt=False",
         stand_ins=("summary", "inference", "machine"),
     ),  # fmt: skip
-    "openvino": Runtime("openvino", "OpenVINOEngine", _openvino_rows, onnx=True),
-    "onnxruntime": Runtime("onnxruntime", "OnnxRuntimeEngine", _onnxruntime_rows, onnx=True),
-    "tensorrt": Runtime("tensorrt", "TensorRTEngine", _tensorrt_rows, onnx=True),
+    "openvino": Runtime("onnx_runtimes.openvino", "OpenVINOEngine", _openvino_rows, onnx=True),
+    "onnxruntime": Runtime("onnx_runtimes.onnxruntime", "OnnxRuntimeEngine", _onnxruntime_rows, onnx=True),
+    "tensorrt": Runtime("tensorrt.engine", "TensorRTEngine", _tensorrt_rows, onnx=True),
 }

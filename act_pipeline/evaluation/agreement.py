@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from act_pipeline.analysis.matching import MIN_SCORE, overlaps
+from act_pipeline.evaluation.matching import MIN_SCORE, overlaps
 
 MATCHED_IOU = 0.5
 
@@ -62,8 +62,8 @@ def detection_change(reference: np.ndarray, other: np.ndarray, min_score: float 
     """Return how far detections are from a reference's, in [0, 1]: 0 where all agree, 1 where none has a partner.
 
     It ranks models on images without labels. It is 1 - the mean, over the objects that either model is sure of, of
-    ``iou * min(s, t) / max(s, t)`` with their scores s and t: what :func:`act_pipeline.analysis.matching.agreement_of`
-    gives of all images together, made for many.
+    ``iou * min(s, t) / max(s, t)`` with their scores s and t: what
+    :func:`act_pipeline.evaluation.matching.agreement_of` gives of all images together, made for many.
 
     Args:
         reference, other: [M, 7] and [K, 7] as ``Evaluation.detections``, of the same images.

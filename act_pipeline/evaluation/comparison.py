@@ -32,9 +32,9 @@ class Comparison:
         """Return what ``act.json`` and ``eval.json`` say.
 
         ``map_drop_interval`` is of the drop, reference - model: ``low``, ``high`` (which hold ``level`` of the
-        resamples), ``level``, ``resamples``, ``standard_error``; ``probability_within_max_drop`` the share of resamples within
-        ``max_drop``; ``images_needed`` how many images would tell whether the drop is within ``max_drop``, None where
-        these do or no number would; and ``agreement``.
+        resamples), ``level``, ``resamples``, ``standard_error``; ``probability_within_max_drop`` the share of resamples
+        within ``max_drop``; ``images_needed`` how many images would tell whether the drop is within ``max_drop``, None
+        where these do or no number would; and ``agreement``.
         """
         found, limited = self.difference, self.difference is not None and max_drop is not None
         return {

@@ -19,7 +19,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from act_pipeline.cpus import available_cpus
+from act_pipeline.core.cpus import available_cpus
 from act_pipeline.evaluation.coco import CategoryMatches, Matches
 
 RESAMPLES = 1000

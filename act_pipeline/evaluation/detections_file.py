@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from act_pipeline.errors import UserError
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import write_bytes_atomically
 from act_pipeline.evaluation.coco import placed, places_of
 from act_pipeline.evaluation.result import Evaluation
-from act_pipeline.records import write_bytes_atomically
 
 DETECTIONS_FILENAME = "detections.npz"
 # COCO's scores look no further, in each image and category.
@@ -41,7 +41,8 @@ class Detections:
     def known(self, file_names: Mapping[int, str]) -> list[int]:
         """Return those of ``image_ids`` that are among other images, given by id and file name, in ascending order."""
         return [
-            number for number, key in zip(self.image_ids, self.image_names.tolist())
+            number
+            for number, key in zip(self.image_ids, self.image_names.tolist())
             if number in file_names and _name_key(file_names[number]) == key
         ]
 

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from act_pipeline.core.cpus import available_cpus
+from act_pipeline.core.errors import UserError
 from act_pipeline.data.annotations import distinct_names
-from act_pipeline.engines.base import Engine
-from act_pipeline.cpus import available_cpus
-from act_pipeline.errors import UserError
+from act_pipeline.engines.interface import Engine
+from act_pipeline.evaluation.batches import BatchRun, latency_percentiles, run_batches, run_beside
 from act_pipeline.evaluation.coco import AnnotatedReader, GroundTruth, placed, places_of, score_detections
 from act_pipeline.evaluation.result import Evaluation
-from act_pipeline.running import BatchRun, latency_percentiles, run_batches, run_beside
 
 
 class EvaluationReader(AnnotatedReader, Protocol):
@@ -37,7 +37,7 @@ def evaluate(
     """Run every image of a split through an engine and score what it finds.
 
     Args:
-        engine: anything that is an :class:`act_pipeline.engines.base.Engine`; it is not closed.
+        engine: anything that is an :class:`act_pipeline.engines.interface.Engine`; it is not closed.
         reader: gives the batches and the annotation file.
         split: ``eval`` or ``train``, as the reader has them.
         limit: the first so many images only; the scores are of these.
@@ -70,7 +70,7 @@ def evaluate_beside(
     Images are read while others are computed, and each goes to whichever engine is free.
 
     Args:
-        engines: of one model, see :func:`act_pipeline.running.run_beside`; they are not closed.
+        engines: of one model, see :func:`act_pipeline.evaluation.batches.run_beside`; they are not closed.
         reader, split, progress, limit: see :func:`evaluate`.
 
     Returns:
@@ -119,7 +119,8 @@ def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Eval
         summary=scores.summary,
         per_class={
             name_of[category_id]: ap
-            for category_id, ap in zip(sorted(category_ids), scores.per_category) if category_id in truth.category_ids
+            for category_id, ap in zip(sorted(category_ids), scores.per_category)
+            if category_id in truth.category_ids
         },
         images=images,
         batch_size=batch_size,

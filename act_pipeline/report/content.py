@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from act_pipeline.core.records import BELOW_SUFFIX
 from act_pipeline.data.annotations import Annotations
-from act_pipeline.records import BELOW_SUFFIX
 from act_pipeline.report.curves import RECALLS, score
 from act_pipeline.report.differences import iou_map, most_different, pair_images, summarize
 from act_pipeline.report.errors import KINDS, best_threshold, count_errors, judge
@@ -96,9 +96,7 @@ def _per_class(figures: Mapping[str, Any], objects: Mapping[str, int]) -> list[d
 def _ops(found: Sequence[Any]) -> list[dict[str, Any]]:
     """Return ops that are not wholly in INT8, with all that is said of any of them; None where it is not."""
     names = ("name", "type", "module", "group", "reason", "sensitivity", "map_after")
-    return [
-        {**{name: op.get(name) for name in names}, "name": op.get("output") or op.get("name")} for op in found
-    ]
+    return [{**{name: op.get(name) for name in names}, "name": op.get("output") or op.get("name")} for op in found]
 
 
 def _class_counts(classes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -233,9 +231,7 @@ def _errors(judged: Mapping[str, Any], threshold: float) -> dict[str, Any]:
         "threshold": threshold,
         **counts,
         "total": {**totals, "change": totals["int8"] - totals["fp32"]},
-        "change": {
-            kind: counts["int8"]["kinds"][kind]["all"] - counts["fp32"]["kinds"][kind]["all"] for kind in KINDS
-        },
+        "change": {kind: counts["int8"]["kinds"][kind]["all"] - counts["fp32"]["kinds"][kind]["all"] for kind in KINDS},
         "right_change": counts["int8"]["right"]["all"] - counts["fp32"]["right"]["all"],
     }
 

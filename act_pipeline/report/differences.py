@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.analysis.matching import match
+from act_pipeline.evaluation.matching import match
 from act_pipeline.report.errors import FOREGROUND_IOU, corners
 
 # Weaker detections than this share of the threshold are no partner: RT-DETR gives a few hundred boxes for every image.
@@ -51,8 +51,8 @@ def pair_images(
     """Pair two models' detections image by image.
 
     Partners have the same class and an IoU above 0.5; those that agree best are paired first, each once, as
-    :func:`act_pipeline.analysis.matching.match` does. A detection below the threshold counts only as the partner of one
-    above it.
+    :func:`act_pipeline.evaluation.matching.match` does. A detection below the threshold counts only as the partner of
+    one above it.
 
     Args:
         first: [M, 7] as ``Evaluation.detections``.
@@ -79,9 +79,7 @@ def _by_image(rows: np.ndarray) -> dict[int, np.ndarray]:
 
 def _pair(first: np.ndarray, second: np.ndarray, threshold: float) -> list[Pair]:
     found = match(_as_outputs(first), _as_outputs(second), threshold, FOREGROUND_IOU)
-    pairs = [
-        Pair(first[row], second[column], float(overlap)) for (row, column), overlap in zip(found.pairs, found.iou)
-    ]
+    pairs = [Pair(first[row], second[column], float(overlap)) for (row, column), overlap in zip(found.pairs, found.iou)]
     pairs += [Pair(first[row], None, None) for row in found.missed]
     pairs += [Pair(None, second[row], None) for row in found.added]
     return sorted(pairs, key=_surest, reverse=True)
@@ -110,9 +108,7 @@ def summarize(pairs: Mapping[int, Sequence[Pair]], threshold: float) -> dict[str
         "mean_iou": float(np.mean(overlaps)) if both else None,
         "median_score_change": float(np.median(changes)) if both else None,
         "p95_score_change": float(np.percentile(changes, 95)) if both else None,
-        "images_unchanged": sum(
-            all(pair.status(threshold) == "both" for pair in found) for found in pairs.values()
-        ),
+        "images_unchanged": sum(all(pair.status(threshold) == "both" for pair in found) for found in pairs.values()),
         "images": len(pairs),
     }
 
@@ -150,8 +146,7 @@ def iou_map(
             sums[row, column] += pair.iou
             counts[row, column] += 1
     means = [
-        [round(float(total / count), 4) if count else None for total, count in zip(*line)]
-        for line in zip(sums, counts)
+        [round(float(total / count), 4) if count else None for total, count in zip(*line)] for line in zip(sums, counts)
     ]
     filled = [mean for line in means for mean in line if mean is not None]
     return {

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.analysis.matching import iou
+from act_pipeline.evaluation.matching import iou
 
 FOREGROUND_IOU = 0.5
 BACKGROUND_IOU = 0.1
@@ -31,8 +31,8 @@ class Judged:
         scores: [M] float64.
         kinds: [M] str: ``right``, one of ``KINDS``, or ``crowd`` (in a crowd region, which counts as nothing).
         areas: [M] float64, pixels: of the object that it found or took for another, else of its own box.
-        objects: [M] int64: the object (its place among those that are no crowd) that it found, or that a ``wrong_class``
-            or ``poor_box`` covers; -1 for others.
+        objects: [M] int64: the object (its place among those that are no crowd) that it found, or that a
+            ``wrong_class`` or ``poor_box`` covers; -1 for others.
         object_areas: [G] float64, pixels: of all objects.
     """
 

@@ -16,8 +16,14 @@ import numpy as np
 # Stand for the page's colours while matplotlib draws, and are exchanged for its CSS variables afterwards.
 INK, MUTED, LINE, FP32, INT8, SURFACE, LOSS = (f"#0102{number:02x}" for number in range(3, 10))
 _VARIABLES = {
-    INK: "--ink", MUTED: "--muted", LINE: "--line", FP32: "--fp32", INT8: "--int8", SURFACE: "--surface", LOSS: "--loss",
-}  # fmt: skip
+    INK: "--ink",
+    MUTED: "--muted",
+    LINE: "--line",
+    FP32: "--fp32",
+    INT8: "--int8",
+    SURFACE: "--surface",
+    LOSS: "--loss",
+}
 _WIDTH, _HEIGHT = 4.5, 3.1
 _RC = {
     "svg.fonttype": "none",
@@ -128,9 +134,7 @@ def ranges(ops: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> str:
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
         floor = 1e-6
-        low, high, top = (
-            np.maximum([float(op[key]) for op in ops], floor) for key in ("p999", "p9999", "abs_max")
-        )
+        low, high, top = (np.maximum([float(op[key]) for op in ops], floor) for key in ("p999", "p9999", "abs_max"))
         places = np.arange(len(ops))
         axes.vlines(places, low, np.maximum(top, low), color=LOSS, linewidth=0.9)
         axes.vlines(places, low, np.maximum(high, low * 1.02), color=INT8, linewidth=2.4)
@@ -151,7 +155,9 @@ def ranges(ops: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> str:
     return _svg(draw, width=7.6, height=3.2)
 
 
-def histogram(edges: Sequence[float], counts: Sequence[float], threshold: float | None, words: Mapping[str, str]) -> str:
+def histogram(
+    edges: Sequence[float], counts: Sequence[float], threshold: float | None, words: Mapping[str, str]
+) -> str:
     """Return one tensor's histogram on a logarithmic scale, with the threshold at which INT8 ends."""
 
     def draw(figure: Any) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from act_pipeline.core.tables import images_tell, rounded_up
 from act_pipeline.report.errors import SIZES
 from act_pipeline.report.sources import HALF_PRECISIONS
-from act_pipeline.tables import images_tell, rounded_up
 
 _SIZE_STATS = tuple(f"ap_{size}" for size in SIZES)
 
 
 def model_figures(part: Mapping[str, Any], scores: Any) -> dict[str, Any]:
-    """Return the figures of ``fp32`` or ``int8`` of an ``act.json``; what an older one lacks is of ``scores``, or None."""
+    """Return the figures of ``fp32`` or ``int8`` of an ``act.json``; what an older one lacks is of ``scores``, or
+    None.
+    """
     stats = part.get("stats") or (scores.stats if scores else {})
     return {
         "map": part.get("map"),

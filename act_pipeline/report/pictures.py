@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.errors import UserError
+from act_pipeline.core.errors import UserError
 from act_pipeline.report.differences import Pair
 from act_pipeline.report.errors import FOREGROUND_IOU, box_iou
 
@@ -86,7 +86,7 @@ def photograph(path: Path) -> tuple[str, int, int] | None:
     """
     import cv2
 
-    from act_pipeline.visualize import read_image
+    from act_pipeline.inference.visualize import read_image
 
     try:
         pixels = read_image(path)

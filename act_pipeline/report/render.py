@@ -10,9 +10,9 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from act_pipeline.core.tables import BYTES_PER_MB
 from act_pipeline.report import figures
 from act_pipeline.report.texts import stage_name, texts
-from act_pipeline.tables import BYTES_PER_MB
 
 _FOLDER = Path(__file__).resolve().parent
 _NOTHING = "–"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from act_pipeline.records import as_number
+from act_pipeline.core.records import as_number
 
 SHOWN_OPS, SHOWN_WIDEST = 20, 6
 _UNKNOWN_GROUP = "other"
@@ -22,9 +22,9 @@ def sensitivity(analysis: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
     Returns:
         ``measure`` (``noise`` or ``detection_change``), ``images``, ``count``, ``shown``, ``ops`` (``name``, ``type``,
-        ``module``, ``group``, ``sqnr_db``, ``detection_change``, ``map``, ``value``: by which they are ranked, ``share``
-        of the sum of all, ``relative``: to the largest), ``groups`` and ``attentions`` (``name``, ``ops``, ``share``);
-        None if nothing was measured.
+        ``module``, ``group``, ``sqnr_db``, ``detection_change``, ``map``, ``value``: by which they are ranked,
+        ``share`` of the sum of all, ``relative``: to the largest), ``groups`` and ``attentions`` (``name``, ``ops``,
+        ``share``); None if nothing was measured.
     """
     found = analysis or {}
     ops = [op for op in found.get("ops") or () if isinstance(op, Mapping)]

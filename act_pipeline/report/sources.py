@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.errors import UserError
-from act_pipeline.evaluation import DETECTIONS_FILENAME, EVAL_SCHEMA, Detections, load_detections
-from act_pipeline.records import (
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import (
     ACT_FILENAME,
     ACT_SCHEMA,
     ANALYSIS_FILENAME,
@@ -18,6 +17,7 @@ from act_pipeline.records import (
     BENCHMARK_SCHEMA,
     read_record,
 )
+from act_pipeline.evaluation import DETECTIONS_FILENAME, EVAL_SCHEMA, Detections, load_detections
 
 HALF_PRECISIONS = ("fp16", "bf16")
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError, suggest
+from act_pipeline.core.records import write_record, write_text_atomically
 from act_pipeline.data.annotations import image_path
+from act_pipeline.data.model_fit import with_classes_of
 from act_pipeline.data.reader import Reader
-from act_pipeline.errors import UserError, suggest
-from act_pipeline.fit import with_classes_of
-from act_pipeline.model import InferenceModel
-from act_pipeline.records import write_record, write_text_atomically
 from act_pipeline.report.content import REPORT_SCHEMA, ReportReader, build
 from act_pipeline.report.pictures import photograph
 from act_pipeline.report.render import render
@@ -36,8 +36,9 @@ def write_report(
 ) -> Path:
     """Write ``report.html`` and the record of its figures, ``report.json``, into the folder of an INT8 model.
 
-    The scalars of a training go to ``visualdl`` in the folder, where VisualDL is installed. Nothing is run: the figures come from ``act.json``, ``detections.npz`` and ``analysis.json`` in the folder, and the
-    records that are named. What was not measured is left out, and the page says how to measure it.
+    The scalars of a training go to ``visualdl`` in the folder, where VisualDL is installed. Nothing is run: the figures
+    come from ``act.json``, ``detections.npz`` and ``analysis.json`` in the folder, and the records that are named. What
+    was not measured is left out, and the page says how to measure it.
 
     Args:
         artifact: the folder of the INT8 model, with ``act.json``.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.errors import UserError
+from act_pipeline.core.errors import UserError
 from act_pipeline.rtdetr.fit import check_config
 
 _MAX_NAMED_MISMATCHES = 3
@@ -24,7 +24,7 @@ def register_modules() -> None:
 
     `ResNet`, `DETR` and `DINOLoss` replace `ppdet`'s own, of which they are supersets.
     """
-    from act_pipeline.upstream import import_ppdet
+    from act_pipeline.core.paddledet import import_ppdet
 
     import_ppdet("ppdet.modeling")  # registers ppdet's own modules
     from ppdet.core.config.schema import extract_schema
@@ -101,7 +101,7 @@ def build_model(
         UserError: the YAML names no architecture, a module that does not exist, or a key that a module lacks.
     """
     if not isinstance(config, Mapping):
-        from act_pipeline.yaml_file import apply_overrides, load_yaml
+        from act_pipeline.core.yaml_files import apply_overrides, load_yaml
 
         source = os.fspath(config)
         config = apply_overrides(load_yaml(source), overrides)
@@ -152,7 +152,9 @@ def load_weights(model, path: str | os.PathLike[str]) -> None:
             f"weights {location} cannot be read ({error}); expected a .pdparams; download it again"
         ) from None
     if not isinstance(state, dict):
-        raise UserError(f"weights {location} hold {type(state).__name__}, expected a state dict: give the .pdparams of the training")
+        raise UserError(
+            f"weights {location} hold {type(state).__name__}, expected a state dict: give the .pdparams of the training"
+        )
     state.pop("StructuredToParameterName@@", None)
     expected = model.state_dict()
     faults = []

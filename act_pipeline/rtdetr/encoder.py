@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
-from ppdet.modeling.backbones.cspresnet import RepVggBlock
 from ppdet.modeling.backbones.csp_darknet import BaseConv
+from ppdet.modeling.backbones.cspresnet import RepVggBlock
 from ppdet.modeling.ops import get_act_fn
 from ppdet.modeling.shape_spec import ShapeSpec
+from ppdet.modeling.transformers import detr_transformer
 
 from act_pipeline.rtdetr.layers import batch_norm
-from ppdet.modeling.transformers import detr_transformer
 
 _POSITION_TEMPERATURE = 10000.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from act_pipeline.errors import UserError
+from act_pipeline.core.errors import UserError
 
 _PARTS = ("backbone", "neck", "transformer", "detr_head", "post_process")
 

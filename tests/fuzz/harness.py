@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.errors import UserError
+from act_pipeline.core.errors import UserError
 
 # Of one example; far above what the slowest valid file takes on a busy machine.
 SECONDS_AN_EXAMPLE = 45

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.data.dataset import coco_records
-from act_pipeline.data.settings import CocoDataSet
+from act_pipeline.data.reader_settings import CocoDataSet
 from act_pipeline.evaluation import evaluate
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import json_files

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from act_pipeline.compress.checkpoint import CHECKPOINT_SCHEMA, Checkpoints
-from act_pipeline.compress.inventory import OpInventory
-from act_pipeline.compress.keeper import Keeper
-from act_pipeline.compress.paddle_state import read_random_states
-from act_pipeline.compress.ranks import ALONE, Leader
-from act_pipeline.compress.training import Training
+from act_pipeline.compress.plan.op_inventory import OpInventory
+from act_pipeline.compress.qat.distributed.ranks import ALONE, Leader
+from act_pipeline.compress.qat.resume.checkpoints import CHECKPOINT_SCHEMA, Checkpoints
+from act_pipeline.compress.qat.resume.training_checkpoint import Keeper
+from act_pipeline.compress.qat.state import read_random_states
+from act_pipeline.compress.qat.training import Training
+from act_pipeline.core.records import hash_files
 from act_pipeline.data.loader import Loader
-from act_pipeline.records import hash_files
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import json_files, raw
 

@@ -73,7 +73,19 @@ def _examples(folder: Path) -> st.SearchStrategy[bytes]:
     inside = st.one_of(raw([plain]), st.sampled_from(_HEADERS).map(lambda header: _array(header, _ROWS.tobytes())))
     packed = st.builds(
         lambda name, content, method: _archive({"fp32.npy": plain, **images, name: content}, method),
-        st.sampled_from(["int8.npy", "image_ids.npy", "image_names.npy", "int8", "../../x.npy", "/tmp/x.npy", "fp32.npy", "\u202e.npy", ".npy"]),
+        st.sampled_from(
+            [
+                "int8.npy",
+                "image_ids.npy",
+                "image_names.npy",
+                "int8",
+                "../../x.npy",
+                "/tmp/x.npy",
+                "fp32.npy",
+                "\u202e.npy",
+                ".npy",
+            ]
+        ),
         inside,
         st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]),
     )

@@ -11,8 +11,8 @@ from unittest import mock
 
 from hypothesis import strategies as st
 
-from act_pipeline.cache_dir import CACHE_VARIABLE
-from act_pipeline.download import fetch, is_url
+from act_pipeline.core.cache_dir import CACHE_VARIABLE
+from act_pipeline.core.downloads import fetch, is_url
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import raw
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
+from act_pipeline.core.artifacts import INFER_CFG_FILENAME, InferenceModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.paddledet import import_ppdet
 from act_pipeline.data.infer_cfg import Described, check_transforms
-from act_pipeline.data.settings import load_settings
-from act_pipeline.errors import UserError
-from act_pipeline.inference import _class_names
-from act_pipeline.model import INFER_CFG_FILENAME, InferenceModel
-from act_pipeline.upstream import import_ppdet
+from act_pipeline.data.reader_settings import load_settings
+from act_pipeline.inference.run import _class_names
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import raw, yaml_files
 

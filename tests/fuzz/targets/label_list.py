@@ -12,7 +12,7 @@ from tests.fuzz.mutate import raw
 
 
 def _examples(folder: Path) -> st.SearchStrategy[bytes]:
-    return raw(["background\nperson\nbicycle\n".encode(), "\ufeff人\n自行车\n".encode()])
+    return raw([b"background\nperson\nbicycle\n", "\ufeff人\n自行车\n".encode()])
 
 
 def _read(folder: Path, content: bytes) -> None:

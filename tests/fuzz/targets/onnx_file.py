@@ -1,4 +1,4 @@
-"""ONNX files before a runtime gets them: ``model.open_model`` and ``engines.onnx_files``."""
+"""ONNX files before a runtime gets them: ``model.open_model`` and ``engines.onnx_runtimes.onnx_files``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from act_pipeline.engines.onnx_files import onnx_artifact, require_spelling
-from act_pipeline.model import open_model
+from act_pipeline.core.artifacts import open_model
+from act_pipeline.engines.onnx_runtimes.onnx_files import onnx_artifact, require_spelling
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import ODD_NUMBERS, raw
 

@@ -1,4 +1,4 @@
-"""``.pdmodel`` and ``.pdiparams``: ``engines.model_files.inspect_model``, then Paddle itself in a child process."""
+"""``.pdmodel`` and ``.pdiparams``: ``graph.model_files.inspect_model``, then Paddle itself in a child process."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from act_pipeline.engines.model_files import inspect_model
-from act_pipeline.errors import UserError
-from act_pipeline.model import InferenceModel
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.graph.model_files import inspect_model
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import ODD_NUMBERS, raw
 
@@ -100,7 +100,7 @@ def _read(folder: Path, example: tuple[bytes, bytes]) -> None:
 
 
 def _load(model: InferenceModel) -> None:
-    from act_pipeline.static_graph import StaticGraph, static_mode
+    from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
     with static_mode():
         graph = StaticGraph.load(model)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
+from act_pipeline.core.paddledet import import_ppdet
 from act_pipeline.data import Reader
-from act_pipeline.upstream import import_ppdet
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import odd_values, yaml_files
 

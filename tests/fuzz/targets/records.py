@@ -9,13 +9,13 @@ from typing import Any
 from hypothesis import strategies as st
 
 from act_pipeline.compress.pipeline import _current
-from act_pipeline.data import sample
+from act_pipeline.core.artifacts import INFER_CFG_FILENAME, ONNX_SCHEMA, InferenceModel, OnnxModel
+from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, ANALYSIS_SCHEMA, read_record
+from act_pipeline.data import builtin_sample
 from act_pipeline.demo import _kept_evaluation
 from act_pipeline.evaluation import EVAL_SCHEMA
 from act_pipeline.export import EXPORT_SCHEMA, _is_current
 from act_pipeline.export import RECORD_FILENAME as EXPORT_FILENAME
-from act_pipeline.model import INFER_CFG_FILENAME, ONNX_SCHEMA, InferenceModel, OnnxModel
-from act_pipeline.records import ACT_FILENAME, ACT_SCHEMA, ANALYSIS_SCHEMA, read_record
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import json_files, raw
 
@@ -31,7 +31,7 @@ def _examples(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
     for name in ("model.pdmodel", "model.pdiparams", "model.onnx"):
         (folder / name).write_bytes(b"model")
     (folder / INFER_CFG_FILENAME).write_text("label_list: [a]\n")
-    names = (EVAL_SCHEMA, ACT_SCHEMA, ANALYSIS_SCHEMA, EXPORT_SCHEMA, ONNX_SCHEMA, sample.SCHEMA)
+    names = (EVAL_SCHEMA, ACT_SCHEMA, ANALYSIS_SCHEMA, EXPORT_SCHEMA, ONNX_SCHEMA, builtin_sample.SCHEMA)
     body = {
         "model_hash": InferenceModel(folder).content_hash(),
         "reader_hash": _HASH,
@@ -59,7 +59,7 @@ def _read(folder: Path, example: tuple[str, bytes]) -> None:
     names: dict[str, Any] = {
         EXPORT_SCHEMA: EXPORT_FILENAME,
         ACT_SCHEMA: ACT_FILENAME,
-        sample.SCHEMA: sample.RECORD,
+        builtin_sample.SCHEMA: builtin_sample.RECORD,
         ONNX_SCHEMA: "model.json",
     }
     path = folder / names.get(schema, "record.json")
@@ -70,8 +70,8 @@ def _read(folder: Path, example: tuple[str, bytes]) -> None:
         _current(folder, {"source_hash": _HASH})
     elif schema == EXPORT_SCHEMA:
         _is_current(folder, {"source_hash": _HASH})
-    elif schema == sample.SCHEMA:
-        sample.is_made(folder, 1, 1, 0, 64)
+    elif schema == builtin_sample.SCHEMA:
+        builtin_sample.is_made(folder, 1, 1, 0, 64)
     elif schema == ONNX_SCHEMA:
         OnnxModel(folder / "model.onnx").record()
     read_record(path, schema)

@@ -1,4 +1,4 @@
-"""``dynamic_shape.txt`` and the record beside it: ``engines.dynamic_shape.stale_reason``."""
+"""``dynamic_shape.txt`` and the record beside it: ``engines.paddle.dynamic_shape.stale_reason``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from act_pipeline.engines.dynamic_shape import SCHEMA, ShapeKey, record_path, shapes_path, stale_reason
-from act_pipeline.model import InferenceModel
-from act_pipeline.records import hash_files
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.records import hash_files
+from act_pipeline.engines.paddle.dynamic_shape import SCHEMA, ShapeKey, record_path, shapes_path, stale_reason
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import json_files, raw
 

@@ -1,0 +1,365 @@
+"""What a float model gives with some of its ops in INT8, for any choice of them and nothing written to disk.
+
+Quantizing an op means what it means in the INT8 model that is saved: its activations pass through Paddle's own
+``quantize_linear`` and ``dequantize_linear``, its weight is rounded per output channel. Each choice is a program of its
+own over the parameters of one scope; making one costs what Paddle's executor takes to prepare it, a few tenths of a
+second, and no op that stays float costs anything. On the CPU convolutions and matmuls are computed by oneDNN.
+
+:meth:`Simulation.hold` keeps the float model's tensors of a batch, and runs on that batch then begin where the first
+quantized op stands: what lies before it and beside it is the same. PaddleSlim's ``AnalysisPTQ`` writes a model for
+each op and runs all of it.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.graph.int8_rounding import rounded_weight
+from act_pipeline.graph.program_desc import parsed
+from act_pipeline.graph.quantizable_ops import QuantizableOp
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
+
+# The other kernels gain nothing measurable from oneDNN without the fusions of Paddle Inference.
+_ONEDNN_OPS = ("conv2d", "depthwise_conv2d", "matmul_v2")
+# Each keeps tensors, some 30 MB an image of 224 x 224; a choice of ops is seldom asked for again later.
+_KEPT_PROGRAMS = 2
+_OUTPUTS = ("bbox", "bbox_num")
+
+
+class Simulation:
+    """A float graph of which any ops can compute in INT8, chosen anew at every run.
+
+    Example::
+
+        with contextlib.closing(Simulation(model, ops)) as simulation:
+            simulation.set_thresholds(thresholds)
+            exact = simulation.hold(batch)
+            for op in ops:
+                outputs = simulation.run(batch, {op.name})
+    """
+
+    def __init__(
+        self,
+        model: InferenceModel,
+        ops: Sequence[QuantizableOp],
+        device: str = "CPU",
+        taps: Sequence[str] = (),
+        onednn: bool = True,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model: the float model, its constants and BatchNorm folded (``compress.pipeline.prepare``).
+            ops: that can be quantized.
+            device: ``CPU`` or ``GPU``.
+            taps: tensors that :meth:`run` gives beside the outputs.
+            onednn: False takes Paddle's own kernels on the CPU too: 4 times slower on RT-DETR-R18 at 640, and bit for
+                bit what the saved INT8 model gives in Paddle's executor.
+
+        Raises:
+            UserError: the files are damaged.
+        """
+        import paddle
+
+        self._ops = {op.name: op for op in ops}
+        self._device = device
+        with static_mode():
+            graph = StaticGraph.load(model)
+            graph.unwrap_outputs()
+            if device == "GPU":
+                graph = _on_gpu(graph)
+        self._graph = graph
+        self._place = graph.executor.place
+        desc = parsed(graph.program.desc.serialize_to_string())
+        block = desc.blocks[0]
+        nodes = [op for op in block.ops if op.type not in ("feed", "fetch")]
+        del block.ops[:]
+        if device == "CPU" and onednn:
+            for node in nodes:
+                if node.type in _ONEDNN_OPS:
+                    _set_bool(node, "use_mkldnn")
+        self._desc, self._nodes = desc, nodes
+        self._reads = [[name for slot in node.inputs for name in slot.arguments] for node in nodes]
+        self._writes = [[name for slot in node.outputs for name in slot.arguments] for node in nodes]
+        produced = {name for names in self._writes for name in names}
+        self._position = {names[0]: index for index, names in enumerate(self._writes) if names}
+        targets = [target.name for target in graph.fetch_targets]
+        self._keys = dict(zip((*_OUTPUTS, *(f"output_{n}" for n in range(2, len(targets)))), targets))
+        for name in taps:
+            if name not in produced:
+                raise ValueError(f"no op gives the tensor {name}")
+            self._keys[name] = name
+        self._parameters = {var.name for var in block.vars if var.persistable}
+        self._held_names = self._frontier(produced)
+        # Inputs and held tensors live in the scope from run to run, as parameters do.
+        for var in block.vars:
+            if var.name in self._held_names or var.name in graph.feed_names:
+                var.persistable = True
+        self._thresholds: dict[str, float] = {}
+        self._programs: dict[Any, tuple[Any, list[str]]] = {}
+        self._held: bytes | None = None
+        self._held_outputs: dict[str, np.ndarray] = {}
+        self._paddle = paddle
+
+    def set_thresholds(self, thresholds: Mapping[str, float]) -> None:
+        """Give activations their thresholds; others that were given before stay.
+
+        Args:
+            thresholds: activation -> the largest absolute value that its INT8 form represents, as
+                :func:`act_pipeline.calibration.thresholds.threshold` gives it; 0 (nothing but zeros was seen) counts as
+                1.
+        """
+        for name, value in thresholds.items():
+            self._thresholds[name] = float(value)
+            self._set(_scale_name(name), np.float32([value or 1.0]))
+
+    def run(
+        self, feed: Mapping[str, np.ndarray], quantized: Collection[str], weight_only: Collection[str] = ()
+    ) -> dict[str, np.ndarray]:
+        """Run a batch with some ops in INT8.
+
+        Args:
+            feed: the model's inputs, as :meth:`act_pipeline.engines.interface.Engine.run` takes them; others are let
+                be.
+            quantized: names of ops whose activations and weight are rounded to INT8.
+            weight_only: names of ops of which the weight alone is rounded; an op without one stays float.
+
+        Returns:
+            ``bbox [K, 6]`` float32, ``bbox_num [N]``, and the taps by their names.
+
+        Raises:
+            ValueError: a name is no op, or an activation has no threshold.
+            UserError: memory does not suffice.
+        """
+        quantized, weight_only = frozenset(quantized), frozenset(weight_only) - frozenset(quantized)
+        for name in quantized | weight_only:
+            if name not in self._ops:
+                raise ValueError(f"{name} is none of the {len(self._ops)} quantizable ops")
+        for name in quantized:
+            missing = [tensor for tensor in self._ops[name].activations if tensor not in self._thresholds]
+            if missing:
+                raise ValueError(f"{missing[0]}, read by {name}, has no threshold")
+        if self._held is not None and self._held != self._digest(feed):
+            self._held = None
+        if self._held is None:
+            self._feed(feed)
+        return self._execute(quantized, weight_only, "from held" if self._held is not None else "whole")
+
+    def hold(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the float model and keep what later runs on the same batch can begin with, until another batch comes.
+
+        The memory that it takes is that of the tensors between the ops: about 0.2 GB an image for R18 at 640.
+
+        Returns:
+            the float model's outputs, as :meth:`run` with no op quantized.
+        """
+        self._held = None
+        self._feed(feed)
+        outputs = self._execute(frozenset(), frozenset(), "hold")
+        self._held, self._held_outputs = self._digest(feed), outputs
+        return dict(outputs)
+
+    def close(self) -> None:
+        """Free the parameters and all tensors; a second call does nothing."""
+        if self._graph is not None:
+            self._programs.clear()
+            self._graph.close()
+            self._graph = None  # type: ignore[assignment]
+
+    def _frontier(self, produced: set[str]) -> set[str]:
+        """Return the tensors that some choice of ops reads and leaves as they are, and what is fetched."""
+        held = set(self._keys.values())
+        for name in self._ops:
+            held.update(self._boundary(self._affected({name})))
+        return (held & produced) - self._parameters
+
+    def _affected(self, names: Collection[str]) -> list[int]:
+        """Return the positions of the ops whose results change when ``names`` are quantized, and are wanted."""
+        changed: set[str] = set()
+        starts = {self._position[name] for name in names}
+        positions = []
+        for index in range(min(starts, default=len(self._nodes)), len(self._nodes)):
+            if index in starts or not changed.isdisjoint(self._reads[index]):
+                changed.update(self._writes[index])
+                positions.append(index)
+        wanted = set(self._keys.values())
+        kept = []
+        for index in reversed(positions):
+            if not wanted.isdisjoint(self._writes[index]):
+                wanted.update(self._reads[index])
+                kept.append(index)
+        return kept[::-1]
+
+    def _boundary(self, positions: Sequence[int]) -> set[str]:
+        written = {name for index in positions for name in self._writes[index]}
+        return {name for index in positions for name in self._reads[index]} - written
+
+    def _execute(self, quantized: frozenset[str], weight_only: frozenset[str], mode: str) -> dict[str, np.ndarray]:
+        key = (quantized, weight_only, mode)
+        with static_mode(), self._paddle.static.scope_guard(self._graph.scope):
+            if key not in self._programs:
+                if len(self._programs) >= _KEPT_PROGRAMS:
+                    self._forget_programs()
+                self._programs[key] = self._build(quantized, weight_only, mode)
+            program, fetches = self._programs[key]
+            try:
+                values = self._graph.executor.run(program, fetch_list=fetches) if program is not None else []
+            except (MemoryError, RuntimeError) as error:
+                line = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+                raise UserError(
+                    f"Paddle cannot run the model with {len(quantized)} ops in INT8: {line.strip()}"
+                ) from error
+        found = {name: np.asarray(value) for name, value in zip(fetches, values)}
+        # Not from the scope: oneDNN leaves a tensor there in a layout of its own.
+        return {key: found[name] if name in found else self._held_outputs[key] for key, name in self._keys.items()}
+
+    def _build(self, quantized: frozenset[str], weight_only: frozenset[str], mode: str) -> tuple[Any, list[str]]:
+        """Return the program of a choice of ops, and which of the results it gives; the others are held."""
+        from paddle.base.proto import framework_pb2
+
+        positions = self._affected(quantized | weight_only) if mode == "from held" else self._needed(mode)
+        written = {name for index in positions for name in self._writes[index]}
+        fetches = [name for name in dict.fromkeys(self._keys.values()) if name in written]
+        if not positions:
+            return None, []
+        desc = framework_pb2.ProgramDesc()
+        desc.CopyFrom(self._desc)
+        block = desc.blocks[0]
+        variables = {var.name: var for var in block.vars}
+        if mode != "hold":
+            for name in written:
+                variables[name].persistable = False
+        rounded: set[str] = set()
+        for index in positions:
+            node = self._nodes[index]
+            name = self._writes[index][0]
+            op = self._ops.get(name)
+            renamed: dict[str, str] = {}
+            if op is not None and name in quantized:
+                for tensor in op.activations:
+                    renamed[tensor] = f"{tensor}@dequantized"
+                    if tensor not in rounded:
+                        rounded.add(tensor)
+                        self._add_rounding(block, variables, tensor)
+            if op is not None and op.weight is not None and (name in quantized or name in weight_only):
+                renamed[op.weight] = self._rounded_weight(block, variables, op)
+            added = block.ops.add()
+            added.CopyFrom(node)
+            for slot in added.inputs if renamed else ():
+                arguments = [renamed.get(argument, argument) for argument in slot.arguments]
+                del slot.arguments[:]
+                slot.arguments.extend(arguments)
+        return self._paddle.static.Program.parse_from_string(desc.SerializeToString()), fetches
+
+    def _needed(self, mode: str) -> list[int]:
+        wanted = set(self._keys.values()) | (self._held_names if mode == "hold" else set())
+        kept = []
+        for index in reversed(range(len(self._nodes))):
+            if not wanted.isdisjoint(self._writes[index]):
+                wanted.update(self._reads[index])
+                kept.append(index)
+        return kept[::-1]
+
+    def _add_rounding(self, block: Any, variables: dict[str, Any], tensor: str) -> None:
+        """Append the ops that round ``tensor``, as they stand in a saved INT8 model."""
+        scale, zero_point = _scale_name(tensor), "act_pipeline@zero_point"
+        self._declare(block, variables, scale, variables[tensor], [1])
+        if zero_point not in variables:
+            self._declare(block, variables, zero_point, variables[tensor], [1])
+            self._set(zero_point, np.zeros(1, np.float32))
+        source = tensor
+        for kind in ("quantize", "dequantize"):
+            result = f"{tensor}@{kind}d"
+            self._declare(block, variables, result, variables[tensor])
+            op = block.ops.add()
+            op.type = f"{kind}_linear"
+            for slots, slot, argument in (
+                (op.inputs, "X", source),
+                (op.inputs, "Scale", scale),
+                (op.inputs, "ZeroPoint", zero_point),
+                (op.outputs, "Y", result),
+            ):
+                slots.add(parameter=slot, arguments=[argument])
+            for name, value in (("quant_axis", -1), ("bit_length", 8)):
+                op.attrs.add(name=name, type=0, i=value)
+            source = result
+
+    def _rounded_weight(self, block: Any, variables: dict[str, Any], op: QuantizableOp) -> str:
+        """Return the parameter that holds what INT8 leaves of a weight; it is made at the first use."""
+        name = f"{op.weight}@rounded{op.weight_axis}"
+        if name not in self._parameters:
+            self._set(name, rounded_weight(self._graph.parameter(op.weight), op.weight_axis))
+            self._parameters.add(name)
+        self._declare(block, variables, name, variables[op.weight])
+        return name
+
+    def _declare(
+        self, block: Any, variables: dict[str, Any], name: str, like: Any, shape: Sequence[int] | None = None
+    ) -> None:
+        if name in variables:
+            return
+        var = block.vars.add()
+        var.CopyFrom(like)
+        var.name = name
+        var.persistable = shape is not None or name in self._parameters
+        if shape is not None:
+            tensor = var.type.lod_tensor.tensor
+            del tensor.dims[:]
+            tensor.dims.extend(shape)
+        variables[name] = var
+
+    def _forget_programs(self) -> None:
+        """Free the prepared programs; each keeps tensors in a scope of its own below ours, 0.1 GB on a small model."""
+        self._programs.clear()
+        self._graph.executor.close()
+        self._graph.executor = self._paddle.static.Executor(self._place)
+        gc.collect()  # Paddle's executor and its cache refer to each other
+        self._graph.scope.drop_kids()
+
+    def _feed(self, feed: Mapping[str, np.ndarray]) -> None:
+        for name in self._graph.feed_names:
+            if name not in feed:
+                raise ValueError(f"the model takes an input {name!r}, which is none of {sorted(feed)}")
+            self._set(name, np.ascontiguousarray(feed[name], np.float32))
+
+    def _digest(self, feed: Mapping[str, np.ndarray]) -> bytes:
+        digest = hashlib.blake2b(digest_size=16)
+        for name in self._graph.feed_names:
+            array = np.ascontiguousarray(feed[name], np.float32)
+            digest.update(repr((name, array.shape)).encode())
+            digest.update(array.data)
+        return digest.digest()
+
+    def _set(self, name: str, value: np.ndarray) -> None:
+        self._graph.scope.var(name).get_tensor().set(np.ascontiguousarray(value), self._place)
+
+
+def _scale_name(tensor: str) -> str:
+    return f"{tensor}@threshold"
+
+
+def _set_bool(node: Any, name: str) -> None:
+    """Set an attribute of a protobuf op; 6 is ``AttrType.BOOLEAN`` of Paddle's framework.proto."""
+    for attribute in node.attrs:
+        if attribute.name == name:
+            attribute.b = True
+            return
+    node.attrs.add(name=name, type=6, b=True)
+
+
+def _on_gpu(graph: StaticGraph) -> StaticGraph:
+    """Move the parameters to the first GPU, where they would be copied to at every run otherwise."""
+    import paddle
+
+    place = paddle.CUDAPlace(0)
+    for name in graph.program.global_block().vars:
+        if graph.is_parameter(name):
+            graph.scope.find_var(name).get_tensor().set(graph.parameter(name), place)
+    return StaticGraph(graph.program, graph.feed_names, graph.fetch_targets, graph.scope, paddle.static.Executor(place))

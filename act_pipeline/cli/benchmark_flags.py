@@ -1,0 +1,84 @@
+"""The flags of ``deploy/benchmark.py``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from act_pipeline.benchmark.plan import MIN_REPEATS, QUICK_REPEATS, BenchmarkRequest
+from act_pipeline.cli.flags import Parser, at_least, device
+from act_pipeline.engines import ENGINES, PRECISIONS
+
+
+def parse_request(argv: Sequence[str]) -> BenchmarkRequest:
+    """Return the request that the flags make.
+
+    Raises:
+        UserError: a flag is unknown or its value is not what it takes.
+        SystemExit: ``--help``, after printing it.
+    """
+    namespace = _parser().parse(argv)
+    request = BenchmarkRequest(**{entry.name: getattr(namespace, entry.name) for entry in fields(BenchmarkRequest)})
+    request.check()
+    return request
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        description="Time and evaluate one model in all engines and precisions that this machine has, side by side.",
+        allow_abbrev=False,
+    )
+
+    def flag(name: str, help: str, **options: Any) -> None:
+        default = BenchmarkRequest.__dataclass_fields__[name].default
+        parser.add_argument(f"--{name}", help=help, default=default, **options)
+
+    flag("model_path", "FP32 model folder (default: the sample's, output/rtdetr_sample)")
+    flag("int8_model_path", "INT8 model folder (default: the sample's, output/rtdetr_sample_int8)")
+    flag(
+        "model_filename",
+        "program in the model folders (default %(default)s, else inference.pdmodel, else the only one)",
+    )
+    flag("params_filename", "parameters in the model folders (default %(default)s, else as the program)")
+    flag("reader_config", "reader YAML: data set and preprocessing (default configs/readers/sample_reader.yml)")
+    flag("engines", f"some of {','.join(ENGINES)} (default: all that run here)", type=_names, metavar="NAME,...")
+    flag("reference", "int8_reference too, which computes every Q/DQ and which nobody deploys", action="store_true")
+    flag("precisions", f"some of {','.join(PRECISIONS)} (default: all)", type=_names, metavar="NAME,...")
+    flag(
+        "device", "CPU, GPU or auto: a GPU if an engine can use one (default %(default)s)",
+        type=device, metavar="CPU|GPU|auto",
+    )  # fmt: skip
+    flag("cpu_threads", "CPU threads (default: all CPUs this process may use)", type=at_least(1), metavar="N")
+    flag("batch_size", "images in a run (default %(default)s)", type=at_least(1), metavar="N")
+    flag("warmup", "runs of each engine before the first round (default %(default)s)", type=at_least(0), metavar="N")
+    flag(
+        "repeats", f"rounds, in each of which every engine is timed once (default {MIN_REPEATS}, the fewest)",
+        type=at_least(1), metavar="N",
+    )  # fmt: skip
+    flag("quick", f"for a look: fewer rounds will do (default then {QUICK_REPEATS})", action="store_true")
+    flag("random", "time on random input, not on the data set's images", action="store_true")
+    flag("no_map", "do not evaluate; with --random, no data set is needed", action="store_true")
+    flag("limit", "evaluate the first N images of the data set (default: all)", type=at_least(1), metavar="N")
+    flag(
+        "peer", "one more row, NNCF's INT8 of the FP32 model in OpenVINO: nncf (post-training), nncf_accuracy_control",
+        metavar="NAME",
+    )  # fmt: skip
+    flag("peer_max_drop", "drop of mAP for nncf_accuracy_control (default %(default)s)", type=float, metavar="DROP")
+    flag(
+        "peer_images", "images of the train split that the peer is calibrated on (default %(default)s)",
+        type=at_least(1), metavar="N",
+    )  # fmt: skip
+    flag("work_dir", "keep the peer's model in this folder (default: it is not kept)", metavar="DIR")
+    flag("seed", "of the order of the engines within the rounds (default %(default)s)", type=int, metavar="N")
+    flag("json", "write the record (benchmark.json) to this file", metavar="FILE")
+    flag("chart", "draw a bar chart into this file", metavar="FILE.png")
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
+    if not names:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected names with commas between them")
+    return names

@@ -1,0 +1,70 @@
+"""What the flags of several commands have in common."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from act_pipeline.core.errors import UserError, suggest
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message[:1].lower() + message[1:] + "; see --help")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Return the flags' values.
+
+        Raises:
+            UserError: a flag is unknown or its value is not what it takes.
+            SystemExit: ``--help``, after printing it.
+        """
+        namespace, unknown = self.parse_known_args(list(argv))
+        if unknown:
+            name = unknown[0].split("=", 1)[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            raise UserError(f"unknown flag {unknown[0]!r}{suggest(name, known)}; see --help")
+        return namespace
+
+
+def device(text: str) -> str:
+    """Return ``CPU``, ``GPU`` or ``auto``, in whichever case it is written."""
+    for name in ("CPU", "GPU", "auto"):
+        if text.lower() == name.lower():
+            return name
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected CPU, GPU or auto")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number that is not below ``least``."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least {least}")
+        return value
+
+    return number
+
+
+def add_config(parser: argparse.ArgumentParser, default: object, help: str, *aliases: str) -> None:
+    """Add ``-c FILE``."""
+    parser.add_argument("-c", "--config", *aliases, default=str(default), help=f"{help}; default: %(default)s")
+
+
+def add_devices(parser: argparse.ArgumentParser, help: str) -> None:
+    """Add ``--devices``."""
+    parser.add_argument(
+        "--devices", default="auto", choices=["auto", "cpu", "gpu"], help=f"{help}; default: %(default)s"
+    )
+
+
+def add_opt(parser: argparse.ArgumentParser, help: str, metavar: str = "SECTION.KEY=VALUE") -> None:
+    """Add ``-o KEY=VALUE ...``."""
+    parser.add_argument("-o", "--opt", nargs="*", default=[], metavar=metavar, help=help)

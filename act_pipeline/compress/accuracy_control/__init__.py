@@ -1,0 +1,1 @@
+"""Ops go back to float until the INT8 model is within ``Strategy.max_drop``."""

@@ -1,0 +1,173 @@
+"""Mixed precision on an INT8 model as it is saved: single ops go back to float, or keep float activations only.
+
+Whatever strategy made the model, Q/DQ stand before its ops as ``quantize_linear`` and ``dequantize_linear``, and
+weights are integers behind a ``dequantize_linear``. To give an op back, its inputs are taken from before the Q/DQ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from act_pipeline.compress.ptq.bias_correction import find_biases
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.graph.folding import fold_constants
+from act_pipeline.graph.model_files import inspect_model, read_parameters, read_program, write_parameters
+from act_pipeline.graph.program_desc import argument, parsed, variables
+from act_pipeline.graph.quantizable_ops import QuantizableOp
+from act_pipeline.graph.static_graph import StaticGraph
+
+_QUANTIZE, _DEQUANTIZE = "quantize_linear", "dequantize_linear"
+
+
+def give_back(
+    model: InferenceModel, names: Collection[str], directory: Path, source: Optional[InferenceModel] = None
+) -> InferenceModel:
+    """Write an INT8 model some of whose ops compute in float; call it within :func:`static_mode`.
+
+    Args:
+        model: the INT8 model.
+        names: the first outputs of the ops.
+        directory: an existing folder for the new model.
+        source: the float model that ``model`` was quantized from, for the ops' weights and biases. None: their weights
+            stay in INT8 (weight-only), which is what a trained model has: training made up for their rounding.
+    """
+    with contextlib.ExitStack() as stack:
+        graph = stack.enter_context(contextlib.closing(StaticGraph.load(model)))
+        original = stack.enter_context(contextlib.closing(StaticGraph.load(source))) if source is not None else None
+        block = graph.program.global_block()
+        producer = {name: op for op in block.ops for name in op.output_arg_names}
+        originals = {op.output_arg_names[0]: op for op in _named(original, names)} if original is not None else {}
+        for op in _named(graph, names):
+            for name in op.input_arg_names:
+                dequantize = producer.get(name)
+                if dequantize is None or dequantize.type != _DEQUANTIZE:
+                    continue
+                before = producer.get(dequantize.input("X")[0])
+                if before is not None and before.type == _QUANTIZE:
+                    op._rename_input(name, before.input("X")[0])
+                elif original is not None:
+                    _restore_weight(graph, original, op, originals[op.output_arg_names[0]], name)
+        if original is not None:
+            types = {op.type for op in originals.values()}
+            for bias in find_biases(original, types):
+                if bias.op in originals:
+                    graph.set_parameter(bias.name, original.parameter(bias.name))
+        _remove_unread_pairs(graph)
+        return graph.save(directory)
+
+
+def dequantized(model: InferenceModel, directory: Path) -> InferenceModel:
+    """Write the float model that an INT8 one stands for: its weights as they are dequantized, nothing rounded.
+
+    Call it within :func:`static_mode`.
+    """
+    with contextlib.closing(StaticGraph.load(model)) as graph:
+        names = [op.output_arg_names[0] for op in graph.program.global_block().ops if op.output_arg_names]
+    directory.mkdir(parents=True)
+    with contextlib.closing(StaticGraph.load(give_back(model, names, directory))) as graph:
+        fold_constants(graph)
+        return graph.save(directory)
+
+
+def dequantized_ops(model: InferenceModel, ops: Sequence[QuantizableOp]) -> tuple[QuantizableOp, ...]:
+    """Return ops with their weights as :func:`dequantized` leaves them: names of its own, square ones transposed.
+
+    Call it within :func:`static_mode`.
+
+    Args:
+        model: the INT8 model.
+        ops: of the float model that it was made from.
+    """
+    with contextlib.closing(StaticGraph.load(model)) as graph:
+        nodes = graph.program.global_block().ops
+        axes = {
+            op.output("Y")[0]: int(op.attr("quant_axis"))
+            for op in nodes
+            if op.type == _DEQUANTIZE and graph.is_parameter(op.input("X")[0])
+        }
+        weights = {op.output_arg_names[0]: name for op in nodes for name in op.input_arg_names if name in axes}
+    return tuple(
+        dataclasses.replace(op, weight=weights[op.name], weight_axis=axes[weights[op.name]])
+        if op.name in weights
+        else op
+        for op in ops
+    )
+
+
+def rescaled(model: InferenceModel, thresholds: Mapping[str, float], directory: Path) -> InferenceModel:
+    """Write an INT8 model with other scales of its activations; the attributes ``out_threshold`` stay as they are.
+
+    Args:
+        model: the INT8 model.
+        thresholds: quantized activation -> the largest absolute value that it represents; 0 counts as 1. Others stay.
+        directory: an existing folder.
+    """
+    program = model.model_path.read_bytes()
+    values = read_parameters(model, inspect_model(model))
+    for op in parsed(program).blocks[0].ops:
+        if op.type == _QUANTIZE and argument(op.inputs, "X") in thresholds:
+            values[argument(op.inputs, "Scale")] = np.float32([thresholds[argument(op.inputs, "X")] or 1.0])
+    other = InferenceModel(directory)
+    other.model_path.write_bytes(program)
+    write_parameters(other, values)
+    return other
+
+
+def read_thresholds(model: InferenceModel) -> dict[str, float]:
+    """Return quantized activation -> the largest absolute value that it represents; call within :func:`static_mode`."""
+    with contextlib.closing(StaticGraph.load(model)) as graph:
+        return {
+            op.input("X")[0]: float(graph.parameter(op.input("Scale")[0])[0])
+            for op in graph.program.global_block().ops
+            if op.type == _QUANTIZE
+        }
+
+
+def read_ranges(model: InferenceModel) -> dict[str, float]:
+    """Return tensor that is not rounded -> its largest absolute value as it was observed (``out_threshold``)."""
+    return {
+        next(variables(op.outputs)): attribute.f
+        for op in read_program(model.model_path).blocks[0].ops
+        for attribute in op.attrs
+        if attribute.name == "out_threshold"
+    }
+
+
+def _named(graph: StaticGraph, names: Collection[str]) -> list[Any]:
+    wanted = set(names)
+    return [
+        op
+        for op in graph.program.global_block().ops
+        if op.output_arg_names and op.output_arg_names[0] in wanted and op.type not in (_QUANTIZE, _DEQUANTIZE)
+    ]
+
+
+def _restore_weight(graph: StaticGraph, original: StaticGraph, op: Any, was: Any, dequantized_name: str) -> None:
+    weight = next(name for name in was.input_arg_names if original.is_parameter(name))
+    name = f"{weight}.float"
+    if not graph.is_parameter(name):
+        graph.add_parameter(name, original.parameter(weight).astype(np.float32))
+    op._rename_input(dequantized_name, name)
+    if op.has_attr("trans_y"):  # a square weight was stored transposed
+        op._set_attr("trans_y", was.attr("trans_y"))
+
+
+def _remove_unread_pairs(graph: StaticGraph) -> None:
+    block = graph.program.global_block()
+    kept = {target.name for target in graph.fetch_targets}
+    while True:
+        read = kept.union(name for op in block.ops for name in op.input_arg_names)
+        unread = [
+            op for op in block.ops if op.type in (_QUANTIZE, _DEQUANTIZE) and not read.intersection(op.output_arg_names)
+        ]
+        if not unread:
+            break
+        for op in unread:
+            block._remove_op(block.ops.index(op), sync=False)
+    graph.remove_unused_parameters()

@@ -1,0 +1,1 @@
+"""All that touches PaddleSlim's and Paddle's quantization passes."""

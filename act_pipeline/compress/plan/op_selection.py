@@ -1,0 +1,122 @@
+"""Which ops compute in INT8: what the config's ``quantize`` says, resolved on the ops that a model has."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Union
+
+from act_pipeline.config import Quantize
+from act_pipeline.core.errors import UserError, suggest
+from act_pipeline.graph.quantizable_ops import QuantizableOp
+from act_pipeline.graph.static_graph import StaticGraph
+
+# In an op's name scope, which PaddleSlim's passes look up in not_quant_pattern.
+KEPT_SCOPE = "skip_quant/act_pipeline"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What becomes of each op that could compute in INT8.
+
+    Attributes:
+        ops: all of them, in the order of the program.
+        kept: op name -> why it stays float.
+        weight_only: names of ops whose weights alone are stored in INT8.
+    """
+
+    ops: tuple[QuantizableOp, ...]
+    kept: dict[str, str] = field(default_factory=dict)
+    weight_only: tuple[str, ...] = ()
+
+    @property
+    def int8(self) -> list[str]:
+        """The names of the ops that compute in INT8."""
+        return [op.name for op in self.ops if op.name not in self.kept and op.name not in self.weight_only]
+
+    def give_back(self, names: Sequence[str], reason: str) -> Selection:
+        """Return a selection that keeps these ops float as well."""
+        kept = {**self.kept, **{name: reason for name in names}}
+        return Selection(self.ops, kept, tuple(name for name in self.weight_only if name not in kept))
+
+    def describe(self, names: Sequence[str], **more: Any) -> list[dict[str, Any]]:
+        """Return a record of each of these ops."""
+        wanted = set(names)
+        return [
+            {"type": op.type, "output": op.name, "module": op.module, "group": op.group, **more}
+            for op in self.ops
+            if op.name in wanted
+        ]
+
+
+def select(ops: Sequence[QuantizableOp], quantize: Quantize, path: Path) -> Selection:
+    """Resolve a config's ``quantize``.
+
+    Args:
+        ops: what the model has.
+        quantize: the patterns.
+        path: the config, for messages.
+
+    Raises:
+        UserError: a pattern matches no op, or no op is left.
+    """
+    kept: dict[str, str] = {}
+    included = _matching(ops, quantize.include, "include", path)
+    if quantize.include:
+        kept.update({op.name: "not in quantize.include" for op in ops if op.name not in included})
+    kept.update(
+        {name: f"quantize.exclude: {why}" for name, why in _matching(ops, quantize.exclude, "exclude", path).items()}
+    )
+    asked = _matching(ops, quantize.weight_only, "weight_only", path)
+    weight_only = [op.name for op in ops if op.name in asked and op.name not in kept]
+    without = [op for op in ops if op.name in weight_only and op.weight is None]
+    kept.update({op.name: f"quantize.weight_only: {asked[op.name]}, and it has no weight" for op in without})
+    selection = Selection(tuple(ops), kept, tuple(name for name in weight_only if name not in kept))
+    if not selection.int8 and not selection.weight_only:
+        raise UserError(f"{path}: quantize leaves none of {len(ops)} ops in INT8; exclude less, or include more")
+    return selection
+
+
+def _matching(ops: Sequence[QuantizableOp], patterns: Sequence[str], key: str, path: Path) -> dict[str, str]:
+    """Return the names of the ops that match -> the pattern that was the first to."""
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        matched = [op.name for op in ops if _matches(op, pattern)]
+        if not matched:
+            known = sorted({name for op in ops for name in (op.type, op.group, op.module, op.name)})
+            raise UserError(
+                f"{path}: quantize.{key}: '{pattern}' matches none of the {len(ops)} ops, expected an op type, "
+                "backbone, "
+                f"encoder, decoder, head, an op's name or a glob over module names{suggest(pattern, known)}"
+            )
+        for name in matched:
+            found.setdefault(name, pattern)
+    return found
+
+
+def _matches(op: QuantizableOp, pattern: str) -> bool:
+    if pattern in (op.type, op.group, op.name):
+        return True
+    # A module stands for all that is in it, as it does in PaddlePaddle's own lists of layers.
+    return fnmatch.fnmatchcase(op.module, pattern) or fnmatch.fnmatchcase(op.module, f"{pattern}.*")
+
+
+def mark_kept(graph: StaticGraph, kept: Sequence[str]) -> None:
+    """Mark ops so that PaddleSlim's passes put no Q/DQ before them, in training and after it.
+
+    Args:
+        graph: the float graph; its attributes change.
+        kept: names of the ops.
+    """
+    wanted = set(kept)
+    for op in graph.program.global_block().ops:
+        if op.output_arg_names and op.output_arg_names[0] in wanted:
+            op._set_attr("op_namescope", KEPT_SCOPE)
+
+
+def skip_patterns(not_quant_pattern: Union[str, Sequence[str]]) -> list[str]:
+    """Return PaddleSlim's ``not_quant_pattern`` with the mark of :func:`mark_kept` added."""
+    patterns = [not_quant_pattern] if isinstance(not_quant_pattern, str) else list(not_quant_pattern)
+    return [*patterns, KEPT_SCOPE]

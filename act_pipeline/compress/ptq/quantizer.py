@@ -1,0 +1,295 @@
+"""Post-training quantization: scales from calibration images, no training.
+
+The float graph is run once over the images (`calibration.collector`), each activation's threshold is taken from its
+statistics (`calibration.thresholds`), weights are rounded per channel, and the model is written by the passes and the
+code that write the trained one (`compress.paddleslim.int8_program`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, Observer, collect, quantizable_tensors
+from act_pipeline.calibration.feeds import feeds_of
+from act_pipeline.calibration.thresholds import threshold
+from act_pipeline.compress.accuracy_control.revert import give_back
+from act_pipeline.compress.paddleslim import int8_program
+from act_pipeline.compress.plan.op_inventory import OpInventory, inventory_of
+from act_pipeline.compress.plan.op_selection import Selection, skip_patterns
+from act_pipeline.compress.ptq.bias_correction import correct_biases, find_biases
+from act_pipeline.config import Config, QuantPost
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.quiet import quiet_upstream
+from act_pipeline.graph.static_graph import StaticGraph
+
+_logger = logging.getLogger(__name__)
+# Ranges of tensors that are not quantized are hints to TensorRT only: a few images do.
+_OBSERVED_IMAGES = 8
+# Of an image and a tensor: 13 million in all with 200 images, more than any threshold needs.
+_SAMPLED_VALUES = 1 << 16
+_NAMED_TENSORS = 3
+
+
+@dataclass
+class Calibration:
+    """What a post-training quantization did.
+
+    Attributes:
+        model: the INT8 model as saved.
+        inventory: its INT8 ops.
+        images: how many calibration images were run.
+        thresholds: quantized activation -> the largest absolute value it represents.
+        corrected_biases: how many biases were corrected.
+        zero_tensors: activations that were zero on every image.
+        seconds: by stage, ``calibrate`` and ``quantize``.
+    """
+
+    model: InferenceModel
+    inventory: OpInventory
+    images: int
+    thresholds: dict[str, float]
+    corrected_biases: int = 0
+    zero_tensors: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Statistics:
+    """What the calibration images showed; every algorithm finds its thresholds in it.
+
+    Attributes:
+        images: how many were run.
+        activations: quantized activation -> its statistics.
+        means: activation before a bias that can be corrected -> the mean of each channel.
+        ranges: tensor that is observed only -> its range on the first images.
+    """
+
+    images: int
+    activations: dict[str, AbsHistogram]
+    means: dict[str, ChannelMean]
+    ranges: dict[str, AbsMax]
+
+
+class PostTraining:
+    """The calibration images seen once, and INT8 models of any algorithm written from it.
+
+    Call all of it within :func:`static_mode`.
+
+    Attributes:
+        model: the float model.
+        statistics: what the images showed.
+        seconds: that the images took.
+    """
+
+    def __init__(
+        self,
+        model: InferenceModel,
+        config: Config,
+        batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
+        device: str = "CPU",
+        selection: Selection | None = None,
+    ) -> None:
+        """Run the calibration images through the float model.
+
+        Args:
+            model: the float model, its constants and BatchNorm folded.
+            config: its ``QuantPost`` says how.
+            batches: gives the calibration images, the same at every call.
+            device: ``CPU`` or ``GPU``, where the float model runs.
+            selection: which ops; None: all of ``QuantPost.quantize_op_types``. Those that stay float are marked in
+                ``model`` (:func:`act_pipeline.compress.plan.op_selection.mark_kept`).
+
+        Raises:
+            UserError: a tensor is NaN or infinite, no op can be quantized, or memory does not suffice.
+        """
+        start = time.perf_counter()
+        self.model = model
+        self._config = config
+        self._selection = selection
+        self._inserted: Inserted | None = insert(model, config.quant_post)
+        self.statistics = gather(model, self._inserted, config, batches, device)
+        self.seconds = time.perf_counter() - start
+
+    def thresholds(self, algo: str) -> dict[str, float]:
+        """Return quantized activation -> the largest absolute value that ``algo`` has it represent."""
+        percent = self._config.quant_post.hist_percent
+        return {name: threshold(seen, algo, percent) for name, seen in self.statistics.activations.items()}
+
+    def write(self, save_dir: Path, algo: str | None = None) -> Calibration:
+        """Write the INT8 model.
+
+        Args:
+            save_dir: an existing folder.
+            algo: None: that of the config.
+        """
+        start = time.perf_counter()
+        settings = self._config.quant_post
+        settings = settings if algo is None else dataclasses.replace(settings, algo=algo)
+        # Writing turns the scope's weights into integers.
+        inserted, self._inserted = self._inserted or insert(self.model, settings), None
+        weight_only = self._selection.weight_only if self._selection else ()
+        whole = save_dir / ".whole" if weight_only else save_dir
+        whole.mkdir(exist_ok=True)
+        calibration = write(inserted, settings, self.statistics, whole, self._selection)
+        if weight_only:
+            calibration.model = give_back(calibration.model, weight_only, save_dir)
+            calibration.inventory = inventory_of(
+                calibration.model, settings.quantize_op_types, "QuantPost", self._selection
+            )
+            shutil.rmtree(whole)
+        calibration.seconds = {"calibrate": self.seconds, "quantize": time.perf_counter() - start}
+        return calibration
+
+
+def gather(
+    model: InferenceModel,
+    inserted: Inserted,
+    config: Config,
+    batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
+    device: str = "CPU",
+) -> Statistics:
+    """Run the calibration images through the float model; see :class:`PostTraining`."""
+    settings, graph = config.quant_post, inserted.graph
+    names = int8_program.quantized_tensors(inserted.program)
+    if not names:
+        raise UserError(
+            f"{config.path}: {model.directory} has no op of QuantPost.quantize_op_types "
+            f"({', '.join(settings.quantize_op_types)}); name the types of ops that the model has"
+        )
+    where = str(config.global_.model_dir)
+    _check_weights(inserted, where)
+    readers = quantizable_tensors(graph, settings.quantize_op_types)
+    feeds = feeds_of(config, model, batches)
+    activations = {name: AbsHistogram(_SAMPLED_VALUES) for name in names}
+    observers: dict[str, list[Observer]] = {name: [histogram] for name, histogram in activations.items()}
+    means: dict[str, ChannelMean] = {}
+    for bias in find_biases(graph, settings.quantize_op_types) if settings.bias_correction else ():
+        if bias.source in observers and bias.source not in means:
+            means[bias.source] = ChannelMean(bias.channel_axis)
+            observers[bias.source].append(means[bias.source])
+    observed = [name for name in int8_program.observed_tensors(inserted.program) if name not in activations]
+    ranges = {name: AbsMax(finite_only=True) for name in observed}
+    with contextlib.closing(feeds()) as images:
+        # The first images go through everything, so that what cannot be calibrated is found on the first of all.
+        few = islice(images, -(-_OBSERVED_IMAGES // settings.batch_size))
+        everything = {**observers, **{name: [observer] for name, observer in ranges.items()}}
+        run = collect(model, everything, few, device, {**_producers(graph), **readers}, where)
+        run += collect(model, observers, images, device, readers, where)
+    zeros = [f"{name}, {readers[name]}" for name, seen in activations.items() if seen.abs_max == 0]
+    if zeros:
+        _logger.warning(
+            "%d of %d quantized activations were zero on all %d calibration images: %s",
+            len(zeros),
+            len(names),
+            run,
+            "; ".join(zeros[:_NAMED_TENSORS]) + " ..." * (len(zeros) > _NAMED_TENSORS),
+        )
+    return Statistics(run, activations, means, ranges)
+
+
+def write(
+    inserted: Inserted,
+    settings: QuantPost,
+    statistics: Statistics,
+    save_dir: Path,
+    selection: Selection | None = None,
+) -> Calibration:
+    """Choose the thresholds and write the INT8 model; ``inserted`` is used up."""
+    graph = inserted.graph
+    thresholds = {
+        name: threshold(seen, settings.algo, settings.hist_percent) for name, seen in statistics.activations.items()
+    }
+    # Zeros are zeros at any scale; what else comes at inference is kept as well as can be without having seen it.
+    used = {name: value or 1.0 for name, value in thresholds.items()}
+    used.update({name: observer.abs_max or 1.0 for name, observer in statistics.ranges.items()})
+    corrected = 0
+    with quiet_upstream():
+        if settings.bias_correction:
+            biases = find_biases(graph, settings.quantize_op_types)
+            means = {name: observer.mean for name, observer in statistics.means.items()}
+            kept = selection.kept if selection else {}
+            corrected = correct_biases(
+                graph,
+                [bias for bias in biases if bias.source in means and bias.op not in kept],
+                means,
+                settings.weight_quantize_type == "channel_wise_abs_max",
+            )
+        int8_program.set_scales(inserted.program, graph, used)
+        saved, inventory = int8_program.save_int8(
+            inserted.program,
+            graph.scope,
+            graph.executor.place,
+            graph.feed_names,
+            [target.name for target in graph.fetch_targets],
+            settings.quantize_op_types,
+            save_dir,
+            "QuantPost",
+            selection=selection,
+        )
+    graph.close()
+    zeros = [name for name, value in thresholds.items() if value == 0]
+    return Calibration(saved, inventory, statistics.images, thresholds, corrected, zeros)
+
+
+@dataclass
+class Inserted:
+    """A float graph, and its program with Q/DQ inserted, which share a scope."""
+
+    graph: StaticGraph
+    program: Any
+
+
+def insert(model: InferenceModel, settings: QuantPost) -> Inserted:
+    """Load a float model and insert Q/DQ whose scales mean nothing yet."""
+    with quiet_upstream():
+        graph = StaticGraph.load(model)
+        graph.unwrap_outputs()
+        program = int8_program.insert_quantization(
+            graph,
+            {
+                "quantize_op_types": settings.quantize_op_types,
+                "weight_quantize_type": settings.weight_quantize_type,
+                "activation_quantize_type": "moving_average_abs_max",
+                "not_quant_pattern": skip_patterns(settings.not_quant_pattern),
+                "weight_bits": settings.weight_bits,
+                "activation_bits": settings.activation_bits,
+                "onnx_format": settings.onnx_format,
+            },
+        )
+    return Inserted(graph, program)
+
+
+def _check_weights(inserted: Inserted, where: str) -> None:
+    """Find damaged weights before images are run: a ReLU may hide their NaN from all that follows."""
+    readers: dict[str, Any] = {}
+    for op in inserted.graph.program.global_block().ops:
+        for name in op.input_arg_names:
+            readers.setdefault(name, op)
+    for op in inserted.program.global_block().ops:
+        name = op.input("X")[0] if op.type == "quantize_linear" else ""
+        if inserted.graph.is_parameter(name) and not np.isfinite(inserted.graph.parameter(name)).all():
+            reader = readers[name]
+            raise UserError(
+                f"{where}: weight {name} of {reader.type} ({reader.output_arg_names[0]}) holds NaN or infinite values; "
+                "its training or its file is damaged: evaluate the float model, and export it again"
+            )
+
+
+def _producers(graph: StaticGraph) -> dict[str, str]:
+    return {
+        name: f"given by {op.type} ({op.output_arg_names[0]})"
+        for op in graph.program.global_block().ops
+        for name in op.output_arg_names
+    }

@@ -1,0 +1,1 @@
+"""Quantization-aware training with distillation, as PaddleSlim's ACT does it."""

@@ -1,0 +1,140 @@
+"""What differs between the ranks of a training, averaged within the training program, once a step.
+
+These are the gradients, the loss, and what the forward pass keeps between steps: the moving averages of the
+activations' scales. One collective operation takes all of them as one vector, between backward and optimizer: the
+order of a program's ops, and the numbers in variables' names, differ from process to process (`compress.qat.state`), so
+that many operations would not meet their like.
+
+Afterwards weights, optimizer and scales are equal on all ranks, bit by bit. A scale is then the moving average of the
+mean over the ranks of the batches' maxima; one process with a batch as large as all of these would take their maximum.
+
+PaddleSlim 2.6.0 averages the gradients alone, by ``fleet``, and saves the scales of rank 0. Paddle 2.6.2's ``fleet``
+fails with protobuf 7 (``FieldDescriptor.label``), so the ops are put in here; they are the ones it would take.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from act_pipeline.compress.qat import state
+from act_pipeline.compress.qat.distributed import gloo_store
+from act_pipeline.compress.qat.distributed.ranks import Follower, Leader, Ranks
+from act_pipeline.graph.op_inserter import Inserter
+
+# Paddle's OpRole.
+_BACKWARD, _OPTIMIZE = 1, 2
+_RING = 0
+_connected = False
+
+
+def connect(ranks: Ranks, device: str) -> None:
+    """Let collective operations work between the ranks: by NCCL on ``GPU``, by Gloo on ``CPU``; once a process.
+
+    Call it in static mode.
+    """
+    global _connected
+    if ranks.world == 1 or _connected:
+        return
+    if device == "GPU":
+        import paddle
+
+        # In static mode it would look for the communicators of Paddle 1.
+        paddle.disable_static()
+        try:
+            paddle.distributed.init_parallel_env()
+        finally:
+            paddle.enable_static()
+    else:
+        _connect_gloo(ranks)
+    _connected = True
+
+
+def _connect_gloo(ranks: Ranks) -> None:
+    """As ``paddle.distributed.gloo_init_parallel_env``, without the seconds that it waits."""
+    if isinstance(ranks, Leader):
+        with gloo_store.running(ranks.host) as port:
+            ranks.tell("gloo", host=ranks.host, port=port)
+            _start_gloo(ranks, ranks.host, port)
+            ranks.hear_all()  # the others may still be looking for addresses
+    else:
+        assert isinstance(ranks, Follower)
+        place = ranks.receive()
+        _start_gloo(ranks, place["host"], place["port"])
+        ranks.say("connected")
+
+
+def _start_gloo(ranks: Ranks, host: str, port: int) -> None:
+    from paddle.base import core
+
+    strategy = core.GlooParallelStrategy()
+    strategy.rank, strategy.rank_num = ranks.rank, ranks.world
+    strategy.ip_address, strategy.ip_port = host, port
+    # Between steps nobody is within a collective operation, so that the second one is never reached.
+    strategy.init_seconds, strategy.run_seconds = 120, 9_999_999
+    core.GlooParallelContext(strategy).init()
+
+
+def average(info: Any, world: int) -> list[str]:
+    """Put the averaging into a training program.
+
+    Args:
+        info: PaddleSlim's ``ProgramInfo``; its program is changed in place.
+        world: how many ranks there are.
+
+    Returns:
+        the averaged variables.
+    """
+    program = info.program
+    block = program.global_block()
+    roles = [op.attr("op_role") if op.has_attr("op_role") else 0 for op in block.ops]
+    first = next(index for index, role in enumerate(roles) if role & _OPTIMIZE)
+    if any(role & _BACKWARD for role in roles[first:]):
+        raise RuntimeError("the optimizer's ops do not follow the gradients' in PaddleSlim's program")
+    gradients = {
+        op.attr("op_role_var")[index]
+        for op, role in zip(block.ops[:first], roles)
+        if role & _BACKWARD and op.has_attr("op_role_var")
+        for index in range(1, len(op.attr("op_role_var")), 2)
+    }
+    written = {name for op in block.ops[:first] for name in op.output_arg_names}
+    changing = [
+        name
+        for _, name in sorted(state.changing_variables([info]).items())
+        if name in written and _is_float(block.var(name))
+    ]
+    names = [*sorted(gradients), *changing, info.fetch_targets[0].name]
+    _insert(block, first, names, world)
+    program._sync_with_cpp()
+    return names
+
+
+def _is_float(variable: Any) -> bool:
+    import paddle
+
+    return variable.dtype == paddle.float32
+
+
+def _insert(block: Any, index: int, names: list[str], world: int) -> None:
+    def variable(name: str, shape: list[int]) -> Any:
+        dtype = block.var(names[0]).dtype
+        return block.create_var(name=f"ranks@{name}", shape=shape, dtype=dtype, stop_gradient=True)
+
+    new_ops = Inserter(block, index, op_role=_BACKWARD)
+
+    def reshape(source: Any, target: Any, shape: list[int]) -> None:
+        shape_of = variable(f"{source.name}@shape", [0, *source.shape])
+        new_ops.add("reshape2", {"X": source}, {"Out": target, "XShape": shape_of}, shape=shape)
+
+    sizes = [math.prod(block.var(name).shape) for name in names]
+    flat = [variable(f"{name}@flat", [size]) for name, size in zip(names, sizes)]
+    means = [variable(f"{name}@mean", [size]) for name, size in zip(names, sizes)]
+    own, total, mean = (variable(name, [sum(sizes)]) for name in ("own", "total", "mean"))
+    for name, part, size in zip(names, flat, sizes):
+        reshape(block.var(name), part, [size])
+    new_ops.add("concat", {"X": flat}, {"Out": own}, axis=0)
+    new_ops.add("c_allreduce_sum", {"X": own}, {"Out": total}, ring_id=_RING, use_calc_stream=True)
+    new_ops.add("scale", {"X": total}, {"Out": mean}, scale=1.0 / world)
+    new_ops.add("split", {"X": mean}, {"Out": means}, axis=0, sections=sizes)
+    for name, part in zip(names, means):
+        reshape(part, block.var(name), list(block.var(name).shape))

@@ -1,0 +1,81 @@
+"""What the ranks other than the first do: train when rank 0 does, with the model that it has."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from act_pipeline.calibration.feeds import open_reader, training_reader
+from act_pipeline.compress.qat.distributed.ranks import Follower, Leader, Ranks
+from act_pipeline.compress.qat.trainer import train
+from act_pipeline.config import Config
+from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import versions
+from act_pipeline.data import Reader
+from act_pipeline.data.loader import Loader
+from act_pipeline.execution.memory import freed_memory_kept
+from act_pipeline.graph.static_graph import static_mode
+
+
+def shared_identity(config: Config, reader: Reader, device: str) -> dict[str, Any]:
+    """Return what must be the same on all ranks, in types that JSON has."""
+    return {
+        "config": {**config.as_dict(), "batch_size": reader.settings.reader.batch_size},
+        "the training data": reader.fingerprint("train"),
+        "device": device,
+        "versions": {name: version for name, version in versions().items() if name != "platform"},
+    }
+
+
+def call_followers(ranks: Ranks, model: InferenceModel) -> None:
+    """Let the others begin to train ``model``, whose files are sent to them."""
+    if isinstance(ranks, Leader):
+        files = ((MODEL_FILENAME, model.model_path), (PARAMS_FILENAME, model.params_path))
+        ranks.tell("train", {name: np.frombuffer(path.read_bytes(), np.uint8) for name, path in files})
+
+
+def follow(config: Config, device: str, ranks: Ranks, reader_overrides: Sequence[str] = ()) -> NoReturn:
+    """Do what rank 0 says, until it says that it is over, which ends :meth:`Ranks.run`.
+
+    Args:
+        config: as rank 0 has it; ``save_dir`` is that one's alone.
+        device: ``CPU``, ``GPU`` or ``auto``.
+        ranks: this process's part.
+        reader_overrides: as rank 0 has them.
+
+    Raises:
+        UserError: data and config do not fit together, the device is not there, or rank 0 is gone.
+    """
+    from act_pipeline.engines.device import choose_device
+
+    assert isinstance(ranks, Follower)
+    global_ = config.global_
+    reader = Reader.load(global_.reader_config, reader_overrides)
+    with contextlib.suppress(UserError):  # rank 0 says what is wrong; the model may lie on its host alone
+        source = InferenceModel.load(global_.model_dir, global_.model_filename, global_.params_filename)
+        reader, _ = open_reader(config, source, reader_overrides)
+    reader.check("train")
+    device = choose_device(device)
+    ranks.say("identity", identity=shared_identity(config, reader, device))
+    train_when_told(config, lambda: training_reader(config, reader).loader("train"), device, ranks)
+
+
+def train_when_told(config: Config, load: Callable[[], Loader], device: str, ranks: Follower) -> NoReturn:
+    """Train each model that rank 0 sends, on this rank's share of the batches that ``load`` gives."""
+    while True:
+        files = ranks.receive()["arrays"]
+        with tempfile.TemporaryDirectory(prefix="act_pipeline.") as work, static_mode(), freed_memory_kept(device):
+            float_model, save_dir = Path(work, "float"), Path(work, "int8")
+            float_model.mkdir()
+            save_dir.mkdir()
+            for name, content in files.items():
+                (float_model / name).write_bytes(content.tobytes())
+            batches = ranks.shard(load())
+            model = InferenceModel.load(float_model)
+            train(model, config, batches, len(batches), None, save_dir, device, progress=False, ranks=ranks)

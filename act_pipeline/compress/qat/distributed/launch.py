@@ -1,0 +1,65 @@
+"""How the processes of ``python -m paddle.distributed.launch`` find each other."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from typing import Any
+
+from act_pipeline.compress.qat.distributed.messages import Link
+from act_pipeline.compress.qat.distributed.ranks import ALONE, Follower, Leader, Ranks
+from act_pipeline.core.errors import UserError
+
+_KEY = "act_pipeline/leader"
+# They import Paddle meanwhile.
+_MEETING_SECONDS = 300
+
+
+def join() -> Ranks:
+    """Return this process's part in the launch it belongs to, connected to the others; :data:`ALONE` without one.
+
+    Raises:
+        UserError: the others do not come.
+    """
+    world = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+    if world < 2:
+        return ALONE
+    rank = int(os.environ["PADDLE_TRAINER_ID"])
+    endpoints = os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")
+    hosts = [endpoint.rpartition(":")[0] for endpoint in endpoints]
+    from paddle.base import core
+
+    try:
+        # The store that Paddle's own `init_parallel_env` would open; it knows all launchers' ways to name its place.
+        store = core.create_or_get_global_tcp_store()
+        if rank:
+            host, port, token = store.get(_KEY).decode().rsplit(" ", 2)
+            link = Link(socket.create_connection((host, int(port)), timeout=_MEETING_SECONDS))
+            link.send("hello", rank=rank, token=token)
+            ranks: Ranks = Follower(rank, world, link)
+        else:
+            ranks = Leader(_gather(store, hosts[0], world), hosts[0])
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"rank {rank} does not find the other processes of the launch ({str(error).strip().splitlines()[-1]}); "
+            "start all hosts within five minutes, and let them reach each other's ports"
+        ) from None
+    ranks.on_this_host = hosts.count(hosts[rank])
+    return ranks
+
+
+def _gather(store: Any, host: str, world: int) -> dict[int, Link]:
+    token = secrets.token_hex(16)
+    links: dict[int, Link] = {}
+    with socket.create_server((host, 0), backlog=world) as server:
+        server.settimeout(_MEETING_SECONDS)
+        store.set(_KEY, f"{host} {server.getsockname()[1]} {token}")
+        while len(links) < world - 1:
+            link = Link(server.accept()[0])
+            hello = link.receive()
+            if hello is not None and secrets.compare_digest(str(hello.get("token")), token):
+                links[int(hello["rank"])] = link
+            else:
+                link.close()
+    return dict(sorted(links.items()))

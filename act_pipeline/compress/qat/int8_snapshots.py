@@ -1,0 +1,135 @@
+"""The INT8 models that a training makes on its way: written, checked, and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from act_pipeline.compress.paddleslim import int8_program
+from act_pipeline.compress.plan.op_inventory import OpInventory
+from act_pipeline.compress.qat.unfolded_weights import folded
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.evaluation.batches import NotFinite
+from act_pipeline.execution import finite_checks
+from act_pipeline.execution.finite_checks import LOWER_RATE, Diverged
+from act_pipeline.graph.int8_rounding import weight_threshold
+from act_pipeline.graph.static_graph import StaticGraph, free
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How an INT8 model is scored.
+
+    Attributes:
+        agreement: of a model's detections with the float model's on training images, in 0..1: what the best one is
+            chosen by.
+        map: of a model, on the images that judge: what ``TrainConfig.target_metric`` and ``origin_metric`` mean, and
+            asked for only where these are given.
+        survives_nan: says of a graph whether these come back from it whatever its numbers are, with
+            :class:`NotFinite` if the boxes are not finite; else a training image is tried before.
+    """
+
+    agreement: Callable[[InferenceModel], float]
+    map: Callable[[InferenceModel], float]
+    survives_nan: Callable[[StaticGraph], bool] = lambda graph: False
+
+
+class Candidates:
+    """INT8 models of a training's weights as they are at some iteration."""
+
+    def __init__(
+        self,
+        scorer: Scorer | None,
+        probe: Mapping[str, np.ndarray],
+        op_types: Collection[str],
+        order: Sequence[str],
+        factors: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Note how they are made.
+
+        Args:
+            scorer: None: they are not scored.
+            probe: the feed of a training image.
+            op_types: the op types that were to be quantized.
+            order: see `compress.paddleslim.int8_program.in_order`.
+            factors: of the weights that are trained unfolded, see `compress.qat.unfolded_weights.unfold`.
+        """
+        self._scorer, self._probe, self._op_types, self._order = scorer, probe, op_types, order
+        self._factors = factors or {}
+        self._survives_nan: Optional[bool] = None
+
+    def save(self, info: Any, iteration: int, folder: Path) -> tuple[InferenceModel, OpInventory]:
+        """Write the model; the training's own variables stay as they were.
+
+        Args:
+            info: PaddleSlim's ``ProgramInfo`` of the test program; its parameters are those of the global scope.
+            iteration: the last one, for messages.
+            folder: is made.
+
+        Raises:
+            Diverged: it gives numbers that are not finite.
+        """
+        import paddle
+
+        trained = paddle.static.global_scope()
+        program = getattr(info.program, "_program", info.program)
+        scope, place = paddle.static.Scope(), paddle.CPUPlace()
+        for variable in program.list_vars():
+            if variable.persistable and variable.name not in ("feed", "fetch"):
+                value = np.array(trained.find_var(variable.name).get_tensor())
+                if variable.name in self._factors:
+                    value = folded(value, self._factors[variable.name])
+                scope.var(variable.name).get_tensor().set(value, place)
+        _scale_weights(program, scope, place)
+        folder.mkdir()
+        try:
+            return int8_program.save_int8(
+                program,
+                scope,
+                place,
+                info.feed_target_names,
+                [target.name for target in info.fetch_targets],
+                self._op_types,
+                folder,
+                order=self._order,
+                check=lambda graph: self._check(graph, iteration),
+            )
+        finally:
+            free(scope)
+
+    def score(self, model: InferenceModel, iteration: int, stops: bool) -> tuple[float, Optional[float]]:
+        """Return the agreement of a model, and its mAP if that may stop the training.
+
+        Raises:
+            Diverged: its boxes are not finite.
+        """
+        assert self._scorer is not None
+        try:
+            return self._scorer.agreement(model), self._scorer.map(model) if stops else None
+        except NotFinite as error:
+            raise Diverged(f"{_name(iteration)}: {error}; {LOWER_RATE}") from error
+
+    def _check(self, graph: StaticGraph, iteration: int) -> None:
+        if self._scorer is not None and self._survives_nan is None:  # all candidates are of one make
+            self._survives_nan = self._scorer.survives_nan(graph)
+        if not self._survives_nan:
+            finite_checks.check_outputs(graph, self._probe, _name(iteration), LOWER_RATE)
+
+
+def _scale_weights(program: Any, scope: Any, place: Any) -> None:
+    """Give weights the scales of what they are now; a training's own are of the weights before the last step."""
+    block = program.global_block()
+    for op in block.ops:
+        if op.type == "quantize_linear" and op.attr("quant_axis") >= 0 and block.var(op.input("X")[0]).persistable:
+            value = weight_threshold(np.array(scope.find_var(op.input("X")[0]).get_tensor()), op.attr("quant_axis"))
+            scope.find_var(op.input("Scale")[0]).get_tensor().set(value, place)
+
+
+def _name(iteration: int) -> str:
+    if not iteration:
+        return "the INT8 model before the first iteration"
+    return f"the INT8 model after iteration {iteration}"

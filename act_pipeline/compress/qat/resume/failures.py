@@ -1,0 +1,63 @@
+"""What ends a run from outside becomes one line that says what is kept and how to go on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from act_pipeline.compress.qat.resume.checkpoints import Checkpoints
+from act_pipeline.core.errors import Interrupted, UserError, describe_os_error
+from act_pipeline.execution.finite_checks import Diverged
+
+# Paddle raises plain RuntimeError or SystemError for these.
+_OUT_OF_MEMORY = ("ResourceExhausted", "Out of memory", "bad_alloc", "Cannot allocate memory", "alloc failed")
+
+
+@contextlib.contextmanager
+def explained(checkpoints: Checkpoints, batch_size: int) -> Iterator[None]:
+    """Turn what the user can mend into a :class:`UserError`, and say what of the run is kept.
+
+    Args:
+        checkpoints: what is kept.
+        batch_size: of the training.
+
+    Raises:
+        UserError: of a diverged training, lacking memory, a full disk, data that is gone.
+        Interrupted: with a message.
+    """
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(error.signum, _join(checkpoints.way_on(), checkpoints.best())) from None
+    except Diverged as error:
+        # Going on would meet the same numbers again.
+        raise UserError(_join(str(error), checkpoints.best())) from error
+    except UserError as error:
+        raise UserError(_join(str(error), _kept(checkpoints))) from error
+    except OSError as error:
+        reason = describe_os_error(error)
+        if reason is None and isinstance(error, FileNotFoundError) and error.filename:
+            reason = f"{error.filename} is gone; put it back"
+        if reason is None:
+            raise
+        raise UserError(_join(reason, _kept(checkpoints))) from error
+    except (MemoryError, RuntimeError, SystemError) as error:
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in _OUT_OF_MEMORY):
+            raise
+        if batch_size > 1:
+            # Another batch size is another training.
+            reason = (
+                f"memory does not suffice for batches of {batch_size}: set EvalReader.batch_size to {batch_size // 2} "
+                "in the reader and start again"
+            )
+            raise UserError(_join(reason, checkpoints.best())) from error
+        reason = "memory does not suffice, and the batch size is 1 already: end other programs, or take more memory"
+        raise UserError(_join(reason, _kept(checkpoints))) from error
+
+
+def _kept(checkpoints: Checkpoints) -> str:
+    return _join(checkpoints.way_on(), checkpoints.best()) if checkpoints.written else ""
+
+
+def _join(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)

@@ -1,0 +1,213 @@
+"""The state that Paddle, NumPy and Python keep of a training, as plain values and back again.
+
+Paddle 2.6.2 gives the state of its random generator in an object that cannot be written down. So every step sets the
+generator to a seed of its own (:func:`seed_step`), as `data.loader` does for every epoch: then the number of the step
+is the state.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.compress.paddleslim.int8_program import TEACHER_PREFIX
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.graph.model_files import inspect_model, read_parameters
+
+_OBSERVER = "moving_average_abs_max_scale"
+# Inputs of Paddle's fake-quantization ops whose variables have a number for a name.
+_NUMBERED_SLOTS = {"InState", "InAccum", "Iter", "InScales"}
+
+
+def program_of(info: Any) -> Any:
+    """Return the program of PaddleSlim's ``ProgramInfo``, compiled or not."""
+    return getattr(info.program, "_program", info.program)
+
+
+def changing_variables(infos: Iterable[Any]) -> dict[str, str]:
+    """Return what training may change: all that is kept between steps, but what of the teacher no op writes.
+
+    Nor is the learning rate in it where that follows a schedule, whose state says what it is: each run of the program
+    sets it anew.
+
+    Returns:
+        a name that is the same in every run -> the variable's name in this one. They differ for the moving averages:
+        Paddle's passes number these (``accum_3``) as they walk through sets, in the order of addresses in memory.
+    """
+    names, written, roles = set(), set(), {}
+    for info in infos:
+        program = program_of(info)
+        scheduled = getattr(getattr(program, "lr_scheduler", None), "_var_name", None)
+        names |= {variable.name for variable in program.list_vars() if variable.persistable} - {scheduled}
+        for op in program.global_block().ops:
+            written.update(op.output_arg_names)
+            for slot in _NUMBERED_SLOTS.intersection(op.input_names):
+                for name in op.input(slot):
+                    roles[name] = f"{op.type}:{op.input('X')[0]}:{slot}"
+    constant = {name for name in names - written if name.startswith(TEACHER_PREFIX)}
+    kept = sorted(names - constant - {"feed", "fetch"})
+    found = {roles.get(name, name): name for name in kept}
+    if len(found) < len(kept):
+        raise RuntimeError("two quantization ops share an input and a type: their moving averages cannot be told apart")
+    return found
+
+
+def observed_only(infos: Iterable[Any]) -> set[str]:
+    """Return the variables that only observers write: scales of tensors that nothing rounds."""
+    by_observers, by_others = set(), set()
+    for info in infos:
+        for op in program_of(info).global_block().ops:
+            (by_observers if op.type == _OBSERVER else by_others).update(op.output_arg_names)
+    return by_observers - by_others
+
+
+def start_moving_averages(info: Any, thresholds: Mapping[str, float], place: Any) -> int:
+    """Set the moving averages of tensors in the current scope as if they had seen a threshold for ever.
+
+    ``moving_average_abs_max`` is ``accum / state`` with ``accum = rate * accum + abs_max`` and ``state = rate * state +
+    1``, whose limits are ``threshold / (1 - rate)`` and ``1 / (1 - rate)``.
+
+    Args:
+        info: of the training program.
+        thresholds: tensor, quantized or only observed -> its largest absolute value; others are let be.
+        place: where the variables live.
+
+    Returns:
+        how many were set.
+    """
+    import paddle
+
+    scope = paddle.static.global_scope()
+    scales = {"quantize_linear": "Scale", _OBSERVER: "OutScale"}
+    found = 0
+    for op in program_of(info).global_block().ops:
+        if op.type not in scales or "InState" not in op.input_names or not op.input("InState"):
+            continue
+        value = thresholds.get(op.input("X")[0])
+        if not value:
+            continue
+        state = 1 / (1 - op.attr("moving_rate"))
+        scale = (op.input if op.type == "quantize_linear" else op.output)(scales[op.type])[0]
+        for name, number in ((scale, value), (op.input("InAccum")[0], value * state), (op.input("InState")[0], state)):
+            tensor = scope.find_var(name).get_tensor()
+            tensor.set(np.full(tensor.shape(), number, np.array(tensor).dtype), place)
+        found += 1
+    return found
+
+
+def start_biases(info: Any, model: InferenceModel, place: Any) -> int:
+    """Give what is trained in float, biases that calibration corrected above all, the values of a calibrated model.
+
+    Args:
+        info: of the training program.
+        model: INT8; its weights are integers, and are left where they are.
+        place: where the variables live.
+
+    Returns:
+        how many were set.
+    """
+    import paddle
+
+    scope, found = paddle.static.global_scope(), 0
+    values = read_parameters(model, inspect_model(model))
+    for op in program_of(info).global_block().ops:
+        name = op.input("Param")[0] if "Param" in op.input_names else ""
+        tensor = scope.find_var(name).get_tensor() if name in values else None
+        if tensor is not None and values[name].dtype == np.float32 and tensor.shape() == [*values[name].shape]:
+            tensor.set(values[name], place)
+            found += 1
+    return found
+
+
+def read_variables(names: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Return copies of variables of the current scope; those that nothing has set yet are left out.
+
+    Args:
+        names: key in the result -> variable.
+    """
+    import paddle
+
+    scope = paddle.static.global_scope()
+    values = {}
+    for key, name in names.items():
+        variable = scope.find_var(name)
+        if variable is not None and variable.get_tensor()._is_initialized():
+            values[key] = np.array(variable.get_tensor())
+    return values
+
+
+def write_variables(values: Mapping[str, np.ndarray], names: Mapping[str, str], place: Any) -> None:
+    """Set variables of the current scope.
+
+    Args:
+        values: what :func:`read_variables` gave.
+        names: key -> variable.
+        place: where they live.
+
+    Raises:
+        UserError: one of them does not exist, or has another shape: they are of another program.
+    """
+    import paddle
+
+    scope = paddle.static.global_scope()
+    for name, value in values.items():
+        variable = scope.find_var(names.get(name, ""))
+        found = tuple(variable.get_tensor().shape()) if variable is not None else None
+        if found != value.shape:
+            raise UserError(
+                f"the checkpoint's variable {name} has the shape {value.shape}, expected {found}; start from the "
+                "beginning, without --resume"
+            )
+        variable.get_tensor().set(value, place)
+
+
+def first_not_finite(values: Mapping[str, np.ndarray], but: Container[str] = ()) -> str:
+    """Return the name of the first variable that holds NaN or infinity, ``but`` aside; empty if there is none."""
+    for name, value in values.items():
+        if name not in but and value.dtype.kind == "f" and not np.isfinite(value).all():
+            return name
+    return ""
+
+
+def seed_step(iteration: int) -> None:
+    """Let what Paddle draws in a step depend on the step's number alone."""
+    import paddle
+
+    paddle.seed(iteration)
+
+
+def read_random_states() -> dict[str, Any]:
+    """Return the states of Python's and NumPy's global generators, in types that JSON has."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
+    }
+
+
+def write_random_states(states: Mapping[str, Any]) -> None:
+    """Set what :func:`read_random_states` gave."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+
+
+def seed_all(seed: int) -> None:
+    """Start Python's and NumPy's global generators from ``seed``."""
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+def plain(value: Any) -> Any:
+    """Return a learning-rate scheduler's state in types that JSON has; floats keep all their bits."""
+    if isinstance(value, Mapping):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,215 @@
+"""Which matmuls SmoothQuant can smooth, and where their factors go; see
+:mod:`act_pipeline.compress.smooth_quant.algorithm`.
+
+Where all that reads a LayerNorm are matmuls, the factors go into its gamma and beta and cost nothing. RT-DETR is
+post-norm: the residual reads the norm as well, and q and k read it with the position embedding added. There one
+multiplication by a constant stands before the matmuls that share the activation, and all else is left as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.graph.op_inserter import Inserter
+from act_pipeline.graph.static_graph import StaticGraph
+
+_MATMUL = "matmul_v2"
+# Ops that only move values: what goes in comes out, all of it.
+_MOVERS = ("transpose2", "reshape2", "flatten_contiguous_range", "squeeze2", "unsqueeze2", "assign")
+# Ops that keep each channel to itself: the outliers of what goes in come out in the same channels.
+_KEEPERS = (*_MOVERS, "elementwise_add", "elementwise_sub", "gather_nd", "slice", "scale", "dropout")
+
+
+@dataclass(frozen=True)
+class SmoothGroup:
+    """Matmuls that share an activation, and so their factors.
+
+    Attributes:
+        activation: the tensor whose channels (the last axis) are scaled; for a fold, the LayerNorm's output.
+        layer_norm: output of the LayerNorm that it comes from; None if it comes from none (``smooth_all_linears``).
+        folds: the factors can go into that LayerNorm's gamma and beta.
+        matmuls: output of each.
+        weights: of each matmul, [channels, out], or [out, channels] where ``transposed``.
+        transposed: of each matmul, its ``trans_y``.
+        channels: of the activation.
+    """
+
+    activation: str
+    layer_norm: str | None
+    folds: bool
+    matmuls: tuple[str, ...]
+    weights: tuple[str, ...]
+    transposed: tuple[bool, ...]
+    channels: int
+
+
+class _Wiring:
+    """Who writes and who reads the tensors of a graph."""
+
+    def __init__(self, graph: StaticGraph) -> None:
+        self.graph = graph
+        self.block = graph.program.global_block()
+        self.producer: dict[str, Any] = {}
+        self.readers: dict[str, list[Any]] = {}
+        for block in graph.program.blocks:
+            for op in block.ops:
+                for name in op.input_arg_names:
+                    self.readers.setdefault(name, []).append(op)
+        for op in self.block.ops:
+            self.producer.update({name: op for name in op.output_arg_names})
+        self.outputs = {target.name for target in graph.fetch_targets}
+
+    def channels(self, name: str) -> int:
+        """Return the size of the last axis, -1 where it is not known."""
+        shape = self.block.var(name).shape if self.block.has_var(name) else ()
+        return int(shape[-1]) if len(shape) else -1
+
+    def keeps_channels(self, op: Any, source: str, output: str) -> bool:
+        """Whether channel j of ``source`` goes to channel j of ``output``, the last axis being that of the channels."""
+        rank = len(self.block.var(source).shape)
+        if self.channels(source) != self.channels(output) or self.channels(source) < 1:
+            return False
+        if op.type == "transpose2":
+            return list(op.attr("axis"))[-1] == rank - 1
+        if op.type == "slice":
+            return rank - 1 not in list(op.attr("axes"))
+        if op.type == "gather_nd":
+            return source == op.input("X")[0] and self.channels(op.input("Index")[0]) < rank
+        return op.type != "scale" or op.attr("bias") == 0
+
+    def norm_before(self, name: str, seen: set[str] | None = None) -> str | None:
+        """Return the output of the LayerNorm over channels that a tensor comes from, channel by channel."""
+        seen = set() if seen is None else seen
+        op = self.producer.get(name)
+        if op is None or name in seen:
+            return None
+        seen.add(name)
+        if op.type == "layer_norm":
+            last = len(self.block.var(op.input("X")[0]).shape) - 1
+            return name if name == op.output("Y")[0] and int(op.attr("begin_norm_axis")) == last else None
+        if op.type not in _KEEPERS:
+            return None
+        for slot in ("X", "Y"):
+            for source in op.input(slot) if slot in op.input_names else ():
+                if not self.graph.is_parameter(source) and self.keeps_channels(op, source, name):
+                    found = self.norm_before(source, seen)
+                    if found is not None:
+                        return found
+        return None
+
+    def leaves(self, name: str) -> list[Any] | None:
+        """Return the matmuls that read a tensor or what merely moves it; None if anything else does."""
+        if name in self.outputs:
+            return None
+        found: list[Any] = []
+        for op in self.readers.get(name, ()):
+            if op.type == _MATMUL:
+                found.append(op)
+            elif op.type in _MOVERS and self.keeps_channels(op, name, op.output("Out")[0]):
+                further = self.leaves(op.output("Out")[0])
+                if further is None:
+                    return None
+                found += further
+            else:
+                return None
+        return found
+
+
+def find_groups(
+    graph: StaticGraph, smooth_all_linears: bool = False, exclude: Collection[str] = ()
+) -> list[SmoothGroup]:
+    """Return the matmuls that can be smoothed, by the activation that they share, in the order of the graph.
+
+    A ``matmul_v2`` can if its ``Y`` is a 2-D weight that no other op reads, and its ``X`` comes from a LayerNorm over
+    the channels, directly or through ops that keep the channels apart (a position embedding added, a reshape, a
+    gather).
+
+    Args:
+        graph: a float graph, its constants folded.
+        smooth_all_linears: take the matmuls that follow no LayerNorm too (the name is PaddleSlim's); each costs a
+            multiplication.
+        exclude: outputs of matmuls that are left alone, because they stay float.
+    """
+    wiring = _Wiring(graph)
+    shared: dict[str, list[Any]] = {}
+    for op in wiring.block.ops:
+        if op.type == _MATMUL and op.output("Out")[0] not in exclude and _can_be_smoothed(wiring, op):
+            shared.setdefault(op.input("X")[0], []).append(op)
+    groups, folded = [], set()
+    for activation, ops in shared.items():
+        if activation in folded:
+            continue
+        norm = wiring.norm_before(activation)
+        if norm is None and not smooth_all_linears:
+            continue
+        leaves = wiring.leaves(norm) if norm is not None and _has_own_affine(wiring, norm) else None
+        # All of the norm's readers, whatever moves stand between, or none.
+        folds = leaves is not None and all(
+            any(leaf is op for op in shared.get(leaf.input("X")[0], ())) for leaf in leaves
+        )
+        if folds:
+            ops = leaves
+            folded.update(op.input("X")[0] for op in ops)
+        groups.append(
+            SmoothGroup(
+                norm if folds else activation,
+                norm,
+                folds,
+                tuple(op.output("Out")[0] for op in ops),
+                tuple(op.input("Y")[0] for op in ops),
+                tuple(bool(op.attr("trans_y")) for op in ops),
+                wiring.channels(activation),
+            )
+        )
+    return groups
+
+
+def _can_be_smoothed(wiring: _Wiring, op: Any) -> bool:
+    activation, weight = op.input("X")[0], op.input("Y")[0]
+    graph = wiring.graph
+    if graph.is_parameter(activation) or not graph.is_parameter(weight) or op.attr("trans_x"):
+        return False
+    shape = wiring.block.var(weight).shape
+    if len(shape) != 2 or len(wiring.readers[weight]) != 1 or graph.parameter(weight).dtype != np.float32:
+        return False
+    return wiring.channels(activation) == shape[1 if op.attr("trans_y") else 0]
+
+
+def _has_own_affine(wiring: _Wiring, norm: str) -> bool:
+    op = wiring.producer[norm]
+    names = [op.input(slot)[0] for slot in ("Scale", "Bias") if slot in op.input_names and op.input(slot)]
+    return len(names) == 2 and all(len(wiring.readers[name]) == 1 and wiring.graph.is_parameter(name) for name in names)
+
+
+def apply_factors(graph: StaticGraph, group: SmoothGroup, factors: np.ndarray) -> None:
+    """Divide a group's activation by factors and multiply its weights' input channels by them.
+
+    Args:
+        graph: is changed: by value where the group folds, by one ``elementwise_mul`` elsewhere.
+        group: of :func:`find_groups` on this graph.
+        factors: float32 [channels]; powers of two leave every result as it was, bit by bit.
+    """
+    block = graph.program.global_block()
+    inverse = (1 / factors).astype(np.float32)
+    for name, transposed in zip(group.weights, group.transposed):
+        weight = graph.parameter(name)
+        graph.set_parameter(name, weight * (factors[None, :] if transposed else factors[:, None]))
+    if group.folds:
+        norm = next(op for op in block.ops if group.layer_norm in op.output_arg_names)
+        for name in (norm.input("Scale")[0], norm.input("Bias")[0]):
+            graph.set_parameter(name, graph.parameter(name) * inverse)
+        return
+    readers = [op for op in block.ops if op.type == _MATMUL and op.output("Out")[0] in group.matmuls]
+    like = block.var(group.activation)
+    scale = graph.add_parameter(f"{group.activation}.smoothing", inverse)
+    made = block.create_var(
+        name=f"{group.activation}.smoothed", shape=like.shape, dtype=like.dtype, stop_gradient=like.stop_gradient
+    )
+    before = Inserter(block, block.ops.index(readers[0]))
+    before.add("elementwise_mul", {"X": like, "Y": scale}, {"Out": made}, axis=-1)
+    for op in readers:
+        op.desc.set_input("X", [made.name])

@@ -1,0 +1,5 @@
+"""A YAML file in PaddleSlim's schema as a checked, typed :class:`Config`."""
+
+from act_pipeline.config.compression import Config, Quantize, QuantPost, SmoothQuant, load_config
+
+__all__ = ["Config", "QuantPost", "Quantize", "SmoothQuant", "load_config"]

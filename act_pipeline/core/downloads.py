@@ -1,0 +1,124 @@
+"""Weights from a URL: downloaded once into a cache, whole and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urldefrag, urlparse
+
+from act_pipeline.core.cache_dir import cache_directory, readable_caches
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import hash_files
+
+_CHUNK_BYTES = 1 << 16
+_TIMEOUT_S = 20
+_FOLDER = "weights"
+# Nothing that a path, a shell or a file system reads in another way; the cache adds to it.
+_FILE_NAME = r"[A-Za-z0-9_+][A-Za-z0-9_.+-]{0,199}"
+
+
+def is_url(location: str) -> bool:
+    return location.lower().startswith(("http://", "https://"))
+
+
+def fetch(url: str, progress: bool = True) -> Path:
+    """Return the local file of ``url``, downloaded unless the cache holds it unharmed.
+
+    Args:
+        url: ``http(s)://``; ``#sha256=HEX`` at its end is checked.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        UserError: offline, refused, cut short, or not the file that the hash names.
+    """
+    try:
+        address, fragment = urldefrag(url)
+        name = Path(urlparse(address).path).name
+    except ValueError as error:
+        raise UserError(f"{url} is no URL ({error}), expected https://HOST/PATH/model.pdparams") from None
+    expected = fragment[len("sha256=") :].lower() if fragment else None
+    if expected is not None and not re.fullmatch(r"sha256=[0-9a-fA-F]{64}", fragment):
+        raise UserError(f"{url} ends in #{fragment}, expected #sha256= and 64 hexadecimal digits, or nothing")
+    if not re.fullmatch(_FILE_NAME, name):
+        raise UserError(
+            f"{address} names no file, expected a URL that ends in a file name such as model.pdparams, of "
+            "letters, digits, "
+            "'.', '-', '_' and '+'"
+        )
+    for cache in readable_caches():
+        if _is_kept(cache / _FOLDER / name, address, expected):
+            return cache / _FOLDER / name
+    target = cache_directory() / _FOLDER / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    found = _download(address, target, expected, progress)
+    _seal(target).write_text(f"{found} {address}\n", encoding="utf-8")
+    return target
+
+
+def _is_kept(target: Path, address: str, expected: str | None) -> bool:
+    """Say whether ``target`` is what ``address`` gave, unharmed, and of the hash that is expected."""
+    if not (os.access(target, os.R_OK) and os.access(_seal(target), os.R_OK)):
+        return False
+    known_hash, _, known_address = _seal(target).read_text(encoding="utf-8", errors="replace").strip().partition(" ")
+    found = hash_files([target]).partition(":")[2]
+    return known_address == address and found == known_hash and expected in (None, found)
+
+
+def _seal(target: Path) -> Path:
+    return target.with_name(f"{target.name}.sha256")
+
+
+def _length(headers: Mapping[str, str]) -> int:
+    """Return how many bytes an answer announces, 0 if it does not say."""
+    length = headers.get("Content-Length", "")
+    encoded = headers.get("Content-Encoding", "identity") != "identity"
+    return 0 if encoded or not re.fullmatch("[0-9]{1,18}", length) else int(length)
+
+
+def _download(address: str, target: Path, expected: str | None, progress: bool) -> str:
+    import requests
+    from tqdm import tqdm
+
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            try:
+                # As it is: a length that counts compressed bytes could not be held against what came.
+                headers = {"Accept-Encoding": "identity"}
+                with requests.get(address, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
+                    response.raise_for_status()
+                    total = _length(response.headers)
+                    with tqdm(
+                        total=total or None,
+                        desc=target.name,
+                        unit="B",
+                        unit_scale=True,
+                        disable=not progress,
+                        leave=False,
+                    ) as bar:
+                        for chunk in response.iter_content(_CHUNK_BYTES):
+                            file.write(chunk)
+                            bar.update(len(chunk))
+            except requests.HTTPError as error:
+                raise UserError(f"{address} cannot be downloaded: {error}; check the URL") from None
+            except requests.RequestException as error:
+                reason = type(error).__name__
+                raise UserError(
+                    f"{address} cannot be reached ({reason}); offline, download it elsewhere and give its path"
+                ) from None
+        size = partial.stat().st_size
+        if total and size != total:
+            raise UserError(f"{address} was cut short: {size} of {total} bytes came; run it again")
+        found = hash_files([partial]).partition(":")[2]
+        if expected is not None and found != expected:
+            raise UserError(f"{address} is not the file that was asked for: sha256 is {found}, expected {expected}")
+        os.replace(partial, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+    return found

@@ -1,0 +1,60 @@
+"""One run at a time on a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from act_pipeline.core.errors import UserError
+
+# File systems without flock (some network mounts): the run goes on unprotected rather than not at all.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@contextlib.contextmanager
+def hold_lock(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold the lock of ``directory``, a file beside it, while the block runs; the kernel frees that of a dead process.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    target = Path(directory).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.parent / f".{target.name}.lock"
+    handle = _acquire(path, target)
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        # Unlinked while it is held, so that nobody can hold a file that has no name any more (see _acquire).
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        os.close(handle)
+
+
+def _acquire(path: Path, target: Path) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "of unknown number"
+            os.close(handle)
+            raise UserError(
+                f"{target}: process {pid} is writing there; wait for it, end it, or choose another --save_dir"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(handle)
+                raise
+            return handle
+        # The holder before us may have unlinked the file between our open and our lock.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        os.close(handle)

@@ -1,0 +1,268 @@
+"""Where work is done: one function over many units, in this process, in several, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+from urllib.parse import urlsplit
+
+from act_pipeline.core.errors import UserError
+
+EXECUTORS = ("local", "ray")
+# Units handed to Ray ahead of the results, for each that it can run at a time.
+_AHEAD = 2
+# Ray tries again what was lost with a machine or killed for memory; for memory, without an end.
+_TRIES = 3
+_RAY_SECONDS = 5.0
+
+
+def _nothing() -> None:
+    """Free nothing."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done with every unit, and how it is called in messages.
+
+    Attributes:
+        function: takes ``shared`` and a unit, and returns a result; a module's own, so that it can be sent. What it
+            keeps in its process serves the next units.
+        shared: the same for all units.
+        release: frees what ``function`` keeps; called in this process alone, others end.
+        name: such as ``the analysis``.
+        fewer: the flag that says how many processes there are.
+        kept: what is left of the work when it breaks off, such as ``; what was measured is kept``; empty: nothing is.
+        environment: variables that are set in the processes before they load anything; on Ray, Ray sets its own.
+        cpus: that one unit takes on Ray.
+        gpus: the same.
+    """
+
+    function: Callable[[Any, Any], Any]
+    shared: Any
+    release: Callable[[], None] = _nothing
+    name: str = "the work"
+    fewer: str = "--workers"
+    kept: str = ""
+    environment: Optional[Mapping[str, str]] = None
+    cpus: int = 1
+    gpus: int = 0
+
+
+def run_work(
+    work: Work,
+    units: Sequence[Any],
+    executor: str = "local",
+    workers: int | None = None,
+    ray_address: str | None = None,
+) -> Iterator[Any]:
+    """Do ``work`` with units and yield the results as they come, in any order.
+
+    Close the iterator (``contextlib.closing``) where it may not be read to its end: its processes end then, at once.
+
+    Args:
+        work: what to do.
+        units: what to do it with.
+        executor: ``local`` or ``ray``.
+        workers: how many units at a time. ``local``: processes, 1 or None: this one. ``ray``: None: as many as fit.
+        ray_address: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``.
+
+    Raises:
+        UserError: Ray is not installed, does not answer or has no machine that is large enough, a worker ended, or the
+            function raised it.
+    """
+    if executor == "ray":
+        return _on_ray(work, units, workers, ray_address)
+    if (workers or 1) > 1 and len(units) > 1:
+        return _in_processes(work, units, min(workers or 1, len(units)))
+    return _here(work, units)
+
+
+def _here(work: Work, units: Sequence[Any]) -> Iterator[Any]:
+    try:
+        for unit in units:
+            yield work.function(work.shared, unit)
+    finally:
+        work.release()
+
+
+_work: Optional[Work] = None
+
+
+def _begin(work: Work) -> None:
+    global _work
+    _work = work
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Nobody else would end the processes of one that was killed: they hold both ends of what they wait on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _do(unit: Any) -> Any:
+    assert _work is not None
+    return _work.function(_work.shared, unit)
+
+
+def _in_processes(work: Work, units: Sequence[Any], workers: int) -> Iterator[Any]:
+    # Spawned: a fork of a process that has run Paddle hangs in its thread pools.
+    context = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        # Processes that are killed remove nothing themselves.
+        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="act_pipeline_"))
+        pool = ProcessPoolExecutor(workers, context, _begin, (work,))
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        others = set(multiprocessing.active_children())
+        try:
+            with _environment({**(work.environment or {}), "TMPDIR": temporary}), _without_interrupts():
+                futures = [pool.submit(_do, unit) for unit in units]
+            yield from _results(futures)
+        except BrokenProcessPool:
+            raise UserError(
+                f"a process of {work.name} ended without a word, most likely for want of memory; run it again with a "
+                f"smaller {work.fewer}{work.kept}"
+            ) from None
+        except BaseException:
+            # A unit under way may take minutes, and nobody waits for its result.
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            raise
+
+
+def _results(futures: Sequence[Future[Any]]) -> Iterator[Any]:
+    waiting = set(futures)
+    while waiting:
+        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield future.result()
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the processes that start meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start processes that Ctrl-C, which goes to all of a terminal, does not reach: this one ends them, quietly."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _on_ray(work: Work, units: Sequence[Any], workers: int | None, address: str | None) -> Iterator[Any]:
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(
+            f"--executor ray needs the package ray, which cannot be imported ({error}); "
+            "pip install 'act_pipeline[ray]', or leave --executor out to run on this machine"
+        ) from None
+    if not address:
+        raise UserError(
+            "--executor ray needs the address of a cluster: --ray_address auto on a machine of the cluster, or "
+            "--ray_address ray://HOST:10001 from elsewhere"
+        )
+    try:
+        _require_answer(address)
+        # The package travels with the work; Paddle must be installed on the cluster.
+        package = Path(__file__).resolve().parents[1]
+        ray.init(address=address, runtime_env={"py_modules": [str(package)]}, log_to_driver=False)
+    except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError and classes of its own
+        raise UserError(
+            f"no Ray cluster answers at --ray_address {address}: {_line(error)}; start one with 'ray start --head'"
+        ) from None
+    try:
+        yield from _with_ray(ray, work, units, workers)
+    finally:
+        ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise an OSError where nobody listens: Ray itself goes on asking for minutes."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", address)
+    place = urlsplit(address if "://" in address else f"//{address}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), timeout=_RAY_SECONDS).close()
+
+
+def _with_ray(ray: Any, work: Work, units: Sequence[Any], workers: int | None) -> Iterator[Any]:
+    room = _room(ray, work)
+    at_a_time = workers or room * _AHEAD
+    options: dict[str, Any] = {
+        "num_cpus": work.cpus,
+        "max_retries": 0,
+        **({"num_gpus": work.gpus} if work.gpus else {}),
+    }
+    remote: Callable[..., Any] = ray.remote(**options)(work.function).remote
+    shared = ray.put(work.shared)
+    left = [(unit, 1) for unit in reversed(units)]
+    waiting: dict[Any, tuple[Any, int]] = {}
+    while left or waiting:
+        while left and len(waiting) < at_a_time:
+            unit, attempt = left.pop()
+            waiting[remote(shared, unit)] = unit, attempt
+        done, _ = ray.wait(list(waiting), num_returns=1)
+        for reference in done:
+            unit, attempt = waiting.pop(reference)
+            try:
+                result = ray.get(reference)
+            except Exception as error:  # a task's own error comes wrapped, a lost machine as one of many classes
+                cause = getattr(error, "cause", None)
+                if isinstance(cause, UserError):
+                    raise cause from None
+                if cause is None and attempt < _TRIES:
+                    left.append((unit, attempt + 1))
+                    continue
+                raise UserError(
+                    f"a unit of {work.name} failed on the Ray cluster: {_line(error)}; run it again{work.kept}"
+                ) from error
+            yield result
+
+
+def _room(ray: Any, work: Work) -> int:
+    """Return how many units the cluster runs at a time; Ray would wait without an end where none fits."""
+    room = 0
+    for node in ray.nodes():
+        has = node.get("Resources", {}) if node.get("Alive") else {}
+        fit = int(has.get("CPU", 0)) // work.cpus
+        room += min(fit, int(has.get("GPU", 0)) // work.gpus) if work.gpus else fit
+    if not room:
+        needed = f"{work.cpus} CPUs" + (f" and {work.gpus} GPU" if work.gpus else "")
+        raise UserError(
+            f"no machine of the Ray cluster has the {needed} that one unit of {work.name} takes; start one that has "
+            "them, or ask for fewer"
+        )
+    return room
+
+
+def _line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,189 @@
+"""One check, before any work, that a reader feeds what a model takes; whoever runs a model on data asks it first."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.data.classes import ModelClasses
+from act_pipeline.data.infer_cfg import (
+    Described,
+    check_transforms,
+    normalizes,
+    pads,
+    pads_right_and_below,
+    without_normalization,
+)
+from act_pipeline.data.reader import Reader
+from act_pipeline.engines import Artifact, inspect_artifact
+from act_pipeline.graph.detector_graph import DetectorGraph, read_detector_graph
+
+_logger = logging.getLogger(__name__)
+_DEFAULT_CLASSES = 80  # of COCO, whose names PaddleDetection writes where it finds no others
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A reader as a model takes it.
+
+    Attributes:
+        reader: feeds the model; numbers the classes as the model does.
+        notes: what was changed for that, in a line each.
+    """
+
+    reader: Reader
+    notes: tuple[str, ...] = ()
+
+
+def fit_reader(model: Artifact, reader: Reader) -> Fit:
+    """Hold a reader to the model: input size, preprocessing, padding, and which class is which.
+
+    The annotation files are not read; their categories are matched to the model's classes when they are
+    (:meth:`Reader.class_ids`).
+
+    Args:
+        model: its ``infer_cfg.yml``, and its graph, say what it takes.
+        reader: as its file has it.
+
+    Raises:
+        UserError: they contradict each other.
+    """
+    described, graph, labels = _known(model)
+    size = inspect_artifact(model).input_size
+    _check_size(model, size, reader)
+    reader, notes = _normalized_once(described, graph, reader)
+    check_transforms(described, reader.settings, size_is_known=size is not None)
+    _check_padding(model, graph, reader)
+    classes, said = _classes(labels, graph, described.source)
+    asked = reader.settings.num_classes
+    if classes is not None and asked not in (None, classes.count):
+        where = reader.settings.source.locate("num_classes")
+        said = (*said, f"{where} is {asked}, but the model has {classes.count} classes ({classes.source}), which count")
+    return Fit(reader if classes is None else reader.with_classes(classes), (*notes, *said))
+
+
+def reader_of_model(model: Artifact, reader: Reader) -> Reader:
+    """Return a reader that preprocesses as the model's ``infer_cfg.yml`` says; the same one, if there is none.
+
+    Args:
+        model: the model.
+        reader: whose data it keeps.
+    """
+    described, _, _ = _known(model)
+    if not described.steps:
+        return reader
+    return reader.with_transforms([{"Decode": {}}, *({name: dict(arguments)} for name, arguments in described.steps)])
+
+
+def with_classes_of(model: Artifact, reader: Reader) -> Reader:
+    """Return a reader that matches categories to a model's classes; nothing else of it is checked.
+
+    Raises:
+        UserError: the model's own records of its classes contradict each other.
+    """
+    described, graph, labels = _known(model)
+    classes, _ = _classes(labels, graph, described.source)
+    return reader if classes is None else reader.with_classes(classes)
+
+
+def told(notes: Sequence[str]) -> None:
+    """Say notes where warnings go."""
+    for note in notes:
+        _logger.warning("%s", note)
+
+
+def _known(model: Artifact) -> tuple[Described, DetectorGraph, Any]:
+    """Return what a model's folder says: its preprocessing, its graph, and its ``label_list``."""
+    folder = _folder(model)
+    if folder is None:
+        return Described(None, str(model.directory)), DetectorGraph(), None
+    content = folder.infer_cfg()
+    graph = read_detector_graph(folder) if folder.model_path.is_file() else DetectorGraph()
+    return Described.of(content, str(folder.infer_cfg_path)), graph, content.get("label_list")
+
+
+def _folder(model: Artifact) -> InferenceModel | None:
+    """Return the folder that has the ``infer_cfg.yml``; a lowered file lies in ``onnx/`` in the folder of its model."""
+    if isinstance(model, InferenceModel):
+        return model
+    assert isinstance(model, OnnxModel)
+    folders = [InferenceModel(folder) for folder in (model.directory, model.directory.parent)]
+    return next((folder for folder in folders if folder.infer_cfg_path.is_file()), None)
+
+
+def _check_size(model: Artifact, size: tuple[int, int] | None, reader: Reader) -> None:
+    height, width = reader.input_size
+    if size is not None and tuple(size) != (height, width):
+        raise UserError(
+            f"{reader.path}: the reader resizes to {height} x {width}, but {_location(model)} takes {size[0]} x "
+            f"{size[1]}; set its Resize.target_size, or export the model so"
+        )
+
+
+def _normalized_once(described: Described, graph: DetectorGraph, reader: Reader) -> tuple[Reader, list[str]]:
+    """Take ``NormalizeImage`` out of a reader whose model normalizes in its graph (``TestReader.fuse_normalize``)."""
+    in_cfg = described.has("NormalizeImage")
+    if in_cfg or not normalizes(reader.settings):
+        return reader, []
+    if graph.normalizes is False and in_cfg is False:
+        where = reader.settings.source.locate(f"{reader.settings.reader_name}.sample_transforms")
+        raise UserError(
+            f"{where} have NormalizeImage, but {described.source} names none in Preprocess, and the graph does not "
+            "normalize either; take it out of the reader if the model was trained on 0 to 255, or write it into "
+            "Preprocess"
+        )
+    if graph.normalizes or in_cfg is False:
+        note = (
+            f"{reader.path}: NormalizeImage is left out, since the graph normalizes ({described.source}, "
+            "fuse_normalize)"
+        )
+        return reader.with_transforms(without_normalization(reader.settings)), [note]
+    return reader, []
+
+
+def _check_padding(model: Artifact, graph: DetectorGraph, reader: Reader) -> None:
+    how = pads(reader.settings)
+    if how is None or graph.decodes_padding is None:
+        return
+    where = reader.settings.source.locate(f"{reader.settings.reader_name}.sample_transforms")
+    if not pads_right_and_below(reader.settings):
+        raise UserError(
+            f"{where}: {how} moves the picture on its canvas, which the boxes of {_location(model)} are not moved "
+            "back for; use Resize with keep_ratio: True and Pad with pad_mode: 0"
+        )
+    if not graph.decodes_padding:
+        raise UserError(
+            f"{where} keep the ratio and pad, but {_location(model)} decodes boxes as if pictures were not padded; "
+            "if it was trained so, export it with -o DETRPostProcess.bbox_decode_type=pad, else use Resize with "
+            "keep_ratio: False"
+        )
+
+
+def _classes(labels: Any, graph: DetectorGraph, source: str) -> tuple[ModelClasses | None, list[str]]:
+    """Return the model's classes, None if nothing tells them, and what is to be said."""
+    where = f"{source}: label_list"
+    names = [str(label) for label in labels] if isinstance(labels, list) and labels else None
+    count = graph.num_classes
+    if names is None:
+        return (ModelClasses(count, None, source), []) if count else (None, [])
+    if count is None or count == len(names):
+        return ModelClasses.named(names, where), []
+    if len(names) == _DEFAULT_CLASSES and names[0] == "person":
+        note = (
+            f"{where} has COCO's 80 names, which PaddleDetection writes where it finds no annotation file, but the "
+            f"model has {count} classes; they are taken in the order of the annotation file's categories"
+        )
+        return ModelClasses(count, None, source), [note]
+    raise UserError(
+        f"{where} names {len(names)} classes ({', '.join(names[:5])}), but the model has {count}; write its {count} "
+        "names, in their order"
+    )
+
+
+def _location(model: Artifact) -> Path:
+    return model.model_path if isinstance(model, InferenceModel) else model.path

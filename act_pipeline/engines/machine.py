@@ -1,0 +1,162 @@
+"""What this machine and this installation have: asked here, and nowhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from act_pipeline.core.cpus import available_cpus
+from act_pipeline.engines.interface import runtime_error_line
+
+# Optional packages: the module they install -> the names they go by.
+_PACKAGES = {"onnx": ("onnx",), "openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
+_NVIDIA_SMI_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The processor, the accelerators and what Paddle was built with.
+
+    Attributes:
+        cpu: the processor's name.
+        cores: CPUs this process may use.
+        avx512_vnni: the CPU has 8-bit dot products; None if the system does not say.
+        bf16: the CPU computes in bf16 natively; None if the system does not say.
+        gpus: names of the GPUs that Paddle can use.
+        nvidia_gpus: names of the GPUs that the driver lists, whatever Paddle can use.
+        packages: optional package -> version, of those that are installed: ``onnx``, ``onnxruntime``,
+            ``onnxruntime-gpu`` (then ``onnxruntime`` too), ``openvino``.
+        paddle: version of Paddle, None if it is not installed.
+        paddle_onednn: Paddle was built with oneDNN.
+        cuda: CUDA version that Paddle was built for, None for the CPU package.
+        cudnn: cuDNN version that Paddle was built for.
+        tensorrt_compiled: (major, minor, patch) that Paddle was built with.
+        tensorrt_runtime: (major, minor, patch) of the libnvinfer that was found.
+        absent: attribute name -> why it is None or empty.
+    """
+
+    cpu: str
+    cores: int
+    avx512_vnni: bool | None
+    bf16: bool | None = None
+    gpus: tuple[str, ...] = ()
+    nvidia_gpus: tuple[str, ...] = ()
+    packages: Mapping[str, str] = field(default_factory=dict)
+    paddle: str | None = None
+    paddle_onednn: bool = False
+    cuda: str | None = None
+    cudnn: str | None = None
+    tensorrt_compiled: tuple[int, ...] | None = None
+    tensorrt_runtime: tuple[int, ...] | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+@functools.lru_cache(maxsize=1)
+def machine() -> Machine:
+    """Look once; imports Paddle if it is installed."""
+    cpu, flags = _cpu()
+    found: dict[str, object] = {"cpu": cpu, "cores": available_cpus(), "packages": optional_packages()}
+    found["avx512_vnni"] = None if flags is None else "avx512_vnni" in flags
+    found["bf16"] = None if flags is None else bool(_BF16_FLAGS & flags)
+    absent: dict[str, str] = {}
+    if flags is None:
+        absent["avx512_vnni"] = absent["bf16"] = "the system does not list the CPU's flags"
+    found["nvidia_gpus"], absent["nvidia_gpus"] = _nvidia_gpus()
+    try:
+        import paddle
+        from paddle import inference
+        from paddle.base import core
+    except Exception as error:  # a broken wheel raises anything from ImportError to OSError
+        absent["paddle"] = f"paddlepaddle cannot be imported: {runtime_error_line(error)}"
+        for name in ("gpus", "cuda", "cudnn", "tensorrt_compiled", "tensorrt_runtime"):
+            absent[name] = absent["paddle"]
+        return Machine(**found, absent=_said(absent))  # type: ignore[arg-type]
+    found["paddle"] = paddle.__version__
+    # `core` is internal to Paddle; 2.6 has no public question for oneDNN.
+    found["paddle_onednn"] = bool(getattr(core, "is_compiled_with_mkldnn", lambda: False)())
+    if not paddle.is_compiled_with_cuda():
+        why = f"paddlepaddle {paddle.__version__} is the CPU package"
+        absent.update(dict.fromkeys(("gpus", "cuda", "cudnn", "tensorrt_compiled", "tensorrt_runtime"), why))
+        return Machine(**found, absent=_said(absent))  # type: ignore[arg-type]
+    found["cuda"], found["cudnn"] = str(paddle.version.cuda()), str(paddle.version.cudnn())
+    found["gpus"], absent["gpus"] = _gpus(paddle)
+    compiled = tuple(inference.get_trt_compile_version())
+    found["tensorrt_compiled"] = compiled if any(compiled) else None
+    if not any(compiled):
+        absent["tensorrt_compiled"] = f"paddlepaddle-gpu {paddle.__version__} was built without TensorRT"
+        absent["tensorrt_runtime"] = absent["tensorrt_compiled"]
+        return Machine(**found, absent=_said(absent))  # type: ignore[arg-type]
+    try:
+        runtime = tuple(inference.get_trt_runtime_version())
+    except Exception as error:  # (NotFound) when libnvinfer.so cannot be loaded
+        absent["tensorrt_runtime"] = runtime_error_line(error)
+    else:
+        found["tensorrt_runtime"] = runtime if any(runtime) else None
+        if not any(runtime):
+            absent["tensorrt_runtime"] = "libnvinfer was not found"
+    return Machine(**found, absent=_said(absent))  # type: ignore[arg-type]
+
+
+def optional_packages() -> dict[str, str]:
+    """Return the versions of the optional packages that are installed; imports none of them."""
+    found = {}
+    for module, names in _PACKAGES.items():
+        if importlib.util.find_spec(module) is None:
+            continue
+        found[module] = "of unknown version"
+        for name in names:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found[name] = found[module] = importlib.metadata.version(name)
+    return found
+
+
+def _said(absent: Mapping[str, str]) -> dict[str, str]:
+    return {name: why for name, why in absent.items() if why}
+
+
+def _nvidia_gpus() -> tuple[tuple[str, ...], str]:
+    """Ask the driver's own tool: libraries that would know hold on to the GPU, or fork badly."""
+    if shutil.which("nvidia-smi") is None:
+        return (), "no NVIDIA GPU (no nvidia-smi on the PATH)"
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return (), f"nvidia-smi does not answer: {runtime_error_line(error)}"
+    if asked.returncode != 0:
+        return (), f"nvidia-smi: {' '.join((asked.stderr or asked.stdout).split())[:200]}"
+    names = tuple(line.strip() for line in asked.stdout.splitlines() if line.strip())
+    return names, "" if names else "no NVIDIA GPU (nvidia-smi lists none)"
+
+
+def _gpus(paddle: object) -> tuple[tuple[str, ...], str]:
+    cuda = paddle.device.cuda  # type: ignore[attr-defined]
+    try:
+        count = cuda.device_count()
+        names = tuple(cuda.get_device_properties(index).name for index in range(count))
+    except Exception as error:  # no driver, a driver too old
+        return (), runtime_error_line(error)
+    return names, "" if names else "Paddle sees no NVIDIA GPU (no device, or no driver)"
+
+
+def _cpu() -> tuple[str, set[str] | None]:
+    """Return the processor's name and its flags, None if the system does not list them."""
+    name, flags = platform.processor() or platform.machine(), None
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip() or name
+            elif key.strip() in ("flags", "Features"):
+                flags = set(value.split())
+                break
+    return name, flags

@@ -1,0 +1,1 @@
+"""Runtimes that read ONNX files: OpenVINO and ONNX Runtime."""

@@ -1,0 +1,177 @@
+"""ONNX Runtime: its own CPU kernels, and on a GPU its CUDA and TensorRT providers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.core.artifacts import OnnxModel
+from act_pipeline.core.cpus import available_cpus
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import versions as package_versions
+from act_pipeline.engines.arrays import InputCheck, detections
+from act_pipeline.engines.interface import Artifact, location, refusals
+from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, onnx_artifact, require_spelling
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_PACKAGE = 'pip install "act_pipeline[onnxruntime]", or -r requirements/onnxruntime.txt'
+_ERRORS_ONLY = 3
+# It rounds float biases (1.31), and rounds what is added to them anew: scores move by up to 0.2 instead of 0.05.
+_INEXACT_OPTIMIZERS = ["WeightBiasQuantization"]
+
+
+class OnnxRuntimeEngine:
+    """A session of ONNX Runtime as an :class:`act_pipeline.engines.interface.Engine`; one session takes every batch
+    size.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        model: Artifact,
+        precision: str = "fp32",
+        device: str = "CPU",
+        threads: int | None = None,
+        batch_size: int = 1,
+        provider: str | None = None,
+    ) -> None:
+        """Lower the model if it is a folder, and load it.
+
+        Args:
+            model: float for ``fp32`` and ``fp16``, with Q/DQ for ``int8``; a folder, or an ONNX file.
+            precision: ``fp32`` or ``int8``; on a GPU also ``fp16``.
+            device: ``CPU`` or ``GPU``.
+            threads: CPU threads; None: all that this process may use.
+            batch_size: the largest batch.
+            provider: ``cpu``; on a GPU ``cuda`` or ``tensorrt``. None: ``cpu``, and on a GPU ``tensorrt`` for ``int8``
+                (CUDA's kernels have no INT8), else ``cuda``.
+
+        Raises:
+            UserError: the package or the provider is missing, the file is damaged or spelled for another runtime, or
+                ONNX Runtime refuses it.
+        """
+        self.precision, self.device = precision, device
+        self.threads = threads or available_cpus()
+        self.provider = provider or {"CPU": "cpu"}.get(device, "tensorrt" if precision == "int8" else "cuda")
+        self._runtime = import_onnxruntime()
+        _require_provider(self._runtime, self.provider, device)
+        self.artifact, summary = onnx_artifact(
+            model, "tensorrt" if self.provider == "tensorrt" else "cpu", precision == "fp16"
+        )
+        if self.provider == "tensorrt":
+            require_spelling(self.artifact, summary, "tensorrt", "which TensorRT refuses")
+        self._where = location(model)
+        self._check = InputCheck(self._where, summary.inputs, batch_size)
+        self._outputs = list(summary.outputs[:2])
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        with refusals(f"ONNX Runtime cannot load {self._where}", also=_errors(self._runtime)):
+            self._session = self._runtime.InferenceSession(
+                str(self.artifact.path),
+                options,
+                providers=self._providers(summary, batch_size),
+                disabled_optimizers=_INEXACT_OPTIMIZERS,
+            )
+        used = self._session.get_providers()
+        if PROVIDERS[self.provider] not in used:  # it falls back without an error
+            self.close()
+            raise UserError(
+                f"ONNX Runtime cannot use its {self.provider} provider here, only {', '.join(used)}; check that CUDA "
+                "and cuDNN (and TensorRT) are on LD_LIBRARY_PATH, or run with --device=CPU"
+            )
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What else decides the figures; goes into records."""
+        return {"provider": self.provider}
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See :meth:`act_pipeline.engines.interface.Engine.run`."""
+        checked = self._check(inputs)
+        with refusals(f"ONNX Runtime cannot run {self._where}", also=_errors(self._runtime)):
+            bbox, bbox_num = self._session.run(self._outputs, checked)
+        return detections(bbox, bbox_num, self._where)
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of ONNX Runtime and of what lowered the model."""
+        return {**package_versions(), "onnxruntime": self._runtime.__version__}
+
+    def _providers(self, summary: OnnxSummary, batch_size: int) -> list[Any]:
+        """Return the providers in the order in which they get ops, the CPU last for what no other takes."""
+        if self.provider == "cpu":
+            return [PROVIDERS["cpu"]]
+        if self.provider == "cuda":
+            return [PROVIDERS["cuda"], PROVIDERS["cpu"]]
+        return [
+            (PROVIDERS["tensorrt"], _tensorrt_options(self.artifact, summary, self.precision, batch_size)),
+            PROVIDERS["cuda"],
+            PROVIDERS["cpu"],
+        ]
+
+
+def _tensorrt_options(model: OnnxModel, summary: OnnxSummary, precision: str, batch_size: int) -> dict[str, str]:
+    """Return the TensorRT provider's settings: batches of 1 to ``batch_size``, the engine kept beside the model."""
+
+    def shapes(batch: int) -> str:
+        return ",".join(
+            f"{name}:{'x'.join(str(batch if size == -1 else size) for size in shape)}"
+            for name, shape in summary.inputs.items()
+        )
+
+    cache = model.directory / "ort_trt_cache"
+    options = {
+        "trt_fp16_enable": str(precision != "fp32"),
+        "trt_int8_enable": str(precision == "int8"),
+        "trt_profile_min_shapes": shapes(1),
+        "trt_profile_opt_shapes": shapes(batch_size),
+        "trt_profile_max_shapes": shapes(batch_size),
+    }
+    if os.access(model.directory, os.W_OK):
+        cache.mkdir(exist_ok=True)
+        options.update(trt_engine_cache_enable="True", trt_engine_cache_path=str(cache))
+    return options
+
+
+def import_onnxruntime() -> Any:
+    """Return the package; :mod:`act_pipeline` has switched off its telemetry.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f"onnxruntime cannot be imported ({error}); install it: {_PACKAGE}") from None
+    return onnxruntime
+
+
+def _errors(runtime: Any) -> tuple[type[BaseException], ...]:
+    """Return ONNX Runtime's exception types, which derive from ``Exception`` alone."""
+    state = runtime.capi.onnxruntime_pybind11_state
+    return tuple(found for found in vars(state).values() if isinstance(found, type) and issubclass(found, Exception))
+
+
+def _require_provider(runtime: Any, provider: str, device: str) -> None:
+    fitting = ("cpu",) if device == "CPU" else ("cuda", "tensorrt")
+    if provider not in fitting:
+        raise UserError(f"provider is {provider!r}, expected {' or '.join(fitting)} on the {device}")
+    available = runtime.get_available_providers()
+    if PROVIDERS[provider] not in available:
+        raise UserError(
+            f"this ONNX Runtime has no {PROVIDERS[provider]}, only {', '.join(available)}; pip install onnxruntime-gpu "
+            "instead of onnxruntime, or run with --device=CPU"
+        )

@@ -1,0 +1,1 @@
+"""Paddle Inference: its own kernels, oneDNN, TensorRT, and the INT8 reference."""

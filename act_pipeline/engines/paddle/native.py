@@ -1,0 +1,181 @@
+"""Paddle Inference without TensorRT: its own CPU and GPU kernels, and oneDNN on the CPU."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.cpus import available_cpus
+from act_pipeline.core.records import versions as package_versions
+from act_pipeline.engines.arrays import InputCheck, detections, require_outputs
+from act_pipeline.engines.interface import refusals, without_pass_log
+from act_pipeline.graph.model_files import ModelSummary, inspect_model
+
+GPU_MEMORY_POOL_MB = 1000
+# What oneDNN may run in INT8. With no list at all Paddle 2.6.2 fails on RT-DETR, in cpu_quantize_squash_pass
+# ("requantize" scale mismatch) or later in a concat; with matmuls in the list it takes none of them.
+ONEDNN_INT8_OPS = ("conv2d", "depthwise_conv2d")
+
+Configure = Callable[[Any, Any], None]
+_Engine = TypeVar("_Engine", bound="PredictorEngine")
+
+
+class PredictorEngine:
+    """What all of Paddle Inference's engines do with their predictor, which the derived class loads."""
+
+    _predictor: Predictor
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See :meth:`act_pipeline.engines.interface.Engine.run`."""
+        return self._predictor.run(inputs)
+
+    def clone(self: _Engine) -> _Engine:
+        """Return another engine of the same weights, for another thread; both are to be closed."""
+        other = copy.copy(self)
+        other._predictor = self._predictor.clone()
+        return other
+
+    def close(self) -> None:
+        """Free the predictor and its weights."""
+        self._predictor.close()
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of Paddle and its companions."""
+        return package_versions()
+
+
+class PaddleEngine(PredictorEngine):
+    """A Paddle Inference predictor as an :class:`act_pipeline.engines.interface.Engine`.
+
+    How each choice computes an INT8 model (Q/DQ ops in the program):
+
+    - ``paddle`` runs every Q/DQ as it stands, in float arithmetic: what the model was made to compute, slowly, and
+      bit for bit what the training executor computes.
+    - ``paddle_onednn`` runs convolutions with INT8 kernels and drops the other activation Q/DQ: faster, and without
+      the rounding of the matmuls.
+
+    Paddle 2.6 switches oneDNN on by itself; ``paddle`` switches it off. On a float model the two agree to 4e-6. On an
+    INT8 model another order of the same sums moves single values across a rounding boundary, and from there every
+    rounding falls anew: scores move by up to 0.03, as they do when a single bias changes by 3e-6.
+    """
+
+    def __init__(
+        self,
+        model: InferenceModel,
+        precision: str = "fp32",
+        device: str = "CPU",
+        threads: int | None = None,
+        batch_size: int | None = None,
+        onednn: bool = False,
+        summary: ModelSummary | None = None,
+        inference: Any = None,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model: float for ``fp32`` and ``fp16``, with Q/DQ ops for ``int8``.
+            precision: ``fp32`` or ``int8``; on a GPU also ``fp16`` (mixed, chosen by Paddle).
+            device: ``CPU`` or ``GPU``.
+            threads: CPU threads; None: all that this process may use.
+            batch_size: the largest batch; None: any.
+            onednn: use oneDNN (CPU only).
+            summary: of ``model``, if it is at hand.
+            inference: ``paddle.inference``, or a stand-in with its names.
+
+        Raises:
+            UserError: the files are damaged, or Paddle refuses the model.
+        """
+        self.name = "paddle_onednn" if onednn else "paddle"
+        self.precision, self.device, self.artifact = precision, device, model
+        self.threads = threads or available_cpus()
+
+        def configure(config: Any, namespace: Any) -> None:
+            if device == "GPU":
+                kind = namespace.PrecisionType.Half if precision == "fp16" else namespace.PrecisionType.Float32
+                config.enable_use_gpu(GPU_MEMORY_POOL_MB, 0, kind)
+            else:
+                config.disable_gpu()
+                config.set_cpu_math_library_num_threads(self.threads)
+                if onednn:
+                    config.enable_mkldnn()
+                    if precision == "int8":
+                        config.enable_mkldnn_int8(set(ONEDNN_INT8_OPS))
+                else:
+                    config.disable_mkldnn()
+
+        remedy = "; --use_mkldnn=False runs it without oneDNN" if onednn else ""
+        self._predictor = Predictor(model, configure, summary, inference, remedy, batch_size)
+
+
+class Predictor:
+    """``paddle.inference``'s predictor, with its inputs checked and its refusals in one line."""
+
+    def __init__(
+        self,
+        model: InferenceModel,
+        configure: Configure,
+        summary: ModelSummary | None = None,
+        inference: Any = None,
+        remedy: str = "",
+        batch_size: int | None = None,
+    ) -> None:
+        """Check the files, configure, load.
+
+        Args:
+            model: the model.
+            configure: gets the ``Config`` and the namespace it is from; sets what is particular to an engine.
+            summary: of ``model``, if it is at hand.
+            inference: ``paddle.inference``, or a stand-in with its names.
+            remedy: what the user can do when Paddle refuses the model, appended to the error.
+            batch_size: the largest batch; None: any.
+        """
+        self.summary = summary or inspect_model(model)
+        self._remedy = remedy
+        self._where = model.directory
+        require_outputs(self.summary.output_shapes, model.model_path)
+        if inference is None:
+            from paddle import inference
+        config = inference.Config(str(model.model_path), str(model.params_path))
+        config.disable_glog_info()
+        config.switch_ir_optim(True)
+        config.enable_memory_optim()
+        with refusals(f"Paddle Inference cannot load {self._where}", remedy), without_pass_log():
+            configure(config, inference)
+            self._predictor = inference.create_predictor(config)
+        self._take_handles()
+        self._check = InputCheck(self._where, {name: self.summary.inputs[name] for name in self._inputs}, batch_size)
+
+    def _take_handles(self) -> None:
+        self._inputs = {name: self._predictor.get_input_handle(name) for name in self._predictor.get_input_names()}
+        self._outputs = [self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()[:2]]
+        self._ran = False
+
+    def clone(self) -> Predictor:
+        """Return another predictor of the same weights: it is there at once, and runs beside this one."""
+        other = copy.copy(self)
+        other._predictor = self._predictor.clone()
+        other._take_handles()
+        return other
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Copy in, run, copy out. See :meth:`act_pipeline.engines.interface.Engine.run`."""
+        for name, array in self._check(inputs).items():
+            self._inputs[name].copy_from_cpu(array)
+        if self._ran:
+            self._predictor.run()
+        else:  # kernels are chosen in the first run: refusals come then
+            with refusals(f"Paddle Inference cannot run {self._where}", self._remedy):
+                self._predictor.run()
+            self._ran = True
+        bbox, bbox_num = (handle.copy_to_cpu() for handle in self._outputs)
+        return detections(bbox, bbox_num, self._where)
+
+    def close(self) -> None:
+        """Drop the predictor; Paddle writes what it collected and frees its memory when the last reference goes."""
+        self._inputs, self._outputs, self._predictor = {}, [], None
+        gc.collect()

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX, by their Python modules."""

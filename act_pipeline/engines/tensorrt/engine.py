@@ -1,0 +1,227 @@
+"""TensorRT, or TensorRT-RTX, on an NVIDIA GPU: one plan, one stream, pinned host memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from act_pipeline.core.cpus import available_cpus
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import versions as package_versions
+from act_pipeline.engines.arrays import InputCheck, detections
+from act_pipeline.engines.interface import Artifact, location, refusals
+from act_pipeline.engines.machine import Machine
+from act_pipeline.engines.tensorrt.cudart import PACKAGE, Cuda, CudaError, Gpu, has_cudart
+from act_pipeline.engines.tensorrt.module import (
+    INSTALL,
+    TensorRT,
+    import_tensorrt,
+    installed,
+    installed_version,
+    make_log,
+)
+
+if TYPE_CHECKING:
+    from act_pipeline.engines.tensorrt.plan import Say
+
+_ELSEWHERE = "deploy/build_engine.py builds engines without a GPU; to run the model here, --engine=auto"
+
+
+def tensorrt_refusal(here: Machine) -> tuple[str, str] | None:
+    """Return why TensorRT cannot run here, and what to do; None if it can. Imports nothing of NVIDIA's."""
+    if not installed():
+        return "neither tensorrt nor tensorrt_rtx is installed", INSTALL
+    if "onnx" not in here.packages:
+        return "onnx is not installed", 'pip install "act_pipeline[onnx]"'
+    if not here.nvidia_gpus:
+        return here.absent.get("nvidia_gpus", "no NVIDIA GPU"), _ELSEWHERE
+    if not has_cudart():
+        return "cuda-bindings is not installed", PACKAGE
+    return None
+
+
+def tensorrt_versions() -> str:
+    """Return which of NVIDIA's modules is installed and its version, without importing it."""
+    return ", ".join(f"{flavour.title} {installed_version(flavour)}".rstrip() for flavour in installed()[:1])
+
+
+class TensorRTEngine:
+    """A plan on a GPU as an :class:`act_pipeline.engines.interface.Engine`.
+
+    The first load builds the plan, which takes seconds to minutes; it is kept in ``trt_cache/`` in the model's folder
+    and loaded from there as long as model, profile, options, version and GPU are the same.
+
+    Attributes:
+        last_device_ms: milliseconds on the GPU of the last run, between events before and after the engine, without
+            the copies; None before the first run.
+        gpu: the GPU that runs it.
+    """
+
+    name = "tensorrt"
+
+    def __init__(
+        self,
+        model: Artifact,
+        precision: str = "fp32",
+        device: str = "GPU",
+        threads: int | None = None,
+        batch_size: int = 1,
+        float16_rest: bool = True,
+        say: Say | None = None,
+        tensorrt: TensorRT | None = None,
+        cuda: Cuda | None = None,
+    ) -> None:
+        """Lower the model if it is a folder, build the plan unless it is kept, and load it.
+
+        Args:
+            model: float for ``fp32`` and ``fp16``, with Q/DQ for ``int8``; a folder, or an ONNX file for TensorRT.
+            precision: ``fp32``, ``fp16`` or ``int8``.
+            device: ``GPU``.
+            threads: has no effect; what the record says.
+            batch_size: the largest batch, at which the plan is fastest.
+            float16_rest: for ``int8``, what is not INT8 computes in FP16, the post-process in FP32; else all in FP32.
+            say: takes a line about why a plan is built; None: stderr.
+            tensorrt: NVIDIA's module, or a stand-in.
+            cuda: the CUDA runtime, or a stand-in.
+
+        Raises:
+            UserError: a package or the GPU is missing, the file is damaged or spelled for another runtime, or TensorRT
+                refuses it.
+        """
+        from act_pipeline.engines.tensorrt.build import BuildOptions, make_recipe, plan_source
+        from act_pipeline.engines.tensorrt.plan import load_or_build, say_on_stderr
+
+        if device != "GPU":
+            raise UserError(f"tensorrt runs on the GPU only, found --device={device}; run with --device=GPU")
+        self.precision, self.device, self.threads = precision, device, threads or available_cpus()
+        self.last_device_ms: float | None = None
+        self._cuda, self._trt = cuda or Cuda(), tensorrt or import_tensorrt()
+        gpu = self._cuda.gpu()
+        if gpu is None:
+            raise UserError(f"{self._trt} cannot run here: CUDA finds no GPU, or no driver that fits; {_ELSEWHERE}")
+        self.gpu: Gpu = gpu
+        options = BuildOptions(float16_rest=float16_rest)
+        self.artifact, summary = plan_source(model, precision, self._trt, float16_rest)
+        self._where = location(model)
+        self._check = InputCheck(self._where, summary.inputs, batch_size)
+        self._settings = {"module": self._trt.name, "gpu": str(gpu), "float16_rest": str(float16_rest)}
+        recipe = make_recipe(self._trt, gpu, self.artifact, summary, precision, batch_size, options)
+        log = make_log(self._trt.module)
+        self._runtime = self._trt.module.Runtime(log)
+        engine, self.plan_path = load_or_build(
+            self._trt, model, self.artifact, recipe, self._runtime.deserialize_cuda_engine, say or say_on_stderr
+        )
+        self._log, self._engine = log, engine
+        self._outputs = summary.outputs[:2]
+        with self._refusals("load"):
+            self._context = engine.create_execution_context()
+            if self._context is None:
+                raise UserError(f"{self._trt} cannot load {self._where}: {log.first_error()}")
+            largest = {name: shapes[2] for name, shapes in recipe.profile.items()}
+            self._inputs = {name: _Buffer(self._cuda, 4 * math.prod(shape)) for name, shape in largest.items()}
+            for name, buffer in self._inputs.items():
+                self._context.set_tensor_address(name, buffer.address)
+            self._allocator = _output_allocator(self._trt.module, self._cuda)
+            for name in self._output_names():
+                self._context.set_output_allocator(name, self._allocator)
+            self._start, self._end = self._cuda.event(), self._cuda.event()
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What else decides the figures; goes into records."""
+        return dict(self._settings)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See :meth:`act_pipeline.engines.interface.Engine.run`."""
+        checked = self._check(inputs)
+        cuda, context = self._cuda, self._context
+        with self._refusals("run"):
+            stream = cuda.stream
+            for name, array in checked.items():
+                context.set_input_shape(name, array.shape)
+                cuda.to_device(self._inputs[name].address, self._inputs[name].fill(array))
+            cuda.record(self._start)
+            if not context.execute_async_v3(stream):
+                raise UserError(f"{self._trt} cannot run {self._where}: {self._log.first_error()}")
+            cuda.record(self._end)
+            # The shapes are known by now: TensorRT tells them before execute_async_v3 returns.
+            arrays = [self._allocator.fetch(name, self._dtype(name)) for name in self._outputs]
+            cuda.synchronize()
+            self.last_device_ms = cuda.elapsed_ms(self._start, self._end)
+        bbox, bbox_num = (array.copy() for array in arrays)  # the pinned memory is written again by the next run
+        return detections(bbox, bbox_num, self._where)
+
+    def close(self) -> None:
+        """Free the plan and its memory."""
+        self._context = self._engine = self._runtime = None
+        self._cuda.close()
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of TensorRT and CUDA, and of what lowered the model."""
+        return {**package_versions(), self._trt.name: self._trt.version, "cuda": self._cuda.version()}
+
+    def _output_names(self) -> list[str]:
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        output = self._trt.module.TensorIOMode.OUTPUT
+        return [name for name in names if self._engine.get_tensor_mode(name) == output]
+
+    def _dtype(self, name: str) -> np.dtype:
+        return np.dtype(self._trt.module.nptype(self._engine.get_tensor_dtype(name)))
+
+    def _refusals(self, doing: str) -> Any:
+        return refusals(f"{self._trt} cannot {doing} {self._where}", also=(CudaError,))
+
+
+class _Buffer:
+    """As many bytes on the GPU as in pinned memory of the host."""
+
+    def __init__(self, cuda: Cuda, size: int) -> None:
+        self.address, self.host = cuda.device_memory(size), cuda.pinned_memory(size)
+
+    def fill(self, array: np.ndarray) -> np.ndarray:
+        """Write an array into the pinned memory, and return the bytes that it takes."""
+        used = self.host[: array.nbytes]
+        used.view(array.dtype).reshape(array.shape)[...] = array
+        return used
+
+
+def _output_allocator(module: Any, cuda: Cuda) -> Any:
+    """Return what gives TensorRT memory for outputs, whose sizes it says only while it runs ([K, 6])."""
+
+    class Allocator(module.IOutputAllocator):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            module.IOutputAllocator.__init__(self)
+            self._sizes: dict[str, int] = {}
+            self._device: dict[str, int] = {}
+            self._host: dict[str, np.ndarray] = {}
+            self._shapes: dict[str, tuple[int, ...]] = {}
+
+        def reallocate_output(self, name: str, memory: int, size: int, alignment: int) -> int:
+            if name not in self._sizes or size > self._sizes[name]:
+                if name in self._device:
+                    cuda.free(self._device.pop(name))
+                # cudaMalloc aligns to 256 bytes and more, TensorRT asks for that at most.
+                self._device[name], self._sizes[name] = cuda.device_memory(size), size
+            return self._device[name]
+
+        def reallocate_output_async(self, name: str, memory: int, size: int, alignment: int, stream: int) -> int:
+            return self.reallocate_output(name, memory, size, alignment)
+
+        def notify_shape(self, name: str, shape: Any) -> None:
+            self._shapes[name] = tuple(int(length) for length in shape)
+
+        def fetch(self, name: str, dtype: np.dtype) -> np.ndarray:
+            """Put the copy to the host into the stream, and return where it will be."""
+            shape = self._shapes[name]
+            size = dtype.itemsize * math.prod(shape)
+            if name not in self._host or self._host[name].size < size:
+                self._host[name] = cuda.pinned_memory(max(size, self._sizes[name]))
+            used = self._host[name][:size]
+            if size:
+                cuda.to_host(used, self._device[name])
+            return used.view(dtype).reshape(shape)
+
+    return Allocator()

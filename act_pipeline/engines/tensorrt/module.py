@@ -1,0 +1,132 @@
+"""Which of NVIDIA's two modules is here: ``tensorrt``, or ``tensorrt_rtx``, the same interface for RTX GPUs.
+
+``tensorrt`` builds on the GPU that it builds for. ``tensorrt_rtx`` parses and builds anywhere, without a GPU and
+without a driver, and leaves the choice of kernels to the machine that loads the plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from act_pipeline.core.errors import UserError
+
+INSTALL = 'pip install "act_pipeline[tensorrt-rtx]", or -r requirements/tensorrt-rtx.txt; or NVIDIA\'s tensorrt'
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """One of the two.
+
+    Attributes:
+        name: the module.
+        title: what a user calls it.
+        modules: what to import, the first that is there. The sdist ``tensorrt-rtx-cu12`` adds to the wheels of its
+            parts nothing but the module ``tensorrt_rtx``, which imports ``tensorrt_rtx_bindings``.
+        distributions: packages that may have brought it.
+    """
+
+    name: str
+    title: str
+    modules: tuple[str, ...]
+    distributions: tuple[str, ...]
+
+
+FLAVOURS = (
+    Flavour("tensorrt", "TensorRT", ("tensorrt",), ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-cu11")),
+    Flavour(
+        "tensorrt_rtx",
+        "TensorRT-RTX",
+        ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+        ("tensorrt-rtx-cu12-bindings", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """The module that was imported, or a stand-in.
+
+    Attributes:
+        module: ``tensorrt`` or ``tensorrt_rtx``.
+        name: which.
+        title: what a user calls it.
+    """
+
+    module: Any
+    name: str
+    title: str
+
+    @property
+    def version(self) -> str:
+        return str(self.module.__version__)
+
+    @property
+    def rtx(self) -> bool:
+        """It builds without a GPU."""
+        return self.name == "tensorrt_rtx"
+
+    def __str__(self) -> str:
+        return f"{self.title} {self.version}"
+
+
+def installed() -> list[Flavour]:
+    """Return those that are installed, the better one for running first; imports none."""
+    return [flavour for flavour in FLAVOURS if any(importlib.util.find_spec(name) for name in flavour.modules)]
+
+
+def installed_version(flavour: Flavour) -> str:
+    """Return the version of an installed one without importing it, empty if its package does not say."""
+    for name in flavour.distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return ""
+
+
+def import_tensorrt(prefer: Iterable[str] = ()) -> TensorRT:
+    """Return the module.
+
+    Args:
+        prefer: names to try first; then ``tensorrt``, then ``tensorrt_rtx``.
+
+    Raises:
+        UserError: neither is installed, or none of those installed can be imported.
+    """
+    order = list(prefer)
+    flavours = sorted(
+        installed(), key=lambda flavour: order.index(flavour.name) if flavour.name in order else len(order)
+    )
+    failures = []
+    for flavour in flavours:
+        name = next(name for name in flavour.modules if importlib.util.find_spec(name))
+        try:
+            return TensorRT(importlib.import_module(name), flavour.name, flavour.title)
+        except (ImportError, OSError, AttributeError, RuntimeError) as error:  # a shell without its libraries
+            failures.append(f"{name} cannot be imported ({' '.join(str(error).split())})")
+    why = " and ".join(failures) or "neither tensorrt nor tensorrt_rtx is installed"
+    raise UserError(f"{why}; install it: {INSTALL}")
+
+
+def make_log(module: Any) -> Any:
+    """Return an ``ILogger`` that prints nothing and keeps what is an error, in its ``errors``."""
+    severity = module.ILogger.Severity
+
+    class Log(module.ILogger):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, level: Any, message: str) -> None:
+            if level in (severity.ERROR, severity.INTERNAL_ERROR):
+                self.errors.append(" ".join(str(message).split()))
+
+        def first_error(self) -> str:
+            """Return the first error, which is the cause of the others."""
+            return self.errors[0] if self.errors else "it does not say why"
+
+    return Log()

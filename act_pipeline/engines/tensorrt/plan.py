@@ -1,0 +1,267 @@
+"""TensorRT's plans on disk: built once for a model, a profile, a version and a GPU, and kept with a record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import read_record, write_bytes_atomically, write_record
+from act_pipeline.engines.tensorrt.build import BuildOptions, Built, Recipe, build, make_recipe, plan_source
+from act_pipeline.engines.tensorrt.cudart import Gpu, current_gpu
+from act_pipeline.engines.tensorrt.module import TensorRT, import_tensorrt, make_log
+from act_pipeline.onnx_export import writable_directory
+
+PLAN_SCHEMA = "act_pipeline.plan/1"
+CACHE_DIRECTORY = "trt_cache"
+
+Say = Callable[[str], None]
+
+
+def say_on_stderr(line: str) -> None:
+    """Print a line about what happens next, beside what a command prints."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """A plan on disk; the record beside it (``.json``) holds the same.
+
+    Attributes:
+        path: the plan.
+        bytes: its size.
+        onnx_path: the file that it was built from.
+        onnx_bytes: its size.
+        recipe: what it was built of, for and with.
+        seconds: that the build took.
+        layers: of the network as parsed: type -> how many.
+        int8_layers: convolutions and matmuls whose inputs come from DequantizeLinear -> how many.
+    """
+
+    path: Path
+    bytes: int
+    onnx_path: Path
+    onnx_bytes: int
+    recipe: Recipe
+    seconds: float
+    layers: dict[str, int]
+    int8_layers: dict[str, int]
+
+    def summary(self) -> str:
+        """Return what was built, in a few lines."""
+        recipe = self.recipe
+        batches = " to ".join(str(recipe.profile["image"][index][0]) for index in (0, 2))
+        found = [
+            f"{self.int8_layers.get(name, 0)} of {self.layers.get(key, 0)} {name}s"
+            for name, key in (("convolution", "convolution"), ("matmul", "matrix_multiply"))
+        ]
+        return "\n".join(
+            [
+                f"built {self.path}: {self.bytes / 1e6:.2f} MB from {self.onnx_bytes / 1e6:.2f} MB of ONNX in "
+                f"{self.seconds:.1f} s",
+                f"{recipe.module} {recipe.version}, {recipe.precision}, batches of {batches}, for "
+                f"{_for(recipe.built_for)}",
+                f"network: {sum(self.layers.values())} layers; on INT8 inputs {' and '.join(found)}",
+            ]
+        )
+
+
+def build_plan(
+    model: InferenceModel | OnnxModel,
+    path: str | os.PathLike[str] | None = None,
+    precision: str = "int8",
+    batch_size: int = 1,
+    say: Say = say_on_stderr,
+    options: BuildOptions | None = None,
+    trt: TensorRT | None = None,
+    gpu: Gpu | None = None,
+) -> PlanRecord:
+    """Build an engine and write it; on a machine without a GPU too, where ``tensorrt_rtx`` is installed.
+
+    Args:
+        model: a model's folder, which is lowered, or an ONNX file for TensorRT.
+        path: the plan to write, and its record beside it; None: into the model's cache, where
+            :class:`act_pipeline.engines.tensorrt.engine.TensorRTEngine` finds it.
+        precision: ``fp32``, ``fp16`` (float models) or ``int8`` (INT8 models).
+        batch_size: the largest batch, at which the plan is fastest.
+        say: takes a line about what happens next.
+        options: what else decides what is built.
+        trt: NVIDIA's module; None: ``tensorrt``, or ``tensorrt_rtx`` if it is the one installed or there is no GPU.
+        gpu: the GPU to build on; None: looked for.
+
+    Raises:
+        UserError: the module is missing, or it or the lowering refuses the model.
+
+    Example:
+        >>> model = InferenceModel.load("output/rtdetr_sample_int8")  # doctest: +SKIP
+        >>> build_plan(model, "sample.plan").bytes  # doctest: +SKIP
+    """
+    gpu = gpu or current_gpu()
+    trt = trt or import_tensorrt(() if gpu is not None else ("tensorrt_rtx",))
+    options = options or BuildOptions()
+    onnx_model, summary = plan_source(model, precision, trt, options.float16_rest)
+    recipe = make_recipe(trt, gpu, onnx_model, summary, precision, batch_size, options)
+    cache = cache_directory(model)
+    target = Path(path) if path is not None else cache / plan_name(recipe)
+    if target.is_dir():
+        raise UserError(f"--output is {target}, a folder; give the file to write, such as {target / 'model.plan'}")
+    return _build_and_write(trt, onnx_model, recipe, target, cache, say)
+
+
+def cache_directory(model: InferenceModel | OnnxModel) -> Path:
+    """Return where a model's plans are kept: in its folder, or in the user's cache if that cannot be written to."""
+    return writable_directory(model, CACHE_DIRECTORY)  # type: ignore[arg-type]  (it asks for what both have)
+
+
+def plan_name(recipe: Recipe) -> str:
+    """Return the file name of a recipe's plan: a hash of all that decides it."""
+    text = json.dumps(recipe.as_dict(), sort_keys=True)
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.plan"
+
+
+def load_or_build(
+    trt: TensorRT,
+    model: InferenceModel | OnnxModel,
+    onnx_model: OnnxModel,
+    recipe: Recipe,
+    deserialize: Callable[[bytes], Any],
+    say: Say,
+) -> tuple[Any, Path]:
+    """Return the engine of a recipe and its plan's path: from the cache, or built now, for a reason that is said.
+
+    Args:
+        trt: NVIDIA's module.
+        model: whose cache is used.
+        onnx_model: what to build from.
+        recipe: what to build.
+        deserialize: makes an engine of a plan, None if it does not load.
+        say: takes the reason.
+
+    Raises:
+        UserError: it cannot be built, or what was built does not load.
+    """
+    cache = cache_directory(model)
+    path = cache / plan_name(recipe)
+    reason = f"{trt} builds the engine of {onnx_model.path}, which takes a while and is kept in {cache}"
+    if path.exists():
+        plan = _whole(path)
+        engine = deserialize(plan) if plan is not None else None
+        if engine is not None:
+            return engine, path
+        reason = f"{path} is {'damaged' if plan is None else 'refused by ' + str(trt)}: built anew"
+    else:
+        reason = _other_plan(cache, recipe) or reason
+    say(reason)
+    _build_and_write(trt, onnx_model, recipe, path, cache, lambda line: None)
+    engine = deserialize(path.read_bytes())
+    if engine is None:
+        raise UserError(
+            f"{trt} built {path} and does not load it; TensorRT-RTX runs on GeForce RTX and RTX PRO GPUs (compute "
+            "capability 7.5, 8.0, 8.6, 8.9 and 12.x), on others install NVIDIA's tensorrt; or run with --engine=auto"
+        )
+    return engine, path
+
+
+def _build_and_write(
+    trt: TensorRT, onnx_model: OnnxModel, recipe: Recipe, target: Path, cache: Path, say: Say
+) -> PlanRecord:
+    say(f"{trt} builds an engine of {onnx_model.path} for {_for(recipe.built_for)}")
+    timings = cache / f"{recipe.module}-{hashlib.sha256(recipe.built_for.encode()).hexdigest()[:8]}.timing"
+    built, timing_cache = build(trt, onnx_model, recipe, timings.read_bytes() if timings.exists() else b"")
+    if timing_cache:
+        write_bytes_atomically(timings, timing_cache)
+    return _write(built, onnx_model, recipe, target)
+
+
+def _write(built: Built, onnx_model: OnnxModel, recipe: Recipe, target: Path) -> PlanRecord:
+    record = PlanRecord(
+        target,
+        len(built.plan),
+        onnx_model.path,
+        onnx_model.bytes,
+        recipe,
+        built.seconds,
+        built.layers,
+        built.int8_layers,
+    )
+    write_bytes_atomically(target, built.plan)
+    write_record(
+        target.with_suffix(".json"),
+        PLAN_SCHEMA,
+        {
+            "recipe": recipe.as_dict(),
+            "bytes": record.bytes,
+            "plan_hash": _hash(built.plan),
+            "onnx": str(onnx_model.path),
+            "onnx_bytes": record.onnx_bytes,
+            "seconds": record.seconds,
+            "layers": record.layers,
+            "int8_layers": record.int8_layers,
+        },
+    )
+    return record
+
+
+def _whole(path: Path) -> bytes | None:
+    """Return a plan as it was written, None if it is not that: a damaged one can end the process that loads it."""
+    plan = path.read_bytes()
+    try:
+        record = read_record(path.with_suffix(".json"), PLAN_SCHEMA)
+    except UserError:
+        return None
+    return plan if record.get("plan_hash") == _hash(plan) else None
+
+
+def _hash(plan: bytes) -> str:
+    return f"sha256:{hashlib.sha256(plan).hexdigest()}"
+
+
+def _other_plan(cache: Path, recipe: Recipe) -> str:
+    """Return a line on a plan that differs in version or GPU alone, empty if there is none."""
+    wanted = recipe.as_dict()
+    machine = ("module", "version", "built_for")
+    for path in sorted(cache.glob("*.json")) if cache.is_dir() else ():
+        try:
+            found = read_record(path, PLAN_SCHEMA).get("recipe")
+        except UserError:
+            continue
+        if isinstance(found, dict) and all(
+            found.get(key) == value for key, value in wanted.items() if key not in machine
+        ):
+            was, now = (f"{entry.get('module')} {entry.get('version')} for {_for(entry.get('built_for'))}"
+                        for entry in (found, wanted))  # fmt: skip
+            return f"{path.with_suffix('.plan')} is of {was}, here is {now}: built anew"
+    return ""
+
+
+def _for(built_for: Any) -> str:
+    return "every GPU of compute capability 8.0 on" if built_for == "portable" else str(built_for)
+
+
+def inspect_plan(path: str | os.PathLike[str], trt: TensorRT | None = None) -> str:
+    """Return what the engine inspector says of a plan, as JSON, layer by layer; needs the GPU that runs it.
+
+    Raises:
+        UserError: there is no GPU, or the plan does not load.
+    """
+    trt = trt or import_tensorrt()
+    require_gpu_for_layers()
+    log = make_log(trt.module)
+    engine = trt.module.Runtime(log).deserialize_cuda_engine(Path(path).read_bytes())
+    if engine is None:
+        raise UserError(f"{trt} does not load {path}: {log.first_error()}")
+    information = engine.create_engine_inspector().get_engine_information(trt.module.LayerInformationFormat.JSON)
+    return str(information)
+
+
+def require_gpu_for_layers() -> None:
+    """Raise a UserError without a GPU: NVIDIA's inspector takes a loaded engine, and one loads on a GPU only."""
+    if current_gpu() is None:
+        raise UserError("--layers needs an NVIDIA GPU with its driver, since an engine only loads on one; leave it out")

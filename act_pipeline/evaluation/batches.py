@@ -1,0 +1,199 @@
+"""An engine run on batches: what it finds, as COCO counts it, and how long it takes."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.thread_pool import map_ahead
+from act_pipeline.engines.interface import Engine
+
+PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}
+
+
+class NotFinite(UserError):
+    """The boxes hold NaN or infinity."""
+
+
+@dataclass(frozen=True)
+class BatchRun:
+    """What came of one batch.
+
+    Attributes:
+        image_ids: of its images, in order.
+        detections: [K, 7] float64: place of the image in ``image_ids``, x, y, width, height (pixels of the original
+            image), score, category id.
+        seconds: that ``engine.run`` took.
+    """
+
+    image_ids: tuple[int, ...]
+    detections: np.ndarray
+    seconds: float
+
+
+def run_batches(
+    engine: Engine,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    category_ids: Sequence[int],
+    annotation_file: Any,
+    warmup: int = 1,
+) -> Iterator[BatchRun]:
+    """Run batches through an engine: the one function that evaluates, here or in other processes.
+
+    Args:
+        engine: what runs.
+        batches: the engine's inputs and ``im_id [N]`` int64.
+        category_ids: COCO's category id of every class index.
+        annotation_file: for messages.
+        warmup: runs of the first batch that are not timed.
+
+    Raises:
+        NotFinite: the boxes are not.
+        UserError: the model's classes do not fit the annotations.
+    """
+    for batch in batches:
+        for _ in range(warmup):
+            engine.run(batch)
+        warmup = 0
+        start = time.perf_counter()
+        outputs = engine.run(batch)
+        seconds = time.perf_counter() - start
+        ids = tuple(int(image_id) for image_id in np.asarray(batch["im_id"]).reshape(-1))
+        yield BatchRun(ids, _coco_rows(outputs, ids, category_ids, annotation_file), seconds)
+
+
+def run_beside(
+    engines: Sequence[Engine],
+    batches: Iterable[Mapping[str, np.ndarray]],
+    category_ids: Sequence[int],
+    annotation_file: Any,
+) -> Iterator[BatchRun]:
+    """Run batches as :func:`run_batches`, each through whichever engine is free; the runs come in the batches' order.
+
+    Args:
+        engines: of one model, each for a thread of this process: several on one CPU thread each do more than one on as
+            many, since much of a detector is computed by ops that use one.
+        batches, category_ids, annotation_file: see :func:`run_batches`.
+    """
+    free: SimpleQueue[Engine] = SimpleQueue()
+    for engine in engines:
+        free.put(engine)
+
+    def run(batch: Mapping[str, np.ndarray]) -> BatchRun:
+        engine = free.get()
+        try:
+            (found,) = run_batches(engine, [batch], category_ids, annotation_file, warmup=0)
+            return found
+        finally:
+            free.put(engine)
+
+    yield from map_ahead(run, batches, len(engines), len(engines) + 1, "engine")
+
+
+def measure_latency(
+    engine: Engine, batches: Sequence[Mapping[str, np.ndarray]], warmup: int = 5, repeats: int = 50
+) -> tuple[dict[str, float], float]:
+    """Time an engine on batches that are read beforehand.
+
+    Args:
+        engine: the engine.
+        batches: are run in turn, round and round; all of one size.
+        warmup: runs that are not timed.
+        repeats: runs that are.
+
+    Returns:
+        Percentiles (and ``mean``) in milliseconds a batch, and images a second.
+    """
+    turns = itertools.cycle(batches)
+    for _ in range(warmup):
+        engine.run(next(turns))
+    seconds, images = [], 0
+    for _ in range(repeats):
+        batch = next(turns)
+        start = time.perf_counter()
+        engine.run(batch)
+        seconds.append(time.perf_counter() - start)
+        images += len(batch["image"])
+    latency_ms = {**latency_percentiles(seconds), "mean": round(float(np.mean(seconds)) * 1000, 4)}
+    return latency_ms, images / max(sum(seconds), 1e-9)
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """How long an engine takes for a batch.
+
+    Attributes:
+        latency_ms: ``min``, ``p50``, ``p90``, ``p99``, ``max``.
+        ratio: how many times as fast as the first engine it is: the median over the rounds; 1.0 for the first.
+    """
+
+    latency_ms: dict[str, float]
+    ratio: float
+
+
+def measure_in_turns(
+    engines: Mapping[str, Engine], batches: Sequence[Mapping[str, np.ndarray]], rounds: int, warmup: int = 2
+) -> dict[str, Latencies]:
+    """Time engines in rounds, in each of which every engine runs once on the same batch.
+
+    Args:
+        engines: label -> engine; ratios are to the first one.
+        batches: are run in turn, round and round.
+        rounds: how many are timed.
+        warmup: rounds before them.
+    """
+    turns = itertools.cycle(batches)
+    seconds: dict[str, list[float]] = {label: [] for label in engines}
+    for number in range(warmup + rounds):
+        batch = next(turns)
+        for label, engine in engines.items():
+            start = time.perf_counter()
+            engine.run(batch)
+            if number >= warmup:
+                seconds[label].append(time.perf_counter() - start)
+    first = np.array(next(iter(seconds.values())))
+    return {
+        label: Latencies(latency_percentiles(taken), round(float(np.median(first / np.array(taken))), 4))
+        for label, taken in seconds.items()
+    }
+
+
+def latency_percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Return ``min``, ``p50``, ``p90``, ``p99``, ``max`` in milliseconds."""
+    return {name: round(float(np.percentile(seconds, at)) * 1000, 4) for name, at in PERCENTILES.items()}
+
+
+def _coco_rows(
+    outputs: Mapping[str, np.ndarray], image_ids: Sequence[int], category_ids: Sequence[int], annotation_file: Any
+) -> np.ndarray:
+    """Return ``BatchRun.detections`` of one batch."""
+    bbox = np.asarray(outputs["bbox"], np.float64).reshape(-1, 6)
+    bbox_num = np.asarray(outputs["bbox_num"]).reshape(-1)
+    if len(bbox_num) != len(image_ids) or bbox_num.sum() != len(bbox):
+        raise UserError(
+            f"the model gave bbox {list(bbox.shape)} and bbox_num {bbox_num.tolist()} for {len(image_ids)} images, "
+            "expected one count an image that add up to the boxes; export the model again with tools/export_model.py"
+        )
+    places = np.repeat(np.arange(len(image_ids)), bbox_num)
+    if not np.isfinite(bbox).all():
+        bad = image_ids[places[~np.isfinite(bbox).all(axis=1)][0]]
+        raise NotFinite(
+            f"the model's boxes are not finite (NaN or infinite) on image id {bad}; its weights are damaged"
+        )
+    found = bbox[:, 0] >= 0  # a class of -1 marks a row that is no detection
+    bbox, places = bbox[found], places[found]
+    classes = bbox[:, 0].astype(np.int64)
+    if len(classes) and classes.max() >= len(category_ids):
+        raise UserError(
+            f"the model found class {classes.max()}, but {annotation_file} has {len(category_ids)} categories; "
+            "expected the data set that the model was trained on: give its --reader_config"
+        )
+    categories = np.asarray(category_ids, np.float64)[classes]
+    return np.column_stack([places, bbox[:, 2:4], bbox[:, 4:6] - bbox[:, 2:4], bbox[:, 1], categories])

@@ -1,0 +1,295 @@
+"""An evaluation spread over processes or a Ray cluster: the same batches, and so the same detections and scores."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Optional
+
+from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.cpus import available_cpus
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.process_pool import Work, run_work
+from act_pipeline.data.dataset import Dataset, ImageRecord
+from act_pipeline.data.loader import Loader
+from act_pipeline.data.reader import Reader
+from act_pipeline.data.reader_settings import ReaderSettings
+from act_pipeline.engines import Artifact, Engine, create_engine
+from act_pipeline.engines.interface import location
+from act_pipeline.evaluation import Evaluation, GroundTruth, score
+from act_pipeline.evaluation.batches import BatchRun, run_batches
+
+# Images that a process is given at a time: few, so that all end together, and enough to be worth a message.
+_UNIT_IMAGES = 64
+_UNITS_EACH = 4
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What a process must know to evaluate images: no annotation file, which may be larger than the model.
+
+    Attributes:
+        model: where every process finds the model.
+        model_hash: of what the engine loads.
+        versions: of what computes; other versions compute other bits.
+        engine: arguments of :func:`act_pipeline.engines.create_engine` beside the model.
+        batch_size: images in a run.
+        settings: of the reader, for the preprocessing.
+        category_ids: by class index.
+        annotation_file: for messages.
+        readers: threads that read ahead in each process.
+        key: tells this task from another, whose engine a process may still hold.
+    """
+
+    model: Artifact
+    model_hash: str
+    versions: Mapping[str, str]
+    engine: Mapping[str, Any]
+    batch_size: int
+    settings: ReaderSettings
+    category_ids: tuple[int, ...]
+    annotation_file: str
+    readers: int = 0
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+@dataclass(frozen=True)
+class UnitRun:
+    """What came of a unit.
+
+    Attributes:
+        runs: of its batches.
+        skipped: (file, reason) of the images that could not be read.
+        worker: the process, by machine and number.
+    """
+
+    runs: list[BatchRun]
+    skipped: list[tuple[str, str]]
+    worker: str
+
+
+@dataclass(frozen=True)
+class ShardedEvaluation:
+    """An evaluation and how it was spread.
+
+    Attributes:
+        evaluation: its latencies are those of engines that ran beside each other; ``images_per_second`` is images /
+            ``wall_seconds``.
+        executor: ``local`` or ``ray``.
+        shards: how many processes; on Ray without a number asked for, how many took part.
+        wall_seconds: from the start of the processes, their imports and loading of the model included, to the last
+            batch.
+    """
+
+    evaluation: Evaluation
+    executor: str
+    shards: int
+    wall_seconds: float
+
+    @property
+    def more(self) -> dict[str, Any]:
+        """What it adds to ``eval.json``."""
+        return {"executor": self.executor, "shards": self.shards, "wall_seconds": round(self.wall_seconds, 3)}
+
+
+class _Held:
+    """The engine and the preprocessing of a task, for as long as its process lives."""
+
+    def __init__(self, task: ShardTask) -> None:
+        host = socket.gethostname()
+        if not location(task.model).exists():
+            raise UserError(
+                f"{location(task.model)} does not exist on {host}, expected the model under the same path on every "
+                "machine; copy it there, or share its folder"
+            )
+        self.key = task.key
+        self.engine = create_engine(model=task.model, **task.engine)
+        self.warmup = 1
+        found = self.engine.artifact.content_hash()
+        if found != task.model_hash:
+            raise UserError(f"{location(task.model)} on {host} is {found}, expected {task.model_hash}; copy it there")
+        for name, version in task.versions.items():
+            other = self.engine.versions().get(name)
+            if other != version:
+                raise UserError(
+                    f"{host} has {name} {other}, expected {version} as where the evaluation was started: another "
+                    "version computes other figures; install the same"
+                )
+        self.preprocess = Reader(task.settings).preprocessing()
+
+
+_held: Optional[_Held] = None
+
+
+def evaluate_unit(task: ShardTask, unit: Sequence[ImageRecord]) -> UnitRun:
+    """Evaluate a unit's images: the one function that all executors call.
+
+    The engine stays loaded in this process for the next unit of the same task; :func:`release` frees it.
+
+    Raises:
+        UserError: the model or a version differs from what was asked for, or as
+            :func:`act_pipeline.evaluation.batches.run_batches`.
+    """
+    global _held
+    if _held is None or _held.key != task.key:
+        release()
+        _held = _Held(task)
+    images = _Images(unit, _held.preprocess, task.annotation_file)
+    loader = Loader(images, task.batch_size, False, False, task.readers, 0)
+    runs = list(run_batches(_held.engine, loader, task.category_ids, task.annotation_file, _held.warmup))
+    if runs:
+        _held.warmup = 0
+    return UnitRun(runs, images.noted, f"{socket.gethostname()}:{os.getpid()}")
+
+
+def release() -> None:
+    """Free what :func:`evaluate_unit` keeps in this process."""
+    global _held
+    if _held is not None:
+        _held.engine.close()
+        _held = None
+
+
+class _Images(Dataset):
+    """The images of a unit. How many may be unreadable is judged by all images, where all are known."""
+
+    def __init__(self, records: Sequence[ImageRecord], preprocess: Any, where: str) -> None:
+        self.noted: list[tuple[str, str]] = []
+        super().__init__(records, preprocess, 1.0, where)
+
+    def skip(self, files: Sequence[str], reason: str) -> None:
+        self.noted.extend((file, reason) for file in files)
+
+
+def shard_threads(threads: int | None, executor: str, shards: int | None) -> int:
+    """Return the CPU threads of each engine: as asked, else this machine's CPUs shared; on a cluster 1."""
+    return threads or (1 if executor == "ray" else max(available_cpus() // (shards or 1), 1))
+
+
+def evaluate_in_shards(
+    engine: Engine,
+    model: Artifact,
+    reader: Reader,
+    shards: int | None,
+    executor: str = "local",
+    ray_address: str | None = None,
+    limit: int | None = None,
+    batch_size: int = 1,
+    progress: bool = True,
+    options: Mapping[str, Any] | None = None,
+) -> ShardedEvaluation:
+    """Evaluate the eval split in several processes, to the detections and scores that one process gives, bit for bit.
+
+    Each process runs batches of the images that one process would run together. Where sums depend on the number of
+    threads (Paddle's own kernels), that holds for an engine of as many threads.
+
+    Args:
+        engine: loaded once in this process, so that what it keeps on disk (lowered files, TensorRT's plans) is made
+            already; it tells what each process loads, and may be closed.
+        model: that it was loaded from.
+        reader: gives the images and the annotation file.
+        shards: processes; on Ray None: as many as fit.
+        executor, ray_address: as :func:`act_pipeline.core.process_pool.run_work`.
+        limit, batch_size, progress: as :func:`act_pipeline.evaluation.evaluate`.
+        options: what else the engine was made with.
+
+    Raises:
+        UserError: as :func:`act_pipeline.evaluation.evaluate` and :func:`act_pipeline.core.process_pool.run_work`.
+    """
+    truth = GroundTruth.load(reader, "eval")
+    on_cpu = engine.device == "CPU"
+    busy = on_cpu and (executor == "ray" or engine.threads * (shards or 1) >= available_cpus())
+    task = ShardTask(
+        _absolute(model),
+        engine.artifact.content_hash(),
+        engine.versions(),
+        {
+            "name": engine.name, "precision": engine.precision, "device": engine.device, "threads": engine.threads,
+            "batch_size": batch_size, **(options or {}),
+        },
+        batch_size,
+        reader.settings,
+        tuple(truth.category_ids),
+        str(truth.path),
+        0 if busy else max(1, reader.settings.worker_num),
+    )  # fmt: skip
+    work = Work(
+        evaluate_unit, task, release, "the evaluation", "--shards", cpus=engine.threads if on_cpu else 1,
+        gpus=0 if on_cpu else 1,
+    )  # fmt: skip
+    start = time.perf_counter()
+    runs, workers = _run(work, reader.dataset("eval"), shards, executor, ray_address, limit, batch_size, progress)
+    wall_seconds = time.perf_counter() - start
+    evaluation = score(runs, truth, batch_size)
+    evaluation = replace(evaluation, images_per_second=evaluation.images / max(wall_seconds, 1e-9))
+    return ShardedEvaluation(evaluation, executor, shards or workers, wall_seconds)
+
+
+def _run(
+    work: Work,
+    dataset: Dataset,
+    shards: int | None,
+    executor: str,
+    ray_address: str | None,
+    limit: int | None,
+    batch_size: int,
+    progress: bool,
+) -> tuple[list[BatchRun], int]:
+    """Return the runs of all batches in order, and how many processes took part."""
+    from tqdm import tqdm
+
+    done: dict[tuple[int, ...], BatchRun] = {}
+    workers: set[str] = set()
+    with tqdm(desc="evaluate", unit="image", disable=not progress, leave=False) as bar:
+        while True:
+            batches = _batches(dataset, limit, batch_size)
+            missing = [batch for batch in batches if _ids(batch) not in done]
+            if not missing:
+                return [done[_ids(batch)] for batch in batches], len(workers)
+            units = list(_units(missing, batch_size, shards or 1))
+            bar.total = bar.n + sum(map(len, units))
+            skipped = len(dataset.skipped)
+            with contextlib.closing(run_work(work, units, executor, shards, ray_address)) as results:
+                for result in results:
+                    for file, reason in result.skipped:
+                        dataset.skip([file], reason)
+                    done.update((run.image_ids, run) for run in result.runs)
+                    workers.add(result.worker)
+                    bar.update(sum(len(run.image_ids) for run in result.runs) + len(result.skipped))
+            # Where an image could not be read, one process fills its place with the next image: so do these, in
+            # another round, with the batches that follow.
+            if len(dataset.skipped) == skipped and any(_ids(batch) not in done for batch in batches):
+                raise RuntimeError("a process returned other images than it was given")
+
+
+def _batches(dataset: Dataset, limit: int | None, batch_size: int) -> list[tuple[ImageRecord, ...]]:
+    unreadable = set(dataset.skipped)
+    records = [record for record in dataset.records if record.file not in unreadable][:limit]
+    return [tuple(records[at : at + batch_size]) for at in range(0, len(records), batch_size)]
+
+
+def _units(
+    batches: Sequence[tuple[ImageRecord, ...]], batch_size: int, shards: int
+) -> Iterator[tuple[ImageRecord, ...]]:
+    """Yield the records of neighbouring batches together."""
+    size = max(1, min(_UNIT_IMAGES // batch_size, len(batches) // (shards * _UNITS_EACH)))
+    for at in range(0, len(batches), size):
+        yield tuple(
+            replace(record, file=os.path.abspath(record.file)) for batch in batches[at : at + size] for record in batch
+        )
+
+
+def _ids(batch: Sequence[ImageRecord]) -> tuple[int, ...]:
+    return tuple(record.image_id for record in batch)
+
+
+def _absolute(model: Artifact) -> Artifact:
+    if isinstance(model, OnnxModel):
+        return replace(model, path=model.path.absolute())
+    assert isinstance(model, InferenceModel)
+    return replace(model, directory=model.directory.absolute())

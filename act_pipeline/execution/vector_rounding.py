@@ -1,0 +1,126 @@
+"""Rounding to INT8 and back, in the training's program, by kernels that compilers vectorize.
+
+Paddle 2.6.2's ``quantize_linear`` calls the C library's ``rint`` for every element, at 12 to 19 ns each, and its
+``dequantize_linear`` copies the tensor before it multiplies. Here the same integers come of additions: added to a
+float32 between -2**22 and 2**22 and taken away again, ``1.5 * 2**23`` leaves the nearest integer, ties to even, as
+``rint`` does, because between 2**23 and 2**24 floats are integers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from act_pipeline.graph.op_inserter import Inserter
+
+_ROUNDING = 1.5 * 2**23
+# Paddle's `inverse` (phi/kernels/impl/quantize_linear_impl.h) treats smaller scales apart; what they scale is 0.
+_LEAST_SCALE = 1e-30
+
+
+def round_in_vectors(program: Any) -> int:
+    """Replace each ``quantize_linear`` with the ``dequantize_linear`` behind it, where no other op reads its integers.
+
+    What they keep, scales, states and accumulators, are the same variables with the same bits, and the integers, which
+    are no variable any more, are the same. A number is its integer times ``scale / 127``, where Paddle's kernel takes
+    it times ``scale``, by 127: the last bit can differ.
+
+    Args:
+        program: after PaddleSlim's ``quant_aware`` in ONNX format, or what became of it; changed in place.
+
+    Returns:
+        how many pairs were replaced.
+    """
+    block = program.global_block()
+    readers: dict[str, list[Any]] = {}
+    for op in block.ops:
+        for name in op.input_arg_names:
+            readers.setdefault(name, []).append(op)
+    pairs = []
+    for op in [op for op in block.ops if op.type == "quantize_linear"]:
+        reading = readers.get(op.output("Y")[0], [])
+        if [other.type for other in reading] == ["dequantize_linear"]:
+            pair = _Pair(block, op, reading[0])
+            if reading[0].input("Scale") == [pair.scale.name]:
+                pairs.append(pair)
+    if pairs:
+        least = block.create_var(name="rounding@least_scale", shape=[1], dtype=pairs[0].scale.dtype, stop_gradient=True)
+        constant = {"shape": [1], "value": _LEAST_SCALE, "str_value": str(_LEAST_SCALE), "dtype": int(least.dtype)}
+        Inserter(block, 0).add("fill_constant", {}, {"Out": least}, **constant)
+    for pair in pairs:
+        pair.replace(least)
+    program._sync_with_cpp()
+    return len(pairs)
+
+
+class _Pair:
+    """A ``quantize_linear``, the ``dequantize_linear`` that reads it, and what takes their place in the block."""
+
+    def __init__(self, block: Any, quantize: Any, dequantize: Any) -> None:
+        self._block, self._quantize, self._dequantize = block, quantize, dequantize
+        self._axis = quantize.attr("quant_axis")
+        self._input, self._output = block.var(quantize.input("X")[0]), block.var(dequantize.output("Y")[0])
+        self._takes_scale = quantize.has_attr("is_test") and not quantize.attr("is_test")
+        self.scale = block.var((quantize.output("OutScale") if self._takes_scale else quantize.input("Scale"))[0])
+        self._largest = 2 ** (quantize.attr("bit_length") - 1) - 1
+
+    def replace(self, least_scale: Any) -> None:
+        self._new_ops = Inserter(self._block, self._block.ops.index(self._quantize))
+        if self._takes_scale and self._axis < 0:
+            self._moving_average()
+        elif self._takes_scale:
+            self._largest_by_channel()
+        # 127 * (1 / scale), in that order, as Paddle's kernel does. A scale that is NaN makes NaN of the step, and so
+        # of all numbers; fmax leaves none to `clip`, which refuses it.
+        bounded, factor, step = (self._new(name, self.scale.shape) for name in ("bounded", "factor", "step"))
+        self._add("elementwise_fmax", {"X": self.scale, "Y": least_scale}, {"Out": bounded}, axis=-1)
+        self._add("reciprocal", {"X": bounded}, {"Out": factor})
+        self._multiply(factor, self._largest, factor)
+        self._multiply(self.scale, 1 / self._largest, step)
+        if self._axis < 0:
+            self._round_tensor(bounded, factor, step)
+        else:
+            self._round_channels(factor, step)
+        for op in (self._quantize, self._dequantize):
+            self._block._remove_op(self._block.ops.index(op), sync=False)
+
+    def _moving_average(self) -> None:
+        op, var = self._quantize, self._block.var
+        kept = {slot: var(op.input(slot)[0]) for slot in ("InState", "InAccum")}
+        written = {slot: var(op.output(slot)[0]) for slot in ("OutState", "OutAccum", "OutScale")}
+        rate = op.attr("moving_rate")
+        self._add("moving_average_abs_max_scale", {"X": self._input, **kept}, written, moving_rate=rate, is_test=False)
+
+    def _largest_by_channel(self) -> None:
+        sizes = self._new("sizes", self._input.shape)
+        self._add("abs", {"X": self._input}, {"Out": sizes})
+        others = [axis for axis in range(len(self._input.shape)) if axis != self._axis]
+        self._add("reduce_max", {"X": sizes}, {"Out": self.scale}, dim=others, keep_dim=False, reduce_all=False)
+
+    def _round_tensor(self, bounded: Any, factor: Any, step: Any) -> None:
+        """In three passes over memory, which they wait for."""
+        least = self._new("least", self.scale.shape)
+        self._multiply(bounded, -(self._largest + 1) / self._largest, least)
+        ends = {"min": 0.0, "max": 0.0}  # the op has to have them, and does not look where tensors say
+        self._add("clip", {"X": self._input, "Min": least, "Max": bounded}, {"Out": self._output}, **ends)
+        for by, bias, bias_after_scale in ((factor, _ROUNDING, True), (step, -_ROUNDING, False)):
+            inputs, attributes = {"X": self._output, "ScaleTensor": by}, {"bias": bias}
+            self._add("scale", inputs, {"Out": self._output}, bias_after_scale=bias_after_scale, **attributes)
+
+    def _round_channels(self, factor: Any, step: Any) -> None:
+        self._add("elementwise_mul", {"X": self._input, "Y": factor}, {"Out": self._output}, axis=self._axis)
+        if not self._takes_scale:  # else the scale is that of the largest
+            bounds = {"min": -self._largest - 1.0, "max": float(self._largest)}
+            self._add("clip", {"X": self._output}, {"Out": self._output}, **bounds)
+        for bias in (_ROUNDING, -_ROUNDING):
+            self._add("scale", {"X": self._output}, {"Out": self._output}, bias=bias, bias_after_scale=True)
+        self._add("elementwise_mul", {"X": self._output, "Y": step}, {"Out": self._output}, axis=self._axis)
+
+    def _multiply(self, source: Any, number: float, result: Any) -> None:
+        self._add("scale", {"X": source}, {"Out": result}, scale=float(number))
+
+    def _new(self, suffix: str, shape: Any) -> Any:
+        name = f"{self._output.name}@{suffix}"
+        return self._block.create_var(name=name, shape=shape, dtype=self._input.dtype, stop_gradient=True)
+
+    def _add(self, op_type: str, inputs: dict[str, Any], outputs: dict[str, Any], **attributes: Any) -> None:
+        self._new_ops.add(op_type, inputs, outputs, **attributes)

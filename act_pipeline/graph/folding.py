@@ -1,0 +1,128 @@
+"""A float model ready for quantization: constants and BatchNorm folded into its weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.quiet import quiet_upstream
+from act_pipeline.graph.static_graph import StaticGraph
+
+_CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
+# Attribute of a convolution whose weights hold a BatchNorm: one factor an output channel, see :func:`fold_batch_norm`.
+BATCH_NORM_FACTOR = "batch_norm_factor"
+
+
+def prepare(model: InferenceModel, directory: Path) -> InferenceModel:
+    """Write a copy of a float model that computes the same, with constants and BatchNorm folded into its weights."""
+    return save_folded(fold(model), directory)
+
+
+def fold(model: InferenceModel) -> StaticGraph:
+    """Return the graph of a float model with its constants and BatchNorm folded."""
+    with quiet_upstream():
+        graph = StaticGraph.load(model)
+        fold_constants(graph)
+        fold_batch_norm(graph)
+    return graph
+
+
+def save_folded(graph: StaticGraph, directory: Path) -> InferenceModel:
+    """Write a graph to a new folder, and close it."""
+    directory.mkdir(parents=True)
+    with quiet_upstream(), contextlib.closing(graph):
+        return graph.save(directory)
+
+
+def fold_constants(graph: StaticGraph) -> int:
+    """Compute once what the graph computes from parameters alone, and keep the results as parameters.
+
+    RT-DETR's attention takes q, k and v as slices of one ``in_proj`` weight at run time; as slices they are no
+    weights to a quantizer. Ops that start from no parameter (``fill_constant``) stay: engines read shapes from them.
+
+    Returns:
+        how many ops were folded.
+    """
+    import paddle
+
+    block = graph.program.global_block()
+    constant: set[str] = set()
+    folded = []
+    for op in block.ops:
+        inputs = [name for name in op.input_arg_names if name]
+        if op.type in ("feed", "fetch") or not inputs:
+            continue
+        if all(name in constant or graph.is_parameter(name) for name in inputs):
+            folded.append(op)
+            constant.update(op.output_arg_names)
+    if not folded:
+        return 0
+    inside = {id(op) for op in folded}
+    frontier = sorted(
+        {name for op in block.ops if id(op) not in inside for name in op.input_arg_names if name in constant}
+    )
+    program = graph.program.clone()
+    with paddle.static.scope_guard(graph.scope):
+        values = graph.executor.run(program._prune(frontier), fetch_list=frontier) if frontier else []
+    for op in reversed(folded):
+        block._remove_op(block.ops.index(op), sync=False)
+    for name, value in zip(frontier, values):
+        variable = block.var(name)
+        variable.persistable = True
+        variable.desc.set_shape(list(value.shape))
+        graph.set_parameter(name, value)
+    graph.remove_unused_parameters()
+    return len(folded)
+
+
+def fold_batch_norm(graph: StaticGraph) -> int:
+    """Fold every BatchNorm that follows a convolution into its weights, in inference form, and leave a bias.
+
+    ``gamma * (w * x - mean) / sqrt(var + eps) + beta`` is ``w' * x + b'`` with ``s = gamma / sqrt(var + eps)``,
+    ``w' = s * w`` (per output channel) and ``b' = beta - s * mean``. Folded before quantization, the weights that are
+    quantized are the ones that engines compute with, and training does not touch the statistics. The convolution keeps
+    ``s`` as an attribute, :data:`BATCH_NORM_FACTOR`, from which `compress.qat.unfolded_weights` has the float model's
+    weights.
+
+    Returns:
+        how many were folded.
+    """
+    block = graph.program.global_block()
+    uses = Counter(name for op in block.ops for name in op.input_arg_names)
+    producer = {name: op for op in block.ops for name in op.output_arg_names}
+    folded = 0
+    for norm in [op for op in block.ops if op.type == "batch_norm"]:
+        source = norm.input("X")[0]
+        conv = producer.get(source)
+        if conv is None or conv.type not in _CONVOLUTIONS or uses[source] != 1 or "Bias" in conv.input_names:
+            continue
+        weight_name = conv.input("Filter")[0]
+        if not graph.is_parameter(weight_name) or uses[weight_name] != 1:
+            continue
+        gamma, beta, mean, variance = (
+            graph.parameter(norm.input(slot)[0]).astype(np.float64) for slot in ("Scale", "Bias", "Mean", "Variance")
+        )
+        factor = gamma / np.sqrt(variance + norm.attr("epsilon"))
+        weight = graph.parameter(weight_name)
+        graph.set_parameter(weight_name, (weight * factor[:, None, None, None]).astype(weight.dtype))
+        conv._set_attr(BATCH_NORM_FACTOR, [float(value) for value in factor])
+        bias = (beta - factor * mean).astype(weight.dtype)
+        bias_name = f"{weight_name}.folded_bias"
+        graph.add_parameter(bias_name, bias)
+        index = block.ops.index(norm)
+        output = norm.output("Y")[0]
+        block._remove_op(index, sync=False)
+        block._insert_op_without_sync(
+            index,
+            type="elementwise_add",
+            inputs={"X": [source], "Y": [bias_name]},
+            outputs={"Out": [output]},
+            attrs={"axis": 1},
+        )
+        folded += 1
+    graph.remove_unused_parameters()
+    return folded

@@ -1,0 +1,119 @@
+"""From the flags of ``deploy/infer_eval.py`` to a model, an engine, a precision and a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from act_pipeline.core.artifacts import OnnxModel, open_model
+from act_pipeline.core.defaults import DEFAULT_MODELS, default_path
+from act_pipeline.core.errors import UserError
+from act_pipeline.engines import Artifact, Machine, fastest_engine, support
+from act_pipeline.inference.request import InferenceRequest
+
+AUTO, ALL = "auto", "all"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What will run.
+
+    Attributes:
+        name: a name of :data:`act_pipeline.engines.ENGINES`.
+        precision: one of :data:`act_pipeline.engines.PRECISIONS`.
+        device: ``CPU`` or ``GPU``.
+        why: in one line, if it was not asked for by name; empty if it was.
+    """
+
+    name: str
+    precision: str
+    device: str
+    why: str = ""
+
+
+def load_model(request: InferenceRequest) -> Artifact:
+    """Return the model that is asked for, the sample's if none is.
+
+    Raises:
+        UserError: it is missing or not whole.
+    """
+    path = request.model_path
+    if path is None:
+        default = DEFAULT_MODELS["int8" if request.precision in (None, "int8") else "float"]
+        path = default_path(default)
+        if not path.exists():
+            raise UserError(
+                f"model folder {default} does not exist; run `make demo`, which makes it, or give --model_path"
+            )
+    return open_model(path, request.model_filename, request.params_filename)
+
+
+def choose_engine(request: InferenceRequest, model: Artifact, quantized: bool, here: Machine) -> Choice:
+    """Return what runs ``model``: what the flags name, or the fastest of this machine.
+
+    Args:
+        request: the flags.
+        model: the model.
+        quantized: it is an INT8 model.
+        here: this machine.
+
+    Raises:
+        UserError: the flags contradict each other, or this machine has nothing that runs the model.
+    """
+    precision = request.precision or ("int8" if quantized else "fp32")
+    asked = _asked_engine(request)
+    if request.collect_shape_only:
+        return _for_collecting(request, model, precision, asked, here)
+    if asked == AUTO or (asked is None and isinstance(model, OnnxModel)):
+        return _fastest(request, precision, isinstance(model, OnnxModel), here)
+    name = asked or "paddle"
+    return Choice(name, precision, _device(request, name, precision, here))
+
+
+def _asked_engine(request: InferenceRequest) -> str | None:
+    """Return the engine that the flags name, ``auto``, or None if they name none."""
+    if request.use_mkldnn and request.device == "GPU":
+        raise UserError("--use_mkldnn=True is for the CPU, --device is GPU; leave one of them out")
+    # PaddleSlim's flags; TensorRT counts where both are given, as it always did.
+    flags = [
+        ("--use_trt=True", "paddle_trt", request.use_trt),
+        ("--use_mkldnn=True", "paddle_onednn", request.use_mkldnn),
+    ]
+    meant = [(flag, name) for flag, name, given in flags if given]
+    if request.engine is None:
+        return meant[0][1] if meant else None
+    for flag, name in meant:
+        if name != request.engine:
+            raise UserError(f"--engine={request.engine} contradicts {flag}, which means {name}; leave one of them out")
+    return request.engine
+
+
+def _device(request: InferenceRequest, name: str, precision: str, here: Machine) -> str:
+    """Return the device asked for; for ``auto`` the GPU where the engine has one, or has nothing else."""
+    if request.device != "auto":
+        return request.device
+    entries = [entry for entry in support(here) if entry.engine == name]
+    devices = {entry.device for entry in entries}
+    if len(devices) == 1:  # let its own entry say what is missing, instead of "no TensorRT on CPU"
+        return devices.pop()
+    if name == "paddle":
+        return "GPU" if here.gpus else "CPU"
+    on_gpu = [entry for entry in entries if (entry.precision, entry.device) == (precision, "GPU")]
+    return "GPU" if on_gpu and on_gpu[0].available else "CPU"
+
+
+def _for_collecting(
+    request: InferenceRequest, model: Artifact, precision: str, asked: str | None, here: Machine
+) -> Choice:
+    """Shapes are collected by Paddle's own kernels, on a CPU too, for a run in Paddle with TensorRT."""
+    if asked not in (None, "paddle", "paddle_trt", "paddle_onednn"):
+        raise UserError(
+            f"--collect_shape_only collects what paddle_trt needs, --engine is {asked}; leave one of them out"
+        )
+    if isinstance(model, OnnxModel):
+        raise UserError(f"{model.path} is an ONNX file, expected a model folder to collect shapes of")
+    return Choice("paddle", precision, _device(request, "paddle", precision, here))
+
+
+def _fastest(request: InferenceRequest, precision: str, onnx_file: bool, here: Machine) -> Choice:
+    name, device, why = fastest_engine(precision, request.device, here, onnx_file)
+    return Choice(name, precision, device, why)

@@ -1,0 +1,69 @@
+"""An evaluation beside the float model's detections that lie with an INT8 model."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any, Optional
+
+from act_pipeline.core.artifacts import OnnxModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, as_number, read_record
+from act_pipeline.core.tables import agreement_line
+from act_pipeline.engines import Artifact
+from act_pipeline.evaluation import (
+    DETECTIONS_FILENAME,
+    NOT_COMPARED,
+    Evaluation,
+    GroundTruth,
+    compare_with_kept,
+)
+
+
+def against_float(model: Artifact, evaluation: Evaluation, reader: Any) -> tuple[dict[str, Any], list[str]]:
+    """Compare an evaluation with the float model's detections beside the model, if there are any.
+
+    Args:
+        model: what was evaluated.
+        evaluation: of the reader's eval split.
+        reader: the data.
+
+    Returns:
+        what ``eval.json`` has of it: ``compared_images``, ``map_drop`` and the keys of
+        :meth:`act_pipeline.evaluation.Comparison.as_record`, None where nothing was compared; and the line to print.
+    """
+    nothing = {"compared_images": None, "map_drop": None, **NOT_COMPARED}
+    path = _kept(model)
+    if path is None:
+        return nothing, []
+    try:
+        found = compare_with_kept(path, evaluation, GroundTruth.load(reader, "eval"))
+    except UserError as error:
+        return nothing, [f"not compared with the float model: {error}"]
+    if found is None:
+        return nothing, [f"not compared with the float model: {path} is of other images"]
+    difference = found.difference
+    record = {
+        "compared_images": found.images,
+        "map_drop": None if difference is None else -difference.difference,
+        **found.as_record(_max_drop(path.parent)),
+    }
+    said = "the images have no objects"
+    if difference is not None:
+        said = (
+            f"mAP {difference.difference:+.4f} (95% of {difference.resamples:,} resamples: {difference.low:+.4f} to "
+            f"{difference.high:+.4f})"
+        )
+    return record, [f"against FP32 on {found.images:,} images: {said}; {agreement_line(record['agreement'])}"]
+
+
+def _kept(model: Artifact) -> Optional[Path]:
+    # A lowered file lies in onnx/ in the folder of its model.
+    folders = [model.path.parent, model.path.parent.parent] if isinstance(model, OnnxModel) else [model.directory]
+    return next((path for folder in folders if (path := Path(folder) / DETECTIONS_FILENAME).is_file()), None)
+
+
+def _max_drop(folder: Path) -> Optional[float]:
+    with contextlib.suppress(UserError):
+        return as_number(read_record(folder / ACT_FILENAME, ACT_SCHEMA).get("max_drop"))
+    return None

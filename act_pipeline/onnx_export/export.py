@@ -1,0 +1,266 @@
+"""The lowering: read, place Q/DQ, write ONNX, say what was done."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.core.artifacts import ONNX_SCHEMA, InferenceModel, OnnxModel
+from act_pipeline.core.errors import UserError, suggest
+from act_pipeline.core.records import hash_files, write_bytes_atomically, write_record
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
+from act_pipeline.onnx_export.float_ops.registry import add_op
+from act_pipeline.onnx_export.graph_builder import GraphBuilder, require_onnx
+from act_pipeline.onnx_export.program import Op, Source, read_source
+from act_pipeline.onnx_export.quantized_ops import CONVOLUTIONS, convolution, matmul
+from act_pipeline.onnx_export.rewrites.channels_last import say_layouts
+from act_pipeline.onnx_export.rewrites.deformable_sampling import sum_by_level
+from act_pipeline.onnx_export.rewrites.float16 import QUANTIZED_OPSET, to_float16
+from act_pipeline.onnx_export.rewrites.qdq_placement import round_early
+
+# How many ops of a type are quantized, and those that are not.
+_Report = tuple[dict[str, int], list[dict[str, str]]]
+# How a runtime wants one set of symmetric scales spelled. OpenVINO loses 0.05 mAP on int8 activations and is right on
+# uint8 with zero point 128, which is the same arithmetic; TensorRT takes only int8 with zero point 0. TensorRT-RTX
+# takes that too, but its plans are smaller where all activations are rounded by the scale 1 (not in FP16, which has not
+# the range for the weights' scales then): GraphBuilder.unit_scales.
+TARGETS = {"tensorrt": "int8", "tensorrt_rtx": "int8", "cpu": "uint8"}
+OPSETS = range(17, 22)
+PRECISIONS = ("auto", "int8", "fp32")
+_OUTPUTS = ("bbox", "bbox_num")
+# The oldest IR that goes with an opset: older runtimes refuse a newer one.
+_IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What was written.
+
+    Attributes:
+        path: the ONNX file.
+        precision: ``int8`` or ``fp32``, of the model.
+        float16: what is not INT8 is FP16, up to the last matmul.
+        target: a key of :data:`TARGETS`.
+        opset: of the file.
+        batch: the fixed batch size, None if any.
+        bytes: size of the file.
+        quantized: Paddle op type -> how many compute in INT8.
+        kept: convolutions and matmuls that stay float, each ``{"type", "output", "reason"}``.
+    """
+
+    path: Path
+    precision: str
+    float16: bool
+    target: str
+    opset: int
+    batch: int | None
+    bytes: int
+    quantized: dict[str, int] = field(default_factory=dict)
+    kept: list[dict[str, str]] = field(default_factory=list)
+
+    def as_record(self, source: InferenceModel) -> dict[str, Any]:
+        """Return the record that is written beside the file."""
+        record = {key: value for key, value in asdict(self).items() if key != "path"}
+        return {
+            "source": str(source.directory),
+            "source_hash": source.content_hash(),
+            "lowering_hash": lowering_hash(),
+            **record,
+        }
+
+    def summary(self) -> str:
+        """Return what was done, in a few lines."""
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.quantized.items())) or "none"
+        batch = "any" if self.batch is None else self.batch
+        lines = [
+            f"lowered to {self.path}: {self.bytes / 1e6:.2f} MB, opset {self.opset}, batch {batch}, "
+            f"{self.precision}{' and fp16' if self.float16 else ''}, spelled for {self.target}",
+            f"in INT8: {counts}; float: {len(self.kept)} convolutions and matmuls",
+        ]
+        if self.precision == "int8":
+            lines += [f"  {entry['type']} {entry['output']}: {entry['reason']}" for entry in self.kept]
+        return "\n".join(lines)
+
+
+def lower(
+    model: InferenceModel,
+    output: str | os.PathLike[str],
+    target: str = "cpu",
+    opset: int = 17,
+    batch: int | None = None,
+    precision: str = "auto",
+    float16: bool = False,
+) -> Lowered:
+    """Write a Paddle model as ONNX, and beside it a record of what was done (``model_cpu.json`` for
+    ``model_cpu.onnx``).
+
+    Inputs and outputs are the model's: ``image [N, 3, H, W]``, ``im_shape [N, 2]``, ``scale_factor [N, 2]`` float32
+    to ``bbox [K, 6]`` float32, ``bbox_num [N]`` int32.
+
+    Args:
+        model: ACT's INT8 model or a float one.
+        output: the file to write.
+        target: a key of :data:`TARGETS`.
+        opset: 17 to 21.
+        batch: the batch size, None for any.
+        precision: ``int8`` (the model must hold scales), ``fp32`` (it must hold none) or ``auto``, what the model is.
+        float16: float work in FP16 up to the last matmul, for GPUs; an INT8 model then has an opset of at least 19.
+
+    Raises:
+        UserError: an argument is unknown, the model has no scales though INT8 is asked for, an op cannot be lowered,
+            or ``onnx`` is missing.
+    """
+    if target not in TARGETS:
+        raise UserError(f"target is {target!r}, expected one of {', '.join(TARGETS)}{suggest(target, TARGETS)}")
+    if opset not in OPSETS:
+        raise UserError(f"opset is {opset}, expected {OPSETS.start} to {OPSETS.stop - 1}")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if batch is not None and batch < 1:
+        raise UserError(f"batch is {batch}, expected a positive integer, or 'dynamic'")
+    onnx = require_onnx()
+    with static_mode():
+        source = read_source(StaticGraph.load(model))
+    fake = next((op for op in source.ops if op.type.startswith("fake_")), None)
+    if float16 and source.quantized:
+        opset = max(opset, QUANTIZED_OPSET)
+    if fake is not None:
+        raise UserError(
+            f"{model.model_path}: op {fake.type} with the output {fake.output!r} is of a model saved without "
+            "onnx_format; compress it again with QuantAware.onnx_format: true"
+        )
+    if precision == "int8" and not source.quantized:
+        raise UserError(
+            f"{model.model_path} has no quantize_linear ops, so no scales, expected ACT's INT8 model; compress it with "
+            "tools/compress.py first, or lower it as it is with --precision fp32"
+        )
+    if precision == "fp32" and source.quantized:
+        raise UserError(f"{model.model_path} is an INT8 model; give the float model it was made from for fp32")
+    say_layouts(source)
+    sum_by_level(source)
+    if target == "cpu":
+        round_early(source)
+    build, report = _convert(source, TARGETS[target], opset, target == "tensorrt_rtx" and not float16)
+    proto = _finish(build, source, opset, batch)
+    if float16:
+        to_float16(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    path = Path(output)
+    written = proto.SerializeToString()
+    quantized, kept = report
+    lowered = Lowered(
+        path, "int8" if source.quantized else "fp32", float16, target, opset, batch, len(written), quantized, kept
+    )
+    # The record goes first: a file without its record is of unknown origin, the other way round is nothing at all.
+    write_record(OnnxModel(path).record_path, ONNX_SCHEMA, lowered.as_record(model))
+    write_bytes_atomically(path, written)
+    return lowered
+
+
+def lowering_hash() -> str:
+    """Return a hash of this package's code: another one may write another file."""
+    return hash_files(sorted(Path(__file__).parent.rglob("*.py")))
+
+
+def _convert(source: Source, dtype: str, opset: int, unit_scales: bool) -> tuple[GraphBuilder, _Report]:
+    build = GraphBuilder(source, dtype, opset, unit_scales)
+    readers = _readers(source)
+    merged: set[int] = set()
+    quantized: Counter[str] = Counter()
+    kept = []
+    for op in source.ops:
+        if id(op) in merged:
+            continue
+        if op.type not in (*CONVOLUTIONS, "matmul_v2"):
+            add_op(build, op)
+            continue
+        slots = ("X", "Y") if op.type == "matmul_v2" else ("Input", "Filter")
+        floats = [op.input(slot) for slot in slots if op.input(slot) not in source.quantized]
+        if not floats:
+            quantized[op.type] += 1
+        else:
+            kept.append({"type": op.type, "output": op.output, "reason": f"no scale for {', '.join(floats)}"})
+        if op.type == "matmul_v2":
+            matmul(build, op)
+        else:
+            followers = _followers(op, source, readers)
+            merged.update(map(id, followers))
+            convolution(build, op, followers)
+    return build, (dict(quantized), kept)
+
+
+def _readers(source: Source) -> dict[str, list[Op | None]]:
+    """Return name -> the ops that read it; None stands for a Q/DQ pair or an output."""
+    readers: dict[str, list[Op | None]] = {}
+    for op in source.ops:
+        for name in (name for names in op.inputs.values() for name in names):
+            readers.setdefault(name, []).append(op)
+    for tensor in source.quantized.values():
+        readers.setdefault(tensor.source, []).append(None)
+    for name in source.outputs:
+        readers.setdefault(name, []).append(None)
+    return readers
+
+
+def _followers(op: Op, source: Source, readers: dict[str, list[Op | None]]) -> list[Op]:
+    """Return the BatchNorm and the bias that alone read a convolution's result."""
+    found: list[Op] = []
+    name = op.output
+    while True:
+        reading = readers.get(name, [])
+        follower = reading[0] if len(reading) == 1 else None
+        if follower is None:
+            return found
+        if follower.type == "elementwise_add":
+            bias = source.constants.get(follower.inputs["Y"][0])
+            channels = source.shapes[op.input("Filter")][0]
+            per_channel = bias is not None and (
+                (bias.shape == (channels,) and follower.attrs.get("axis") == 1) or bias.shape == (1, channels, 1, 1)
+            )
+            if not per_channel or follower.input("X") != name:
+                return found
+        elif follower.type != "batch_norm":
+            return found
+        found.append(follower)
+        name = follower.output
+
+
+def _gives_detections(source: Source) -> bool:
+    """Whether the outputs are a detector's, ``bbox [K, 6]`` and ``bbox_num [N]``, and not any two tensors."""
+    if len(source.outputs) != 2:
+        return False
+    bbox, bbox_num = source.outputs
+    shape = source.shapes[bbox]
+    return len(shape) == 2 and shape[1] == 6 and np.issubdtype(source.dtypes[bbox_num], np.integer)
+
+
+def _finish(build: GraphBuilder, source: Source, opset: int, batch: int | None) -> Any:
+    onnx = build.onnx
+    sizes = {name: [batch or "N", *source.shapes[name][1:]] for name in source.inputs}
+    inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes[name]) for name in source.inputs]
+    outputs = []
+    detections = _gives_detections(source)
+    kinds = ((onnx.TensorProto.FLOAT, ["K", 6]), (onnx.TensorProto.INT32, [batch or "N"]))
+    for position, name in enumerate(source.outputs):
+        exposed = _OUTPUTS[position] if detections else name
+        build.nodes.append(onnx.helper.make_node("Identity", [build.get(name)], [exposed], name=exposed))
+        if detections:
+            kind, shape = kinds[position]
+        else:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(source.dtypes[name]))
+            shape = [size if size >= 0 else f"{exposed}_{axis}" for axis, size in enumerate(source.shapes[name])]
+        outputs.append(onnx.helper.make_tensor_value_info(exposed, kind, shape))
+    used = {name for node in build.nodes for name in node.input}
+    initializers = [tensor for name, tensor in build.initializers.items() if name in used]
+    graph = onnx.helper.make_graph(build.nodes, "rtdetr", inputs, outputs, initializers)
+    return onnx.helper.make_model(
+        graph,
+        opset_imports=[onnx.helper.make_opsetid("", opset)],
+        ir_version=_IR_VERSIONS[opset],
+        producer_name="act_pipeline",
+    )

@@ -1,0 +1,1 @@
+"""Paddle's float ops as ONNX nodes: one function an op type."""

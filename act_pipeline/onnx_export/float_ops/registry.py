@@ -1,0 +1,32 @@
+"""Ops that stay float: one rule for each kind that RT-DETR's graphs hold."""
+
+from __future__ import annotations
+
+from act_pipeline.core.errors import UserError
+from act_pipeline.onnx_export.float_ops import arithmetic, shapes
+from act_pipeline.onnx_export.float_ops.rules import CannotLower, Rule
+from act_pipeline.onnx_export.graph_builder import GraphBuilder
+from act_pipeline.onnx_export.program import Op
+
+_RULES: dict[str, Rule] = {**arithmetic.RULES, **shapes.RULES}
+
+
+def add_op(build: GraphBuilder, op: Op) -> None:
+    """Add what an op computes.
+
+    Raises:
+        UserError: there is no rule for it, named with its output.
+    """
+    rule = _RULES.get(op.type)
+    try:
+        if rule is None:
+            raise CannotLower("no rule for it")
+        made = rule(build, op)
+    except (CannotLower, KeyError) as reason:
+        why = f"it needs {reason}, which is missing or not constant" if isinstance(reason, KeyError) else reason
+        raise UserError(
+            f"op {op.type} with the output {op.output!r} cannot be lowered to ONNX: {why}; expected an RT-DETR as "
+            "tools/export_model.py writes it"
+        ) from None
+    if made is not None:
+        build.values[op.output] = made

@@ -1,0 +1,129 @@
+"""An ONNX graph under construction: names, constants, Q/DQ pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.core.errors import UserError
+from act_pipeline.onnx_export.program import QuantizedTensor, Source
+
+
+def require_onnx() -> Any:
+    """Import ``onnx``; raises a UserError naming the extra that has it."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise UserError(f'onnx cannot be imported ({error}); install it: pip install "act_pipeline[onnx]"') from None
+    return onnx
+
+
+class GraphBuilder:
+    """Collects nodes and initializers.
+
+    Attributes:
+        values: Paddle name -> ONNX name of what was computed.
+        constants: Paddle name -> value of what is known now.
+        quantized, rounded: as in :class:`act_pipeline.onnx_export.program.Source`.
+        unit_scales: activations are divided by their scales before they are rounded, by 1; what they are multiplied
+            with takes the scale over. The integers are the same. TensorRT-RTX writes the rounding by every other scale
+            as a kernel of its own into a plan, 133 kB of source each, and those by one scale once.
+    """
+
+    def __init__(self, source: Source, activation_dtype: str, opset: int, unit_scales: bool = False) -> None:
+        self.onnx = require_onnx()
+        self.opset = opset
+        self.nodes: list[Any] = []
+        self.initializers: dict[str, Any] = {}
+        self.values: dict[str, str] = {name: name for name in source.inputs}
+        self.constants: dict[str, np.ndarray] = dict(source.constants)
+        self.quantized = source.quantized
+        self.rounded = source.rounded
+        self.shapes = source.shapes
+        self.dtypes = source.dtypes
+        self._zero_point = np.array(128, np.uint8) if activation_dtype == "uint8" else np.array(0, np.int8)
+        self.unit_scales = unit_scales
+        self._made: dict[Any, str] = {}
+        self._count = 0
+
+    def fresh(self, hint: str) -> str:
+        self._count += 1
+        return f"{hint}/{self._count}"
+
+    def initializer(self, value: np.ndarray, hint: str = "constant") -> str:
+        """Return the name of a constant; equal small constants are stored once."""
+        value = np.ascontiguousarray(value).reshape(np.shape(value))
+        key = ("constant", value.dtype.str, value.shape, value.tobytes())
+        if key not in self._made:
+            name = self.fresh(hint)
+            self.initializers[name] = self.onnx.numpy_helper.from_array(value, name)
+            self._made[key] = name
+        return self._made[key]
+
+    def ints(self, *numbers: int) -> str:
+        return self.initializer(np.array(numbers, np.int64))
+
+    def node(self, kind: str, inputs: list[str], hint: str = "", outputs: int = 1, **attrs: Any) -> Any:
+        """Add a node; returns the name of its output, a list if it has several."""
+        names = [self.fresh(hint or kind) for _ in range(outputs)]
+        self.nodes.append(self.onnx.helper.make_node(kind, inputs, names, name=names[0], **attrs))
+        return names[0] if outputs == 1 else names
+
+    def get(self, name: str) -> str:
+        """Return the ONNX name of a Paddle tensor; a dequantized one gets its Q/DQ pair."""
+        if name in self.quantized:
+            return self.dequantized(self.quantized[name])
+        if name in self.values:
+            return self.values[name]
+        return self.initializer(self.constants[name], name)
+
+    def dequantized(self, tensor: QuantizedTensor, transposed: bool = False, channel_axis: int = -1) -> str:
+        """Return the dequantized tensor, its last two axes swapped if ``transposed``; made once, read by many.
+
+        The swap goes before the rounding, so that the pair stands directly at the op that computes in INT8. With
+        ``unit_scales`` it is divided by its scale, said by channel along ``channel_axis``.
+        """
+        constant = tensor.weight
+        if constant is None and tensor.source in self.constants:
+            steps = np.rint(self.constants[tensor.source] / tensor.scale)
+            constant = np.clip(steps, -128, 127).astype(np.int8)
+        key = ("dq", tensor.source, tensor.scale.tobytes(), transposed, self.unit_scales and channel_axis)
+        if key in self._made:
+            return self._made[key]
+        scale = self.initializer(tensor.scale, f"{tensor.source}.scale")
+        if constant is not None:
+            axis = tensor.axis % constant.ndim if tensor.scale.ndim else 0
+            if transposed:
+                constant = np.swapaxes(constant, -1, -2)
+                axis = {constant.ndim - 1: constant.ndim - 2, constant.ndim - 2: constant.ndim - 1}.get(axis, axis)
+            zero = self.initializer(np.zeros(tensor.scale.shape, np.int8), "zero_point")
+            weight = self.initializer(constant, f"{tensor.source}.int8")
+            attrs = {"axis": axis} if tensor.scale.ndim else {}
+            made = self.node("DequantizeLinear", [weight, scale, zero], f"{tensor.source}.dequantized", **attrs)
+        else:
+            value = self.get(tensor.source)
+            if transposed:
+                value = self.swap_last(value, tensor.source)
+            if tensor.source in self.rounded:
+                return value
+            if self.unit_scales:
+                value = self._divided(value, tensor, transposed, channel_axis)
+                scale = self.initializer(np.float32(1), "unit_scale")
+            zero = self.initializer(self._zero_point, "zero_point")
+            rounded = self.node("QuantizeLinear", [value, scale, zero], f"{tensor.source}.quantized")
+            made = self.node("DequantizeLinear", [rounded, scale, zero], f"{tensor.source}.dequantized")
+        self._made[key] = made
+        return made
+
+    def swap_last(self, value: str, name: str) -> str:
+        rank = len(self.shapes[name])
+        return self.node("Transpose", [value], perm=[*range(rank - 2), rank - 1, rank - 2])
+
+    def _divided(self, value: str, tensor: QuantizedTensor, transposed: bool, channel_axis: int) -> str:
+        shape = list(self.shapes[tensor.source])
+        if transposed:
+            shape[-2:] = shape[:-3:-1]
+        channels = max(shape[channel_axis], 1)
+        steps = np.full([channels, *(1,) * (len(shape) - 1 - channel_axis % len(shape))], 1 / tensor.scale, np.float32)
+        return self.node("Mul", [value, self.initializer(steps, f"{tensor.source}.steps")])

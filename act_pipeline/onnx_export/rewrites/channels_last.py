@@ -1,0 +1,67 @@
+"""Features between the layout of convolutions and that of attention, said as a change of layout.
+
+Paddle's programs flatten a map and turn it in three dimensions. Runtimes compute convolutions with the channels last,
+where the same move costs nothing, but they see that only if it is said in four dimensions: ``[N, C, H, W]`` to
+``[N, H, W, C]``, then flattened. Nothing is computed otherwise; moves only are said in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from act_pipeline.onnx_export.program import Op, Source
+
+_TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
+
+
+def say_layouts(source: Source) -> None:
+    """Rewrite the moves in ``source`` between maps ``[N, C, H, W]`` and sequences ``[N, H * W, C]``."""
+    for first, second in list(_pairs(source)):
+        kinds, shape = (first.type, second.type), source.shapes[first.input("X")]
+        turned = [int(axis) for op in (first, second) if op.type == "transpose2" for axis in op.attrs["axis"]]
+        result = source.shapes[second.output]
+        if kinds == ("flatten_contiguous_range", "transpose2") and len(shape) == 4 and turned == [0, 2, 1]:
+            # [N, C, H, W] -> [N, H * W, C]
+            if source.shapes[first.output] == (shape[0], shape[1], shape[2] * shape[3]):
+                _replace(source, first, second, [(_TO_LAST, None), (None, [-1, result[1], result[2]])])
+        elif kinds == ("transpose2", "reshape2") and len(result) == 4 and min(result[1:]) > 0:
+            height, width = result[2:]
+            if turned == [0, 2, 1] and shape[1:] == (height * width, result[1]):
+                # [N, H * W, C] -> [N, C, H, W]
+                _replace(source, first, second, [(None, [-1, height, width, shape[2]]), (_TO_FIRST, None)])
+            elif turned == _TO_LAST and shape[1] == height * width and shape[3] == result[1]:
+                # [N, H * W, heads, C] -> [N * heads, C, H, W], the values that deformable attention samples
+                steps = [(None, [-1, height, width, shape[2] * shape[3]]), (_TO_FIRST, None), (None, [-1, *result[1:]])]
+                _replace(source, first, second, steps)
+
+
+def _pairs(source: Source) -> Iterator[tuple[Op, Op]]:
+    """Yield ops that move elements with the op that alone reads their result."""
+    readers: dict[str, list[Op | None]] = {name: [None] for name in source.outputs}
+    for tensor in source.quantized.values():
+        readers.setdefault(tensor.source, []).append(None)
+    for op in source.ops:
+        for name in (name for names in op.inputs.values() for name in names):
+            readers.setdefault(name, []).append(op)
+    for op in source.ops:
+        if op.type in ("flatten_contiguous_range", "transpose2"):
+            reading = readers.get(op.output, [])
+            if len(reading) == 1 and reading[0] is not None:
+                yield op, reading[0]
+
+
+def _replace(source: Source, first: Op, second: Op, steps: list[tuple[list[int] | None, list[int] | None]]) -> None:
+    """Put ``steps``, each a permutation or a shape, in the place of two ops."""
+    made, name = [], first.input("X")
+    for number, (axes, sizes) in enumerate(steps):
+        before = source.shapes[name]
+        output = second.output if number == len(steps) - 1 else f"{second.output}.layout{number}"
+        if axes is not None:
+            made.append(Op("transpose2", {"X": [name]}, {"Out": [output]}, {"axis": axes}))
+            source.shapes[output] = tuple(before[axis] for axis in axes)
+        else:
+            made.append(Op("reshape2", {"X": [name]}, {"Out": [output]}, {"shape": sizes}))
+            source.shapes[output] = tuple(sizes)
+        source.dtypes[output] = source.dtypes[first.input("X")]
+        name = output
+    source.ops = [new for op in source.ops if op is not first for new in (made if op is second else (op,))]

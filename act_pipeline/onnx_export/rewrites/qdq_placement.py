@@ -1,0 +1,63 @@
+"""Where a tensor is rounded: as near to what computes it as the arithmetic allows.
+
+Rounding all of a tensor by one scale and moving its elements about give the same in either order. Rounded first, a
+tensor is moved as bytes, and a runtime can make the rounding a part of the convolution or matmul before it. TensorRT
+and ONNX Runtime find that out for themselves; OpenVINO carries a DequantizeLinear down past what moves elements, but
+never a QuantizeLinear up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from act_pipeline.onnx_export.program import Op, Source
+
+_MOVING = (
+    "transpose2",
+    "reshape2",
+    "flatten_contiguous_range",
+    "squeeze2",
+    "unsqueeze2",
+    "nearest_interp_v2",
+    "concat",
+)
+
+
+def round_early(source: Source) -> None:
+    """Move roundings in ``source`` up, past ops that only move elements and whose result nothing reads unrounded.
+
+    Those ops then read rounded tensors; the names of their results are in ``source.rounded``.
+    """
+    producers = {name: op for op in source.ops for names in op.outputs.values() for name in names}
+    readers: dict[str, set[int]] = {name: {0} for name in source.outputs}
+    for op in source.ops:
+        for name in (name for names in op.inputs.values() for name in names):
+            readers.setdefault(name, set()).add(id(op))
+    scales: dict[str, set[bytes]] = {}
+    for tensor in source.quantized.values():
+        scales.setdefault(tensor.source, set()).add(tensor.scale.tobytes())
+
+    climbing = [tensor for tensor in source.quantized.values() if tensor.weight is None]
+    while climbing:
+        tensor = climbing.pop()
+        name = tensor.source
+        op = producers.get(name)
+        if name in source.rounded or op is None or not _only_moves(op) or readers.get(name) or len(scales[name]) > 1:
+            continue
+        source.rounded.add(name)
+        early = []
+        for moved in op.inputs["X"]:
+            readers[moved].discard(id(op))
+            scales.setdefault(moved, set()).add(tensor.scale.tobytes())
+            rounded = replace(tensor, source=moved)
+            early.append(f"{moved}@{float(tensor.scale)!r}")
+            source.quantized[early[-1]] = rounded
+            source.shapes[early[-1]], source.dtypes[early[-1]] = source.shapes[moved], source.dtypes[moved]
+            climbing.append(rounded)
+        op.inputs["X"] = early
+
+
+def _only_moves(op: Op) -> bool:
+    # The largest of rounded values is the rounded largest; an average is not.
+    maximum = op.type == "pool2d" and op.attrs["pooling_type"] == "max"
+    return maximum or op.type in _MOVING

@@ -1,0 +1,118 @@
+"""Weights of Hugging Face's RT-DETR (``transformers``, ``RTDetrForObjectDetection``) under PaddleDetection's names.
+
+The two compute the same; names, the layout of linear weights ([out, in] there, [in, out] here) and the attention's
+q, k and v (three matrices there, one ``in_proj`` here) differ. Needs NumPy alone.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from act_pipeline.core.errors import UserError
+
+_RULES = (
+    (r"^model\.backbone\.model\.embedder\.", "backbone.stem."),
+    (r"^model\.backbone\.model\.encoder\.stages\.", "backbone.stages."),
+    (r"^(backbone\..*)\.aggregation\.0\.", r"\1.aggregation_squeeze_conv."),
+    (r"^(backbone\..*)\.aggregation\.1\.", r"\1.aggregation_excitation_conv."),
+    (r"^(backbone\..*)\.convolution\.", r"\1.conv."),
+    (r"^(backbone\..*)\.normalization\.", r"\1.bn."),
+    (r"^model\.encoder_input_proj\.", "neck.input_proj."),
+    (r"^model\.encoder\.(?:aifi|encoder)\.(\d+)\.layers\.(\d+)\.", r"neck.encoder.\1.layers.\2."),
+    (r"^(neck\.encoder\..*)\.self_attn_layer_norm\.", r"\1.norm1."),
+    (r"^(neck\.encoder\..*)\.final_layer_norm\.", r"\1.norm2."),
+    (r"^model\.encoder\.(lateral_convs|fpn_blocks|downsample_convs|pan_blocks)\.", r"neck.\1."),
+    (r"^(neck\.(?:lateral_convs|fpn_blocks|downsample_convs|pan_blocks)\..*)\.norm\.", r"\1.bn."),
+    (r"^model\.decoder_input_proj\.(\d+)\.0\.", r"transformer.input_proj.\1.conv."),
+    (r"^model\.decoder_input_proj\.(\d+)\.1\.", r"transformer.input_proj.\1.norm."),
+    (r"^model\.decoder\.query_pos_head\.", "transformer.query_pos_head."),
+    (r"^model\.decoder\.class_embed\.", "transformer.dec_score_head."),
+    (r"^model\.decoder\.bbox_embed\.", "transformer.dec_bbox_head."),
+    (r"^model\.decoder\.layers\.", "transformer.decoder.layers."),
+    (r"^(transformer\.decoder\..*)\.self_attn_layer_norm\.", r"\1.norm1."),
+    (r"^(transformer\.decoder\..*)\.encoder_attn_layer_norm\.", r"\1.norm2."),
+    (r"^(transformer\.decoder\..*)\.final_layer_norm\.", r"\1.norm3."),
+    (r"^(transformer\.decoder\..*)\.encoder_attn\.", r"\1.cross_attn."),
+    (r"^model\.(enc_output|enc_score_head|enc_bbox_head|denoising_class_embed)\.", r"transformer.\1."),
+    (r"\.self_attn\.o(?:ut)?_proj\.", ".self_attn.out_proj."),
+    (r"\.(?:mlp\.)?fc1\.", ".linear1."),
+    (r"\.(?:mlp\.)?fc2\.", ".linear2."),
+    (r"\.running_mean$", "._mean"),
+    (r"\.running_var$", "._variance"),
+)
+_ATTENTION = re.compile(r"^(.*\.self_attn)\.([qkv])_proj\.(weight|bias)$")
+
+
+def convert_state_dict(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Give a PP-HGNetV2 RT-DETR of ``transformers`` PaddleDetection's names, layouts and shapes.
+
+    Args:
+        state: the model's state dict as NumPy arrays, under ``transformers``' names.
+
+    Returns:
+        float32 arrays under PaddleDetection's names; the embedding of denoising loses the row ``transformers`` keeps
+        for padding.
+
+    Raises:
+        UserError: a name is not known.
+    """
+    converted: dict[str, np.ndarray] = {}
+    attention: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in state.items():
+        if name.endswith("num_batches_tracked") or re.match(r"^(class_embed|bbox_embed)\.", name):
+            continue  # the heads are listed a second time under the model that shares them with its decoder
+        new = name
+        for pattern, replacement in _RULES:
+            new = re.sub(pattern, replacement, new)
+        if not new.startswith(("backbone.", "neck.", "transformer.")):
+            raise UserError(
+                f"weights: {name} is no name of an RT-DETR with PP-HGNetV2 in transformers; "
+                "expected a state dict of RTDetrForObjectDetection"
+            )
+        array = np.asarray(value, np.float32)
+        is_embedding = new == "transformer.denoising_class_embed.weight"
+        if array.ndim == 2 and not is_embedding:
+            array = array.T
+        if is_embedding:
+            classes = state["model.enc_score_head.bias"].shape[0]
+            array = array[:classes]
+        part = _ATTENTION.match(new)
+        if part:
+            owner, letter, kind = part.groups()
+            attention.setdefault(f"{owner}.in_proj_{kind}", {})[letter] = array
+        else:
+            converted[new] = np.array(array, np.float32, order="C")
+    for name, parts in attention.items():
+        converted[name] = np.concatenate([parts["q"], parts["k"], parts["v"]], axis=-1)
+    return converted
+
+
+def save_pdparams(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> None:
+    """Write weights as ``paddle.save`` does, whole or not at all, without needing PaddlePaddle.
+
+    Raises:
+        UserError: NumPy is 2 or later, whose pickles NumPy 1 (all that PaddlePaddle 2.6 runs with) cannot read.
+    """
+    if int(np.__version__.split(".")[0]) >= 2:
+        raise UserError(
+            f"NumPy is {np.__version__}, expected 1.x to write weights that PaddlePaddle 2.6 can read: "
+            "pip install 'numpy<2' and run again with --resume"
+        )
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            pickle.dump({key: np.ascontiguousarray(value) for key, value in weights.items()}, file, protocol=4)
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
