@@ -1,6 +1,6 @@
 """What each op costs when it alone computes in INT8: its sensitivity.
 
-PaddleSlim's ``AnalysisPTQ.statistical_analyse`` and ``metric_error_analyse`` write a model for each op. Here the ops are
+PaddleSlim's ``AnalysisPTQ.statistical_analyse`` and ``metric_error_analyse`` write a model for each op. Here ops are
 switched in one graph (`analysis.simulation`), and each figure is a sum over images, so that the work can be cut
 anywhere: a unit is one op on one batch, measured by :class:`SensitivityRunner` in this process, in others, or on a
 cluster (`analysis.executors`), and kept as soon as it is there (`analysis.ledger`).
