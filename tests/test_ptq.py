@@ -12,13 +12,13 @@ import pytest
 from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, collect, quantizable_tensors
 from act_pipeline.calibration.thresholds import kl_threshold, threshold, uniform_histogram
 from act_pipeline.compress import compress
-from act_pipeline.compress.paddleslim.int8_program import weight_threshold
 from act_pipeline.compress.ptq.bias_correction import Bias, correct_biases, find_biases, output_shift
 from act_pipeline.compress.ptq.quantizer import PostTraining
 from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.demo import READER_CONFIG
+from act_pipeline.graph.int8_rounding import weight_threshold
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -20,7 +20,6 @@ from act_pipeline.compress.smooth_quant.factors import (
     search,
     smoothed_threshold,
     smoothing_factors,
-    sqnr_db,
 )
 from act_pipeline.compress.smooth_quant.groups import apply_factors, find_groups
 from act_pipeline.config import SmoothQuant, load_config
@@ -31,6 +30,7 @@ from act_pipeline.data import Reader
 from act_pipeline.data.builtin_sample import make_sample
 from act_pipeline.demo import READER_CONFIG
 from act_pipeline.graph.folding import prepare
+from act_pipeline.graph.int8_rounding import sqnr_db
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 CHANNELS = 8

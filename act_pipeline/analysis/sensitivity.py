@@ -27,12 +27,11 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.data.reader_settings import ReaderSettings
 from act_pipeline.evaluation import evaluate
 from act_pipeline.evaluation.matching import agreement_of
+from act_pipeline.graph.int8_rounding import sqnr_db
 from act_pipeline.graph.quantizable_ops import QuantizableOp
 from act_pipeline.graph.raw_outputs import RawOutputs, find_raw_outputs, signal_and_noise
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
-# float32 holds no more: the figure of an op that changes nothing.
-MAX_SQNR_DB = 140.0
 # Changes when figures measured before are not comparable any more.
 _VERSION = 1
 _ATTENTION = re.compile(r"^(.*\.(?:self|cross)_attn)(?:\.|$)")
@@ -334,11 +333,6 @@ def summarize(ops: Sequence[QuantizableOp], measurements: Iterable[Mapping[str, 
         )
         for op in ops
     ]
-
-
-def sqnr_db(error: float) -> float:
-    """Return the signal to quantization noise ratio in dB of noise / signal, at most :data:`MAX_SQNR_DB`."""
-    return min(-10 * math.log10(error), MAX_SQNR_DB) if error > 0 else MAX_SQNR_DB
 
 
 def ranked(sensitivities: Collection[OpSensitivity]) -> list[OpSensitivity]:

@@ -1,10 +1,46 @@
-"""What INT8 makes of a weight."""
+"""Symmetric INT8: integers in [-128, 127] times a step; a threshold is 127 steps."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
-_LEVELS = 127
+LEVELS = 127
+# float32 holds no more: the figure of what changes nothing.
+MAX_SQNR_DB = 140.0
+
+
+def to_int8(values: np.ndarray, step: np.ndarray | float) -> np.ndarray:
+    """Return ``clip(round(values / step), -128, 127)``, half to even, as ``quantize_linear`` of Paddle and ONNX round.
+
+    Args:
+        values: float, of any shape.
+        step: broadcasts with ``values``.
+
+    Returns:
+        of the shape and float dtype of ``values / step``; ``astype(np.int8)`` is exact.
+    """
+    return np.clip(np.rint(values / step), -LEVELS - 1, LEVELS)
+
+
+def scale_weights(program: Any, read: Callable[[str], np.ndarray], write: Callable[[str, np.ndarray], None]) -> None:
+    """Give the weights of a program with inserted quantization the scales of what they are now.
+
+    Paddle's ``Scale`` is the threshold, not its 127th part: the largest absolute value of each channel, or of all if
+    they are quantized per tensor.
+
+    Args:
+        program: a ``paddle.static.Program``.
+        read: returns a parameter by name.
+        write: sets a parameter, float32 [channels] or [1].
+    """
+    block = program.global_block()
+    for op in block.ops:
+        if op.type == "quantize_linear" and block.var(op.input("X")[0]).persistable:
+            write(op.input("Scale")[0], weight_threshold(read(op.input("X")[0]), op.attr("quant_axis")))
 
 
 def weight_threshold(weight: np.ndarray, axis: int) -> np.ndarray:
@@ -31,4 +67,9 @@ def rounded_weight(weight: np.ndarray, axis: int) -> np.ndarray:
     if axis >= 0:
         shape[axis] = -1
     limit = weight_threshold(weight, axis).reshape(shape)
-    return np.round(weight / limit * _LEVELS) * limit / np.float32(_LEVELS)
+    return np.round(weight / limit * LEVELS) * limit / np.float32(LEVELS)
+
+
+def sqnr_db(error: float) -> float:
+    """Return the ratio of signal to quantization noise in dB of noise / signal, at most :data:`MAX_SQNR_DB`."""
+    return min(-10 * math.log10(error), MAX_SQNR_DB) if error > 0 else MAX_SQNR_DB

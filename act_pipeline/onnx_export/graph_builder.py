@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.core.errors import UserError
+from act_pipeline.graph.int8_rounding import to_int8
 from act_pipeline.onnx_export.program import QuantizedTensor, Source
 
 
@@ -86,8 +87,7 @@ class GraphBuilder:
         """
         constant = tensor.weight
         if constant is None and tensor.source in self.constants:
-            steps = np.rint(self.constants[tensor.source] / tensor.scale)
-            constant = np.clip(steps, -128, 127).astype(np.int8)
+            constant = to_int8(self.constants[tensor.source], tensor.scale).astype(np.int8)
         key = ("dq", tensor.source, tensor.scale.tobytes(), transposed, self.unit_scales and channel_axis)
         if key in self._made:
             return self._made[key]

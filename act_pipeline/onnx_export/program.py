@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.graph.int8_rounding import to_int8
 from act_pipeline.graph.op_types import QUANTIZABLE_OPS
 from act_pipeline.graph.static_graph import StaticGraph
 
@@ -138,7 +139,7 @@ def _weight(source: Source, raw: Any, name: str, scale_name: str) -> QuantizedTe
     scale = source.constants[scale_name].astype(np.float32).reshape(-1) / QUANTIZATION_STEPS
     weight = source.constants[name]
     if weight.dtype != np.int8:
-        weight = np.clip(np.rint(weight), -128, 127).astype(np.int8)
+        weight = to_int8(weight, 1).astype(np.int8)
     # A channel without any weight has the scale zero, which is no scale to a runtime.
     scale = np.where(scale == 0, np.float32(1), scale)
     if scale.size == 1:

@@ -27,7 +27,7 @@ from act_pipeline.compress.plan.op_selection import Selection
 from act_pipeline.compress.qat.detection_loss import LOSS_PREFIX
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.graph.folding import BATCH_NORM_FACTOR
-from act_pipeline.graph.int8_rounding import weight_threshold
+from act_pipeline.graph.int8_rounding import scale_weights
 from act_pipeline.graph.program_desc import parsed
 from act_pipeline.graph.static_graph import StaticGraph
 
@@ -160,8 +160,6 @@ def observed_tensors(program: Any) -> list[str]:
 def set_scales(program: Any, graph: StaticGraph, thresholds: Mapping[str, float]) -> None:
     """Give a program with inserted quantization its scales; Paddle's ``Scale`` is the threshold, not its 127th part.
 
-    Weights get the largest absolute value of each channel (or of all, if they are quantized per tensor).
-
     Args:
         program: of :func:`insert_quantization`.
         graph: what it was made of; its scope is written to.
@@ -173,13 +171,9 @@ def set_scales(program: Any, graph: StaticGraph, thresholds: Mapping[str, float]
             graph.set_parameter(op.output("OutScale")[0], np.float32([thresholds[op.input("X")[0]]]))
     # After the observers: a tensor that is both has one scale.
     for op in block.ops:
-        if op.type == "quantize_linear":
-            name = op.input("X")[0]
-            if block.var(name).persistable:
-                value = weight_threshold(graph.parameter(name), op.attr("quant_axis"))
-            else:
-                value = np.float32([thresholds[name]])
-            graph.set_parameter(op.input("Scale")[0], value)
+        if op.type == "quantize_linear" and not block.var(op.input("X")[0]).persistable:
+            graph.set_parameter(op.input("Scale")[0], np.float32([thresholds[op.input("X")[0]]]))
+    scale_weights(program, graph.parameter, graph.set_parameter)
 
 
 def save_int8(

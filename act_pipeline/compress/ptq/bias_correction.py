@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from act_pipeline.compress.paddleslim.int8_program import weight_threshold
+from act_pipeline.graph.int8_rounding import LEVELS, to_int8, weight_threshold
 from act_pipeline.graph.op_types import CONVOLUTIONS, QUANTIZABLE_OPS
 from act_pipeline.graph.static_graph import StaticGraph
 
@@ -128,6 +128,6 @@ def rounding_error(weight: np.ndarray, axis: int) -> np.ndarray:
     shape = [1] * weight.ndim
     if axis >= 0:
         shape[axis] = -1
-    step = weight_threshold(weight, axis).astype(np.float64).reshape(shape) / 127
+    step = weight_threshold(weight, axis).astype(np.float64).reshape(shape) / LEVELS
     exact = weight.astype(np.float64)
-    return np.rint(exact / step) * step - exact
+    return to_int8(exact, step) * step - exact

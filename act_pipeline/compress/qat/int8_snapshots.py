@@ -16,7 +16,7 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.evaluation.batches import NotFinite
 from act_pipeline.execution import finite_checks
 from act_pipeline.execution.finite_checks import LOWER_RATE, Diverged
-from act_pipeline.graph.int8_rounding import weight_threshold
+from act_pipeline.graph.int8_rounding import scale_weights
 from act_pipeline.graph.static_graph import StaticGraph, free
 
 
@@ -84,7 +84,12 @@ class Int8Snapshots:
                 if variable.name in self._factors:
                     value = folded(value, self._factors[variable.name])
                 scope.var(variable.name).get_tensor().set(value, place)
-        _scale_weights(program, scope, place)
+        # The training's own scales are of the weights before the last step.
+        scale_weights(
+            program,
+            lambda name: np.array(scope.find_var(name).get_tensor()),
+            lambda name, value: scope.find_var(name).get_tensor().set(value, place),
+        )
         folder.mkdir()
         try:
             return int8_program.save_int8(
@@ -118,15 +123,6 @@ class Int8Snapshots:
             self._survives_nan = self._scorer.survives_nan(graph)
         if not self._survives_nan:
             finite_checks.check_outputs(graph, self._probe, _name(iteration), LOWER_RATE)
-
-
-def _scale_weights(program: Any, scope: Any, place: Any) -> None:
-    """Give weights the scales of what they are now; a training's own are of the weights before the last step."""
-    block = program.global_block()
-    for op in block.ops:
-        if op.type == "quantize_linear" and op.attr("quant_axis") >= 0 and block.var(op.input("X")[0]).persistable:
-            value = weight_threshold(np.array(scope.find_var(op.input("X")[0]).get_tensor()), op.attr("quant_axis"))
-            scope.find_var(op.input("Scale")[0]).get_tensor().set(value, place)
 
 
 def _name(iteration: int) -> str:

@@ -17,13 +17,14 @@ import numpy as np
 from act_pipeline.calibration import collect
 from act_pipeline.calibration.row_sample import ChannelAbsMax, RowSample
 from act_pipeline.calibration.thresholds import Algorithm
-from act_pipeline.compress.smooth_quant.factors import Choice, Sample, search, sqnr_db
+from act_pipeline.compress.smooth_quant.factors import Choice, Sample, search
 from act_pipeline.compress.smooth_quant.groups import SmoothGroup, apply_factors, find_groups
 from act_pipeline.config import SmoothQuant
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.quiet import quiet_upstream
 from act_pipeline.execution.finite_checks import guarded_outputs
+from act_pipeline.graph.int8_rounding import sqnr_db
 from act_pipeline.graph.static_graph import StaticGraph
 
 _logger = logging.getLogger(__name__)

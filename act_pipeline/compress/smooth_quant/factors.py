@@ -13,7 +13,6 @@ outliers, and are kept for models that the exact ones would change.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ import numpy as np
 
 from act_pipeline.calibration.observers import AbsHistogram
 from act_pipeline.calibration.thresholds import LEVELS, Algorithm, threshold
-from act_pipeline.compress.paddleslim.int8_program import weight_threshold
+from act_pipeline.graph.int8_rounding import to_int8, weight_threshold
 
 # Of the largest: what is smaller is taken for that, so that no channel that is as good as dead is blown up.
 _FLOOR = 1e-5
@@ -204,12 +203,7 @@ def smoothed_threshold(sample: Sample, factors: np.ndarray, algo: Algorithm, his
     return threshold(histogram, algo, hist_percent)
 
 
-def sqnr_db(error: float) -> float:
-    """Return a relative squared error as a ratio of signal to noise in decibels; infinite for no error."""
-    return -10 * math.log10(error) if error > 0 else math.inf
-
-
 def _rounded(values: np.ndarray, limit: np.ndarray) -> np.ndarray:
     """Return the values as INT8 of these thresholds (broadcast) holds them, as Paddle's ``quantize_linear`` rounds."""
     step = limit / np.float32(LEVELS)
-    return np.clip(np.rint(values / step), -LEVELS - 1, LEVELS) * step
+    return to_int8(values, step) * step
