@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from act_pipeline.execution.prefetcher import Ahead
+from act_pipeline.execution.prefetcher import Prefetcher
 
 
 class Source:
@@ -30,8 +30,8 @@ class Source:
         finally:
             self.closed = True
 
-    def ahead(self, ready=lambda batch: batch, **options) -> Ahead:
-        return Ahead(self.batches, ready, lambda: self.position, **options)
+    def ahead(self, ready=lambda batch: batch, **options) -> Prefetcher:
+        return Prefetcher(self.batches, ready, lambda: self.position, **options)
 
 
 @pytest.mark.parametrize("in_advance", [True, False])

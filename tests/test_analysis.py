@@ -15,12 +15,20 @@ import pytest
 from test_executors import StandInRay
 from test_ptq import OPS, tiny_graph
 
-from act_pipeline.analysis import executors, sensitivity
+from act_pipeline.analysis import executors
 from act_pipeline.analysis.analyze import analyze
 from act_pipeline.analysis.distributions import TensorObserver, observe_activations, weight_statistics
 from act_pipeline.analysis.executors import measure_sensitivity
 from act_pipeline.analysis.ledger import Ledger
-from act_pipeline.analysis.sensitivity import OpSensitivity, Task, attention_shares, group_shares, ranked, summarize
+from act_pipeline.analysis.sensitivity import (
+    OpSensitivity,
+    SensitivityRunner,
+    Task,
+    attention_shares,
+    group_shares,
+    ranked,
+    summarize,
+)
 from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
@@ -268,13 +276,14 @@ def test_a_broken_off_run_goes_on_where_it_was(
     path = tmp_path / "sensitivity.jsonl"
     measured: list = []
 
-    def measure(task, unit):
-        measured.append(unit)
-        if len(measured) == 4:
-            raise KeyboardInterrupt
-        return sensitivity.measure(task, unit)
+    class Interrupted(SensitivityRunner):
+        def __call__(self, unit):
+            measured.append(unit)
+            if len(measured) == 4:
+                raise KeyboardInterrupt
+            return super().__call__(unit)
 
-    monkeypatch.setattr(executors, "measure", measure)
+    monkeypatch.setattr(executors, "SensitivityRunner", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         measure_sensitivity(task, Ledger(path, task.key), progress=False)
     with open(path, "a", encoding="utf-8") as file:

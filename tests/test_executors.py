@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import work_fixtures
-from work_fixtures import die, refuse, sleep, times
+from work_fixtures import Die, Refuse, Sleep, Times
 
 from act_pipeline.core.errors import EXIT_INTERRUPTED, UserError
 from act_pipeline.core.process_pool import Work, run_work
@@ -46,30 +46,42 @@ def started(folder: Path) -> dict[int, Path]:
 
 def test_processes_return_what_one_does() -> None:
     units = list(range(8))
-    here = sorted(run_work(Work(times, 3), units))
-    there = list(run_work(Work(times, 3, environment={"WORK_FIXTURES": "set"}), units, workers=2))
+    here = sorted(run_work(Work(Times, 3), units))
+    there = list(run_work(Work(Times, 3, environment={"WORK_FIXTURES": "set"}), units, workers=2))
     assert [found[0] for found in here] == sorted(found[0] for found in there) == [3 * unit for unit in units]
     assert {found[1] for found in here} == {os.getpid()} and os.getpid() not in {found[1] for found in there}
     assert {found[2] for found in there} == {"set"} and "WORK_FIXTURES" not in os.environ
     assert not multiprocessing.active_children()
 
 
-def test_what_the_function_holds_here_is_released() -> None:
-    released: list[bool] = []
-    with contextlib.closing(run_work(Work(times, 1, lambda: released.append(True)), [1, 2])) as results:
+def test_a_session_here_is_closed() -> None:
+    closed: list[bool] = []
+
+    class Closing(Times):
+        def close(self) -> None:
+            closed.append(True)
+
+    with contextlib.closing(run_work(Work(Closing, 1), [1, 2])) as results:
         next(results)
-        assert not released
-    assert released == [True]
+        assert not closed
+    assert closed == [True]
+
+
+def test_a_process_that_outlives_a_work_takes_another_session(on_ray) -> None:
+    """As Ray's do: what is kept of a work is of this work alone."""
+    keys = [(3, "a"), (4, "b"), (5, "b"), (3, "a")]
+    found = [on_ray(StandInRay(), Work(Times, shared, key), [10])[0][0] for shared, key in keys]
+    assert found == [30, 40, 40, 30]
 
 
 def test_a_users_error_in_a_process_is_the_commands() -> None:
     with pytest.raises(UserError, match="^unit 2 is refused$"):
-        list(run_work(Work(refuse, None), [1, 2, 3], workers=2))
+        list(run_work(Work(Refuse, None), [1, 2, 3], workers=2))
     assert not multiprocessing.active_children()
 
 
 def test_a_process_that_is_killed_is_one_line() -> None:
-    work = Work(die, None, name="the evaluation", fewer="--shards", kept="; all is kept")
+    work = Work(Die, None, name="the evaluation", fewer="--shards", kept="; all is kept")
     with pytest.raises(UserError) as error:
         list(run_work(work, list(range(6)), workers=2))
     assert str(error.value) == (
@@ -81,7 +93,7 @@ def test_a_process_that_is_killed_is_one_line() -> None:
 
 def test_whoever_stops_reading_ends_the_processes_at_once(tmp_path: Path) -> None:
     start = time.monotonic()
-    with contextlib.closing(run_work(Work(sleep, str(tmp_path)), [0, 1, 2, 3], workers=2)) as results:
+    with contextlib.closing(run_work(Work(Sleep, str(tmp_path)), [0, 1, 2, 3], workers=2)) as results:
         assert next(results) == 0
         assert until(lambda: len(started(tmp_path)) == 2)
     assert time.monotonic() - start < 2 * SOON and not multiprocessing.active_children()
@@ -177,30 +189,30 @@ def on_ray(monkeypatch: pytest.MonkeyPatch):
 
 def test_ray_runs_the_same_function_a_few_units_at_a_time(on_ray) -> None:
     ray = StandInRay(cpus=(2, 1))
-    found = on_ray(ray, Work(times, 3), range(20))
+    found = on_ray(ray, Work(Times, 3), range(20))
     assert sorted(result[0] for result in found) == [3 * unit for unit in range(20)]
     assert ray.most == 6 and ray.calls == ["init auto", "shutdown"] and ray.options["num_cpus"] == 1
-    on_ray(ray := StandInRay(), Work(times, 3), range(20), workers=3)
+    on_ray(ray := StandInRay(), Work(Times, 3), range(20), workers=3)
     assert ray.most == 3
 
 
 def test_ray_is_asked_for_what_a_unit_takes(on_ray) -> None:
-    on_ray(ray := StandInRay((8, 4), gpus=1), Work(times, 3, cpus=2, gpus=1), range(20))
+    on_ray(ray := StandInRay((8, 4), gpus=1), Work(Times, 3, cpus=2, gpus=1), range(20))
     assert (ray.options["num_cpus"], ray.options["num_gpus"], ray.most) == (2, 1, 4)
     with pytest.raises(UserError, match="no machine of the Ray cluster has the 4 CPUs that one unit of the work takes"):
-        on_ray(StandInRay((2, 3)), Work(times, 3, cpus=4), range(2))
+        on_ray(StandInRay((2, 3)), Work(Times, 3, cpus=4), range(2))
 
 
 def test_what_a_machine_loses_is_done_again_but_not_for_ever(on_ray) -> None:
-    assert [found[0] for found in on_ray(StandInRay(lost=2), Work(times, 3), [5])] == [15]
+    assert [found[0] for found in on_ray(StandInRay(lost=2), Work(Times, 3), [5])] == [15]
     with pytest.raises(UserError, match="a unit of the work failed on the Ray cluster: The worker died .*; kept"):
-        on_ray(ray := StandInRay(lost=3), Work(times, 3, kept="; kept"), [5])
+        on_ray(ray := StandInRay(lost=3), Work(Times, 3, kept="; kept"), [5])
     assert ray.calls[-1] == "shutdown"
 
 
 def test_a_users_error_on_ray_is_the_commands(on_ray) -> None:
     with pytest.raises(UserError, match="^unit 2 is refused$"):
-        on_ray(StandInRay(), Work(refuse, None), [1, 2, 3])
+        on_ray(StandInRay(), Work(Refuse, None), [1, 2, 3])
 
 
 def test_where_nobody_listens_it_is_said_soon(on_ray) -> None:
@@ -210,15 +222,15 @@ def test_where_nobody_listens_it_is_said_soon(on_ray) -> None:
     start = time.monotonic()
     for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
         with pytest.raises(UserError, match=f"no Ray cluster answers at --ray_address {address}: .*refused.*ray start"):
-            on_ray(ray := StandInRay(), Work(times, 3), [1], address=address)
+            on_ray(ray := StandInRay(), Work(Times, 3), [1], address=address)
         assert ray.calls == []
     assert time.monotonic() - start < 15
     with pytest.raises(UserError, match="no Ray cluster answers at --ray_address nowhere: no head node"):
-        on_ray(StandInRay(), Work(times, 3), [1], address="nowhere")
+        on_ray(StandInRay(), Work(Times, 3), [1], address="nowhere")
     with pytest.raises(UserError, match="--ray_address auto"):
-        on_ray(StandInRay(), Work(times, 3), [1], address=None)
+        on_ray(StandInRay(), Work(Times, 3), [1], address=None)
 
 
 def test_without_ray_one_line_says_what_to_do(on_ray) -> None:
     with pytest.raises(UserError, match=r"needs the package ray.*pip install 'act_pipeline\[ray\]'"):
-        on_ray(None, Work(times, 3), [1])
+        on_ray(None, Work(Times, 3), [1])

@@ -178,7 +178,6 @@ def test_shards_and_one_process_number_the_classes_alike(model, config) -> None:
     reader = fit_reader(model, Reader.load(config)).reader
     engine = create_engine("paddle", model, "fp32", "CPU", 1)
     found = sharded.evaluate_in_shards(engine, model, reader, 1, progress=False).evaluation
-    sharded.release()
     assert found.map == evaluate(engine, reader, progress=False).map > 0.9
 
 

@@ -15,7 +15,7 @@ from inference_fixtures import export_tiny_model, make_tiny_data
 
 from act_pipeline.compress.plan.op_inventory import OpInventory
 from act_pipeline.compress.qat.resume.checkpoints import CHECKPOINT_SCHEMA, Checkpoints, Snapshot
-from act_pipeline.compress.qat.resume.training_checkpoint import Keeper
+from act_pipeline.compress.qat.resume.training_checkpoint import TrainingCheckpoint
 from act_pipeline.compress.qat.state import read_random_states
 from act_pipeline.compress.qat.training import Training
 from act_pipeline.config import load_config
@@ -241,7 +241,7 @@ def _not_resumed(folder: Path, changes: dict) -> str:
 def test_a_checkpoint_whose_schedule_lacks_a_key() -> None:
     import paddle
 
-    keeper = Keeper.__new__(Keeper)
+    keeper = TrainingCheckpoint.__new__(TrainingCheckpoint)
     keeper._training, keeper._learning_rate = Training(None, OpInventory({}, [])), paddle.optimizer.lr.StepDecay(0.1, 5)
     more = {"seconds": 0.0, "random": read_random_states(), "scheduler": {"last_lr": 0.1}}
     progress = {**keeper._training.progress(), **more}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import subprocess
@@ -20,7 +21,7 @@ from act_pipeline.core.records import read_record
 from act_pipeline.data import Reader
 from act_pipeline.engines import create_engine
 from act_pipeline.evaluation import EVAL_SCHEMA, Evaluation, evaluate, sharded
-from act_pipeline.evaluation.sharded import ShardTask, evaluate_in_shards, evaluate_unit, shard_threads
+from act_pipeline.evaluation.sharded import ShardSession, ShardTask, evaluate_in_shards, shard_threads
 from act_pipeline.inference import InferenceRequest, run_inference
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -31,12 +32,6 @@ IMAGES = 11
 def config(tmp_path: Path) -> Path:
     data = make_tiny_data(tmp_path / "data", IMAGES).parent
     return write_reader(tmp_path / "reader.yml", data, settings="num_classes: 2\nmax_bad_share: 0.3")
-
-
-@pytest.fixture(autouse=True)
-def nothing_held():
-    yield
-    sharded.release()
 
 
 def assert_same(found: Evaluation, expected: Evaluation) -> None:
@@ -119,7 +114,8 @@ def test_no_process_reads_the_annotation_file(float_model, config, monkeypatch) 
         float_model, float_model.content_hash(), engine.versions(),
         {"name": "paddle", "precision": "fp32", "device": "CPU", "threads": 1}, 1, task_reader.settings, (7, 3), "file",
     )  # fmt: skip
-    (run,) = evaluate_unit(task, records).runs
+    with contextlib.closing(ShardSession(task)) as session:
+        (run,) = session(records).runs
     assert run.image_ids == (100,) and len(run.detections) == 2
 
 
@@ -141,7 +137,7 @@ def test_another_machine_must_compute_the_same(float_model, config, changes, wor
         "category_ids": (7, 3), "annotation_file": "file",
     }  # fmt: skip
     with pytest.raises(UserError, match=words):
-        evaluate_unit(ShardTask(**{**task, **changes}), [])
+        ShardSession(ShardTask(**{**task, **changes}))
 
 
 def request(model, config: Path, **more) -> InferenceRequest:

@@ -14,7 +14,7 @@ from sample_fixtures import reader_of_scenes, scenes_in
 
 import act_pipeline  # noqa: F401  (makes paddle importable)
 from act_pipeline.compress import compress
-from act_pipeline.compress.accuracy_control.revert import dequantized, dequantized_ops, give_back, read_thresholds
+from act_pipeline.compress.accuracy_control.revert import dequantized, dequantized_ops, read_thresholds, revert_to_float
 from act_pipeline.compress.judge import Judge
 from act_pipeline.compress.outcome import Measured
 from act_pipeline.compress.plan.op_selection import select
@@ -218,7 +218,7 @@ def test_a_model_given_back_whole_is_the_float_model(sample: Sample, ptq, images
         source = prepare(sample.model, tmp_path / "float")
         names = [op.name for op in quantizable_ops(StaticGraph.load(source), OP_TYPES)]
         (tmp_path / "back").mkdir()
-        back = give_back(ptq.model, names, tmp_path / "back", source)
+        back = revert_to_float(ptq.model, names, tmp_path / "back", source)
         types = {op.type for op in StaticGraph.load(back).program.global_block().ops}
     assert not types & {"quantize_linear", "dequantize_linear"}
     assert back.params_path.stat().st_size == pytest.approx(source.params_path.stat().st_size, rel=0.01)
@@ -447,7 +447,9 @@ def test_bad_settings_are_one_line(sample: Sample, override: str, words: str) ->
 
 
 def test_a_selection_gives_back_without_forgetting() -> None:
-    found = select(OPS, Quantize(exclude=["head"], weight_only=["b"]), Path("c.yml")).give_back(["a", "b"], "too hard")
+    found = select(OPS, Quantize(exclude=["head"], weight_only=["b"]), Path("c.yml")).revert_to_float(
+        ["a", "b"], "too hard"
+    )
     assert found.int8 == ["c"] and found.weight_only == () and found.kept["a"] == found.kept["b"] == "too hard"
     assert [entry["output"] for entry in found.describe(["a", "d"])] == ["a", "d"]
     assert SimpleNamespace(**found.describe(["d"], share=1)[0]).share == 1

@@ -19,7 +19,7 @@ import tiny_training  # noqa: E402
 from act_pipeline.compress.qat.distributed.follower import train_when_told  # noqa: E402
 from act_pipeline.compress.qat.distributed.launch import join  # noqa: E402
 from act_pipeline.compress.qat.distributed.ranks import Ranks  # noqa: E402
-from act_pipeline.compress.qat.resume.training_checkpoint import Keeper  # noqa: E402
+from act_pipeline.compress.qat.resume.training_checkpoint import TrainingCheckpoint  # noqa: E402
 from act_pipeline.core.errors import run_command  # noqa: E402
 
 
@@ -29,13 +29,13 @@ def note_variables(directory: Path, rank: int) -> None:
 
     from act_pipeline.compress.qat import state
 
-    note = Keeper.note_step
+    note = TrainingCheckpoint.note_step
 
     def note_step(self, position) -> None:
         note(self, position)
         np.savez(directory / f"rank{rank}.npz", **state.read_variables(self._names))
 
-    Keeper.note_step = note_step
+    TrainingCheckpoint.note_step = note_step
 
 
 def work(ranks: Ranks) -> int:

@@ -16,33 +16,47 @@ from act_pipeline.core.errors import UserError, run_command  # noqa: E402
 from act_pipeline.core.process_pool import Work, run_work  # noqa: E402
 
 
-def times(shared: int, unit: int) -> tuple[int, int, str]:
-    """Return the product, the process, and a variable of its environment."""
-    return shared * unit, os.getpid(), os.environ.get("WORK_FIXTURES", "")
+class Session:
+    """Keeps what is shared."""
+
+    def __init__(self, shared: Any) -> None:
+        self.shared = shared
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
-def refuse(shared: Any, unit: int) -> int:
-    if unit == 2:
-        raise UserError("unit 2 is refused")
-    return unit
+class Times(Session):
+    def __call__(self, unit: int) -> tuple[int, int, str]:
+        """Return the product, the process, and a variable of its environment."""
+        return self.shared * unit, os.getpid(), os.environ.get("WORK_FIXTURES", "")
 
 
-def die(shared: Any, unit: int) -> int:
-    if unit == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return unit
+class Refuse(Session):
+    def __call__(self, unit: int) -> int:
+        if unit == 2:
+            raise UserError("unit 2 is refused")
+        return unit
 
 
-def sleep(folder: str, unit: int) -> int:
-    """Leave a temporary folder and the process's number behind, and take a minute; unit 0 comes back at once."""
-    Path(folder, f"{os.getpid()}.pid").write_text(tempfile.mkdtemp())
-    if unit:
-        time.sleep(60)
-    return unit
+class Die(Session):
+    def __call__(self, unit: int) -> int:
+        if unit == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return unit
+
+
+class Sleep(Session):
+    def __call__(self, unit: int) -> int:
+        """Leave a temporary folder and the process's number behind, and take a minute; unit 0 comes back at once."""
+        Path(self.shared, f"{os.getpid()}.pid").write_text(tempfile.mkdtemp())
+        if unit:
+            time.sleep(60)
+        return unit
 
 
 def main(argv: Any = None) -> int:
-    list(run_work(Work(sleep, sys.argv[1], name="the sleep"), [1, 2, 3, 4], workers=2))
+    list(run_work(Work(Sleep, sys.argv[1], name="the sleep"), [1, 2, 3, 4], workers=2))
     return 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from act_pipeline.analysis.ledger import Ledger
-from act_pipeline.analysis.sensitivity import OpSensitivity, Task, Unit, measure, release, summarize
+from act_pipeline.analysis.sensitivity import OpSensitivity, SensitivityRunner, Task, Unit, summarize
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.process_pool import Work, run_work
 
@@ -33,9 +33,9 @@ def run_units(
     """
     threads = str(max(available_cpus() // max(min(workers, len(units)), 1), 1))
     work = Work(
-        measure,
+        SensitivityRunner,
         task,
-        release,
+        task.key,
         "the analysis",
         "--workers",
         "; what was measured is kept",

@@ -1,10 +1,9 @@
 """What each op costs when it alone computes in INT8: its sensitivity.
 
-PaddleSlim's ``AnalysisPTQ.statistical_analyse`` and ``metric_error_analyse`` do the same on a model written for each
-op. Here the ops are switched in one graph (`analysis.simulation`), and what is measured is a sum over images, so that
-the work can be
-cut anywhere: a unit is one op on one batch, measured by :func:`measure` in this process, in others, or on a cluster
-(`analysis.executors`), and kept as soon as it is there (`analysis.ledger`).
+PaddleSlim's ``AnalysisPTQ.statistical_analyse`` and ``metric_error_analyse`` write a model for each op. Here ops are
+switched in one graph (`analysis.simulation`), and each figure is a sum over images, so that the work can be cut
+anywhere: a unit is one op on one batch, measured by :class:`SensitivityRunner` in this process, in others, or on a
+cluster (`analysis.executors`), and kept as soon as it is there (`analysis.ledger`).
 """
 
 from __future__ import annotations
@@ -235,8 +234,20 @@ class SensitivityRunner:
             for block, (signal, noise) in zip(blocks, sums)
         ]
 
+    def __call__(self, unit: Unit) -> dict[str, Any]:
+        """Measure a unit of the task: see :meth:`measure`."""
+        return self.measure(*unit)
+
     def measure(self, name: str, batch: int) -> dict[str, Any]:
-        """Measure one op on one batch; returns and raises what :func:`measure` does."""
+        """Measure one op on one batch.
+
+        Returns:
+            ``op``, ``batch``, ``signal``, ``noise``, ``agreement``, ``objects``: sums over the batch; for the batch
+            :data:`MAP`, ``op``, ``batch`` and ``map``.
+
+        Raises:
+            UserError: the outputs are not finite, or memory does not suffice.
+        """
         if batch == MAP:
             return {"op": name, "batch": MAP, "map": self._map(name)}
         signal, noise, found = self.signal_and_noise([name], batch)
@@ -276,6 +287,7 @@ class SensitivityRunner:
         return evaluate(engine, self._reader, limit=subset.images, progress=False, batch_size=1, warmup=0).map
 
     def close(self) -> None:
+        """Free the model."""
         self._stack.close()
 
 
@@ -290,42 +302,12 @@ class _OneOp:
         return self._simulation.run({name: inputs[source] for name, source in self._sources.items()}, {self._op})
 
 
-_runner: SensitivityRunner | None = None
-
-
-def measure(task: Task, unit: Unit) -> dict[str, Any]:
-    """Measure one op on one batch: the one function that all executors call.
-
-    The model stays loaded in this process for the next unit of the same task; :func:`release` frees it.
-
-    Returns:
-        ``op``, ``batch``, ``signal``, ``noise``, ``agreement``, ``objects``: sums over the batch; for the batch
-        :data:`MAP`, ``op``, ``batch`` and ``map``.
-
-    Raises:
-        UserError: the outputs are not finite, or memory does not suffice.
-    """
-    global _runner
-    if _runner is None or _runner.task.key != task.key:
-        release()
-        _runner = SensitivityRunner(task)
-    return _runner.measure(*unit)
-
-
-def release() -> None:
-    """Free what :func:`measure` keeps in this process."""
-    global _runner
-    if _runner is not None:
-        _runner.close()
-        _runner = None
-
-
 def summarize(ops: Sequence[QuantizableOp], measurements: Iterable[Mapping[str, Any]]) -> list[OpSensitivity]:
     """Return the sensitivities in the order of ``ops``, from the measurements of all of their units.
 
     Args:
         ops: of the task.
-        measurements: of :func:`measure`.
+        measurements: of :meth:`SensitivityRunner.measure`.
     """
     sums: dict[str, dict[str, float]] = {}
     maps: dict[str, float] = {}

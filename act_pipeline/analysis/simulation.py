@@ -22,12 +22,11 @@ import numpy as np
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.graph.int8_rounding import rounded_weight
+from act_pipeline.graph.op_types import QUANTIZABLE_OPS
 from act_pipeline.graph.program_desc import parsed
 from act_pipeline.graph.quantizable_ops import QuantizableOp
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
-# The other kernels gain nothing measurable from oneDNN without the fusions of Paddle Inference.
-_ONEDNN_OPS = ("conv2d", "depthwise_conv2d", "matmul_v2")
 # Each keeps tensors, some 30 MB an image of 224 x 224; a choice of ops is seldom asked for again later.
 _KEPT_PROGRAMS = 2
 _OUTPUTS = ("bbox", "bbox_num")
@@ -83,7 +82,7 @@ class Simulation:
         del block.ops[:]
         if device == "CPU" and onednn:
             for node in nodes:
-                if node.type in _ONEDNN_OPS:
+                if node.type in QUANTIZABLE_OPS:  # other kernels gain nothing measurable from oneDNN without fusions
                     _set_bool(node, "use_mkldnn")
         self._desc, self._nodes = desc, nodes
         self._reads = [[name for slot in node.inputs for name in slot.arguments] for node in nodes]

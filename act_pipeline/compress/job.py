@@ -106,7 +106,8 @@ class Job:
     fp32_cached: bool = False
     ranks: Ranks = ALONE
     _held_out: Optional[list[dict[str, np.ndarray]]] = None
-    _exact: Optional[np.ndarray] = None
+    _exact: np.ndarray = field(default_factory=lambda: np.zeros((0, 7)))
+    _exact_images: int = 0
     _truth: Optional[GroundTruth] = None
 
     @property
@@ -116,14 +117,22 @@ class Job:
             self._held_out = held_out_feeds(self.config, self.reader, self.model)
         return self._held_out
 
-    def change(self, model: InferenceModel) -> float:
+    def change(self, model: InferenceModel, images: Optional[int] = None) -> float:
         """Return how far an INT8 model's detections are from the float model's on :attr:`held_out`, in [0, 1].
 
-        The images that judge are not among them, so that what is chosen by this is not chosen by its verdict.
+        The images that the model is evaluated on are not among them, so that what is chosen by this is not chosen by
+        its verdict.
+
+        Args:
+            model: the INT8 model.
+            images: the first so many of them, each a feed of one image; None: all.
         """
-        if self._exact is None:
-            self._exact = self.judge.detect(self.model, "fp32", self.reader, self.held_out)
-        return detection_change(self._exact, self.judge.detect(model, "int8", self.reader, self.held_out))
+        feeds = self.held_out[:images]
+        if self._exact_images < len(feeds):
+            self._exact = self.judge.detect(self.model, "fp32", self.reader, feeds)
+            self._exact_images = len(feeds)
+        exact = self._exact[self._exact[:, 0] < len(feeds)]
+        return detection_change(exact, self.judge.detect(model, "int8", self.reader, feeds))
 
     @property
     def max_drop(self) -> Optional[float]:

@@ -17,7 +17,7 @@ from act_pipeline.compress.float_checks import check_origin, check_outputs, chec
 from act_pipeline.compress.job import MEASURED, Candidate, Job, timed
 from act_pipeline.compress.judge import choose_judge
 from act_pipeline.compress.outcome import measure_chosen
-from act_pipeline.compress.plan.op_selection import Selection, mark_kept, select
+from act_pipeline.compress.plan.op_selection import Selection, mark_float, select
 from act_pipeline.compress.qat.distributed.follower import shared_identity
 from act_pipeline.compress.qat.distributed.ranks import ALONE, Leader, Ranks
 from act_pipeline.compress.qat.resume.checkpoints import Checkpoints
@@ -218,7 +218,7 @@ def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[In
             f"({', '.join(config.op_types)}); name the types of ops that the model has"
         )
     selection = select(ops, config.quantize, config.path)
-    mark_kept(graph, list(selection.kept))
+    mark_float(graph, list(selection.kept))
     return save_folded(graph, directory), selection
 
 

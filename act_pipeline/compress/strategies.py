@@ -13,8 +13,8 @@ from typing import Any, get_args
 
 from act_pipeline.calibration.feeds import feeds_of, training_reader
 from act_pipeline.calibration.images import calibration_batches
-from act_pipeline.compress.accuracy_control.algorithm import lift
-from act_pipeline.compress.accuracy_control.revert import give_back, rescaled
+from act_pipeline.compress.accuracy_control.algorithm import control_accuracy
+from act_pipeline.compress.accuracy_control.revert import rescaled, revert_to_float
 from act_pipeline.compress.job import Candidate, Job, timed
 from act_pipeline.compress.plan.op_inventory import inventory_of
 from act_pipeline.compress.plan.op_selection import Selection
@@ -67,7 +67,7 @@ def auto(job: Job) -> Candidate:
             return smooth
         if job.drop(candidate) - job.drop(smooth) > _SMOOTHING_GAIN * job.drop(candidate):
             candidate = smooth
-    mixed = lift(job, candidate, int(_MIXED_SHARE * len(candidate.selection.ops)))
+    mixed = control_accuracy(job, candidate, int(_MIXED_SHARE * len(candidate.selection.ops)))
     if job.meets(mixed):
         return mixed
     if job.config.trains:
@@ -89,7 +89,7 @@ STRATEGIES: dict[str, Callable[[Job], Candidate]] = {
 def _lifted(job: Job, candidate: Candidate) -> Candidate:
     if job.meets(candidate):
         return candidate
-    found = lift(job, candidate)
+    found = control_accuracy(job, candidate)
     return found if job.meets(found) else job.best()
 
 
@@ -248,7 +248,7 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
     }
     model = training.model
     if job.selection.weight_only:
-        model = give_back(model, job.selection.weight_only, job.folder("weight_only"))
+        model = revert_to_float(model, job.selection.weight_only, job.folder("weight_only"))
     inventory = inventory_of(model, config.op_types, config.op_section, job.selection)
     return job.add(
         Candidate("qat_dis", "qat_dis", model, None, job.selection, inventory, {"training": record}, seconds)

@@ -1,4 +1,4 @@
-"""Where work is done: one function over many units, in this process, in several, or on a Ray cluster."""
+"""Where work is done: many units, in this process, in several, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 from urllib.parse import urlsplit
 
 from act_pipeline.core.errors import UserError
@@ -27,19 +27,24 @@ _TRIES = 3
 _RAY_SECONDS = 5.0
 
 
-def _nothing() -> None:
-    """Free nothing."""
+class Session(Protocol):
+    """What works on units, one after the other, in one process."""
+
+    def __call__(self, unit: Any) -> Any:
+        """Return the result of a unit."""
+
+    def close(self) -> None:
+        """Free what was loaded."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is done with every unit, and how it is called in messages.
+    """What is done with every unit, and how messages name it.
 
     Attributes:
-        function: takes ``shared`` and a unit, and returns a result; a module's own, so that it can be sent. What it
-            keeps in its process serves the next units.
+        open: makes a session of ``shared``, once in each process; a module's own, so that it can be sent.
         shared: the same for all units.
-        release: frees what ``function`` keeps; called in this process alone, others end.
+        key: tells ``shared`` from others, for processes that outlive a work (Ray's).
         name: such as ``the analysis``.
         fewer: the flag that says how many processes there are.
         kept: what is left of the work when it breaks off, such as ``; what was measured is kept``; empty: nothing is.
@@ -48,9 +53,9 @@ class Work:
         gpus: the same.
     """
 
-    function: Callable[[Any, Any], Any]
+    open: Callable[[Any], Session]
     shared: Any
-    release: Callable[[], None] = _nothing
+    key: str = ""
     name: str = "the work"
     fewer: str = "--workers"
     kept: str = ""
@@ -78,8 +83,8 @@ def run_work(
         ray_address: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``.
 
     Raises:
-        UserError: Ray is not installed, does not answer or has no machine that is large enough, a worker ended, or the
-            function raised it.
+        UserError: Ray is not installed, does not answer or has no machine that is large enough, a worker ended, or a
+            session raised it.
     """
     if executor == "ray":
         return _on_ray(work, units, workers, ray_address)
@@ -89,19 +94,21 @@ def run_work(
 
 
 def _here(work: Work, units: Sequence[Any]) -> Iterator[Any]:
-    try:
+    with contextlib.closing(work.open(work.shared)) as session:
         for unit in units:
-            yield work.function(work.shared, unit)
-    finally:
-        work.release()
+            yield session(unit)
 
 
-_work: Optional[Work] = None
+class _Worker:
+    """What a worker process keeps from unit to unit; neither `concurrent.futures` nor Ray has a place for it."""
+
+    work: Optional[Work] = None
+    session: Optional[Session] = None
+    key: Optional[tuple[Any, str]] = None
 
 
 def _begin(work: Work) -> None:
-    global _work
-    _work = work
+    _Worker.work = work
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
 
 
@@ -114,8 +121,19 @@ def _end_with_parent() -> None:
 
 
 def _do(unit: Any) -> Any:
-    assert _work is not None
-    return _work.function(_work.shared, unit)
+    assert _Worker.work is not None
+    return _do_given(_Worker.work, unit)
+
+
+def _do_given(work: Work, unit: Any) -> Any:
+    """Work on a unit in the session that this process has of the same work, or in a new one."""
+    key = (work.open, work.key)
+    if _Worker.session is None or _Worker.key != key:
+        if _Worker.session is not None:
+            _Worker.session.close()
+        _Worker.session, _Worker.key = None, None
+        _Worker.session, _Worker.key = work.open(work.shared), key
+    return _Worker.session(unit)
 
 
 def _in_processes(work: Work, units: Sequence[Any], workers: int) -> Iterator[Any]:
@@ -221,8 +239,8 @@ def _with_ray(ray: Any, work: Work, units: Sequence[Any], workers: int | None) -
         "max_retries": 0,
         **({"num_gpus": work.gpus} if work.gpus else {}),
     }
-    remote: Callable[..., Any] = ray.remote(**options)(work.function).remote
-    shared = ray.put(work.shared)
+    remote: Callable[..., Any] = ray.remote(**options)(_do_given).remote
+    shared = ray.put(work)
     left = [(unit, 1) for unit in reversed(units)]
     waiting: dict[Any, tuple[Any, int]] = {}
     while left or waiting:

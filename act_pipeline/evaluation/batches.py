@@ -69,7 +69,7 @@ def run_batches(
         yield BatchRun(ids, _coco_rows(outputs, ids, category_ids, annotation_file), seconds)
 
 
-def run_beside(
+def run_in_parallel(
     engines: Sequence[Engine],
     batches: Iterable[Mapping[str, np.ndarray]],
     category_ids: Sequence[int],

@@ -13,7 +13,7 @@ from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.data.annotations import distinct_names
 from act_pipeline.engines.interface import Engine
-from act_pipeline.evaluation.batches import BatchRun, latency_percentiles, run_batches, run_beside
+from act_pipeline.evaluation.batches import BatchRun, latency_percentiles, run_batches, run_in_parallel
 from act_pipeline.evaluation.coco import AnnotatedReader, GroundTruth, placed, places_of, score_detections
 from act_pipeline.evaluation.result import Evaluation
 
@@ -70,7 +70,7 @@ def evaluate_beside(
     Images are read while others are computed, and each goes to whichever engine is free.
 
     Args:
-        engines: of one model, see :func:`act_pipeline.evaluation.batches.run_beside`; they are not closed.
+        engines: of one model, see :func:`act_pipeline.evaluation.batches.run_in_parallel`; they are not closed.
         reader, split, progress, limit: see :func:`evaluate`.
 
     Returns:
@@ -83,7 +83,7 @@ def evaluate_beside(
     loader = reader.loader(split, batch_size=1, shuffle=False, drop_last=False)
     truth = GroundTruth.load(reader, split)
     start = time.perf_counter()
-    runs = list(run_beside(engines, _batches(loader, limit, 1, progress), truth.category_ids, truth.path))
+    runs = list(run_in_parallel(engines, _batches(loader, limit, 1, progress), truth.category_ids, truth.path))
     seconds = time.perf_counter() - start
     found = score(runs, truth, 1)
     latency_ms = None if len(engines) > 1 else found.latency_ms

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Optional
+from typing import Any
 
 from act_pipeline.core.artifacts import InferenceModel, OnnxModel
 from act_pipeline.core.cpus import available_cpus
@@ -97,17 +97,22 @@ class ShardedEvaluation:
         return {"executor": self.executor, "shards": self.shards, "wall_seconds": round(self.wall_seconds, 3)}
 
 
-class _Held:
-    """The engine and the preprocessing of a task, for as long as its process lives."""
+class ShardSession:
+    """The engine and the preprocessing of a task in one process."""
 
     def __init__(self, task: ShardTask) -> None:
+        """Load the engine.
+
+        Raises:
+            UserError: the model or a version differs from what was asked for.
+        """
         host = socket.gethostname()
         if not location(task.model).exists():
             raise UserError(
                 f"{location(task.model)} does not exist on {host}, expected the model under the same path on every "
                 "machine; copy it there, or share its folder"
             )
-        self.key = task.key
+        self.task = task
         self.engine = create_engine(model=task.model, **task.engine)
         self.warmup = 1
         found = self.engine.artifact.content_hash()
@@ -122,37 +127,23 @@ class _Held:
                 )
         self.preprocess = Reader(task.settings).preprocessing()
 
+    def __call__(self, unit: Sequence[ImageRecord]) -> UnitRun:
+        """Evaluate a unit's images.
 
-_held: Optional[_Held] = None
+        Raises:
+            UserError: as :func:`act_pipeline.evaluation.batches.run_batches`.
+        """
+        task = self.task
+        images = _Images(unit, self.preprocess, task.annotation_file)
+        loader = Loader(images, task.batch_size, False, False, task.readers, 0)
+        runs = list(run_batches(self.engine, loader, task.category_ids, task.annotation_file, self.warmup))
+        if runs:
+            self.warmup = 0
+        return UnitRun(runs, images.noted, f"{socket.gethostname()}:{os.getpid()}")
 
-
-def evaluate_unit(task: ShardTask, unit: Sequence[ImageRecord]) -> UnitRun:
-    """Evaluate a unit's images: the one function that all executors call.
-
-    The engine stays loaded in this process for the next unit of the same task; :func:`release` frees it.
-
-    Raises:
-        UserError: the model or a version differs from what was asked for, or as
-            :func:`act_pipeline.evaluation.batches.run_batches`.
-    """
-    global _held
-    if _held is None or _held.key != task.key:
-        release()
-        _held = _Held(task)
-    images = _Images(unit, _held.preprocess, task.annotation_file)
-    loader = Loader(images, task.batch_size, False, False, task.readers, 0)
-    runs = list(run_batches(_held.engine, loader, task.category_ids, task.annotation_file, _held.warmup))
-    if runs:
-        _held.warmup = 0
-    return UnitRun(runs, images.noted, f"{socket.gethostname()}:{os.getpid()}")
-
-
-def release() -> None:
-    """Free what :func:`evaluate_unit` keeps in this process."""
-    global _held
-    if _held is not None:
-        _held.engine.close()
-        _held = None
+    def close(self) -> None:
+        """Free the engine."""
+        self.engine.close()
 
 
 class _Images(Dataset):
@@ -219,7 +210,7 @@ def evaluate_in_shards(
         0 if busy else max(1, reader.settings.worker_num),
     )  # fmt: skip
     work = Work(
-        evaluate_unit, task, release, "the evaluation", "--shards", cpus=engine.threads if on_cpu else 1,
+        ShardSession, task, task.key, "the evaluation", "--shards", cpus=engine.threads if on_cpu else 1,
         gpus=0 if on_cpu else 1,
     )  # fmt: skip
     start = time.perf_counter()

@@ -27,10 +27,9 @@ from act_pipeline.core.cpus import available_cpus
 from act_pipeline.execution.attention_gradient import train_by_rows
 from act_pipeline.execution.vector_rounding import round_in_vectors
 from act_pipeline.graph.op_inserter import Inserter
+from act_pipeline.graph.op_types import CONVOLUTIONS, QUANTIZABLE_OPS
 
-_CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
-_OP_TYPES = (*_CONVOLUTIONS, "matmul_v2")
-_MARKED = {*_OP_TYPES, *(f"{op_type}_grad" for op_type in _OP_TYPES)}
+_MARKED = {*QUANTIZABLE_OPS, *(f"{op_type}_grad" for op_type in QUANTIZABLE_OPS)}
 _WAIT_MS = 1
 # Elements: below, three more ops cost more than they save.
 _LEAST_MEASURED = 4096
@@ -139,7 +138,7 @@ def change_layout_once(program: Any) -> int:
             for name in {*op.input_arg_names}:
                 readers.setdefault(name, []).append(op)
     copied = 0
-    for op in [op for op in block.ops if op.type in _CONVOLUTIONS and _in_onednn(op)]:
+    for op in [op for op in block.ops if op.type in CONVOLUTIONS and _in_onednn(op)]:
         given = block.var(op.output("Output")[0])
         if len(readers.get(given.name, ())) > 1:
             copy = block.create_var(

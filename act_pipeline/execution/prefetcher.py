@@ -11,7 +11,7 @@ import numpy as np
 Batch = Mapping[str, np.ndarray]
 
 
-class Ahead:
+class Prefetcher:
     """Takes batches from a generator and makes each ready in a thread of its own, one batch in advance.
 
     A step on the CPU leaves cores idle wherever an op computes on one of them: the teacher finds its time there.

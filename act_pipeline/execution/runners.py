@@ -30,7 +30,7 @@ class Runner(Protocol):
             MemoryError, RuntimeError, ValueError: as Paddle's executors do.
         """
 
-    def rest(self) -> None:
+    def release_caches(self) -> None:
         """Free what kernels keep from run to run; the next run makes it anew.
 
         Call it before programs are rewritten: each of Paddle's passes (``Pass::Apply``) lets oneDNN's kernels forget
@@ -65,7 +65,7 @@ class Planned:
     def run(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return self._executor.run(self._program, feed=feed, fetch_list=self._fetches, scope=self._scope)
 
-    def rest(self) -> None:
+    def release_caches(self) -> None:
         pass
 
 
@@ -101,7 +101,7 @@ class OpByOp:
             self._executor.run_prepared_ctx(self._prepared, self._scope, inner_scope, new_variables, keep_inner_scopes)
             return [np.array(self._scope.find_var(name).get_tensor()) for name in self._fetches]
 
-    def rest(self) -> None:
+    def release_caches(self) -> None:
         with self._running:
             self._prepared = self._executor = None
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.quiet import quiet_upstream
+from act_pipeline.graph.op_index import GraphIndex
+from act_pipeline.graph.op_types import CONVOLUTIONS
 from act_pipeline.graph.static_graph import StaticGraph
 
-_CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 # Attribute of a convolution whose weights hold a BatchNorm: one factor an output channel, see :func:`fold_batch_norm`.
 BATCH_NORM_FACTOR = "batch_norm_factor"
 
@@ -93,12 +94,12 @@ def fold_batch_norm(graph: StaticGraph) -> int:
     """
     block = graph.program.global_block()
     uses = Counter(name for op in block.ops for name in op.input_arg_names)
-    producer = {name: op for op in block.ops for name in op.output_arg_names}
+    producer = GraphIndex(block.ops).producer
     folded = 0
     for norm in [op for op in block.ops if op.type == "batch_norm"]:
         source = norm.input("X")[0]
         conv = producer.get(source)
-        if conv is None or conv.type not in _CONVOLUTIONS or uses[source] != 1 or "Bias" in conv.input_names:
+        if conv is None or conv.type not in CONVOLUTIONS or uses[source] != 1 or "Bias" in conv.input_names:
             continue
         weight_name = conv.input("Filter")[0]
         if not graph.is_parameter(weight_name) or uses[weight_name] != 1:

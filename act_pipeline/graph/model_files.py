@@ -63,13 +63,6 @@ class ModelSummary:
     half_parameters: tuple[str, ...] = ()
     activations: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def activation_bytes(self, batch_size: int) -> int:
-        """Return how much all activations take together, in float32; -1 counts as ``batch_size`` or, after it, as 1."""
-        return 4 * sum(
-            math.prod(abs(size) for size in shape) * (batch_size if shape[:1] == (-1,) else 1)
-            for shape in self.activations.values()
-        )
-
     @property
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
         """The outputs' names and shapes, -1 where any size goes, in the order of the fetch."""

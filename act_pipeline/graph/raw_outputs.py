@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from act_pipeline.graph.op_index import GraphIndex
+from act_pipeline.graph.op_types import GATHERING, RESHAPING, TOP_K
 from act_pipeline.graph.static_graph import StaticGraph
-
-_RESHAPING = ("reshape2", "flatten_contiguous_range", "flatten2")
-_GATHERING = ("gather_nd", "gather", "take_along_axis", "index_sample")
 
 
 @dataclass(frozen=True)
@@ -36,21 +35,21 @@ class RawOutputs:
 def find_raw_outputs(graph: StaticGraph) -> RawOutputs | None:
     """Return what an RT-DETR's post-process starts from; None in another graph."""
     block = graph.program.global_block()
-    ops = list(block.ops)
-    selections = [index for index, op in enumerate(ops) if op.type in ("top_k_v2", "top_k")]
+    graph_index = GraphIndex(block.ops)
+    ops = graph_index.ops
+    selections = [index for index, op in enumerate(ops) if op.type in TOP_K]
     if len(selections) < 2:
         return None
     first, last = ops[selections[0]], ops[selections[-1]]
-    producer = {name: op for op in ops for name in op.output_arg_names}
     scores = last.input("X")[0]
     while len(block.var(scores).shape) != 3:
-        op = producer.get(scores)
-        if op is None or op.type not in _RESHAPING:
+        op = graph_index.producer.get(scores)
+        if op is None or op.type not in RESHAPING:
             return None
         scores = op.input("X")[0]
     queries = block.var(scores).shape[1]
     for op in ops[selections[-1] :]:
-        if op.type in _GATHERING:
+        if op.type in GATHERING:
             for name in op.input_arg_names:
                 if tuple(block.var(name).shape[1:]) == (queries, 4):
                     return RawOutputs(scores, name, first.output("Indices")[0])

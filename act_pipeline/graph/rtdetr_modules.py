@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from act_pipeline.graph.op_index import GraphIndex
+from act_pipeline.graph.op_types import CONVOLUTIONS
 from act_pipeline.graph.static_graph import StaticGraph
 
 GROUPS = ("backbone", "encoder", "decoder", "head")
 OTHER_GROUP = "model"
-_CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 _MATMULS = ("matmul_v2", "matmul", "mul")
 _RESHAPING = ("reshape2", "transpose2", "flatten_contiguous_range", "flatten2", "squeeze2", "unsqueeze2")
 # What may stand between a projection and the product of queries and keys.
@@ -53,23 +54,27 @@ def find_places(graph: StaticGraph) -> dict[str, Place]:
     Args:
         graph: a float graph, its constants folded (:func:`act_pipeline.graph.static_graph.fold_constants`).
     """
-    wires = _Wires(graph)
-    bounds = _find_bounds(wires)
+    graph_index = _LayerIndex(graph)
+    bounds = _find_bounds(graph_index)
     if bounds is None:
-        return {op.output_arg_names[0]: Place(f"model.{wires.layer(op)}", OTHER_GROUP) for op in wires.weighted}
+        return {
+            op.output_arg_names[0]: Place(f"model.{graph_index.layer(op)}", OTHER_GROUP) for op in graph_index.weighted
+        }
     names: dict[int, str] = {}
     for index, op in enumerate(bounds.neck_projections):
         names[id(op)] = f"neck.input_proj.{index}"
     for index, op in enumerate(bounds.decoder_projections):
         names[id(op)] = f"transformer.input_proj.{index}"
-    encoder = [op for op in wires.weighted if bounds.encoder <= wires.position[id(op)] < bounds.memory]
-    _name_encoder_layers(wires, encoder, names)
-    _name_decoder(wires, [op for op in wires.weighted if wires.position[id(op)] > bounds.memory], bounds, names)
+    encoder = [op for op in graph_index.weighted if bounds.encoder <= graph_index.position[id(op)] < bounds.memory]
+    _name_encoder_layers(graph_index, encoder, names)
+    _name_decoder(
+        graph_index, [op for op in graph_index.weighted if graph_index.position[id(op)] > bounds.memory], bounds, names
+    )
     places = {}
-    for op in wires.weighted:
-        at = wires.position[id(op)]
+    for op in graph_index.weighted:
+        at = graph_index.position[id(op)]
         part = "backbone" if at < bounds.encoder else "neck" if at < bounds.memory else "transformer"
-        module = names.get(id(op)) or f"{part}.{wires.layer(op)}"
+        module = names.get(id(op)) or f"{part}.{graph_index.layer(op)}"
         places[op.output_arg_names[0]] = Place(module, _group(module))
     return places
 
@@ -82,22 +87,17 @@ def _group(module: str) -> str:
     return "head" if "_head." in module and "query_pos_head" not in module else "decoder"
 
 
-class _Wires:
-    """A graph's ops, who made a tensor, and who reads it."""
+class _LayerIndex(GraphIndex):
+    """The ops of a graph, with what is asked about layers."""
 
     def __init__(self, graph: StaticGraph) -> None:
+        super().__init__(graph.program.global_block().ops)
         self.graph = graph
-        self.ops = list(graph.program.global_block().ops)
         self.position = {id(op): index for index, op in enumerate(self.ops)}
-        self.producer = {name: op for op in self.ops for name in op.output_arg_names}
-        self.readers: dict[str, list[Any]] = {}
-        for op in self.ops:
-            for name in op.input_arg_names:
-                self.readers.setdefault(name, []).append(op)
-        self.weighted = [op for op in self.ops if op.type in (*_CONVOLUTIONS, *_MATMULS)]
+        self.weighted = [op for op in self.ops if op.type in (*CONVOLUTIONS, *_MATMULS)]
 
     def weight(self, op: Any) -> Optional[str]:
-        names = op.input("Filter") if op.type in _CONVOLUTIONS else [*op.input("X"), *op.input("Y")]
+        names = op.input("Filter") if op.type in CONVOLUTIONS else [*op.input("X"), *op.input("Y")]
         return next((name for name in names if self.graph.is_parameter(name)), None)
 
     def layer(self, op: Any) -> str:
@@ -148,41 +148,43 @@ class _Bounds:
     decoder_projections: list[Any]
 
 
-def _find_bounds(wires: _Wires) -> Optional[_Bounds]:
-    selection = next((index for index, op in enumerate(wires.ops) if op.type in ("top_k_v2", "top_k")), None)
+def _find_bounds(graph_index: _LayerIndex) -> Optional[_Bounds]:
+    selection = next((index for index, op in enumerate(graph_index.ops) if op.type in ("top_k_v2", "top_k")), None)
     if selection is None:
         return None
     projections: list[Any] = []
-    for op in wires.ops[:selection]:
+    for op in graph_index.ops[:selection]:
         if op.type == "concat":
-            found = [_projection(wires, name) for name in op.input("X")]
+            found = [_projection(graph_index, name) for name in op.input("X")]
             if all(found):
                 projections = found
-    attention = next((op for op in wires.ops[:selection] if op.type == "softmax"), None)
+    attention = next((op for op in graph_index.ops[:selection] if op.type == "softmax"), None)
     if not projections or attention is None:
         return None
-    memory = min(wires.position[id(op)] for op in projections)
+    memory = min(graph_index.position[id(op)] for op in projections)
     # The deepest level's projection, flattened, is what the first attention sees; the other levels' stand before it.
-    start = wires.position[id(attention)]
-    flatten = next((op for op in reversed(wires.ops[:start]) if op.type.startswith("flatten")), None)
-    deepest = _projection(wires, flatten.input("X")[0]) if flatten is not None else None
+    start = graph_index.position[id(attention)]
+    flatten = next((op for op in reversed(graph_index.ops[:start]) if op.type.startswith("flatten")), None)
+    deepest = _projection(graph_index, flatten.input("X")[0]) if flatten is not None else None
     if deepest is None or start > memory:
         return None
     before = [
-        op for op in wires.weighted if wires.position[id(op)] < wires.position[id(deepest)] and op.type == "conv2d"
+        op
+        for op in graph_index.weighted
+        if graph_index.position[id(op)] < graph_index.position[id(deepest)] and op.type == "conv2d"
     ]
     neck = [*before[len(before) - len(projections) + 1 :], deepest]
-    width = wires.shape(wires.weight(deepest))[0]
-    while neck and wires.shape(wires.weight(neck[0]))[0] != width:
+    width = graph_index.shape(graph_index.weight(deepest))[0]
+    while neck and graph_index.shape(graph_index.weight(neck[0]))[0] != width:
         neck.pop(0)
-    return _Bounds(wires.position[id(neck[0])], memory, selection, neck, projections)
+    return _Bounds(graph_index.position[id(neck[0])], memory, selection, neck, projections)
 
 
-def _projection(wires: _Wires, name: str) -> Any:
+def _projection(graph_index: _LayerIndex, name: str) -> Any:
     """Return the 1 x 1 convolution that a flattened level comes from."""
-    op = wires.source(name, (*_RESHAPING, "elementwise_add", "batch_norm"))
-    weight = wires.weight(op) if op is not None and op.type == "conv2d" else None
-    return op if weight is not None and wires.shape(weight)[2:] == [1, 1] else None
+    op = graph_index.source(name, (*_RESHAPING, "elementwise_add", "batch_norm"))
+    weight = graph_index.weight(op) if op is not None and op.type == "conv2d" else None
+    return op if weight is not None and graph_index.shape(weight)[2:] == [1, 1] else None
 
 
 @dataclass(frozen=True)
@@ -196,16 +198,16 @@ class _Attention:
         return self.ops["out_proj"]
 
 
-def _attentions(wires: _Wires, within: Sequence[Any]) -> Iterator[_Attention]:
+def _attentions(graph_index: _LayerIndex, within: Sequence[Any]) -> Iterator[_Attention]:
     inside = {id(op) for op in within}
-    for op in wires.ops:
+    for op in graph_index.ops:
         if op.type != "softmax":
             continue
-        product = wires.source(op.input("X")[0], _PASSING)
-        if product is None or id(product) not in inside or wires.weight(product) is not None:
+        product = graph_index.source(op.input("X")[0], _PASSING)
+        if product is None or id(product) not in inside or graph_index.weight(product) is not None:
             continue
-        weighted = wires.target(op, lambda reader: reader.type in _MATMULS, ("dropout",))
-        projection = wires.target(weighted, wires.is_linear, _RESHAPING) if weighted is not None else None
+        weighted = graph_index.target(op, lambda reader: reader.type in _MATMULS, ("dropout",))
+        projection = graph_index.target(weighted, graph_index.is_linear, _RESHAPING) if weighted is not None else None
         if projection is None:
             continue
         roles = {"qk": product, "av": weighted, "out_proj": projection}
@@ -214,25 +216,25 @@ def _attentions(wires: _Wires, within: Sequence[Any]) -> Iterator[_Attention]:
             ("k_proj", product.input("Y")[0]),
             ("v_proj", weighted.input("Y")[0]),
         ):
-            found = wires.source(name, _PASSING)
-            if wires.is_linear(found):
+            found = graph_index.source(name, _PASSING)
+            if graph_index.is_linear(found):
                 roles[role] = found
         yield _Attention(roles)
 
 
-def _name_encoder_layers(wires: _Wires, within: Sequence[Any], names: dict[int, str]) -> None:
-    for index, attention in enumerate(_attentions(wires, within)):
+def _name_encoder_layers(graph_index: _LayerIndex, within: Sequence[Any], names: dict[int, str]) -> None:
+    for index, attention in enumerate(_attentions(graph_index, within)):
         prefix = f"neck.encoder.{index}.layers.0"
         names.update({id(op): f"{prefix}.self_attn.{role}" for role, op in attention.ops.items()})
-        at = wires.position[id(attention.last)]
-        feed_forward = [op for op in within if wires.position[id(op)] > at and wires.is_linear(op)][:2]
+        at = graph_index.position[id(attention.last)]
+        feed_forward = [op for op in within if graph_index.position[id(op)] > at and graph_index.is_linear(op)][:2]
         names.update({id(op): f"{prefix}.linear{number}" for number, op in enumerate(feed_forward, 1)})
 
 
-def _name_decoder(wires: _Wires, within: Sequence[Any], bounds: _Bounds, names: dict[int, str]) -> None:
-    linear = [op for op in within if wires.is_linear(op)]
-    selecting = [op for op in linear if wires.position[id(op)] < bounds.selection]
-    boxes = [_chain(wires, op) for op in linear if wires.shape(wires.weight(op))[-1] == _BOX]
+def _name_decoder(graph_index: _LayerIndex, within: Sequence[Any], bounds: _Bounds, names: dict[int, str]) -> None:
+    linear = [op for op in within if graph_index.is_linear(op)]
+    selecting = [op for op in linear if graph_index.position[id(op)] < bounds.selection]
+    boxes = [_chain(graph_index, op) for op in linear if graph_index.shape(graph_index.weight(op))[-1] == _BOX]
     for op in selecting:
         names[id(op)] = "transformer.enc_score_head.0"
     if selecting:
@@ -240,37 +242,39 @@ def _name_decoder(wires: _Wires, within: Sequence[Any], bounds: _Bounds, names: 
     layer = 0
     for chain in boxes:
         head = "enc_bbox_head"
-        if wires.position[id(chain[-1])] > bounds.selection:
+        if graph_index.position[id(chain[-1])] > bounds.selection:
             head, layer = f"dec_bbox_head.{layer}", layer + 1
         names.update({id(op): f"transformer.{head}.layers.{index}" for index, op in enumerate(chain)})
     for op in linear:
-        if wires.shape(wires.weight(op))[0] == _BOX:
+        if graph_index.shape(graph_index.weight(op))[0] == _BOX:
             names[id(op)] = "transformer.query_pos_head.layers.0"
-            second = wires.target(op, wires.is_linear, ("elementwise_add", "relu"))
+            second = graph_index.target(op, graph_index.is_linear, ("elementwise_add", "relu"))
             names.update({id(second): "transformer.query_pos_head.layers.1"} if second is not None else {})
-    attentions = list(_attentions(wires, within))
-    starts = [wires.position[id(attention.last)] for attention in attentions]
+    attentions = list(_attentions(graph_index, within))
+    starts = [graph_index.position[id(attention.last)] for attention in attentions]
     for index, attention in enumerate(attentions):
         prefix = f"transformer.decoder.layers.{index}"
         names.update({id(op): f"{prefix}.self_attn.{role}" for role, op in attention.ops.items()})
     for index, start in enumerate(starts):
         prefix = f"transformer.decoder.layers.{index}"
-        end = starts[index + 1] if index + 1 < len(starts) else len(wires.ops)
-        left = [op for op in linear if start < wires.position[id(op)] < end and id(op) not in names]
+        end = starts[index + 1] if index + 1 < len(starts) else len(graph_index.ops)
+        left = [op for op in linear if start < graph_index.position[id(op)] < end and id(op) not in names]
         for role, op in zip(_AFTER_SELF_ATTENTION, left):
             names[id(op)] = f"{prefix}.{role}"
         for op in left[len(_AFTER_SELF_ATTENTION) :]:
             names[id(op)] = f"transformer.dec_score_head.{index}"
 
 
-def _chain(wires: _Wires, last: Any) -> list[Any]:
+def _chain(graph_index: _LayerIndex, last: Any) -> list[Any]:
     """Return a box head's linear layers, ``last`` the last, joined by ReLUs."""
     chain = [last]
     while True:
-        relu = wires.producer.get(chain[0].input("X")[0])
+        relu = graph_index.producer.get(chain[0].input("X")[0])
         before = (
-            wires.source(relu.input("X")[0], ("elementwise_add",)) if relu is not None and relu.type == "relu" else None
+            graph_index.source(relu.input("X")[0], ("elementwise_add",))
+            if relu is not None and relu.type == "relu"
+            else None
         )
-        if not wires.is_linear(before):
+        if not graph_index.is_linear(before):
             return chain
         chain.insert(0, before)

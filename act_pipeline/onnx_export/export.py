@@ -13,11 +13,12 @@ import numpy as np
 from act_pipeline.core.artifacts import ONNX_SCHEMA, InferenceModel, OnnxModel
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.core.records import hash_files, write_bytes_atomically, write_record
+from act_pipeline.graph.op_types import CONVOLUTIONS
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 from act_pipeline.onnx_export.float_ops.registry import add_op
 from act_pipeline.onnx_export.graph_builder import GraphBuilder, require_onnx
 from act_pipeline.onnx_export.program import Op, Source, read_source
-from act_pipeline.onnx_export.quantized_ops import CONVOLUTIONS, convolution, matmul
+from act_pipeline.onnx_export.quantized_ops import convolution, matmul
 from act_pipeline.onnx_export.rewrites.channels_last import say_layouts
 from act_pipeline.onnx_export.rewrites.deformable_sampling import sum_by_level
 from act_pipeline.onnx_export.rewrites.float16 import QUANTIZED_OPSET, to_float16

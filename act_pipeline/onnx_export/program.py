@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.graph.op_types import QUANTIZABLE_OPS
 from act_pipeline.graph.static_graph import StaticGraph
 
-QUANTIZABLE_OPS = ("conv2d", "depthwise_conv2d", "matmul_v2")
 # Paddle 2.6's quantize_linear: round(x / scale * 127), ties to even, clipped to [-128, 127].
 QUANTIZATION_STEPS = np.float32(127)
 # VarType.Type of framework.proto (Paddle 2.6).

@@ -9,8 +9,6 @@ import numpy as np
 from act_pipeline.onnx_export.graph_builder import GraphBuilder
 from act_pipeline.onnx_export.program import Op, QuantizedTensor
 
-CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
-
 
 def same_padding(sizes: tuple[int, ...], kernel: list[int], strides: list[int], dilations: list[int]) -> list[int]:
     """Return ONNX pads (begins, then ends) of Paddle's SAME: the odd one goes to the end."""

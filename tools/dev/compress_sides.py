@@ -117,13 +117,11 @@ def run_stock(config: Config, reader: Reader, work: Path, clock: Clock) -> dict[
 
 
 def run_ours(config: Config, reader: Reader, work: Path, clock: Clock) -> dict[str, Any]:
-    """Run :func:`act_pipeline.compress.compress`; what it does beyond stock counts too, the float model's mAP for
-    one.
-    """
+    """Run :func:`act_pipeline.compress.compress`; what it does beyond stock counts, such as the float model's mAP."""
     from act_pipeline.compress import pipeline
     from act_pipeline.compress.judge import Judge
     from act_pipeline.compress.paddleslim import int8_program
-    from act_pipeline.compress.qat import trainer
+    from act_pipeline.compress.qat import loop, trainer
 
     def timed(stage: str, function: Any) -> Any:
         def run(*args: Any, **options: Any) -> Any:
@@ -132,10 +130,10 @@ def run_ours(config: Config, reader: Reader, work: Path, clock: Clock) -> dict[s
 
         return run
 
-    make_class = trainer._make_compression_class
+    make_adapter = trainer.make_adapter
 
-    def timed_class(base: type) -> type:
-        class Timed(make_class(base)):  # type: ignore[misc]
+    def timed_adapter() -> type:
+        class Timed(make_adapter()):  # type: ignore[misc]
             def _prepare_program(self, *args: Any) -> Any:
                 with clock.stage("prepare"):
                     return super()._prepare_program(*args)
@@ -147,8 +145,8 @@ def run_ours(config: Config, reader: Reader, work: Path, clock: Clock) -> dict[s
         return Timed
 
     patches = (
-        (trainer, "_make_compression_class", timed_class),
-        (trainer, "why_stop", lambda *arguments: ""),  # both sides run as many iterations
+        (trainer, "make_adapter", timed_adapter),
+        (loop, "why_stop", lambda *arguments: ""),  # both sides run as many iterations
         (pipeline, "check_worth", lambda *arguments: None),  # seconds do not depend on it, and random weights have none
         (pipeline, "_prepare", timed("prepare", pipeline._prepare)),
         (Judge, "evaluate_float", timed("evaluate", Judge.evaluate_float)),

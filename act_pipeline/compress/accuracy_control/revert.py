@@ -25,7 +25,7 @@ from act_pipeline.graph.static_graph import StaticGraph
 _QUANTIZE, _DEQUANTIZE = "quantize_linear", "dequantize_linear"
 
 
-def give_back(
+def revert_to_float(
     model: InferenceModel, names: Collection[str], directory: Path, source: Optional[InferenceModel] = None
 ) -> InferenceModel:
     """Write an INT8 model some of whose ops compute in float; call it within :func:`static_mode`.
@@ -70,7 +70,7 @@ def dequantized(model: InferenceModel, directory: Path) -> InferenceModel:
     with contextlib.closing(StaticGraph.load(model)) as graph:
         names = [op.output_arg_names[0] for op in graph.program.global_block().ops if op.output_arg_names]
     directory.mkdir(parents=True)
-    with contextlib.closing(StaticGraph.load(give_back(model, names, directory))) as graph:
+    with contextlib.closing(StaticGraph.load(revert_to_float(model, names, directory))) as graph:
         fold_constants(graph)
         return graph.save(directory)
 

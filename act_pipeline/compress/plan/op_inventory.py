@@ -9,9 +9,9 @@ from typing import Any, Optional
 
 from act_pipeline.compress.plan.op_selection import Selection
 from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.graph.op_types import QUANTIZABLE_OPS
 from act_pipeline.graph.static_graph import StaticGraph
 
-QUANTIZABLE_OPS = ("conv2d", "depthwise_conv2d", "matmul_v2")
 _WEIGHT_SLOTS = {"conv2d": "Filter", "depthwise_conv2d": "Filter", "matmul_v2": "Y"}
 _INPUT_SLOTS = {"conv2d": ("Input", "Filter"), "depthwise_conv2d": ("Input", "Filter"), "matmul_v2": ("X", "Y")}
 

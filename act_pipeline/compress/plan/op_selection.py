@@ -36,7 +36,7 @@ class Selection:
         """The names of the ops that compute in INT8."""
         return [op.name for op in self.ops if op.name not in self.kept and op.name not in self.weight_only]
 
-    def give_back(self, names: Sequence[str], reason: str) -> Selection:
+    def revert_to_float(self, names: Sequence[str], reason: str) -> Selection:
         """Return a selection that keeps these ops float as well."""
         kept = {**self.kept, **{name: reason for name in names}}
         return Selection(self.ops, kept, tuple(name for name in self.weight_only if name not in kept))
@@ -103,7 +103,7 @@ def _matches(op: QuantizableOp, pattern: str) -> bool:
     return fnmatch.fnmatchcase(op.module, pattern) or fnmatch.fnmatchcase(op.module, f"{pattern}.*")
 
 
-def mark_kept(graph: StaticGraph, kept: Sequence[str]) -> None:
+def mark_float(graph: StaticGraph, kept: Sequence[str]) -> None:
     """Mark ops so that PaddleSlim's passes put no Q/DQ before them, in training and after it.
 
     Args:
@@ -117,6 +117,6 @@ def mark_kept(graph: StaticGraph, kept: Sequence[str]) -> None:
 
 
 def skip_patterns(not_quant_pattern: Union[str, Sequence[str]]) -> list[str]:
-    """Return PaddleSlim's ``not_quant_pattern`` with the mark of :func:`mark_kept` added."""
+    """Return PaddleSlim's ``not_quant_pattern`` with the mark of :func:`mark_float` added."""
     patterns = [not_quant_pattern] if isinstance(not_quant_pattern, str) else list(not_quant_pattern)
     return [*patterns, KEPT_SCOPE]

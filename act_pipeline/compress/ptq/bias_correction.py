@@ -20,9 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from act_pipeline.compress.paddleslim.int8_program import weight_threshold
+from act_pipeline.graph.op_types import CONVOLUTIONS, QUANTIZABLE_OPS
 from act_pipeline.graph.static_graph import StaticGraph
-
-_CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,9 @@ def find_biases(graph: StaticGraph, op_types: Collection[str]) -> list[Bias]:
             readers.setdefault(name, []).append(op)
     found = []
     for op in block.ops:
-        if op.type not in op_types or op.type not in (*_CONVOLUTIONS, "matmul_v2"):
+        if op.type not in op_types or op.type not in QUANTIZABLE_OPS:
             continue
-        convolution = op.type in _CONVOLUTIONS
+        convolution = op.type in CONVOLUTIONS
         source, weight = (op.input(slot)[0] for slot in (("Input", "Filter") if convolution else ("X", "Y")))
         if not graph.is_parameter(weight) or graph.is_parameter(source):
             continue

@@ -23,7 +23,7 @@ import numpy as np
 from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, Observer, collect, quantizable_tensors
 from act_pipeline.calibration.feeds import feeds_of
 from act_pipeline.calibration.thresholds import threshold
-from act_pipeline.compress.accuracy_control.revert import give_back
+from act_pipeline.compress.accuracy_control.revert import revert_to_float
 from act_pipeline.compress.paddleslim import int8_program
 from act_pipeline.compress.plan.op_inventory import OpInventory, inventory_of
 from act_pipeline.compress.plan.op_selection import Selection, skip_patterns
@@ -109,7 +109,7 @@ class PostTraining:
             batches: gives the calibration images, the same at every call.
             device: ``CPU`` or ``GPU``, where the float model runs.
             selection: which ops; None: all of ``QuantPost.quantize_op_types``. Those that stay float are marked in
-                ``model`` (:func:`act_pipeline.compress.plan.op_selection.mark_kept`).
+                ``model`` (:func:`act_pipeline.compress.plan.op_selection.mark_float`).
 
         Raises:
             UserError: a tensor is NaN or infinite, no op can be quantized, or memory does not suffice.
@@ -144,7 +144,7 @@ class PostTraining:
         whole.mkdir(exist_ok=True)
         calibration = write(inserted, settings, self.statistics, whole, self._selection)
         if weight_only:
-            calibration.model = give_back(calibration.model, weight_only, save_dir)
+            calibration.model = revert_to_float(calibration.model, weight_only, save_dir)
             calibration.inventory = inventory_of(
                 calibration.model, settings.quantize_op_types, "QuantPost", self._selection
             )

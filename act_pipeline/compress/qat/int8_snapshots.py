@@ -38,7 +38,7 @@ class Scorer:
     survives_nan: Callable[[StaticGraph], bool] = lambda graph: False
 
 
-class Candidates:
+class Int8Snapshots:
     """INT8 models of a training's weights as they are at some iteration."""
 
     def __init__(

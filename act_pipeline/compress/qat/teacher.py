@@ -71,9 +71,9 @@ class Teacher:
         self.runs += 1
         return self._runner.run({name: np.ascontiguousarray(feed[name]) for name in self.inputs})
 
-    def rest(self) -> None:
-        """See `Runner.rest`."""
-        self._runner.rest()
+    def release_caches(self) -> None:
+        """See `Runner.release_caches`."""
+        self._runner.release_caches()
 
     def _image(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         digest = hashlib.blake2b(digest_size=16)

@@ -21,7 +21,8 @@ class Training:
         model: the INT8 model as saved.
         inventory: its INT8 ops.
         iterations: how many were run.
-        evaluations: ``(iteration, agreement)`` of each evaluation between iterations; see ``candidates.Scorer``.
+        evaluations: ``(iteration, agreement)`` of each evaluation between iterations, see
+            `compress.qat.int8_snapshots.Scorer`.
         losses: ``(iteration, loss)`` of every iteration.
         stopped: why it ended early; empty if it did not.
         best: ``(iteration, agreement)`` of the best evaluation.

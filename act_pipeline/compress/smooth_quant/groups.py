@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.graph.op_index import GraphIndex
 from act_pipeline.graph.op_inserter import Inserter
 from act_pipeline.graph.static_graph import StaticGraph
 
@@ -47,20 +48,14 @@ class SmoothGroup:
     channels: int
 
 
-class _Wiring:
-    """Who writes and who reads the tensors of a graph."""
+class _ChannelIndex(GraphIndex):
+    """The ops of a graph, with what is asked about channels."""
 
     def __init__(self, graph: StaticGraph) -> None:
         self.graph = graph
         self.block = graph.program.global_block()
-        self.producer: dict[str, Any] = {}
-        self.readers: dict[str, list[Any]] = {}
-        for block in graph.program.blocks:
-            for op in block.ops:
-                for name in op.input_arg_names:
-                    self.readers.setdefault(name, []).append(op)
-        for op in self.block.ops:
-            self.producer.update({name: op for name in op.output_arg_names})
+        others = (op for block in graph.program.blocks if block.idx != self.block.idx for op in block.ops)
+        super().__init__([*others, *self.block.ops])
         self.outputs = {target.name for target in graph.fetch_targets}
 
     def channels(self, name: str) -> int:
@@ -134,19 +129,19 @@ def find_groups(
             multiplication.
         exclude: outputs of matmuls that are left alone, because they stay float.
     """
-    wiring = _Wiring(graph)
+    channel_index = _ChannelIndex(graph)
     shared: dict[str, list[Any]] = {}
-    for op in wiring.block.ops:
-        if op.type == _MATMUL and op.output("Out")[0] not in exclude and _can_be_smoothed(wiring, op):
+    for op in channel_index.block.ops:
+        if op.type == _MATMUL and op.output("Out")[0] not in exclude and _can_be_smoothed(channel_index, op):
             shared.setdefault(op.input("X")[0], []).append(op)
     groups, folded = [], set()
     for activation, ops in shared.items():
         if activation in folded:
             continue
-        norm = wiring.norm_before(activation)
+        norm = channel_index.norm_before(activation)
         if norm is None and not smooth_all_linears:
             continue
-        leaves = wiring.leaves(norm) if norm is not None and _has_own_affine(wiring, norm) else None
+        leaves = channel_index.leaves(norm) if norm is not None and _has_own_affine(channel_index, norm) else None
         # All of the norm's readers, whatever moves stand between, or none.
         folds = leaves is not None and all(
             any(leaf is op for op in shared.get(leaf.input("X")[0], ())) for leaf in leaves
@@ -162,27 +157,29 @@ def find_groups(
                 tuple(op.output("Out")[0] for op in ops),
                 tuple(op.input("Y")[0] for op in ops),
                 tuple(bool(op.attr("trans_y")) for op in ops),
-                wiring.channels(activation),
+                channel_index.channels(activation),
             )
         )
     return groups
 
 
-def _can_be_smoothed(wiring: _Wiring, op: Any) -> bool:
+def _can_be_smoothed(channel_index: _ChannelIndex, op: Any) -> bool:
     activation, weight = op.input("X")[0], op.input("Y")[0]
-    graph = wiring.graph
+    graph = channel_index.graph
     if graph.is_parameter(activation) or not graph.is_parameter(weight) or op.attr("trans_x"):
         return False
-    shape = wiring.block.var(weight).shape
-    if len(shape) != 2 or len(wiring.readers[weight]) != 1 or graph.parameter(weight).dtype != np.float32:
+    shape = channel_index.block.var(weight).shape
+    if len(shape) != 2 or len(channel_index.readers[weight]) != 1 or graph.parameter(weight).dtype != np.float32:
         return False
-    return wiring.channels(activation) == shape[1 if op.attr("trans_y") else 0]
+    return channel_index.channels(activation) == shape[1 if op.attr("trans_y") else 0]
 
 
-def _has_own_affine(wiring: _Wiring, norm: str) -> bool:
-    op = wiring.producer[norm]
+def _has_own_affine(channel_index: _ChannelIndex, norm: str) -> bool:
+    op = channel_index.producer[norm]
     names = [op.input(slot)[0] for slot in ("Scale", "Bias") if slot in op.input_names and op.input(slot)]
-    return len(names) == 2 and all(len(wiring.readers[name]) == 1 and wiring.graph.is_parameter(name) for name in names)
+    return len(names) == 2 and all(
+        len(channel_index.readers[name]) == 1 and channel_index.graph.is_parameter(name) for name in names
+    )
 
 
 def apply_factors(graph: StaticGraph, group: SmoothGroup, factors: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from act_pipeline.engines.interface import Artifact
 
 _INTEGER_OPS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 # How activations are rounded -> the --target of deploy/export_onnx.py that writes them so.
-_SPELLINGS = {"int8": "tensorrt", "uint8": "cpu"}
+_QDQ_FORMATS = {"int8": "tensorrt", "uint8": "cpu"}
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ def onnx_artifact(model: Artifact, target: str = "cpu", float16: bool = False) -
     return model, summary
 
 
-def require_spelling(model: OnnxModel, summary: OnnxSummary, target: str, why: str) -> None:
+def require_qdq_format(model: OnnxModel, summary: OnnxSummary, target: str, why: str) -> None:
     """Raise a UserError unless an INT8 file is spelled for ``target``; ``why`` says what happens otherwise."""
-    found = _SPELLINGS.get(summary.rounded_to or "")
+    found = _QDQ_FORMATS.get(summary.rounded_to or "")
     if found is not None and found != target:
         zero_points = {"tensorrt": "int8 activations, zero point 0", "cpu": "uint8 activations, zero point 128"}
         raise UserError(

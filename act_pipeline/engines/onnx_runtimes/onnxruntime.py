@@ -14,7 +14,7 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import versions as package_versions
 from act_pipeline.engines.arrays import InputCheck, detections
 from act_pipeline.engines.interface import Artifact, location, refusals
-from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, onnx_artifact, require_spelling
+from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, onnx_artifact, require_qdq_format
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -67,7 +67,7 @@ class OnnxRuntimeEngine:
             model, "tensorrt" if self.provider == "tensorrt" else "cpu", precision == "fp16"
         )
         if self.provider == "tensorrt":
-            require_spelling(self.artifact, summary, "tensorrt", "which TensorRT refuses")
+            require_qdq_format(self.artifact, summary, "tensorrt", "which TensorRT refuses")
         self._where = location(model)
         self._check = InputCheck(self._where, summary.inputs, batch_size)
         self._outputs = list(summary.outputs[:2])

@@ -13,7 +13,7 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import versions as package_versions
 from act_pipeline.engines.arrays import InputCheck, detections
 from act_pipeline.engines.interface import Artifact, location, refusals
-from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, onnx_artifact, require_spelling
+from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, onnx_artifact, require_qdq_format
 
 FLOAT_PRECISIONS = ("auto", "f32", "bf16")
 _PACKAGE = 'pip install "act_pipeline[openvino]", or -r requirements/openvino.txt'
@@ -65,7 +65,7 @@ class OpenVINOEngine:
         core = openvino.Core()
         self.float_precision = _float_precision(precision, float_precision)
         self.artifact, summary = (model, summary) if summary is not None else onnx_artifact(model)
-        require_spelling(self.artifact, summary, "cpu", "on which OpenVINO loses 0.05 mAP")
+        require_qdq_format(self.artifact, summary, "cpu", "on which OpenVINO loses 0.05 mAP")
         self._where = location(model)
         self._check = InputCheck(self._where, summary.inputs, batch_size)
         self._openvino, self._core = openvino, core

@@ -33,6 +33,7 @@ from act_pipeline.engines.machine import machine as this_machine
 from act_pipeline.engines.paddle.native import Predictor, PredictorEngine
 from act_pipeline.graph.deformable_attention import attend_by_rows, spread_for_onednn
 from act_pipeline.graph.model_files import ModelSummary, inspect_model, read_parameters, write_parameters
+from act_pipeline.graph.op_types import CONVOLUTIONS
 from act_pipeline.graph.program_desc import argument, flag, keep, parsed, variables, whole
 
 _LARGEST = 127
@@ -40,7 +41,6 @@ _LARGEST = 127
 _LEAST_SCALE = 1e-30
 _FLOAT32 = 5  # VarType.FP32
 _ROUNDING_OPS = ("quantize_linear", "dequantize_linear")
-_CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 # It puts the addition of a residual into a convolution, which oneDNN's INT8 ones refuse when they give floats.
 _RESIDUAL_PASS = "conv_elementwise_add_mkldnn_fuse_pass"
 
@@ -144,7 +144,7 @@ def with_onednn_rounding(
         elif op.type == "dequantize_linear" and source in factors:
             _become_onednn(op, factors[source])
             rounded[result] = source
-        elif integers and op.type in _CONVOLUTIONS:
+        elif integers and op.type in CONVOLUTIONS:
             activation, weight = argument(op.inputs, "Input"), weights.get(argument(op.inputs, "Filter"))
             if activation in rounded and weight is not None and weight.axis in (None, 0):
                 _read_integers(op, rounded[activation], factors[rounded[activation]], weight.factors)

@@ -15,11 +15,11 @@ from act_pipeline.core.records import versions as package_versions
 from act_pipeline.engines.arrays import InputCheck, detections, require_outputs
 from act_pipeline.engines.interface import refusals, without_pass_log
 from act_pipeline.graph.model_files import ModelSummary, inspect_model
+from act_pipeline.graph.op_types import CONVOLUTIONS
 
 GPU_MEMORY_POOL_MB = 1000
 # What oneDNN may run in INT8. With no list at all Paddle 2.6.2 fails on RT-DETR, in cpu_quantize_squash_pass
 # ("requantize" scale mismatch) or later in a concat; with matmuls in the list it takes none of them.
-ONEDNN_INT8_OPS = ("conv2d", "depthwise_conv2d")
 
 Configure = Callable[[Any, Any], None]
 _Engine = TypeVar("_Engine", bound="PredictorEngine")
@@ -104,7 +104,7 @@ class PaddleEngine(PredictorEngine):
                 if onednn:
                     config.enable_mkldnn()
                     if precision == "int8":
-                        config.enable_mkldnn_int8(set(ONEDNN_INT8_OPS))
+                        config.enable_mkldnn_int8(set(CONVOLUTIONS))
                 else:
                     config.disable_mkldnn()
 

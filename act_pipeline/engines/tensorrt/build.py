@@ -11,7 +11,7 @@ from typing import Any
 from act_pipeline.core.artifacts import InferenceModel, OnnxModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines.interface import location
-from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, inspect_onnx, onnx_artifact, require_spelling
+from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, inspect_onnx, onnx_artifact, require_qdq_format
 from act_pipeline.engines.tensorrt.cudart import Gpu
 from act_pipeline.engines.tensorrt.module import TensorRT, make_log
 
@@ -121,7 +121,7 @@ def plan_source(
             else ("a float model", "compress it with tools/compress.py, or use --precision fp32 or fp16")
         )
         raise UserError(f"{location(model)} is {found}, asked for {precision}; {remedy}")
-    require_spelling(onnx_model, summary, "tensorrt", "which TensorRT refuses")
+    require_qdq_format(onnx_model, summary, "tensorrt", "which TensorRT refuses")
     return onnx_model, summary
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from act_pipeline.compress.plan.op_inventory import OpInventory
 from act_pipeline.compress.qat.distributed.ranks import ALONE, Leader
 from act_pipeline.compress.qat.resume.checkpoints import CHECKPOINT_SCHEMA, Checkpoints
-from act_pipeline.compress.qat.resume.training_checkpoint import Keeper
+from act_pipeline.compress.qat.resume.training_checkpoint import TrainingCheckpoint
 from act_pipeline.compress.qat.state import read_random_states
 from act_pipeline.compress.qat.training import Training
 from act_pipeline.core.records import hash_files
@@ -92,7 +92,7 @@ def _read(folder: Path, example: tuple[bytes, bytes]) -> None:
         checkpoints.way_on()
         checkpoints.best()
         # What the constructor sets of Paddle's programs is left out: a checkpoint is taken up before it is looked at.
-        keeper = Keeper.__new__(Keeper)
+        keeper = TrainingCheckpoint.__new__(TrainingCheckpoint)
         keeper._training, keeper._batches, keeper._names = (
             Training(None, OpInventory({}, [])),
             _Batches(),

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from act_pipeline.core.artifacts import open_model
-from act_pipeline.engines.onnx_runtimes.onnx_files import onnx_artifact, require_spelling
+from act_pipeline.engines.onnx_runtimes.onnx_files import onnx_artifact, require_qdq_format
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import ODD_NUMBERS, raw
 
@@ -120,7 +120,7 @@ def _read(folder: Path, content: bytes) -> None:
     path.write_bytes(content)
     model, summary = onnx_artifact(open_model(path))
     summary.quantized, summary.input_size  # noqa: B018  (a property that reads)
-    require_spelling(model, summary, "cpu", "which is computed wrong")
+    require_qdq_format(model, summary, "cpu", "which is computed wrong")
 
 
 ONNX_FILE = Target("onnx_file", _examples, _read)

@@ -25,16 +25,14 @@ from act_pipeline.graph.op_inserter import Inserter
 # Paddle's OpRole.
 _BACKWARD, _OPTIMIZE = 1, 2
 _RING = 0
-_connected = False
 
 
 def connect(ranks: Ranks, device: str) -> None:
-    """Let collective operations work between the ranks: by NCCL on ``GPU``, by Gloo on ``CPU``; once a process.
+    """Let collective operations work between the ranks: by NCCL on ``GPU``, by Gloo on ``CPU``; once.
 
     Call it in static mode.
     """
-    global _connected
-    if ranks.world == 1 or _connected:
+    if ranks.world == 1 or ranks.connected:
         return
     if device == "GPU":
         import paddle
@@ -47,7 +45,7 @@ def connect(ranks: Ranks, device: str) -> None:
             paddle.enable_static()
     else:
         _connect_gloo(ranks)
-    _connected = True
+    ranks.connected = True
 
 
 def _connect_gloo(ranks: Ranks) -> None:

@@ -48,12 +48,14 @@ class Ranks:
         world: how many there are.
         on_this_host: how many of them share its cores.
         failure: what happened to another rank; empty: nothing.
+        connected: whether Paddle's collective operations work between them already.
     """
 
     rank = 0
     world = 1
     on_this_host = 1
     failure = ""
+    connected = False
 
     @property
     def leads(self) -> bool:

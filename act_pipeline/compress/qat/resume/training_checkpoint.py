@@ -19,7 +19,7 @@ from act_pipeline.execution.finite_checks import LOWER_RATE, Diverged
 _SEED = 0
 
 
-class Keeper:
+class TrainingCheckpoint:
     """Takes a training up where a broken run left it, and writes down how far it is.
 
     Attributes:

@@ -1,0 +1,135 @@
+"""PaddleSlim's ``AutoCompression`` with six of its methods replaced (all private in 2.6.0, which has no public hook).
+
+- ``_prepare_envs``: never ``fleet``; several processes are `compress.qat.distributed`.
+- ``_prepare_program``: Paddle's passes run as `compress.paddleslim.int8_program.fast_passes`, constants are not
+  trained, there is one loss more (`compress.qat.detection_loss`), and the teacher is taken out of the program
+  (`compress.qat.teacher`), unless ``Distillation.teacher_cache_mb`` is 0.
+- ``_compiled_program``: the weights are trained as the float model has them (`compress.qat.unfolded_weights`), the
+  program says whether it diverges (`execution.finite_checks`), and runs in quicker kernels on a CPU
+  (`execution.cpu_kernels`).
+- ``_start_train``: `compress.qat.loop`.
+- ``_save_model``: the model that was evaluated is kept as it is, instead of being written again.
+- ``create_tmp_dir``: a name of its own for every run; stock names the folder by minute and parent process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import Any, Optional
+from unittest import mock
+
+from act_pipeline.compress.paddleslim import int8_program
+from act_pipeline.compress.paddleslim.patches import quick_building
+from act_pipeline.compress.qat.distributed import averaging
+from act_pipeline.compress.qat.loop import TrainingLoop
+from act_pipeline.compress.qat.setup import Setup
+from act_pipeline.compress.qat.teacher import Teacher, split_teacher
+from act_pipeline.compress.qat.trainable_weights import trainable_weights
+from act_pipeline.compress.qat.training import Training
+from act_pipeline.compress.qat.unfolded_weights import unfold
+from act_pipeline.execution import cpu_kernels, finite_checks
+from act_pipeline.execution.runners import Runner, make_runner
+
+
+def make_adapter() -> type:
+    """Return the subclass; made here because PaddleSlim is not imported before it is needed.
+
+    Set ``setup`` of an instance (:class:`act_pipeline.compress.qat.setup.Setup`) before ``compress()``; ``training``
+    is what it did.
+    """
+    from paddleslim.auto_compression import AutoCompression, compressor, create_compressed_program
+
+    class Adapter(AutoCompression):  # type: ignore[misc]
+        setup: Setup
+        training: Training
+        _teacher: Optional[Teacher] = None
+        _runner: Optional[Runner] = None
+
+        def create_tmp_dir(self, base_dir: str, prefix: str = "tmp") -> str:
+            return tempfile.mkdtemp(prefix=f"{prefix}_", dir=base_dir)
+
+        def _prepare_envs(self) -> Any:
+            # PaddleSlim takes any machine with two GPUs for a distributed training; `averaging` does without its fleet.
+            executor, places, _ = super()._prepare_envs()
+            return executor, places, False
+
+        def _prepare_program(self, program: Any, *args: Any) -> Any:
+            weights = trainable_weights(program)
+            self._op_order = [op.output_arg_names[0] for op in program.global_block().ops if op.output_arg_names]
+            recover, build = compressor.recover_inference_program, compressor.build_distill_program
+            distillation = self.setup.distillation
+
+            def recover_weights_only(*recover_args: Any) -> Any:
+                recovered = recover(*recover_args)
+                for parameter in recovered.all_parameters():
+                    if parameter.name not in weights:
+                        parameter.trainable = False
+                        parameter.stop_gradient = True
+                return recovered
+
+            def build_and_split(*build_args: Any, **options: Any) -> Any:
+                train_info, test_info = build(*build_args, **options)
+                if self.setup.teacher_cache_mb:
+                    self._teacher = split_teacher(
+                        train_info.program,
+                        self._exe,
+                        self.setup.one_image,
+                        self.setup.batch_size,
+                        self.setup.teacher_cache_mb,
+                        distillation.teacher_queries if distillation is not None else None,
+                    )
+                return train_info, test_info
+
+            replacements = [
+                (compressor, "recover_inference_program", recover_weights_only),
+                (compressor, "build_distill_program", build_and_split),
+            ]
+            if distillation is not None:
+                replacements.append((create_compressed_program, "_parse_distill_loss", distillation.build))
+            with contextlib.ExitStack() as stack:
+                for target, name, replacement in replacements:
+                    stack.enter_context(mock.patch.object(target, name, replacement))
+                stack.enter_context(int8_program.fast_passes())
+                stack.enter_context(quick_building())
+                return super()._prepare_program(program, *args)
+
+        def _compiled_program(self, info: Any, strategy: str) -> Any:
+            if info.optimizer is None:
+                return super()._compiled_program(info, strategy)
+            if not isinstance(info.learning_rate, float):
+                # PaddleSlim quantizes into a new program, which Paddle's executor no longer tells the rate.
+                info.program.lr_scheduler = info.learning_rate
+            unfold(info.program, self.setup.factors, self._exe.place)
+            finite_checks.guard_grids(info.program)
+            if self.setup.ranks.world > 1:
+                averaging.average(info, self.setup.ranks.world)
+            fetches = [target.name for target in info.fetch_targets] + [finite_checks.watch_weights(info.program)]
+            trained = cpu_kernels.in_quick_kernels(info.program) if cpu_kernels.on_cpu() else None
+            compiled = super()._compiled_program(info, strategy)
+            self._runner = make_runner(trained or compiled.program, fetches, self._exe.place)
+            return compiled
+
+        def _start_train(self, train_info: Any, test_info: Any, strategy: str, train_config: Any) -> Any:
+            assert self._runner is not None
+            self._loop = TrainingLoop(
+                self.setup,
+                train_config,
+                (train_info, test_info),
+                self._runner,
+                self._teacher,
+                self.train_dataloader,
+                self._op_order,
+                self._exe.place,
+                Path(self.tmp_dir),
+            )
+            self.training = self._loop.training
+            self._loop.run()
+            self.final_metric = self.training.best[1] if self.training.best else -1.0
+            return test_info
+
+        def _save_model(self, test_info: Any, strategy: str, strategy_idx: int) -> None:
+            self._loop.save_last_if_none_is_best()
+
+    return Adapter

@@ -1,0 +1,215 @@
+"""The loop of a training: steps, evaluations, checkpoints, and an orderly end."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from act_pipeline.compress.accuracy_control.revert import read_ranges, read_thresholds
+from act_pipeline.compress.plan.op_inventory import OpInventory
+from act_pipeline.compress.qat import state
+from act_pipeline.compress.qat.divergence import is_due, why_stop
+from act_pipeline.compress.qat.int8_snapshots import Int8Snapshots
+from act_pipeline.compress.qat.resume.training_checkpoint import TrainingCheckpoint
+from act_pipeline.compress.qat.setup import Setup
+from act_pipeline.compress.qat.teacher import Teacher
+from act_pipeline.compress.qat.training import Training
+from act_pipeline.compress.qat.unfolded_weights import weight_ends
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import Interrupted, UserError
+from act_pipeline.execution import cpu_kernels
+from act_pipeline.execution.finite_checks import LOWER_RATE, Diverged
+from act_pipeline.execution.prefetcher import Prefetcher
+from act_pipeline.execution.runners import Runner
+from act_pipeline.graph.static_graph import what_there_is_stays
+
+# ACT stops when the metric is this near, relatively, to the float model's (given as TrainConfig.origin_metric).
+_NEAR_ORIGIN = 0.005
+_Feed = Mapping[str, np.ndarray]
+
+
+class TrainingLoop:
+    """A training whose programs are built.
+
+    Attributes:
+        training: what it has done.
+        best_dir: where the best INT8 model lies; ``AutoCompression`` looks there for what it copies to ``save_dir``.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        train_config: Any,
+        infos: tuple[Any, Any],
+        runner: Runner,
+        teacher: Teacher | None,
+        feeds: Callable[[], Iterator[_Feed]],
+        op_order: Sequence[str],
+        place: Any,
+        work: Path,
+    ) -> None:
+        """Set the scales to start from, and go on from the checkpoint if there is one.
+
+        Args:
+            setup: what to train, and how.
+            train_config: PaddleSlim's ``TrainConfig``.
+            infos: PaddleSlim's ``ProgramInfo`` of the training and of the test program, started and not yet run.
+            runner: runs the training program.
+            teacher: gives the teacher's outputs of a batch; None: the training program computes them.
+            feeds: gives an epoch's batches, by the model's inputs.
+            op_order: see `compress.paddleslim.int8_program.in_order`.
+            place: where the programs' variables live.
+            work: a folder of this run.
+
+        Raises:
+            UserError: the checkpoint is damaged or of another program.
+        """
+        self.setup, self._runner, self._teacher, self._feeds = setup, runner, teacher, feeds
+        self._train_info, self._test_info = infos
+        self._work, self.best_dir = work, work / "strategy_1"
+        self.training = Training(InferenceModel(self.best_dir), OpInventory({}, []))
+        epochs = (train_config.epochs or 0) * setup.batches_per_epoch
+        self._total = train_config.train_iter or epochs or setup.batches_per_epoch
+        if epochs:
+            self._total = min(self._total, epochs)
+        self._eval_iter, self._target_metric = train_config.eval_iter, train_config.target_metric
+        self._snapshots = Int8Snapshots(setup.scorer, setup.one_image, setup.op_types, op_order, setup.factors)
+        if setup.start is not None:
+            ends = weight_ends(state.program_of(self._train_info), setup.factors)
+            thresholds = {**read_ranges(setup.start), **read_thresholds(setup.start), **ends}
+            state.start_moving_averages(self._train_info, thresholds, place)
+            state.start_biases(self._train_info, setup.start, place)
+        self._checkpoint = TrainingCheckpoint(
+            setup.checkpoints, self.training, setup.batches, infos, place, self.best_dir, setup.ranks
+        )
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            Diverged: the loss, a weight or an INT8 model is not finite.
+            UserError: the reader gives no batch.
+            Interrupted: a signal came; the checkpoint is written.
+        """
+        from tqdm import tqdm
+
+        setup, training, total = self.setup, self.training, self._total
+        batches = Prefetcher(
+            self._endless_batches(), self._taught, lambda: setup.batches.position, in_advance=cpu_kernels.on_cpu()
+        )
+        with (
+            cpu_kernels.op_after_op(),
+            what_there_is_stays(),
+            tqdm(
+                total=total, initial=training.iterations, desc="train", unit="iter", disable=not setup.progress
+            ) as bar,
+        ):
+            try:
+                while True:
+                    self._settle()
+                    if not setup.ranks.go_on(training.iterations < total and not training.stopped):
+                        break
+                    data, position = batches.take(last=training.iterations + 1 == total)
+                    position = setup.ranks.ready(position)
+                    # Anew each time: Paddle's engines leave one thread behind when they have evaluated.
+                    cores = cpu_kernels.all_cores(setup.ranks.on_this_host)
+                    with setup.interruption.held(), setup.ranks.stepping(), cores:
+                        self._step(data)
+                        self._checkpoint.note_step(position)
+                    bar.update()
+                    bar.set_postfix(self._shown())
+            except Interrupted:
+                with setup.interruption.ignored():
+                    self._checkpoint.save()
+                raise
+            finally:
+                batches.close()  # the reader's threads end here, not when they are collected
+
+    def save_last_if_none_is_best(self) -> None:
+        """Write the INT8 model of the last weights, where no evaluation has chosen one."""
+        if not self.best_dir.exists():
+            self._save_snapshot(self.best_dir)
+
+    def _shown(self) -> dict[str, str]:
+        shown = {"loss": f"{self.training.losses[-1][1]:.4f}"}
+        if self.training.best:
+            shown["best_agreement"] = f"{self.training.best[1]:.4f}"
+        return shown
+
+    def _taught(self, data: _Feed) -> _Feed:
+        return data if self._teacher is None else {**data, **self._teacher.outputs_of(data)}
+
+    def _endless_batches(self) -> Generator[_Feed, None, None]:
+        empty = 0
+        while empty < 2:  # a checkpoint may be of the end of an epoch, of which nothing is left
+            empty += 1
+            for data in self._feeds():
+                empty = 0
+                yield data
+        raise UserError("the training data gives no batch any more, expected at least one an epoch; check the reader")
+
+    def _step(self, data: _Feed) -> None:
+        training, ranks, rate = self.training, self.setup.ranks, self._train_info.learning_rate
+        state.seed_step(training.iterations * ranks.world + ranks.rank)
+        fetched = self._runner.run(data)
+        if not isinstance(rate, float):
+            rate.step()
+        loss, iteration = float(np.mean(fetched[0])), training.iterations + 1
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss} at iteration {iteration}; {LOWER_RATE}")
+        if not np.isfinite(fetched[-1]).all():
+            raise Diverged(
+                f"iteration {iteration} leaves weights that are not finite (its loss was {loss:.4g}); {LOWER_RATE}"
+            )
+        training.iterations = iteration
+        training.losses.append((iteration, loss))
+
+    def _settle(self) -> None:
+        """Do what is due after the iteration that was last: an evaluation, a checkpoint."""
+        training, setup = self.training, self.setup
+        iteration, best = training.iterations, training.best
+        evaluated = bool(training.evaluations) and training.evaluations[-1][0] == iteration
+        if setup.scorer is not None and not evaluated and is_due(iteration, self._eval_iter, self._total):
+            self._evaluate()
+        last, checkpoints = iteration >= self._total, setup.checkpoints
+        if checkpoints is not None and (training.best != best or last or checkpoints.due(iteration)):
+            with setup.interruption.held():
+                self._checkpoint.save()
+
+    def _evaluate(self) -> None:
+        training, setup = self.training, self.setup
+        self._runner.release_caches()
+        if self._teacher is not None:
+            self._teacher.release_caches()
+        candidate = self._save_snapshot(self._work / "candidate")
+        target, origin = self._target_metric, setup.origin_metric
+        needs_map = target is not None or origin is not None
+        agreement, map_ = self._snapshots.score(candidate, training.iterations, needs_map)
+        with setup.interruption.held():
+            training.evaluations.append((training.iterations, agreement))
+            if training.best is None or agreement > training.best[1]:
+                training.best = (training.iterations, agreement)
+                shutil.rmtree(self.best_dir, ignore_errors=True)
+                candidate.directory.rename(self.best_dir)
+            else:
+                shutil.rmtree(candidate.directory)
+            training.stopped = self._metric_reached(map_) or why_stop(training.evaluations, setup.patience)
+
+    def _metric_reached(self, map_: Optional[float]) -> str:
+        """Return which of ``TrainConfig``'s metrics is reached, in one line; empty: none."""
+        target, origin = self._target_metric, self.setup.origin_metric
+        if map_ is not None and origin and abs(map_ - origin) / origin <= _NEAR_ORIGIN:
+            return f"the metric is within {_NEAR_ORIGIN:.1%} of origin_metric"
+        if map_ is not None and target is not None and map_ > target:
+            return f"target_metric {target} is reached"
+        return ""
+
+    def _save_snapshot(self, folder: Path) -> InferenceModel:
+        shutil.rmtree(folder, ignore_errors=True)
+        model, self.training.inventory = self._snapshots.save(self._test_info, self.training.iterations, folder)
+        return model

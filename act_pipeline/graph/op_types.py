@@ -1,0 +1,9 @@
+"""Names of Paddle's op types that several modules ask for."""
+
+CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
+# What INT8 kernels of the runtimes compute, and what is counted in ``act.json``.
+QUANTIZABLE_OPS = (*CONVOLUTIONS, "matmul_v2")
+# That pick rows by indices, and those that only give a tensor another shape.
+GATHERING = ("gather_nd", "gather", "take_along_axis", "index_sample")
+RESHAPING = ("reshape2", "flatten_contiguous_range", "flatten2")
+TOP_K = ("top_k_v2", "top_k")
