@@ -215,8 +215,8 @@ class _Study:
             batches = [_joined(feeds[at : at + _BATCH_IMAGES]) for at in range(0, len(feeds), _BATCH_IMAGES)]
             if subset is not None:
                 names = {name: name for name in ("image", "im_shape", "scale_factor")}
-                # model_feed takes names to arrays; given names to names it says which of the reader's is the model's.
-                sources = model_feed(self.config, list(inspect_model(self.prepared).inputs), names)  # type: ignore[arg-type]
+                # Given names to names, it says which of the reader's is the model's.
+                sources = model_feed(self.config, list(inspect_model(self.prepared).inputs), names)
                 subset = dataclasses.replace(subset, sources=sources)
             task = Task.of(
                 self.prepared, self.ops, self.thresholds, batches, self.device, subset, self.model.content_hash()

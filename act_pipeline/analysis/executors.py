@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 from act_pipeline.analysis.ledger import Ledger
@@ -13,7 +13,7 @@ from act_pipeline.core.process_pool import Work, run_work
 
 # Paddle's math libraries read them when they are loaded.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-Measurements = Iterator[dict[str, Any]]
+Measurements = Generator[dict[str, Any], None, None]
 
 
 def run_units(
@@ -73,8 +73,10 @@ def measure_sensitivity(
     measurements = [found for found in kept if (found["op"], found["batch"]) in wanted]
     done = {(found["op"], found["batch"]) for found in measurements}
     units = [unit for unit in task.units if unit not in done]
-    results = run_units(task, units, executor, workers, ray_address) if units else iter(())
-    with contextlib.closing(results) if units else contextlib.nullcontext():
+    results: Iterable[dict[str, Any]] = ()
+    with contextlib.ExitStack() as stack:
+        if units:
+            results = stack.enter_context(contextlib.closing(run_units(task, units, executor, workers, ray_address)))
         for found in tqdm(
             results,
             total=len(task.units),

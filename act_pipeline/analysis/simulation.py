@@ -74,7 +74,7 @@ class Simulation:
             graph.unwrap_outputs()
             if device == "GPU":
                 graph = _on_gpu(graph)
-        self._graph = graph
+        self._loaded: StaticGraph | None = graph
         self._place = graph.executor.place
         desc = parsed(graph.program.desc.serialize_to_string())
         block = desc.blocks[0]
@@ -117,7 +117,7 @@ class Simulation:
         """
         for name, value in thresholds.items():
             self._thresholds[name] = float(value)
-            self._set(_scale_name(name), np.float32([value or 1.0]))
+            self._set(_scale_name(name), np.array([value or 1.0], np.float32))
 
     def run(
         self, feed: Mapping[str, np.ndarray], quantized: Collection[str], weight_only: Collection[str] = ()
@@ -167,10 +167,16 @@ class Simulation:
 
     def close(self) -> None:
         """Free the parameters and all tensors; a second call does nothing."""
-        if self._graph is not None:
+        if self._loaded is not None:
             self._programs.clear()
-            self._graph.close()
-            self._graph = None  # type: ignore[assignment]
+            self._loaded.close()
+            self._loaded = None
+
+    @property
+    def _graph(self) -> StaticGraph:
+        if self._loaded is None:
+            raise ValueError("the simulation is closed")
+        return self._loaded
 
     def _frontier(self, produced: set[str]) -> set[str]:
         """Return the tensors that some choice of ops reads and leaves as they are, and what is fetched."""
@@ -248,7 +254,7 @@ class Simulation:
                         rounded.add(tensor)
                         self._add_rounding(block, variables, tensor)
             if op is not None and op.weight is not None and (name in quantized or name in weight_only):
-                renamed[op.weight] = self._rounded_weight(block, variables, op)
+                renamed[op.weight] = self._rounded_weight(block, variables, op.weight, op.weight_axis)
             added = block.ops.add()
             added.CopyFrom(node)
             for slot in added.inputs if renamed else ():
@@ -290,13 +296,13 @@ class Simulation:
                 op.attrs.add(name=name, type=0, i=value)
             source = result
 
-    def _rounded_weight(self, block: Any, variables: dict[str, Any], op: QuantizableOp) -> str:
+    def _rounded_weight(self, block: Any, variables: dict[str, Any], weight: str, axis: int) -> str:
         """Return the parameter that holds what INT8 leaves of a weight; it is made at the first use."""
-        name = f"{op.weight}@rounded{op.weight_axis}"
+        name = f"{weight}@rounded{axis}"
         if name not in self._parameters:
-            self._set(name, rounded_weight(self._graph.parameter(op.weight), op.weight_axis))
+            self._set(name, rounded_weight(self._graph.parameter(weight), axis))
             self._parameters.add(name)
-        self._declare(block, variables, name, variables[op.weight])
+        self._declare(block, variables, name, variables[weight])
         return name
 
     def _declare(

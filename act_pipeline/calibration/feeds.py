@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from act_pipeline.data.model_fit import fit_reader
 from act_pipeline.data.split import restricted, separate_splits
 from act_pipeline.graph.model_files import inspect_model
 
+_Value = TypeVar("_Value")
 # So many training images compare INT8 models, but at most one of five.
 HELD_OUT_IMAGES = 32
 _HELD_OUT_SHARE = 5
@@ -36,7 +39,7 @@ def open_reader(config: Config, model: InferenceModel, overrides: Sequence[str] 
     return reader, fit.notes if note is None else (*fit.notes, note)
 
 
-def model_feed(config: Config, feed_names: Sequence[str], batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def model_feed(config: Config, feed_names: Sequence[str], batch: Mapping[str, _Value]) -> dict[str, _Value]:
     """Return a reader's batch under the names of the model's inputs (``Global.input_list`` may rename)."""
     listed = config.global_.input_list
     renamed = {model: reader for reader, model in listed.items()} if isinstance(listed, dict) else {}
@@ -52,7 +55,7 @@ def model_feed(config: Config, feed_names: Sequence[str], batch: Mapping[str, np
 
 def feeds_of(
     config: Config, model: InferenceModel, batches: Callable[[], Iterator[Mapping[str, np.ndarray]]]
-) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
+) -> Callable[[], Generator[dict[str, np.ndarray], None, None]]:
     """Return what gives a reader's batches under the names of the model's inputs."""
     names = list(inspect_model(model).inputs)
     return lambda: (model_feed(config, names, batch) for batch in batches())
@@ -72,9 +75,11 @@ def held_out(config: Config, reader: Reader, images: int | None = None) -> Loade
     count = images
     if count is None:
         count = max(min(HELD_OUT_IMAGES, reader.dataset("train").readable() // _HELD_OUT_SHARE), 1)
-    options = {"batch_size": 1, "shuffle": False, "drop_last": False, "seed": settings.seed, "images": count}
-    loader = reader.loader("train", skip=settings.images, **options)
-    return loader if len(loader) == count else reader.loader("train", **options)
+    load = functools.partial(
+        reader.loader, "train", batch_size=1, shuffle=False, drop_last=False, seed=settings.seed, images=count
+    )
+    loader = load(skip=settings.images)
+    return loader if len(loader) == count else load()
 
 
 def held_out_feeds(

@@ -176,6 +176,7 @@ def compress(
         if report is not None:
             write_report(target, reader, lang=report)
     if not met:
+        assert fp32 is not None, "there is no max_drop without the float model's mAP"
         raise BelowFloor(
             f"no INT8 model is within max_drop {job.max_drop} of the float model's {fp32.map:.4f} mAP"
             f"{_asked(config, record)}: the best, {chosen.name}, has {chosen.map:.4f}, and is kept in {target}; "
@@ -272,11 +273,8 @@ def _processes(ranks: Ranks) -> dict[str, Any]:
 
 
 def _teacher_hash(config: Config) -> str | None:
-    distillation = config.distillation
-    if distillation is None or distillation.teacher_model_dir is None:
-        return None
-    names = (distillation.teacher_model_filename, distillation.teacher_params_filename)
-    return InferenceModel.load(distillation.teacher_model_dir, *names).content_hash()
+    teacher = config.distillation.teacher() if config.distillation is not None else None
+    return teacher.content_hash() if teacher is not None else None
 
 
 def _current(save_dir: Path, source: Mapping[str, Any]) -> Compressed | None:

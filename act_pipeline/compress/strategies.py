@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from act_pipeline.calibration.feeds import feeds_of, training_reader
 from act_pipeline.calibration.images import calibration_batches
+from act_pipeline.calibration.thresholds import Algorithm
 from act_pipeline.compress.accuracy_control.algorithm import control_accuracy
 from act_pipeline.compress.accuracy_control.revert import rescaled, revert_to_float
 from act_pipeline.compress.job import Candidate, Job, timed
@@ -30,7 +31,8 @@ from act_pipeline.data.model_fit import told
 from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.static_graph import StaticGraph
 
-ALGORITHMS = ("mse", "avg", "abs_max", "hist", "KL")
+ALGORITHMS: tuple[Algorithm, ...] = ("mse", "avg", "abs_max", "hist", "KL")
+_WEIGHTED: tuple[WeightedOp, ...] = get_args(WeightedOp)
 # SmoothQuant costs multiplications: it must take back this share of the drop to be built upon.
 _SMOOTHING_GAIN = 0.1
 # `auto` trains before it gives back more than this share of the ops.
@@ -106,7 +108,8 @@ def _calibrated(
     batches = calibration_batches(job.reader, settings, job.progress)
     post = PostTraining(model, job.config, batches, job.device, selection)
     seconds = {"smooth": record["smooth_quant"]["seconds"]} if record else {}
-    algo, compared = settings.algo, {}
+    algo: Algorithm = settings.algo
+    compared: dict[Algorithm, float] = {}
     if choose:
         with timed(seconds, "choose"):
             compared = _compare(job, post)
@@ -138,11 +141,11 @@ def _calibrated(
     )
 
 
-def _compare(job: Job, post: PostTraining) -> dict[str, float]:
+def _compare(job: Job, post: PostTraining) -> dict[Algorithm, float]:
     """Return algorithm -> the change of the detections on training images that were not calibrated on."""
     from tqdm import tqdm
 
-    found: dict[str, float] = {}
+    found: dict[Algorithm, float] = {}
     folder = job.folder("compared")
     written = post.write(folder, ALGORITHMS[0]).model
     with tqdm(ALGORITHMS, desc="choose", unit="algorithm", disable=not job.progress, leave=False) as bar:
@@ -185,9 +188,7 @@ def _smoothed(job: Job) -> tuple[InferenceModel, Selection, dict[str, Any]]:
 
 def _calibrated_start(job: Job) -> InferenceModel:
     """Return an INT8 model to train from, calibrated on a few images: moving averages go on from its scales."""
-    aware = job.config.quant_aware
-    assert aware is not None
-    types = [name for name in aware.quantize_op_types if name in get_args(WeightedOp)]
+    types = [name for name in job.config.training.quant_aware.quantize_op_types if name in _WEIGHTED]
     settings = dataclasses.replace(
         job.config.quant_post, quantize_op_types=types, calib_images=_SCALE_IMAGES, batch_nums=None
     )
@@ -226,7 +227,7 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
             scorer if job.fp32 is not None else None,
             job.folder("qat_dis"),
             job.device,
-            job.fp32.map if job.fp32 and config.train_config.origin_metric is not None else None,
+            job.fp32.map if job.fp32 and config.training.train_config.origin_metric is not None else None,
             job.progress,
             job.checkpoints,
             job.interruption,

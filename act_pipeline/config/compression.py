@@ -10,11 +10,11 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, NamedTuple, Optional, Union
 
 from act_pipeline.config.schema import Invalid, Source, build, key, to_mapping
 from act_pipeline.config.training import TrainConfig
-from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME
+from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.core.yaml_files import apply_overrides, load_yaml, parse_override
 
 # The losses of paddleslim.dist that take one teacher and one student tensor, as ACT calls them (`fsp` takes four).
@@ -194,6 +194,17 @@ class Distillation:
                 if getattr(self, name) is None:
                     raise Invalid(name, "is missing, expected a file name: 'teacher_model_dir' is given; add it")
 
+    def teacher(self) -> Optional[InferenceModel]:
+        """Open the other teacher; None: the float model itself teaches.
+
+        Raises:
+            UserError: a file of it is missing.
+        """
+        folder, program, parameters = self.teacher_model_dir, self.teacher_model_filename, self.teacher_params_filename
+        if folder is None or program is None or parameters is None:
+            return None
+        return InferenceModel.load(folder, program, parameters)
+
 
 @dataclass(frozen=True)
 class QuantAware:
@@ -371,6 +382,14 @@ class Quantize:
     weight_only: list[str] = key(factory=list)
 
 
+class TrainingSections(NamedTuple):
+    """The sections that say how to train."""
+
+    distillation: Distillation
+    quant_aware: QuantAware
+    train_config: TrainConfig
+
+
 @dataclass(frozen=True)
 class Config:
     """A compression config.
@@ -417,6 +436,17 @@ class Config:
         return all(section is not None for section in self._training_sections().values())
 
     @property
+    def training(self) -> TrainingSections:
+        """The sections that say how to train.
+
+        Raises:
+            ValueError: the config has none (:attr:`trains`).
+        """
+        if self.distillation is None or self.quant_aware is None or self.train_config is None:
+            raise ValueError(f"{self.strategy.name} has no training")
+        return TrainingSections(self.distillation, self.quant_aware, self.train_config)
+
+    @property
     def op_section(self) -> str:
         """The section whose ``quantize_op_types`` hold: ``QuantAware`` or ``QuantPost``."""
         return "QuantAware" if self.strategy.name == "qat_dis" else "QuantPost"
@@ -424,8 +454,9 @@ class Config:
     @property
     def op_types(self) -> list[str]:
         """The op types that shall compute in INT8, as :attr:`op_section` names them."""
-        section = {"QuantAware": self.quant_aware, "QuantPost": self.quant_post}[self.op_section]
-        return list(section.quantize_op_types)
+        if self.op_section == "QuantAware":
+            return list(self.training.quant_aware.quantize_op_types)
+        return list(self.quant_post.quantize_op_types)
 
     def _training_sections(self) -> dict[str, Any]:
         return {"Distillation": self.distillation, "QuantAware": self.quant_aware, "TrainConfig": self.train_config}
@@ -436,11 +467,10 @@ class Config:
         Returns:
             The strategies, ``{"Distillation": {...}, "QuantAware": {...}}``, and the keys of ``TrainConfig``.
         """
-        if self.distillation is None or self.quant_aware is None or self.train_config is None:
-            raise ValueError(f"{self.strategy.name} has no training")
-        strategies = {"Distillation": to_mapping(self.distillation), "QuantAware": to_mapping(self.quant_aware)}
+        distillation, quant_aware, train = self.training
+        strategies = {"Distillation": to_mapping(distillation), "QuantAware": to_mapping(quant_aware)}
         strategies["Distillation"].pop("teacher_cache_mb")
-        train_config = to_mapping(self.train_config)
+        train_config = to_mapping(train)
         for name in ("snapshot_iter", "patience"):
             train_config.pop(name, None)
         return strategies, train_config

@@ -11,12 +11,15 @@ import math
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.core.yaml_files import Tagged, resolve_path
 
-Section = TypeVar("Section")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Section = TypeVar("Section", bound="DataclassInstance")
 _MISSING = dataclasses.MISSING
 _SHOWN_CHOICES = 12
 _TOO_WHOLE = 2**63  # what arrays and Paddle hold is less
@@ -199,7 +202,7 @@ def _match(value: Any, kind: Any, field: dataclasses.Field[Any], source: Source,
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if value is None or isinstance(value, dict):
             return build(kind, value, source, name)
         raise _Mismatch

@@ -54,6 +54,6 @@ def import_ppdet(module: str = "ppdet") -> ModuleType:
         ) from None
     finally:
         builtins.print = say
-        for name, module in standing_in.items():
-            if sys.modules.get(name) is module:
+        for name, stand_in in standing_in.items():
+            if sys.modules.get(name) is stand_in:
                 del sys.modules[name]

@@ -9,7 +9,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ def run_work(
     executor: str = "local",
     workers: int | None = None,
     ray_address: str | None = None,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Do ``work`` with units and yield the results as they come, in any order.
 
     Close the iterator (``contextlib.closing``) where it may not be read to its end: its processes end then, at once.
@@ -93,7 +93,7 @@ def run_work(
     return _here(work, units)
 
 
-def _here(work: Work, units: Sequence[Any]) -> Iterator[Any]:
+def _here(work: Work, units: Sequence[Any]) -> Generator[Any, None, None]:
     with contextlib.closing(work.open(work.shared)) as session:
         for unit in units:
             yield session(unit)
@@ -136,7 +136,7 @@ def _do_given(work: Work, unit: Any) -> Any:
     return _Worker.session(unit)
 
 
-def _in_processes(work: Work, units: Sequence[Any], workers: int) -> Iterator[Any]:
+def _in_processes(work: Work, units: Sequence[Any], workers: int) -> Generator[Any, None, None]:
     # Spawned: a fork of a process that has run Paddle hangs in its thread pools.
     context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
@@ -194,7 +194,7 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _on_ray(work: Work, units: Sequence[Any], workers: int | None, address: str | None) -> Iterator[Any]:
+def _on_ray(work: Work, units: Sequence[Any], workers: int | None, address: str | None) -> Generator[Any, None, None]:
     try:
         import ray
     except ImportError as error:

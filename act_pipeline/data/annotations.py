@@ -195,7 +195,7 @@ def _boxes(content: dict[str, Any], source: Path, images: set[int], classes: set
         return None
     if not isinstance(annotations, list):
         raise UserError(f"{source}: annotations is no list, expected COCO's form; export it again")
-    boxes = []
+    boxes: list[dict[str, Any]] = []
     flat = []
     for index, annotation in enumerate(annotations):
         where = f"{source}: annotations[{index}]"

@@ -24,6 +24,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -281,7 +282,8 @@ def _write_split(folder: Path, split: str, count: int, seed: int, size: int, pro
     """Write the images of one split under ``folder`` and return its COCO annotations."""
     images_dir = folder / "images" / split
     images_dir.mkdir(parents=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index in tqdm(range(count), desc=f"{split} scenes", unit="scene", disable=None if progress else True):
         scene = make_scene(split, seed, index, size)
         name = f"{split}_{index:05d}.jpg"

@@ -148,7 +148,7 @@ def folder_records(settings: ImageFolder, folder: Path) -> list[ImageRecord]:
     What is hidden is left out: ``._photo.jpg`` and ``__MACOSX`` of a Mac and ``.ipynb_checkpoints`` of a notebook are
     no pictures of the user's, whatever their names end in.
     """
-    files = []
+    files: list[str] = []
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not is_hidden(name)]
         pictures = [name for name in names if name.lower().endswith(_IMAGE_SUFFIXES) and not is_hidden(name)]

@@ -52,7 +52,7 @@ def _fixed_size(step: dict[str, Any]) -> Optional[tuple[int, int]]:
     arguments = arguments or {}
     if name not in _SIZE_ARGUMENTS or (name == "Resize" and arguments.get("keep_ratio", True)):
         return None
-    size = arguments.get(_SIZE_ARGUMENTS[name])
+    size: Any = arguments.get(_SIZE_ARGUMENTS[name])
     size = [size, size] if isinstance(size, int) else size
     return (size[0], size[1]) if _is_size(size) else None
 

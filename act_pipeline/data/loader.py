@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.thread_pool import map_ahead
 from act_pipeline.data.dataset import Dataset
+
+_Batches = Generator[dict[str, np.ndarray], None, None]
 
 
 class Loader:
@@ -75,10 +77,10 @@ class Loader:
             return images // (self.batch_size * self._world)
         return images // self.batch_size if self.drop_last else -(-images // self.batch_size)
 
-    def __call__(self) -> Iterator[dict[str, np.ndarray]]:
+    def __call__(self) -> _Batches:
         return iter(self)
 
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    def __iter__(self) -> _Batches:
         order = np.arange(len(self.dataset))
         if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
@@ -90,7 +92,7 @@ class Loader:
         self.epoch, self._start = epoch + 1, 0
         return self._batches(order[start:].tolist(), epoch, start)
 
-    def _batches(self, order: list[int], epoch: int, start: int) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(self, order: list[int], epoch: int, start: int) -> _Batches:
         samples = []
         images = start
         for sample in self._read_ahead(order) if self.workers else map(self.dataset.__getitem__, order):

@@ -59,7 +59,8 @@ def fit_reader(model: Artifact, reader: Reader) -> Fit:
     reader, notes = _normalized_once(described, graph, reader)
     check_transforms(described, reader.settings, size_is_known=size is not None)
     _check_padding(model, graph, reader)
-    classes, said = _classes(labels, graph, described.source)
+    classes, told_of_classes = _classes(labels, graph, described.source)
+    said = tuple(told_of_classes)
     asked = reader.settings.num_classes
     if classes is not None and asked not in (None, classes.count):
         where = reader.settings.source.locate("num_classes")

@@ -112,7 +112,7 @@ def rescaled(model: InferenceModel, thresholds: Mapping[str, float], directory: 
     values = read_parameters(model, inspect_model(model))
     for op in parsed(program).blocks[0].ops:
         if op.type == _QUANTIZE and argument(op.inputs, "X") in thresholds:
-            values[argument(op.inputs, "Scale")] = np.float32([thresholds[argument(op.inputs, "X")] or 1.0])
+            values[argument(op.inputs, "Scale")] = np.array([thresholds[argument(op.inputs, "X")] or 1.0], np.float32)
     other = InferenceModel(directory)
     other.model_path.write_bytes(program)
     write_parameters(other, values)

@@ -168,11 +168,11 @@ def set_scales(program: Any, graph: StaticGraph, thresholds: Mapping[str, float]
     block = program.global_block()
     for op in block.ops:
         if op.type == "moving_average_abs_max_scale":
-            graph.set_parameter(op.output("OutScale")[0], np.float32([thresholds[op.input("X")[0]]]))
+            graph.set_parameter(op.output("OutScale")[0], np.array([thresholds[op.input("X")[0]]], np.float32))
     # After the observers: a tensor that is both has one scale.
     for op in block.ops:
         if op.type == "quantize_linear" and not block.var(op.input("X")[0]).persistable:
-            graph.set_parameter(op.input("Scale")[0], np.float32([thresholds[op.input("X")[0]]]))
+            graph.set_parameter(op.input("Scale")[0], np.array([thresholds[op.input("X")[0]]], np.float32))
     scale_weights(program, graph.parameter, graph.set_parameter)
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 
 from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, Observer, collect, quantizable_tensors
 from act_pipeline.calibration.feeds import feeds_of
-from act_pipeline.calibration.thresholds import threshold
+from act_pipeline.calibration.thresholds import Algorithm, threshold
 from act_pipeline.compress.accuracy_control.revert import revert_to_float
 from act_pipeline.compress.paddleslim import int8_program
 from act_pipeline.compress.plan.op_inventory import OpInventory, inventory_of
@@ -122,12 +122,12 @@ class PostTraining:
         self.statistics = gather(model, self._inserted, config, batches, device)
         self.seconds = time.perf_counter() - start
 
-    def thresholds(self, algo: str) -> dict[str, float]:
+    def thresholds(self, algo: Algorithm) -> dict[str, float]:
         """Return quantized activation -> the largest absolute value that ``algo`` has it represent."""
         percent = self._config.quant_post.hist_percent
         return {name: threshold(seen, algo, percent) for name, seen in self.statistics.activations.items()}
 
-    def write(self, save_dir: Path, algo: str | None = None) -> Calibration:
+    def write(self, save_dir: Path, algo: Algorithm | None = None) -> Calibration:
         """Write the INT8 model.
 
         Args:
@@ -184,7 +184,8 @@ def gather(
     with contextlib.closing(feeds()) as images:
         # The first images go through everything, so that what cannot be calibrated is found on the first of all.
         few = islice(images, -(-_OBSERVED_IMAGES // settings.batch_size))
-        everything = {**observers, **{name: [observer] for name, observer in ranges.items()}}
+        everything: dict[str, Sequence[Observer]] = {**observers}
+        everything.update((name, [observer]) for name, observer in ranges.items())
         run = collect(model, everything, few, device, {**_producers(graph), **readers}, where)
         run += collect(model, observers, images, device, readers, where)
     zeros = [f"{name}, {readers[name]}" for name, seen in activations.items() if seen.abs_max == 0]

@@ -41,7 +41,7 @@ def make_adapter() -> type:
     """
     from paddleslim.auto_compression import AutoCompression, compressor, create_compressed_program
 
-    class Adapter(AutoCompression):  # type: ignore[misc]
+    class Adapter(AutoCompression):
         setup: Setup
         training: Training
         _teacher: Optional[Teacher] = None

@@ -212,9 +212,9 @@ class DetectionDistillation:
         if settings is None or settings.loss != DETECTION:
             return None
         student = teacher = require_detection_tensors(model, where)
-        if settings.teacher_model_dir is not None:
-            names = (settings.teacher_model_filename, settings.teacher_params_filename)
-            teacher = require_detection_tensors(InferenceModel.load(settings.teacher_model_dir, *names), where)
+        other = settings.teacher()
+        if other is not None:
+            teacher = require_detection_tensors(other, where)
         return cls(student, teacher, prefix)
 
     @property

@@ -58,7 +58,8 @@ def changing_variables(infos: Iterable[Any]) -> dict[str, str]:
 
 def observed_only(infos: Iterable[Any]) -> set[str]:
     """Return the variables that only observers write: scales of tensors that nothing rounds."""
-    by_observers, by_others = set(), set()
+    by_observers: set[str] = set()
+    by_others: set[str] = set()
     for info in infos:
         for op in program_of(info).global_block().ops:
             (by_observers if op.type == _OBSERVER else by_others).update(op.output_arg_names)

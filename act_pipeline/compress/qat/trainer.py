@@ -106,9 +106,9 @@ def train(
             probe=first,  # PaddleSlim has looked at the first batch, to see whether it is a dict
             scorer=scorer,
             origin_metric=origin_metric,
-            patience=config.train_config.patience,
-            op_types=tuple(config.quant_aware.quantize_op_types),
-            teacher_cache_mb=config.distillation.teacher_cache_mb,
+            patience=config.training.train_config.patience,
+            op_types=tuple(config.training.quant_aware.quantize_op_types),
+            teacher_cache_mb=config.training.distillation.teacher_cache_mb,
             distillation=distillation,
             factors=read_factors(model),
             start=start,

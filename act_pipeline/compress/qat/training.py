@@ -40,7 +40,7 @@ class Training:
 
     def progress(self) -> dict[str, Any]:
         """Return what an unbroken run has as well, but the model, in types that JSON has."""
-        record = dataclasses.asdict(dataclasses.replace(self, model=None))
+        record = dataclasses.asdict(self)
         del record["model"], record["earlier_seconds"]
         record["iteration"] = record.pop("iterations")
         return record
@@ -68,7 +68,12 @@ def _pair(value: Any) -> tuple[int, float]:
 class Batches(Protocol):
     """What a training reads from: `act_pipeline.data.loader.Loader`."""
 
-    position: Mapping[str, Any]
+    @property
+    def position(self) -> Mapping[str, Any]:
+        """Where the last batch ended."""
+
+    def __len__(self) -> int:
+        """Return the number of batches an epoch."""
 
     def __call__(self) -> Iterator[Mapping[str, np.ndarray]]:
         """Return the (rest of the) next epoch."""

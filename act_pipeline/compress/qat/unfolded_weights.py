@@ -40,7 +40,8 @@ def read_factors(model: InferenceModel, largest: float = 1.0) -> dict[str, np.nd
     for op in read_program(model.model_path).blocks[0].ops:
         for attribute in op.attrs:
             if attribute.name == BATCH_NORM_FACTOR:
-                found[argument(op.inputs, "Filter")] = np.clip(np.float32(attribute.floats), -largest, largest)
+                factors = np.array(attribute.floats, np.float32)
+                found[argument(op.inputs, "Filter")] = np.clip(factors, -largest, largest)
     return found
 
 

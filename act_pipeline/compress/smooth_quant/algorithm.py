@@ -270,7 +270,7 @@ def largest_difference(expected: Sequence[np.ndarray], found: Sequence[np.ndarra
             return float("inf")
         if not one.size:
             continue
-        extent = max(float(np.abs(one).max()), np.finfo(np.float32).tiny)
+        extent = max(float(np.abs(one).max()), float(np.finfo(np.float32).tiny))
         if one.ndim == 2 and one.shape[1] == 6:
             scale = np.array([0, 1, *[max(float(np.abs(one[:, 2:]).max()), 1.0)] * 4])
             with np.errstate(divide="ignore", invalid="ignore"):

@@ -203,7 +203,7 @@ def smoothed_threshold(sample: Sample, factors: np.ndarray, algo: Algorithm, his
     return threshold(histogram, algo, hist_percent)
 
 
-def _rounded(values: np.ndarray, limit: np.ndarray) -> np.ndarray:
+def _rounded(values: np.ndarray, limit: np.ndarray | np.float32) -> np.ndarray:
     """Return the values as INT8 of these thresholds (broadcast) holds them, as Paddle's ``quantize_linear`` rounds."""
     step = limit / np.float32(LEVELS)
     return to_int8(values, step) * step

@@ -8,7 +8,7 @@ multiplication by a constant stands before the matmuls that share the activation
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ class _ChannelIndex(GraphIndex):
 
     def channels(self, name: str) -> int:
         """Return the size of the last axis, -1 where it is not known."""
-        shape = self.block.var(name).shape if self.block.has_var(name) else ()
+        shape: Sequence[int] = self.block.var(name).shape if self.block.has_var(name) else ()
         return int(shape[-1]) if len(shape) else -1
 
     def keeps_channels(self, op: Any, source: str, output: str) -> bool:
@@ -134,24 +134,26 @@ def find_groups(
     for op in channel_index.block.ops:
         if op.type == _MATMUL and op.output("Out")[0] not in exclude and _can_be_smoothed(channel_index, op):
             shared.setdefault(op.input("X")[0], []).append(op)
-    groups, folded = [], set()
+    groups: list[SmoothGroup] = []
+    folded: set[str] = set()
     for activation, ops in shared.items():
         if activation in folded:
             continue
         norm = channel_index.norm_before(activation)
         if norm is None and not smooth_all_linears:
             continue
-        leaves = channel_index.leaves(norm) if norm is not None and _has_own_affine(channel_index, norm) else None
-        # All of the norm's readers, whatever moves stand between, or none.
-        folds = leaves is not None and all(
-            any(leaf is op for op in shared.get(leaf.input("X")[0], ())) for leaf in leaves
-        )
-        if folds:
-            ops = leaves
-            folded.update(op.input("X")[0] for op in ops)
+        source, folds = activation, False
+        if norm is not None and _has_own_affine(channel_index, norm):
+            leaves = channel_index.leaves(norm)
+            # All of the norm's readers, whatever moves stand between, or none.
+            if leaves is not None and all(
+                any(leaf is op for op in shared.get(leaf.input("X")[0], ())) for leaf in leaves
+            ):
+                source, folds, ops = norm, True, leaves
+                folded.update(op.input("X")[0] for op in ops)
         groups.append(
             SmoothGroup(
-                norm if folds else activation,
+                source,
                 norm,
                 folds,
                 tuple(op.output("Out")[0] for op in ops),

@@ -14,6 +14,7 @@ is one process, :data:`ALONE`, for which all of this is nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -130,10 +131,7 @@ class Leader(Ranks):
         self._failed = threading.Event()
         self._ended = self._interruptible = False
         for rank, link in links.items():
-            link.listen(
-                lambda message, rank=rank: self._hear(rank, message),
-                lambda rank=rank: self._fail(f"rank {rank} {_SILENT}"),
-            )
+            link.listen(functools.partial(self._hear, rank), functools.partial(self._fail, f"rank {rank} {_SILENT}"))
 
     def run(self, work: Callable[[Ranks], int]) -> int:
         try:
