@@ -227,7 +227,7 @@ def import_nncf() -> tuple[Any, Any]:
     os.environ.setdefault("NNCF_CI", "1")  # NNCF 3.4 then sends nothing
     hidden = "nncf" not in sys.modules and "openvino_telemetry" not in sys.modules
     if hidden:  # it does without the package where it is missing, and would write into the home folder at its import
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # typeshed: modules only
     try:
         import nncf
     except ImportError as error:

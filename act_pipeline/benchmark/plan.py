@@ -153,15 +153,15 @@ class Models:
     @classmethod
     def _inspected(cls, float_: InferenceModel | None, int8: InferenceModel | None, note: str | None) -> Models:
         found = {name: inspect_model(model) for name, model in (("float", float_), ("int8", int8)) if model is not None}
-        if "float" in found and found["float"].quantized:
+        if float_ is not None and found["float"].quantized:
             raise UserError(f"{float_.directory} is an INT8 model, expected an FP32 one; give it as --int8_model_path")
-        if "int8" in found and not found["int8"].quantized:
+        if int8 is not None and not found["int8"].quantized:
             raise UserError(
                 f"{int8.directory} holds no INT8 scales, expected an INT8 model; compress it with tools/compress.py, "
                 "or give it as --model_path"
             )
         sizes = {name: summary.input_size for name, summary in found.items()}
-        if len(set(sizes.values())) > 1:
+        if float_ is not None and int8 is not None and sizes["float"] != sizes["int8"]:
             raise UserError(
                 f"{float_.directory} takes images of {sizes['float']}, {int8.directory} of {sizes['int8']} (height, "
                 "width); expected the INT8 model that was made of the FP32 one"

@@ -33,6 +33,12 @@ class Run:
     def label(self) -> str:
         return self.candidate.label
 
+    @property
+    def running(self) -> Worker:
+        """Its process, once it was loaded and until it fails."""
+        assert self.worker is not None, f"{self.label} was not loaded, or has failed"
+        return self.worker
+
     def fail(self, reason: object) -> None:
         self.failure = str(reason)
         if self.worker is not None:
@@ -87,7 +93,7 @@ def _fill_rows(runs: Sequence[Run], batch_size: int) -> None:
             "model_hash": loaded.get("artifact_hash") or candidate.model.content_hash(),
             "made_seconds": candidate.made_seconds,
             "latency_ms": latency(run.seconds) if timed else None,
-            "device_latency_ms": latency(np.divide(run.device_ms, 1000)) if timed and run.device_ms else None,
+            "device_latency_ms": latency([each / 1000 for each in run.device_ms]) if timed and run.device_ms else None,
             "images_per_second": round(batch_size * len(run.seconds) / sum(run.seconds), 3) if timed else None,
             "ratio_to_fp32": speed_ratio(own.seconds, run.seconds, own.label) if timed and own else None,
             "ratio_to_paddle_fp32": (

@@ -164,7 +164,7 @@ def _random_images(models: Models, reader: Any, count: int) -> dict[str, np.ndar
     random = np.random.default_rng(0)
     return {
         "image": random.random((count, 3, height, width), np.float32),
-        "im_shape": np.tile(np.float32([height, width]), (count, 1)),
+        "im_shape": np.tile(np.array([height, width], np.float32), (count, 1)),
         "scale_factor": np.ones((count, 2), np.float32),
     }
 
@@ -206,12 +206,14 @@ def _load(runs: Sequence[Run], inputs: Path, say: Say) -> None:
         if run.failure is not None:
             continue
         say(f"loading {run.label}")
+        create = run.candidate.create
+        assert create is not None, f"{run.label} is not refused, and nothing makes it"
         try:
-            run.worker = Worker(run.label, run.candidate.create, inputs)
-            run.row["first_start_seconds"] = round(run.worker.load()["start_seconds"], 3)
-            run.worker.close()
-            run.worker = Worker(run.label, run.candidate.create, inputs)
-            run.row["start_seconds"] = round(run.worker.load()["start_seconds"], 3)
+            run.worker = first = Worker(run.label, create, inputs)
+            run.row["first_start_seconds"] = round(first.load()["start_seconds"], 3)
+            first.close()
+            run.worker = Worker(run.label, create, inputs)
+            run.row["start_seconds"] = round(run.running.load()["start_seconds"], 3)
         except WorkerFailed as error:
             run.fail(error)
 
@@ -222,7 +224,7 @@ def _time(runs: Sequence[Run], request: BenchmarkRequest) -> None:
     by_label = {run.label: run for run in runs if run.failure is None}
     for run in by_label.values():
         try:
-            run.worker.warm_up(request.warmup)
+            run.running.warm_up(request.warmup)
         except WorkerFailed as error:
             run.fail(error)
     order = rounds(list(by_label), request.rounds, request.seed)
@@ -235,14 +237,14 @@ def _time(runs: Sequence[Run], request: BenchmarkRequest) -> None:
     for run in by_label.values():
         if run.failure is None:
             try:
-                run.row["memory"] = run.worker.memory()
+                run.row["memory"] = run.running.memory()
             except WorkerFailed as error:
                 run.fail(error)
 
 
 def _timed_run(run: Run, index: int) -> None:
     try:
-        timed = run.worker.timed_run(index)
+        timed = run.running.timed_run(index)
     except WorkerFailed as error:
         run.fail(error)
         return
@@ -258,12 +260,12 @@ def _evaluate(runs: Sequence[Run], request: BenchmarkRequest, reader: Any, say: 
             continue
         say(f"evaluating {run.label}")
         try:
-            found = evaluate(run.worker, reader, "eval", limit=request.limit, batch_size=request.batch_size)
+            found = evaluate(run.running, reader, "eval", limit=request.limit, batch_size=request.batch_size)
         except (WorkerFailed, UserError) as error:
             # Its times stand; what is missing is how well it detects.
             run.row["map_failure"] = str(error)
             if isinstance(error, WorkerFailed):
-                run.worker.kill()
+                run.running.kill()
             continue
         run.row.update(map=found.map, map50=found.map50, images=found.images)
 

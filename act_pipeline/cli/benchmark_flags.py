@@ -25,7 +25,7 @@ def parse_request(argv: Sequence[str]) -> BenchmarkRequest:
     return request
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         description="Time and evaluate one model in all engines and precisions that this machine has, side by side.",
         allow_abbrev=False,

@@ -42,7 +42,7 @@ def parse_request(argv: Sequence[str]) -> InferenceRequest:
     return InferenceRequest(**{entry.name: getattr(namespace, entry.name) for entry in fields(InferenceRequest)})
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         description="Run a model on a COCO data set (mAP, latency) or on one picture, in an inference engine.",
         allow_abbrev=False,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,16 @@ PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}
 
 class NotFinite(UserError):
     """The boxes hold NaN or infinity."""
+
+
+class Detector(Protocol):
+    """What is needed of an engine to evaluate it; see :class:`act_pipeline.engines.interface.Engine`."""
+
+    device: str
+    threads: int
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Detect objects in a batch."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class BatchRun:
 
 
 def run_batches(
-    engine: Engine,
+    engine: Detector,
     batches: Iterable[Mapping[str, np.ndarray]],
     category_ids: Sequence[int],
     annotation_file: Any,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from act_pipeline.evaluation.agreement import Agreement, agreement
-from act_pipeline.evaluation.coco import GroundTruth, match_detections, placed, places_of
+from act_pipeline.evaluation.coco import GroundTruth, Matches, match_detections, placed, places_of
 from act_pipeline.evaluation.confidence import LEVEL, MapDifference, map_difference
 from act_pipeline.evaluation.detections_file import load_detections
 from act_pipeline.evaluation.result import Evaluation
@@ -36,19 +36,21 @@ class Comparison:
         within ``max_drop``; ``images_needed`` how many images would tell whether the drop is within ``max_drop``, None
         where these do or no number would; and ``agreement``.
         """
-        found, limited = self.difference, self.difference is not None and max_drop is not None
-        return {
-            "map_drop_interval": None if found is None else {
-                "low": -found.high,
-                "high": -found.low,
-                "level": LEVEL,
-                "resamples": found.resamples,
-                "standard_error": found.standard_error,
-            },
-            "probability_within_max_drop": found.probability(max_drop) if limited else None,
-            "images_needed": found.images_needed(max_drop) if limited and not found.tells(max_drop) else None,
-            "agreement": self.agreement.as_record(),
-        }  # fmt: skip
+        found = self.difference
+        record = {**NOT_COMPARED, "agreement": self.agreement.as_record()}
+        if found is None:
+            return record
+        record["map_drop_interval"] = {
+            "low": -found.high,
+            "high": -found.low,
+            "level": LEVEL,
+            "resamples": found.resamples,
+            "standard_error": found.standard_error,
+        }
+        if max_drop is not None:
+            record["probability_within_max_drop"] = found.probability(max_drop)
+            record["images_needed"] = None if found.tells(max_drop) else found.images_needed(max_drop)
+        return record
 
 
 NOT_COMPARED: Mapping[str, Any] = {
@@ -63,14 +65,17 @@ def compare(reference: Evaluation, other: Evaluation, truth: GroundTruth) -> Com
         reference, other: evaluations of the two.
         truth: what both were scored against.
     """
-    for evaluation in (reference, other):
-        if evaluation.matches is None:
-            evaluation.matches = match_detections(truth.coco, evaluation.detections, evaluation.image_ids)
     return Comparison(
-        map_difference(reference.matches, other.matches),
+        map_difference(_matches(reference, truth), _matches(other, truth)),
         agreement(reference.detections, other.detections),
         len(other.image_ids),
     )
+
+
+def _matches(evaluation: Evaluation, truth: GroundTruth) -> Matches:
+    if evaluation.matches is None:
+        evaluation.matches = match_detections(truth.coco, evaluation.detections, evaluation.image_ids)
+    return evaluation.matches
 
 
 def compare_with_kept(path: str | os.PathLike[str], other: Evaluation, truth: GroundTruth) -> Optional[Comparison]:

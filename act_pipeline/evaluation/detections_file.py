@@ -62,7 +62,7 @@ def save_detections(
     number, the rows as they are, as float64.
     """
     ids = sorted({number for evaluation in evaluations.values() for number in evaluation.image_ids})
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         _IDS: np.array(ids, np.int64),
         _NAMES: np.array([_name_key(file_names[number]) for number in ids], np.uint32),
     }

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.data.annotations import distinct_names
 from act_pipeline.engines.interface import Engine
-from act_pipeline.evaluation.batches import BatchRun, latency_percentiles, run_batches, run_in_parallel
+from act_pipeline.evaluation.batches import BatchRun, Detector, latency_percentiles, run_batches, run_in_parallel
 from act_pipeline.evaluation.coco import AnnotatedReader, GroundTruth, placed, places_of, score_detections
 from act_pipeline.evaluation.result import Evaluation
 
@@ -21,12 +21,14 @@ from act_pipeline.evaluation.result import Evaluation
 class EvaluationReader(AnnotatedReader, Protocol):
     """What is needed of a reader (:class:`act_pipeline.data.Reader` has it)."""
 
-    def loader(self, split: str, batch_size: int | None = None, **options: Any) -> Iterable[Mapping[str, np.ndarray]]:
+    def loader(
+        self, split: str, batch_size: int, shuffle: bool, drop_last: bool, workers: int | None = None
+    ) -> Iterable[Mapping[str, np.ndarray]]:
         """Return batches: the engine's inputs and ``im_id [N]`` int64."""
 
 
 def evaluate(
-    engine: Engine,
+    engine: Detector,
     reader: EvaluationReader,
     split: str = "eval",
     limit: int | None = None,
@@ -37,7 +39,7 @@ def evaluate(
     """Run every image of a split through an engine and score what it finds.
 
     Args:
-        engine: anything that is an :class:`act_pipeline.engines.interface.Engine`; it is not closed.
+        engine: an :class:`act_pipeline.engines.interface.Engine`, say; it is not closed.
         reader: gives the batches and the annotation file.
         split: ``eval`` or ``train``, as the reader has them.
         limit: the first so many images only; the scores are of these.
@@ -137,7 +139,7 @@ def _batches(
 ) -> Iterator[Mapping[str, np.ndarray]]:
     from tqdm import tqdm
 
-    total = len(loader) if hasattr(loader, "__len__") else None  # type: ignore[arg-type]
+    total = len(loader) if isinstance(loader, Sized) else None
     if limit is not None:
         wanted = -(-limit // batch_size)
         total = wanted if total is None else min(total, wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from act_pipeline.core.artifacts import OnnxModel, open_model
 from act_pipeline.core.defaults import DEFAULT_MODELS, default_path
@@ -36,7 +37,7 @@ def load_model(request: InferenceRequest) -> Artifact:
     Raises:
         UserError: it is missing or not whole.
     """
-    path = request.model_path
+    path: str | Path | None = request.model_path
     if path is None:
         default = DEFAULT_MODELS["int8" if request.precision in (None, "int8") else "float"]
         path = default_path(default)

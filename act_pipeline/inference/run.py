@@ -247,6 +247,7 @@ def _go_on_in_a_fresh_process(rerun: Sequence[str] | None, say: Say) -> Inferenc
 def _evaluate(request: InferenceRequest, engine: Engine, model: Artifact, reader: Any, say: Say) -> InferenceOutcome:
     say(f"evaluating {location(model)}: {engine.name} {engine.precision} on {engine.device}, {engine.threads} threads")
     evaluation = evaluate(engine, reader, "eval", limit=request.limit, batch_size=request.batch_size)
+    assert evaluation.latency_ms is not None, "one engine ran, alone"
     compared, said = against_float(model, evaluation, reader)
     record = evaluation.as_record(engine, model, reader, executor="local", shards=1, **compared)
     lines = [
@@ -330,7 +331,7 @@ def _random_images(reader: Any, summary: Any, count: int) -> dict[str, np.ndarra
     random = np.random.default_rng(0)
     return {
         "image": random.random((count, 3, height, width), np.float32),
-        "im_shape": np.tile(np.float32([height, width]), (count, 1)),
+        "im_shape": np.tile(np.array([height, width], np.float32), (count, 1)),
         "scale_factor": np.ones((count, 2), np.float32),
     }
 
@@ -371,7 +372,7 @@ def _class_names(reader: Any, model: Artifact) -> Sequence[str]:
     # A lowered file lies in onnx/ in the folder of its model.
     folders = [model.directory, model.directory.parent] if isinstance(model, OnnxModel) else [model.directory]
     labels = (InferenceModel(folder).infer_cfg().get("label_list") for folder in folders)
-    names = next(filter(None, labels), [])
+    names: Any = next(filter(None, labels), [])
     return [str(name) for name in names] if isinstance(names, list) else []
 
 

@@ -102,7 +102,7 @@ def draw_detections(
     axes.set_xlim(-0.5, width - 0.5)
     axes.set_ylim(height - 0.5, -0.5)
     line_width = max(1.0, min(height, width) / 300)
-    font = {"fontsize": max(6.0, min(height, width) / 60), "fontfamily": _font_families()}
+    font: dict[str, Any] = {"fontsize": max(6.0, min(height, width) / 60), "fontfamily": _font_families()}
     rows = np.asarray(bbox, np.float64).reshape(-1, 6) * [1, 1, scale_x, scale_y, scale_x, scale_y]
     drawn = [row for row in rows if row[1] >= threshold and row[0] >= 0]
     for class_index, score, x1, y1, x2, y2 in sorted(drawn, key=lambda row: row[1]):  # the surest on top

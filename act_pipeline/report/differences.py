@@ -36,13 +36,26 @@ class Pair:
         after = self.second is not None and self.second[5] >= threshold
         return {(True, True): "both", (True, False): "lost", (False, True): "new"}.get((before, after), "none")
 
+    def shown(self, threshold: float) -> np.ndarray | None:
+        """Return the detection that is shown: the first model's if it has the threshold, else the second's if so."""
+        return next((row for row in (self.first, self.second) if row is not None and row[5] >= threshold), None)
+
+    @property
+    def matched(self) -> tuple[np.ndarray, np.ndarray, float] | None:
+        """Both detections and their IoU; None if one is missing."""
+        if self.first is None or self.second is None or self.iou is None:
+            return None
+        return self.first, self.second, self.iou
+
     @property
     def difference(self) -> float:
         """How much changed, from 0 (nothing) to 1: the change of the score, and the part of the box that moved."""
-        if self.first is None or self.second is None or self.iou is None:
-            return float(self.first[5] if self.first is not None else self.second[5])
-        scores = (float(self.first[5]), float(self.second[5]))
-        return abs(scores[0] - scores[1]) + min(scores) * (1 - self.iou)
+        matched = self.matched
+        if matched is None:
+            return _surest(self)
+        first, second, iou = matched
+        scores = (float(first[5]), float(second[5]))
+        return abs(scores[0] - scores[1]) + min(scores) * (1 - iou)
 
 
 def pair_images(
@@ -98,9 +111,10 @@ def summarize(pairs: Mapping[int, Sequence[Pair]], threshold: float) -> dict[str
     """Return how many detections both show, the first alone, the second alone, and how far the common ones moved."""
     everything = [pair for found in pairs.values() for pair in found]
     statuses = [pair.status(threshold) for pair in everything]
-    both = [pair for pair, status in zip(everything, statuses) if status == "both"]
-    changes = [abs(float(pair.first[5]) - float(pair.second[5])) for pair in both]
-    overlaps = [pair.iou for pair in both]
+    matched = [pair.matched for pair, status in zip(everything, statuses) if status == "both"]
+    both = [found for found in matched if found is not None]
+    changes = [abs(float(first[5]) - float(second[5])) for first, second, _ in both]
+    overlaps = [iou for _, _, iou in both]
     return {
         "both": len(both),
         "lost": statuses.count("lost"),
@@ -138,12 +152,14 @@ def iou_map(
             continue
         width, height = sizes[image_id]
         for pair in found:
-            if pair.status(threshold) != "both":
+            matched = pair.matched
+            if matched is None or pair.status(threshold) != "both":
                 continue
-            x, y, box_width, box_height = pair.first[1:5]
+            first, _, iou = matched
+            x, y, box_width, box_height = first[1:5]
             row = int(np.clip((y + box_height / 2) / height * HEAT_ROWS, 0, HEAT_ROWS - 1))
             column = int(np.clip((x + box_width / 2) / width * HEAT_COLUMNS, 0, HEAT_COLUMNS - 1))
-            sums[row, column] += pair.iou
+            sums[row, column] += iou
             counts[row, column] += 1
     means = [
         [round(float(total / count), 4) if count else None for total, count in zip(*line)] for line in zip(sums, counts)

@@ -43,7 +43,7 @@ def verdict_of(act: Mapping[str, Any], figures: Mapping[str, Any], pair: Any) ->
         state = "no_limit"
     else:
         state = "holds" if _holds(act, change, max_drop) else "below"
-    chosen = next((step for step in act.get("steps") or () if step.get("chosen")), {})
+    chosen: Mapping[str, Any] = next((step for step in act.get("steps") or () if step.get("chosen")), {})
     quantized = sum((act.get("quantized_ops") or {}).values())
     return {
         "state": state,

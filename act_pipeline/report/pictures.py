@@ -41,16 +41,15 @@ def describe(
         [x, y, width, height] in pixels of the image, ``score``, ``shown``; and ``right``: whether it finds an object of
         its class.
     """
-    boxes = []
+    boxes: list[dict[str, Any]] = []
     for pair in found:
-        status = pair.status(threshold)
-        if status == "none":
+        surest = pair.shown(threshold)
+        if surest is None:
             continue
-        surest = pair.first if status != "new" else pair.second
         boxes.append(
             {
                 "number": len(boxes) + 1,
-                "status": status,
+                "status": pair.status(threshold),
                 "class": names.get(int(surest[6]), str(int(surest[6]))),
                 "iou": None if pair.iou is None else round(pair.iou, 4),
                 "fp32": _side(pair.first, threshold),

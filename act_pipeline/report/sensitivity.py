@@ -33,7 +33,7 @@ def sensitivity(analysis: Mapping[str, Any] | None) -> dict[str, Any] | None:
     measure, measured = ("noise", by_noise) if by_noise else ("detection_change", by_change)
     if not measured:
         return None
-    rows = []
+    rows: list[dict[str, Any]] = []
     for op in measured:
         value = _noise(op) if measure == "noise" else as_number(op["detection_change"])
         rows.append(
@@ -93,12 +93,12 @@ def distributions(analysis: Mapping[str, Any] | None) -> dict[str, Any] | None:
         ``reach``: the largest value in units of the 99.9 percentile), ``worst``: the ops with the largest ``reach``,
         with their ``histogram`` (``edges``, ``counts``) or None; None if nothing was measured.
     """
-    rows, drawings = [], []
+    rows: list[dict[str, Any]] = []
+    drawings: list[dict[str, Any]] = []
     for op in (analysis or {}).get("ops") or ():
         if not isinstance(op, Mapping):
             continue
-        tensors = [_tensor(op, part) for part in _parts(op)]
-        tensors = [tensor for tensor in tensors if tensor is not None]
+        tensors = [tensor for part in _parts(op) if (tensor := _tensor(op, part)) is not None]
         if not tensors:
             continue
         widest = max(tensors, key=lambda tensor: tensor["reach"])
@@ -121,15 +121,15 @@ def _parts(op: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _tensor(op: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any] | None:
-    percentiles = part.get("percentiles") if isinstance(part.get("percentiles"), Mapping) else {}
+    percentiles = _mapping(part.get("percentiles"))
     p999 = _first(part, "p999", "p99_9", "p99.9") or _first(percentiles, "99.9", "p999")
     p9999 = _first(part, "p9999", "p99_99", "p99.99") or _first(percentiles, "99.99", "p9999")
-    abs_max = _first(part, "abs_max")
-    if abs_max is None and _first(part, "min") is not None and _first(part, "max") is not None:
-        abs_max = max(abs(_first(part, "min")), abs(_first(part, "max")))
+    abs_max, low, high = (_first(part, name) for name in ("abs_max", "min", "max"))
+    if abs_max is None and low is not None and high is not None:
+        abs_max = max(abs(low), abs(high))
     if p999 is None or abs_max is None:
         return None
-    weight = op.get("weight") if isinstance(op.get("weight"), Mapping) else {}
+    weight = _mapping(op.get("weight"))
     return {
         **{key: op.get(key) for key in ("name", "type", "module")},
         "group": op.get("group") or _UNKNOWN_GROUP,
@@ -159,6 +159,10 @@ def _histogram(found: Any) -> dict[str, list[float]] | None:
     if not counts or edges is None or len(edges) != len(counts) + 1:
         return None
     return {"edges": [float(edge) for edge in edges], "counts": [float(count) for count in counts]}
+
+
+def _mapping(found: Any) -> Mapping[str, Any]:
+    return found if isinstance(found, Mapping) else {}
 
 
 def _first(part: Mapping[str, Any], *names: str) -> float | None:

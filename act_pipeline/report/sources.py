@@ -208,7 +208,9 @@ class Sources:
             return False  # the hash is the model's own, and another
         directory = self.artifact if int8 else (self.act.get("config", {}).get("Global") or {}).get("model_dir")
         named = model.get(path_key)
-        return bool(directory and named) and Path(directory).resolve().name == Path(named).resolve().name
+        if not directory or not named:
+            return False
+        return Path(directory).resolve().name == Path(named).resolve().name
 
 
 def _same_key(row: Mapping[str, Any]) -> tuple[str, str, str]:
