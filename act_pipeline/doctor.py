@@ -138,8 +138,8 @@ def version_fits(found: str, expected: str) -> bool:
         return tuple(parts)
 
     for bound in filter(None, (part.strip() for part in expected.split(","))):
-        operator, wanted = re.match(r"(==|>=|<)(.*)", bound).groups()  # type: ignore[union-attr]
-        have, want = numbers(found), numbers(wanted)
+        operator = "<" if bound.startswith("<") else bound[:2]
+        have, want = numbers(found), numbers(bound[len(operator) :])
         if not {"==": have == want, ">=": have >= want, "<": have < want}[operator]:
             return False
     return True
@@ -224,7 +224,8 @@ def describe_machine(machine: Mapping[str, Any] | None, driver: str) -> dict[str
         return f"{prefix}{value}" if value else f"none ({absent.get(field, 'not found')})"
 
     def feature(field: str, name: str) -> str:
-        return {True: f"with {name}", False: f"without {name}"}.get(machine.get(field), "")  # type: ignore[arg-type]
+        value = machine.get(field)
+        return "" if value is None else f"with {name}" if value else f"without {name}"
 
     features = (feature("avx512_vnni", "AVX512-VNNI"), feature("bf16", "bf16"))
     required = {name for requirement in REQUIREMENTS for name in requirement.names}
@@ -247,7 +248,7 @@ def probe(report: Path) -> None:
     It is for a process of its own: what it hides from OpenVINO stays hidden.
     """
     # `import openvino` would report itself through this package, unasked, and write ~/intel.
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # typeshed: modules only
     with report.open("w", encoding="utf-8", buffering=1) as lines:
 
         def tell(**facts: Any) -> None:

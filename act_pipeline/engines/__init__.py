@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from act_pipeline.core.artifacts import OnnxModel
+from act_pipeline.core.artifacts import InferenceModel, OnnxModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines.arrays import require_outputs
 from act_pipeline.engines.interface import DEVICES, PRECISIONS, Artifact, Engine, EngineSupport
@@ -89,7 +89,8 @@ def create_engine(
             f"{where} is an INT8 model, asked for {precision}; run it with --precision=int8, or give "
             "the float model's folder"
         )
-    if name == "paddle_onednn" and precision == "int8" and summary.float_stored_weights:
+    onednn_int8 = name == "paddle_onednn" and precision == "int8"
+    if onednn_int8 and isinstance(model, InferenceModel) and summary.float_stored_weights:
         # oneDNN's weight pass of Paddle 2.6.2 takes them for int8 bytes and computes nonsense, without a word.
         weights = summary.float_stored_weights
         raise UserError(

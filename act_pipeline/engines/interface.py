@@ -124,9 +124,10 @@ def refusals(what: str, remedy: str = "", also: tuple[type[BaseException], ...] 
         remedy: what the user can do, appended.
         also: exception types of the runtime that derive from none of Python's usual ones.
     """
+    refused: tuple[type[BaseException], ...] = (*_RUNTIME_ERRORS, *also)
     try:
         yield
-    except (*_RUNTIME_ERRORS, *also) as error:
+    except refused as error:
         raise UserError(f"{what}: {runtime_error_line(error)}{remedy}") from error
 
 

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.engines.interface import runtime_error_line
@@ -64,7 +65,7 @@ class Machine:
 def machine() -> Machine:
     """Look once; imports Paddle if it is installed."""
     cpu, flags = _cpu()
-    found: dict[str, object] = {"cpu": cpu, "cores": available_cpus(), "packages": optional_packages()}
+    found: dict[str, Any] = {"cpu": cpu, "cores": available_cpus(), "packages": optional_packages()}
     found["avx512_vnni"] = None if flags is None else "avx512_vnni" in flags
     found["bf16"] = None if flags is None else bool(_BF16_FLAGS & flags)
     absent: dict[str, str] = {}
@@ -79,14 +80,14 @@ def machine() -> Machine:
         absent["paddle"] = f"paddlepaddle cannot be imported: {runtime_error_line(error)}"
         for name in ("gpus", "cuda", "cudnn", "tensorrt_compiled", "tensorrt_runtime"):
             absent[name] = absent["paddle"]
-        return Machine(**found, absent=_said(absent))  # type: ignore[arg-type]
+        return Machine(**found, absent=_said(absent))
     found["paddle"] = paddle.__version__
     # `core` is internal to Paddle; 2.6 has no public question for oneDNN.
     found["paddle_onednn"] = bool(getattr(core, "is_compiled_with_mkldnn", lambda: False)())
     if not paddle.is_compiled_with_cuda():
         why = f"paddlepaddle {paddle.__version__} is the CPU package"
         absent.update(dict.fromkeys(("gpus", "cuda", "cudnn", "tensorrt_compiled", "tensorrt_runtime"), why))
-        return Machine(**found, absent=_said(absent))  # type: ignore[arg-type]
+        return Machine(**found, absent=_said(absent))
     found["cuda"], found["cudnn"] = str(paddle.version.cuda()), str(paddle.version.cudnn())
     found["gpus"], absent["gpus"] = _gpus(paddle)
     compiled = tuple(inference.get_trt_compile_version())
@@ -94,7 +95,7 @@ def machine() -> Machine:
     if not any(compiled):
         absent["tensorrt_compiled"] = f"paddlepaddle-gpu {paddle.__version__} was built without TensorRT"
         absent["tensorrt_runtime"] = absent["tensorrt_compiled"]
-        return Machine(**found, absent=_said(absent))  # type: ignore[arg-type]
+        return Machine(**found, absent=_said(absent))
     try:
         runtime = tuple(inference.get_trt_runtime_version())
     except Exception as error:  # (NotFound) when libnvinfer.so cannot be loaded
@@ -103,7 +104,7 @@ def machine() -> Machine:
         found["tensorrt_runtime"] = runtime if any(runtime) else None
         if not any(runtime):
             absent["tensorrt_runtime"] = "libnvinfer was not found"
-    return Machine(**found, absent=_said(absent))  # type: ignore[arg-type]
+    return Machine(**found, absent=_said(absent))
 
 
 def optional_packages() -> dict[str, str]:
@@ -138,8 +139,8 @@ def _nvidia_gpus() -> tuple[tuple[str, ...], str]:
     return names, "" if names else "no NVIDIA GPU (nvidia-smi lists none)"
 
 
-def _gpus(paddle: object) -> tuple[tuple[str, ...], str]:
-    cuda = paddle.device.cuda  # type: ignore[attr-defined]
+def _gpus(paddle: Any) -> tuple[tuple[str, ...], str]:
+    cuda = paddle.device.cuda
     try:
         count = cuda.device_count()
         names = tuple(cuda.get_device_properties(index).name for index in range(count))

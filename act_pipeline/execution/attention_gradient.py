@@ -87,9 +87,10 @@ class _Backward:
 
     def gradients(self, search: Search, attention: Attention) -> Optional[_Gradients]:
         """Find an attention's by what its ops share with those of the forward pass; None: they are others."""
-        turning = (search.writer(name, "transpose2") for name in (attention.output, *attention.turned))
-        found = [self._turned.get(argument(op.outputs, "XShape")) for op in turning]
-        if None in found:
+        turning = [search.writer(name, "transpose2") for name in (attention.output, *attention.turned)]
+        turned = [self._turned.get(argument(op.outputs, "XShape")) for op in turning]
+        found = [pair for pair in turned if pair is not None]
+        if len(found) < len(turning):
             return None
         (last, _), (_, weights), *levels = found
         of_grids = sorted(self._sliced.get(attention.grids, []))

@@ -88,7 +88,7 @@ class OpByOp:
         values = {name: array for name, array in feed.items() if self._program.global_block().has_var(name)}
         scheduler = getattr(self._program, "lr_scheduler", None)
         if scheduler is not None:
-            values[scheduler._var_name] = np.float32([scheduler()])
+            values[scheduler._var_name] = np.array([scheduler()], np.float32)
         inner_scope, new_variables, keep_inner_scopes = False, False, False
         with self._running:
             if self._executor is None:

@@ -169,8 +169,9 @@ class Search:
         if joining is None or not by_head or whole(joining, "axis") not in (-1, 3):
             return None
         samples = list(variables(joining.inputs))
-        levels = [self._level(name, number) for number, name in enumerate(samples)]
-        if not all(levels) or len({(level.values, level.grids) for level in levels}) > 1:
+        found = [self._level(name, number) for number, name in enumerate(samples)]
+        levels = [level for level in found if level is not None]
+        if len(levels) < len(samples) or len({(level.values, level.grids) for level in levels}) > 1:
             return None
         values, grids = levels[0].values, levels[0].grids
         _, pixels, heads, channels = self._sizes[values]
@@ -211,7 +212,7 @@ class Search:
         if [wholes(part, name) for name in ("axes", "starts", "decrease_axis")] != [[3], [number], [3]]:
             return None
         moved = {**dict.fromkeys(values[:-1], values[-1]), **dict.fromkeys(grids[:-1], grids[-1])}
-        return _Level(argument(split.inputs, "X"), argument(part.inputs, "Input"), size, values[1], moved)
+        return _Level(argument(split.inputs, "X"), argument(part.inputs, "Input"), (size[0], size[1]), values[1], moved)
 
     def _back(self, name: str, *steps: tuple[str, Sequence[int]]) -> list[str]:
         """Return a tensor and what it was before each of these ops, the last first; empty: others made it."""
@@ -259,8 +260,8 @@ def _replace(block: Any, attention: Attention, prefix: str) -> set[str]:
 @functools.lru_cache(maxsize=16)
 def _program_by_rows(shape: Shape) -> bytes:
     """Return :func:`_by_rows` as a program that reads `values`, `grids` and `weights` and writes `output`."""
-    with tracing(shape) as (program, tensors):
-        output = _by_rows(*tensors, shape)
+    with tracing(shape) as (program, (values, grids, weights)):
+        output = _by_rows(values, grids, weights, shape)
         output.block._rename_var(output.name, "output")
     return serialized(program)
 
@@ -328,7 +329,7 @@ def corners(values: Any, grids: Any, shape: Shape, weights: Any = None) -> tuple
     count = len(shape.levels) * shape.points
 
     # Directions and corners are tensors of their own: Paddle takes its time over a last dimension of 2 or 4.
-    def constant(of_level: Sequence[float], of_head: Sequence[int] = (0,) * shape.heads) -> Any:
+    def constant(of_level: np.ndarray, of_head: Sequence[int] = (0,) * shape.heads) -> Any:
         """Return [heads * levels * points]: each point has the sum of its level's number and its head's."""
         by_head = np.add.outer(np.array(of_head), np.repeat(of_level, shape.points))
         return paddle.assign(by_head.reshape(-1).astype(np.float32))

@@ -95,6 +95,7 @@ class _Search(GraphIndex):
         count, (_, places, classes) = self.shape(queries)[-1], self.shape(encoder_logits)
         scores = self._scores(queries, (count, classes))
         boxes = [name for name in self._sigmoids((count, 4)) if name != scores]
+        logits: Optional[str]
         if scores is not None:
             logits = self._source(self.producer[scores].input("X")[0])
         else:

@@ -13,7 +13,7 @@ LEVELS = 127
 MAX_SQNR_DB = 140.0
 
 
-def to_int8(values: np.ndarray, step: np.ndarray | float) -> np.ndarray:
+def to_int8(values: np.ndarray, step: np.ndarray | np.floating | float) -> np.ndarray:
     """Return ``clip(round(values / step), -128, 127)``, half to even, as ``quantize_linear`` of Paddle and ONNX round.
 
     Args:

@@ -14,7 +14,7 @@ from act_pipeline.onnx_export.export import lower, lowering_hash
 ONNX_DIRECTORY = "onnx"
 
 
-def writable_directory(model: InferenceModel, name: str) -> Path:
+def writable_directory(model: InferenceModel | OnnxModel, name: str) -> Path:
     """Return the folder ``name`` in the model's folder, or one in the user's cache if that cannot be written to."""
     if os.access(model.directory, os.W_OK):
         return model.directory / name

@@ -52,7 +52,7 @@ class GraphBuilder:
         self._count += 1
         return f"{hint}/{self._count}"
 
-    def initializer(self, value: np.ndarray, hint: str = "constant") -> str:
+    def initializer(self, value: np.ndarray | np.generic, hint: str = "constant") -> str:
         """Return the name of a constant; equal small constants are stored once."""
         value = np.ascontiguousarray(value).reshape(np.shape(value))
         key = ("constant", value.dtype.str, value.shape, value.tobytes())

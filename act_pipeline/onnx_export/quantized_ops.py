@@ -61,7 +61,7 @@ def convolution(build: GraphBuilder, op: Op, followers: list[Op]) -> None:
             bias = bias + build.constants[follower.input("Y")].astype(np.float64).reshape(-1)
     values = build.quantized.get(op.input("Input"))
     if quantized is not None and quantized.weight is not None:
-        weight = build.dequantized(_scaled(quantized, factor * _taken_over(build, values)))
+        weight = build.dequantized(_scaled(quantized, quantized.weight, factor * _taken_over(build, values)))
     else:
         value, step = build.constants[filter_name], factor * _taken_over(build, values)
         weight = build.initializer((value * step[:, None, None, None]).astype(value.dtype), filter_name)
@@ -84,13 +84,13 @@ def convolution(build: GraphBuilder, op: Op, followers: list[Op]) -> None:
         build.values[name] = made
 
 
-def _scaled(tensor: QuantizedTensor, factor: np.ndarray) -> QuantizedTensor:
+def _scaled(tensor: QuantizedTensor, weight: np.ndarray, factor: np.ndarray) -> QuantizedTensor:
     if np.all(factor == 1):
         return tensor
     scale = np.broadcast_to(tensor.scale, factor.shape) * np.abs(factor)
     sign = np.where(factor < 0, -1, 1)[:, None, None, None]
     # -128 has no counterpart; Paddle's weights are within 127, so nothing is lost.
-    weight = np.clip(tensor.weight.astype(np.int16) * sign, -128, 127).astype(np.int8)
+    weight = np.clip(weight.astype(np.int16) * sign, -128, 127).astype(np.int8)
     # A scale of zero (a channel that BatchNorm switched off) is no scale to a runtime.
     off = scale == 0
     weight[off] = 0
@@ -99,8 +99,9 @@ def _scaled(tensor: QuantizedTensor, factor: np.ndarray) -> QuantizedTensor:
 
 def _taken_over(build: GraphBuilder, tensor: QuantizedTensor | None) -> np.float32:
     """Return the scale that an activation was divided by, which what it is multiplied with has to take over."""
-    divided = build.unit_scales and tensor is not None and tensor.weight is None
-    return tensor.scale.reshape(())[()] if divided else np.float32(1)
+    if build.unit_scales and tensor is not None and tensor.weight is None:
+        return tensor.scale.reshape(())[()]
+    return np.float32(1)
 
 
 def matmul(build: GraphBuilder, op: Op) -> None:

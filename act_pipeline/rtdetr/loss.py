@@ -77,7 +77,7 @@ class DINOLoss(detr_loss.DETRLoss):
 
     def _layer_losses(self, boxes, logits, gt_bbox, gt_class, num_gts, matches, postfix):
         last = len(boxes) - 1
-        losses = {}
+        losses: dict[str, paddle.Tensor] = {}
         for layer in range(len(boxes)):
             if layer != last and not self.aux_loss:
                 continue

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.core.artifacts import OnnxModel
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import versions as package_versions
@@ -64,8 +65,12 @@ class OpenVINOEngine:
         openvino = import_openvino()
         core = openvino.Core()
         self.float_precision = _float_precision(precision, float_precision)
-        self.artifact, summary = (model, summary) if summary is not None else onnx_artifact(model)
-        require_qdq_format(self.artifact, summary, "cpu", "on which OpenVINO loses 0.05 mAP")
+        if summary is None or not isinstance(model, OnnxModel):
+            artifact, summary = onnx_artifact(model)
+        else:
+            artifact = model
+        self.artifact: Artifact = artifact
+        require_qdq_format(artifact, summary, "cpu", "on which OpenVINO loses 0.05 mAP")
         self._where = location(model)
         self._check = InputCheck(self._where, summary.inputs, batch_size)
         self._openvino, self._core = openvino, core
@@ -74,7 +79,7 @@ class OpenVINOEngine:
         self._open_request: Any = None
         self._batch = "fixed"
         with refusals(f"OpenVINO cannot load {self._where}"):
-            self._model = core.read_model(str(self.artifact.path))
+            self._model = core.read_model(str(artifact.path))
         if summary.rounded_to is not None and summary.symmetric:
             from act_pipeline.engines.onnx_runtimes.openvino_quantization import say_fake_quantize
 
@@ -161,7 +166,7 @@ def import_openvino() -> Any:
     """
     hidden = "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules
     if hidden:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # typeshed: modules only
     try:
         import openvino
     except ImportError as error:

@@ -17,6 +17,7 @@ which floats are added:
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -203,13 +204,17 @@ def _whole_pairs(ops: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, fl
     return found
 
 
+def _is_slot(name: str, slot: Any) -> bool:
+    return slot.parameter == name
+
+
 def _become_onednn(op: Any, factor: float) -> None:
     from paddle.base.proto import framework_pb2
 
     quantizes = op.type == "quantize_linear"
     op.type = "quantize" if quantizes else "dequantize"
     for slots, old, new in ((op.inputs, "X", "Input"), (op.outputs, "Y", "Output")):
-        keep(slots, lambda slot, old=old: slot.parameter == old)
+        keep(slots, functools.partial(_is_slot, old))
         slots[0].parameter = new
     del op.attrs[:]
     op.attrs.add(name="Scale", type=framework_pb2.FLOAT, f=factor)

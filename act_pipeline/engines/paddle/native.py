@@ -139,7 +139,9 @@ class Predictor:
         self._where = model.directory
         require_outputs(self.summary.output_shapes, model.model_path)
         if inference is None:
-            from paddle import inference
+            import paddle.inference
+
+            inference = paddle.inference
         config = inference.Config(str(model.model_path), str(model.params_path))
         config.disable_glog_info()
         config.switch_ir_optim(True)

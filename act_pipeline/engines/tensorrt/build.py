@@ -282,7 +282,8 @@ def _count_layers(trt: TensorRT, network: Any) -> tuple[dict[str, int], dict[str
     """Return how many layers of each type the network has, and how many convolutions and matmuls take INT8."""
     types = trt.module.LayerType
     counted = {types.CONVOLUTION: "convolution", types.MATRIX_MULTIPLY: "matmul"}
-    layers, int8_layers = Counter(), Counter()
+    layers: Counter[str] = Counter()
+    int8_layers: Counter[str] = Counter()
     made_by, counting = {}, []
     for index in range(network.num_layers):
         layer = network.get_layer(index)

@@ -191,7 +191,7 @@ class _Buffer:
 def _output_allocator(module: Any, cuda: Cuda) -> Any:
     """Return what gives TensorRT memory for outputs, whose sizes it says only while it runs ([K, 6])."""
 
-    class Allocator(module.IOutputAllocator):  # type: ignore[misc,name-defined]
+    class Allocator(module.IOutputAllocator):
         def __init__(self) -> None:
             module.IOutputAllocator.__init__(self)
             self._sizes: dict[str, int] = {}

@@ -116,7 +116,7 @@ def make_log(module: Any) -> Any:
     """Return an ``ILogger`` that prints nothing and keeps what is an error, in its ``errors``."""
     severity = module.ILogger.Severity
 
-    class Log(module.ILogger):  # type: ignore[misc,name-defined]
+    class Log(module.ILogger):
         def __init__(self) -> None:
             module.ILogger.__init__(self)
             self.errors: list[str] = []

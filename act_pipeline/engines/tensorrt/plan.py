@@ -117,7 +117,7 @@ def build_plan(
 
 def cache_directory(model: InferenceModel | OnnxModel) -> Path:
     """Return where a model's plans are kept: in its folder, or in the user's cache if that cannot be written to."""
-    return writable_directory(model, CACHE_DIRECTORY)  # type: ignore[arg-type]  (it asks for what both have)
+    return writable_directory(model, CACHE_DIRECTORY)
 
 
 def plan_name(recipe: Recipe) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from act_pipeline.onnx_export.float_ops.rules import CannotLower, Rule, refuse
@@ -134,7 +136,7 @@ def _pool(build: GraphBuilder, op: Op) -> str:
     if op.attrs.get("adaptive"):
         raise CannotLower("adaptive pooling to more than one value")
     same = op.attrs.get("padding_algorithm") == "SAME"
-    attrs = {
+    attrs: dict[str, Any] = {
         "kernel_shape": kernel,
         "strides": list(op.attrs["strides"]),
         "pads": pads(op, build.shapes[op.input("X")][2:], kernel, [1, 1]),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from act_pipeline.onnx_export.float_ops.rules import CannotLower, Rule, element_type, refuse
@@ -156,8 +159,8 @@ def _fill_constant(build: GraphBuilder, op: Op) -> None:
 
 
 def _assign_value(build: GraphBuilder, op: Op) -> None:
-    values = next((op.attrs[key] for key in ("fp32_values", "int64_values", "int32_values", "bool_values",
-                                             "fp64_values", "values") if op.attrs.get(key)), [])  # fmt: skip
+    values: Sequence[Any] = next((op.attrs[key] for key in ("fp32_values", "int64_values", "int32_values",
+                                  "bool_values", "fp64_values", "values") if op.attrs.get(key)), [])  # fmt: skip
     build.constants[op.output] = np.array(values, element_type(op)).reshape([int(size) for size in op.attrs["shape"]])
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from act_pipeline.onnx_export.program import Op, Source
 
+_TURN, _SHAPE = "transpose2", "reshape2"
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
@@ -23,15 +24,16 @@ def say_layouts(source: Source) -> None:
         if kinds == ("flatten_contiguous_range", "transpose2") and len(shape) == 4 and turned == [0, 2, 1]:
             # [N, C, H, W] -> [N, H * W, C]
             if source.shapes[first.output] == (shape[0], shape[1], shape[2] * shape[3]):
-                _replace(source, first, second, [(_TO_LAST, None), (None, [-1, result[1], result[2]])])
+                _replace(source, first, second, [(_TURN, _TO_LAST), (_SHAPE, [-1, result[1], result[2]])])
         elif kinds == ("transpose2", "reshape2") and len(result) == 4 and min(result[1:]) > 0:
             height, width = result[2:]
             if turned == [0, 2, 1] and shape[1:] == (height * width, result[1]):
                 # [N, H * W, C] -> [N, C, H, W]
-                _replace(source, first, second, [(None, [-1, height, width, shape[2]]), (_TO_FIRST, None)])
+                _replace(source, first, second, [(_SHAPE, [-1, height, width, shape[2]]), (_TURN, _TO_FIRST)])
             elif turned == _TO_LAST and shape[1] == height * width and shape[3] == result[1]:
                 # [N, H * W, heads, C] -> [N * heads, C, H, W], the values that deformable attention samples
-                steps = [(None, [-1, height, width, shape[2] * shape[3]]), (_TO_FIRST, None), (None, [-1, *result[1:]])]
+                sizes = [-1, height, width, shape[2] * shape[3]]
+                steps = [(_SHAPE, sizes), (_TURN, _TO_FIRST), (_SHAPE, [-1, *result[1:]])]
                 _replace(source, first, second, steps)
 
 
@@ -50,18 +52,18 @@ def _pairs(source: Source) -> Iterator[tuple[Op, Op]]:
                 yield op, reading[0]
 
 
-def _replace(source: Source, first: Op, second: Op, steps: list[tuple[list[int] | None, list[int] | None]]) -> None:
+def _replace(source: Source, first: Op, second: Op, steps: list[tuple[str, list[int]]]) -> None:
     """Put ``steps``, each a permutation or a shape, in the place of two ops."""
     made, name = [], first.input("X")
-    for number, (axes, sizes) in enumerate(steps):
+    for number, (kind, numbers) in enumerate(steps):
         before = source.shapes[name]
         output = second.output if number == len(steps) - 1 else f"{second.output}.layout{number}"
-        if axes is not None:
-            made.append(Op("transpose2", {"X": [name]}, {"Out": [output]}, {"axis": axes}))
-            source.shapes[output] = tuple(before[axis] for axis in axes)
+        if kind == _TURN:
+            made.append(Op(_TURN, {"X": [name]}, {"Out": [output]}, {"axis": numbers}))
+            source.shapes[output] = tuple(before[axis] for axis in numbers)
         else:
-            made.append(Op("reshape2", {"X": [name]}, {"Out": [output]}, {"shape": sizes}))
-            source.shapes[output] = tuple(sizes)
+            made.append(Op(_SHAPE, {"X": [name]}, {"Out": [output]}, {"shape": numbers}))
+            source.shapes[output] = tuple(numbers)
         source.dtypes[output] = source.dtypes[first.input("X")]
         name = output
     source.ops = [new for op in source.ops if op is not first for new in (made if op is second else (op,))]

@@ -7,6 +7,8 @@ over each level is the same, but for the order of the additions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from act_pipeline.onnx_export.program import Op, Source
 
 
@@ -37,7 +39,7 @@ def sum_by_level(source: Source) -> None:
             _replace(source, [total, product, *beside], samples, weights, sizes)
 
 
-def _side_by_side(source: Source, name: str, alone) -> list[Op] | None:  # type: ignore[no-untyped-def]
+def _side_by_side(source: Source, name: str, alone: Callable[[str, str], Op | None]) -> list[Op] | None:
     """Return the ops that put the levels side by side along the last axis, the one that reads them last."""
     rank = len(source.shapes[name])
     concat = alone(name, "concat")

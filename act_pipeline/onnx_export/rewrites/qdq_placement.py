@@ -41,20 +41,22 @@ def round_early(source: Source) -> None:
     while climbing:
         tensor = climbing.pop()
         name = tensor.source
-        op = producers.get(name)
-        if name in source.rounded or op is None or not _only_moves(op) or readers.get(name) or len(scales[name]) > 1:
+        mover = producers.get(name)
+        if mover is None or not _only_moves(mover):
+            continue
+        if name in source.rounded or readers.get(name) or len(scales[name]) > 1:
             continue
         source.rounded.add(name)
         early = []
-        for moved in op.inputs["X"]:
-            readers[moved].discard(id(op))
+        for moved in mover.inputs["X"]:
+            readers[moved].discard(id(mover))
             scales.setdefault(moved, set()).add(tensor.scale.tobytes())
             rounded = replace(tensor, source=moved)
             early.append(f"{moved}@{float(tensor.scale)!r}")
             source.quantized[early[-1]] = rounded
             source.shapes[early[-1]], source.dtypes[early[-1]] = source.shapes[moved], source.dtypes[moved]
             climbing.append(rounded)
-        op.inputs["X"] = early
+        mover.inputs["X"] = early
 
 
 def _only_moves(op: Op) -> bool:
