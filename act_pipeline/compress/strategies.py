@@ -32,7 +32,7 @@ from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.static_graph import StaticGraph
 
 ALGORITHMS: tuple[Algorithm, ...] = ("mse", "avg", "abs_max", "hist", "KL")
-_WEIGHTED: tuple[WeightedOp, ...] = get_args(WeightedOp)
+_WEIGHTED: dict[str, WeightedOp] = {name: name for name in get_args(WeightedOp)}
 # SmoothQuant costs multiplications: it must take back this share of the drop to be built upon.
 _SMOOTHING_GAIN = 0.1
 # `auto` trains before it gives back more than this share of the ops.
@@ -188,7 +188,7 @@ def _smoothed(job: Job) -> tuple[InferenceModel, Selection, dict[str, Any]]:
 
 def _calibrated_start(job: Job) -> InferenceModel:
     """Return an INT8 model to train from, calibrated on a few images: moving averages go on from its scales."""
-    types = [name for name in job.config.training.quant_aware.quantize_op_types if name in _WEIGHTED]
+    types = [_WEIGHTED[name] for name in job.config.training.quant_aware.quantize_op_types if name in _WEIGHTED]
     settings = dataclasses.replace(
         job.config.quant_post, quantize_op_types=types, calib_images=_SCALE_IMAGES, batch_nums=None
     )

@@ -97,7 +97,7 @@ def _scaled(tensor: QuantizedTensor, weight: np.ndarray, factor: np.ndarray) -> 
     return replace(tensor, scale=np.where(off, 1, scale).astype(np.float32), axis=0, weight=weight)
 
 
-def _taken_over(build: GraphBuilder, tensor: QuantizedTensor | None) -> np.float32:
+def _taken_over(build: GraphBuilder, tensor: QuantizedTensor | None) -> np.float32 | np.ndarray:
     """Return the scale that an activation was divided by, which what it is multiplied with has to take over."""
     if build.unit_scales and tensor is not None and tensor.weight is None:
         return tensor.scale.reshape(())[()]
