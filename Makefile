@@ -10,6 +10,8 @@ WORKERS ?= 2
 # Of `make fuzz`.
 TARGETS ?= all
 MINUTES ?= 10
+# What `make lint` reads; mypy reads act_pipeline (pyproject.toml).
+LINTED := act_pipeline tools deploy tests requirements notebooks
 # Locks of what is optional that `make benchmark` compares.
 RUNTIMES ?= onnxruntime nncf
 
@@ -18,7 +20,7 @@ INSTALL = $(PYTHON) requirements/install.py --venv $(VENV)
 LOCK_TOOL := .venv-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark test test-all fuzz doctor lock clean env env-dev check-python
+.PHONY: help demo benchmark test test-all lint fuzz doctor lock clean env env-dev check-python
 
 help: ## what there is to make
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +40,11 @@ test-all: env-dev ## all tests
 	@echo "test: running all tests, the slow ones too"
 	@$(VENV_PYTHON) -m pytest -q $(PYTEST_ARGS)
 
+lint: env-dev ## ruff (rules and format) and mypy, as tests/test_lint.py runs them
+	@$(VENV_PYTHON) -m ruff check $(LINTED)
+	@$(VENV_PYTHON) -m ruff format --check $(LINTED)
+	@$(VENV_PYTHON) -m mypy
+
 fuzz: env-dev ## every fuzz target for MINUTES=10 (TARGETS="config reader" for some), at idle priority
 	@chrt -i 0 $(VENV_PYTHON) -m tests.fuzz $(TARGETS) --minutes $(MINUTES)
 
@@ -50,7 +57,7 @@ lock: check-python ## the lock files anew from requirements/*.in (UPGRADE=1: wit
 
 clean: ## remove .venv and what the commands made (dataset/, output/)
 	@echo "clean: removing $(VENV), $(LOCK_TOOL), dataset/sample, output and caches"
-	@rm -rf $(VENV) $(LOCK_TOOL) dataset/sample output build .pytest_cache .hypothesis *.egg-info
+	@rm -rf $(VENV) $(LOCK_TOOL) dataset/sample output build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 env: check-python ## .venv with what the commands need

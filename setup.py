@@ -83,10 +83,12 @@ setup(
         "dev": [
             "cuda-bindings<13",
             "hypothesis",
+            "mypy",
             "onnxruntime",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",
+            "ruff",
             "tensorrt-rtx-cu12-bindings",
             "tensorrt-rtx-cu12-libs",
         ],

@@ -103,7 +103,7 @@ def test_the_locks_agree_with_each_other(python: str) -> None:
     assert cpu.pop(PADDLE["cpu"]) == gpu.pop(PADDLE["gpu"])
     assert cpu == gpu
     assert {name: cpu[name] for name in dev if name in cpu} == {name: dev[name] for name in dev if name in cpu}
-    assert {"pytest", "pytest-timeout", "pytest-xdist", "hypothesis"} <= set(dev)
+    assert {"pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy"} <= set(dev)
     assert LOWERING <= set(cpu) and not {"onnxruntime", "nncf"} & set(cpu), "ONNX Runtime and NNCF stay optional"
     for name, packages in RUNTIMES.items():  # what the tests run with, and moves nothing of the rest
         runtime = pins(name, python)
@@ -221,6 +221,7 @@ def test_make_offers_what_the_documentation_names() -> None:
         "demo": "tools/demo.py",
         "test": '-m "not slow"',
         "test-all": "-m pytest",
+        "lint": "-m mypy",
         "doctor": "-m act_pipeline.doctor",
         "lock": "requirements/lock.py",
         "clean": "rm -rf",
