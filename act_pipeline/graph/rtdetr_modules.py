@@ -1,11 +1,12 @@
-"""Which part of an RT-DETR an op belongs to, read from the graph alone.
+"""PaddleDetection's module names for the ops of an RT-DETR, inferred from the structure of the graph.
 
-A static graph has lost the names of the layers that made it: its weights are called ``conv2d_12.w_0``. RT-DETR's parts
-can be told by what they do, though: the query selection is the first top-k, the memory is what is concatenated before
-it, an attention is a softmax between two matmuls without weights, and what stands between these is in the order in
-which PaddleDetection's ``HybridEncoder`` and ``RTDETRTransformer`` compute it. So ops get PaddleDetection's own module
-names (``transformer.decoder.layers.0.self_attn.q_proj``), for a model of any exporter. Where a part cannot be told, its
-ops are named by their weights (``neck.conv2d_45``); in a graph that is no RT-DETR, all are (``model.conv2d_3``).
+A static graph does not contain the names of its layers; its weights are called ``conv2d_12.w_0``. RT-DETR's structure
+identifies the parts: the query selection is the first top-k, the memory is the concatenation before it, and an
+attention is a softmax between two matmuls without weights. The ops between these are in the order in which
+PaddleDetection's ``HybridEncoder`` and ``RTDETRTransformer`` compute them. So ops get PaddleDetection's module names
+(``transformer.decoder.layers.0.self_attn.q_proj``), for models of any exporter. Where a part is not recognized, its ops
+are named after their weights (``neck.conv2d_45``). In a graph that is not an RT-DETR, this holds for all ops
+(``model.conv2d_3``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ OTHER_GROUP = "model"
 _CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 _MATMULS = ("matmul_v2", "matmul", "mul")
 _RESHAPING = ("reshape2", "transpose2", "flatten_contiguous_range", "flatten2", "squeeze2", "unsqueeze2")
-# What may stand between a projection and the product of queries and keys.
+# Ops that may come between a projection and the product of queries and keys.
 _PASSING = (*_RESHAPING, "scale", "elementwise_add", "elementwise_mul", "elementwise_div")
 _AFTER_SELF_ATTENTION = (
     "cross_attn.value_proj",
@@ -36,11 +37,11 @@ _BOX = 4
 
 @dataclass(frozen=True)
 class Place:
-    """Where an op stands.
+    """The module that an op belongs to.
 
     Attributes:
-        module: dotted name.
-        group: of ``GROUPS``, or ``model``.
+        module: dotted module name.
+        group: one of :data:`GROUPS`, or ``model``.
     """
 
     module: str
@@ -48,10 +49,13 @@ class Place:
 
 
 def find_places(graph: StaticGraph) -> dict[str, Place]:
-    """Return the place of every convolution and matmul, by the name of its first output.
+    """Return the module of every convolution and matmul.
 
     Args:
-        graph: a float graph, its constants folded (:func:`act_pipeline.graph.static_graph.fold_constants`).
+        graph: a float graph with folded constants (:func:`act_pipeline.graph.folding.fold_constants`).
+
+    Returns:
+        Name of the op's first output -> its module and group.
     """
     wires = _Wires(graph)
     bounds = _find_bounds(wires)
@@ -83,7 +87,7 @@ def _group(module: str) -> str:
 
 
 class _Wires:
-    """A graph's ops, who made a tensor, and who reads it."""
+    """The ops of a graph, with the producer and the readers of every tensor."""
 
     def __init__(self, graph: StaticGraph) -> None:
         self.graph = graph
@@ -101,21 +105,21 @@ class _Wires:
         return next((name for name in names if self.graph.is_parameter(name)), None)
 
     def layer(self, op: Any) -> str:
-        """Return the layer's name within Paddle, ``conv2d_12``; of an op without weights, its output's."""
+        """Return Paddle's name of the layer (``conv2d_12``), from its weight, or else from its output."""
         return (self.weight(op) or op.output_arg_names[0]).split(".")[0]
 
     def shape(self, name: Optional[str]) -> list[int]:
         return list(self.graph.program.global_block().var(name).shape) if name else []
 
     def source(self, name: str, through: Sequence[str]) -> Any:
-        """Return the op that a tensor comes from, ops of the types ``through`` left out (by their first input)."""
+        """Return the op that produces a tensor, skipping ops of the types ``through`` by their input ``X``."""
         op = self.producer.get(name)
         while op is not None and op.type in through:
             op = self.producer.get(op.input("X")[0])
         return op
 
     def target(self, op: Any, wanted: Callable[[Any], bool], through: Sequence[str]) -> Any:
-        """Return the nearest op after ``op`` that is wanted, across ops of the types ``through`` only."""
+        """Return the nearest wanted op after ``op`` that is reached through ops of the types ``through`` only."""
         ahead, seen = [op], set()
         while ahead:
             for name in ahead.pop(0).output_arg_names:
@@ -133,12 +137,14 @@ class _Wires:
 
 @dataclass(frozen=True)
 class _Bounds:
-    """Positions in the program, and the projections at the borders.
+    """Positions of the parts in the program, and the convolutions that project the levels between them.
 
     Attributes:
-        encoder: where the neck begins.
-        memory: where the decoder begins.
-        selection: the first top-k.
+        encoder: index of the first op of the neck.
+        memory: index of the first op of the decoder.
+        selection: index of the first top-k.
+        neck_projections: the projections of the backbone's levels, in order.
+        decoder_projections: the projections of the neck's levels, in order.
     """
 
     encoder: int
@@ -162,7 +168,7 @@ def _find_bounds(wires: _Wires) -> Optional[_Bounds]:
     if not projections or attention is None:
         return None
     memory = min(wires.position[id(op)] for op in projections)
-    # The deepest level's projection, flattened, is what the first attention sees; the other levels' stand before it.
+    # The first attention reads the flattened projection of the deepest level; the other projections precede it.
     start = wires.position[id(attention)]
     flatten = next((op for op in reversed(wires.ops[:start]) if op.type.startswith("flatten")), None)
     deepest = _projection(wires, flatten.input("X")[0]) if flatten is not None else None
@@ -179,7 +185,7 @@ def _find_bounds(wires: _Wires) -> Optional[_Bounds]:
 
 
 def _projection(wires: _Wires, name: str) -> Any:
-    """Return the 1 x 1 convolution that a flattened level comes from."""
+    """Return the 1 x 1 convolution that produces a flattened level, or None."""
     op = wires.source(name, (*_RESHAPING, "elementwise_add", "batch_norm"))
     weight = wires.weight(op) if op is not None and op.type == "conv2d" else None
     return op if weight is not None and wires.shape(weight)[2:] == [1, 1] else None
@@ -187,7 +193,7 @@ def _projection(wires: _Wires, name: str) -> Any:
 
 @dataclass(frozen=True)
 class _Attention:
-    """An attention's ops by their roles; a projection may be missing."""
+    """The ops of an attention by role (``q_proj``, ``qk``, ...); a projection may be missing."""
 
     ops: dict[str, Any]
 
@@ -264,7 +270,7 @@ def _name_decoder(wires: _Wires, within: Sequence[Any], bounds: _Bounds, names: 
 
 
 def _chain(wires: _Wires, last: Any) -> list[Any]:
-    """Return a box head's linear layers, ``last`` the last, joined by ReLUs."""
+    """Return the linear layers of a box head, connected by ReLUs, up to ``last``."""
     chain = [last]
     while True:
         relu = wires.producer.get(chain[0].input("X")[0])
