@@ -1,7 +1,8 @@
-"""From the statistics of a tensor to its threshold: the largest absolute value that INT8 shall represent.
+"""Compute a tensor's threshold, the largest absolute value that INT8 represents, from its statistics.
 
-The scale of a symmetric INT8 tensor is ``threshold / 127``. The names are PaddleSlim's (``QuantPost.algo``); where the
-definition differs from ``paddle.static.quantization.PostTrainingQuantization`` of Paddle 2.6.2, the function says how.
+The scale of a symmetric INT8 tensor is ``threshold / 127``. The names of the algorithms are PaddleSlim's
+(``QuantPost.algo``). Docstrings state where a definition differs from
+``paddle.static.quantization.PostTrainingQuantization`` of Paddle 2.6.2.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ _NOTHING = 2.0**-22
 
 
 def threshold(statistics: AbsHistogram, algo: Algorithm, hist_percent: float = 0.9999) -> float:
-    """Return a tensor's threshold, in (0, abs_max]; 0 if the tensor held nothing but zeros.
+    """Return a tensor's threshold.
 
     Args:
-        statistics: of the tensor on the calibration images.
-        algo: ``abs_max``: the largest absolute value. ``avg``: the mean over the images of each one's largest absolute
-            value (PaddleSlim: over the batches). ``hist``: the quantile ``hist_percent`` of the absolute values.
-            ``mse``: see :func:`mse_threshold`. ``KL``: see :func:`kl_threshold`.
-        hist_percent: for ``hist``, in (0, 1].
+        statistics: statistics of the tensor on the calibration images.
+        algo: ``abs_max``: the largest absolute value. ``avg``: the mean over the images of each image's largest
+            absolute value (PaddleSlim: over the batches). ``hist``: the quantile ``hist_percent`` of the absolute
+            values. ``mse``: see :func:`mse_threshold`. ``KL``: see :func:`kl_threshold`, and ``mse`` where that returns
+            None.
+        hist_percent: the quantile of ``hist``, in (0, 1].
+
+    Returns:
+        The threshold in (0, ``abs_max``]; 0 if all values are zero.
     """
     if statistics.abs_max == 0:
         return 0.0
@@ -39,7 +44,7 @@ def threshold(statistics: AbsHistogram, algo: Algorithm, hist_percent: float = 0
     lower, upper, counts = statistics.bins()
     if algo == "hist":
         found = quantile(lower, upper, counts, hist_percent)
-        # A quantile that is as good as 0, since nearly all values are, would leave nothing of the others.
+        # If nearly all values are 0, the quantile is close to 0 and would clip all others.
         if found < statistics.abs_max * _NOTHING:
             found = statistics.abs_max
     elif algo == "mse":
@@ -52,11 +57,11 @@ def threshold(statistics: AbsHistogram, algo: Algorithm, hist_percent: float = 0
 
 
 def quantile(lower: np.ndarray, upper: np.ndarray, counts: np.ndarray, share: float) -> float:
-    """Return the value below which ``share`` of the counted values lie, interpolated within its bin.
+    """Return a quantile of a histogram, interpolated linearly within its bin.
 
     Args:
-        lower, upper, counts: [B], as :meth:`AbsHistogram.bins` gives them.
-        share: in (0, 1].
+        lower, upper, counts: [B] each, the output of :meth:`AbsHistogram.bins`.
+        share: the share of the counted values that lie below the quantile, in (0, 1].
     """
     cumulated = np.cumsum(counts)
     wanted = share * cumulated[-1]
@@ -66,14 +71,15 @@ def quantile(lower: np.ndarray, upper: np.ndarray, counts: np.ndarray, share: fl
 
 
 def mse_threshold(lower: np.ndarray, upper: np.ndarray, counts: np.ndarray) -> float:
-    """Return the threshold of the least mean squared error between the values and their INT8 form.
+    """Return the threshold with the least mean squared error between the absolute values and their INT8 rounding.
 
-    ``q(x) = clip(round(x / t * 127), -128, 127) * t / 127``; candidates are ``abs_max * 2**(-i / 16)`` for i in 0..96.
-    PaddleSlim searches 0.3 to 1.0 of abs_max, batch by batch, and keeps the one threshold of the batch that had the
-    least error; here the error is that of all images.
+    The rounding is ``q(x) = min(round(x / t * 127), 127) * t / 127``. The candidates are ``t = abs_max * 2**(-i / 16)``
+    for i in 0..96. The error is computed on all images together. PaddleSlim searches 0.3 to 1.0 of ``abs_max`` batch by
+    batch, and keeps the threshold of the one batch that had the least error.
 
     Args:
-        lower, upper, counts: [B], as :meth:`AbsHistogram.bins` gives them.
+        lower, upper, counts: [B] each, the output of :meth:`AbsHistogram.bins`; the middle of a bin stands for its
+            values.
     """
     values, weights = (lower + upper) / 2, counts.astype(np.float64)
     candidates = upper[-1] * _MSE_SHARES
@@ -89,32 +95,42 @@ def mse_threshold(lower: np.ndarray, upper: np.ndarray, counts: np.ndarray) -> f
 
 
 def uniform_histogram(lower: np.ndarray, upper: np.ndarray, counts: np.ndarray, bins: int) -> np.ndarray:
-    """Return float64 [bins] counts over bins of one width from 0 to the last upper edge, shared out by overlap."""
+    """Return a histogram with bins of equal width; counts are distributed in proportion to the overlap of the bins.
+
+    Args:
+        lower, upper, counts: [B] each, the output of :meth:`AbsHistogram.bins`.
+        bins: the number of bins, from 0 to the last upper edge.
+
+    Returns:
+        Counts, float64 [bins].
+    """
     edges = np.stack([lower, upper], axis=1).reshape(-1)
     cumulated = np.stack([np.cumsum(counts) - counts, np.cumsum(counts)], axis=1).reshape(-1)
     at = np.interp(np.linspace(0, upper[-1], bins + 1), edges, cumulated, left=0)
-    at[-1] = cumulated[-1]  # a last bin of no width: every value is the largest one
+    at[-1] = cumulated[-1]  # np.interp may miss the last bin where its width is 0 (all its values equal the largest)
     return np.diff(at)
 
 
 def kl_threshold(histogram: np.ndarray, bin_width: float, levels: int = LEVELS) -> float | None:
-    """Return the threshold of the least Kullback-Leibler divergence (entropy calibration, Migacz, GTC 2017).
+    """Return the threshold with the least Kullback-Leibler divergence (entropy calibration, Migacz, GTC 2017).
 
-    For every i from the half of the bins on: P is ``histogram[:i]`` with all that lies above added to its last bin, Q
-    is ``histogram[:i]`` merged into ``levels`` groups of ``i // levels`` bins (the last group takes the rest) and
-    spread again over the bins of each group that are not empty. The i with the least KL(P || Q) gives ``(i + 0.5) *
-    bin_width``. This is ``paddle.static.quantization.cal_kl_threshold`` of Paddle 2.6.2, computed for all i at once.
-    TensorRT begins at
-    bin 128: on RT-DETR that cuts some tensors to a twelfth, and the model finds nothing any more.
+    For every i from half of the bins on, P is ``histogram[:i]`` with all counts above added to its last bin. Q is
+    ``histogram[:i]`` merged into ``levels`` groups of ``i // levels`` bins (the last group takes the remaining bins)
+    and expanded again over the bins of each group that are not empty. The threshold is ``(i + 0.5) * bin_width`` for
+    the i with the least KL(P || Q). This is ``paddle.static.quantization.cal_kl_threshold`` of Paddle 2.6.2, computed
+    for all i at once.
+
+    TensorRT starts at bin 128. On RT-DETR that clips some tensors to a twelfth of their range, and the model detects
+    nothing.
 
     Args:
-        histogram: [bins] counts of absolute values.
-        bin_width: of each bin.
-        levels: of the quantized values.
+        histogram: counts of absolute values, [bins].
+        bin_width: width of each bin.
+        levels: the number of quantization levels.
 
     Returns:
-        None if the upper half of the bins is empty but for the last: a constant, a mask, or one outlier. Paddle then
-        cuts at the last value of the lower half, which makes 0 of every constant; :func:`threshold` takes ``mse``.
+        The threshold; None if the bin below every candidate i is empty, as for a constant, a mask or a single outlier.
+        Paddle then clips at the last value of the lower half, which turns every constant into 0.
     """
     bins = len(histogram)
     last = np.arange(max((bins - 1) // 2, levels), bins)
@@ -127,7 +143,7 @@ def kl_threshold(histogram: np.ndarray, bin_width: float, levels: int = LEVELS) 
     held = np.concatenate([[0], np.cumsum(histogram > 0)])
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = np.concatenate([[0.0], np.cumsum(np.where(histogram > 0, histogram * np.log(histogram), 0.0))])
-        # [candidates, levels + 1]: the edges of the groups.
+        # Edges of the groups, [candidates, levels + 1].
         edges = (last // levels)[:, None] * np.arange(levels + 1)
         edges[:, -1] = last
         q_mass = np.diff(mass[edges], axis=1)
