@@ -1,4 +1,4 @@
-"""What `test_executors.py` runs in processes of their own; it imports nothing that takes long to load."""
+"""The work of `test_executors.py` in other processes; it imports no module that is slow to load."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def die(shared: Any, unit: int) -> int:
 
 
 def sleep(folder: str, unit: int) -> int:
-    """Leave a temporary folder and the process's number behind, and take a minute; unit 0 comes back at once."""
+    """Create a temporary folder, record it under the process id, and sleep for a minute; unit 0 returns at once."""
     Path(folder, f"{os.getpid()}.pid").write_text(tempfile.mkdtemp())
     if unit:
         time.sleep(60)
@@ -47,5 +47,5 @@ def main(argv: Any = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts tests in the background may have it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background parent may ignore the signal
     sys.exit(run_command(main))
