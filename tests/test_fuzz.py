@@ -1,4 +1,4 @@
-"""The fuzz targets for a moment each, with the same examples every time; and what they found, one test a finding."""
+"""A short run of each fuzz target with fixed examples, and one test for each error that fuzzing found."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.fuzz.targets import TARGETS
 from tests.fuzz.targets.infer_cfg import _NoData
 from tests.fuzz.targets.onnx_file import _model
 
-# Those that take the longest an example; `make fuzz` gives them as many as there is time for.
+# The slowest targets per example; `make fuzz` runs as many as its time allows.
 EXAMPLES = {"paddle_model": 10, "reader": 30, "config": 20, "detections": 15}
 
 
@@ -61,7 +61,7 @@ def test_a_target_finds_nothing(name: str, tmp_path: Path, monkeypatch: pytest.M
     read()
 
 
-# What the harness would not let pass.
+# Errors that the harness must detect.
 
 
 def _write_outside(folder: Path, example: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_harness_sees_what_no_reading_does(read, tmp_path: Path, monkeypatch
     check(Target("x", lambda folder: None, _write_outside), inside, inside / "file")
 
 
-# What the targets found.
+# Errors found by the targets.
 
 
 def _refused(call, *arguments) -> str:
@@ -219,7 +219,7 @@ def test_a_checkpoint_that_holds_more_than_arrays(tmp_path: Path) -> None:
 
 
 def _not_resumed(folder: Path, changes: dict) -> str:
-    """Return what is said of a checkpoint with ``variables.npz``, which is taken from ``folder``, and odd progress."""
+    """Return the message for a checkpoint with the ``variables.npz`` in ``folder`` and modified progress."""
     directory = folder / "int8.checkpoint"
     (directory / "best").mkdir(parents=True)
     (folder / "variables.npz").rename(directory / "variables.npz")

@@ -1,4 +1,4 @@
-"""A model evaluated, timed or shown in an engine: ``deploy/infer_eval.py``."""
+"""Evaluation, timing or visualization of a model in an engine: ``deploy/infer_eval.py``."""
 
 from act_pipeline.inference.request import InferenceRequest
 from act_pipeline.inference.run import InferenceOutcome, run_inference

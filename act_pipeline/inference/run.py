@@ -1,4 +1,4 @@
-"""One call from a model folder to figures or a picture: what ``deploy/infer_eval.py`` does."""
+"""From a model folder to scores, latencies or a drawn image: ``deploy/infer_eval.py``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from act_pipeline.inference.request import InferenceRequest
 
 __all__ = ["COLLECTED_VARIABLE", "InferenceOutcome", "InferenceRequest", "run_inference"]
 
-# Set for the process that goes on after the shapes were collected, so that it never collects and starts another one.
+# Set for the process started after the shapes were collected, so that it never collects and starts another one.
 COLLECTED_VARIABLE = "ACT_PIPELINE_SHAPES_COLLECTED"
 BENCHMARK_IMAGES = 16
 
@@ -37,15 +37,15 @@ Say = Callable[[str], None]
 
 @dataclass
 class InferenceOutcome:
-    """What came of a request.
+    """Result of a request.
 
     Attributes:
-        exit_code: 0, or that of the process that went on.
-        lines: what to print.
-        evaluation: for an evaluation.
-        record: what ``json`` holds.
-        detections: for a picture: [K, 6] class index, score, x1, y1, x2, y2, those above the threshold.
-        picture: the file that was drawn.
+        exit_code: 0, or that of the process started after shapes were collected.
+        lines: the text to print.
+        evaluation: result of an evaluation.
+        record: content of the JSON file.
+        detections: for an image: [K, 6] class index, score, x1, y1, x2, y2, those that reach the threshold.
+        picture: the drawn file.
     """
 
     exit_code: int = 0
@@ -64,22 +64,22 @@ def run_inference(
     inference: Any = None,
     here: Machine | None = None,
 ) -> InferenceOutcome:
-    """Evaluate, time or show a model.
+    """Evaluate or time a model, or draw its detections.
 
-    With TensorRT and no (valid) collected shapes, they are collected first. Paddle cannot build TensorRT's engines in
-    the process that collected, so the same request then goes on in a fresh one.
+    TensorRT in Paddle needs collected shapes; if these are missing or outdated, they are collected first. Paddle cannot
+    build TensorRT engines in the process that collected shapes, so the request then continues in a new process.
 
     Args:
         request: what to run.
-        rerun: the command line that makes the same request; None (a notebook, say): a second call is needed, and the
-            outcome says so.
-        say: takes a line about what happens next.
-        reader: a reader; None: made from ``request.reader_config``.
-        inference: ``paddle.inference``, or a stand-in with its names.
-        here: this machine, or a stand-in.
+        rerun: the command line that repeats the request; None (e.g. in a notebook) if there is none, then a second call
+            is needed, and the outcome states this.
+        say: is called with one line per step.
+        reader: a reader; None to create it from ``request.reader_config``.
+        inference: ``paddle.inference``, or a substitute for tests.
+        here: this machine, or a substitute for tests.
 
     Raises:
-        UserError: the request cannot be met; what is missing and what would work.
+        UserError: the request cannot be fulfilled; the message states what is missing and what would work.
     """
     _check_shards(request)
     if request.json is not None:
@@ -161,7 +161,7 @@ def _check_shards(request: InferenceRequest) -> None:
 
 
 def _check_record_path(path: Path) -> None:
-    """Find out before the work, not after it, that its record has no place."""
+    """Check before the work starts that the record can be written."""
     if path.is_dir():
         raise UserError(f"--json={path} is a folder, expected a file name such as {path / 'eval.json'}")
     folder = next(parent for parent in (path.parent, *path.parent.parents) if parent.exists())
@@ -172,7 +172,7 @@ def _check_record_path(path: Path) -> None:
 
 
 def _reader(request: InferenceRequest, reader: Any, model: Artifact, say: Say) -> Any:
-    """Return what gives the images, as the model takes them."""
+    """Return the reader adapted to the model."""
     from act_pipeline.data import Reader
     from act_pipeline.data.model_fit import fit_reader, reader_of_model
 
@@ -183,7 +183,7 @@ def _reader(request: InferenceRequest, reader: Any, model: Artifact, say: Say) -
         reader = reader_of_model(model, reader)
     if request.img_shape is not None and tuple(reader.input_size) != tuple(request.img_shape):
         reader = reader.with_input_size(*request.img_shape)
-    if not isinstance(reader, Reader) or request.benchmark:  # speed does not depend on what is in the pictures
+    if not isinstance(reader, Reader) or request.benchmark:  # speed does not depend on the image content
         return reader
     try:
         fit = fit_reader(model, reader)
@@ -207,7 +207,7 @@ def _collect_if_stale(
     inference: Any,
     say: Say,
 ) -> Path | None:
-    """Return the path of the shapes if they were collected just now, None if those at hand are valid."""
+    """Return the path of newly collected shapes; None if the existing ones are valid."""
     from act_pipeline.engines.paddle.dynamic_shape import ShapeKey, collect, stale_reason
 
     height, width = reader.input_size
@@ -225,7 +225,7 @@ def _collect_if_stale(
 
 
 def _first_images(request: InferenceRequest, reader: Any, count: int) -> dict[str, np.ndarray]:
-    """Return a batch of ``count``, from the picture asked for or the data set; repeated if there are fewer."""
+    """Return a batch of ``count`` from the requested image or the data set, repeated if there are fewer."""
     if request.image_file:
         batch: Mapping[str, np.ndarray] = reader.preprocess(request.image_file)
     else:
@@ -298,7 +298,7 @@ def _benchmark(
     except UserError as error:
         if request.image_file:
             raise
-        # Speed does not depend on what is in the pictures.
+        # Speed does not depend on the image content.
         images, source = _random_images(reader, summary, count), "random"
         say(f"timing on random input, since the data set cannot be read: {error}")
     size = request.batch_size
@@ -339,7 +339,7 @@ def _show(request: InferenceRequest, engine: Engine, model: Artifact, reader: An
     from act_pipeline.inference.visualize import detection_label, draw_detections, read_image
 
     image_file = str(request.image_file)
-    read_image(image_file)  # says in our words what is wrong with the file, before the reader meets it
+    read_image(image_file)  # gives a clearer message than the reader if the file is invalid
     bbox = engine.run(reader.preprocess(image_file))["bbox"]
     names = _class_names(reader, model)
     output = Path(request.output_dir) / Path(image_file).name
@@ -365,10 +365,10 @@ def _show(request: InferenceRequest, engine: Engine, model: Artifact, reader: An
 
 
 def _class_names(reader: Any, model: Artifact) -> Sequence[str]:
-    """Return the names by class index: the model's own where it has them, which needs no data set, else the data's."""
+    """Return the class names by class index, of the reader if available, otherwise of the model's ``infer_cfg.yml``."""
     with contextlib.suppress(UserError):
         return list(reader.class_names)
-    # A lowered file lies in onnx/ in the folder of its model.
+    # An exported ONNX file is in onnx/ in the folder of its model.
     folders = [model.directory, model.directory.parent] if isinstance(model, OnnxModel) else [model.directory]
     labels = (InferenceModel(folder).infer_cfg().get("label_list") for folder in folders)
     names = next(filter(None, labels), [])

@@ -1,4 +1,4 @@
-"""English."""
+"""English texts of a report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEXTS = {
     "badge_not_measured": "Not measured",
     "measured_on": "Measured on {images} images",
     "with_strategy": "made by {strategy}",
-    # How sure that is.
+    # Confidence of the verdict.
     "interval": "Another {images} images like these would give another change: of {resamples} sets of that size drawn from "
     "these, {level} have one from {low} to {high}.",
     "within_limit": "In {share} of the sets INT8 loses at most {limit}.",
@@ -31,7 +31,7 @@ TEXTS = {
     "agreement": "Of the {boxes} boxes that FP32 is sure of (a score above 0.3), INT8 finds {matched}; they overlap with an "
     "IoU of {iou}, and their scores change by {change} on average.",
     "from_to": "{low} to {high}",
-    # The four figures under it.
+    # The four figures below the verdict.
     "tile_accuracy": "Accuracy, mAP",
     "tile_size": "Size, MB",
     "tile_latency": "Latency, ms",
@@ -214,7 +214,7 @@ TEXTS = {
     "iteration": "iteration",
     "loss": "loss",
     "agreement_with_fp32": "agreement",
-    # Again.
+    # Reproduction.
     "again": "Run it again",
     "again_lead": "With the same data and versions, the first command gives the same model.",
     "again_lead_opt": "With the same -o, data and versions, the first command gives the same model; this record does "

@@ -1,4 +1,4 @@
-"""Chinese, simplified."""
+"""Simplified Chinese texts of a report."""
 
 from __future__ import annotations
 
