@@ -295,7 +295,7 @@ def test_a_second_run_takes_what_has_not_changed(demo, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("act_pipeline.compress.strategies.train", never)
     monkeypatch.setattr("act_pipeline.export.build_model", never)
-    monkeypatch.setattr("act_pipeline.inference.run.evaluate", never)
+    monkeypatch.setattr("act_pipeline.inference.evaluation.evaluate", never)
     again = run_demo(demo.root / "data", demo.root / "output", TRAINED)
     assert again.compressed.record == demo.compressed.record
     with pytest.raises(AssertionError, match="computed again"):

@@ -31,7 +31,7 @@ from act_pipeline.engines.paddle.dynamic_shape import SCHEMA, ShapeKey, stale_re
 from act_pipeline.evaluation import load_detections
 from act_pipeline.graph import model_files
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
-from act_pipeline.inference.run import _class_names
+from act_pipeline.inference.picture import class_names
 from tests.fuzz.harness import Target, check
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.targets.infer_cfg import _NoData
@@ -183,7 +183,7 @@ def test_an_infer_cfg_is_read_as_every_other_yaml_file(tmp_path: Path) -> None:
     (tmp_path / "infer_cfg.yml").write_text("a: !!python/name:os.system\n")
     assert "tag" in _refused(InferenceModel(tmp_path).infer_cfg)
     (tmp_path / "infer_cfg.yml").write_text("label_list: 3\n")
-    assert _class_names(_NoData(), InferenceModel(tmp_path)) == []
+    assert class_names(_NoData(), InferenceModel(tmp_path)) == []
 
 
 def test_detections_that_unpack_to_more_than_any_evaluation_makes(

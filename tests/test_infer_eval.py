@@ -34,7 +34,7 @@ from act_pipeline.core.records import read_record
 from act_pipeline.engines.paddle.dynamic_shape import RECORD_FILENAME, SHAPES_FILENAME
 from act_pipeline.evaluation import EVAL_SCHEMA
 from act_pipeline.inference import InferenceRequest, run_inference
-from act_pipeline.inference.run import COLLECTED_VARIABLE
+from act_pipeline.inference.shapes import COLLECTED_VARIABLE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMAND = REPOSITORY / "deploy" / "infer_eval.py"
