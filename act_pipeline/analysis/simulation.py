@@ -133,7 +133,7 @@ class Simulation:
             ``bbox`` float32 [K, 6], ``bbox_num`` [N], and the taps under their names.
 
         Raises:
-            ValueError: a name is not a quantizable op, an activation has no threshold, or an input is missing.
+            ValueError: a name is not a quantizable op, or an activation has no threshold.
             UserError: memory does not suffice.
         """
         quantized, weight_only = frozenset(quantized), frozenset(weight_only) - frozenset(quantized)

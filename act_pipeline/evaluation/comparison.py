@@ -35,12 +35,12 @@ class Comparison:
             max_drop: the allowed mAP drop, in [0, 1]; None for no limit.
 
         Returns:
-            ``map_drop_interval``: interval of the drop (reference - model) with ``low`` and ``high`` (the bounds
-            containing ``level`` of the resamples), ``level``, ``resamples`` and ``standard_error``.
-            ``probability_within_max_drop``: share of the resamples within ``max_drop``.
-            ``images_needed``: number of images that would decide whether the drop is within ``max_drop``; None if the
-            present images decide it or no number would.
-            ``agreement``: see :class:`act_pipeline.evaluation.agreement.Agreement`.
+            * ``map_drop_interval``: interval of the drop (reference - model) with ``low`` and ``high`` (the bounds
+              containing ``level`` of the resamples), ``level``, ``resamples`` and ``standard_error``;
+            * ``probability_within_max_drop``: share of the resamples within ``max_drop``;
+            * ``images_needed``: number of images that would decide whether the drop is within ``max_drop``; None if the
+              present images decide it or no number would;
+            * ``agreement``: see :class:`act_pipeline.evaluation.agreement.Agreement`.
         """
         found, limited = self.difference, self.difference is not None and max_drop is not None
         return {
