@@ -56,7 +56,7 @@ def collect(
     Args:
         model: the float model.
         observers: tensor name -> its observers.
-        batches: input name -> array with the images along the first axis; names that the model has not are ignored.
+        batches: input name -> array with the images along the first axis; names that are no inputs are ignored.
         device: ``CPU`` or ``GPU``.
         ops: tensor name -> description of the op that reads or writes it, for error messages.
         where: path of the model in error messages; empty: the folder of ``model``.

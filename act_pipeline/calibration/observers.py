@@ -67,7 +67,7 @@ class AbsMax:
         return self._sum / max(self.images, 1)
 
     def update(self, values: np.ndarray, images: int) -> None:
-        """See :class:`Observer`."""
+        """Add the values of a batch to the statistics; see :meth:`Observer.update`."""
         if not values.size:
             return
         rows = values.reshape(images, -1)
@@ -106,7 +106,7 @@ class AbsHistogram(AbsMax):
         self._base: int | None = None  # the bits of the float32 where the lowest bin begins, without the dropped ones
 
     def update(self, values: np.ndarray, images: int) -> None:
-        """See :class:`Observer`."""
+        """Add the values of a batch to the statistics; see :meth:`Observer.update`."""
         values = np.ascontiguousarray(values, np.float32)
         super().update(values, images)
         if self.abs_max > 0:
@@ -183,7 +183,7 @@ class ChannelMean:
         return np.zeros(0) if self._sum is None else self._sum / max(self._count, 1)
 
     def update(self, values: np.ndarray, images: int) -> None:
-        """See :class:`Observer`."""
+        """Add the values of a batch to the statistics; see :meth:`Observer.update`."""
         axis = self.axis % values.ndim
         if axis == 1 and values.ndim > 2:
             # Each map is summed in float32, pairwise by NumPy: three times as fast as float64 for all sums.

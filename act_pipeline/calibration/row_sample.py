@@ -30,7 +30,7 @@ class ChannelAbsMax:
         return self.by_image.max(axis=0) if self._seen else np.zeros(0, np.float32)
 
     def update(self, values: np.ndarray, images: int) -> None:
-        """See :class:`act_pipeline.calibration.observers.Observer`."""
+        """Add the values of a batch; see :meth:`act_pipeline.calibration.observers.Observer.update`."""
         if not values.size:
             return
         rows = values.reshape(images, -1, values.shape[-1])
@@ -65,7 +65,7 @@ class RowSample:
         self._images = 0
 
     def update(self, values: np.ndarray, images: int) -> None:
-        """See :class:`act_pipeline.calibration.observers.Observer`."""
+        """Add the values of a batch; see :meth:`act_pipeline.calibration.observers.Observer.update`."""
         if not values.size:
             return
         rows = values.reshape(-1, values.shape[-1])

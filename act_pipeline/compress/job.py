@@ -167,7 +167,10 @@ class Job:
         return self._truth
 
     def meets(self, candidate: Candidate) -> bool:
-        """Return whether a candidate is within ``max_drop`` with probability ``Strategy.confidence``."""
+        """Return whether a candidate is within ``max_drop`` with probability ``Strategy.confidence``.
+
+        At a confidence of 0.5 the measured drop decides. True if ``max_drop`` is None.
+        """
         if self.max_drop is None:
             return True
         confidence = self.config.strategy.confidence

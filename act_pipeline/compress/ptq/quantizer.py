@@ -274,7 +274,12 @@ class Inserted:
 
 
 def insert(model: InferenceModel, settings: QuantPost) -> Inserted:
-    """Load a float model and insert Q/DQ; the scales are not valid yet."""
+    """Load a float model and insert Q/DQ, whose scales are not valid yet.
+
+    Args:
+        model: the float model with folded constants and BatchNorm.
+        settings: section ``QuantPost``.
+    """
     with quiet_upstream():
         graph = StaticGraph.load(model)
         graph.unwrap_outputs()

@@ -118,7 +118,7 @@ class Teacher:
             return "it gives something else each time"
         if batch_size == 1:
             return ""
-        # The second image is the first one, mirrored.
+        # The test needs a batch of two different images; the second one is the mirrored first one.
         other = {name: value[..., ::-1] if value.ndim == 4 else value for name, value in probe.items()}
         try:
             parts = [np.concatenate(pair) for pair in zip(alone, self.run(other))]
