@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -326,18 +326,21 @@ class Simulation:
         self._graph.scope.drop_kids()
 
     def _feed(self, feed: Mapping[str, np.ndarray]) -> None:
-        for name in self._graph.feed_names:
-            if name not in feed:
-                raise ValueError(f"the model takes an input {name!r}, which is none of {sorted(feed)}")
-            self._set(name, np.ascontiguousarray(feed[name], np.float32))
+        for name, array in self._inputs(feed):
+            self._set(name, array)
 
     def _digest(self, feed: Mapping[str, np.ndarray]) -> bytes:
         digest = hashlib.blake2b(digest_size=16)
-        for name in self._graph.feed_names:
-            array = np.ascontiguousarray(feed[name], np.float32)
+        for name, array in self._inputs(feed):
             digest.update(repr((name, array.shape)).encode())
             digest.update(array.data)
         return digest.digest()
+
+    def _inputs(self, feed: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        for name in self._graph.feed_names:
+            if name not in feed:
+                raise ValueError(f"the model takes an input {name!r}, which is none of {sorted(feed)}")
+            yield name, np.ascontiguousarray(feed[name], np.float32)
 
     def _set(self, name: str, value: np.ndarray) -> None:
         self._graph.scope.var(name).get_tensor().set(np.ascontiguousarray(value), self._place)
