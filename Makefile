@@ -7,9 +7,6 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 # Processes that share the tests of `make test`, file by file; each takes up to 4 GB (0: one process, for --pdb say).
 WORKERS ?= 2
-# Of `make fuzz`.
-TARGETS ?= all
-MINUTES ?= 10
 # Locks of what is optional that `make benchmark` compares.
 RUNTIMES ?= onnxruntime nncf
 
@@ -18,7 +15,7 @@ INSTALL = $(PYTHON) requirements/install.py --venv $(VENV)
 LOCK_TOOL := .venv-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark test test-all fuzz doctor lock clean env env-dev check-python
+.PHONY: help demo benchmark test test-all doctor lock clean env env-dev check-python
 
 help: ## what there is to make
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,9 +34,6 @@ test: env-dev ## the tests, with one run of the whole path, without the slow one
 test-all: env-dev ## all tests
 	@echo "test: running all tests, the slow ones too"
 	@$(VENV_PYTHON) -m pytest -q $(PYTEST_ARGS)
-
-fuzz: env-dev ## every fuzz target for MINUTES=10 (TARGETS="config reader" for some), at idle priority
-	@chrt -i 0 $(VENV_PYTHON) -m tests.fuzz $(TARGETS) --minutes $(MINUTES)
 
 doctor: env ## versions, GPU, CUDA, TensorRT, and which engines run here
 	@$(VENV_PYTHON) -m act_pipeline.doctor
