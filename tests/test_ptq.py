@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, collect, quantizable_tensors
-from act_pipeline.calibration.thresholds import kl_threshold, threshold, uniform_histogram
+from act_pipeline.calibration.algorithms import ALGORITHMS
+from act_pipeline.calibration.algorithms.kl import kl_threshold
+from act_pipeline.calibration.histograms import uniform_histogram
+from act_pipeline.calibration.thresholds import threshold
 from act_pipeline.compress import compress
 from act_pipeline.compress.ptq.bias_correction import Bias, correct_biases, find_biases, output_shift
 from act_pipeline.compress.ptq.quantizer import PostTraining
 from act_pipeline.config import load_config
+from act_pipeline.config.compression import CalibrationAlgorithm
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.demo import READER_CONFIG
@@ -23,7 +28,6 @@ from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
-ALGORITHMS = ("abs_max", "avg", "hist", "mse", "KL")
 CONFIG = """
 Global: {{reader_config: {reader}, model_dir: {model}, Evaluation: {evaluation}}}
 Strategy: {{name: ptq}}
@@ -534,3 +538,7 @@ def test_real_photographs(tmp_path: Path) -> None:
     record = compress(config, tmp_path / "int8", reader_overrides=reader).record
     assert record["fp32"]["map"] == pytest.approx(0.5466, abs=5e-4)
     assert record["map_drop"] <= 0.003 and record["bytes_ratio"] <= 0.32
+
+
+def test_the_config_names_the_algorithms_that_there_are() -> None:
+    assert set(ALGORITHMS) == set(get_args(CalibrationAlgorithm))

@@ -137,7 +137,7 @@ def statistics(histogram: AbsHistogram, extent: Extent) -> dict[str, Any]:
         ``p75``, ``max``); ``worst_channel``, the index of the largest; ``histogram``: ``counts`` of absolute values in
         64 bins of equal width from ``min`` (0) to ``max`` (``abs_max``).
     """
-    from act_pipeline.calibration.thresholds import quantile, uniform_histogram
+    from act_pipeline.calibration.histograms import quantile, uniform_histogram
 
     channel_abs_max = extent.channel_abs_max
     lower, upper, counts = histogram.bins()

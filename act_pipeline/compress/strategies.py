@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+from act_pipeline.calibration.algorithms import ALGORITHMS
 from act_pipeline.calibration.feeds import feeds_of, training_reader
 from act_pipeline.calibration.images import calibration_batches
 from act_pipeline.compress.accuracy_control.algorithm import control_accuracy
@@ -30,7 +31,6 @@ from act_pipeline.data.model_fit import told
 from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.static_graph import StaticGraph
 
-ALGORITHMS = ("mse", "avg", "abs_max", "hist", "KL")
 # SmoothQuant adds multiplications, so `auto` goes on with its model only if that removes more than this share of the
 # drop.
 _SMOOTHING_GAIN = 0.1
@@ -170,7 +170,7 @@ def _compare(job: Job, post: PostTraining) -> dict[str, float]:
 
     found: dict[str, float] = {}
     folder = job.folder("compared")
-    written = post.write(folder, ALGORITHMS[0]).model
+    written = post.write(folder, next(iter(ALGORITHMS))).model
     with tqdm(ALGORITHMS, desc="choose", unit="algorithm", disable=not job.progress, leave=False) as bar:
         for algo in bar:
             thresholds = post.thresholds(algo)

@@ -16,10 +16,10 @@ import numpy as np
 
 from act_pipeline.calibration import collect
 from act_pipeline.calibration.row_sample import ChannelAbsMax, RowSample
-from act_pipeline.calibration.thresholds import Algorithm
 from act_pipeline.compress.smooth_quant.factors import Choice, Sample, search
 from act_pipeline.compress.smooth_quant.groups import SmoothGroup, apply_factors, find_groups
 from act_pipeline.config import SmoothQuant
+from act_pipeline.config.compression import CalibrationAlgorithm
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.quiet import quiet_upstream
@@ -129,7 +129,7 @@ def smooth(
     groups: Sequence[SmoothGroup],
     samples: Mapping[str, Sample],
     settings: SmoothQuant,
-    algo: Algorithm = "mse",
+    algo: CalibrationAlgorithm = "mse",
     hist_percent: float = 0.9999,
     powers_of_two: bool = False,
 ) -> list[SmoothedLayer]:
@@ -189,7 +189,7 @@ def smooth_model(
     feeds: Callable[[], Iterator[Mapping[str, np.ndarray]]],
     directory: Path,
     settings: SmoothQuant,
-    algo: Algorithm = "mse",
+    algo: CalibrationAlgorithm = "mse",
     hist_percent: float = 0.9999,
     device: str = "CPU",
     exclude: Collection[str] = (),

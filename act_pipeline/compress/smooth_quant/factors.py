@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from act_pipeline.calibration.observers import AbsHistogram
-from act_pipeline.calibration.thresholds import LEVELS, Algorithm, threshold
-from act_pipeline.graph.int8_rounding import to_int8, weight_threshold
+from act_pipeline.calibration.thresholds import threshold
+from act_pipeline.config.compression import CalibrationAlgorithm
+from act_pipeline.graph.int8_rounding import LEVELS, to_int8, weight_threshold
 
 # Smallest value relative to the largest; smaller ones are clipped, so that no channel close to zero is scaled up.
 _FLOOR = 1e-5
@@ -120,7 +121,7 @@ def search(
     sample: Sample,
     weights: Sequence[np.ndarray],
     alphas: Sequence[float],
-    algo: Algorithm,
+    algo: CalibrationAlgorithm,
     hist_percent: float = 0.9999,
     rounded: bool = False,
 ) -> Choice | None:
@@ -164,7 +165,7 @@ def layer_error(
     measured_on: Sample,
     weights: Sequence[np.ndarray],
     factors: np.ndarray,
-    algo: Algorithm,
+    algo: CalibrationAlgorithm,
     hist_percent: float = 0.9999,
 ) -> float:
     """Return the mean over the weights of ``||X W - Q(X / s) Q(s W)||^2 / ||X W||^2``.
@@ -191,7 +192,9 @@ def layer_error(
     return float(np.mean(errors))
 
 
-def smoothed_threshold(sample: Sample, factors: np.ndarray, algo: Algorithm, hist_percent: float = 0.9999) -> float:
+def smoothed_threshold(
+    sample: Sample, factors: np.ndarray, algo: CalibrationAlgorithm, hist_percent: float = 0.9999
+) -> float:
     """Return the threshold of ``X / s``: exact for ``abs_max`` and ``avg``, else estimated from the sampled rows.
 
     Args:
