@@ -79,6 +79,9 @@ def run_work(
             of submitted units; None: twice as many as the cluster runs in parallel.
         ray_address: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``.
 
+    Returns:
+        An iterator over the results.
+
     Raises:
         UserError: Ray is not installed, cannot be reached or has no machine that is large enough; a process ended or a
             unit failed on Ray; or the function raised a UserError.

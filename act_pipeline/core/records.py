@@ -98,12 +98,22 @@ def clear_leftovers(directory: str | os.PathLike[str]) -> None:
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file in UTF-8 atomically: a reader always sees the old or the new file."""
+    """Write a text file in UTF-8 atomically: a reader always sees the old or the new file.
+
+    Args:
+        path: the file; missing folders are created.
+        text: its new content.
+    """
     write_bytes_atomically(path, text.encode("utf-8"))
 
 
 def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file atomically: a reader always sees the old or the new file."""
+    """Write a file atomically: a reader always sees the old or the new file.
+
+    Args:
+        path: the file; missing folders are created.
+        content: its new content.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -137,6 +147,9 @@ def read_record(path: str | os.PathLike[str], schema: str) -> dict[str, Any]:
     Args:
         path: the file.
         schema: the expected schema.
+
+    Returns:
+        The record, including ``schema`` and ``versions``.
 
     Raises:
         UserError: the file is missing, cannot be read, is not a JSON object, or has another schema.

@@ -23,6 +23,9 @@ def map_ahead(
         ahead: number of items to prefetch.
         name: name prefix of the threads.
 
+    Yields:
+        The results in the order of ``items``.
+
     Raises:
         Exception: any exception of ``items`` or ``function``.
     """

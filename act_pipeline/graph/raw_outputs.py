@@ -34,7 +34,13 @@ class RawOutputs:
 
 
 def find_raw_outputs(graph: StaticGraph) -> RawOutputs | None:
-    """Return the tensors that RT-DETR's post-process reads; None if the graph is not an RT-DETR."""
+    """Return the tensors that RT-DETR's post-process reads; None if the graph is not an RT-DETR.
+
+    They are found from the first and the last top-k of the program: the query selection and the post-process.
+
+    Args:
+        graph: the loaded graph; not changed.
+    """
     block = graph.program.global_block()
     ops = list(block.ops)
     selections = [index for index, op in enumerate(ops) if op.type in ("top_k_v2", "top_k")]
