@@ -1,4 +1,4 @@
-"""What commands take where nothing is named: the built-in sample."""
+"""Default paths of the commands: the built-in sample."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ DEFAULT_READER = Path("configs/readers/sample_reader.yml")
 
 
 def default_path(path: Path) -> Path:
-    """Return a path of the repository, from wherever the command runs."""
+    """Return a default path: relative to the current folder if it exists there, otherwise to the repository."""
     return path if path.exists() else REPOSITORY / path if (REPOSITORY / path).exists() else path

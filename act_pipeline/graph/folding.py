@@ -35,7 +35,13 @@ def prepare(model: InferenceModel, directory: Path) -> InferenceModel:
 
 
 def fold(model: InferenceModel) -> StaticGraph:
-    """Load a float model and fold its constants and BatchNorm; the caller closes the graph.
+    """Load a float model and fold its constants and BatchNorm.
+
+    Args:
+        model: the float model; its files are not changed.
+
+    Returns:
+        The folded graph, which the caller closes.
 
     Raises:
         UserError: the files are damaged.

@@ -194,6 +194,9 @@ def write_parameters(model: InferenceModel, values: Mapping[str, np.ndarray]) ->
 def read_program(path: Path) -> Any:
     """Parse a ``.pdmodel`` to a ``framework_pb2.ProgramDesc``.
 
+    Args:
+        path: the ``.pdmodel`` file.
+
     Raises:
         UserError: the file is truncated or not a program, or the program is empty.
     """

@@ -33,7 +33,13 @@ class RawOutputs:
 
 
 def find_raw_outputs(graph: StaticGraph) -> RawOutputs | None:
-    """Return the tensors that RT-DETR's post-process reads; None if the graph is not an RT-DETR."""
+    """Return the tensors that RT-DETR's post-process reads; None if the graph is not an RT-DETR.
+
+    They are found from the first and the last top-k of the program: the query selection and the post-process.
+
+    Args:
+        graph: the loaded graph; not changed.
+    """
     block = graph.program.global_block()
     graph_index = GraphIndex(block.ops)
     ops = graph_index.ops

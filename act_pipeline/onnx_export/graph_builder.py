@@ -34,8 +34,8 @@ class GraphBuilder:
         values: Paddle name -> ONNX name of a computed tensor.
         constants: Paddle name -> value of a constant.
         quantized, rounded, shapes, dtypes: as in :class:`act_pipeline.onnx_export.program.Source`.
-        unit_scales: whether activations are divided by their scale and then rounded with scale 1. The other operand
-            of the convolution or matmul is multiplied by the scale. The integers are the same. A TensorRT-RTX plan
+        unit_scales: whether activations are divided by their scale and then rounded with scale 1. The scale becomes a
+            factor of the weights, or of the product of two activations. The integers are the same. A TensorRT-RTX plan
             contains one kernel, with 133 kB of source, for each different scale of a Q/DQ pair.
     """
 

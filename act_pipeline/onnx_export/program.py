@@ -93,7 +93,10 @@ def read_source(graph: StaticGraph) -> Source:
     Q/DQ pairs marked ``only_observer`` are dropped: training recorded their scales but did not round with them.
 
     Args:
-        graph: the loaded Paddle model.
+        graph: the loaded Paddle model; not changed.
+
+    Returns:
+        The program as plain data.
     """
     block = graph.program.global_block()
     source = Source(inputs=list(graph.feed_names), outputs=[target.name for target in graph.fetch_targets])

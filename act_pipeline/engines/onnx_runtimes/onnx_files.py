@@ -54,6 +54,9 @@ class OnnxSummary:
 def inspect_onnx(model: OnnxModel) -> OnnxSummary:
     """Return a summary of an ONNX file.
 
+    Args:
+        model: the file; external data is not read.
+
     Raises:
         UserError: the file is truncated, is not ONNX or lacks an output of a detector, or ``onnx`` is not installed.
     """

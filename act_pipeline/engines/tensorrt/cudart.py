@@ -126,12 +126,22 @@ class Cuda:
         self.call(self._freeing.pop(address), address)
 
     def to_device(self, address: int, source: np.ndarray) -> None:
-        """Enqueue a copy of a pinned array to a GPU address."""
+        """Enqueue a copy of a pinned array to the GPU.
+
+        Args:
+            address: address on the GPU.
+            source: array in pinned memory, which must not change before :meth:`synchronize`.
+        """
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self.call("cudaMemcpyAsync", address, source.ctypes.data, source.nbytes, kind, self._stream)
 
     def to_host(self, target: np.ndarray, address: int) -> None:
-        """Enqueue a copy from a GPU address to a pinned array, which is valid after :meth:`synchronize`."""
+        """Enqueue a copy from the GPU to a pinned array.
+
+        Args:
+            target: array in pinned memory, valid after :meth:`synchronize`; its size determines the number of bytes.
+            address: address on the GPU.
+        """
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self.call("cudaMemcpyAsync", target.ctypes.data, address, target.nbytes, kind, self._stream)
 

@@ -94,6 +94,9 @@ def import_tensorrt(prefer: Iterable[str] = ()) -> TensorRT:
     Args:
         prefer: names to try first; then ``tensorrt``, then ``tensorrt_rtx``.
 
+    Returns:
+        The first module that can be imported.
+
     Raises:
         UserError: neither is installed, or no installed one can be imported.
     """
