@@ -423,7 +423,7 @@ def test_what_is_refused(model, float_model, tmp_path) -> None:
         load(model, precision="bf16")
     with pytest.raises(UserError, match="--batch_size is 0, expected a positive integer"):
         load(model, batch_size=0)
-    with pytest.raises(UserError, match="spelled for --target cpu .* which TensorRT refuses"):
+    with pytest.raises(UserError, match="has the Q/DQ of --target cpu .* which TensorRT refuses"):
         load(lowered_onnx(model, "cpu"))
     with pytest.raises(UserError, match="holds FP32 weights, asked for FP16"):
         load(lowered_onnx(float_model, "tensorrt"), precision="fp16")

@@ -20,7 +20,7 @@ _PEER_HELP = """\
 --peer nncf, for which NNCF must be installed (requirements/nncf.txt, Python 3.10 or later):
   The same float model, the same calibration images (QuantPost.calib_images, 200 unless the config says otherwise), one
   after the other in one run, each in a process of its own. nncf: nncf.quantize with model_type=TRANSFORMER, on the
-  model as lowered to ONNX. ptq: calibration, without Strategy.max_drop. auto: within Strategy.max_drop. None finds
+  model as exported to ONNX. ptq: calibration, without Strategy.max_drop. auto: within Strategy.max_drop. None finds
   the float model's evaluation or ONNX file of another side or an earlier run.
   start             packages, the reader
   prepare           nncf: lowering to ONNX, reading it; ours: folding constants and BatchNorm, checks

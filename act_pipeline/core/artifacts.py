@@ -94,7 +94,7 @@ class InferenceModel:
                 f"{model.model_path} is missing in the model folder; export a model with tools/export_model.py"
             )
         if not model.params_path.exists():
-            raise UserError(f"{model.params_path} is missing beside {model_filename}; copy both files of the export")
+            raise UserError(f"{model.params_path} is missing next to {model_filename}; copy both files of the export")
         for path in (model.model_path, model.params_path):
             if path.stat().st_size == 0:
                 raise UserError(f"{path} is empty; copy or export it again")

@@ -55,7 +55,7 @@ def compression_table(record: Mapping[str, Any]) -> str:
     given = [f"{entry['module']} ({entry['output']})" for entry in record["given_back"]]
     if given:
         more = f" and {len(given) - _NAMED_OPS} more" if len(given) > _NAMED_OPS else ""
-        lines.append(f"given back to float: {', '.join(given[:_NAMED_OPS])}{more}")
+        lines.append(f"reverted to float: {', '.join(given[:_NAMED_OPS])}{more}")
     lines.append(
         f"* kept{'' if floor is None else f', within max_drop {floor}'}; {measured['images']} images in "
         f"{measured['engine']} on the {measured['device']}; {sum(record['seconds'].values()):.0f} s in all"

@@ -48,14 +48,13 @@ def separate_splits(reader: Reader, seed: int = 0) -> tuple[Reader, Optional[str
     own = [name for name in training if name not in shared]
     if not reason and len(own) >= _FEWEST_TRAIN_IMAGES:
         note = (
-            f"{len(shared)} images of EvalDataset are in TrainDataset too: they judge, and are left out of calibration"
+            f"{len(shared)} images of EvalDataset are in TrainDataset too: they are evaluated, and left out of calibration"
         )
         return restricted(reader, own, judging), f"{reader.path}: {note}"
     if len(judging) < 2:
         raise UserError(
             f"{reader.path}: EvalDataset has one image, which TrainDataset has too, expected another one to "
-            "calibrate on; "
-            "add images"
+            "calibrate on; add images"
         )
     dealt = [name for name in judging if name in shared]
     chosen = np.random.default_rng(seed).permutation(len(dealt))[: max(len(dealt) // 2, 1)]
@@ -63,7 +62,7 @@ def separate_splits(reader: Reader, seed: int = 0) -> tuple[Reader, Optional[str
     evaluated = [name for name in judging if name not in calibrating]
     train = [name for name in training if name not in set(evaluated)]
     reason = reason or "TrainDataset and EvalDataset share their images"
-    note = f"{reason}: {len(train)} images, drawn by chance, calibrate, and the other {len(evaluated)} judge"
+    note = f"{reason}: {len(train)} images, drawn by chance, calibrate, and the other {len(evaluated)} are evaluated"
     return restricted(reader, train, evaluated), f"{reader.path}: {note}"
 
 

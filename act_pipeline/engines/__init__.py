@@ -79,7 +79,7 @@ def create_engine(
         takers = ", ".join(key for key, entry in REGISTRY.items() if entry.onnx)
         raise UserError(
             f"{model.path} is an ONNX file, {name} takes a model folder; run it with one of {takers} (--engine), or "
-            "give the folder it was lowered from"
+            "give the folder it was exported from"
         )
     summary = options.pop("summary", None) or inspect_artifact(model, here)
     where = model.path if isinstance(model, OnnxModel) else model.model_path

@@ -83,8 +83,8 @@ class Lowered:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.quantized.items())) or "none"
         batch = "any" if self.batch is None else self.batch
         lines = [
-            f"lowered to {self.path}: {self.bytes / 1e6:.2f} MB, opset {self.opset}, batch {batch}, "
-            f"{self.precision}{' and fp16' if self.float16 else ''}, spelled for {self.target}",
+            f"exported to {self.path}: {self.bytes / 1e6:.2f} MB, opset {self.opset}, batch {batch}, "
+            f"{self.precision}{' and fp16' if self.float16 else ''}, Q/DQ for {self.target}",
             f"in INT8: {counts}; float: {len(self.kept)} convolutions and matmuls",
         ]
         if self.precision == "int8":
@@ -146,7 +146,7 @@ def lower(
     if precision == "int8" and not source.quantized:
         raise UserError(
             f"{model.model_path} has no quantize_linear ops, so no scales, expected ACT's INT8 model; compress it with "
-            "tools/compress.py first, or lower it as it is with --precision fp32"
+            "tools/compress.py first, or export it as it is with --precision fp32"
         )
     if precision == "fp32" and source.quantized:
         raise UserError(f"{model.model_path} is an INT8 model; give the float model it was made from for fp32")

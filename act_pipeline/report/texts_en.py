@@ -17,8 +17,8 @@ TEXTS = {
     "faster": ", {times} times as fast",
     "slower": ", but slower: {times} times the speed",
     "badge_holds": "Holds",
-    "badge_below": "Below the floor",
-    "badge_no_limit": "No floor set",
+    "badge_below": "Loses more than max_drop",
+    "badge_no_limit": "No max_drop set",
     "badge_not_measured": "Not measured",
     "measured_on": "Measured on {images} images",
     "with_strategy": "made by {strategy}",
@@ -37,7 +37,7 @@ TEXTS = {
     "tile_latency": "Latency, ms",
     "tile_ops": "Ops in INT8",
     "from_fp32": "from {value} in FP32",
-    "floor_is": "floor: {value}",
+    "floor_is": "FP32 - max_drop: {value}",
     "tile_latency_in": "p50 in {engine} on {device}, from {value} in FP32",
     "tile_latency_none": "No engine was timed with both models.",
     "tile_ops_of": "of {count} that can be",
@@ -60,7 +60,7 @@ TEXTS = {
     "int8_ops": "INT8 ops",
     "took": "seconds",
     "chosen": "chosen",
-    "under_floor": "below the floor",
+    "under_floor": "below FP32 - max_drop",
     "failed": "failed: {reason}",
     "timed_in": "timed in {engine}",
     "models_note": "mAP is COCO's, at IoU 0.50:0.95; mAP50 at 0.50; small, medium, large: mAP by the area of the object, "
@@ -176,7 +176,7 @@ TEXTS = {
     "kept": "Kept float",
     "kept_none": "Every quantizable op is in INT8.",
     "weight_only": "Only the weights in INT8",
-    "given_back": "Given back to float to keep the floor, in this order",
+    "given_back": "Reverted to float to stay within max_drop, in this order",
     "given_back_map": "mAP then",
     "reason": "Reason",
     # Distributions.
@@ -227,7 +227,7 @@ TEXTS = {
     "versions": "Versions",
     "package": "Package",
     "version": "Version",
-    "records": "Every figure of this page stands in report.json beside it. Made from {files}.",
+    "records": "Every figure of this page stands in report.json next to it. Made from {files}.",
     "other_detections": "{model} in detections.npz has {found} mAP, act.json says {recorded}: they are of different runs.",
     "other_data": "detections.npz holds {images} images that the reader's data does not have: give the reader of the data "
     "that the model was evaluated on.",
@@ -245,5 +245,5 @@ STAGES = {
     "sensitivity": "Measure sensitivity",
     "smooth_quant": "SmoothQuant",
     "mixed": "Mixed precision",
-    "floor": "Keep the floor",
+    "floor": "Accuracy control",
 }

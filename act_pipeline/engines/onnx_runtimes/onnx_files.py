@@ -137,7 +137,7 @@ def require_qdq_format(model: OnnxModel, summary: OnnxSummary, target: str, why:
     if found is not None and found != target:
         zero_points = {"tensorrt": "int8 activations, zero point 0", "cpu": "uint8 activations, zero point 128"}
         raise UserError(
-            f"{model.path} is spelled for --target {found} ({zero_points[found]}), {why}; write it with "
+            f"{model.path} has the Q/DQ of --target {found} ({zero_points[found]}), {why}; write it with "
             f"deploy/export_onnx.py --target {target}, or give the model's folder"
         )
 

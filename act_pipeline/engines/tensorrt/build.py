@@ -156,7 +156,7 @@ def make_profile(onnx_model: OnnxModel, summary: OnnxSummary, batch_size: int) -
         if -1 in shape[1:]:
             raise UserError(
                 f"{onnx_model.path}: input {name} has the shape {list(shape)}, expected a fixed height and width; "
-                "export the model with a fixed size (tools/export_model.py), then lower it again"
+                "export the model with a fixed size (tools/export_model.py), then export it to ONNX again"
             )
         if shape and shape[0] not in (-1, batch_size):
             raise UserError(

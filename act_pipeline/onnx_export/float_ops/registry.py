@@ -29,7 +29,7 @@ def add_op(build: GraphBuilder, op: Op) -> None:
     except (CannotLower, KeyError) as reason:
         why = f"it needs {reason}, which is missing or not constant" if isinstance(reason, KeyError) else reason
         raise UserError(
-            f"op {op.type} with the output {op.output!r} cannot be lowered to ONNX: {why}; expected an RT-DETR as "
+            f"op {op.type} with the output {op.output!r} cannot be exported to ONNX: {why}; expected an RT-DETR as "
             "tools/export_model.py writes it"
         ) from None
     if made is not None:
