@@ -151,8 +151,7 @@ class _Study:
         if not self.ops:
             raise UserError(
                 f"{config.path}: {model.directory} has no op of quantize_op_types ({', '.join(config.op_types)}); "
-                "name the "
-                "types of ops that the model has"
+                "name the types of ops that the model has"
             )
         self.observers: dict[str, TensorObserver] = {}
         self.weights: dict[str, dict[str, Any]] = {}

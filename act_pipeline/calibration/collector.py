@@ -88,8 +88,7 @@ def collect(
                             raise UserError(
                                 f"{where or model.directory}: tensor {name}{f', {op},' if op else ''} holds {error} on "
                                 f"{_images_in_words(images, count)}; the weights or the images are damaged: "
-                                "evaluate the "
-                                "float model, and export it again"
+                                "evaluate the float model, and export it again"
                             ) from None
                 images += count
     return images

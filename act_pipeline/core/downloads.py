@@ -50,8 +50,7 @@ def fetch(url: str, progress: bool = True) -> Path:
     if not re.fullmatch(_FILE_NAME, name):
         raise UserError(
             f"{address} names no file, expected a URL that ends in a file name such as model.pdparams, of "
-            "letters, digits, "
-            "'.', '-', '_' and '+'"
+            "letters, digits, '.', '-', '_' and '+'"
         )
     for cache in readable_caches():
         if _is_kept(cache / _FOLDER / name, address, expected):

@@ -26,15 +26,13 @@ def require_float(model: InferenceModel) -> None:
     if summary.quantized:
         raise UserError(
             f"{model.model_path} is an INT8 model already, expected the float model that it was made of; give "
-            "that one's "
-            "folder as Global.model_dir"
+            "that one's folder as Global.model_dir"
         )
     fused = sorted(op for op in summary.op_counts if op.startswith(_FUSED_PREFIXES) or op in _FUSED_OPS)
     if fused:
         raise UserError(
             f"{model.model_path} is written by Paddle Inference's optimization (it holds {', '.join(fused[:3])}), "
-            "which "
-            "fuses what shall be quantized; give the model as it was exported"
+            "which fuses what shall be quantized; give the model as it was exported"
         )
     if summary.half_parameters:
         raise UserError(

@@ -98,8 +98,7 @@ def inspect_model(model: InferenceModel) -> ModelSummary:
     except (IndexError, KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{model.model_path} contradicts itself ({type(error).__name__}: {error}), expected an exported "
-            "program; copy or "
-            "export it again"
+            "program; copy or export it again"
         ) from None
 
 

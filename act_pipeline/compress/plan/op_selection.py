@@ -101,8 +101,7 @@ def _matching(ops: Sequence[QuantizableOp], patterns: Sequence[str], key: str, p
             known = sorted({name for op in ops for name in (op.type, op.group, op.module, op.name)})
             raise UserError(
                 f"{path}: quantize.{key}: '{pattern}' matches none of the {len(ops)} ops, expected an op type, "
-                "backbone, "
-                f"encoder, decoder, head, an op's name or a glob over module names{suggest(pattern, known)}"
+                f"backbone, encoder, decoder, head, an op's name or a glob over module names{suggest(pattern, known)}"
             )
         for name in matched:
             found.setdefault(name, pattern)

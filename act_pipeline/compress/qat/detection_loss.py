@@ -69,8 +69,7 @@ def unaligned_rows(config: Config, model: InferenceModel) -> Optional[str]:
         return None
     return (
         f"Distillation.loss is {settings.loss}, which compares rows of queries that teacher and student select "
-        "each for "
-        "itself, so that most are of other objects; detection compares rows of the same queries"
+        "each for itself, so that most are of other objects; detection compares rows of the same queries"
     )
 
 
@@ -203,8 +202,7 @@ class DetectionDistillation:
             )
             raise UserError(
                 f"Distillation.loss is detection, and the model of Distillation.teacher_model_dir has {found}, "
-                "expected "
-                f"{expected} as the model that is compressed; give another teacher, or none"
+                f"expected {expected} as the model that is compressed; give another teacher, or none"
             )
         self._student, self._teacher, self._prefix = student, teacher, prefix
         pairs = zip(teacher.taught, student.taught)

@@ -48,8 +48,7 @@ def why_stop(evaluations: Sequence[tuple[int, float]], patience: Optional[int]) 
     if 1 - last > max(_WORSE * (1 - start), 1 - start + _MARGIN):
         return (
             f"it makes the model worse: the agreement with the float model was {start:.4f} before it, and is "
-            f"{last:.4f} "
-            f"after {iteration} iterations; {LOWER_RATE}"
+            f"{last:.4f} after {iteration} iterations; {LOWER_RATE}"
         )
     falling = values[-_FALLS - 1 :]
     if len(falling) > _FALLS and all(later < earlier for earlier, later in zip(falling, falling[1:])):
