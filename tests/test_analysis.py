@@ -32,7 +32,6 @@ from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.raw_outputs import RawOutputs, find_raw_outputs, signal_and_noise
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 # ---- matching --------------------------------------------------------------------------------------------------------
 
@@ -434,8 +433,7 @@ def test_fewer_images_than_asked_for_are_said(demo, tmp_path: Path, caplog: pyte
 
 
 def test_the_command_prints_the_most_sensitive(demo, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sys.path.insert(0, str(REPOSITORY / "tools"))
-    import analyze as command
+    from act_pipeline.cli import analyze as command
 
     config_of(demo, tmp_path)
     reader = tmp_path / "reader.yml"

@@ -10,7 +10,7 @@ from typing import Any
 
 from act_pipeline.benchmark.worker import CreateEngine
 from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
-from act_pipeline.core.defaults import DEFAULT_MODELS, default_path
+from act_pipeline.core.defaults import DEFAULT_MODELS, find_shipped
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.engines import ENGINES, PRECISIONS, Machine, create_engine, support
 from act_pipeline.engines.interface import EngineSupport
@@ -134,7 +134,7 @@ class Models:
             return None if path is None else InferenceModel.load(path, request.model_filename, request.params_filename)
 
         if request.model_path is None and request.int8_model_path is None:
-            folders = {kind: default_path(path) for kind, path in DEFAULT_MODELS.items()}
+            folders = {kind: find_shipped(path) for kind, path in DEFAULT_MODELS.items()}
             missing = [kind for kind, path in folders.items() if not path.exists()]
             if "float" in missing:
                 raise UserError(

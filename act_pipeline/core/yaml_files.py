@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from act_pipeline.core.defaults import find_shipped
 from act_pipeline.core.errors import UserError, suggest
 
 # ppdet 2.6's data sets (ppdet/data/source) and learning rate schedules (ppdet/optimizer): what its own YAML files tag.
@@ -85,7 +86,8 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a YAML file and the files of its ``_BASE_`` list.
 
     As in PaddleDetection, the bases are merged in order, each over the ones before, and the file's own keys over all
-    of them; mappings are merged key by key, everything else is replaced. ``_BASE_`` names are relative to the file.
+    of them; mappings are merged key by key, everything else is replaced. ``_BASE_`` names are relative to the file, or
+    else ``configs/...`` of this package.
 
     Returns:
         The mapping, of plain Python values and :class:`Tagged`.
@@ -150,18 +152,18 @@ def resolve_path(value: str, named_in: str | os.PathLike[str]) -> Path:
     """Return the path that ``value``, read in the file ``named_in``, means.
 
     The first that exists of: relative to the current directory, to the file's folder, to the folder above it (where
-    PaddleSlim's examples stand, with their files in ``configs/``), to the root of this repository. If none exists,
-    the path as it was given.
+    PaddleSlim's examples stand, with their files in ``configs/``), what comes with this package (:func:`find_shipped`).
+    If none exists, the path as it was given.
     """
     # os.path, since pathlib raises on names that no file can have: a user that is not known, too long, a NUL in it.
     given = Path(os.path.expanduser(value))
     if given.is_absolute():
         return given
     folder = Path(os.path.realpath(named_in)).parent
-    for root in (Path(), folder, folder.parent, Path(__file__).resolve().parents[2]):
+    for root in (Path(), folder, folder.parent):
         if os.path.exists(root / given):
             return root / given
-    return given
+    return find_shipped(given)
 
 
 def _load_with_bases(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
@@ -180,6 +182,8 @@ def _load_with_bases(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for base in bases:
         base_path = path.parent / Path(base).expanduser()
+        if not os.path.exists(base_path) and os.path.exists(find_shipped(base)):
+            base_path = find_shipped(base)
         _merge(merged, _load_with_bases(base_path, (*including, path.resolve())))
     _merge(merged, content)
     return merged

@@ -15,8 +15,9 @@ import numpy as np
 
 from act_pipeline.core.artifacts import InferenceModel, OnnxModel
 from act_pipeline.core.cpus import available_cpus
-from act_pipeline.core.defaults import DEFAULT_READER, default_path
+from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.fresh_process import package_environment
 from act_pipeline.core.records import write_record
 from act_pipeline.engines import Artifact, Engine, Machine, create_engine, find_support, inspect_artifact, machine
 from act_pipeline.engines.interface import location
@@ -178,7 +179,7 @@ def _reader(request: InferenceRequest, reader: Any, model: Artifact, say: Say) -
 
     given = reader is not None or request.reader_config is not None
     if reader is None:
-        reader = Reader.load(request.reader_config or default_path(DEFAULT_READER))
+        reader = Reader.load(request.reader_config or find_shipped(DEFAULT_READER))
     if not given and request.image_file:
         reader = reader_of_model(model, reader)
     if request.img_shape is not None and tuple(reader.input_size) != tuple(request.img_shape):
@@ -240,7 +241,7 @@ def _go_on_in_a_fresh_process(rerun: Sequence[str] | None, say: Say) -> Inferenc
     if rerun is None:
         return InferenceOutcome(lines=["shapes are collected; run it again in a fresh process to build the engine"])
     say("shapes are collected; going on in a fresh process")
-    code = subprocess.run(list(rerun), env={**os.environ, COLLECTED_VARIABLE: "1"}, check=False).returncode
+    code = subprocess.run(list(rerun), env=package_environment(**{COLLECTED_VARIABLE: "1"}), check=False).returncode
     return InferenceOutcome(exit_code=code if code >= 0 else 128 - code)
 
 

@@ -101,9 +101,10 @@ def build_model(
         UserError: the YAML names no architecture, a module that does not exist, or a key that a module lacks.
     """
     if not isinstance(config, Mapping):
+        from act_pipeline.core.defaults import find_shipped
         from act_pipeline.core.yaml_files import apply_overrides, load_yaml
 
-        source = os.fspath(config)
+        source = str(find_shipped(config))
         config = apply_overrides(load_yaml(source), overrides)
     register_modules()
     check_config(source, config)
