@@ -1,6 +1,6 @@
 """Lower a model to ONNX: `act-pipeline onnx` in this clone."""
 
-if __name__ == "__main__":  # a process that one of the command's starts imports this file
+if __name__ == "__main__":  # processes that the command starts import this file too
     from _clone import run_module
 
     run_module("act_pipeline.cli.onnx")

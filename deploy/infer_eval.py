@@ -1,6 +1,6 @@
 """Evaluate, time or show a model in an inference engine: `act-pipeline eval` in this clone."""
 
-if __name__ == "__main__":  # a process that one of the command's starts imports this file
+if __name__ == "__main__":  # processes that the command starts import this file too
     from _clone import run_module
 
     run_module("act_pipeline.cli.eval")

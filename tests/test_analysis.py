@@ -32,7 +32,6 @@ from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.raw_outputs import RawOutputs, find_raw_outputs, signal_and_noise
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
-
 # ---- matching --------------------------------------------------------------------------------------------------------
 
 

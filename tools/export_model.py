@@ -1,6 +1,6 @@
 """Export a trained RT-DETR as a static graph: `act-pipeline export` in this clone."""
 
-if __name__ == "__main__":  # a process that one of the command's starts imports this file
+if __name__ == "__main__":  # processes that the command starts import this file too
     from _clone import run_module
 
     run_module("act_pipeline.cli.export")

@@ -1,6 +1,6 @@
 """Train the built-in sample's RT-DETR from scratch; for developers of this repository."""
 
-if __name__ == "__main__":  # a process that one of the command's starts imports this file
+if __name__ == "__main__":  # processes that the command starts import this file too
     from _clone import run_module
 
     run_module("tools.dev.train_sample")

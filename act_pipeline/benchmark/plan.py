@@ -10,6 +10,7 @@ from typing import Any
 
 from act_pipeline.benchmark.worker import CreateEngine
 from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
+from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.defaults import DEFAULT_MODELS, find_shipped
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.engines import ENGINES, PRECISIONS, Machine, create_engine, support
@@ -141,7 +142,9 @@ class Models:
                     f"model folder {DEFAULT_MODELS['float']} does not exist; run `make demo`, which makes it, or give "
                     "--model_path (and --int8_model_path)"
                 )
-            note = f"{DEFAULT_MODELS['int8']} does not exist: no int8 rows; `make demo` makes it" if missing else None
+            note = None
+            if missing:
+                note = name_commands(f"{DEFAULT_MODELS['int8']} does not exist: no int8 rows; `make demo` makes it")
             return cls._inspected(load(folders["float"]), None if missing else load(folders["int8"]), note)
         note = None
         if request.int8_model_path is None:

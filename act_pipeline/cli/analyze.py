@@ -9,6 +9,7 @@ from act_pipeline.core.defaults import CONFIGS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, print."""
     parser = Parser(description=__doc__)
     add_config(
         parser,

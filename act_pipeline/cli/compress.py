@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, print."""
     parser = Parser(description=__doc__)
     add_config(
         parser,

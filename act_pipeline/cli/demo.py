@@ -8,6 +8,7 @@ from act_pipeline.cli.flags import Parser, add_opt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, print."""
     parser = Parser(description=__doc__)
     parser.add_argument("--output_dir", default="output", help="where the models and records go; default: %(default)s")
     add_opt(parser, "set keys of configs/sample.yml")

@@ -10,6 +10,7 @@ from act_pipeline.core.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, print."""
     parser = Parser(description=__doc__)
     parser.add_argument(
         "-c", "--config", required=True, help="model YAML, such as configs/rtdetr/rtdetr_r50vd_6x_coco.yml"

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.errors import UserError, suggest
 
 _TRUE = ("true", "1", "yes", "y", "on")
@@ -17,6 +18,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message[:1].lower() + message[1:] + "; see --help")
+
+    def format_help(self) -> str:
+        return name_commands(super().format_help())
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Return the flags' values; None: of the process's command line.

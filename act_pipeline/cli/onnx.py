@@ -18,6 +18,7 @@ def _batch(text: str) -> int | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, print."""
     parser = Parser(description=__doc__)
     parser.add_argument("--model_path", required=True, help="the model's folder")
     parser.add_argument("--model_filename", default="model.pdmodel")

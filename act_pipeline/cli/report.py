@@ -10,6 +10,7 @@ from act_pipeline.core.defaults import CONFIGS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, print."""
     parser = Parser(description=__doc__)
     parser.add_argument("--model_path", required=True, help="folder of the INT8 model, with its act.json")
     parser.add_argument(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # `setup.py` puts the configs of the repository into the installed package.
-_INSTALLED = (_PACKAGE / "configs").is_dir()
-CONFIGS = _PACKAGE / "configs" if _INSTALLED else _PACKAGE.parent / "configs"
+INSTALLED = (_PACKAGE / "configs").is_dir()
+CONFIGS = _PACKAGE / "configs" if INSTALLED else _PACKAGE.parent / "configs"
 DEFAULT_MODELS = {"int8": Path("output/rtdetr_sample_int8"), "float": Path("output/rtdetr_sample")}
 DEFAULT_READER = Path("configs/readers/sample_reader.yml")
 
@@ -20,7 +20,7 @@ def find_shipped(path: str | os.PathLike[str]) -> Path:
     ``configs/...`` alone. If there is none anywhere, the path as it was given.
     """
     given = Path(path)
-    if os.path.exists(given) or (_INSTALLED and given.parts[:1] != ("configs",)):
+    if os.path.exists(given) or (INSTALLED and given.parts[:1] != ("configs",)):
         return given
     shipped = CONFIGS.parent / given
     return shipped if os.path.exists(shipped) else given
