@@ -151,7 +151,7 @@ def test_the_commands_refuse_an_int8_model(
     )
     output = {"compress": "save_dir", "analyze": "output_dir"}[command]
     arguments = [f"--config_path={tmp_path / 'config.yml'}", f"--{output}={tmp_path / 'output'}"]
-    assert run_command(importlib.import_module(f"tools.{command}").main, arguments) == 2
+    assert run_command(importlib.import_module(f"act_pipeline.cli.{command}").main, arguments) == 2
     assert "is an INT8 model already" in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "output").exists()
 
