@@ -18,13 +18,14 @@ import tiny_training  # noqa: E402
 
 from act_pipeline.config import load_config  # noqa: E402
 from act_pipeline.core.artifacts import InferenceModel  # noqa: E402
+from act_pipeline.core.defaults import CONFIGS  # noqa: E402
 from act_pipeline.data import Reader  # noqa: E402
-from act_pipeline.demo import READER_CONFIG, REPOSITORY  # noqa: E402
+from act_pipeline.demo import READER_CONFIG  # noqa: E402
 from act_pipeline.evaluation import evaluate  # noqa: E402
 from act_pipeline.execution.memory import freed_memory_kept  # noqa: E402
 from act_pipeline.graph.static_graph import static_mode  # noqa: E402
 
-CONFIG = REPOSITORY / "configs" / "sample_qat_dis.yml"
+CONFIG = CONFIGS / "sample_qat_dis.yml"
 ITERATIONS = 6
 
 

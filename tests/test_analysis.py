@@ -38,8 +38,6 @@ from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.raw_outputs import RawOutputs, find_raw_outputs, signal_and_noise
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-
 # ---- matching --------------------------------------------------------------------------------------------------------
 
 
@@ -357,7 +355,7 @@ def test_an_analysis_of_the_sample(demo, tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in made.plots] == names
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000 for path in made.plots)
 
-    monkeypatch.setattr(executors, "measure", None)  # nothing is measured twice
+    monkeypatch.setattr(executors, "SensitivityRunner", None)  # nothing is measured twice
     again = analyze(config_of(demo, tmp_path), tmp_path / "out", **options)
     assert again.record["ops"] == record["ops"]
 
@@ -441,8 +439,7 @@ def test_fewer_images_than_asked_for_are_said(demo, tmp_path: Path, caplog: pyte
 
 
 def test_the_command_prints_the_most_sensitive(demo, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sys.path.insert(0, str(REPOSITORY / "tools"))
-    import analyze as command
+    from act_pipeline.cli import analyze as command
 
     config_of(demo, tmp_path)
     reader = tmp_path / "reader.yml"

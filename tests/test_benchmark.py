@@ -29,7 +29,7 @@ from act_pipeline.benchmark.plan import BenchmarkRequest
 from act_pipeline.benchmark.run import run_benchmark
 from act_pipeline.benchmark.timing import rounds, speed_ratio
 from act_pipeline.benchmark.worker import UNTIMED_RUNS
-from act_pipeline.cli.benchmark_flags import parse_request
+from act_pipeline.cli.benchmark import parse_request
 from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.core.records import BENCHMARK_SCHEMA, read_record
 
@@ -302,7 +302,7 @@ def test_a_missing_peer_says_which_extra(sleeping, monkeypatch) -> None:
 def test_paddle_for_real(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Run the command itself on the tiny model: stdout has the table and nothing else."""
     pytest.importorskip("paddle", reason="paddlepaddle is not installed")
-    from deploy import benchmark as command
+    from act_pipeline.cli import benchmark as command
 
     export_tiny_model(tmp_path / "fp32")
     export_tiny_model(tmp_path / "int8", quantized=True)

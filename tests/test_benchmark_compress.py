@@ -21,8 +21,7 @@ from act_pipeline.core.tables import compress_benchmark_table
 from act_pipeline.data import Reader
 from act_pipeline.demo import COMPRESS_CONFIG, READER_CONFIG
 from act_pipeline.onnx_export import lowered_onnx
-from tools import benchmark_compress
-from tools.dev import compress_run, peer_run
+from tools.dev import benchmark_compress, compress_run, peer_run
 from tools.dev.compress_run import Clock, Request, compare, ratios
 
 

@@ -129,7 +129,7 @@ def test_only_pass_statistics_are_dropped(capfd):
 def test_importing_the_package_imports_no_runtime():
     code = (
         "import sys, act_pipeline.engines, act_pipeline.evaluation, act_pipeline.inference, "
-        "act_pipeline.cli.eval_flags, "
+        "act_pipeline.cli.eval, "
         "act_pipeline.inference.visualize; print([m for m in ('paddle', 'matplotlib', 'cv2') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -22,7 +22,7 @@ BCCD = SHARED / "models" / "bccd"
 
 
 def run_tool(*argv: str) -> int:
-    from tools import export_model as command
+    from act_pipeline.cli import export as command
 
     return run_command(command.main, list(argv))
 
@@ -212,11 +212,11 @@ def test_boxes_and_logits_are_those_of_the_detections_and_are_refused_where_dete
     """A model without detections can be neither evaluated nor compressed."""
     from sample_fixtures import reader_of_scenes
 
+    from act_pipeline.cli import compress
+    from act_pipeline.cli import eval as evaluate
     from act_pipeline.data.builtin_sample import make_sample
     from act_pipeline.engines import create_engine
     from act_pipeline.engines.paddle.tensors import PaddleTensors
-    from deploy import infer_eval
-    from tools import compress
 
     make_sample(tmp_path / "data", 1, 2, seed=0, size=96, progress=False)
     batch = next(iter(reader_of_scenes(tmp_path / "data").loader("eval", batch_size=2)))
@@ -232,7 +232,7 @@ def test_boxes_and_logits_are_those_of_the_detections_and_are_refused_where_dete
 
     capsys.readouterr()
     commands = (
-        (infer_eval.main, [f"--model_path={raw_model.directory}", "--precision=fp32", "--device=CPU"]),
+        (evaluate.main, [f"--model_path={raw_model.directory}", "--precision=fp32", "--device=CPU"]),
         (
             compress.main,
             [

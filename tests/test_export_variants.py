@@ -162,7 +162,7 @@ def test_a_root_category_is_named(tmp_path) -> None:
 
 
 def test_the_command_says_it(tmp_path, capsys) -> None:
-    from tools import export_model as command
+    from act_pipeline.cli import export as command
 
     (tmp_path / "names.txt").write_text("one\n")
     dataset = f"TestDataset={{name: ImageFolder, anno_path: names.txt, dataset_dir: {tmp_path}}}"

@@ -27,7 +27,7 @@ from inference_fixtures import (
     write_reader,
 )
 
-from act_pipeline.cli.eval_flags import parse_bool, parse_request
+from act_pipeline.cli.eval import parse_bool, parse_request
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.core.records import read_record
@@ -491,11 +491,11 @@ def test_the_command_ends_user_errors_with_one_line_and_code_2(tmp_path, int8_mo
     assert (
         done.stderr.startswith("error: ") and "model.pdmodel is missing" in done.stderr and done.stderr.count("\n") == 1
     )
+    from act_pipeline.cli.eval import main
     from act_pipeline.engines import machine
-    from deploy import infer_eval
 
     if machine().cuda is None:
-        assert run_command(infer_eval.main, ["--use_trt=True", f"--model_path={int8_model.directory}"]) == 2
+        assert run_command(main, ["--use_trt=True", f"--model_path={int8_model.directory}"]) == 2
         error = capsys.readouterr().err
         assert "CPU package" in error and error.count("\n") == 1
     assert not (int8_model.directory / SHAPES_FILENAME).exists()

@@ -232,8 +232,8 @@ def float_model(directory: Path, act) -> InferenceModel:
 def test_a_model_without_scales_and_an_unknown_op(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import paddle
 
+    from act_pipeline.cli.onnx import main
     from act_pipeline.core.errors import run_command
-    from deploy.export_onnx import main
 
     float_model(tmp_path / "relu", paddle.nn.functional.relu)
     float_model(tmp_path / "sinh", paddle.sinh)

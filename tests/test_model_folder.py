@@ -101,13 +101,13 @@ def test_every_command_takes_a_pair_of_other_names(
 ) -> None:
     from inference_fixtures import TinyReader, make_tiny_data
 
+    from act_pipeline.cli import onnx
     from act_pipeline.inference import run_inference
     from act_pipeline.inference.request import InferenceRequest
-    from deploy import export_onnx
 
     folder = renamed(float_model, tmp_path / "model", "inference.pdmodel", "inference.pdiparams")
     output = tmp_path / "model.onnx"
-    assert run_command(export_onnx.main, [f"--model_path={folder}", f"--output={output}"]) == 0 and output.is_file()
+    assert run_command(onnx.main, [f"--model_path={folder}", f"--output={output}"]) == 0 and output.is_file()
     annotations = make_tiny_data(tmp_path / "data")
     reader = TinyReader(annotations, annotations.parent / "images")
     for engine in ("paddle", "paddle_onednn", "openvino", "onnxruntime"):
@@ -151,7 +151,7 @@ def test_the_commands_refuse_an_int8_model(
     )
     output = {"compress": "save_dir", "analyze": "output_dir"}[command]
     arguments = [f"--config_path={tmp_path / 'config.yml'}", f"--{output}={tmp_path / 'output'}"]
-    assert run_command(importlib.import_module(f"tools.{command}").main, arguments) == 2
+    assert run_command(importlib.import_module(f"act_pipeline.cli.{command}").main, arguments) == 2
     assert "is an INT8 model already" in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "output").exists()
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from inference_fixtures import GPU_MACHINE, OBJECT, SHARED, SIZE, TinyReader, make_tiny_data
 
-from act_pipeline.cli.eval_flags import parse_request
+from act_pipeline.cli.eval import parse_request
 from act_pipeline.core.artifacts import InferenceModel, OnnxModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import ENGINES, Engine, best_engine, create_engine, find_support, machine, support

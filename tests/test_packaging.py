@@ -165,7 +165,8 @@ def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = tmp_path_factory.mktemp("source")
     for name in ("setup.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tree)
-    shutil.copytree(ROOT / "act_pipeline", tree / "act_pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("act_pipeline", "configs"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     return tree
 
 
@@ -205,14 +206,17 @@ def test_a_wheel_holds_the_whole_package(source_tree: Path, tmp_path: Path) -> N
     (wheel,) = tmp_path.glob("*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
     tracked = subprocess.run(
-        ["git", "ls-files", "act_pipeline"],
+        ["git", "ls-files", "act_pipeline", "configs"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     ).stdout.split()
     assert "act_pipeline/doctor.py" in packed and "act_pipeline/engines/__init__.py" in packed
-    assert set(tracked) <= packed
+    assert {f"act_pipeline/{name}" if name.startswith("configs/") else name for name in tracked} <= packed
+    assert not [
+        name for name in packed if name.split("/")[0] not in ("act_pipeline", f"act_pipeline-{__version__}.dist-info")
+    ]
 
 
 def test_make_offers_what_the_documentation_names() -> None:

@@ -142,7 +142,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 def test_the_command_refuses_bad_numbers_in_one_line(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tools import make_sample
+    from act_pipeline.cli import make_sample
 
     assert run_command(make_sample.main, ["--output_dir", str(tmp_path / "digits"), *flags]) == 2
     error = capsys.readouterr().err

@@ -302,7 +302,7 @@ def two_calibrations(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_floor_gives_back_the_op_that_is_hard(
     sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("act_pipeline.compress.accuracy_control.algorithm.RANK_IMAGES", 1)
+    monkeypatch.setattr("act_pipeline.compress.accuracy_control.ranker.RANK_IMAGES", 1)
     model, hard = harden(sample.model, sample.root / "hard_float", 4)
     names = [op.name for op in ops_of(model, tmp_path / "float") if op.group == "backbone"]
     place = names.index(hard)
@@ -393,7 +393,7 @@ def test_below_the_floor_nothing_lies_under_the_good_name(
 ) -> None:
     scored = scoring(0.30, 0.31)
     monkeypatch.setattr(Judge, "evaluate", scored)
-    monkeypatch.setattr("act_pipeline.compress.accuracy_control.algorithm.RANK_IMAGES", 1)
+    monkeypatch.setattr("act_pipeline.compress.accuracy_control.ranker.RANK_IMAGES", 1)
 
     def command(argv) -> int:
         sample.compress(
@@ -416,7 +416,7 @@ def test_a_trained_model_below_the_floor_names_the_section_that_it_was_trained_b
 ) -> None:
     scored = scoring(0.30, 0.31)
     monkeypatch.setattr(Judge, "evaluate", scored)
-    monkeypatch.setattr("act_pipeline.compress.accuracy_control.algorithm.RANK_IMAGES", 1)
+    monkeypatch.setattr("act_pipeline.compress.accuracy_control.ranker.RANK_IMAGES", 1)
     settings = ["TrainConfig.train_iter=1", "TrainConfig.eval_iter=1", "TrainConfig.snapshot_iter=null"]
     with pytest.raises(BelowFloor):
         sample.compress(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_training
 
-from act_pipeline.compress.qat import trainer
+from act_pipeline.compress.qat import adapter
 from act_pipeline.compress.qat.teacher import Teacher
 
 
@@ -44,7 +44,7 @@ def unrounded(split):
                 op._set_attr("op_namescope", "/skip_quant/")
         return None
 
-    return mock.patch.object(trainer, "split_teacher", keep) if not split else mock.MagicMock()
+    return mock.patch.object(adapter, "split_teacher", keep) if not split else mock.MagicMock()
 
 
 @pytest.mark.parametrize("custom", [False, True])
@@ -69,13 +69,13 @@ def test_an_image_is_run_once_and_a_full_budget_changes_nothing(tmp_path: Path) 
         same = np.full((1, 3, 16, 16), 0.25, np.float32)
 
     made: list[Teacher] = []
-    split = trainer.split_teacher
+    split = adapter.split_teacher
 
     def noted(*args):
         made.append(split(*args))
         return made[-1]
 
-    with mock.patch.object(trainer, "split_teacher", noted):
+    with mock.patch.object(adapter, "split_teacher", noted):
         kept = losses(tmp_path / "kept", batches=Thrice())
         with mock.patch("act_pipeline.compress.qat.teacher._BYTES_PER_MB", 1e-7):
             forgotten = losses(tmp_path / "forgotten", batches=Thrice())

@@ -154,7 +154,7 @@ def test_rtx_names_the_compute_capabilities_that_it_builds_for(rtx, model, tmp_p
 
 
 def test_the_command_builds_and_says_what_it_cannot(rtx, model, tmp_path, capsys) -> None:
-    from deploy import build_engine
+    from act_pipeline.cli import engine
 
     output = tmp_path / "tiny.plan"
     command = [sys.executable, "deploy/build_engine.py", "--model_path", str(model.directory), "--output", str(output)]
@@ -169,7 +169,7 @@ def test_the_command_builds_and_says_what_it_cannot(rtx, model, tmp_path, capsys
     if Cuda().gpu() is None:
         refused.append((["--layers"], "--layers needs an NVIDIA GPU"))
     for flags, words in refused:
-        assert run_command(build_engine.main, ["--model_path", str(model.directory), *flags]) == 2
+        assert run_command(engine.main, ["--model_path", str(model.directory), *flags]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and words in error
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from act_pipeline.benchmark.worker import CreateEngine
 from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
-from act_pipeline.core.defaults import DEFAULT_MODELS, default_path
+from act_pipeline.core.command_names import name_commands
+from act_pipeline.core.defaults import DEFAULT_MODELS, find_shipped
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.engines import ENGINES, PRECISIONS, Machine, create_engine, support
 from act_pipeline.engines.interface import EngineSupport
@@ -140,14 +141,16 @@ class Models:
             return None if path is None else InferenceModel.load(path, request.model_filename, request.params_filename)
 
         if request.model_path is None and request.int8_model_path is None:
-            folders = {kind: default_path(path) for kind, path in DEFAULT_MODELS.items()}
+            folders = {kind: find_shipped(path) for kind, path in DEFAULT_MODELS.items()}
             missing = [kind for kind, path in folders.items() if not path.exists()]
             if "float" in missing:
                 raise UserError(
                     f"model folder {DEFAULT_MODELS['float']} does not exist; run `make demo`, which makes it, or give "
                     "--model_path (and --int8_model_path)"
                 )
-            note = f"{DEFAULT_MODELS['int8']} does not exist: no int8 rows; `make demo` makes it" if missing else None
+            note = None
+            if missing:
+                note = name_commands(f"{DEFAULT_MODELS['int8']} does not exist: no int8 rows; `make demo` makes it")
             return cls._inspected(load(folders["float"]), None if missing else load(folders["int8"]), note)
         note = None
         if request.int8_model_path is None:

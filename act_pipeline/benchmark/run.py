@@ -18,7 +18,7 @@ from act_pipeline.benchmark.record import Run, as_record, heading, remarks, run_
 from act_pipeline.benchmark.timing import rounds
 from act_pipeline.benchmark.worker import Worker, WorkerFailed
 from act_pipeline.core.cpus import available_cpus
-from act_pipeline.core.defaults import DEFAULT_READER, default_path
+from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import BENCHMARK_SCHEMA, write_record
 from act_pipeline.core.tables import benchmark_table
@@ -116,7 +116,7 @@ def _reader(request: BenchmarkRequest, models: Models, reader: Any) -> Any:
         if reader is None:
             from act_pipeline.data import Reader
 
-            config = Path(request.reader_config) if request.reader_config else default_path(DEFAULT_READER)
+            config = Path(request.reader_config) if request.reader_config else find_shipped(DEFAULT_READER)
             reader = Reader.load(config)
         if not request.no_map:
             reader.annotation_file("eval")

@@ -9,6 +9,7 @@ from typing import Any, Optional
 from act_pipeline.compress.job import Candidate, Job, timed
 from act_pipeline.compress.judge import REFERENCE, Judge
 from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import find_support
 from act_pipeline.evaluation import compare_on_some
@@ -77,7 +78,12 @@ def _reference(job: Job, chosen: Candidate) -> Optional[dict[str, Any]]:
     if difference.low > 0 or difference.high < 0:
         _logger.warning(
             "%s gives the INT8 model %+.4f mAP beside %s (%+.4f to %+.4f with 95%%, %d images): the loss is of "
+<<<<<<< HEAD
             "one runtime; `deploy/infer_eval.py --engine=all` shows all of them",
+=======
+            "one runtime; "
+            + name_commands("`deploy/infer_eval.py --engine=all` shows all of them"),
+>>>>>>> wt-cli
             job.judge.engine, -difference.difference, REFERENCE, -difference.high, -difference.low, found.images,
         )  # fmt: skip
     return {

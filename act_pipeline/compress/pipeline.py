@@ -256,7 +256,11 @@ def _identity(config: Config, source: Mapping[str, Any], reader: Reader, device:
         "Strategy": settings.get("Strategy"),
         "quantize": settings.get("quantize"),
         "QuantAware": settings.get("QuantAware"),
-        "QuantPost": settings.get("QuantPost") if config.strategy.name == "auto" else None,
+        # What `auto` does before it trains decides which model is trained, and from which scales.
+        **{
+            name: settings.get(name) if config.strategy.name == "auto" else None
+            for name in ("QuantPost", "SmoothQuant")
+        },
         "TrainConfig": without("TrainConfig", ("snapshot_iter", "logging_iter")),
         "Global": {name: settings["Global"].get(name) for name in ("Evaluation", "input_list")},
         "EvalReader": {"batch_size": loading.batch_size, "drop_last": loading.drop_last},

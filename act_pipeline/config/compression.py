@@ -16,6 +16,7 @@ from typing import Any, Literal, Optional, Union
 from act_pipeline.config.schema import Invalid, Source, build, key, to_mapping
 from act_pipeline.config.training import TrainConfig
 from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME
+from act_pipeline.core.defaults import find_shipped
 from act_pipeline.core.yaml_files import apply_overrides, load_yaml, parse_override
 
 # `detection`, and the losses of paddleslim.dist that ACT can call with one teacher and one student tensor (`fsp` takes
@@ -462,15 +463,15 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     """Read and check a compression config.
 
     Args:
-        path: a YAML file in ACT's schema.
+        path: a YAML file in ACT's schema; ``configs/...`` of this package too.
         overrides: ``Section.key=value`` each, set over the file's values.
 
     Raises:
         UserError: the file is not YAML, or a section, key, type or value does not fit the schema.
     """
-    overrides = list(overrides)
+    path, overrides = find_shipped(path), list(overrides)
     content = apply_overrides(load_yaml(path), overrides)
     # An empty section counts as present, with its defaults.
     content = {name: {} if value is None else value for name, value in content.items()}
-    source = Source(Path(path), tuple(".".join(parse_override(override)[0]) for override in overrides))
-    return build(Config, content, source, path=Path(path), overrides=tuple(overrides))
+    source = Source(path, tuple(".".join(parse_override(override)[0]) for override in overrides))
+    return build(Config, content, source, path=path, overrides=tuple(overrides))

@@ -7,6 +7,8 @@ import errno
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
+from act_pipeline.core.command_names import name_commands
+
 EXIT_USER_ERROR = 2
 EXIT_BELOW_FLOOR = 3
 EXIT_INTERRUPTED = 130
@@ -100,5 +102,5 @@ def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str]
         if described is None:
             raise
         message, exit_code = described, EXIT_USER_ERROR
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {name_commands(message)}", file=sys.stderr)
     return exit_code

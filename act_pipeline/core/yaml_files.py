@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from act_pipeline.core.defaults import find_shipped
 from act_pipeline.core.errors import UserError, suggest
 
 # Tags in the YAML files of ppdet 2.6: data sets (ppdet/data/source) and learning rate schedules (ppdet/optimizer).
@@ -89,18 +90,24 @@ _DataLoader.add_multi_constructor("!", _construct_tagged)
 def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a YAML file and the files in its ``_BASE_`` list.
 
-    As in PaddleDetection, each base overrides the ones before it, and the file overrides its bases. Mappings are merged
-    key by key, other values are replaced. Paths in ``_BASE_`` are relative to the file.
+    <<<<<<< HEAD
+        As in PaddleDetection, each base overrides the ones before it, and the file overrides its bases. Mappings are merged
+        key by key, other values are replaced. Paths in ``_BASE_`` are relative to the file.
 
-    Args:
-        path: the file.
+        Args:
+            path: the file.
+    =======
+        As in PaddleDetection, the bases are merged in order, each over the ones before, and the file's own keys over all
+        of them; mappings are merged key by key, everything else is replaced. ``_BASE_`` names are relative to the file, or
+        else ``configs/...`` of this package.
+    >>>>>>> wt-cli
 
-    Returns:
-        The mapping, of plain Python values and :class:`Tagged`.
+        Returns:
+            The mapping, of plain Python values and :class:`Tagged`.
 
-    Raises:
-        UserError: the file is missing or too large, is not a YAML mapping, has a duplicate key or two nodes under one
-            key, uses an unknown tag, or includes itself.
+        Raises:
+            UserError: the file is missing or too large, is not a YAML mapping, has a duplicate key or two nodes under one
+                key, uses an unknown tag, or includes itself.
     """
     return _load_with_bases(Path(path), ())
 
@@ -168,25 +175,31 @@ def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str] = ()) ->
 def resolve_path(value: str, named_in: str | os.PathLike[str]) -> Path:
     """Resolve a path in a config file.
 
-    A relative path is tried relative to the current folder, to the file's folder, to its parent folder (PaddleSlim's
-    examples have their configs in ``configs/``) and to the root of this repository, in this order.
+    <<<<<<< HEAD
+        A relative path is tried relative to the current folder, to the file's folder, to its parent folder (PaddleSlim's
+        examples have their configs in ``configs/``) and to the root of this repository, in this order.
 
-    Args:
-        value: the path; ``~`` is expanded.
-        named_in: the config file that contains it.
+        Args:
+            value: the path; ``~`` is expanded.
+            named_in: the config file that contains it.
 
-    Returns:
-        The first path that exists, otherwise the given path.
+        Returns:
+            The first path that exists, otherwise the given path.
+    =======
+        The first that exists of: relative to the current directory, to the file's folder, to the folder above it (where
+        PaddleSlim's examples stand, with their files in ``configs/``), what comes with this package (:func:`find_shipped`).
+        If none exists, the path as it was given.
+    >>>>>>> wt-cli
     """
     # os.path, because pathlib raises on impossible names: an unknown user, too long, with a NUL.
     given = Path(os.path.expanduser(value))
     if given.is_absolute():
         return given
     folder = Path(os.path.realpath(named_in)).parent
-    for root in (Path(), folder, folder.parent, Path(__file__).resolve().parents[2]):
+    for root in (Path(), folder, folder.parent):
         if os.path.exists(root / given):
             return root / given
-    return given
+    return find_shipped(given)
 
 
 def _load_with_bases(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
@@ -205,6 +218,8 @@ def _load_with_bases(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for base in bases:
         base_path = path.parent / Path(base).expanduser()
+        if not os.path.exists(base_path) and os.path.exists(find_shipped(base)):
+            base_path = find_shipped(base)
         _merge(merged, _load_with_bases(base_path, (*including, path.resolve())))
     _merge(merged, content)
     return merged

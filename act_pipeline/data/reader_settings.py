@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from act_pipeline.config.schema import Source, build, describe, key
+from act_pipeline.core.defaults import find_shipped
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.core.yaml_files import Tagged, apply_overrides, load_yaml, parse_override
 from act_pipeline.data.classes import ModelClasses
@@ -146,9 +147,9 @@ def load_settings(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -
     Raises:
         UserError: the file is not YAML, or has an invalid key, type or value.
     """
-    overrides = list(overrides)
+    path, overrides = find_shipped(path), list(overrides)
     content = apply_overrides(load_yaml(path), overrides)
-    source = Source(Path(path), tuple(".".join(parse_override(override)[0]) for override in overrides))
+    source = Source(path, tuple(".".join(parse_override(override)[0]) for override in overrides))
     for name in content:
         hint = suggest(name, _KNOWN_KEYS)
         if name not in _KNOWN_KEYS and hint and "architecture" not in content:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from act_pipeline.core.artifacts import OnnxModel, open_model
-from act_pipeline.core.defaults import DEFAULT_MODELS, default_path
+from act_pipeline.core.defaults import DEFAULT_MODELS, find_shipped
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import Artifact, Machine, fastest_engine, support
 from act_pipeline.inference.request import InferenceRequest
@@ -39,7 +39,7 @@ def load_model(request: InferenceRequest) -> Artifact:
     path = request.model_path
     if path is None:
         default = DEFAULT_MODELS["int8" if request.precision in (None, "int8") else "float"]
-        path = default_path(default)
+        path = find_shipped(default)
         if not path.exists():
             raise UserError(
                 f"model folder {default} does not exist; run `make demo`, which makes it, or give --model_path"

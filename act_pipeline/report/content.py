@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.records import BELOW_SUFFIX
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.report.curves import RECALLS, score
@@ -147,7 +148,8 @@ def _commands(sources: Sources, config: str, reader: ReportReader) -> list[str]:
     save_dir = folder[: -len(BELOW_SUFFIX)] if folder.endswith(BELOW_SUFFIX) else folder
     compress = ["python", "tools/compress.py", "-c", config, "--save_dir", save_dir]
     report = ["python", "tools/report.py", "--model_path", folder, "--reader_config", str(reader.path)]
-    return [shlex.join([*compress, *(["-o", *overrides] if overrides else [])]), shlex.join(report)]
+    commands = [*compress, *(["-o", *overrides] if overrides else [])], report
+    return [name_commands(shlex.join(command)) for command in commands]
 
 
 def _from_detections(sources: Sources, reader: ReportReader) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.tables import BYTES_PER_MB
 from act_pipeline.report import figures
 from act_pipeline.report.texts import stage_name, texts
@@ -80,7 +81,7 @@ def render(record: Mapping[str, Any], lang: str, photograph: Photograph) -> str:
         style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")), short=short_name,
         label_y=_label_y,
     )  # fmt: skip
-    return environment.get_template("page.html").render(record=record, r=record)
+    return name_commands(environment.get_template("page.html").render(record=record, r=record))
 
 
 def _label_y(status: str, y: float, box_height: float, size: float, height: float) -> float:

@@ -105,9 +105,10 @@ def build_model(
             weights do not fit.
     """
     if not isinstance(config, Mapping):
+        from act_pipeline.core.defaults import find_shipped
         from act_pipeline.core.yaml_files import apply_overrides, load_yaml
 
-        source = os.fspath(config)
+        source = str(find_shipped(config))
         config = apply_overrides(load_yaml(source), overrides)
     register_modules()
     check_config(source, config)
