@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Default paths of the commands: the built-in sample."""
-=======
 """What comes with the package (the configs), and what commands take where nothing is named: the built-in sample."""
->>>>>>> wt-cli
 
 from __future__ import annotations
 
@@ -17,11 +13,6 @@ DEFAULT_MODELS = {"int8": Path("output/rtdetr_sample_int8"), "float": Path("outp
 DEFAULT_READER = Path("configs/readers/sample_reader.yml")
 
 
-<<<<<<< HEAD
-def default_path(path: Path) -> Path:
-    """Return a default path: relative to the current folder if it exists there, otherwise to the repository."""
-    return path if path.exists() else REPOSITORY / path if (REPOSITORY / path).exists() else path
-=======
 def find_shipped(path: str | os.PathLike[str]) -> Path:
     """Return ``path`` where it is there, else the file of that name in this repository or in the installed package.
 
@@ -33,4 +24,3 @@ def find_shipped(path: str | os.PathLike[str]) -> Path:
         return given
     shipped = CONFIGS.parent / given
     return shipped if os.path.exists(shipped) else given
->>>>>>> wt-cli

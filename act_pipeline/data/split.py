@@ -47,7 +47,7 @@ def separate_splits(reader: Reader, seed: int = 0) -> tuple[Reader, Optional[str
         return reader, None
     own = [name for name in training if name not in shared]
     if not reason and len(own) >= _FEWEST_TRAIN_IMAGES:
-        note = f"{len(shared)} images of EvalDataset are in TrainDataset too: they are evaluated, and left out of calibration"
+        note = f"{len(shared)} images of EvalDataset are in TrainDataset too: evaluated, and left out of calibration"
         return restricted(reader, own, judging), f"{reader.path}: {note}"
     if len(judging) < 2:
         raise UserError(

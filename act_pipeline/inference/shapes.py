@@ -10,6 +10,7 @@ from typing import Any
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.fresh_process import package_environment
 from act_pipeline.engines import Machine, find_support
 from act_pipeline.inference.outcome import InferenceOutcome, Say
 from act_pipeline.inference.request import InferenceRequest
@@ -61,5 +62,5 @@ def continue_in_a_new_process(rerun: Sequence[str] | None, say: Say) -> Inferenc
     if rerun is None:
         return InferenceOutcome(lines=["shapes are collected; run it again in a fresh process to build the engine"])
     say("shapes are collected; going on in a fresh process")
-    code = subprocess.run(list(rerun), env={**os.environ, COLLECTED_VARIABLE: "1"}, check=False).returncode
+    code = subprocess.run(list(rerun), env=package_environment(**{COLLECTED_VARIABLE: "1"}), check=False).returncode
     return InferenceOutcome(exit_code=code if code >= 0 else 128 - code)
