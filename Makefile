@@ -7,9 +7,6 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 # Processes that share the tests of `make test`, file by file; each takes up to 4 GB (0: one process, for --pdb say).
 WORKERS ?= 2
-# Of `make fuzz`.
-TARGETS ?= all
-MINUTES ?= 10
 # What `make lint` reads; mypy reads act_pipeline (pyproject.toml).
 LINTED := act_pipeline tools deploy tests requirements notebooks
 # Locks of what is optional that `make benchmark` compares.
@@ -20,7 +17,7 @@ INSTALL = $(PYTHON) requirements/install.py --venv $(VENV)
 LOCK_TOOL := .venv-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark test test-all lint fuzz doctor lock clean env env-dev check-python
+.PHONY: help demo benchmark test test-all lint doctor lock clean env env-dev check-python
 
 help: ## what there is to make
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,9 +41,6 @@ lint: env-dev ## ruff (rules and format) and mypy, as tests/test_lint.py runs th
 	@$(VENV_PYTHON) -m ruff check $(LINTED)
 	@$(VENV_PYTHON) -m ruff format --check $(LINTED)
 	@$(VENV_PYTHON) -m mypy
-
-fuzz: env-dev ## every fuzz target for MINUTES=10 (TARGETS="config reader" for some), at idle priority
-	@chrt -i 0 $(VENV_PYTHON) -m tests.fuzz $(TARGETS) --minutes $(MINUTES)
 
 doctor: env ## versions, GPU, CUDA, TensorRT, and which engines run here
 	@$(VENV_PYTHON) -m act_pipeline.doctor

@@ -10,11 +10,12 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
+CONFIGS = "act_pipeline.configs"
 
 
 def read_version():
     """Return ``__version__`` as the package states it, without importing it."""
-    source = (ROOT / "act_pipeline" / "version.py").read_text(encoding="utf-8")
+    source = (ROOT / "act_pipeline" / "core" / "version.py").read_text(encoding="utf-8")
     return re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE).group(1)
 
 
@@ -32,8 +33,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.9,<3.13",
-    packages=find_packages(include=["act_pipeline", "act_pipeline.*"]),
-    package_data={"act_pipeline": ["data/*.pdparams", "**/*.yml", "**/*.json", "report/page.html", "report/page.css"]},
+    packages=[*find_packages(include=["act_pipeline", "act_pipeline.*"]), CONFIGS],
+    # The wheel has the configs in the package, where act_pipeline/core/defaults.py finds them.
+    package_dir={CONFIGS: "configs"},
+    package_data={
+        "act_pipeline": ["data/*.pdparams", "**/*.yml", "**/*.json", "report/page.html", "report/page.css"],
+        CONFIGS: ["**/*.yml", "**/*.yaml"],
+    },
+    entry_points={"console_scripts": ["act-pipeline=act_pipeline.cli.main:main"]},
     install_requires=[
         # Importing paddleslim with later ones of these two crashed the process.
         "matplotlib<3.9",
@@ -66,7 +73,7 @@ setup(
         "onnx": [],
         "openvino": [],
         "onnxruntime": ["onnxruntime>=1.19,<1.32"],
-        # `deploy/benchmark.py --peer nncf`. It asks for numpy>=1.24 and runs on 1.23.5, which is what its lock has.
+        # `act-pipeline benchmark --peer nncf`. It asks for numpy>=1.24 and runs on 1.23.5, which is what its lock has.
         "nncf": [
             'nncf>=3.4,<3.5; python_version >= "3.10"',
             'openvino>=2026,<2026.5; python_version >= "3.10"',
@@ -77,7 +84,7 @@ setup(
             "tensorrt-rtx-cu12-bindings==1.7.1.116",
             "tensorrt-rtx-cu12-libs==1.7.1.116",
         ],
-        # `--executor ray` of `tools/analyze.py` and `deploy/infer_eval.py`; a client must be of the cluster's own
+        # `--executor ray` of `act-pipeline analyze` and `act-pipeline eval`; a client must be of the cluster's own
         # version, so there is no lock.
         "ray": ["ray>=2.9,<3"],
         "dev": [

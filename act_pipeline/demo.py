@@ -12,6 +12,7 @@ from typing import Any
 from act_pipeline.compress import Compressed, compress
 from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.defaults import CONFIGS
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import read_record
 from act_pipeline.data import Reader
@@ -24,11 +25,10 @@ from act_pipeline.inference import InferenceRequest, run_inference
 from act_pipeline.onnx_export import lowered_onnx
 from act_pipeline.report import REPORT_FILENAME, write_report
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-MODEL_CONFIG = REPOSITORY / "configs" / "rtdetr" / "rtdetr_sample.yml"
-WEIGHTS = REPOSITORY / "act_pipeline" / "data" / "rtdetr_sample.pdparams"
-COMPRESS_CONFIG = REPOSITORY / "configs" / "sample.yml"
-READER_CONFIG = REPOSITORY / "configs" / "readers" / "sample_reader.yml"
+MODEL_CONFIG = CONFIGS / "rtdetr" / "rtdetr_sample.yml"
+WEIGHTS = Path(__file__).resolve().parent / "data" / "rtdetr_sample.pdparams"
+COMPRESS_CONFIG = CONFIGS / "sample.yml"
+READER_CONFIG = CONFIGS / "readers" / "sample_reader.yml"
 REFERENCE_LABEL = "INT8, every Q/DQ as it stands"
 TRAIN_SCENES, VAL_SCENES, SCENE_SIZE = 300, 120, 256
 

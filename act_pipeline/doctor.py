@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from act_pipeline.core.errors import run_command
+from act_pipeline.core.fresh_process import package_environment
 from act_pipeline.core.version import __version__
 
 EXIT_CANNOT_RUN = 1
@@ -284,7 +285,9 @@ def run_probe() -> dict[str, Any]:
         report = Path(folder) / "probe.jsonl"
         command = [sys.executable, "-m", "act_pipeline.doctor", "--probe", str(report)]
         try:
-            ended = subprocess.run(command, capture_output=True, timeout=_PROBE_LIMIT_SECONDS, check=False).returncode
+            ended = subprocess.run(
+                command, env=package_environment(), capture_output=True, timeout=_PROBE_LIMIT_SECONDS, check=False
+            ).returncode
         except subprocess.TimeoutExpired:
             ended = None
         text = report.read_text(encoding="utf-8") if report.exists() else ""
@@ -379,7 +382,7 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the diagnosis; returns 0 if FP32 and INT8 can run here on the CPU, 1 if not."""
-    parser = argparse.ArgumentParser(prog="python -m act_pipeline.doctor", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--probe", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -395,4 +398,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "python -m act_pipeline.doctor"  # argparse names the program after it
     sys.exit(run_command(main))

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from act_pipeline.core.artifacts import INFER_CFG_FILENAME, InferenceModel
+from act_pipeline.core.defaults import find_shipped
 from act_pipeline.core.downloads import fetch, is_url
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import hash_files, new_artifact, read_record, versions, write_record
@@ -43,7 +44,7 @@ def export_model(
     """Export a model into ``output_dir/<name of the config>``, with a record of what it was made from, ``export.json``.
 
     Args:
-        config: PaddleDetection's model YAML.
+        config: PaddleDetection's model YAML; ``configs/...`` of this package too.
         output_dir: the folder's parent.
         overrides: ``key=value`` each; ``weights`` is a path or a URL, ``trt=True`` writes activations as TensorRT knows
             them, ``TestReader.fuse_normalize=true`` lets the graph normalize, ``DETRPostProcess.bbox_decode_type=pad``
@@ -58,6 +59,7 @@ def export_model(
     Raises:
         UserError: the config, the weights or the input size are not as they must be, or do not fit each other.
     """
+    config = find_shipped(config)
     content = apply_overrides(load_yaml(config), overrides)
     size = _input_size(config, content, overrides)
     content = {**content, "eval_size": list(size), "exclude_post_process": _without_post_process(config, content)}

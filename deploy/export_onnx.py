@@ -1,65 +1,6 @@
-"""Lower a model to ONNX, INT8 with Q/DQ where it has scales, spelled for the runtime that will take it."""
+"""Lower a model to ONNX: `act-pipeline onnx` in this clone."""
 
-from __future__ import annotations
+if __name__ == "__main__":  # processes that the command starts import this file too
+    from _clone import run_module
 
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from act_pipeline.core.errors import UserError, run_command  # noqa: E402
-
-
-def _batch(text: str) -> int | None:
-    if text == "dynamic":
-        return None
-    if not text.isdigit() or int(text) < 1:
-        raise UserError(f"--batch is {text!r}, expected a positive integer, or 'dynamic'")
-    return int(text)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model_path", required=True, help="the model's folder")
-    parser.add_argument("--model_filename", default="model.pdmodel")
-    parser.add_argument("--params_filename", default="model.pdiparams")
-    place = parser.add_mutually_exclusive_group(required=True)
-    place.add_argument("--output", help="the file to write")
-    place.add_argument("--output_dir", help="write OUTPUT_DIR/model_<target>.onnx")
-    parser.add_argument(
-        "--target",
-        default="cpu",
-        help="cpu (uint8, zero point 128: OpenVINO, ONNX Runtime), tensorrt (int8, zero point 0), or tensorrt_rtx (the "
-        "same with all activations at the scale 1: smaller plans)",
-    )
-    parser.add_argument("--precision", default="auto", help="auto (what the model is), int8 or fp32")
-    parser.add_argument(
-        "--float16", action="store_true", help="float work in FP16, for GPUs; the post-process stays FP32"
-    )
-    parser.add_argument("--opset", type=int, default=17)
-    parser.add_argument("--batch", default="dynamic", help="a fixed batch size, or dynamic")
-    arguments = parser.parse_args(argv)
-
-    from act_pipeline.core.artifacts import InferenceModel
-    from act_pipeline.onnx_export import lower
-
-    model = InferenceModel.load(arguments.model_path, arguments.model_filename, arguments.params_filename)
-    suffix = "_fp16" if arguments.float16 else ""
-    output = arguments.output or Path(arguments.output_dir) / f"model_{arguments.target}{suffix}.onnx"
-    lowered = lower(
-        model,
-        output,
-        arguments.target,
-        arguments.opset,
-        _batch(arguments.batch),
-        arguments.precision,
-        arguments.float16,
-    )
-    print(lowered.summary())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_module("act_pipeline.cli.onnx")

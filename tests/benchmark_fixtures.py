@@ -1,4 +1,4 @@
-"""Engines that sleep for a known time, in a module of its own: the processes of the benchmark import it."""
+"""Engines that sleep for a known time; a separate module, because the processes of the benchmark import it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SLEEP_MS = {
     ("openvino", "fp32"): 8.0,
     ("openvino", "int8"): 4.0,
 }
-# A peak counts from the bare process's own, which may have given some of that back.
+# Larger than the memory that the bare process may have freed after its own peak.
 BALLAST_BYTES = {("openvino", "int8"): 155_000_000}
 LOG_VARIABLE = "BENCHMARK_TEST_LOG"
 FAIL_VARIABLE = "BENCHMARK_TEST_FAIL"
@@ -29,7 +29,7 @@ OBJECT = (0.25, 0.25, 0.75, 0.625)
 
 
 def sleeping_support(here=None) -> list[EngineSupport]:
-    """What `support` would say of a machine that has these engines, and no ONNX Runtime."""
+    """Return `support` of a machine that has these engines, and no ONNX Runtime."""
     rows = [EngineSupport(engine, precision, "CPU", True, "sleeps") for engine, precision in SLEEP_MS]
     rows.append(EngineSupport("onnxruntime", "fp32", "CPU", False, "onnxruntime is not installed", "install it"))
     rows.append(EngineSupport("tensorrt", "fp16", "GPU", False, "no NVIDIA GPU", "check `nvidia-smi`"))
@@ -37,12 +37,12 @@ def sleeping_support(here=None) -> list[EngineSupport]:
 
 
 def sleeping_engine(name, model, precision, device, threads, batch_size=1, machine=None, summary=None):
-    """What `create_engine` would make: finds every image's object, after a while."""
+    """Replace `create_engine`: the engine detects every image's object after a delay."""
     return SleepingEngine(name, model, precision, device, threads, summary)
 
 
 class SleepingEngine:
-    """Writes a line of when it ran into a file, and fails where it is told to: load, run, exit or score."""
+    """An engine that logs its runs to a file, and fails at a requested point: load, run, exit or score."""
 
     def __init__(self, name, model, precision, device, threads, summary) -> None:
         self.name, self.precision, self.device, self.threads = name, precision, device, threads
@@ -84,7 +84,7 @@ class SleepingEngine:
 
 
 def fake_model(directory: Path, count: int) -> Path:
-    """Write a folder that opens as a model and is none."""
+    """Write a folder that can be opened as a model but has no real content."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "model.pdmodel").write_bytes(b"p" * count)
     (directory / "model.pdiparams").write_bytes(b"w" * count)
@@ -92,5 +92,5 @@ def fake_model(directory: Path, count: int) -> Path:
 
 
 def fake_summary(model) -> SimpleNamespace:
-    """What `inspect_model` would say of it."""
+    """Return a summary such as `inspect_model` would return."""
     return SimpleNamespace(quantized="int8" in model.directory.name, input_size=(32, 32))

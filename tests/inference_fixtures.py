@@ -1,4 +1,4 @@
-"""A tiny model, a tiny data set and stand-ins, so that engines and evaluation are tested without any real model."""
+"""A tiny model, a tiny data set and test doubles, to test engines and evaluation without a real model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.engines.machine import Machine
 
 SIZE = 32
-# Where the object of every image of `tiny_data` is: x1, y1, x2, y2 as shares of the image.
+# The object in every image of `tiny_data`: x1, y1, x2, y2 as shares of the image.
 OBJECT = (0.25, 0.25, 0.75, 0.625)
 CLASS_NAMES = ("disc", "square")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-# The sample by training; max_drop is out of the way, since what so short a training gives is no matter.
+# The sample with training; max_drop is large, since the accuracy after such a short training is irrelevant.
 TRAINED = ["Strategy={name: qat_dis, max_drop: 0.1}", "TrainConfig.train_iter=20", "TrainConfig.eval_iter=20"]
 GPU_MACHINE = Machine(
     cpu="test",
@@ -37,23 +37,23 @@ GPU_MACHINE = Machine(
 
 @pytest.fixture(scope="module")
 def float_model(tmp_path_factory) -> InferenceModel:
-    """A tiny float model in a folder of the test file's own."""
+    """A tiny float model in a folder per test file."""
     return export_tiny_model(tmp_path_factory.mktemp("models") / "fp32")
 
 
 @pytest.fixture(scope="module")
 def int8_model(tmp_path_factory) -> InferenceModel:
-    """The same with Q/DQ."""
+    """The tiny model with Q/DQ."""
     return export_tiny_model(tmp_path_factory.mktemp("models") / "int8", quantized=True)
 
 
 def export_tiny_model(
     directory: Path, quantized: bool = False, size: int = SIZE, class_index: int = 0, stored_type: type = np.int8
 ) -> InferenceModel:
-    """Export a network that finds ``OBJECT`` in every image, with a score that a convolution decides.
+    """Export a network that detects ``OBJECT`` in every image, with a score computed by a convolution.
 
-    Two rows an image: class 0 at ``OBJECT``, and class 1 at the whole image with a score of 0.
-    With ``quantized``, the convolution's input and weights pass through Q/DQ as ACT's ``onnx_format`` writes them.
+    It outputs two rows per image: class 0 at ``OBJECT``, and class 1 at the whole image with a score of 0. With
+    ``quantized``, the convolution's input and weights pass through Q/DQ in the format of ACT's ``onnx_format``.
     """
     import paddle
 
@@ -86,7 +86,7 @@ def export_tiny_model(
         bbox_num = (paddle.sum(score * 0, axis=1) + 2).astype("int32")
         executor = paddle.static.Executor(paddle.CPUPlace())
         executor.run(startup)
-        if quantized:  # declared as float32, stored as int8: so does ACT
+        if quantized:  # declared as float32 but stored as int8, as in ACT
             weight = paddle.static.global_scope().find_var("w").get_tensor()
             weight.set(np.array(weight).astype(stored_type), paddle.CPUPlace())
         directory.mkdir(parents=True, exist_ok=True)
@@ -151,11 +151,11 @@ def _quantized_conv(image):
 
 
 def make_tiny_data(directory: Path, images: int = 5) -> Path:
-    """Write images of unlike sizes with one object each, and return the annotation file."""
+    """Write images of different sizes with one object each, and return the annotation file."""
     import cv2
 
     (directory / "images").mkdir(parents=True, exist_ok=True)
-    # Category ids are neither 0-based nor in order: the class index is the position in the file.
+    # Category ids are neither 0-based nor sorted: the class index is the position in the file.
     content = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "disc"}, {"id": 3, "name": "square"}]}
     for index in range(images):
         height, width = 40 + 8 * index, 64
@@ -189,16 +189,16 @@ def write_reader(
     pad: str = "",
     settings: str = "",
 ) -> Path:
-    """Write a reader file over a COCO folder, that of `make_tiny_data` say, for training and evaluation alike.
+    """Write a reader file for a COCO folder, e.g. of `make_tiny_data`, with the same data for training and evaluation.
 
     Args:
         path: the reader file; returned.
-        data: holds ``images`` and the annotations.
-        annotations: the annotation file, from ``data`` or absolute.
-        size: to which pictures are resized, in pixels.
-        keep_ratio: of the resizing.
-        pad: the arguments of a ``Pad`` after it, in YAML; none: there is no such step.
-        settings: lines that stand above the datasets.
+        data: a folder with ``images`` and the annotations.
+        annotations: the annotation file, relative to ``data`` or absolute.
+        size: the size to which images are resized, in pixels.
+        keep_ratio: whether to keep the aspect ratio.
+        pad: arguments of a ``Pad`` after it, in YAML; if empty, there is no such step.
+        settings: lines before the data sets.
     """
     dataset = f"!COCODataSet {{image_dir: images, anno_path: {annotations}, dataset_dir: {data}}}"
     steps = [
@@ -223,7 +223,7 @@ def write_reader(
 
 
 class TinyReader:
-    """What `evaluate` and `run_inference` need of a reader, over any COCO folder."""
+    """A minimal reader for `evaluate` and `run_inference`, for any COCO folder."""
 
     def __init__(self, annotations: Path, images: Path, size: tuple[int, int] = (SIZE, SIZE), interpolation: int = 2):
         self.path = annotations.parent / "reader.yml"
@@ -279,7 +279,7 @@ Call = namedtuple("Call", "name args kwargs")
 
 
 class RecordingInference:
-    """A stand-in for ``paddle.inference`` that writes down every call and answers as the tiny model does."""
+    """A test double of ``paddle.inference`` that records every call and computes the tiny model's outputs."""
 
     PrecisionType = SimpleNamespace(Float32="Float32", Half="Half", Int8="Int8")
 
@@ -333,7 +333,7 @@ class _RecordingPredictor:
 
     def run(self):
         self._batches.append(len(self._arrays["image"]))
-        if self._shapes:  # Paddle writes when the predictor is destroyed; nobody looks before
+        if self._shapes:  # Paddle writes it when the predictor is destroyed; it is not read earlier
             Path(self._shapes).write_text(f"batches {self._batches}\n", encoding="utf-8")
 
     def _output(self, name):

@@ -1,6 +1,6 @@
-"""What `test_memory.py` runs in processes of their own: ``python tests/memory_runs.py KIND FOLDER [NUMBER]``.
+"""The processes started by `test_memory.py`: ``python tests/memory_runs.py KIND FOLDER [NUMBER]``.
 
-Figures are of ``/proc/self/status``: ``VmRSS`` is what the process holds now, ``VmHWM`` the most that it ever held.
+Memory is read from ``/proc/self/status``: ``VmRSS`` is the present resident memory, ``VmHWM`` its peak.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import tiny_training  # noqa: E402
 
 from act_pipeline.config import load_config  # noqa: E402
 from act_pipeline.core.artifacts import InferenceModel  # noqa: E402
+from act_pipeline.core.defaults import CONFIGS  # noqa: E402
 from act_pipeline.data import Reader  # noqa: E402
-from act_pipeline.demo import READER_CONFIG, REPOSITORY  # noqa: E402
+from act_pipeline.demo import READER_CONFIG  # noqa: E402
 from act_pipeline.evaluation import evaluate  # noqa: E402
 from act_pipeline.execution.memory import freed_memory_kept  # noqa: E402
 from act_pipeline.graph.static_graph import static_mode  # noqa: E402
 
-CONFIG = REPOSITORY / "configs" / "sample_qat_dis.yml"
+CONFIG = CONFIGS / "sample_qat_dis.yml"
 ITERATIONS = 6
 
 
@@ -34,7 +35,7 @@ def mebibytes(name: str) -> float:
 
 
 class Counted(tiny_training.Numbers):
-    """Notes what the process holds after every hundredth batch."""
+    """Batches that record the process's memory after every hundredth one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,12 +47,12 @@ class Counted(tiny_training.Numbers):
             self.given += 1
             if self.given % 100 == 0:
                 self.held[self.given] = mebibytes("VmRSS")
-            # 64 images, so that one that is kept is 192 KiB.
+            # 64 images, so that a leaked batch takes 192 KiB.
             yield {name: np.tile(array, (32, 1, 1, 1)) for name, array in batch.items()}
 
 
 def train(folder: Path, iterations: int) -> dict[str, Any]:
-    """Train the tiny model as a compression does, with a checkpoint every 50 iterations and an evaluation every 100."""
+    """Train the tiny model as in a compression, with a checkpoint every 50 iterations and an evaluation every 100."""
     batches = Counted()
     with freed_memory_kept("CPU"):
         tiny_training.run(folder, iterations, every=50, batches=batches, overrides=("TrainConfig.eval_iter=100",))
@@ -59,7 +60,7 @@ def train(folder: Path, iterations: int) -> dict[str, Any]:
 
 
 class _Engine:
-    """Finds a hundred boxes in every image."""
+    """An engine that outputs a hundred boxes for every image."""
 
     name, precision, device, threads = "none", "fp32", "GPU", 1
 
@@ -70,13 +71,13 @@ class _Engine:
 
 
 def evaluate_images(folder: Path, images: int) -> dict[str, Any]:
-    """Evaluate so many images of 640 x 640, 4.7 MiB each when they are read."""
+    """Evaluate a number of images of 640 x 640, which take 4.7 MiB each when read."""
     from inference_fixtures import make_tiny_data
 
     make_tiny_data(folder, images=5)
     content = json.loads((folder / "annotations.json").read_text())
     first = content["images"]
-    # The same five files under as many ids as are asked for.
+    # The same five files under as many ids as requested.
     content["images"] = [{**first[index % 5], "id": index} for index in range(images)]
     content["annotations"] = [
         {**content["annotations"][0], "id": index + 1, "image_id": index} for index in range(images)
@@ -93,7 +94,7 @@ def evaluate_images(folder: Path, images: int) -> dict[str, Any]:
 
 
 def _settings(folder: Path) -> tuple[Any, Reader, list[str]]:
-    """Return the config and the reader of the sample that lies in ``folder``, and the reader's overrides."""
+    """Return the config, the reader and the reader's overrides of the sample in ``folder``."""
     overrides = [f"{name}.dataset_dir={folder / 'data'}" for name in ("TrainDataset", "EvalDataset", "TestDataset")]
     model = folder / "output" / "rtdetr_sample"
     changes = [
@@ -105,11 +106,11 @@ def _settings(folder: Path) -> tuple[Any, Reader, list[str]]:
 
 
 def train_float(folder: Path) -> dict[str, Any]:
-    """Train the sample's model as ACT would, less the quantization and the teacher.
+    """Train the sample's model as in ACT, without quantization and teacher.
 
-    The same program (BatchNorm folded, made trainable by PaddleSlim's `recover_inference_program`), cut at the same
-    nodes, the same optimizer, batch size and images; the loss is the mean square of what the teacher would be compared
-    with.
+    The program (BatchNorm folded, made trainable by PaddleSlim's `recover_inference_program`, cut at the same nodes),
+    optimizer, batch size and images are the same. The loss is the mean square of the outputs that distillation would
+    compare with the teacher's.
     """
     import paddle
 
@@ -134,7 +135,7 @@ def train_float(folder: Path) -> dict[str, Any]:
             parameter.stop_gradient = parameter.name not in weights
         program = program._prune(nodes)
         block, startup = program.global_block(), paddle.static.Program()
-        # Names of its own, or what is added here would be written over what the model has.
+        # Unique names, so that the added ops do not overwrite tensors of the model.
         with paddle.static.program_guard(program, startup), paddle.utils.unique_name.guard("loss_"):
             loss = sum(paddle.mean(paddle.square(block.var(name))) for name in nodes)
             optimizer = paddle.optimizer.SGD(1e-5, weight_decay=paddle.regularizer.L2Decay(4e-5))
@@ -145,7 +146,7 @@ def train_float(folder: Path) -> dict[str, Any]:
             batch = next(batches)
             (value,) = executor.run(program, {name: batch[name] for name in feeds if block.has_var(name)}, [loss])
         assert np.isfinite(value).all()
-        # A program that trained nothing would need nothing.
+        # Guards against a program that trains nothing and therefore needs no memory.
         gradients = sum(name.endswith("@GRAD") for name in block.vars)
         assert gradients > 100, gradients
     return {"peak": mebibytes("VmHWM")}

@@ -12,13 +12,14 @@ from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 
 def small_model(directory: Path, kind: str, after: str = "", least_scale: float = 0.2) -> InferenceModel:
-    """Save one INT8 op with Q/DQ as ACT writes them; its input is ``image [N, 4, 6, 6]``.
+    """Save one INT8 op with Q/DQ in ACT's format; its input is ``image`` [N, 4, 6, 6].
 
     Args:
-        directory: is made.
+        directory: the model folder; it is created.
         kind: ``conv2d``, ``depthwise_conv2d`` or ``matmul_v2``.
-        after: what follows it: nothing, ``batch_norm`` (of convolutions), ``bias``, ``residual`` or ``bias_residual``.
-        least_scale: of the first channel's weights; those of the others are 0.2 to 2.
+        after: the ops that follow: nothing, ``batch_norm`` (of convolutions), ``bias``, ``residual`` or
+            ``bias_residual``.
+        least_scale: scale of the first channel's weights; those of the others are 0.2 to 2.
     """
     import paddle
 
@@ -75,7 +76,7 @@ def small_model(directory: Path, kind: str, after: str = "", least_scale: float 
                 along = -1 if kind == "matmul_v2" else 1
                 append("elementwise_add", {"X": output, "Y": bias}, {"Out": added}, {"axis": along})
                 output = added
-            if after in ("residual", "bias_residual"):  # what another op of the kind gives, in float
+            if after in ("residual", "bias_residual"):  # the float output of another op of this kind
                 filters = graph.add_parameter("filters", rng.normal(size=shape).astype(np.float32))
                 other, total = tensor("other"), tensor("total")
                 append(kind, {first: image, second: filters}, {result: other}, attributes)
@@ -100,7 +101,7 @@ def small_model(directory: Path, kind: str, after: str = "", least_scale: float 
 
 
 def in_executor(model: InferenceModel, image: np.ndarray) -> np.ndarray:
-    """Return what Paddle's executor computes, every Q/DQ as it stands."""
+    """Return the outputs computed by Paddle's executor with the Q/DQ unchanged."""
     with static_mode():
         graph = StaticGraph.load(model)
         import paddle

@@ -1,4 +1,4 @@
-"""An INT8 model's folder with all records that a report is made from, small and made up, and what reads its data."""
+"""A small synthetic INT8 model folder with all records that a report is made from, and a reader of its data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SIDES = (160, 120)
 
 
 class StubReader:
-    """What :func:`write_report` needs of a reader."""
+    """A minimal reader for :func:`write_report`."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "reader.yml"
@@ -34,7 +34,7 @@ class StubReader:
 
 
 def make_data(folder: Path, images: int = 5) -> StubReader:
-    """Write pictures with two objects each, and none of the third class."""
+    """Write images with two objects each, none of them of the third class."""
     import cv2
 
     (folder / "images").mkdir(parents=True)
@@ -58,9 +58,7 @@ def make_data(folder: Path, images: int = 5) -> StubReader:
 
 
 def detections(reader: StubReader, seed: int, noise: float, seldom: int = 3) -> np.ndarray:
-    """Return the objects with boxes that are a bit off, one wrong class, one false box, some unsure; many false ones
-    of a low score.
-    """
+    """Return the objects with slightly shifted boxes, a wrong class, a false box, uncertain and many low-score ones."""
     rng = np.random.default_rng(seed)
     rows = []
     for index, box in enumerate(reader.annotations().boxes or ()):
@@ -75,7 +73,7 @@ def detections(reader: StubReader, seed: int, noise: float, seldom: int = 3) -> 
 
 
 def make_artifact(folder: Path, reader: StubReader, **changes: Any) -> Path:
-    """Write ``act.json``, ``detections.npz`` and ``analysis.json``; ``changes`` are set over ``act.json``'s keys."""
+    """Write ``act.json``, ``detections.npz`` and ``analysis.json``; ``changes`` override keys of ``act.json``."""
     folder.mkdir(parents=True)
     before, after = detections(reader, 1, 0.5), detections(reader, 2, 1.5, 4)
     ids = list(range(40, 45))
@@ -128,7 +126,7 @@ def act_record(stats: dict[str, dict[str, float | None]]) -> dict[str, Any]:
         ],
         "training": {"loss": [3.9, 3.7, 3.8], "evaluations": [{"iteration": 3, "agreement": 0.4}]},
         "evaluation": {"engine": "openvino", "fp32_engine": "openvino", "device": "CPU", "threads": 2, "images": 5},
-        # The ratio is the median over the rounds, and not that of the two medians.
+        # The ratio is the median over the rounds, not the ratio of the two medians.
         "latency": {"rounds": 10, "fp32": {"p50_ms": 33.25, "p90_ms": 35.5}, "int8": {"p50_ms": 12.5, "p90_ms": 13.5},
                     "ratio": 2.75},
         "overrides": ["QuantPost.calib_images=200"],

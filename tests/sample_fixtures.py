@@ -1,4 +1,4 @@
-"""The built-in sample, made once for all tests: its exported model, the reader of its scenes, and the whole path."""
+"""The built-in sample, made once for all tests: its exported model, the reader of its scenes, the whole pipeline."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from act_pipeline.onnx_export import lowered_onnx
 
 
 def scenes_in(folder: Path) -> list[str]:
-    """Return the overrides with which the sample's reader finds the scenes of a folder that `make_sample` filled."""
+    """Return the overrides that set the sample's reader to a folder written by `make_sample`."""
     return [f"{name}.dataset_dir={folder}" for name in ("TrainDataset", "EvalDataset", "TestDataset")]
 
 
 def reader_of_scenes(folder: Path, *overrides: str) -> Reader:
-    """Return the sample's reader of the scenes of a folder."""
+    """Return the sample's reader for the scenes in a folder."""
     return Reader.load(READER_CONFIG, [*scenes_in(folder), *overrides])
 
 
 @dataclasses.dataclass
 class TestedDemo(Demo):
-    """The demo with the place where it was made.
+    """Result of the demo and its folder.
 
     Attributes:
-        root: holds ``data`` and ``output``.
+        root: the folder with ``data`` and ``output``.
     """
 
     __test__ = False
@@ -41,7 +41,7 @@ class TestedDemo(Demo):
 
     @property
     def places(self) -> list[str]:
-        """The overrides with which the sample's reader finds the demo's scenes."""
+        """The overrides that set the sample's reader to the demo's scenes."""
         return scenes_in(self.root / "data")
 
     def reader(self, *overrides: str) -> Reader:
@@ -51,13 +51,13 @@ class TestedDemo(Demo):
 
 @pytest.fixture(scope="session")
 def sample_model(tmp_path_factory: pytest.TempPathFactory) -> InferenceModel:
-    """The sample's float model, exported for 224 x 224; nothing may be changed in its folder."""
+    """The sample's float model, exported for 224 x 224; its folder must not be modified."""
 
     def make(folder: Path) -> InferenceModel:
         if not WEIGHTS.exists():
             pytest.fail(f"{WEIGHTS} is missing: the sample's weights belong to the repository")
         model = export_model(MODEL_CONFIG, folder, [f"weights={WEIGHTS}", "trt=True"])
-        lowered_onnx(model)  # it lies in the model's folder, where two processes should not write at once
+        lowered_onnx(model)  # it is in the model's folder, to which two processes must not write at once
         return model
 
     return made_once(tmp_path_factory, "sample", make)
@@ -65,10 +65,10 @@ def sample_model(tmp_path_factory: pytest.TempPathFactory) -> InferenceModel:
 
 @pytest.fixture(scope="session")
 def demo(sample_model: InferenceModel, tmp_path_factory: pytest.TempPathFactory) -> TestedDemo:
-    """The whole path on the sample, trained for a few iterations."""
+    """The whole pipeline on the sample, trained for a few iterations."""
 
     def make(folder: Path) -> TestedDemo:
-        # The demo takes what an earlier run of it has exported.
+        # The demo reuses an existing export.
         shutil.copytree(sample_model.directory, folder / "output" / sample_model.directory.name)
         made = run_demo(folder / "data", folder / "output", TRAINED)
         return TestedDemo(made.fp32, made.compressed, made.evaluations, folder)

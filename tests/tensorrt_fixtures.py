@@ -1,4 +1,4 @@
-"""Stand-ins for NVIDIA's modules that write down what they are told, and an INT8 model with a bias."""
+"""Test doubles of NVIDIA's modules that record their calls, and an INT8 model with a bias."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from act_pipeline.engines.tensorrt.module import TensorRT
 
 
 def export_biased_model(directory: Path, monkeypatch) -> InferenceModel:
-    """Export the tiny INT8 model with a bias after its convolution and an observer pair, as ACT writes them.
+    """Export the tiny INT8 model with a bias after its convolution and an observer pair, in ACT's format.
 
-    ``paddle2onnx --model_dir DIR --model_filename model.pdmodel --params_filename model.pdiparams --opset_version 16``
-    (1.2.11, onnx 1.17) made ``data/paddle2onnx/int8_conv.onnx`` of it.
+    ``data/paddle2onnx/int8_conv.onnx`` was converted from it by ``paddle2onnx --model_dir DIR --model_filename
+    model.pdmodel --params_filename model.pdiparams --opset_version 16`` (1.2.11, onnx 1.17).
     """
     convolution = inference_fixtures._quantized_conv
 
@@ -61,7 +61,7 @@ class _Error(enum.IntEnum):
 
 
 class FakeCudaRuntime:
-    """``cuda.bindings.runtime`` on the host's memory."""
+    """A test double of ``cuda.bindings.runtime`` in host memory."""
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
 
@@ -124,12 +124,12 @@ def fake_tensorrt(version: str = "10.9.0", name: str = "tensorrt", **options) ->
 
 
 class FakeModule:
-    """What of ``tensorrt`` the engine uses. A plan is JSON of what the builder was told.
+    """A test double of the parts of ``tensorrt`` that the engine uses; a plan is JSON of the builder's settings.
 
     Attributes:
-        builds: how many engines were built.
-        refuse: an error that the parser gives: node's number, name, op, words.
-        loads: a built plan loads.
+        builds: number of engines built.
+        refuse: a parser error: node's number, name, op, message.
+        loads: whether a built plan can be loaded.
     """
 
     def __init__(self, version: str, refuse: tuple | None = None, loads: bool = True):
@@ -230,7 +230,7 @@ class _Parser:
 
 
 class _Engine:
-    """Finds ``OBJECT`` in every image, twice in the second one: the rows are known when it runs."""
+    """An engine that detects ``OBJECT`` once per image, twice in the second; the row count is known after the run."""
 
     _TYPES = {"image": np.float32, "im_shape": np.float32, "scale_factor": np.float32,
               "bbox": np.float32, "bbox_num": np.int32}  # fmt: skip

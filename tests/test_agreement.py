@@ -1,4 +1,4 @@
-"""How far two models detect the same: hand-worked cases, and the one-to-one matching of the analysis."""
+"""Agreement of two models' detections: cases worked out by hand, and the one-to-one matching of the analysis."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from act_pipeline.evaluation.matching import agreement_of
 
 
 def rows(*boxes):
-    """Return detections of (image, x, y, width, height, score, class)."""
+    """Return detections given as (image, x, y, width, height, score, class)."""
     return np.array(boxes, np.float64).reshape(-1, 7)
 
 
 def test_each_box_has_the_best_of_its_image_and_class():
     reference = rows((1, 0, 0, 10, 10, 0.9, 2), (1, 50, 50, 10, 10, 0.3, 2), (2, 0, 0, 10, 10, 0.8, 2))
     other = rows(
-        (1, 0, 0, 10, 9, 0.1, 2),  # the best, IoU 0.9, though it is not sure
+        (1, 0, 0, 10, 9, 0.1, 2),  # the best, IoU 0.9, despite its low score
         (1, 0, 0, 10, 6, 0.9, 2),
         (1, 0, 0, 10, 10, 0.9, 3),  # another class
         (3, 0, 0, 10, 10, 0.8, 2),  # another image
         (2, 0, 0, 10, 8, 0.6, 2),
     )
-    found = agreement(reference, other)  # the box of 0.3 is not above 0.3
+    found = agreement(reference, other)  # a score of 0.3 is not above 0.3
     assert (found.boxes, found.matched) == (2, 1.0)
     assert found.mean_iou == pytest.approx((0.9 + 0.8) / 2)
     assert found.mean_score_change == pytest.approx((0.8 + 0.2) / 2)
@@ -54,7 +54,7 @@ def test_the_change_of_nothing_is_none_and_of_what_has_no_partner_is_one():
     assert detection_change(one, one) == detection_change(rows(), rows()) == 0.0
     assert detection_change(one, rows()) == detection_change(rows(), one) == 1.0
     assert detection_change(one, rows((1, 0, 0, 10, 5, 0.6, 2))) == pytest.approx(1 - 0.5 * 0.6 / 0.9)
-    # A box too many counts as one that is missing does.
+    # An additional box counts like a missing one.
     assert detection_change(one, rows((1, 0, 0, 10, 10, 0.9, 2), (1, 50, 0, 9, 9, 0.4, 2))) == pytest.approx(0.5)
 
 
@@ -70,7 +70,7 @@ def moved(detections: np.ndarray, seed: int, pixels: float) -> np.ndarray:
     random = np.random.default_rng(seed)
     found = detections.copy()
     found[:, 1:5] += random.normal(0, pixels, (len(found), 4))
-    found[:, 5] = np.clip(found[:, 5] * random.uniform(0.7, 1.3, len(found)), 0, 1).round(2)  # some are equal
+    found[:, 5] = np.clip(found[:, 5] * random.uniform(0.7, 1.3, len(found)), 0, 1).round(2)  # includes equal scores
     return found[random.permutation(len(found))]
 
 

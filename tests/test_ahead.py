@@ -1,4 +1,4 @@
-"""Batches that are made ready while a step runs: each once, in order, with the position that belongs to it."""
+"""Prefetched batches: each is returned once, in order, with its position."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from act_pipeline.execution.prefetcher import Prefetcher
 
 
 class Source:
-    """Counts up; its position is the number of the batch that it gave last."""
+    """A counter; its position is the number of the last batch."""
 
     def __init__(self, count: int = 100, fails_at: int | None = None) -> None:
         self.position: dict[str, int] = {}
@@ -41,7 +41,7 @@ def test_batches_come_in_order_with_their_positions(in_advance: bool) -> None:
     found = [ahead.take(last=index == 9) for index in range(10)]
     assert found == [({"image": index, "taught": 2 * index}, {"images": index}) for index in range(10)]
     ahead.close()
-    assert source.closed and source.position == {"images": 9}  # no eleventh was read
+    assert source.closed and source.position == {"images": 9}  # the eleventh was not read
     assert (threading.current_thread().name in source.threads) == (not in_advance) and len(source.threads) == 1
 
 
@@ -78,7 +78,7 @@ def test_closing_waits_for_the_batch_that_is_being_made() -> None:
     source = Source()
     ahead = source.ahead(slow)
     ahead.take()
-    assert begun.wait(timeout=20)  # what has not begun is not waited for
+    assert begun.wait(timeout=20)  # close() waits only for work that has started
     threading.Timer(0.2, go_on.set).start()
     ahead.close()
     assert done == [1] and source.closed

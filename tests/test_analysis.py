@@ -1,6 +1,4 @@
-"""Distributions and sensitivities: against plain NumPy, on a model with an op made hard, broken off and in
-processes.
-"""
+"""Distributions and sensitivities: compared with NumPy, on a model with a hard op, interrupted, and in processes."""
 
 from __future__ import annotations
 
@@ -39,8 +37,6 @@ from act_pipeline.evaluation.matching import agreement_of, iou, match
 from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.raw_outputs import RawOutputs, find_raw_outputs, signal_and_noise
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 # ---- matching --------------------------------------------------------------------------------------------------------
 
@@ -174,7 +170,7 @@ def test_weights_are_looked_at_by_output_channel(tmp_path: Path) -> None:
 
 
 def hard_graph(folder: Path) -> InferenceModel:
-    """Four convolutions; before the third a channel is scaled by 1,000, and its weights bring it back."""
+    """Return four convolutions; before the third, one channel is scaled by 1,000 and its weights by the inverse."""
     import paddle
 
     rng = np.random.default_rng(3)
@@ -206,7 +202,7 @@ def hard_graph(folder: Path) -> InferenceModel:
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    """The model with the hard op, six images in two batches."""
+    """The model with the hard op, and six images in two batches."""
     with static_mode():
         model = hard_graph(tmp_path_factory.mktemp("hard") / "m")
         graph = StaticGraph.load(model)
@@ -328,7 +324,7 @@ def test_ray_measures_the_same_with_the_same_function(
     assert ray.calls == ["init auto", "shutdown"]
 
 
-# ---- the whole -------------------------------------------------------------------------------------------------------
+# ---- the whole analysis ----------------------------------------------------------------------------------------------
 
 CONFIG = """
 Global: {{reader_config: {reader}, model_dir: {model}, Evaluation: false}}
@@ -359,7 +355,7 @@ def test_an_analysis_of_the_sample(demo, tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in made.plots] == names
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000 for path in made.plots)
 
-    monkeypatch.setattr(executors, "measure", None)  # nothing is measured twice
+    monkeypatch.setattr(executors, "SensitivityRunner", None)  # nothing is measured twice
     again = analyze(config_of(demo, tmp_path), tmp_path / "out", **options)
     assert again.record["ops"] == record["ops"]
 
@@ -375,7 +371,7 @@ def test_an_rtdetrs_raw_outputs_are_found(demo) -> None:
 
 
 def damaged(demo, folder: Path, value: float) -> tuple[Path, str]:
-    """The sample's model with a BatchNorm that gives ``value`` everywhere, and the convolution that reads it."""
+    """Return the sample's model with a BatchNorm that outputs ``value`` everywhere, and the convolution reading it."""
     shutil.copytree(demo.fp32.directory, folder)
     with static_mode():
         graph = StaticGraph.load(InferenceModel.load(folder))
@@ -443,8 +439,7 @@ def test_fewer_images_than_asked_for_are_said(demo, tmp_path: Path, caplog: pyte
 
 
 def test_the_command_prints_the_most_sensitive(demo, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sys.path.insert(0, str(REPOSITORY / "tools"))
-    import analyze as command
+    from act_pipeline.cli import analyze as command
 
     config_of(demo, tmp_path)
     reader = tmp_path / "reader.yml"
@@ -458,7 +453,7 @@ def test_the_command_prints_the_most_sensitive(demo, tmp_path: Path, capsys: pyt
 
 
 def test_a_ledger_keeps_measurements_only(tmp_path: Path) -> None:
-    """Whatever else stands in the file, the run goes on with what was measured."""
+    """Other lines in the file are dropped, and the run resumes from the measurements."""
     good = {"op": "a", "batch": 0, "signal": 1.0, "noise": 0.5, "agreement": 1.0, "objects": 2}
     lines = [{"key": "k"}, good, {"op": "b"}, {**good, "noise": "much"}, {**good, "op": 3}, [1]]
     path = tmp_path / "sensitivity.jsonl"

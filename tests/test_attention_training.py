@@ -1,4 +1,4 @@
-"""A training's deformable attention by rows: the same outputs, gradients and observations."""
+"""Training of deformable attention with gather by rows: same outputs, gradients and observations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ READ = ("values", "grids", "weights")
 
 
 def training() -> tuple[Any, list[str]]:
-    """Return a program with a gradient and an observer of each tensor, and what to fetch of it."""
+    """Return a program with a gradient and an observer of each tensor, and its fetches."""
     import paddle
 
     program = paddle.static.Program.parse_from_string(attention().SerializeToString())
@@ -49,7 +49,7 @@ def training() -> tuple[Any, list[str]]:
 
 
 def trained(program: Any, fetches: list[str], fed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Run one step, observers beginning with a state of 1."""
+    """Run one step; the observers' states start at 1."""
     import paddle
 
     scope, place = paddle.static.Scope(), paddle.CPUPlace()
@@ -85,7 +85,7 @@ def test_a_training_without_such_attention_is_let_be() -> None:
         program, fetches = training()
         block = program.global_block()
         for op in [op for op in block.ops if op.type == "slice_grad"][:1]:
-            block._remove_op(block.ops.index(op))  # another way to the gradient
+            block._remove_op(block.ops.index(op))  # the gradient is computed differently
         assert train_by_rows(program) is program
         assert train_by_rows(paddle.static.Program()) is not None
 

@@ -1,4 +1,4 @@
-"""Rounds, ratios, isolation, the record and the chart, with engines that sleep; and once with real ones."""
+"""Rounds, ratios, isolation, the record and the chart, with sleeping engines, and once with real ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from act_pipeline.benchmark.plan import BenchmarkRequest
 from act_pipeline.benchmark.run import run_benchmark
 from act_pipeline.benchmark.timing import rounds, speed_ratio
 from act_pipeline.benchmark.worker import UNTIMED_RUNS
-from act_pipeline.cli.benchmark_flags import parse_request
+from act_pipeline.cli.benchmark import parse_request
 from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.core.records import BENCHMARK_SCHEMA, read_record
 
@@ -38,7 +38,7 @@ LABELS = [f"{engine} {precision}" for engine, precision in SLEEP_MS]
 
 @pytest.fixture
 def sleeping(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """A function that runs a benchmark of sleeping engines."""
+    """A function that benchmarks sleeping engines."""
     monkeypatch.setattr(plan, "support", sleeping_support)
     monkeypatch.setattr(plan, "inspect_model", fake_summary)
     models = {
@@ -60,7 +60,7 @@ def by_label(record) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory):
-    """One run of all sleeping engines with everything on: (outcome, folder)."""
+    """One run of all sleeping engines with every option: (outcome, folder)."""
     folder = tmp_path_factory.mktemp("benchmark")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "support", sleeping_support)
@@ -75,7 +75,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory):
         return run_benchmark(request, lambda line: None, reader, MACHINE, sleeping_engine), folder
 
 
-@pytest.mark.alone  # it makes the outcome that the tests below look at
+@pytest.mark.alone  # it creates the outcome that the tests below check
 def test_times_and_ratios_are_those_of_the_engines(outcome) -> None:
     rows = by_label(outcome[0].record)
     assert set(rows) == set(LABELS)
@@ -86,7 +86,7 @@ def test_times_and_ratios_are_those_of_the_engines(outcome) -> None:
     int8 = rows["openvino int8"]
     assert int8["ratio_to_fp32"]["to"] == "openvino fp32"
     assert int8["ratio_to_fp32"]["by_round"] == pytest.approx(2, rel=0.2)
-    # Paddle means the faster of its two: 12 ms, not 24.
+    # Ratios to Paddle use the faster of its two engines: 12 ms, not 24.
     assert int8["ratio_to_paddle_fp32"]["to"] == "paddle_onednn fp32"
     assert int8["ratio_to_paddle_fp32"]["by_round"] == pytest.approx(3, rel=0.2)
     assert rows["paddle_onednn int8"]["ratio_to_fp32"]["of_p50"] == pytest.approx(2, rel=0.2)
@@ -98,7 +98,7 @@ def test_engines_take_turns_one_at_a_time(outcome) -> None:
     lines = [line.rsplit(" ", 2) for line in (outcome[1] / "log").read_text(encoding="utf-8").splitlines()]
     spans = sorted((float(start), float(end), label) for label, start, end in lines)
     assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:])), "two engines computed at once"
-    timed = [label for _, _, label in spans[len(LABELS) * (2 + 2) :]]  # after two loads and two runs to warm up
+    timed = [label for _, _, label in spans[len(LABELS) * (2 + 2) :]]  # after two loads and two warm-up runs
     runs = UNTIMED_RUNS + 1
     turns = [timed[index : index + runs] for index in range(0, 12 * len(LABELS) * runs, runs)]
     assert runs > 1 and all(len(turn) == runs and len(set(turn)) == 1 for turn in turns)
@@ -114,7 +114,7 @@ def test_engines_take_turns_one_at_a_time(outcome) -> None:
 def test_a_ratio_by_round_does_not_see_the_machine_slow_down() -> None:
     slowing = np.linspace(1, 9, 30)
     assert speed_ratio(0.2 * slowing, 0.1 * slowing, "x")["by_round"] == 2
-    # Measured one after the other, the same two engines would have looked alike.
+    # Measured one after the other, these two engines would have had the same latency.
     assert speed_ratio(0.2 * slowing[:15], 0.1 * slowing[15:], "x")["of_p50"] < 1
 
 
@@ -140,7 +140,7 @@ def test_the_record_has_all_of_it(outcome) -> None:
 
 def test_memory_is_that_of_the_engine_alone(outcome) -> None:
     memory = {label: row["memory"] for label, row in by_label(outcome[0].record).items()}
-    assert 150e6 < memory["openvino int8"]["engine_bytes"] < 170e6  # its ballast
+    assert 150e6 < memory["openvino int8"]["engine_bytes"] < 170e6  # the memory that it allocates on purpose
     assert all(found["engine_bytes"] < 20e6 for label, found in memory.items() if label != "openvino int8")
     assert all(found["peak_bytes"] - found["engine_bytes"] == found["bare_bytes"] > 1e7 for found in memory.values())
 
@@ -300,9 +300,9 @@ def test_a_missing_peer_says_which_extra(sleeping, monkeypatch) -> None:
 
 
 def test_paddle_for_real(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The command itself, on the tiny model: stdout has the table and nothing else."""
+    """Run the command itself on the tiny model: stdout has the table and nothing else."""
     pytest.importorskip("paddle", reason="paddlepaddle is not installed")
-    from deploy import benchmark as command
+    from act_pipeline.cli import benchmark as command
 
     export_tiny_model(tmp_path / "fp32")
     export_tiny_model(tmp_path / "int8", quantized=True)
@@ -326,7 +326,7 @@ def test_paddle_for_real(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nncf", "nncf_accuracy_control"])
 def test_nncf_for_real(tmp_path: Path, name: str) -> None:
-    """The peer of the tiny model is made, runs in OpenVINO and finds the object."""
+    """NNCF's INT8 of the tiny model is made, runs in OpenVINO and detects the object."""
     for package in ("paddle", "nncf", "openvino", "onnx"):
         pytest.importorskip(package, reason=f"{package} is not installed")
     export_tiny_model(tmp_path / "fp32")

@@ -1,4 +1,4 @@
-"""The comparisons with stock PaddleSlim and with NNCF: what is asked of both, how seconds are counted, what is told."""
+"""Comparisons with stock PaddleSlim and with NNCF: equal settings, how durations are measured, and the output."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from act_pipeline.core.tables import compress_benchmark_table
 from act_pipeline.data import Reader
 from act_pipeline.demo import COMPRESS_CONFIG, READER_CONFIG
 from act_pipeline.onnx_export import lowered_onnx
-from tools import benchmark_compress
-from tools.dev import compress_run, peer_run
+from tools.dev import benchmark_compress, compress_run, peer_run
 from tools.dev.compress_run import Clock, Request, compare, ratios
 
 
@@ -89,7 +88,7 @@ def test_a_side_that_fails_is_told_and_ends_with_one(
 
 
 def readable(demo, directory: Path) -> Path:
-    """Return the sample's reader, with the place of its data."""
+    """Return the sample's reader with the location of its data."""
     path = directory / "reader.yml"
     path.write_text(re.sub(r"dataset_dir: .*", f"dataset_dir: {demo.root / 'data'}", READER_CONFIG.read_text()))
     return path
@@ -103,9 +102,9 @@ def test_stock_and_ours_run_side_by_side(demo, tmp_path: Path) -> None:
     record = compare(Request(str(COMPRESS_CONFIG), options, train_iter=4, eval_iter=2, eval_images=6), progress=False)
     stock, ours = record["rows"]["stock"], record["rows"]["ours"]
     assert stock["failure"] is None and ours["failure"] is None
-    # Ours evaluates once more, before the first step.
+    # This package has one more evaluation, before the first step.
     assert stock["steps"] == ours["steps"] == 4 and len(stock["evaluations"]) == len(ours["evaluations"]) - 1 == 2
-    # The same images, weights and loss; stock rounds the teacher too, and ours starts from calibrated scales.
+    # Same images, weights and loss, but PaddleSlim also rounds the teacher, and we start from calibrated scales.
     assert np.isclose(stock["loss"][0], ours["loss"][0], rtol=0.1)
     assert record["ratios"]["prepare"] > 3 and record["ratios"]["total"] > 1.5
 

@@ -1,4 +1,4 @@
-"""Machines where little can be written to: no home folder, a read-only one, a read-only cache."""
+"""Machines with few writable folders: no home folder, a read-only one, a read-only cache."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user with nothing set, a temporary folder of the test's own, and folders named ``read-only`` that are."""
+    """A user with no variables set, a temporary folder per test, and folders named ``read-only`` that are read-only."""
     for name in ("ACT_PIPELINE_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "HOME"):
-        monkeypatch.setenv(name, "")  # also what was not set is put back as it was
+        monkeypatch.setenv(name, "")  # variables that were unset are restored as unset
         monkeypatch.delenv(name)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     access = os.access
 
-    # The tests may run as root, to whom no permission is denied.
+    # The tests may run as root, who is denied no permission.
     def denied(path, mode, **options):
         return access(path, mode, **options) and not (mode & os.W_OK and "read-only" in Path(path).parts)
 
@@ -58,7 +58,7 @@ def test_where_home_cannot_be_written_to_a_temporary_folder_is_taken(
 
 
 def test_a_user_without_home_gets_one(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os.path, "expanduser", lambda path: os.environ.get("HOME", path))  # no passwd entry
+    monkeypatch.setattr(os.path, "expanduser", lambda path: os.environ.get("HOME", path))  # no entry in /etc/passwd
     with pytest.raises(RuntimeError):
         Path.home()
     provide_home()
@@ -83,7 +83,7 @@ def test_a_file_in_the_way_is_no_cache(machine: Path, monkeypatch: pytest.Monkey
 
 
 def test_weights_in_a_cache_that_cannot_be_written_to_are_found(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container image that was built with them, and runs read-only."""
+    """As in a container image that was built with the weights and runs read-only."""
     from act_pipeline.core import downloads
     from act_pipeline.core.records import hash_files
 
@@ -100,7 +100,7 @@ def test_weights_in_a_cache_that_cannot_be_written_to_are_found(machine: Path, m
 
 @pytest.mark.parametrize("module", ["matplotlib", "ppdet"])
 def test_packages_that_need_a_home_are_imported_without_one(module: str, tmp_path: Path) -> None:
-    """A uid without an entry in /etc/passwd and without $HOME, as some containers have it."""
+    """As in containers with a uid without an entry in /etc/passwd and without $HOME."""
     code = (
         "import pwd\n"
         "def nobody(*_): raise KeyError('no such uid')\n"

@@ -1,4 +1,4 @@
-"""From a float model to an INT8 one: what is saved is what was evaluated, and nothing half-written is left."""
+"""From a float model to an INT8 one: the saved model is the evaluated one, and no incomplete file remains."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_act_json_is_as_designed(demo) -> None:
     assert record["reference"]["map"] > 0.5
     training = record["training"]
     assert training["iterations"] == 20 and len(training["loss"]) == 20
-    # Before any step it is a calibrated model, which training is there to make better.
+    # Before the first step it is a calibrated model, which training should improve.
     assert [entry["iteration"] for entry in training["evaluations"]] == [0, 10, 20]
     assert training["evaluations"][0]["agreement"] > 0.8 and training["scales_from"] == "ptq:avg, 16 images"
     assert training["held_out_images"] == 32
@@ -98,7 +98,7 @@ def test_eval_json_is_as_designed_and_agrees_with_act_json(demo) -> None:
 
 
 def test_what_is_saved_computes_what_was_evaluated_in_training(demo) -> None:
-    """The best candidate is chosen by its agreement with the float model on training images."""
+    """The best candidate is selected by its agreement with the float model on training images."""
     reader = demo.reader()
     judge = Judge("openvino", "openvino", "CPU", "")
     feeds = held_out_feeds(config_of(demo), reader, demo.fp32)
@@ -110,7 +110,7 @@ def test_what_is_saved_computes_what_was_evaluated_in_training(demo) -> None:
 
 
 def test_every_way_of_running_it_detects_as_well(demo) -> None:
-    """Paddle's oneDNN takes the scales of square matmul weights for those of the other axis, unless they are turned."""
+    """Paddle's oneDNN applies scales of square matmul weights along the wrong axis, unless these are transposed."""
     scores = {label: record["map"] for label, record in demo.evaluations.items()}
     assert len(scores) == 3
     with contextlib.closing(create_engine("paddle_onednn", demo.compressed.model, "int8")) as engine:
@@ -157,7 +157,7 @@ def test_scales_for_tensorrt_are_kept_where_they_cannot_round(demo) -> None:
 
 
 def test_attention_weights_are_stored_in_int8(demo) -> None:
-    """Stock ACT leaves the four in_proj weights float, since q, k and v are slices of them taken at run time."""
+    """Stock ACT leaves the four in_proj weights in float, since q, k and v are slices of them taken at run time."""
     with static_mode():
         graph = StaticGraph.load(demo.compressed.model)
         stored = {
@@ -201,7 +201,7 @@ def test_constants_of_the_graph_are_not_trained(demo) -> None:
             for name, variable in graph.program.global_block().vars.items()
             if variable.persistable and name not in ("feed", "fetch") and name not in weights
         }
-    # Anchors, their mask and the position embedding; nothing that convolves or multiplies.
+    # Anchors, their mask and the position embedding; no weights of convolutions or matmuls.
     anchors = (224 // 8) ** 2 + (224 // 16) ** 2 + (224 // 32) ** 2
     assert {(1, anchors, 4), (1, anchors, 1), (1, 49, 128)} == set(constants.values())
 
@@ -216,7 +216,7 @@ def test_weights_are_rounded_to_the_same_integers_as_by_paddle(axis: int, shape:
     weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     np.moveaxis(weight, axis, 0)[2] = 0
     others = tuple(dimension for dimension in range(weight.ndim) if dimension != axis)
-    scales = (np.abs(weight).max(others) * np.float32(0.9)).tolist()  # some weights are beyond it
+    scales = (np.abs(weight).max(others) * np.float32(0.9)).tolist()  # some weights exceed the scale
     stock = utils.quant_tensor(weight.copy(), scales, axis, 8, onnx_format=True)
     with fast_passes():
         quick = utils.quant_tensor(weight.copy(), scales, axis, 8, onnx_format=True)
@@ -295,7 +295,7 @@ def test_a_second_run_takes_what_has_not_changed(demo, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("act_pipeline.compress.strategies.train", never)
     monkeypatch.setattr("act_pipeline.export.build_model", never)
-    monkeypatch.setattr("act_pipeline.inference.run.evaluate", never)
+    monkeypatch.setattr("act_pipeline.inference.evaluation.evaluate", never)
     again = run_demo(demo.root / "data", demo.root / "output", TRAINED)
     assert again.compressed.record == demo.compressed.record
     with pytest.raises(AssertionError, match="computed again"):
@@ -303,7 +303,7 @@ def test_a_second_run_takes_what_has_not_changed(demo, monkeypatch: pytest.Monke
 
 
 def test_the_source_model_is_left_as_it_was(demo) -> None:
-    """Stock ACT rewrites the model that it is given."""
+    """Stock ACT rewrites its input model."""
     record = read_record(demo.fp32.directory / "export.json", "act_pipeline.export/1")
     assert record["model_hash"] == demo.fp32.content_hash()
 
@@ -399,7 +399,7 @@ def test_a_gpu_that_is_not_there_is_one_line() -> None:
 
 @pytest.mark.slow
 def test_real_photographs_from_end_to_end(tmp_path: Path) -> None:
-    """Blood cells: INT8, as saved, within 0.003 mAP of FP32 after a short training."""
+    """Blood cells: the saved INT8 model is within 0.003 mAP of FP32 after a short training."""
     model, data = SHARED / "models" / "bccd", SHARED / "data" / "bccd"
     if not model.exists():
         pytest.skip("the trained model of real photographs is not beside this repository")

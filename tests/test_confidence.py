@@ -1,4 +1,4 @@
-"""The bootstrap of a difference of two mAPs: pycocotools' own scores of resampled data, and what is said of them."""
+"""Bootstrap of a difference of two mAPs: compared with pycocotools on resampled data, and the derived statements."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SIDE = 640
 
 
 def coco_of(boxes, images: int, categories: int):
-    """Return pycocotools' COCO of boxes: (image, category, x, y, width, height, iscrowd)."""
+    """Return a pycocotools COCO of boxes given as (image, category, x, y, width, height, iscrowd)."""
     from pycocotools.coco import COCO
 
     coco = COCO()
@@ -45,7 +45,7 @@ def truth_of(seed: int, images: int, categories: int, objects: int, crowds: floa
 
 
 def detections_of(truth: np.ndarray, seed: int, images: int, categories: int, extra: int, noise: float, digits=None):
-    """Return detections [M, 7]: of most objects, moved, and ``extra`` false ones an image."""
+    """Return detections [M, 7]: most objects, slightly moved, and ``extra`` false ones per image."""
     random = np.random.default_rng(seed)
     found = truth[random.random(len(truth)) < 0.85]
     boxes = found[:, 2:6] + random.normal(0, noise, (len(found), 4)) * found[:, [4, 5, 4, 5]]
@@ -58,14 +58,14 @@ def detections_of(truth: np.ndarray, seed: int, images: int, categories: int, ex
     rows = np.column_stack([np.concatenate([found[:, 0], ids]), boxes, scores, np.concatenate([found[:, 1], kinds])])
     if digits is not None:
         rows[:, 5] = rows[:, 5].round(digits)
-        # Equal scores in one image and category are in no order of their own: pycocotools takes copy after copy.
+        # Equal scores in one image and category would be ordered differently: pycocotools processes copy after copy.
         _, first = np.unique(rows[:, [0, 6, 5]], axis=0, return_index=True)
         rows = rows[np.sort(first)]
     return rows
 
 
 def resampled(truth: np.ndarray, detections: np.ndarray, counts: np.ndarray, categories: int) -> tuple[float, float]:
-    """Return what pycocotools says of a data set in which images stand as often as drawn, under ids of their own."""
+    """Return pycocotools' mAP of a data set in which images occur as often as drawn, with distinct ids."""
     ids = np.cumsum(counts) - counts
     boxes, rows = [], []
     for image, count in enumerate(counts):
@@ -80,7 +80,7 @@ def resampled(truth: np.ndarray, detections: np.ndarray, counts: np.ndarray, cat
 
 @pytest.mark.parametrize(
     ("images", "categories", "digits"),
-    [(30, 3, None), (30, 3, 2), (12, 40, None), (60, 1, 2)],  # 40 categories: some are in no image that was drawn
+    [(30, 3, None), (30, 3, 2), (12, 40, None), (60, 1, 2)],  # 40 categories: some are in no drawn image
 )
 def test_a_weighted_map_is_pycocotools_map_of_the_resampled_data(images, categories, digits):
     truth = truth_of(0, images, categories, 4)
@@ -97,11 +97,11 @@ def test_a_weighted_map_is_pycocotools_map_of_the_resampled_data(images, categor
 
 
 def test_recalls_are_reached_where_pycocotools_reaches_them():
-    """Of 1 to 120 objects up to 50 are found: 0.07 and other recalls differ from hundredths in the last bit."""
+    """Up to 50 of 1 to 120 objects are found; pycocotools' 0.07 and others differ from k / 100 in the last bit."""
     for objects in range(1, 121):
         truth = np.array([(0, 0, 20 * index, 0, 10, 10, 0) for index in range(objects)], float)
         rows = []
-        for index in range(objects):  # right and wrong by turns, so that each recall has a precision of its own
+        for index in range(objects):  # alternately right and wrong, so that each recall has a different precision
             rows.append((0, 20 * index, 0, 10, 10, 1 - index / 200, 0))
             rows.append((0, 20 * index, 50, 10, 10, 1 - index / 200 - 0.002, 0))
         coco, rows = coco_of(truth, 1, 1), np.array(rows[:100], float)
@@ -151,7 +151,7 @@ def test_a_worse_model_is_known_to_be_worse_and_the_same_seed_says_the_same():
 
 
 def test_pairing_takes_out_what_is_hard_for_both():
-    """The interval is narrower than that of two models that were scored on draws of their own."""
+    """The interval is narrower than that of two models scored on independent resamples."""
     before, after = matches_of(40, 2, (0.05, 0.055))
     found = map_difference(before, after)
     weights = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), 400).T.astype(float).copy()
@@ -160,7 +160,7 @@ def test_pairing_takes_out_what_is_hard_for_both():
 
 
 def test_the_interval_holds_the_difference_as_often_as_it_says():
-    """Against the difference on 1,800 images, which are 30 data sets of 60."""
+    """Compared with the difference on 1,800 images, which are split into 30 data sets of 60."""
     truth = truth_of(11, 1800, 1, 3, crowds=0)
     sides = [detections_of(truth, 12, 1800, 1, 3, noise) for noise in (0.05, 0.06)]
     coco = coco_of(truth, 1800, 1)
@@ -171,7 +171,7 @@ def test_the_interval_holds_the_difference_as_often_as_it_says():
         taken = [rows[np.isin(rows[:, 0], ids)] - [ids[0], 0, 0, 0, 0, 0, 0] for rows in sides]
         found = map_difference(*(match_detections(coco, rows, ids) for rows in taken), resamples=300)
         held += found.low <= whole[1] - whole[0] <= found.high
-    assert 24 <= held <= 30  # 28.5 of 30 expected
+    assert 24 <= held <= 30  # 28.5 of 30 are expected
     assert found.low > -0.2 and found.high < 0.2
 
 
@@ -187,7 +187,7 @@ def test_draws_without_an_object_are_left_out_and_no_object_at_all_is_none():
     coco = coco_of(truth, 4, 2)
     sides = [match_detections(coco, np.array([(0, 0, 0, 10, 10 + more, 0.9, 0)], float), range(4)) for more in (0, 3)]
     found = map_difference(*sides)
-    assert 600 < found.resamples < 750  # 1 - (3/4)**4 = 0.68 of the draws have the one image with an object
+    assert 600 < found.resamples < 750  # 1 - (3/4)**4 = 0.68 of the resamples have the only image with an object
     assert found.difference == pytest.approx(-0.4) and found.standard_error == pytest.approx(0, abs=1e-12)
     empty = match_detections(coco_of(np.zeros((0, 7)), 4, 2), np.array([(0, 0, 0, 9, 9, 0.9, 0)], float), range(4))
     assert map_difference(empty, empty) is None
@@ -214,18 +214,18 @@ def test_probability_is_the_share_within_the_drop_and_the_limit_is_within():
 def test_how_many_images_would_tell():
     samples = np.random.default_rng(0).normal(-0.001, 0.003, 20001)
     found = of_samples(samples, -0.001)
-    assert not found.tells(0.005) and found.tells(0.02) and found.tells(-0.01)  # it is within 0.02, and not above 0.01
+    assert not found.tells(0.005) and found.tells(0.02) and found.tells(-0.01)  # drop < 0.02, gain < 0.01
     needed = found.images_needed(0.005)
-    # A standard error of 0.004 / 1.96 is needed.
+    # This requires a standard error of 0.004 / 1.96.
     assert needed == pytest.approx(100 * (1.96 * found.standard_error / 0.004) ** 2, rel=0.01) and needed > 100
     assert found.images_needed(0.005, 0.99) > needed > found.images_needed(0.005, 0.9) >= 100
     assert found.images_needed(0.02) == 100
-    assert found.images_needed(0.001) is None  # the drop is just that
+    assert found.images_needed(0.001) is None  # the drop is exactly the limit
 
 
 @pytest.mark.slow
 def test_coco_takes_seconds(capsys):
-    """5,000 images, 80 categories, 300 detections an image, 1,000 resamples of two models."""
+    """5,000 images, 80 categories, 300 detections per image, 1,000 resamples of two models."""
     truth = truth_of(0, 5000, 80, 7.3, crowds=0.012)
     sides = [detections_of(truth, seed, 5000, 80, 294, 0.05) for seed in (1, 2)]
     coco = coco_of(truth, 5000, 80)
@@ -235,4 +235,4 @@ def test_coco_takes_seconds(capsys):
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     with capsys.disabled():
         print(f"\n{found.resamples} resamples: {seconds:.1f} s, {cpu:.1f} s of CPU: {found}")
-    assert found.resamples == 1000 and cpu < 2 * 20  # two cores
+    assert found.resamples == 1000 and cpu < 2 * 20  # on two cores

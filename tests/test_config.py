@@ -1,4 +1,4 @@
-"""The compression config: PaddleSlim's files as they are, and one line for every mistake."""
+"""The compression config: PaddleSlim's files unchanged, and a one-line message for every mistake."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OFFICIAL = ROOT.parent / "shared" / "official_configs" / "paddleslim"
 MODELS = ["r18vd", "r34vd", "r50vd", "r50vd_m", "r101vd", "hgnetv2_l", "hgnetv2_x"]
 
-# In the schema and the spelling of PaddleSlim's RT-DETR files.
+# The same schema and style as PaddleSlim's RT-DETR files.
 ACT_CONFIG = """\
 Global:
   reader_config: configs/rtdetr_reader.yml
@@ -113,7 +113,7 @@ def test_ready_configs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_act_gets_is_what_paddleslim_takes(act_config: Path) -> None:
-    """Keys and defaults against paddleslim itself, so that neither drifts from it."""
+    """Keys and defaults are compared with the installed paddleslim, so that they cannot diverge."""
     strategy_config = pytest.importorskip("paddleslim.auto_compression.strategy_config")
     from paddleslim.auto_compression.config_helpers import extract_strategy_config
 
@@ -128,7 +128,7 @@ def test_what_act_gets_is_what_paddleslim_takes(act_config: Path) -> None:
     ):
         default = theirs()
         attributes = {name: value for name, value in vars(default).items() if name != "name"}
-        own = {"snapshot_iter", "patience", "teacher_cache_mb"}  # which ACT does not know
+        own = {"snapshot_iter", "patience", "teacher_cache_mb"}  # not an ACT key
         assert {field.name for field in dataclasses.fields(ours)} - own == set(attributes)
         if ours is not config_module.TrainConfig:
             assert {name: getattr(ours(), name) for name in attributes} == attributes
@@ -390,7 +390,7 @@ def test_a_mistake_on_the_command_line_is_named_as_one(act_config: Path) -> None
     assert message_of(act_config, "TrainConfig.train_iter=x").startswith("-o TrainConfig.train_iter is the text 'x'")
     assert message_of(act_config, "QuantAware.quantize_op_types=[x]").startswith("-o QuantAware.quantize_op_types[0]")
     assert message_of(act_config, "Sectoin.a=1").startswith("-o Sectoin.a: Sectoin is not a known key")
-    # A mistake in the file stays the file's.
+    # A mistake in the file is still reported for the file.
     act_config.write_text(ACT_CONFIG.replace("alpha: 1.0", "alpha: x"), encoding="utf-8")
     assert message_of(act_config, "TrainConfig.train_iter=3").startswith(f"{act_config}: Distillation.alpha")
 

@@ -1,4 +1,4 @@
-"""When a training is evaluated, and when it ends early."""
+"""When a training is evaluated, and when it stops early."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_evaluations_are_before_the_first_step_early_now_and_then_and_at_the_end
     [
         ([0.95], 1, ""),
         ([0.95, 0.96, 0.955, 0.958], 5, ""),
-        ([0.95, 0.94], 5, ""),  # a little lower: the images are few
+        ([0.95, 0.94], 5, ""),  # slightly lower, within the noise of few images
         ([0.99, 0.96], 5, "worse: the agreement with the float model was 0.9900 before it, and is 0.9600 after 10"),
         ([0.80, 0.65], 5, "worse: .* was 0.8000 before it, and is 0.6500"),
         ([0.80, 0.75], 5, ""),

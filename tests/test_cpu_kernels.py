@@ -1,4 +1,4 @@
-"""The kernels that a training runs in on the CPU compute what Paddle's slow ones compute."""
+"""The fast CPU kernels used in training compute the same as Paddle's slow ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXTREMES = [0.0, -0.0, 1e-38, -1e-38, 3.0, -3.0, 6.0, -6.0]
 def quantized(
     x: np.ndarray, axis: int, start: float, quick: bool, steps: int = 3, rate: float = 0.9
 ) -> dict[str, np.ndarray]:
-    """Run a training's Q/DQ over ``x`` and return all that they write; ``integers`` are those of the result."""
+    """Run a training's Q/DQ over ``x`` and return all outputs; ``integers`` are those of the result."""
     import paddle
 
     place, scope = paddle.CPUPlace(), paddle.static.Scope()
@@ -93,9 +93,9 @@ def test_rounding_in_vectors_gives_the_same_integers(axis: int, shape: tuple[int
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     x.reshape(-1)[: len(EXTREMES)] = EXTREMES
     if axis >= 0:
-        np.moveaxis(x, axis, 0)[-1] = 0  # a channel that is pruned
+        np.moveaxis(x, axis, 0)[-1] = 0  # a pruned channel
     if x.size >= 4096:
-        x = -np.abs(x)  # the smallest is the farthest from 0
+        x = -np.abs(x)  # the minimum has the largest absolute value
     stock, _ = both(x, axis, start)
     assert len(np.unique(stock["integers"])) > 50
 
@@ -150,7 +150,7 @@ def test_a_tensor_of_zeros_stays_one(start: float) -> None:
 
 def test_ties_go_to_the_even_integer_and_what_is_beyond_the_scale_is_cut_off() -> None:
     x = (np.arange(-300, 301, dtype=np.float32) / 2).reshape(1, -1)
-    # (81 / 2 + 150) / (1 / 2 + 1) is 127 without an error: x stands for itself.
+    # (81 / 2 + 150) / (1 / 2 + 1) is exactly 127, so x is rounded to itself.
     _, quick = both(x, -1, 81.0, steps=1, rate=0.5)
     assert quick["scale"] == 127
     assert np.array_equal(quick["integers"], np.clip(np.rint(x), -128, 127))
@@ -161,7 +161,7 @@ def test_a_saved_model_rounds_in_vectors_to_the_same_integers(tmp_path: Path, ki
     import paddle
 
     model = small_model(tmp_path / "model", kind)
-    image = np.random.default_rng(2).normal(scale=2, size=(2, 4, 6, 6)).astype(np.float32)  # some beyond the scale
+    image = np.random.default_rng(2).normal(scale=2, size=(2, 4, 6, 6)).astype(np.float32)  # some exceed the scale
     with static_mode():
         graph = StaticGraph.load(model)
         assert round_in_vectors(graph.program) == 1
@@ -246,9 +246,9 @@ def test_a_training_in_the_quick_kernels_is_the_same_training(tmp_path: Path) ->
                     stock = losses(tmp_path / "stock")
                 assert losses(tmp_path / "measured") == stock
             rounded = losses(tmp_path / "rounded")
-            np.testing.assert_allclose(rounded[0], stock[0], rtol=1e-6)  # a last bit of a number is another
+            np.testing.assert_allclose(rounded[0], stock[0], rtol=1e-6)  # values may differ in the last bit
     quick = losses(tmp_path / "quick")
-    assert quick != stock  # the sums are in another order
-    # A single sum in another order may be rounded to another integer: the first step tells, before that adds up.
+    assert quick != stock  # sums are computed in another order
+    # Another summation order may change a rounded integer; the first step is compared most strictly.
     np.testing.assert_allclose(quick[0], stock[0], rtol=1e-4)
     np.testing.assert_allclose(quick, stock, rtol=0.05)

@@ -1,4 +1,4 @@
-"""How many CPUs a process may use, under the control groups of containers."""
+"""The number of CPUs that a process may use under the control groups of containers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HYBRID = [V1.format(group="/"), "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup
 
 
 def machine(root: Path, groups: list[str], mounts: list[str], files: dict[str, str]) -> Path:
-    """Write the files that Linux shows of control groups below ``root``."""
+    """Write the control group files of Linux below ``root``."""
     content = {"proc/self/cgroup": "\n".join(groups), "proc/self/mountinfo": "\n".join(mounts), **files}
     for name, text in content.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -36,9 +36,9 @@ def machine(root: Path, groups: list[str], mounts: list[str], files: dict[str, s
             {"sys/fs/cgroup/a/cpu.max": "300000 100000", "sys/fs/cgroup/a/b/cpu.max": "90000 50000"},
             2,
         ),
-        # Another group's quota is not this process's.
+        # The quota of another group does not apply.
         (["0::/a"], [V2], {"sys/fs/cgroup/b/cpu.max": "100000 100000"}, None),
-        # Above the container's own view.
+        # Outside the container's view.
         (["0::/../../x"], [V2], {"sys/fs/cgroup/cpu.max": "400000 100000"}, 4),
         (
             ["5:cpu,cpuacct:/", "0::/"],
@@ -58,7 +58,7 @@ def machine(root: Path, groups: list[str], mounts: list[str], files: dict[str, s
             },
             None,
         ),
-        # A container that sees its own group mounted as the root, and reads the host's name of it.
+        # A container whose group is mounted as the root, while /proc shows the host's name of the group.
         (
             ["5:cpu,cpuacct:/docker/0123", "4:memory:/docker/0123"],
             [V1.format(group="/docker/0123")],

@@ -1,4 +1,4 @@
-"""Deformable attention by rows gives what Paddle's by ``grid_sampler`` gives, wherever the points lie."""
+"""Deformable attention with gather by rows computes the same as Paddle's with ``grid_sampler``, for any points."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUERIES, HEADS, POINTS, CHANNELS = 6, 2, 3, 4
 
 
 def attention(mode: str = "bilinear", padding_mode: str = "zeros", align_corners: bool = False) -> Any:
-    """Return a program as `act_pipeline.rtdetr.decoder` traces one, as a ``ProgramDesc``; it writes `output`."""
+    """Return a program as traced from `act_pipeline.rtdetr.decoder`, as a ``ProgramDesc`` with the output `output`."""
     import paddle
 
     program = paddle.static.Program()
@@ -49,7 +49,7 @@ def computed(desc: Any, feed: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def feed(images: int, reach: float = 1.3) -> dict[str, np.ndarray]:
-    """Return random inputs, of whose points some lie outside."""
+    """Return random inputs, with some sampling points outside the feature map."""
     rng = np.random.default_rng(images)
     sizes = (images, QUERIES, HEADS, len(LEVELS), POINTS)
     pixels = sum(height * width for height, width in LEVELS)
@@ -77,7 +77,7 @@ def test_rows_add_up_to_what_grid_sampler_gives(images: int, reach: float) -> No
 
 
 def test_points_on_edges_and_in_the_middle_of_pixels() -> None:
-    """Outer edges of the outermost pixels, one and half a pixel beyond, their middles, and far away."""
+    """Outer edges of the border pixels, half a pixel and one pixel beyond them, their centres, and far away."""
     inputs = feed(1)
     edges = [-1e30, -1e4, -1.5, -1.0, 0.0, 1.0, 1.5, 1e4, 1e30]
     for height, width in LEVELS:
@@ -92,7 +92,7 @@ def test_points_on_edges_and_in_the_middle_of_pixels() -> None:
 
 
 def test_a_point_that_is_no_number_counts_as_one_outside() -> None:
-    """Paddle's grid_sampler reads beyond its input there, and the process ends."""
+    """Paddle's grid_sampler reads out of bounds there, and the process crashes."""
     inputs = feed(2)
     point = (1, 2, 0, 1, 1)
     inputs["grids"][point] = [-3, 0.1]
@@ -115,10 +115,10 @@ def test_other_sampling_stays_as_it_is(options: dict) -> None:
     [
         ((-1, 3, 1, 1, 1, 2), (-1, 3, 2, 2, 5, 2), 1),
         ((-1, 3, 1, 1, 1, 1), (-1, 3, 2, 2, 5, 2), 1),
-        ((-1, 1, 2, 1, 1, 2), (-1, 3, 2, 2, 5, 2), 0),  # two places
-        ((1, 3, 2, 2, 5, 2), (-1, 3, 2, 2, 5, 2), 0),  # over the images
+        ((-1, 1, 2, 1, 1, 2), (-1, 3, 2, 2, 5, 2), 0),  # two broadcast dimensions that are not adjacent
+        ((1, 3, 2, 2, 5, 2), (-1, 3, 2, 2, 5, 2), 0),  # broadcast over the images
         ((-1, 3, 2, 2, 5, 2), (-1, 3, 2, 2, 5, 2), 0),
-        ((-1, 3, 1, 2), (-1, 3, 5, 2), 0),  # oneDNN is quick there
+        ((-1, 3, 1, 2), (-1, 3, 5, 2), 0),  # oneDNN is already fast here
     ],
 )
 @pytest.mark.parametrize("swapped", [False, True])

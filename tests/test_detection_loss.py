@@ -1,4 +1,4 @@
-"""The loss that teaches detections: found by structure, of the same queries, and what its formula says."""
+"""The distillation loss on detections: found by graph structure, on the teacher's queries, and equal to its formula."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def giou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def computed(student: dict[str, np.ndarray], teacher: dict[str, np.ndarray]) -> tuple[float, dict[str, np.ndarray]]:
-    """Return the loss, and its gradients by the student's tensors."""
+    """Return the loss and its gradients with respect to the student's tensors."""
     with static_mode():
         program = paddle.static.Program()
         with paddle.static.program_guard(program, paddle.static.Program()), paddle.utils.unique_name.guard():
@@ -146,7 +146,7 @@ def test_a_teacher_of_other_sizes_is_refused(demo) -> None:
 
 
 def test_the_student_decodes_the_teachers_queries() -> None:
-    """Rows are gathered by the teacher's indices; without that, teacher and student order them each for themselves."""
+    """Rows are gathered by the teacher's indices; otherwise teacher and student would order queries differently."""
     with static_mode():
         program = paddle.static.Program()
         with paddle.static.program_guard(program), paddle.utils.unique_name.guard():

@@ -1,4 +1,4 @@
-"""The doctor: what it concludes from what it finds, and that nothing it looks at can take it down."""
+"""The doctor: its conclusions from its findings, and that no finding makes it fail."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NO_GPU = [
 
 
 def run_doctor(python: str | Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the doctor with another interpreter or environment, from the repository's root as a user would."""
+    """Run the doctor from the repository's root with another interpreter or environment, as a user would."""
     command = [str(python), "-m", "act_pipeline.doctor", *arguments]
     return subprocess.run(
         command,
@@ -157,7 +157,7 @@ def test_machine_rows_give_the_reason_for_what_is_absent() -> None:
     assert rows["GPUs for Paddle"] == "H100, H100" and rows["CUDA"] == "built for 11.8"
     assert rows["TensorRT, compiled"] == "8.5.3" and "libnvinfer is missing" in rows["TensorRT, runtime"]
     assert rows["cuDNN"].startswith("none") and rows["NVIDIA driver"] == "H100, 535.104" and "VNNI" in rows["CPU"]
-    assert rows["optional packages"] == "onnxruntime 1.31"  # openvino is among what is needed
+    assert rows["optional packages"] == "onnxruntime 1.31"  # openvino is one of the required packages
 
 
 def test_nvidia_driver_tells_apart_absent_answering_and_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

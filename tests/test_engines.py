@@ -1,4 +1,4 @@
-"""The engines: what they take and give, what they refuse, and what they ask of Paddle."""
+"""The engines: inputs and outputs, rejected models, and their calls of Paddle."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_only_pass_statistics_are_dropped(capfd):
 def test_importing_the_package_imports_no_runtime():
     code = (
         "import sys, act_pipeline.engines, act_pipeline.evaluation, act_pipeline.inference, "
-        "act_pipeline.cli.eval_flags, "
+        "act_pipeline.cli.eval, "
         "act_pipeline.inference.visualize; print([m for m in ('paddle', 'matplotlib', 'cv2') if m in sys.modules])"
     )
     done = subprocess.run(
@@ -211,7 +211,7 @@ def test_onednn_does_not_get_quantized_weights_that_it_would_misread(tmp_path):
         create_engine("paddle_onednn", model, "int8")
 
 
-# --- what this machine can do ----------------------------------------------------------------------------------------
+# --- what this machine supports --------------------------------------------------------------------------------------
 
 
 def test_a_precision_that_is_not_the_models_is_refused(float_model, int8_model):
@@ -308,7 +308,7 @@ def test_runtime_errors_are_their_sentence():
     assert runtime_error_line(KeyError()) == "KeyError"
 
 
-# --- what is asked of Paddle -----------------------------------------------------------------------------------------
+# --- calls of Paddle -------------------------------------------------------------------------------------------------
 
 
 def test_calls_for_onednn_int8(int8_model):
@@ -369,7 +369,7 @@ def test_the_engine_cache_is_another_for_all_that_decides_the_engine(float_model
     shapes.write_text("other shapes", encoding="utf-8")
     others.add(cache(model))
     raw = bytearray(model.params_path.read_bytes())
-    raw[-1] ^= 1  # other weights in the same graph: Paddle's own name of the engine stays the same
+    raw[-1] ^= 1  # other weights in the same graph, for which Paddle generates the same engine name
     model.params_path.write_bytes(bytes(raw))
     others.add(cache(model))
     assert first not in others and len(others) == 7
@@ -442,7 +442,7 @@ def test_why_shapes_are_collected_anew(float_model, int8_model, tmp_path):
 
 
 class SilentInference(RecordingInference):
-    """Paddle when it cannot write its file: no error, no file."""
+    """Paddle when it cannot write its file: neither an error nor a file."""
 
     def create_predictor(self, config):
         config.shapes = None

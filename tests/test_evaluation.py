@@ -1,4 +1,4 @@
-"""Scores against hand-worked cases, latency with a clock that is known, and pictures."""
+"""Scores compared with cases worked out by hand, latency with a simulated clock, and drawn images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from act_pipeline.inference.visualize import detection_label, draw_detections, r
 
 
 class ScriptedEngine:
-    """Answers with the rows that a function gives for an image's original (height, width) and number in the run."""
+    """An engine whose rows are a function of an image's original (height, width) and its index in the run."""
 
     name, precision, device, threads = "scripted", "fp32", "CPU", 1
 
@@ -75,7 +75,7 @@ def test_the_wrong_class_is_zero(reader):
 
 
 def test_half_found_is_half_by_the_101_points_of_recall(reader):
-    # Found in the two images that are at most 48 high: recall 0.5, precision 1 at recalls 0, 0.01, ..., 0.50.
+    # Detected in the two images of height 48 or less: recall 0.5, precision 1 at recalls 0, 0.01, ..., 0.50.
     evaluation = run(lambda h, w: [right(h, w)] if h < 50 else [], reader)
     assert evaluation.map == pytest.approx(51 / 101, abs=1e-6)
     assert evaluation.stats["ar100"] == pytest.approx(0.5)
@@ -99,7 +99,7 @@ def test_only_the_images_asked_for_are_scored(reader):
     engine = ScriptedEngine(lambda h, w: [right(h, w)] if h < 60 else [])  # the fourth is not found
     evaluation = evaluate(engine, reader, limit=3, batch_size=2, progress=False)
     assert evaluation.images == 3 and evaluation.map == 1.0
-    assert engine.sizes == [2, 2, 1]  # one run to warm up, then three images
+    assert engine.sizes == [2, 2, 1]  # one warm-up run, then three images
     assert run(lambda h, w: [right(h, w)] if h < 60 else [], reader).map < 1.0
 
 
@@ -144,7 +144,7 @@ def test_an_annotation_file_of_another_kind_is_one_line(reader, content):
 
 @pytest.fixture()
 def clock(monkeypatch):
-    """A clock that only an engine moves."""
+    """A clock that only an engine advances."""
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr("act_pipeline.evaluation.batches.time", SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
@@ -168,7 +168,7 @@ def test_nothing_reads_ahead_on_the_cores_that_are_timed(reader, threads, device
 
 
 class Met(ScriptedEngine):
-    """Runs only while another engine runs."""
+    """An engine that runs only while another engine runs."""
 
     def __init__(self, rows, meeting):
         super().__init__(rows)
@@ -291,7 +291,7 @@ LONG_IDS = [2**62 + 1, -(2**62) - 1, 0, 2**53 + 1]
 
 @pytest.fixture()
 def long_ids(reader):
-    """The same data with ids that no float holds, and negative ones."""
+    """The same data with ids that exceed a float's precision, and negative ones."""
     path = reader.annotation_file("eval")
     content = json.loads(path.read_text(encoding="utf-8"))
     new = dict(zip([image["id"] for image in content["images"]], LONG_IDS))
@@ -366,7 +366,7 @@ def test_boxes_are_drawn_where_they_are(gray, tmp_path):
     for y, x in ((80, 50), (80, 150), (60, 120), (100, 100)):  # the middle of each side
         assert changed[y - 1 : y + 2, x - 1 : x + 2].any()
     assert not changed[65:96, 55:146].any()  # inside
-    assert not changed[:30, :].any() and not changed[104:, :].any()  # the box below the threshold, and the rest
+    assert not changed[:30, :].any() and not changed[104:, :].any()  # the box below the threshold, and the background
     assert changed[40:60, 50:100].any()  # the label above the box
 
 

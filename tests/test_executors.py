@@ -1,4 +1,4 @@
-"""Units in processes and on Ray: what they return, and that nothing hangs or stays behind, whatever ends them."""
+"""Work units in processes and on Ray: their results, and that no process hangs or remains, however it ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from work_fixtures import Die, Refuse, Sleep, Times
 from act_pipeline.core.errors import EXIT_INTERRUPTED, UserError
 from act_pipeline.core.process_pool import Work, run_work
 
-SOON = 20  # seconds; a unit that sleeps takes sixty
+SOON = 20  # seconds; a sleeping unit takes sixty
 
 
 def until(condition, seconds: float = SOON) -> bool:
@@ -40,7 +40,7 @@ def is_gone(pid: int) -> bool:
 
 
 def started(folder: Path) -> dict[int, Path]:
-    """Process -> the temporary folder that it left."""
+    """Return process id -> temporary folder of the process."""
     return {int(file.stem): Path(file.read_text()) for file in folder.glob("*.pid") if file.read_text()}
 
 
@@ -110,7 +110,7 @@ def test_no_process_outlives_the_command(tmp_path: Path, signum: int) -> None:
     )
     try:
         assert until(lambda: len(started(tmp_path)) == 2)
-        if signum == signal.SIGINT:  # as a terminal sends it: to all of them
+        if signum == signal.SIGINT:  # to the whole process group, as a terminal sends it
             os.killpg(command.pid, signum)
         else:
             command.send_signal(signum)
@@ -130,7 +130,7 @@ def test_no_process_outlives_the_command(tmp_path: Path, signum: int) -> None:
 
 
 class StandInRay:
-    """Ray's names, in this process: objects are kept by reference, tasks run when they are waited for."""
+    """A test double of Ray in this process: objects are held by reference, tasks run when they are awaited."""
 
     def __init__(self, cpus: tuple[int, ...] = (2,), gpus: int = 0, lost: int = 0) -> None:
         self.calls: list[str] = []

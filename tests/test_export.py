@@ -1,4 +1,4 @@
-"""From a YAML and weights to an inference model, and every bad input of that way."""
+"""From a YAML and weights to an inference model, and every invalid input on the way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BCCD = SHARED / "models" / "bccd"
 
 
 def run_tool(*argv: str) -> int:
-    from tools import export_model as command
+    from act_pipeline.cli import export as command
 
     return run_command(command.main, list(argv))
 
@@ -67,7 +67,7 @@ def test_nothing_in_the_model_names_the_machine_that_made_it(demo) -> None:
 
 
 def test_no_op_writes_what_it_reads(demo) -> None:
-    """Saved twice, a graph had outputs written from themselves, on which PaddleSlim recursed without an end."""
+    """A graph saved twice once had outputs written from themselves, on which PaddleSlim recursed infinitely."""
     from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
     with static_mode():
@@ -176,7 +176,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     [("eval_size=[64, 96]", (64, 96)), ("TestReader.inputs_def.image_shape=[3, 32, 64]", (32, 64))],
 )
 def test_the_size_that_is_asked_for_counts(tmp_path: Path, override: str, expected: tuple[int, int]) -> None:
-    """A config that says its size in two places, of which the command line changes one."""
+    """A config that has its size in two places, of which the command line changes one."""
     from act_pipeline.graph.model_files import inspect_model
 
     config = tmp_path / "model.yml"
@@ -209,14 +209,14 @@ def test_without_its_post_process_a_model_takes_images_and_gives_boxes_and_logit
 def test_boxes_and_logits_are_those_of_the_detections_and_are_refused_where_detections_are_needed(
     raw_model, sample_model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What gives no detections cannot be evaluated, nor compressed."""
+    """A model without detections can be neither evaluated nor compressed."""
     from sample_fixtures import reader_of_scenes
 
+    from act_pipeline.cli import compress
+    from act_pipeline.cli import eval as evaluate
     from act_pipeline.data.builtin_sample import make_sample
     from act_pipeline.engines import create_engine
     from act_pipeline.engines.paddle.tensors import PaddleTensors
-    from deploy import infer_eval
-    from tools import compress
 
     make_sample(tmp_path / "data", 1, 2, seed=0, size=96, progress=False)
     batch = next(iter(reader_of_scenes(tmp_path / "data").loader("eval", batch_size=2)))
@@ -232,7 +232,7 @@ def test_boxes_and_logits_are_those_of_the_detections_and_are_refused_where_dete
 
     capsys.readouterr()
     commands = (
-        (infer_eval.main, [f"--model_path={raw_model.directory}", "--precision=fp32", "--device=CPU"]),
+        (evaluate.main, [f"--model_path={raw_model.directory}", "--precision=fp32", "--device=CPU"]),
         (
             compress.main,
             [
@@ -250,7 +250,7 @@ def test_boxes_and_logits_are_those_of_the_detections_and_are_refused_where_dete
 
 
 def test_dual_queries_are_detected_by_the_first_group_alone() -> None:
-    """PaddleDetection's DETRPostProcess of its Group DINO models."""
+    """As in PaddleDetection's DETRPostProcess of its Group DINO models."""
     import paddle
 
     from act_pipeline.rtdetr.build import register_modules
@@ -277,7 +277,7 @@ def test_a_missing_config_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.fixture
 def server(tmp_path: Path):
-    """A server of this machine, with one file and a count of the requests."""
+    """A local server with one file and a counter of the requests."""
     root = tmp_path / "served"
     root.mkdir()
     (root / "model.pdparams").write_bytes(b"weights" * 1000)

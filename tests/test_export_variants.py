@@ -1,4 +1,4 @@
-"""What PaddleDetection's exporter can be told: normalization in the graph, padded inputs, names of the classes."""
+"""Options of PaddleDetection's exporter: normalization in the graph, padded inputs, class names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> InferenceModel:
 
 @pytest.fixture()
 def picture(tmp_path: Path) -> Path:
-    """A picture with bright shapes, wider than high."""
+    """An image with bright shapes, wider than high."""
     image = np.full((90, 120, 3), 40, np.uint8)
     cv2.circle(image, (40, 45), 25, (250, 180, 90), 6)
     cv2.rectangle(image, (80, 20), (100, 80), (60, 240, 120), 5)
@@ -51,7 +51,7 @@ def reader_of(folder: Path, steps: str) -> Reader:
 
 
 def boxes(model: InferenceModel, batch: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the rows, the surest first."""
+    """Return the rows in descending order of score."""
     from act_pipeline.engines import create_engine
 
     rows = create_engine("paddle", model, "fp32", "CPU", 1).run(batch)["bbox"]
@@ -59,7 +59,7 @@ def boxes(model: InferenceModel, batch: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def test_fuse_normalize_puts_the_normalization_into_the_graph(plain, picture, tmp_path) -> None:
-    """PaddleDetection 4964: the graph takes pixels of 0 to 255, and infer_cfg.yml says so by what it leaves out."""
+    """PaddleDetection 4964: the graph takes pixels of 0 to 255, and infer_cfg.yml has no NormalizeImage."""
     steps = STEPS % ("False", "", IMAGENET)
     fused = export(
         tmp_path,
@@ -90,7 +90,7 @@ def test_fuse_normalize_needs_something_to_fuse(tmp_path) -> None:
 
 
 def test_boxes_of_a_padded_input_are_decoded_as_paddledetection_does(plain, picture, tmp_path) -> None:
-    """`bbox_decode_type: pad`: shares of the canvas, not of the picture; 120 x 90 fills 224 x 168 of 224 x 224."""
+    """`bbox_decode_type: pad`: boxes are relative to the canvas, not the image: 120 x 90 fills 224 x 168 of it."""
     padded = export(tmp_path, "DETRPostProcess.bbox_decode_type=pad")
     assert read_detector_graph(padded) == DetectorGraph(10, False, True)
     described = padded.infer_cfg()["Preprocess"]
@@ -162,7 +162,7 @@ def test_a_root_category_is_named(tmp_path) -> None:
 
 
 def test_the_command_says_it(tmp_path, capsys) -> None:
-    from tools import export_model as command
+    from act_pipeline.cli import export as command
 
     (tmp_path / "names.txt").write_text("one\n")
     dataset = f"TestDataset={{name: ImageFolder, anno_path: names.txt, dataset_dir: {tmp_path}}}"

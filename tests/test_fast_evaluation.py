@@ -1,4 +1,4 @@
-"""Evaluation within a compression: the quick engine rounds as the exact one, and the float model is evaluated once."""
+"""Evaluation within a compression: the fast engine rounds like the exact one; the float model is evaluated once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_weights_are_dequantized_to_the_bit(demo, tmp_path: Path) -> None:
         assert len(values) > 100 and not any(value.dtype == np.int8 for value in values.values())
         for name, value in values.items():
             expected = graph.parameter(name)
-            turned = value.shape != expected.shape or not np.array_equal(value, expected)  # a square one in the model
+            turned = value.shape != expected.shape or not np.array_equal(value, expected)  # square weights in the model
             np.testing.assert_array_equal(value, expected.T if turned else expected, err_msg=name)
 
 
@@ -48,14 +48,14 @@ def test_no_rounding_is_left_out_and_none_is_slow(demo, tmp_path: Path) -> None:
 
 
 def test_every_convolution_of_the_sample_reads_integers(demo, tmp_path: Path) -> None:
-    """And every matmul with a bias."""
+    """The same holds for every matmul with a bias."""
     before = inspect_model(demo.compressed.model).op_counts
     model = with_onednn_rounding(demo.compressed.model, tmp_path, integers=True)
     kinds, counts = data_types(model), inspect_model(model).op_counts
     convolutions = counts["conv2d"] + counts["depthwise_conv2d"]
     assert kinds.count("int8") - counts["fc"] == convolutions > 50
     assert counts["fc"] == before["matmul_v2"] - counts["matmul_v2"] > 30
-    assert 0 < counts["dequantize"] < counts["quantize"]  # what only convolutions read is not dequantized
+    assert 0 < counts["dequantize"] < counts["quantize"]  # tensors read only by convolutions are not dequantized
 
 
 def data_types(model: InferenceModel) -> list[str]:
@@ -77,7 +77,7 @@ def data_types(model: InferenceModel) -> list[str]:
     ],
 )
 def test_a_product_of_integers_gives_what_paddle_gives(tmp_path: Path, kind: str, after: str) -> None:
-    """Also where a channel's weights are next to nothing, so that its bias is many times what an int32 can count."""
+    """Also if a channel's weights are nearly 0, so that its bias exceeds the range of int32."""
     import paddle
 
     model = small_model(tmp_path / "model", kind, after, least_scale=1e-8)
@@ -87,7 +87,7 @@ def test_a_product_of_integers_gives_what_paddle_gives(tmp_path: Path, kind: str
     config = paddle.inference.Config(str(rewritten.model_path), str(rewritten.params_path))
     config.disable_glog_info()
     use_onednn(config, 1)
-    image = np.random.default_rng(5).normal(scale=1.5, size=(2, 4, 6, 6)).astype(np.float32)  # some beyond the scale
+    image = np.random.default_rng(5).normal(scale=1.5, size=(2, 4, 6, 6)).astype(np.float32)  # some exceed the scale
     predictor = paddle.inference.create_predictor(config)
     predictor.get_input_handle("image").copy_from_cpu(image)
     predictor.run()
@@ -96,10 +96,10 @@ def test_a_product_of_integers_gives_what_paddle_gives(tmp_path: Path, kind: str
 
 
 def test_onednn_rounds_as_paddle_does() -> None:
-    """Ties, saturation at both ends, and whatever lies between."""
+    """Ties, saturation at both ends, and values between."""
     import paddle
 
-    scale = 127 / 16  # ties are exact then
+    scale = 127 / 16  # ties are then exact
     values = np.concatenate([np.arange(-140, 140, 0.25), np.random.default_rng(0).normal(0, 200, 5000)]) / 16
     values = values.astype(np.float32).reshape(1, 1, 1, -1)
     found = []
@@ -143,9 +143,7 @@ def test_the_quick_engine_detects_as_the_exact_one(demo) -> None:
 
 
 def test_an_evaluation_survives_models_of_nan(demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the bias of the points, in one before that, and in the last one, of the scores; in two engines side by
-    side.
-    """
+    """NaN in the bias of the sampling points, an earlier bias, or the last one (the scores), in parallel engines."""
     monkeypatch.setattr("act_pipeline.compress.judge.available_cpus", lambda: 2)
     assert REFERENCE.parallel == (2, 1)
     model = InferenceModel(tmp_path)
@@ -157,7 +155,7 @@ def test_an_evaluation_survives_models_of_nan(demo, tmp_path: Path, monkeypatch:
         read = [name for op in ops for name in op.input_arg_names if op.type == "elementwise_add"]
     biases = [name for name in dict.fromkeys(read) if name in values and values[name].ndim == 1]
     sizes = [values[name].size for name in biases]
-    # x and y of each point, and then its weight.
+    # x and y of each point, followed by its weight.
     offsets = [name for name, size, after in zip(biases, sizes, sizes[1:]) if size == 2 * after][-1]
     reader, said = demo.reader(), []
     for name in (offsets, biases[len(biases) // 2], biases[-1]):

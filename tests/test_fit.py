@@ -1,4 +1,4 @@
-"""A reader is held to its model before any work: classes by name, preprocessing, padding; and each command asks."""
+"""A reader is checked against its model before any work, in every command: classes by name, preprocessing, padding."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ PREPROCESS = [
 
 @pytest.fixture()
 def config(tmp_path: Path) -> Path:
-    """A reader file over 24 images of one disc each, category 7; category 3 has no box."""
+    """A reader file for 24 images of one disc each, category 7; category 3 has no box."""
     return write_reader(tmp_path / "reader.yml", make_tiny_data(tmp_path / "data", 24).parent)
 
 
 @pytest.fixture()
 def model(float_model, tmp_path: Path) -> InferenceModel:
-    """The tiny model, which finds the disc and calls it class 0, in a folder of the test's own."""
+    """The tiny model, which detects the disc as class 0, in a folder per test."""
     return InferenceModel.load(shutil.copytree(float_model.directory, tmp_path / "model"))
 
 
@@ -79,7 +79,7 @@ def test_categories_in_another_order_are_matched_by_name(model, config, caplog) 
     categories(config, "Square", " disc", ids=(3, 7))
     assert map_of(model, config) == expected
     assert "another order than" in caplog.text and "label_list; matched by name" in caplog.text
-    describe(model, ["square", "disc"])  # now the model calls squares what it finds
+    describe(model, ["square", "disc"])  # now the model labels its detections as squares
     assert map_of(model, config) < 0.01
 
 
@@ -102,7 +102,7 @@ def test_a_root_category_without_boxes_is_left_out(model, config, caplog) -> Non
     categories(config, "shapes", "disc", "square", ids=(0, 7, 3))
     assert map_of(model, config) == expected
     assert "category 'shapes' (id 0) has no box and is none of the model's 2 classes; left out" in caplog.text
-    categories(config, "disc", "disc", "square", ids=(0, 7, 3))  # Roboflow's root often has the name of a class
+    categories(config, "disc", "disc", "square", ids=(0, 7, 3))  # Roboflow's root often has a class's name
     assert map_of(model, config) == expected
 
 
@@ -112,7 +112,7 @@ def test_without_names_the_message_says_which_category_is_extra(model, config, m
     message = refusal(model, config)
     assert "the model has 2 classes" in message and "3 categories (shapes, disc, square)" in message
     assert "category 'shapes' (id 0) has no box" in message and "num_classes" not in message
-    model.infer_cfg_path.unlink()  # nothing but the graph knows
+    model.infer_cfg_path.unlink()  # only the graph has the number of classes
     monkeypatch.setattr("act_pipeline.data.model_fit.read_detector_graph", lambda model: DetectorGraph(num_classes=2))
     assert "the model has 2 classes" in refusal(model, config)
 
@@ -151,7 +151,7 @@ def test_cocos_names_on_a_model_of_other_classes_are_not_believed(model, config,
 
 
 def test_the_training_images_may_have_other_categories(model, config) -> None:
-    """No box of theirs is used."""
+    """Their boxes are not used."""
     describe(model, ["disc", "square"])
     other = json.loads((config.parent / "data" / "annotations.json").read_text())
     other["categories"][0]["name"] = "ring"
@@ -215,8 +215,8 @@ def test_a_contradiction_is_one_line(model, config, steps, words) -> None:
     [
         None,
         PREPROCESS,
-        with_step("NormalizeImage", norm_type="mean_std"),  # another spelling of the same
-        with_step("Resize", target_size=[640, 640]),  # the graph's own size counts
+        with_step("NormalizeImage", norm_type="mean_std"),  # an equivalent notation
+        with_step("Resize", target_size=[640, 640]),  # the graph's input size has priority
     ],
 )
 def test_what_comes_to_the_same_is_taken(model, config, steps) -> None:
@@ -326,7 +326,7 @@ def test_a_few_images_refuse_nothing(model, config) -> None:
 
 
 def bccd_reader(folder: Path, arrange=lambda content: None, **options: Any) -> Path:
-    """Write a reader of the first eight test images, with annotations that ``arrange`` changes."""
+    """Write a reader for the first eight test images, with annotations modified by ``arrange``."""
     content = json.loads((BCCD_DATA / "annotations" / "instances_test.json").read_text())
     content["images"] = content["images"][:8]
     taken = {image["id"] for image in content["images"]}
@@ -361,7 +361,7 @@ def test_the_graph_of_blood_cells(tmp_path) -> None:
 
 @needs_bccd
 def test_blood_cells_in_a_letterbox_and_normalized_in_the_graph(tmp_path) -> None:
-    """0.4523: what PaddleDetection's develop branch gives with the same weights and `bbox_decode_type: pad`."""
+    """0.4523 is the mAP of PaddleDetection's develop branch with these weights and `bbox_decode_type: pad`."""
     from act_pipeline.export import export_model
 
     weights = [f"weights={BCCD / 'rtdetr_hgnetv2_s_bccd.pdparams'}", "trt=True"]

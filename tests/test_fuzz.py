@@ -1,10 +1,11 @@
-"""The fuzz targets for a moment each, with the same examples every time; and what they found, one test a finding."""
+"""A short run of each fuzz target with fixed examples, and one test for each error that fuzzing found."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import time
 import zipfile
 from pathlib import Path
 
@@ -31,14 +32,16 @@ from act_pipeline.engines.paddle.dynamic_shape import SCHEMA, ShapeKey, stale_re
 from act_pipeline.evaluation import load_detections
 from act_pipeline.graph import model_files
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
-from act_pipeline.inference.run import _class_names
+from act_pipeline.inference.picture import class_names
 from tests.fuzz.harness import Target, check
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.targets.infer_cfg import _NoData
 from tests.fuzz.targets.onnx_file import _model
 
-# Those that take the longest an example; `make fuzz` gives them as many as there is time for.
+# Fewer for the targets that are slowest per example.
 EXAMPLES = {"paddle_model": 10, "reader": 30, "config": 20, "detections": 15}
+# Of each target, with examples drawn anew; 0: the same examples each time.
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
 
 
 @pytest.mark.parametrize("name", list(TARGETS))
@@ -48,7 +51,7 @@ def test_a_target_finds_nothing(name: str, tmp_path: Path, monkeypatch: pytest.M
 
     @settings(
         max_examples=EXAMPLES.get(name, 100),
-        derandomize=True,
+        derandomize=not SECONDS,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
@@ -58,10 +61,13 @@ def test_a_target_finds_nothing(name: str, tmp_path: Path, monkeypatch: pytest.M
     def read(example: object) -> None:
         check(target, tmp_path, example)
 
+    end = time.monotonic() + SECONDS
     read()
+    while time.monotonic() < end:
+        read()
 
 
-# What the harness would not let pass.
+# Errors that the harness must detect.
 
 
 def _write_outside(folder: Path, example: Path) -> None:
@@ -99,7 +105,7 @@ def test_the_harness_sees_what_no_reading_does(read, tmp_path: Path, monkeypatch
     check(Target("x", lambda folder: None, _write_outside), inside, inside / "file")
 
 
-# What the targets found.
+# Errors found by the targets.
 
 
 def _refused(call, *arguments) -> str:
@@ -183,7 +189,7 @@ def test_an_infer_cfg_is_read_as_every_other_yaml_file(tmp_path: Path) -> None:
     (tmp_path / "infer_cfg.yml").write_text("a: !!python/name:os.system\n")
     assert "tag" in _refused(InferenceModel(tmp_path).infer_cfg)
     (tmp_path / "infer_cfg.yml").write_text("label_list: 3\n")
-    assert _class_names(_NoData(), InferenceModel(tmp_path)) == []
+    assert class_names(_NoData(), InferenceModel(tmp_path)) == []
 
 
 def test_detections_that_unpack_to_more_than_any_evaluation_makes(
@@ -219,7 +225,7 @@ def test_a_checkpoint_that_holds_more_than_arrays(tmp_path: Path) -> None:
 
 
 def _not_resumed(folder: Path, changes: dict) -> str:
-    """Return what is said of a checkpoint with ``variables.npz``, which is taken from ``folder``, and odd progress."""
+    """Return the message for a checkpoint with the ``variables.npz`` in ``folder`` and modified progress."""
     directory = folder / "int8.checkpoint"
     (directory / "best").mkdir(parents=True)
     (folder / "variables.npz").rename(directory / "variables.npz")

@@ -1,4 +1,4 @@
-"""`infer_eval.py` on an INT8 model with the float model's detections beside it."""
+"""`infer_eval.py` on an INT8 model that has the float model's detections in its folder."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def reader(tmp_path) -> TinyReader:
 
 @pytest.fixture()
 def model(int8_model, reader, tmp_path) -> InferenceModel:
-    """The INT8 model with detections of a float model that misses the object of the last image, and scores 0.1
-    higher.
-    """
+    """The INT8 model with detections of a float model that misses the last image's object and has scores 0.1 higher."""
     folder = Path(shutil.copytree(int8_model.directory, tmp_path / "model"))
     found = evaluate(InferenceModel(folder), reader).evaluation
     assert found.map == 1.0
@@ -56,7 +54,7 @@ def test_the_difference_is_printed_in_one_line_and_recorded(model, reader):
     (line,) = [line for line in outcome.lines if line.startswith("against FP32 on 6 images: mAP +0.1")]
     assert "95% of 1,000 resamples" in line and "5 boxes" in line and "score of 0.1000" in line
     record = outcome.record
-    # Found are five of six: recalls up to 0.83.
+    # Five of six objects are detected: recalls up to 0.83.
     assert record["map_drop"] == pytest.approx(84 / 101 - 1) and record["compared_images"] == 6
     assert record["map_drop_interval"]["low"] < record["map_drop"] < record["map_drop_interval"]["high"] == 0.0
     assert record["probability_within_max_drop"] == 1.0 and record["images_needed"] is None

@@ -1,4 +1,4 @@
-"""The flags, and the way from a request to figures, a picture, or a TensorRT engine by way of collected shapes."""
+"""The flags, and all ways from a request to scores, an image, or a TensorRT engine with collected shapes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from inference_fixtures import (
     write_reader,
 )
 
-from act_pipeline.cli.eval_flags import parse_bool, parse_request
+from act_pipeline.cli.eval import parse_bool, parse_request
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.core.records import read_record
 from act_pipeline.engines.paddle.dynamic_shape import RECORD_FILENAME, SHAPES_FILENAME
 from act_pipeline.evaluation import EVAL_SCHEMA
 from act_pipeline.inference import InferenceRequest, run_inference
-from act_pipeline.inference.run import COLLECTED_VARIABLE
+from act_pipeline.inference.shapes import COLLECTED_VARIABLE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMAND = REPOSITORY / "deploy" / "infer_eval.py"
@@ -156,7 +156,7 @@ def request_for(model_path, **more) -> InferenceRequest:
 
 
 def quiet(line: str) -> None:
-    """Take a line and say nothing."""
+    """Ignore a message."""
 
 
 def test_evaluating_prints_the_twelve_lines_and_writes_the_record(model_path, reader, tmp_path):
@@ -239,7 +239,7 @@ def test_class_names_come_from_the_model_when_the_data_set_is_not_here(model_pat
 
 
 def test_a_picture_is_shown_where_the_data_set_is_not(float_model, tmp_path):
-    """With its record: nothing but the model and the reader's transforms are needed."""
+    """Including its record: only the model and the reader's transforms are needed."""
     make_tiny_data(tmp_path / "data", images=1)
     model = Path(shutil.copytree(float_model.directory, tmp_path / "fp32"))
     (model / "infer_cfg.yml").write_text("label_list: [ring, box]\n", encoding="utf-8")
@@ -266,7 +266,7 @@ def test_a_picture_is_shown_where_the_data_set_is_not(float_model, tmp_path):
 
 
 def test_without_a_reader_a_picture_is_preprocessed_as_the_model_says(float_model, tmp_path):
-    """The reader that stands for none is the sample's, of another size."""
+    """The default reader is the sample's, with another size."""
     make_tiny_data(tmp_path / "data", images=1)
     model = Path(shutil.copytree(float_model.directory, tmp_path / "fp32"))
     request = request_for(
@@ -320,7 +320,7 @@ def test_a_picture_that_is_none_and_a_record_that_is_a_folder(model_path, reader
     (tmp_path / "a.jpg").write_bytes(b"no picture")
     with pytest.raises(UserError, match="a.jpg cannot be decoded"):
         run_inference(request_for(model_path, image_file=str(tmp_path / "a.jpg")), reader=reader, say=quiet)
-    reader.loader = None  # nothing is evaluated before the record is known to have a place
+    reader.loader = None  # the path of the record is checked before the evaluation
     with pytest.raises(UserError, match="is a folder, expected a file name"):
         run_inference(request_for(model_path, json=str(tmp_path)), reader=reader, say=quiet)
     with pytest.raises(UserError, match="a.jpg is a file, expected a folder"):
@@ -331,7 +331,7 @@ def test_a_picture_that_is_none_and_a_record_that_is_a_folder(model_path, reader
 
 
 def go_on(tmp_path: Path) -> list[str]:
-    """A command that writes down that it was started, and how."""
+    """A command that records that it was started, and with which environment."""
     code = (
         "import json, os, sys; json.dump([os.environ.get(sys.argv[2]), os.getpid()], open(sys.argv[1], 'w')); "
         "sys.exit(7)"
@@ -352,11 +352,11 @@ def test_the_first_run_collects_and_goes_on_in_a_fresh_process(model_path, reade
     paddle, said = RecordingInference(), []
     outcome = run_trt(model_path, reader, paddle, go_on(tmp_path), said.append, batch_size=2)
     assert paddle.find("collect_shape_range_info") and paddle.find("enable_use_gpu")
-    assert not paddle.find("enable_tensorrt_engine")  # not in the process that collected
+    assert not paddle.find("enable_tensorrt_engine")  # not in the process that collected the shapes
     assert (model_path / SHAPES_FILENAME).read_text(encoding="utf-8") == "batches [1, 2]\n"
     assert json.loads((tmp_path / "started.json").read_text())[0] == "1"
     assert json.loads((tmp_path / "started.json").read_text())[1] != os.getpid()
-    assert outcome.exit_code == 7  # the fresh process's own
+    assert outcome.exit_code == 7  # the exit code of the new process
     assert [line for line in said if "collecting shapes on the GPU" in line and "not there yet" in line]
 
 
@@ -390,7 +390,7 @@ def test_shapes_that_no_longer_fit_are_collected_anew_and_it_is_said(
     run_trt(model_path, reader, RecordingInference(), go_on(tmp_path))
     more = {}
     if change == "size":
-        for name in ("model.pdmodel", "model.pdiparams"):  # of any size, so that the reader's decides
+        for name in ("model.pdmodel", "model.pdiparams"):  # dynamic input size, so that the reader determines it
             shutil.copy(
                 export_tiny_model(tmp_path / "any", quantized=True, size=-1).directory / name, model_path / name
             )
@@ -408,7 +408,7 @@ def test_shapes_that_no_longer_fit_are_collected_anew_and_it_is_said(
     paddle, said = RecordingInference(), []
     run_trt(model_path, reader, paddle, go_on(tmp_path), said.append, **more)
     assert paddle.find("collect_shape_range_info") and any(reason in line for line in said)
-    # And what was collected now is taken by the next run.
+    # The newly collected shapes are used by the next run.
     paddle = RecordingInference()
     run_trt(model_path, reader, paddle, go_on(tmp_path), **more)
     assert paddle.find("enable_tensorrt_engine") and not paddle.find("collect_shape_range_info")
@@ -491,11 +491,11 @@ def test_the_command_ends_user_errors_with_one_line_and_code_2(tmp_path, int8_mo
     assert (
         done.stderr.startswith("error: ") and "model.pdmodel is missing" in done.stderr and done.stderr.count("\n") == 1
     )
+    from act_pipeline.cli.eval import main
     from act_pipeline.engines import machine
-    from deploy import infer_eval
 
     if machine().cuda is None:
-        assert run_command(infer_eval.main, ["--use_trt=True", f"--model_path={int8_model.directory}"]) == 2
+        assert run_command(main, ["--use_trt=True", f"--model_path={int8_model.directory}"]) == 2
         error = capsys.readouterr().err
         assert "CPU package" in error and error.count("\n") == 1
     assert not (int8_model.directory / SHAPES_FILENAME).exists()
@@ -534,6 +534,6 @@ def test_a_real_model_scores_what_it_should(tmp_path):
     )
     request = request_for(SHARED / "models/bccd", reader_config=str(reader), limit=12, batch_size=4)
     outcome = run_inference(request, say=quiet)
-    # All 72 images give 0.5466, as the same graph does in PaddleDetection; these are the first twelve.
+    # All 72 images give 0.5466, as in PaddleDetection with the same graph; these are the first twelve.
     assert outcome.evaluation.map == pytest.approx(BCCD_FIRST_TWELVE, abs=0.001)
     assert list(outcome.evaluation.per_class) == ["RBC", "WBC", "Platelets"]

@@ -1,4 +1,4 @@
-"""requirements/install.py and lock.py: what they do, and do not do again, with small packages made here."""
+"""requirements/install.py and lock.py: what they install, and do not install again, with small packages made here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def load(name: str) -> ModuleType:
-    """Import a script of requirements/, which is no package."""
+    """Import a script of requirements/, which is not a package."""
     spec = importlib.util.spec_from_file_location(f"requirements_{name}", ROOT / "requirements" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -30,7 +30,7 @@ lock = load("lock")
 
 
 def make_wheel(folder: Path, version: str) -> str:
-    """Write a wheel of the package `tiny`; returns the lock line that asks for it."""
+    """Write a wheel of the package `tiny`; return its lock line."""
     info = f"tiny-{version}.dist-info"
     path = folder / f"tiny-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
@@ -46,7 +46,7 @@ def test_a_lock_is_installed_once_and_again_when_it_changes(
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    monkeypatch.setenv("PIP_USER", "1")  # a setting of the person's own that must not lead out of the environment
+    monkeypatch.setenv("PIP_USER", "1")  # a user setting that must not redirect the installation out of the environment
     environment, pinned = tmp_path / "environment", tmp_path / "cpu.txt"
     command = ["--venv", str(environment), str(pinned)]
 
@@ -62,13 +62,13 @@ def test_a_lock_is_installed_once_and_again_when_it_changes(
     assert "making" in said and "installing 1 packages" in said
 
     assert install.main(command) == 0
-    assert capfd.readouterr() == ("", "")  # nothing to do, nothing said
+    assert capfd.readouterr() == ("", "")  # nothing to do, no output
 
     pinned.write_text(make_wheel(tmp_path, "2.0"))
     assert install.main(command) == 0 and installed() == "2.0"
     assert "making" not in capfd.readouterr().out
 
-    pinned.write_text(make_wheel(tmp_path, "2.1")[:-8] + "0000000\n")  # a file that is not what was locked
+    pinned.write_text(make_wheel(tmp_path, "2.1")[:-8] + "0000000\n")  # a file that differs from the locked one
     assert install.main(command) == 2
     error = capfd.readouterr().err
     assert len(error.splitlines()) == 1 and "cpu.txt" in error and str(environment / "install.log") in error
@@ -78,7 +78,7 @@ def test_a_lock_is_installed_once_and_again_when_it_changes(
     assert install.main(command) == 0 and installed() == "2.1"
 
     capfd.readouterr()
-    other = tmp_path / "gpu.txt"  # the other paddlepaddle writes the same files: a new environment
+    other = tmp_path / "gpu.txt"  # the other paddlepaddle package has the same files, so a new environment is needed
     other.write_text(make_wheel(tmp_path, "3.0"))
     assert install.main(["--venv", str(environment), str(other)]) == 0 and installed() == "3.0"
     assert "making it anew" in capfd.readouterr().out
@@ -149,7 +149,7 @@ def test_other_platforms_are_refused_before_anything_is_made(
 
 
 def test_the_installer_can_be_read_by_an_old_python() -> None:
-    """So that it can say that the Python is too old, instead of failing on its own syntax."""
+    """It must report that the Python is too old, instead of failing with a syntax error."""
     source = (ROOT / "requirements" / "install.py").read_text(encoding="utf-8")
     tree = ast.parse(source, feature_version=(3, 6))
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "__future__"]

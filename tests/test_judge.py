@@ -1,4 +1,4 @@
-"""The engine that judges is the one that this machine deploys INT8 with."""
+"""The evaluation engine is the one in which this machine deploys INT8."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lowering to Q/DQ ONNX: what it computes against Paddle, how it is spelled, what it refuses."""
+"""Export to Q/DQ ONNX: outputs compared with Paddle's, the Q/DQ format, and rejected models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 BCCD, STOCK, DATA = SHARED / "models/bccd", SHARED / "models/bccd_int8_stock", SHARED / "data/bccd"
-# What may stand between a rounding and the op that computes in INT8.
+# Ops that may be between a Q/DQ and the op that computes in INT8.
 MOVERS = ("Concat", "MaxPool", "Reshape", "Resize", "Transpose")
 needs_bccd = pytest.mark.skipif(
     not (BCCD.is_dir() and STOCK.is_dir() and DATA.is_dir()),
@@ -29,7 +29,7 @@ needs_bccd = pytest.mark.skipif(
 
 
 def photographs(count: int) -> dict[str, np.ndarray]:
-    """Return inputs made of the first photographs, in the way of infer_cfg.yml: 256 x 256, RGB, 0 to 1 unscaled."""
+    """Return inputs made of the first photographs, preprocessed as in infer_cfg.yml: 256 x 256, RGB, 0 to 1."""
     files = sorted((DATA / "images").rglob("*.jp*g"))[:count]
     images, factors = [], []
     for file in files:
@@ -44,7 +44,7 @@ def photographs(count: int) -> dict[str, np.ndarray]:
 
 
 def one_by_one(run, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Return the detections of each image, ``[K, 6]`` each."""
+    """Return the detections of each image, [K, 6] each."""
     return [run({name: value[i : i + 1] for name, value in inputs.items()}) for i in range(len(inputs["image"]))]
 
 
@@ -71,9 +71,9 @@ def in_paddle(model: InferenceModel):
 def agreement(
     expected: list[np.ndarray], found: list[np.ndarray], threshold: float = 0.3
 ) -> tuple[float, float, float]:
-    """Return the mean IoU, the largest and the mean difference of scores of detections above the threshold.
+    """Return the mean IoU, the largest and the mean score difference of detections above the threshold.
 
-    Each expected one is matched to the detection of its class with the largest IoU.
+    Each expected detection is matched to the one of its class with the largest IoU.
     """
     overlaps, differences = [], []
     for wanted, got in zip(expected, found):
@@ -97,7 +97,7 @@ def test_one_op_computes_what_paddle_computes(tmp_path: Path, kind: str, norm: b
     model = small_model(tmp_path / "model", kind, "batch_norm" if norm else "")
     lowered = lower(model, tmp_path / "model.onnx", target, precision="int8")
     assert lowered.quantized == {kind: 1} and lowered.kept == []
-    image = np.random.default_rng(5).normal(scale=1.5, size=(2, 4, 6, 6)).astype(np.float32)  # some beyond the scale
+    image = np.random.default_rng(5).normal(scale=1.5, size=(2, 4, 6, 6)).astype(np.float32)  # some exceed the scale
     assert np.abs(image).max() > 2.5
     session = ort.InferenceSession(str(lowered.path), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"image": image})
@@ -109,7 +109,7 @@ def test_one_op_computes_what_paddle_computes(tmp_path: Path, kind: str, norm: b
 
 
 def spelling(path: Path) -> tuple[set[int], set[str], set[str]]:
-    """Return the zero points of QuantizeLinear, the types of all rounded constants, and who reads Q/DQ results."""
+    """Return the zero points of QuantizeLinear, the types of all rounded constants, and the readers of Q/DQ results."""
     graph = onnx.load(path).graph
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     zero_points = {(constants[n.input[2]].dtype.name, int(constants[n.input[2]])) for n in graph.node
@@ -121,7 +121,7 @@ def spelling(path: Path) -> tuple[set[int], set[str], set[str]]:
 
 
 def without_observers(model: InferenceModel, directory: Path) -> InferenceModel:
-    """Save what stock ACT evaluated: its model without the pairs that it marks as observers."""
+    """Save the model that stock ACT evaluated: without the Q/DQ pairs marked as observers."""
     directory.mkdir()
     with static_mode():
         graph = StaticGraph.load(model)
@@ -149,8 +149,10 @@ def without_observers(model: InferenceModel, directory: Path) -> InferenceModel:
 
 @needs_bccd
 def test_stock_act_agrees_with_paddle(tmp_path: Path) -> None:
-    """Scores are held by their mean: rounding is chaotic, and single ones move by 0.05 in Paddle itself (mean 0.007,
-    IoU 0.992) when one bias of a convolution changes by 3e-6."""
+    """Scores are compared by their mean, since rounding is chaotic.
+
+    In Paddle itself single scores move by 0.05 (mean 0.007, IoU 0.992) when one bias of a convolution changes by 3e-6.
+    """
     inputs = photographs(3)
     stock = InferenceModel.load(STOCK)
     expected = one_by_one(in_paddle(without_observers(stock, tmp_path / "paddle")), inputs)
@@ -222,7 +224,7 @@ def float_model(directory: Path, act) -> InferenceModel:
             image = paddle.static.data("image", [-1, 4], "float32")
             executor = paddle.static.Executor(paddle.CPUPlace())
             graph = StaticGraph(program, ["image"], [], scope, executor)
-            one = graph.add_parameter("one", np.ones(1, np.float32))  # Paddle writes no file for a model without any
+            one = graph.add_parameter("one", np.ones(1, np.float32))  # Paddle writes no file without parameters
             graph.fetch_targets.append(act(image + one))
             return graph.save(directory)
 
@@ -230,8 +232,8 @@ def float_model(directory: Path, act) -> InferenceModel:
 def test_a_model_without_scales_and_an_unknown_op(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import paddle
 
+    from act_pipeline.cli.onnx import main
     from act_pipeline.core.errors import run_command
-    from deploy.export_onnx import main
 
     float_model(tmp_path / "relu", paddle.nn.functional.relu)
     float_model(tmp_path / "sinh", paddle.sinh)
@@ -251,4 +253,4 @@ def test_a_model_without_scales_and_an_unknown_op(tmp_path: Path, capsys: pytest
         assert len(error) == 1 and words in error[0], said
     assert not (tmp_path / "x.onnx").exists()
     assert run_command(main, ["--model_path", str(tmp_path / "relu"), *output]) == 0
-    assert "fp32, spelled for cpu" in capsys.readouterr().out and (tmp_path / "x.onnx").exists()
+    assert "fp32, Q/DQ for cpu" in capsys.readouterr().out and (tmp_path / "x.onnx").exists()

@@ -1,4 +1,4 @@
-"""What the lowering rewrites before it writes: where tensors are rounded, how moves are said, masks, half precision."""
+"""Rewrites before the ONNX export: positions of Q/DQ, reshapes and transposes, masks, half precision."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def kinds(proto: onnx.ModelProto) -> list[str]:
 
 
 def attention_like() -> Source:
-    """relu, then two moves, then a reader that rounds (an addition of the pair with itself stands for a matmul)."""
+    """Return relu, two data movements, and a quantized reader (adding the pair to itself replaces a matmul)."""
     program = source(
         [
             op("relu", "x", "a"),
@@ -209,7 +209,7 @@ def test_half_precision_keeps_a_scale_that_it_cannot_hold_above_zero() -> None:
     proto = write(program, 19)
     proto.graph.node.append(onnx.helper.make_node("MatMul", ["x.w", "x.w"], ["x.unused"], name="last"))
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((1, 1), np.float32), "x.w"))
-    proto.graph.node[-1].input[0] = proto.graph.node[-2].input[0]  # a matmul after all, so that all is in FP16
+    proto.graph.node[-1].input[0] = proto.graph.node[-2].input[0]  # now a matmul: all is converted to FP16
     to_float16(proto)
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     scales = [constants[n.input[1]] for n in proto.graph.node if n.op_type == "DequantizeLinear"]

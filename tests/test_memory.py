@@ -1,4 +1,4 @@
-"""What trainings and evaluations hold in memory, each in a process of its own: `memory_runs`."""
+"""Memory of trainings and evaluations, each in its own process (`memory_runs`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# A detection is a row of seven float64 when it is kept, and a dict of pycocotools while it is scored.
+# A detection is a row of seven float64 when stored, and a dict in pycocotools while it is scored.
 BYTES_A_DETECTION = 2048
 MIB = 1 << 20
 
@@ -26,19 +26,19 @@ def run(kind: str, folder: Path, *number: int) -> dict:
 
 
 def test_a_training_of_a_thousand_iterations_does_not_grow(tmp_path: Path) -> None:
-    """Were each batch kept (192 KiB), 800 more would be 150 MiB; a checkpoint or an evaluation kept counts as well."""
+    """If each batch (192 KiB) leaked, 800 more would take 150 MiB; a leaked checkpoint or evaluation also counts."""
     held = {int(given): held for given, held in run("train", tmp_path / "run", 1000)["held"].items()}
     assert held[1000] - held[200] < 20, held
 
 
 def test_the_peak_of_an_evaluation_does_not_depend_on_the_number_of_images(tmp_path: Path) -> None:
-    """But for the detections that are kept, a hundred an image; were the images kept, 180 more would be 840 MiB."""
+    """Except for the stored detections, 100 per image; if the images leaked, 180 more would take 840 MiB."""
     few, many = (run("evaluate", tmp_path / str(images), images)["peak"] for images in (20, 200))
     assert many - few < 180 * 100 * BYTES_A_DETECTION / MIB + 20, (few, many)
 
 
 def test_compressing_takes_at_most_twice_the_memory_of_a_float_training(demo, tmp_path: Path) -> None:
-    """Peaks of whole processes, interpreter and libraries included; `memory_runs.train_float` says what is compared."""
+    """Peaks of whole processes, with interpreter and libraries; the float training is `memory_runs.train_float`."""
     folder = tmp_path / "sample"
     folder.mkdir()
     for name in ("data", "output"):

@@ -1,4 +1,4 @@
-"""Model folders as people have them: other file names, and models of Paddle 3."""
+"""Model folders in other forms: other file names, and models of Paddle 3."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.graph.model_files import inspect_model
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
-# The beginning of a program as Paddle 3 writes it.
+# The beginning of a program file of Paddle 3.
 PIR = {"base_code": {"magic": "pir", "trainable": True, "version": 1}, "program": {"regions": []}}
 
 
@@ -101,13 +101,13 @@ def test_every_command_takes_a_pair_of_other_names(
 ) -> None:
     from inference_fixtures import TinyReader, make_tiny_data
 
+    from act_pipeline.cli import onnx
     from act_pipeline.inference import run_inference
     from act_pipeline.inference.request import InferenceRequest
-    from deploy import export_onnx
 
     folder = renamed(float_model, tmp_path / "model", "inference.pdmodel", "inference.pdiparams")
     output = tmp_path / "model.onnx"
-    assert run_command(export_onnx.main, [f"--model_path={folder}", f"--output={output}"]) == 0 and output.is_file()
+    assert run_command(onnx.main, [f"--model_path={folder}", f"--output={output}"]) == 0 and output.is_file()
     annotations = make_tiny_data(tmp_path / "data")
     reader = TinyReader(annotations, annotations.parent / "images")
     for engine in ("paddle", "paddle_onednn", "openvino", "onnxruntime"):
@@ -119,7 +119,7 @@ def test_every_command_takes_a_pair_of_other_names(
 
 
 def test_compress_refuses_a_model_that_is_int8(int8_model: InferenceModel, float_model: InferenceModel) -> None:
-    """PaddleDetection 6365: it was quantized again."""
+    """PaddleDetection 6365: such a model was quantized again."""
     from act_pipeline.engines.float_model import require_float
 
     require_float(float_model)
@@ -151,7 +151,7 @@ def test_the_commands_refuse_an_int8_model(
     )
     output = {"compress": "save_dir", "analyze": "output_dir"}[command]
     arguments = [f"--config_path={tmp_path / 'config.yml'}", f"--{output}={tmp_path / 'output'}"]
-    assert run_command(importlib.import_module(f"tools.{command}").main, arguments) == 2
+    assert run_command(importlib.import_module(f"act_pipeline.cli.{command}").main, arguments) == 2
     assert "is an INT8 model already" in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "output").exists()
 
@@ -176,7 +176,7 @@ def test_compress_refuses_what_paddle_inference_optimized(float_model: Inference
 
 
 def test_compress_refuses_a_model_of_mixed_precision(float_model: InferenceModel, tmp_path: Path) -> None:
-    """As paddle.inference.convert_to_mixed_precision writes it, which needs a GPU."""
+    """A model written by paddle.inference.convert_to_mixed_precision, which needs a GPU."""
     import numpy as np
 
     from act_pipeline.engines.float_model import require_float
@@ -190,7 +190,7 @@ def test_compress_refuses_a_model_of_mixed_precision(float_model: InferenceModel
 
 
 def test_an_output_that_other_tools_wrote_last_is_saved_as_it_is(float_model: InferenceModel, tmp_path: Path) -> None:
-    """Saving names its own last op so; one that does something, or is read by another op, must stay."""
+    """Saving adds a last op of this name; an op that computes, or is read by another op, must not be removed."""
     import numpy as np
     import paddle
 
@@ -217,7 +217,7 @@ def test_an_output_that_other_tools_wrote_last_is_saved_as_it_is(float_model: In
 
 
 def test_an_input_that_nothing_reads_is_left_out(float_model: InferenceModel, tmp_path: Path) -> None:
-    """Paddle refuses to save such a graph."""
+    """Paddle refuses to save a graph with such an input."""
     with static_mode():
         graph = StaticGraph.load(float_model)
         graph.unwrap_outputs()

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, on a few scenes of the sample."""
+"""The notebook runs from top to bottom on a few scenes of the sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def tags_of(cell) -> list[str]:
 
 
 def test_the_notebook_is_clean() -> None:
-    """No outputs, no shell but for the installation, and no place of the machine that wrote it."""
+    """No outputs, no shell commands except for the installation, and no local paths."""
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
@@ -38,15 +38,15 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     values = ["12, 8", "8", "1", "0.2", repr(str(tmp_path))]
     assert len(names) == len(values)
     parameters.source = "\n".join(f"{name} = {value}" for name, value in zip(names, values))
-    # 12 of the 116 ops, each of which is measured alone, and one calibration instead of five: the cells that follow do
-    # not care.
+    # 12 of the 116 ops, each measured alone, and one calibration instead of five; the following cells do not depend
+    # on these numbers.
     (configured,) = [cell for cell in notebook.cells if "load_config(\n" in cell.source]
     drop = 'f"Strategy.max_drop={MAX_DROP}",'
     assert configured.source.count(drop) == 1
     configured.source = configured.source.replace(
         drop, f'{drop} "QuantPost.quantize_op_types=[depthwise_conv2d]", "Strategy.name=ptq",'
     )
-    # The kernel of this environment, whatever kernels the machine has.
+    # The kernel of this environment, independent of the machine's kernels.
     kernels = tmp_path / "jupyter" / "kernels" / "python3"
     kernels.mkdir(parents=True)
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]

@@ -1,4 +1,4 @@
-"""OpenVINO and ONNX Runtime: what they compute against Paddle, what they refuse, and how an engine is chosen."""
+"""OpenVINO and ONNX Runtime: outputs compared with Paddle's, rejected requests, and selection of an engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from inference_fixtures import GPU_MACHINE, OBJECT, SHARED, SIZE, TinyReader, make_tiny_data
 
-from act_pipeline.cli.eval_flags import parse_request
+from act_pipeline.cli.eval import parse_request
 from act_pipeline.core.artifacts import InferenceModel, OnnxModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import ENGINES, Engine, best_engine, create_engine, find_support, machine, support
@@ -125,12 +125,12 @@ def test_bf16_is_openvinos(float_model):
     if not machine().bf16:
         pytest.skip("this CPU has no bf16")
     batch = make_batch(2)
-    batch["image"] *= 0.1  # far from where the sigmoid is flat
+    batch["image"] *= 0.1  # far from the flat part of the sigmoid
     engine = create_engine("openvino", float_model, "bf16", threads=1, batch_size=2)
     assert engine.settings == {"float_precision": "bf16", "batch": "fixed"} and engine.precision == "bf16"
     found, exact = engine.run(batch)["bbox"][:, 1], run_once("openvino", float_model, batch, batch_size=2)["bbox"][:, 1]
     engine.close()
-    assert 0 < np.abs(found - exact).max() < 0.02  # f32 gives the very same twice
+    assert 0 < np.abs(found - exact).max() < 0.02  # f32 gives identical results twice
     with pytest.raises(UserError, match="onnxruntime has no bf16 on CPU.*--engine=openvino"):
         create_engine("onnxruntime", float_model, "bf16")
 
@@ -157,7 +157,7 @@ def test_a_real_float_model_detects_what_it_does_in_paddle(name, tmp_path):
     found = run_once(name, model, batch, batch_size=2)
     assert found["bbox_num"].tolist() == expected["bbox_num"].tolist()
     for which in range(2):
-        # Boxes come by score; those whose scores agree to 1e-6 may change places, so the best of each image are held.
+        # Boxes are ordered by score; those within 1e-6 may swap, so only the best of each image are compared.
         first = which * int(expected["bbox_num"][0])
         rows = slice(first, first + 20)
         assert len(expected["bbox"][rows]) == 20
@@ -179,7 +179,7 @@ def test_the_int8_model_of_stock_act_runs_in_both(tmp_path):
 
 
 def test_a_file_that_rounds_around_another_zero_is_left_as_it_is(int8_model, tmp_path):
-    """The tiny model's image is rounded to uint8; with the zero point 100 its darkest value is -100 / 127."""
+    """The tiny model's image is rounded to uint8; with the zero point 100 its smallest value is -100 / 127."""
     proto = onnx.load(str(lowered_onnx(int8_model).path))
     (name,) = {node.input[2] for node in proto.graph.node if node.op_type == "QuantizeLinear"}
     zero_point = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
@@ -189,7 +189,7 @@ def test_a_file_that_rounds_around_another_zero_is_left_as_it_is(int8_model, tmp
     assert inspect_onnx(lowered_onnx(int8_model)).symmetric and not inspect_onnx(model).symmetric
     batch = make_batch(1)
     batch["image"][:] = 0
-    batch["image"][..., :8, :8] = 1.2  # beyond what the zero point 128 leaves room for
+    batch["image"][..., :8, :8] = 1.2  # outside the range of the zero point 128
     options = {"openvino": {"float_precision": "f32"}, "onnxruntime": {}}
     found, expected = (
         run_once(name, model, batch, "int8", **options[name])["bbox"][0, 1] for name in ("openvino", "onnxruntime")
@@ -212,7 +212,7 @@ def test_a_graph_that_openvino_refuses_with_a_fixed_batch_is_compiled_for_any(fl
     assert engine.settings["batch"] == "open"
 
 
-# --- refusing --------------------------------------------------------------------------------------------------------
+# --- rejected requests -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ONNX_ENGINES)
@@ -256,11 +256,11 @@ def test_a_model_of_another_precision_is_refused(float_model, int8_model, name):
 @pytest.mark.parametrize("recorded", [True, False])
 def test_openvino_refuses_the_spelling_that_it_computes_wrong(int8_model, tmp_path, recorded):
     spelled = lowered_onnx(int8_model, "tensorrt")
-    if not recorded:  # a file that came without the record of its lowering
+    if not recorded:  # a file without the record of its export
         spelled = OnnxModel(Path(shutil.copy(spelled.path, tmp_path / "model.onnx")))
     with pytest.raises(UserError, match="int8 activations, zero point 0.*loses 0.05 mAP; .*--target cpu"):
         create_engine("openvino", spelled, "int8")
-    create_engine("onnxruntime", spelled, "int8", threads=1).close()  # which computes either right
+    create_engine("onnxruntime", spelled, "int8", threads=1).close()  # an engine that computes both correctly
 
 
 def test_fp16_weights_are_not_run_as_fp32(float_model, tmp_path):
@@ -334,7 +334,7 @@ def test_without_paddle_a_file_runs_and_a_folder_does_not(float_model):
         create_engine("openvino", float_model, machine=here)
 
 
-# --- choosing --------------------------------------------------------------------------------------------------------
+# --- selection of an engine ------------------------------------------------------------------------------------------
 
 
 def test_every_engine_has_rows():
@@ -444,7 +444,7 @@ def test_flags_that_contradict_each_other(int8_model, flags, message):
 
 @pytest.fixture(autouse=True)
 def without_tensorrt(monkeypatch):
-    """Machines here are stand-ins; whether TensorRT is installed is asked of this one."""
+    """Machines here are test doubles, but whether TensorRT is installed is checked on this machine."""
     from act_pipeline.engines import registry
 
     monkeypatch.setattr(registry, "tensorrt_refusal", lambda here: ("tensorrt is not installed", "install it"))
@@ -497,7 +497,7 @@ def test_a_file_is_run_by_the_fastest_too_and_names_classes_from_its_folder(int8
         run_inference(request_for(path, collect_shape_only=True), reader=reader, say=said.append)
 
 
-# --- what is imported, and what is written ---------------------------------------------------------------------------
+# --- imports, and written files --------------------------------------------------------------------------------------
 
 
 def run_python(code: str, home: Path) -> str:

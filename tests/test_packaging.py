@@ -1,4 +1,4 @@
-"""The locks, the metadata, the Makefile, and the environment that is made from them."""
+"""The locks, the metadata, the Makefile, and the environment made from them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from packaging.requirements import Requirement
 from act_pipeline import __version__, doctor
 
 ROOT = Path(__file__).resolve().parents[1]
-# What the package requires for the lowering and for INT8 on a CPU.
+# Requirements of the package for the ONNX export and for INT8 on a CPU.
 LOWERING = {"onnx", "openvino"}
-# Locks and extras of their own, and the packages that they are for.
+# Separate locks and extras, and their packages.
 RUNTIMES = {
     "openvino": {"openvino"},
     "onnxruntime": {"onnxruntime"},
@@ -32,12 +32,12 @@ PADDLE = {"cpu": "paddlepaddle", "gpu": "paddlepaddle-gpu"}
 
 
 def canonical(name: str) -> str:
-    """Return a package's name as indexes compare it."""
+    """Return a package's name in the normalized form of package indexes."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def entries(lock: str) -> dict[Requirement, list[str]]:
-    """Return the requirements of a lock with their hashes; fails on a line that is neither, nor a comment."""
+    """Return the requirements of a lock with their hashes; fail on any other line except comments."""
     text = (ROOT / "requirements" / f"{lock}.txt").read_text(encoding="utf-8")
     found: dict[Requirement, list[str]] = {}
     for line in text.replace("\\\n", " ").splitlines():
@@ -49,7 +49,7 @@ def entries(lock: str) -> dict[Requirement, list[str]]:
 
 
 def pins(lock: str, python: str) -> dict[str, str]:
-    """Return name -> version of what a lock installs on Linux with one Python."""
+    """Return name -> version of the packages that a lock installs on Linux with one Python."""
     environment = {
         "python_version": python,
         "python_full_version": f"{python}.9",
@@ -92,7 +92,7 @@ def test_the_versions_that_work_together(lock: str, python: str) -> None:
     }
     assert {name: found.get(name) for name in wanted} == wanted
     assert not {"sklearn", "opencv-python", *PADDLE.values()} - {PADDLE[lock]} & set(found)
-    for requirement in doctor.REQUIREMENTS:  # what the doctor expects is what the lock installs
+    for requirement in doctor.REQUIREMENTS:  # the doctor expects the versions of the lock
         (name,) = [name for name in requirement.names if name in found]
         assert doctor.version_fits(found[name], requirement.expected), (name, found[name])
 
@@ -105,7 +105,7 @@ def test_the_locks_agree_with_each_other(python: str) -> None:
     assert {name: cpu[name] for name in dev if name in cpu} == {name: dev[name] for name in dev if name in cpu}
     assert {"pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy"} <= set(dev)
     assert LOWERING <= set(cpu) and not {"onnxruntime", "nncf"} & set(cpu), "ONNX Runtime and NNCF stay optional"
-    for name, packages in RUNTIMES.items():  # what the tests run with, and moves nothing of the rest
+    for name, packages in RUNTIMES.items():  # the packages of the tests, which change no other pin
         runtime = pins(name, python)
         assert packages | {"onnx"} <= set(runtime)
         assert runtime == {package: {**cpu, **dev}.get(package) for package in runtime}
@@ -140,7 +140,7 @@ def test_the_installed_packages_contradict_each_other_only_where_it_is_known() -
 
 
 def run_python(source: str) -> int:
-    """Run a line of Python from the repository's root; returns the exit code, below zero for a signal."""
+    """Run a line of Python from the repository's root; return the exit code, negative for a signal."""
     command = [sys.executable, "-c", source]
     return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, check=False).returncode
 
@@ -153,24 +153,25 @@ def test_importing_act_pipeline_first_makes_paddle_safe(first: str) -> None:
 
 
 def test_the_crash_that_act_pipeline_prevents_is_still_there() -> None:
-    """When this fails, paddlepaddle has mended it, and the import of zlib in the package can go."""
+    """If this fails, paddlepaddle has fixed the crash, and the import of zlib in the package can be removed."""
     pytest.importorskip("paddle", reason="paddlepaddle is not installed")
     ended = run_python("import paddle, zlib; zlib.decompress(zlib.compress(bytes(1 << 20)))")
-    assert ended in (-signal.SIGSEGV, -signal.SIGABRT)  # what it overwrites differs
+    assert ended in (-signal.SIGSEGV, -signal.SIGABRT)  # depends on the overwritten memory
 
 
 @pytest.fixture(scope="module")
 def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what pip builds from, so that nothing is written into the repository."""
+    """A copy of the files that pip builds from, so that nothing is written to the repository."""
     tree = tmp_path_factory.mktemp("source")
     for name in ("setup.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tree)
-    shutil.copytree(ROOT / "act_pipeline", tree / "act_pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("act_pipeline", "configs"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     return tree
 
 
 def run_setup(tree: Path, *arguments: str) -> None:
-    """Run setup.py in a source tree with the setuptools that is installed."""
+    """Run setup.py in a source tree with the installed setuptools."""
     command = [sys.executable, "setup.py", "-q", *arguments]
     subprocess.run(command, cwd=tree, check=True, capture_output=True, timeout=120)
 
@@ -190,7 +191,7 @@ def test_metadata(source_tree: Path) -> None:
             if python == "3.9" and str(requirement.marker or "").endswith('"nncf"'):
                 continue  # nncf 3.4 is for Python 3.10 and later
             if str(requirement.marker or "").endswith('"ray"'):
-                continue  # of the cluster's own version
+                continue  # must have the cluster's version
             version = locked[canonical(requirement.name)]
             assert requirement.specifier.contains(version), f"{requirement} against {version} in the lock"
     always = {canonical(requirement.name) for requirement in required if requirement.marker is None}
@@ -205,14 +206,17 @@ def test_a_wheel_holds_the_whole_package(source_tree: Path, tmp_path: Path) -> N
     (wheel,) = tmp_path.glob("*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
     tracked = subprocess.run(
-        ["git", "ls-files", "act_pipeline"],
+        ["git", "ls-files", "act_pipeline", "configs"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     ).stdout.split()
     assert "act_pipeline/doctor.py" in packed and "act_pipeline/engines/__init__.py" in packed
-    assert set(tracked) <= packed
+    assert {f"act_pipeline/{name}" if name.startswith("configs/") else name for name in tracked} <= packed
+    assert not [
+        name for name in packed if name.split("/")[0] not in ("act_pipeline", f"act_pipeline-{__version__}.dist-info")
+    ]
 
 
 def test_make_offers_what_the_documentation_names() -> None:

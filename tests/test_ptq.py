@@ -1,20 +1,25 @@
-"""Post-training quantization: observers and thresholds against plain NumPy, and models written from them."""
+"""Post-training quantization: observers and thresholds compared with NumPy, and the models written from them."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, collect, quantizable_tensors
-from act_pipeline.calibration.thresholds import kl_threshold, threshold, uniform_histogram
+from act_pipeline.calibration.algorithms import ALGORITHMS
+from act_pipeline.calibration.algorithms.kl import kl_threshold
+from act_pipeline.calibration.histograms import uniform_histogram
+from act_pipeline.calibration.thresholds import threshold
 from act_pipeline.compress import compress
 from act_pipeline.compress.ptq.bias_correction import Bias, correct_biases, find_biases, output_shift
 from act_pipeline.compress.ptq.quantizer import PostTraining
 from act_pipeline.config import load_config
+from act_pipeline.config.compression import CalibrationAlgorithm
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.demo import READER_CONFIG
@@ -23,7 +28,6 @@ from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
-ALGORITHMS = ("abs_max", "avg", "hist", "mse", "KL")
 CONFIG = """
 Global: {{reader_config: {reader}, model_dir: {model}, Evaluation: {evaluation}}}
 Strategy: {{name: ptq}}
@@ -35,7 +39,7 @@ QuantPost: {{calib_images: {images}, algo: {algo}, bias_correction: {bias_correc
 
 
 def tensors() -> dict[str, np.ndarray]:
-    """[images, values] each, with the shapes that activations have."""
+    """Return tensors [images, values] with the distributions of activations."""
     rng = np.random.default_rng(7)
     normal = rng.standard_normal((12, 6000)).astype(np.float32)
     outlier = normal.copy()
@@ -64,7 +68,7 @@ def seen(values: np.ndarray, batch: int = 3) -> AbsHistogram:
 
 
 def int8(values: np.ndarray, limit: float) -> np.ndarray:
-    """The values as INT8 of that threshold holds them."""
+    """Return the values rounded to INT8 with a threshold."""
     step = limit / 127
     return np.clip(np.rint(values.astype(np.float64) / step), -128, 127) * step
 
@@ -83,7 +87,7 @@ def test_abs_max_and_avg_are_numpys(name: str) -> None:
 def test_hist_is_numpys_quantile(name: str, share: float) -> None:
     values = np.abs(tensors()[name].astype(np.float64)).reshape(-1)
     expected = np.quantile(values, share, method="inverted_cdf")
-    if expected < values.max() * 2.0**-23:  # more than that share is as good as zero: the rest is kept
+    if expected < values.max() * 2.0**-23:  # more than this share is practically 0, then the maximum is used
         expected = values.max()
     assert threshold(seen(tensors()[name]), "hist", share) == pytest.approx(expected, rel=2e-3)
 
@@ -106,12 +110,12 @@ def test_kl_is_paddles(name: str) -> None:
     from paddle.static.quantization.cal_kl_threshold import cal_kl_threshold
 
     values = np.abs(tensors()[name].astype(np.float64)).reshape(-1)
-    bins = 512  # as PaddleSlim's 2,048, whose loops take seconds
+    bins = 512  # instead of PaddleSlim's 2,048, whose loops take seconds
     counts, edges = np.histogram(values, bins=bins, range=(0, values.max()))
     found = kl_threshold(counts.astype(np.float64), edges[1])
     if counts[bins // 2 - 2 : -1].any():
         assert found == pytest.approx(cal_kl_threshold(counts, edges[1], 8), rel=1e-9)
-    else:  # Paddle cuts the whole upper half off
+    else:  # Paddle would clip the whole upper half
         assert found is None and name in ("constant", "outlier", "softmax")
 
 
@@ -122,7 +126,7 @@ def test_the_uniform_histogram_is_numpys(name: str) -> None:
     found = uniform_histogram(*observer.bins(), 64)
     expected, _ = np.histogram(values, bins=64, range=(0, values.max()))
     assert found.sum() == values.size
-    # What lies within 1/2048 of an edge may fall on the other side of it.
+    # Values within 1/2048 of an edge may be counted in the next bin.
     assert np.abs(np.cumsum(found) - np.cumsum(expected)).max() <= 0.01 * values.size
 
 
@@ -131,7 +135,7 @@ def test_constants_zeros_and_outliers(algo: str) -> None:
     assert threshold(seen(tensors()["constant"]), algo) == pytest.approx(0.37, rel=0.02)
     assert threshold(seen(tensors()["zeros"]), algo) == 0
     limit = threshold(seen(tensors()["outlier"]), algo)
-    if algo == "hist":  # one in 72,000: the quantile does not see it, and is as exact as without it
+    if algo == "hist":  # one in 72,000, which does not affect the quantile or its precision
         assert limit == pytest.approx(np.quantile(np.abs(tensors()["normal"]), 0.9999), rel=0.02)
     elif algo != "avg":
         assert limit > 1e5
@@ -171,7 +175,7 @@ def test_channel_mean_is_numpys() -> None:
 
 
 def tiny_graph(folder: Path, factor: float = 1.0) -> InferenceModel:
-    """conv (grouped) + bias, relu, depthwise conv, matmul + bias, matmul of two activations."""
+    """Return conv (grouped) + bias, relu, depthwise conv, matmul + bias, and a matmul of two activations."""
     import paddle
 
     rng = np.random.default_rng(3)
@@ -252,7 +256,7 @@ def test_weight_thresholds_are_per_channel_and_never_zero() -> None:
 
 
 def test_bias_correction_takes_out_the_mean_error_of_every_layer(tmp_path: Path) -> None:
-    """Weights are rounded alone: what is left of the mean shift of a layer's output is next to nothing."""
+    """Only weights are rounded; the remaining mean shift of a layer's output must be nearly 0."""
     with static_mode():
         model = tiny_graph(tmp_path / "m")
         graph = StaticGraph.load(model)
@@ -266,7 +270,7 @@ def test_bias_correction_takes_out_the_mean_error_of_every_layer(tmp_path: Path)
             bias.name: next(op.output_arg_names[0] for op in block.ops if bias.name in op.input_arg_names)
             for bias in biases
         }
-        for bias in biases:  # one layer at a time: its input is the float one
+        for bias in biases:  # one layer at a time, with the float input
             plain = StaticGraph.load(model)
             before = run(plain, [outputs[bias.name]], images(64))[0]
             weight = plain.parameter(bias.weight)
@@ -363,7 +367,7 @@ def ptq(demo, tmp_path_factory: pytest.TempPathFactory):
     path = REPOSITORY / "configs" / "sample_ptq.yml"
     config = load_config(path, [f"Global.model_dir={demo.fp32.directory}"])
     save_dir = tmp_path_factory.mktemp("ptq") / "int8"
-    with pytest.MonkeyPatch.context() as two_cores:  # whatever this process has: calibration runs an image a core
+    with pytest.MonkeyPatch.context() as two_cores:  # fixed, since calibration runs one image per core
         two_cores.setattr("act_pipeline.engines.onnx_runtimes.openvino_tensors.available_cpus", lambda: 2)
         return compress(config, save_dir, progress=False, reader_overrides=demo.places)
 
@@ -382,7 +386,7 @@ def test_the_default_is_within_0_003_and_in_the_record(ptq, demo) -> None:
 
 
 def test_the_model_is_of_the_form_that_training_writes(ptq, demo) -> None:
-    """Every op, its attributes' names and the shapes and types of all parameters are those of the trained model."""
+    """All ops, attribute names, and shapes and types of parameters equal those of the trained model."""
 
     def form(model: InferenceModel):
         with static_mode():
@@ -519,7 +523,7 @@ def test_ptq_configs_load() -> None:
 
 @pytest.mark.slow
 def test_real_photographs(tmp_path: Path) -> None:
-    """Blood cells: the default is within 0.003 mAP of FP32."""
+    """Blood cells: the default strategy is within 0.003 mAP of FP32."""
     model, data = SHARED / "models" / "bccd", SHARED / "data" / "bccd"
     if not model.exists():
         pytest.skip("the trained model of real photographs is not beside this repository")
@@ -534,3 +538,7 @@ def test_real_photographs(tmp_path: Path) -> None:
     record = compress(config, tmp_path / "int8", reader_overrides=reader).record
     assert record["fp32"]["map"] == pytest.approx(0.5466, abs=5e-4)
     assert record["map_drop"] <= 0.003 and record["bytes_ratio"] <= 0.32
+
+
+def test_the_config_names_the_algorithms_that_there_are() -> None:
+    assert set(ALGORITHMS) == set(get_args(CalibrationAlgorithm))

@@ -1,4 +1,4 @@
-"""Two processes on the CPU that train together, as under ``python -m paddle.distributed.launch``."""
+"""Two CPU processes that train together, as under ``python -m paddle.distributed.launch``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECONDS = 240
 
 
 class Silent:
-    """A connection on which nothing is said."""
+    """A connection that sends nothing."""
 
     def listen(self, heard, gone) -> None:
         pass
@@ -44,7 +44,7 @@ def test_a_damaged_position_of_another_rank_is_found_by_rank_0() -> None:
 
 
 class Launch:
-    """The ranks of a run, started as the launcher starts them."""
+    """The ranks of a run, started as by the launcher."""
 
     def __init__(self, directory: Path, world: int = 2, **settings) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ class Launch:
 
     def lines(self, rank: int) -> list[str]:
         found = re.split(r"[\r\n]+", self.logs[rank].read_text())
-        # Paddle's C++ warns, on ranks other than the first, of a collective operation that breaks off.
+        # Paddle's C++ code warns about an interrupted collective operation on ranks other than the first.
         return [line for line in found if line.strip() and not re.match(r"train:|W\d{4} .*c_allreduce_sum", line)]
 
 
@@ -108,9 +108,9 @@ def test_two_processes_are_equal_and_one_writes(tmp_path: Path) -> None:
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], err_msg=name)
     assert launch.lines(1) == []
-    # Two processes read six of seven batches an epoch, three each: nobody but rank 0 left anything.
+    # Two processes read six of seven batches per epoch, three each. Only rank 0 writes files.
     assert sorted(path.name for path in whole.iterdir() if path.is_dir()) == ["float", "int8"]
-    # The losses are those of both: one process alone has others.
+    # The losses are averaged over both processes; a single process has different ones.
     alone = tiny_training.result(
         tiny_training.run(tmp_path / "alone", iterations=8, optimizer="Adam", loss="detection")
     )
@@ -160,7 +160,7 @@ def test_the_averaging_is_one_operation_between_gradients_and_optimizer() -> Non
     import paddle
 
     class Info:
-        """As much of PaddleSlim's as is looked at."""
+        """The attributes of PaddleSlim's object that are used."""
 
     main, startup = paddle.static.Program(), paddle.static.Program()
     with static_mode(), paddle.static.program_guard(main, startup):
@@ -172,7 +172,7 @@ def test_the_averaging_is_one_operation_between_gradients_and_optimizer() -> Non
         walk = type(main.global_block())._sync_with_cpp
         with mock.patch.object(type(main.global_block()), "_sync_with_cpp", autospec=True, side_effect=walk) as walks:
             names = average(info, 2)
-    assert walks.call_count == 1  # over all ops: minutes, if it is done for each op that is put in
+    assert walks.call_count == 1  # a walk over all ops, which takes minutes if repeated for each inserted op
     kinds = [op.type for op in main.global_block().ops]
     assert kinds.count("c_allreduce_sum") == 1
     place = kinds.index("c_allreduce_sum")

@@ -1,4 +1,4 @@
-"""Readers: data sets, preprocessing equal to ppdet's, order, and what a user gets for bad data."""
+"""Readers: data sets, preprocessing equal to ppdet's, order, and messages for invalid data."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ EvalReader:
   shuffle: false
   drop_last: false
 """
-# Ids and categories out of order on purpose: ppdet sorts images by id and keeps the file's order of categories.
+# Ids and categories are unsorted on purpose: ppdet sorts images by id and keeps the file's order of categories.
 IMAGE_IDS = [70, 12, 35, 8, 99]
 CATEGORIES = [{"id": 9, "name": "nine"}, {"id": 4, "name": "four"}]
 
 
 def annotation_content(ids: list[int]) -> dict[str, Any]:
-    """COCO's form for images of 40 x 30 pixels; the last one has no box."""
+    """Return COCO annotations for images of 40 x 30 pixels; the last one has no box."""
     images = [{"id": id_, "file_name": f"{id_}.png", "width": 40 + id_ % 3, "height": 30} for id_ in ids]
     boxes = [
         {
@@ -108,7 +108,7 @@ def message_of(reader_file: Path, *overrides: str, split: str = "eval") -> str:
 
 
 def ppdet_batches(dataset: dict[str, Any], transforms: list[dict[str, Any]], batch_size: int) -> tuple[list[Any], Any]:
-    """Return the batches of ppdet's own COCODataSet and EvalReader, and the data set."""
+    """Return the batches of ppdet's COCODataSet and EvalReader, and the data set."""
     from act_pipeline.core.paddledet import import_ppdet
 
     import_ppdet()
@@ -150,7 +150,7 @@ def test_batches_have_the_shapes_and_types_that_the_graph_takes(reader_file: Pat
     }
     assert all(value.flags["C_CONTIGUOUS"] for value in first.values())
     assert first["im_shape"].tolist() == [[32, 48]] * 2
-    assert ids_of(loader) == sorted(IMAGE_IDS)  # every image, also the one without a box
+    assert ids_of(loader) == sorted(IMAGE_IDS)  # every image, including the one without a box
     width = 40 + 8 % 3
     np.testing.assert_allclose(first["scale_factor"][0], [32 / 30, 48 / width], rtol=1e-6)
 
@@ -278,7 +278,7 @@ def test_training_order_depends_on_seed_and_epoch_alone(reader_file: Path) -> No
 
 def test_training_takes_what_ppdet_trains_on(reader_file: Path) -> None:
     content = annotation_content(IMAGE_IDS)
-    content["annotations"][0]["iscrowd"] = 1  # image 70: a crowd alone
+    content["annotations"][0]["iscrowd"] = 1  # image 70: only a crowd
     content["annotations"][1]["bbox"] = [1, 2, 0, 12]  # image 12: an empty box
     write_annotations(reader_file.parent, "train", content)
     assert sorted(ids_of(Reader.load(reader_file).loader("train"))) == [8, 35]
@@ -290,7 +290,7 @@ def test_training_takes_what_ppdet_trains_on(reader_file: Path) -> None:
 
 
 def test_a_loader_can_be_called_and_left_early(reader_file: Path) -> None:
-    """ACT calls the loader, and takes one batch of it to look at."""
+    """ACT calls the loader, and reads a single batch to inspect it."""
     before = threading.active_count()
     loader = Reader.load(reader_file).loader("train", workers=2)
     batches = loader()
@@ -366,7 +366,7 @@ def test_fingerprint(reader_file: Path) -> None:
 
 
 def test_ground_truth_is_pycocotools_own(reader_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Fields that COCOeval needs are filled in, and the id 0, which it takes for "not matched", is gone."""
+    """Fields that COCOeval needs are filled in, and the id 0, which means "not matched", is replaced."""
     content = annotation_content(IMAGE_IDS)
     for annotation in content["annotations"]:
         del annotation["area"], annotation["iscrowd"]
@@ -476,9 +476,9 @@ def test_an_image_that_cannot_be_decoded(
     reader = Reader.load(reader_file, ["max_bad_share=0.2"])
     loader = reader.loader("eval", workers=workers)
     batches = list(loader)
-    assert [batch["im_id"].tolist() for batch in batches] == [[8, 12], [70, 99]]  # the next image takes the place
+    assert [batch["im_id"].tolist() for batch in batches] == [[8, 12], [70, 99]]  # replaced by the next image
     assert len(loader) == 2 and ids_of(loader) == [8, 12, 70, 99]
-    assert caplog.text.count(str(path)) == 1  # named once, not once an epoch
+    assert caplog.text.count(str(path)) == 1  # reported once, not once per epoch
 
 
 @pytest.mark.parametrize(
@@ -570,11 +570,11 @@ def test_other_kinds_of_data_sets(reader_file: Path) -> None:
     assert f"{reader_file}: EvalReader is missing" in message_of(reader_file)
 
 
-# --- what other tools write, folders and pictures ---------------------------------------------------------------------
+# --- files of other tools, folders and images -------------------------------------------------------------------------
 
 
 def test_annotations_as_other_tools_write_them(reader_file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Ids like 3.0, `bbox: []`, no iscrowd, null for an area, boxes over the edge; the same truth as the plain file."""
+    """Ids like 3.0, `bbox: []`, no iscrowd, null areas and boxes over the edge: the same truth as the plain file."""
     plain = annotation_content(IMAGE_IDS)
     plain["annotations"][1]["bbox"] = [-3.5, 2.25, 10.5, 12]
     write_annotations(reader_file.parent, "eval", plain)
@@ -638,7 +638,7 @@ def test_file_names_with_folders_of_any_machine(reader_file: Path, spelled: str)
 
 
 def test_a_backslash_that_is_in_the_name_itself(reader_file: Path) -> None:
-    """Unpacked on Linux, an archive that Windows made has files so named."""
+    """On Linux, an archive made on Windows can unpack to files with such names."""
     images = reader_file.parent / "data" / "images"
     content = annotation_content(IMAGE_IDS)
     for image in content["images"]:
@@ -682,7 +682,7 @@ def test_class_names_from_a_list(reader_file: Path) -> None:
 
 
 def pictures(folder: Path) -> dict[str, tuple[int, int]]:
-    """Write pictures of every kind; return name -> height and width as a viewer shows them."""
+    """Write images of every kind; return name -> height and width as shown by a viewer."""
     from PIL import Image
 
     folder.mkdir()

@@ -18,7 +18,7 @@ TRANSFORMS = (
 
 
 def test_a_rectangular_input_gives_the_right_boxes(tmp_path: Path) -> None:
-    """Height and width taken for each other anywhere on the way leave no box where an object is."""
+    """If height and width were swapped anywhere, no box would be on an object."""
     from act_pipeline.compress.pipeline import compress
     from act_pipeline.config import load_config
     from act_pipeline.data import Reader
@@ -38,7 +38,7 @@ def test_a_rectangular_input_gives_the_right_boxes(tmp_path: Path) -> None:
     config = load_config(REPOSITORY / "configs" / "sample_ptq.yml", settings)
     compressed = compress(config, tmp_path / "int8", reader_overrides=reader, progress=False)
     found = {name: compressed.record[name]["map"] for name in ("fp32", "int8")}
-    # The weights were trained on squares of 224: 0.28 on these 8 scenes at this size and ratio; 0.70 as such squares.
+    # The weights were trained on squares of 224: mAP 0.28 on these 8 scenes at this size and ratio, 0.70 as squares.
     assert found["fp32"] > 0.2 and found["int8"] == pytest.approx(found["fp32"], abs=0.08)
 
     for engine in sorted({"openvino", "onnxruntime"} & set(optional_packages())):

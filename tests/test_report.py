@@ -1,4 +1,4 @@
-"""The report: its page, that every figure of it stands in a record, and what is left out where nothing was measured."""
+"""The report: its page, that each figure on it is in a record, and what is left out if not measured."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ _NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?\d[\d,]*(?:\.\d+)?")
 
 
 class Page(HTMLParser):
-    """A page read strictly: tags must nest, ids must differ."""
+    """A strict parser of the page: tags must be nested, ids unique."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
         self.stack: list[tuple[str, dict[str, str | None]]] = []
         self.ids: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        # Of each piece of text: the text, the open tags with their attributes.
+        # For each piece of text: the text, and the open tags with their attributes.
         self.texts: list[tuple[str, list[tuple[str, dict[str, str | None]]]]] = []
         self.feed(text)
         self.close()
@@ -95,7 +95,7 @@ def data(tmp_path_factory) -> StubReader:
 
 @pytest.fixture(scope="module", params=LANGUAGES)
 def whole(request, data, tmp_path_factory):
-    """A report of everything, in each language: the page, its record, its folder."""
+    """A report of everything in each language: the page, its record, its folder."""
     folder = tmp_path_factory.mktemp("report")
     artifact = make_artifact(folder / "model_int8", data)
     evals = [
@@ -146,18 +146,18 @@ def test_every_section_is_there_in_order(whole):
 
 
 def test_every_figure_stands_in_a_record(whole):
-    """Every number that a reader sees is the rounding of one in a record, or a part of a name in one."""
+    """Every visible number is the rounding of one in a record, or part of a name in one."""
     page, record, _ = whole
     assert record["schema"] == REPORT_SCHEMA
     numbers, names = leaves(record)
     lang = page.named("html")[0]["lang"][:2]
-    # Constants of the texts (IoU 0.50:0.95) are no figures.
+    # Constants in the texts (IoU 0.50:0.95) are not figures.
     constants = {token for text in texts(lang).values() for token in _NUMBER.findall(text)}
     seen = 0
     for text, stack in page.texts:
         tags = [tag for tag, _ in stack]
         if "style" in tags or any(found.get("class") == "chart" for _, found in stack):
-            continue  # axes; what is drawn on them is in the record, since only the record is drawn from
+            continue  # axis labels; the drawn data is from the record, the only input of the drawing
         if tags[-1] == "data":
             seen += 1
             value = float(stack[-1][1]["value"])
@@ -258,7 +258,7 @@ def written(artifact: Path, reader: StubReader, *options, **more) -> tuple[Page,
 
 
 def test_an_older_record_alone_gives_a_report(data, tmp_path):
-    """Of the time before strategies were recorded: no steps, no limit, no stats, nothing beside it."""
+    """A record from before strategies were recorded: no steps, limit or stats, and no other files."""
     write_record(
         tmp_path / "m" / "act.json",
         "act_pipeline.act/1",
@@ -393,12 +393,12 @@ def test_an_analysis_of_a_part_gives_that_part(data, tmp_path, missing):
     if missing == "all":
         assert record["sensitivity"] is None
         return
-    # Both rank the last op highest: its detections change most, and its noise is the largest.
+    # Both measures rank the last op highest: it has the largest detection change and the largest noise.
     assert record["sensitivity"]["ops"][0]["module"] == "backbone.block29"
     assert record["sensitivity"]["measure"] == ("detection_change" if missing == "sqnr_db" else "noise")
     assert sum(group["share"] for group in record["sensitivity"]["groups"]) == pytest.approx(1)
     if missing != "activations":
-        # The largest is 4.0 everywhere, the 99.9 percentile is smallest in the first.
+        # The maximum is 4.0 everywhere; the first has the smallest 99.9 percentile.
         assert record["distributions"]["worst"][0]["name"] == "conv2d_0.tmp_0"
         assert record["distributions"]["worst"][0]["reach"] == pytest.approx(4)
 
@@ -415,7 +415,7 @@ def test_many_classes_stand_behind_a_click(data, tmp_path):
     assert page.text_of("classes").count("class ") >= 80
 
 
-# --- what is asked wrongly -------------------------------------------------------------------------------------------
+# --- invalid requests ------------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_is_said_in_one_line(data, tmp_path):
@@ -509,21 +509,21 @@ def test_an_evaluation_of_another_model_is_no_part_of_the_verdict(tmp_path, data
     _, record = written(artifact, data, files)
     assert record["verdict"]["speed"] is None
     assert [row["name"] for row in record["engines"]] == ["openvino fp32", "openvino int8 (other)"]
-    # What was lowered from this model has another hash, and says from which folder.
+    # A file exported from this model has another hash, but records the model's folder.
     files[1] = write_eval(tmp_path / "c.json", "openvino", "int8", 5.0, model_hash="sha256:lowered",
                           model=str(artifact), artifact=f"{artifact}/onnx/model.onnx")  # fmt: skip
     assert written(artifact, data, files)[1]["verdict"]["speed"]["times_as_fast"] == 4.0
-    # Engines that ran beside each other say nothing of how fast one is.
+    # Latencies of engines that ran in parallel are not those of a single engine.
     write_eval(files[1], "openvino", "int8", 5.0, shards=2)
     _, record = written(artifact, data, files)
     assert record["verdict"]["speed"] is None and record["engines"][1]["latency_ms"] is None
 
 
-# --- how fast --------------------------------------------------------------------------------------------------------
+# --- speed -----------------------------------------------------------------------------------------------------------
 
 
 def said_in(page: Page, section: str | None = None) -> str:
-    """Return what stands in a section, or on the page, as it is read: in one line."""
+    """Return the visible text of a section or the page in one line."""
     text = page.text_of(section) if section else "".join(text for text, _ in page.texts)
     return " ".join(text.split())
 
@@ -536,7 +536,7 @@ def test_the_speed_is_what_the_compression_timed_in_turns(data, tmp_path, lang):
     said = said_in(page)
     assert texts(lang)["tile_latency_none"] not in said and texts(lang)["no_engines"] not in said
     assert "12.5÷ 2.75" in said and "2.8" in said_in(page, "verdict")
-    # A strategy's evaluation ran at another time than that of FP32.
+    # A strategy was evaluated at a different time than FP32.
     assert [(row["latency_ms"], row["times_as_fast"]) for row in record["strategies"]] == [(131.5, None)] * 2
 
 
@@ -578,7 +578,7 @@ def test_the_engine_is_the_one_of_the_record(data, tmp_path, lang):
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_a_judge_without_float_is_named_beside_the_engine_of_fp32(data, tmp_path, lang):
-    """What nobody deploys is no headline."""
+    """The speed of an engine that is not for deployment is not part of the verdict."""
     judge = {"engine": "int8_reference", "fp32_engine": "paddle_onednn", "device": "CPU", "threads": 2, "images": 5}
     slow = {"rounds": 10, "fp32": {"p50_ms": 30, "p90_ms": 31}, "int8": {"p50_ms": 150, "p90_ms": 151}, "ratio": 0.2}
     page, record = written(make_artifact(tmp_path / "m", data, evaluation=judge, latency=slow), data, (), lang)
@@ -590,7 +590,7 @@ def test_a_judge_without_float_is_named_beside_the_engine_of_fp32(data, tmp_path
     assert texts(lang)["slower"].format(times="0.2").replace(" ", "") not in said_in(page, "verdict").replace(" ", "")
 
 
-# --- run again -------------------------------------------------------------------------------------------------------
+# --- reproduction ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
@@ -633,7 +633,7 @@ def test_a_compression_records_its_overrides():
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_a_box_of_one_model_alone_is_explained(data, tmp_path, lang):
-    """Above it, a box of a lower score counts as found again."""
+    """The other model may have a box below the threshold, which the text must state."""
     page, record = written(make_artifact(tmp_path / "m", data), data, (), lang)
     clause = texts(lang)["pictures_lead"].split("{new}")[1]
     threshold = f"{record['pairs']['threshold']:.2f}"

@@ -1,6 +1,4 @@
-"""The report in a real browser at two widths: nothing sticks out, nothing lies on anything else, no picture is
-broken.
-"""
+"""The report in a real browser at two widths: no overflow, no overlap, no broken image."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from act_pipeline.report.texts import LANGUAGES
 
 WIDTHS = (1280, 420)
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "chrome-headless-shell")
-# Loads the report in frames of both widths, and writes down what it measures there.
+# Loads the report in frames of both widths, and outputs measurements.
 _PROBE = """<!doctype html><meta charset="utf-8"><style>body{margin:0}iframe{border:0;display:block}</style>
 %(frames)s<pre id="out"></pre><script>
 const overlap = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5
@@ -131,7 +129,7 @@ def test_it_fits_at_both_widths(browser, report, tmp_path):
 
 
 def test_the_measuring_sees_what_is_wrong(browser, report, tmp_path):
-    """A page that is broken on purpose is found broken in each way."""
+    """A page with one deliberate defect of each kind is found defective in each way."""
     text = report.read_text(encoding="utf-8")
     broken = report.with_name("broken.html")
     wide = '<div style="width:3000px">wide</div><p>under</p><p id="on" style="margin-top:-40px">on it</p>'
@@ -145,14 +143,14 @@ def test_the_measuring_sees_what_is_wrong(browser, report, tmp_path):
 
 @pytest.mark.slow
 def test_the_pictures_of_it_have_ink_and_margins(browser, report, tmp_path):
-    """Screenshots at both widths, light and dark: the margins are empty, and there is something between them."""
+    """Screenshots at both widths, light and dark, have empty margins and content between them."""
     import cv2
     import numpy as np
 
     light: dict[int, float] = {}
     for dark in (False, True):
         for width in WIDTHS:
-            # A window of Chromium has at least 500 pixels: a frame can be narrower.
+            # A window of Chromium is at least 500 pixels wide; a frame can be narrower.
             page = report.with_name(f"frame_{width}.html")
             page.write_text(
                 f'<body style="margin:0"><iframe src="{report.name}" style="border:0;width:{width}px;height:2400px">',

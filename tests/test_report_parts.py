@@ -1,4 +1,4 @@
-"""Kinds of errors, pairs, maps and curves, against cases worked out by hand."""
+"""Error types, pairs, maps and curves, compared with cases worked out by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def found(box, score=0.9, category=1, image=1):
 
 
 OBJECT = (10, 10, 40, 40)
-# Shifted by a third of its width, a box has an IoU of 0.5 with itself; by more, less.
+# A box shifted by a third of its width has an IoU of 0.5 with the original; larger shifts give less.
 HALF_OFF = (10 + 40 / 3 + 0.1, 10, 40, 40)
 
 
@@ -48,7 +48,7 @@ def test_kinds(row, kind):
     assert list(judged.kinds) == [kind]
     counts = count_errors(judged, 0.5)
     assert counts["right"]["all"] == (kind == "right")
-    # An object that a wrong class or a poor box covers is no second error.
+    # An object covered by a wrong class or a poor box does not count as missed too.
     assert counts["kinds"]["missed"]["all"] == (kind not in ("right", "wrong_class", "poor_box"))
     assert sum(counts["kinds"][name]["all"] for name in KINDS[1:]) == (kind != "right")
 
@@ -58,7 +58,7 @@ def test_the_surest_finds_and_the_others_are_duplicates():
     judged = judge(rows, truth(OBJECT), [1])
     assert dict(zip(judged.scores, judged.kinds)) == {0.9: "poor_box", 0.8: "right", 0.6: "duplicate"}
     assert count_errors(judged, 0.7)["kinds"]["duplicate"]["all"] == 0
-    # Above every score the object is missed, and nothing else is wrong.
+    # With a threshold above every score the object is missed, and there is no other error.
     assert count_errors(judged, 0.95)["kinds"] == {
         kind: {"all": kind == "missed", "small": 0, "medium": kind == "missed", "large": 0} for kind in KINDS
     }
@@ -99,7 +99,7 @@ def test_the_threshold_has_the_best_f1():
     boxes = truth(*((50 * place, 0, 40, 40) for place in range(4)))
     right = [found((50 * place, 0, 40, 40), score) for place, score in enumerate((0.9, 0.8, 0.7, 0.305))]
     false = [found((50 * place, 300, 40, 40), 0.4) for place in range(5)]
-    # From 0.41: three right of three; with all, four right of nine.
+    # From 0.41: three of three are right; with all detections, four of nine.
     assert best_threshold(judge(np.array(right + false), boxes, [1])) == 0.41
     assert best_threshold(judge(np.array(right), boxes, [1])) == 0.05
     assert best_threshold(judge(np.zeros((0, 7)), boxes, [1])) == 0.5
@@ -128,9 +128,9 @@ def test_pairs():
     assert statuses([found(OBJECT)], [found(OBJECT, category=2, score=0.8)]) == ["lost", "new"]
     assert statuses([found(OBJECT)], [found(HALF_OFF, 0.8)]) == ["lost", "new"]
     assert statuses([], [found(OBJECT)]) == ["new"] and statuses([], []) == []
-    # One side twice: one partner, and the other alone.
+    # Two detections on one side: one is paired, the other is not.
     assert statuses([found(OBJECT), found((12, 10, 40, 40), 0.8)], [found(OBJECT)]) == ["both", "lost"]
-    # A weak box that fits better takes no partner from one that is shown.
+    # A better-fitting box with a low score takes no partner from a shown one.
     assert statuses([found(OBJECT)], [found(OBJECT, 0.3), found((14, 10, 40, 40), 0.8)]) == ["both"]
 
 
@@ -165,7 +165,7 @@ def test_the_map_has_the_iou_where_the_box_is():
 
 
 def test_the_scores_are_those_of_an_evaluation(tmp_path):
-    """The detections that were kept give the mAP that was measured, and curves whose mean it is."""
+    """The stored detections give the measured mAP, and curves whose mean equals it."""
     from act_pipeline.evaluation import evaluate
 
     annotations = make_tiny_data(tmp_path / "data", images=4)
@@ -206,7 +206,7 @@ def test_nothing_found_scores_zero(tmp_path):
 
 
 def saved(path, image_ids=(3, 7), **rows):
-    """Save detections, and return what is read again."""
+    """Save detections, and return them as read again."""
     evaluations = {name: SimpleNamespace(detections=array, image_ids=list(image_ids)) for name, array in rows.items()}
     save_detections(path, evaluations, {number: f"{number}.jpg" for number in image_ids})
     return load_detections(path)
@@ -222,7 +222,7 @@ def test_the_best_hundred_of_an_image_and_category_are_kept():
         assert (np.diff(kept[kept[:, 0] == image, 5]) <= 0).all()
         for kind in (5, 6):
             own = rows[(rows[:, 0] == image) & (rows[:, 6] == kind)]
-            # Of equal scores the first, in their order.
+            # Of equal scores the first are kept, in their order.
             expected = own[np.argsort(-own[:, 5], kind="stable")][:100]
             np.testing.assert_array_equal(kept[(kept[:, 0] == image) & (kept[:, 6] == kind)], expected)
 
@@ -230,7 +230,7 @@ def test_the_best_hundred_of_an_image_and_category_are_kept():
 def test_what_engines_give_is_kept_to_the_bit_in_half_the_bytes(tmp_path):
     rng = np.random.default_rng(1)
     corners = np.sort(rng.uniform(0, 640, (200, 2, 2)), axis=1).reshape(200, 4).astype(np.float32).astype(np.float64)
-    corners[0, 0] = np.float32(1e-30)  # a difference of which float64 has no room for all digits
+    corners[0, 0] = np.float32(1e-30)  # a difference that is not exact in float64
     rows = np.column_stack(
         [
             np.repeat([0, 1], 100),
@@ -250,7 +250,7 @@ def test_what_engines_give_is_kept_to_the_bit_in_half_the_bytes(tmp_path):
 
 @pytest.mark.parametrize("digits", [None, 1])
 def test_what_is_kept_has_the_same_scores(tmp_path, digits):
-    """With more than 100 detections an image, and equal scores."""
+    """With more than 100 detections per image, and equal scores."""
     from test_confidence import coco_of, detections_of, truth_of
 
     from act_pipeline.evaluation.coco import score_detections
@@ -267,7 +267,7 @@ def test_what_is_kept_has_the_same_scores(tmp_path, digits):
     assert (after.stats, after.per_category, after.summary) == (before.stats, before.per_category, before.summary)
     assert (score_detections(coco, kept, ids).stats == before.stats) == (
         digits is None
-    )  # the order of equal ones counts
+    )  # the order of equal scores matters
 
 
 def test_ids_are_exact_whatever_their_size(tmp_path):

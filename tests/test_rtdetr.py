@@ -1,4 +1,4 @@
-"""RT-DETR against what PaddleDetection's own code computes (tests/data/rtdetr_reference)."""
+"""RT-DETR compared with outputs of PaddleDetection's own code (tests/data/rtdetr_reference)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZE = 640
 
 
 def weight_by_rule(name: str, shape: tuple[int, ...], salt: int) -> np.ndarray:
-    """The weights that the reference was computed with."""
+    """Return the weights that the reference was computed with."""
     random = np.random.default_rng(zlib.crc32(name.encode()) + salt)
     if name.endswith("_mean"):
         value = 0.1 * random.standard_normal(shape)
@@ -54,7 +54,7 @@ def relative_l2(found: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.fixture(scope="module", params=REFERENCED)
 def computed(request):
-    """A model with the reference's weights, its input, and all that it computes."""
+    """A model with the reference's weights, its input, and all its outputs."""
     import paddle
 
     reference = json.loads((REFERENCE / f"{request.param}.json").read_text())
@@ -100,8 +100,8 @@ def computed(request):
 def in_order(found: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> list[np.ndarray]:
     """Return arrays [1, queries, ...] with the queries in the order of the expected ones.
 
-    The encoder's scores, by which queries are ordered, lie as near as 2e-7: their order is that of the processor's
-    sums.
+    The encoder's scores, by which queries are ordered, differ by as little as 2e-7, so their order depends on the CPU's
+    summation order.
     """
     distances = sum(np.abs(one[0][None] - two[0][:, None]).max(-1) for one, two in zip(found, expected))
     order = distances.argmin(axis=1)
@@ -130,7 +130,7 @@ def test_logits_and_boxes_are_what_paddledetection_computes(computed) -> None:
 
 
 def assert_same_detections(found: np.ndarray, expected: np.ndarray, pixels: float) -> None:
-    """Neighbouring scores lie as near as 2e-7, so order is free: match each box with one of its class and place."""
+    """Match each box with one of its class and position: scores differ by as little as 2e-7, so order may vary."""
     assert found.shape == expected.shape
     assert np.abs(np.sort(found[:, 1]) - np.sort(expected[:, 1])).max() < 1e-3
     unmatched = 0
@@ -138,7 +138,7 @@ def assert_same_detections(found: np.ndarray, expected: np.ndarray, pixels: floa
         same = (found[:, 0] == row[0]) & (np.abs(found[:, 1] - row[1]) < 1e-3)
         near = np.abs(found[same, 2:] - row[2:]).max(axis=1) if same.any() else np.asarray([np.inf])
         unmatched += near.min() > pixels
-    # The last of the top 300 may change places with the first that is left out.
+    # The last of the top 300 may be swapped with the first that is not selected.
     assert unmatched <= 1
 
 
@@ -147,7 +147,7 @@ def test_detections_are_what_paddledetection_computes(computed) -> None:
     assert_same_detections(computed["output"]["bbox"], computed["arrays"]["bbox"], pixels=1.0)
 
 
-# R50 and R101 take 30 seconds and a minute: what they compute is compared above, and how it is exported with R18
+# R50 and R101 take 30 seconds and a minute. Their outputs are compared above; the export is tested with R18
 # (bottlenecks differ from its blocks by a third convolution) and HGNetv2-L.
 @pytest.mark.parametrize(
     "computed",
@@ -206,7 +206,7 @@ def test_an_installed_rtdetr_is_not_replaced(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_training_gives_losses_that_fall(demo) -> None:
-    """A few steps on one batch: the loss must go down, and the denoising queries must take part."""
+    """After a few steps on one batch the loss must be lower, and the denoising queries must contribute."""
     import paddle
 
     from act_pipeline.demo import WEIGHTS
@@ -265,7 +265,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("as_numpy", [False, True], ids=["tensors", "arrays"])
 def test_weights_of_another_dtype_are_cast(tmp_path: Path, dtype: str, as_numpy: bool) -> None:
-    """Weights of an AMP training (Paddle 61803, PaddleDetection 8612); bfloat16 arrays are uint16 in NumPy."""
+    """Weights of AMP training (Paddle 61803, PaddleDetection 8612); bfloat16 arrays are uint16 in NumPy."""
     import paddle
 
     from act_pipeline.demo import WEIGHTS

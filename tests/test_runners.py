@@ -1,4 +1,4 @@
-"""What runs a training's programs computes what Paddle's executor does, and holds no more."""
+"""The runners of a training's programs compute the same as Paddle's executor, with no more memory."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def test_op_by_op_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_the_learning_rate_follows_its_schedule(tmp_path: Path, on_cpu: bool) -> None:
-    """PaddleSlim 2.6.0 trains on at the first rate: what it quantizes into knows no schedule."""
+    """PaddleSlim 2.6.0 trains at the initial rate throughout, since its quantized program has no schedule."""
     with mock.patch.object(cpu_kernels, "on_cpu", return_value=on_cpu):
         constant = losses(tmp_path / "constant")
         dropped = losses(tmp_path / "dropped", "{type: PiecewiseDecay, boundaries: [2], values: [0.01, 0.001]}")
-    # The third step is the first at the lower rate, and its loss comes before its update.
+    # The third step is the first at the lower rate, and its loss is computed before its update.
     assert dropped[:3] == constant[:3]
     assert dropped[3] != constant[3]
 

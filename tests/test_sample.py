@@ -1,4 +1,4 @@
-"""The built-in sample: deterministic, valid COCO, with training and validation apart; its weights fit its config."""
+"""The built-in sample: deterministic, valid COCO, with disjoint training and validation; its weights fit its config."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 def test_the_command_refuses_bad_numbers_in_one_line(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tools import make_sample
+    from act_pipeline.cli import make_sample
 
     assert run_command(make_sample.main, ["--output_dir", str(tmp_path / "digits"), *flags]) == 2
     error = capsys.readouterr().err
@@ -163,7 +163,7 @@ def test_weights_fit_the_sample_config() -> None:
 
 
 def test_weights_find_the_digits() -> None:
-    """On scenes of neither set of the sample: nearly every digit that is mostly visible has a sure, right detection."""
+    """On scenes outside the sample, nearly every mostly visible digit has a correct detection with a high score."""
     import cv2
     import paddle
 
@@ -196,7 +196,7 @@ def test_weights_find_the_digits() -> None:
 
 
 def _transformers_names(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The few of transformers' names whose conversion is more than another name."""
+    """Return transformers' names for the weights whose conversion is more than a renaming."""
     owner, theirs = "transformer.decoder.layers.1.self_attn", "model.decoder.layers.1.self_attn"
     state = {
         f"{theirs}.{letter}_proj.{kind}": part.T

@@ -1,4 +1,4 @@
-"""An evaluation in several processes gives what one process gives, bit for bit; what cannot be spread is said."""
+"""Evaluation in several processes is bit-identical to that in one; invalid combinations are reported."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def assert_same(found: Evaluation, expected: Evaluation) -> None:
 
 
 def spoil(config: Path, *images: int) -> None:
-    """Make files that are there and cannot be decoded."""
+    """Replace files by content that cannot be decoded."""
     for image in images:
         (config.parent / "data" / "images" / f"{image}.png").write_bytes(b"no picture")
 
 
 class Spy:
-    """An engine that notes which images ran together."""
+    """An engine that records which images ran together."""
 
     def __init__(self, engine) -> None:
         self._engine, self.batches = engine, []
@@ -61,7 +61,7 @@ class Spy:
 
 
 def both(model, config: Path, monkeypatch, limit=None, batch_size=1, **options):
-    """The evaluation of one process, that of units in this process, and the batches that each ran."""
+    """The evaluation of one process, that of work units in this process, and the batches of each."""
     spies = []
 
     def spying(*args, **more):
@@ -75,7 +75,7 @@ def both(model, config: Path, monkeypatch, limit=None, batch_size=1, **options):
     spread = evaluate_in_shards(
         single, model, Reader.load(config), 1, limit=limit, batch_size=batch_size, progress=False, **options
     )
-    # Each engine's first run warms it up; every round has an engine of its own.
+    # The first run of each engine is a warm-up; every round has its own engine.
     return expected, spread, [spies[0].batches[1:], sum((spy.batches[1:] for spy in spies[1:]), [])]
 
 
@@ -103,7 +103,7 @@ def test_too_many_unreadable_images_end_it_as_they_end_one_process(float_model, 
 
 
 def test_no_process_reads_the_annotation_file(float_model, config, monkeypatch) -> None:
-    """It is read once, by the parent, for the scores: a process would hold all of it."""
+    """Only the parent reads it, for the scores; each process would need memory for all of it."""
     monkeypatch.setattr(
         "act_pipeline.data.annotations.Annotations.load", lambda *args: pytest.fail("read by a process")
     )

@@ -1,4 +1,4 @@
-"""Ops switched to INT8 in memory: against the float model, the INT8 model that is saved, and NumPy."""
+"""Ops switched to INT8 in memory: compared with the float model, the saved INT8 model, and NumPy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ops_of(model: InferenceModel):
 
 
 def saved_int8(model: InferenceModel, folder: Path, feed) -> tuple[InferenceModel, dict[str, float]]:
-    """What post-training quantization writes, without bias correction."""
+    """Save the output of post-training quantization without bias correction."""
     path = folder / "ptq.yml"
     path.write_text(
         CONFIG.format(
@@ -47,7 +47,7 @@ def saved_int8(model: InferenceModel, folder: Path, feed) -> tuple[InferenceMode
 
 
 class Tiny:
-    """The tiny graph of the tests of quantization, its tensors tapped."""
+    """The tiny graph of the quantization tests, with its tensors as taps."""
 
     def __init__(self, folder: Path) -> None:
         with static_mode():
@@ -170,7 +170,7 @@ def test_wrong_names_are_refused(tiny: Tiny) -> None:
 
 @pytest.fixture(scope="module")
 def sample(demo, tmp_path_factory: pytest.TempPathFactory):
-    """The sample's float model prepared, three scenes, and the INT8 model calibrated on them."""
+    """The sample's prepared float model, three scenes, and the INT8 model calibrated on them."""
     reader = demo.reader()
     batch = next(iter(reader.loader("eval", batch_size=3, shuffle=False, drop_last=False)))
     feed = {name: np.asarray(batch[name], np.float32) for name in ("image", "im_shape", "scale_factor")}
@@ -211,7 +211,7 @@ def resident_mb() -> float:
 
 
 def test_what_is_closed_gives_its_memory_back(tmp_path: Path) -> None:
-    """Paddle keeps scopes until the process ends, unless it is told."""
+    """Paddle keeps scopes until the process ends, unless they are released explicitly."""
     import paddle
 
     with static_mode():

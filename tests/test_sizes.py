@@ -1,4 +1,4 @@
-"""RT-DETR at the sizes that people have: from 400 pixels on, anchors near the edges are masked with infinity."""
+"""RT-DETR at common sizes: from 400 pixels on, anchors near the edges are masked with infinity."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZE = 416
 
 
 class Sized:
-    """The sample's model exported for 416 x 416, and few scenes."""
+    """The sample's model exported for 416 x 416, and a few scenes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -51,7 +51,7 @@ def sized(tmp_path_factory: pytest.TempPathFactory) -> Sized:
 
 
 class Infinite:
-    """Counts the infinite values of a tensor."""
+    """An observer that counts the infinite values of a tensor."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -61,7 +61,7 @@ class Infinite:
 
 
 def test_the_sample_at_416_is_a_model_with_infinity_in_it(sized: Sized, tmp_path: Path) -> None:
-    """Or the tests below would show nothing; at 224 there is none."""
+    """Precondition of the tests below; at 224 there are no infinite values."""
     reader = Reader.load(READER_CONFIG, sized.reader)
     batch = next(iter(reader.loader("train", batch_size=1)))
     with static_mode():
@@ -76,7 +76,7 @@ def test_the_sample_at_416_is_a_model_with_infinity_in_it(sized: Sized, tmp_path
 def test_auto_at_416_ends_in_an_int8_model(sized: Sized, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "act_pipeline.calibration.feeds.HELD_OUT_IMAGES", 3
-    )  # each of five calibrations runs on all of them
+    )  # each of the five calibrations runs on all of these
     record = sized.compress("auto", "Strategy={name: auto, max_drop: 1.0}", report="en").record
     assert record["chosen"].startswith("ptq:") and record["fp32"]["map"] > 0.05
     assert record["int8"]["map"] > 0.5 * record["fp32"]["map"]
@@ -84,7 +84,7 @@ def test_auto_at_416_ends_in_an_int8_model(sized: Sized, monkeypatch: pytest.Mon
 
 
 def test_a_training_step_at_416(sized: Sized, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What is measured of the result was measured at this size above.
+    # The measurement of the result is tested at this size above.
     monkeypatch.setattr("act_pipeline.compress.pipeline.measure_chosen", lambda *chosen: Measured())
     settings = ["TrainConfig.train_iter=1", "TrainConfig.eval_iter=1", "TrainConfig.snapshot_iter=null"]
     record = sized.compress("trained", "Strategy={name: qat_dis, max_drop: 1.0}", *settings).record
@@ -106,7 +106,7 @@ def test_a_range_leaves_infinity_out_and_refuses_nan() -> None:
 @pytest.mark.parametrize("shape", [(1, 64, 80, 80), (2, 300, 256)])
 def test_a_sample_of_a_tensor_gives_its_thresholds(shape: tuple[int, ...]) -> None:
     random = np.random.default_rng(3)
-    # Rows, columns and channels of different sizes: a sample of some of them alone would be far off.
+    # Rows, columns and channels have different scales, so a sample of only some of them would be far off.
     scales = random.random(shape[1])[:, None] * random.random(shape[-1])[None] * 4
     whole, sampled = AbsHistogram(), AbsHistogram(sample=8192)
     for _ in range(20):
@@ -116,7 +116,7 @@ def test_a_sample_of_a_tensor_gives_its_thresholds(shape: tuple[int, ...]) -> No
     assert sampled.abs_max == whole.abs_max and sampled.mean_abs_max == whole.mean_abs_max
     counted = sampled.bins()[2].sum()
     assert 0.8 * 8192 * 20 * shape[0] < counted <= 8192 * 20 * shape[0] + 20
-    # KL chooses among divergences that differ by less than the noise of any sample.
+    # KL selects among divergences that differ by less than the sampling noise.
     for algo, tolerance in (("mse", 0.07), ("hist", 0.07), ("KL", 0.4)):
         assert threshold(sampled, algo) == pytest.approx(threshold(whole, algo), rel=tolerance), algo
 
@@ -150,12 +150,12 @@ COCO_MODELS = sorted(path.stem for path in (MODEL_CONFIG.parent).glob("rtdetr_*_
 def test_auto_runs_on_every_coco_model_at_640(
     sized: Sized, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Random weights of ten classes, on a few scenes: what runs, not how well it detects."""
+    """Random weights of ten classes on a few scenes: tests that it runs, not its accuracy."""
     import paddle
 
     from act_pipeline.rtdetr import build_model
 
-    monkeypatch.setattr("act_pipeline.compress.pipeline.check_worth", lambda *args: None)  # it finds nothing
+    monkeypatch.setattr("act_pipeline.compress.pipeline.check_worth", lambda *args: None)  # it detects nothing
     config, overrides = MODEL_CONFIG.parent / f"{name}.yml", ["num_classes=10"]
     paddle.seed(0)
     weights = tmp_path / "random.pdparams"

@@ -1,4 +1,4 @@
-"""SmoothQuant: the formula against plain NumPy, the groups, the outputs that stay, and outliers that it repairs."""
+"""SmoothQuant: the formula compared with NumPy, the groups, unchanged outputs, and outliers that it repairs."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def sample_of(rows: np.ndarray, images: int = 4) -> Sample:
 
 
 def outliers(rows: int = 256, size: float = 100.0) -> np.ndarray:
-    """[rows, CHANNELS] with a large channel 2."""
+    """Return [rows, CHANNELS] with a large channel 2."""
     values = np.random.default_rng(1).standard_normal((rows, CHANNELS)).astype(np.float32)
     values[:, 2] *= size
     return values
@@ -171,13 +171,13 @@ def test_channel_maxima_are_numpys_image_by_image() -> None:
         observer.update(values * np.nan, 6)
 
 
-# ---- a graph by hand -------------------------------------------------------------------------------------------------
+# ---- a hand-built graph ----------------------------------------------------------------------------------------------
 
 
 def hand_built(folder: Path, size: float = 1.0) -> InferenceModel:
-    """A norm that a residual shares with two matmuls (one with a transposed weight), then one that matmuls alone read.
+    """Return a norm shared by a residual and two matmuls (one with a transposed weight), then one read only by matmuls.
 
-    ``size``: of channel 2 of both norms, which the weights take back, and the residual too.
+    ``size`` is the factor of channel 2 of both norms, which the weights and the residual compensate.
     """
     import paddle
 
@@ -243,10 +243,10 @@ def test_groups_of_the_hand_built_graph(tmp_path: Path) -> None:
         assert (folding.weights, folding.transposed, folding.folds) == (("w2", "w3"), (False, True), True)
         assert shared.activation == shared.layer_norm and folding.activation == folding.layer_norm
         assert [group.weights for group in find_groups(graph, smooth_all_linears=True)][2:] == [("w4",)]
-        # A matmul that is left out keeps the factors from the norm.
+        # If a matmul is excluded, the factors cannot be folded into the norm.
         without = find_groups(graph, exclude=folding.matmuls[:1])[1]
         assert (without.weights, without.folds) == (("w3",), False)
-        # So does whoever runs the model and gets the norm itself.
+        # The same holds if the norm is itself an output of the model.
         graph.fetch_targets.append(graph.program.global_block().var(folding.layer_norm))
         assert [group.folds for group in find_groups(graph)] == [False, False, False]
 
@@ -388,7 +388,7 @@ def test_alphas() -> None:
 
 @pytest.fixture(scope="module")
 def sample(sample_model: InferenceModel, tmp_path_factory: pytest.TempPathFactory):
-    """The sample's float model, prepared, and a reader of a few scenes."""
+    """The sample's prepared float model, and a reader of a few scenes."""
     root = tmp_path_factory.mktemp("smooth")
     make_sample(root / "data", 24, 40, seed=0, size=256)
     with static_mode():
@@ -454,7 +454,7 @@ def test_the_sample_computes_the_same_and_can_be_lowered(sample, tmp_path: Path)
 
 
 def make_outliers(graph: StaticGraph, size: float = 100.0) -> int:
-    """Multiply four channels of every norm that a matmul reads, and divide in all that reads it; return how many."""
+    """Scale four channels of every norm that a matmul reads, compensate in all readers; return the number of norms."""
     graph.unwrap_outputs()
     block = graph.program.global_block()
     changed = 0

@@ -1,4 +1,4 @@
-"""The images that judge are not those that a model is made from."""
+"""The images used for evaluation are not those used for calibration or training."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_one_set_is_dealt_out_in_halves(scenes: Path) -> None:
     assert separated.fingerprint("eval") != same.fingerprint("eval")
     batches = list(separated.loader("eval", batch_size=1))
     assert len(batches) == 5
-    # What is derived from it keeps the restriction.
+    # A derived reader keeps the restriction.
     assert len(files(separated.with_input_size(32, 32), "train")) == 5
 
 
@@ -119,7 +119,7 @@ def test_a_single_image_cannot_do_both(scenes: Path, tmp_path: Path) -> None:
 def test_a_share_of_the_training_images_compares_models_and_trains_none(
     scenes: Path, calibrating: int, shared: int
 ) -> None:
-    """Calibration leaves them alone too, where there are images enough."""
+    """Calibration does not use them either if there are enough other images."""
     config = load_config(COMPRESS_CONFIG, [f"QuantPost.calib_images={calibrating}"])
     reader = reader_of_scenes(scenes)
     judging = {record.file for record in held_out(config, reader).dataset.records}

@@ -1,4 +1,4 @@
-"""Which ops compute in INT8, what goes back to float, and which strategy is chosen."""
+"""Which ops compute in INT8, which are reverted to float, and which strategy is selected."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Sample:
     def compress(self, name: str, *overrides: str):
         config = load_config(CONFIG, [*self.overrides, *overrides])
         with pytest.MonkeyPatch.context() as fewer:
-            # `auto` runs each of five calibrations on all of these.
+            # `auto` runs each of the five calibrations on all of these.
             fewer.setattr("act_pipeline.calibration.feeds.HELD_OUT_IMAGES", HELD_OUT_IMAGES)
-            # How fast what was chosen is, and what the reference makes of it, changes no choice: test_compress.py.
+            # Speed and int8_reference score of the result do not affect the selection; test_compress.py tests them.
             fewer.setattr("act_pipeline.compress.pipeline.measure_chosen", lambda *chosen: Measured())
             return compress(config, self.root / name, "cpu", progress=False, reader_overrides=self.reader)
 
@@ -67,7 +67,7 @@ def sample(sample_model: InferenceModel, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def ptq(sample: Sample):
-    """INT8 by calibration, a part of it float and a part with float activations."""
+    """INT8 by calibration, with a part in float and a part with float activations."""
     return sample.compress(
         "ptq",
         "Strategy={name: ptq, max_drop: null}",
@@ -106,7 +106,7 @@ def test_every_op_of_an_rtdetr_has_its_official_name(sample: Sample, tmp_path: P
     assert by_module["transformer.enc_output.0"].weight_axis == 1
     product = by_module["transformer.decoder.layers.0.self_attn.qk"]
     assert product.weight is None and len(product.activations) == 2
-    # Each cross-attention's projections read what they must, whatever the order of the program says.
+    # Each cross-attention's projections read the right tensors, independent of the order of the program.
     graph = {op.module: op.activations for op in ops}
     for layer in (0, 1):
         prefix = f"transformer.decoder.layers.{layer}.cross_attn"
@@ -213,7 +213,7 @@ def test_the_lowering_says_what_a_mixed_model_keeps_float(ptq) -> None:
 
 
 def test_a_model_given_back_whole_is_the_float_model(sample: Sample, ptq, images, tmp_path: Path) -> None:
-    """Weights, biases and activations: nothing of the quantization is left."""
+    """Weights, biases and activations: nothing of the quantization remains."""
     with static_mode():
         source = prepare(sample.model, tmp_path / "float")
         names = [op.name for op in quantizable_ops(StaticGraph.load(source), OP_TYPES)]
@@ -245,7 +245,7 @@ def test_the_float_model_of_an_int8_one_has_its_rounded_weights(ptq, sample: Sam
 def test_weights_of_the_float_model_of_an_int8_one_are_known_to_lie_on_the_steps_of_int8(
     ptq, sample: Sample, tmp_path: Path
 ) -> None:
-    """The square ones too, which an INT8 model has transposed: rounding them once more changes nothing."""
+    """Including square weights, which an INT8 model has transposed: rounding them again changes nothing."""
     with static_mode():
         ops = quantizable_ops(StaticGraph.load(prepare(sample.model, tmp_path / "float")), OP_TYPES)
         graph = StaticGraph.load(dequantized(ptq.model, tmp_path / "rounded"))
@@ -258,9 +258,10 @@ def test_weights_of_the_float_model_of_an_int8_one_are_known_to_lie_on_the_steps
 
 
 def harden(model: InferenceModel, folder: Path, index: int) -> tuple[InferenceModel, str]:
-    """Scale a channel between two convolutions by 1,000 and back: what is computed in float stays the same.
+    """Scale a channel between two convolutions by 1,000 and back, which does not change the float outputs.
 
-    Returns the model, and the op whose activations are hard now.
+    Returns:
+        the model, and the op with the hard activations.
     """
     with static_mode():
         graph = StaticGraph.load(prepare(model, folder))
@@ -293,7 +294,7 @@ def harden(model: InferenceModel, folder: Path, index: int) -> tuple[InferenceMo
 
 @pytest.fixture
 def two_calibrations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` chooses among two: each is written, lowered and compiled to be looked at."""
+    """Restrict `auto` to two calibrations, since each is written, exported and compiled."""
     monkeypatch.setattr("act_pipeline.compress.strategies.ALGORITHMS", ("mse", "avg"))
 
 
@@ -301,11 +302,11 @@ def two_calibrations(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_floor_gives_back_the_op_that_is_hard(
     sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("act_pipeline.compress.accuracy_control.algorithm.RANK_IMAGES", 1)
+    monkeypatch.setattr("act_pipeline.compress.accuracy_control.ranker.RANK_IMAGES", 1)
     model, hard = harden(sample.model, sample.root / "hard_float", 4)
     names = [op.name for op in ops_of(model, tmp_path / "float") if op.group == "backbone"]
     place = names.index(hard)
-    # Three blocks of three: every op that could go back is measured alone, some seconds each.
+    # Three blocks of three: every op that could be reverted is measured alone, which takes some seconds each.
     neighbours = names[max(place - 4, 0) :][:9]
     record = sample.compress(
         "hard",
@@ -364,7 +365,7 @@ def test_auto_trains_from_the_best_scales_when_nothing_cheaper_is_enough(
     assert record["training"]["scales_from"] == record["steps"][0]["name"]
     count, thresholds = started[0]
     assert len(calibrated) == 2 and count > 100
-    # Two steps of a moving average of rate 0.9 keep most of what it started from.
+    # A moving average of rate 0.9 is still close to its initial value after two steps.
     after = read_saved_thresholds(InferenceModel.load(sample.root / "trained"))
     ratios = np.array([after[name] / value for name, value in thresholds.items() if name in after])
     assert len(ratios) == len(after) > 100 and 0.8 < np.median(ratios) < 1.5
@@ -376,7 +377,7 @@ def read_saved_thresholds(model: InferenceModel) -> dict[str, float]:
 
 
 def scoring(*maps: float):
-    """What evaluates as the product does, and gives the INT8 models these figures, one after the other."""
+    """Return an evaluation that replaces the mAPs of successive INT8 models by the given values."""
     real, given = Judge.evaluate, iter(maps)
 
     def scored(judge, model, precision, *more):
@@ -392,7 +393,7 @@ def test_below_the_floor_nothing_lies_under_the_good_name(
 ) -> None:
     scored = scoring(0.30, 0.31)
     monkeypatch.setattr(Judge, "evaluate", scored)
-    monkeypatch.setattr("act_pipeline.compress.accuracy_control.algorithm.RANK_IMAGES", 1)
+    monkeypatch.setattr("act_pipeline.compress.accuracy_control.ranker.RANK_IMAGES", 1)
 
     def command(argv) -> int:
         sample.compress(
@@ -415,7 +416,7 @@ def test_a_trained_model_below_the_floor_names_the_section_that_it_was_trained_b
 ) -> None:
     scored = scoring(0.30, 0.31)
     monkeypatch.setattr(Judge, "evaluate", scored)
-    monkeypatch.setattr("act_pipeline.compress.accuracy_control.algorithm.RANK_IMAGES", 1)
+    monkeypatch.setattr("act_pipeline.compress.accuracy_control.ranker.RANK_IMAGES", 1)
     settings = ["TrainConfig.train_iter=1", "TrainConfig.eval_iter=1", "TrainConfig.snapshot_iter=null"]
     with pytest.raises(BelowFloor):
         sample.compress(

@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted, or starved of disk, data or memory: what is kept, and that it goes on equal."""
+"""Runs that are killed, interrupted, or short of disk, data or memory: what is saved, and identical resumption."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TINY = [sys.executable, str(REPOSITORY / "tests" / "tiny_training.py")]
 
 
 class Run:
-    """A process that trains, watched by what it writes on stderr."""
+    """A training process whose progress is read from stderr."""
 
     def __init__(self, command: list[str], **options) -> None:
         self.process = subprocess.Popen(
@@ -82,7 +82,7 @@ def tiny_result(directory: Path) -> dict:
 SETTINGS = {"iterations": 20, "seconds": 0.03}
 
 
-# The others keep less state, by the same code.
+# The other optimizers have less state, saved by the same code.
 @pytest.mark.parametrize(
     ("optimizer", "loss"),
     [
@@ -91,7 +91,7 @@ SETTINGS = {"iterations": 20, "seconds": 0.03}
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path, optimizer: str, loss: str) -> None:
-    """SIGKILL twice: between steps, in a checkpoint or in an evaluation, as it comes."""
+    """SIGKILL twice, at arbitrary times: between steps, in a checkpoint or in an evaluation."""
     settings = {**SETTINGS, "optimizer": optimizer, "loss": loss}
     whole = tiny_training.run(tmp_path / "unbroken", optimizer=optimizer, iterations=20, loss=loss)
     unbroken = tiny_training.result(whole)
@@ -127,7 +127,7 @@ def test_the_order_of_the_data_goes_on_without_reading_it_again(tmp_path: Path) 
         tiny_training.run(tmp_path / "broken", iterations=12, score=stop, every=2)
     again = tiny_training.run(tmp_path / "broken", iterations=12, resume=True, batches=stopping)
     assert tiny_training.result(again) == unbroken
-    # PaddleSlim reads the first batch of an epoch to look at it; the rest is one batch an iteration, 4 of 12 done.
+    # PaddleSlim reads the first batch of an epoch to inspect it; then one per iteration, of which 4 of 12 are done.
     assert stopping.drawn == 1 + 8 and numbers.drawn == 1 + 12
 
 
@@ -181,7 +181,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_a_line(tmp_path: Path, signum
     again.send(signum)
     assert again.end() == 128 + signum, again.text
     assert f"going on from iteration {saved} " in again.text
-    # Nobody of the two sessions is left.
+    # No process of the two sessions remains.
     for session in (run, again):
         assert subprocess.run(["ps", "-o", "pid=", "-s", str(session.process.pid)], stdout=-1).stdout == b""
 
@@ -266,7 +266,7 @@ def test_difference_names_the_key() -> None:
 def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"iterations": 12, "overrides": ("TrainConfig.eval_iter=100",)}  # a new best would be a checkpoint too
+    settings = {"iterations": 12, "overrides": ("TrainConfig.eval_iter=100",)}  # a new best would write a checkpoint
     unbroken = tiny_training.result(tiny_training.run(tmp_path / "unbroken", **settings))
     save, written = np.savez, []
 
@@ -389,7 +389,7 @@ def variables_of(directory: Path) -> dict[str, np.ndarray]:
 
 
 def test_grid_sample_survives_a_grid_that_is_nan() -> None:
-    """Paddle 2.6.2's CPU kernel ends the process with SIGSEGV, without the guard; a finite grid samples as before."""
+    """Without the guard, Paddle 2.6.2's CPU kernel crashes with SIGSEGV; finite grids are sampled as before."""
     import paddle
 
     from act_pipeline.execution.finite_checks import guard_grids
@@ -438,7 +438,7 @@ with hold_lock(sys.argv[2]):
         pass
     run.send(signal.SIGKILL)
     run.end()
-    with hold_lock(target):  # a dead process holds nothing
+    with hold_lock(target):  # a dead process holds no lock
         assert (tmp_path / ".int8.lock").read_text().strip() == str(os.getpid())
     assert list(tmp_path.iterdir()) == []
 
@@ -489,7 +489,7 @@ def test_a_checkpoint_is_whole_or_the_last_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow(tmp_path: Path) -> None:
-    """Resident memory after 1,000 iterations, with a checkpoint every 50, is what it was after 200."""
+    """Resident memory after 1,000 iterations, with a checkpoint every 50, equals that after 200."""
     seen: dict[int, int] = {}
 
     class Counting(tiny_training.Numbers):
@@ -532,7 +532,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def comparable(record):
-    """Return a record without what no two runs have in common; the second finds the float model's mAP in the cache."""
+    """Return a record without entries that differ in every run; the second run has the float model's mAP cached."""
     if isinstance(record, dict):
         own = ("seconds", "latency", "latency_ms", "images_per_second", "fp32_cached")
         return {name: comparable(value) for name, value in record.items() if name not in own}
@@ -603,7 +603,7 @@ def test_data_that_vanishes_is_one_line_and_the_best_is_kept(small: list[str], t
 
 
 def test_a_float_model_of_nan_is_one_line(demo, tmp_path: Path) -> None:
-    """In a process of its own, which SIGSEGV would end."""
+    """In its own process, since SIGSEGV would end it."""
     code = """
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The teacher outside the training program: the same loss, once an image, and a resumed run finds the same bits."""
+"""The teacher outside the training program: same loss, one run per image, and bit-identical resumption."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_training
 
-from act_pipeline.compress.qat import trainer
+from act_pipeline.compress.qat import adapter
 from act_pipeline.compress.qat.teacher import Teacher
 
 
@@ -36,9 +36,7 @@ def other_teacher(directory: Path) -> tuple[str, ...]:
 
 
 def unrounded(split):
-    """Let PaddleSlim's passes leave the merged teacher float, which is what a teacher is, and keep it in the
-    program.
-    """
+    """Prevent PaddleSlim's passes from quantizing the merged teacher, and keep the teacher in the program."""
 
     def keep(program, *args):
         for op in program.global_block().ops:
@@ -46,7 +44,7 @@ def unrounded(split):
                 op._set_attr("op_namescope", "/skip_quant/")
         return None
 
-    return mock.patch.object(trainer, "split_teacher", keep) if not split else mock.MagicMock()
+    return mock.patch.object(adapter, "split_teacher", keep) if not split else mock.MagicMock()
 
 
 @pytest.mark.parametrize("custom", [False, True])
@@ -55,11 +53,11 @@ def test_the_loss_is_that_of_the_float_teacher_within_the_program(tmp_path: Path
     with unrounded(split=False):
         within = losses(tmp_path / "within", overrides=overrides)
     outside = losses(tmp_path / "outside", overrides=overrides)
-    # Rounding makes a single sum in another order a step of a scale: the first step tells, before it adds up.
+    # With rounding, another summation order can change a value by one step; the first step is compared most strictly.
     np.testing.assert_allclose(outside[0], within[0], rtol=1e-4)
     np.testing.assert_allclose(outside, within, rtol=0.05)
     within_rounded = losses(tmp_path / "rounded", overrides=(*overrides, "Distillation.teacher_cache_mb=0"))
-    assert abs(within_rounded[0] / outside[0] - 1) > 1e-3  # PaddleSlim rounds what the teacher's matmul reads
+    assert abs(within_rounded[0] / outside[0] - 1) > 1e-3  # PaddleSlim quantizes the inputs of the teacher's matmul
 
 
 def test_an_image_is_run_once_and_a_full_budget_changes_nothing(tmp_path: Path) -> None:
@@ -71,13 +69,13 @@ def test_an_image_is_run_once_and_a_full_budget_changes_nothing(tmp_path: Path) 
         same = np.full((1, 3, 16, 16), 0.25, np.float32)
 
     made: list[Teacher] = []
-    split = trainer.split_teacher
+    split = adapter.split_teacher
 
     def noted(*args):
         made.append(split(*args))
         return made[-1]
 
-    with mock.patch.object(trainer, "split_teacher", noted):
+    with mock.patch.object(adapter, "split_teacher", noted):
         kept = losses(tmp_path / "kept", batches=Thrice())
         with mock.patch("act_pipeline.compress.qat.teacher._BYTES_PER_MB", 1e-7):
             forgotten = losses(tmp_path / "forgotten", batches=Thrice())
@@ -88,7 +86,7 @@ def test_an_image_is_run_once_and_a_full_budget_changes_nothing(tmp_path: Path) 
 
 
 class Recipe(Teacher):
-    """A teacher of NumPy."""
+    """A teacher in NumPy."""
 
     def __init__(self, function) -> None:
         super().__init__(None, ["image"], ["out"], 1)
@@ -117,9 +115,7 @@ def test_what_is_no_function_of_one_image_is_not_remembered(function, why: str) 
 
 @pytest.mark.parametrize(("others", "why"), [(0, ""), (3, ""), (30, "others of the batch")])
 def test_queries_of_nearly_one_score_may_change_places(others: int, why: str) -> None:
-    """Among a batch, a top-k may put two places the other way round; rows that belong to other objects are another
-    thing.
-    """
+    """In a batch, a top-k may swap two nearly equal scores; rows of other objects are an error."""
 
     class Selecting(Teacher):
         def __init__(self) -> None:

@@ -1,6 +1,4 @@
-"""TensorRT: what NVIDIA's parser and builder take of ours, and with stand-ins what is asked of them and what is
-kept.
-"""
+"""TensorRT: which of our files NVIDIA's parser and builder accept; with test doubles, the calls and the cache."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ FLOAT32_REST = BuildOptions(float16_rest=False)
 
 @pytest.fixture(scope="module")
 def rtx():
-    """NVIDIA's own parser and builder."""
+    """NVIDIA's real parser and builder."""
     if not any(flavour.name == "tensorrt_rtx" for flavour in module.installed()):
         pytest.skip("tensorrt_rtx is not installed (requirements/tensorrt-rtx.txt)")
     return module.import_tensorrt(["tensorrt_rtx"])
@@ -42,7 +40,7 @@ def rtx():
 
 @pytest.fixture
 def model(int8_model, tmp_path) -> InferenceModel:
-    """The tiny INT8 model in a folder of the test's own, so that its cache is empty."""
+    """The tiny INT8 model in a folder per test, so that its cache is empty."""
     shutil.copytree(int8_model.directory, tmp_path / "model", ignore=shutil.ignore_patterns("trt_cache"))
     return InferenceModel.load(tmp_path / "model")
 
@@ -60,7 +58,7 @@ def quiet(line: str) -> None:
     pass
 
 
-# NVIDIA's own parser and builder.
+# NVIDIA's real parser and builder.
 
 
 def test_rtx_builds_our_file_and_refuses_paddle2onnx_one_of_the_same_model(rtx, tmp_path, monkeypatch) -> None:
@@ -97,7 +95,7 @@ def test_rtx_builds_the_float_sample(rtx, demo, tmp_path, precision) -> None:
 
 @pytest.mark.slow
 def test_rtx_builds_r18_in_int8_at_two_fifths_of_fp32(rtx, tmp_path) -> None:
-    """Random weights. What of a plan is not weights is the source code of its kernels, some 130 kB each."""
+    """Random weights; the rest of a plan is the source code of its kernels, about 130 kB each."""
     import paddle
 
     from act_pipeline.compress import compress
@@ -109,7 +107,7 @@ def test_rtx_builds_r18_in_int8_at_two_fifths_of_fp32(rtx, tmp_path) -> None:
     classes, yaml = "num_classes=10", REPOSITORY / "configs/rtdetr/rtdetr_r18vd_6x_coco.yml"
     weights = build_model(yaml, [classes]).state_dict()
     random = np.random.default_rng(0)
-    for name, value in weights.items():  # decoder layers start as copies, which a plan holds once; trained ones differ
+    for name, value in weights.items():  # untrained decoder layers are copies, which a plan stores only once
         if not name.endswith(("_mean", "_variance")):
             array = value.numpy()
             value.set_value((array * random.normal(1, 0.1, array.shape)).astype(array.dtype))
@@ -156,7 +154,7 @@ def test_rtx_names_the_compute_capabilities_that_it_builds_for(rtx, model, tmp_p
 
 
 def test_the_command_builds_and_says_what_it_cannot(rtx, model, tmp_path, capsys) -> None:
-    from deploy import build_engine
+    from act_pipeline.cli import engine
 
     output = tmp_path / "tiny.plan"
     command = [sys.executable, "deploy/build_engine.py", "--model_path", str(model.directory), "--output", str(output)]
@@ -171,7 +169,7 @@ def test_the_command_builds_and_says_what_it_cannot(rtx, model, tmp_path, capsys
     if Cuda().gpu() is None:
         refused.append((["--layers"], "--layers needs an NVIDIA GPU"))
     for flags, words in refused:
-        assert run_command(build_engine.main, ["--model_path", str(model.directory), *flags]) == 2
+        assert run_command(engine.main, ["--model_path", str(model.directory), *flags]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and words in error
 
@@ -187,7 +185,7 @@ def test_cuda_bindings_has_what_is_called() -> None:
     assert hasattr(runtime.cudaMemcpyKind, "cudaMemcpyHostToDevice")
 
 
-# What is asked of TensorRT.
+# Calls of TensorRT.
 
 
 def plan_of(model, tmp_path, trt, precision="int8", batch_size=1, **options) -> dict:
@@ -224,7 +222,7 @@ def test_a_float_model_at_fp16(float_model, tmp_path) -> None:
 
 
 def test_a_typed_network_is_given_a_file_of_fp16(model, float_model, tmp_path) -> None:
-    """FP16 stands in the file, where no builder can move it into the post-process."""
+    """FP16 is set in the file, so that no builder can apply it to the post-processing."""
     for which, precision in ((model, "int8"), (float_model, "fp16")):
         record = build_plan(which, tmp_path / "a.plan", precision, 1, quiet, trt=fake_tensorrt(), gpu=GPU)
         assert record.onnx_path.name == "model_tensorrt_fp16.onnx"
@@ -265,7 +263,7 @@ def test_tensorrt_without_a_gpu_says_what_builds_without_one(model, tmp_path, mo
         build_plan(model, tmp_path / "a.plan", trt=fake_tensorrt(), options=FLOAT32_REST, say=quiet)
 
 
-# What is kept.
+# The plan cache.
 
 
 def load(model, trt=None, **options) -> tuple[TensorRTEngine, list[str]]:
@@ -409,7 +407,7 @@ def test_a_failing_call_is_one_line(model) -> None:
         Cuda(runtime).call("cudaStreamSynchronize", 0)
 
 
-# Who is refused.
+# Rejected requests.
 
 
 def test_what_is_refused(model, float_model, tmp_path) -> None:
@@ -425,7 +423,7 @@ def test_what_is_refused(model, float_model, tmp_path) -> None:
         load(model, precision="bf16")
     with pytest.raises(UserError, match="--batch_size is 0, expected a positive integer"):
         load(model, batch_size=0)
-    with pytest.raises(UserError, match="spelled for --target cpu .* which TensorRT refuses"):
+    with pytest.raises(UserError, match="has the Q/DQ of --target cpu .* which TensorRT refuses"):
         load(lowered_onnx(model, "cpu"))
     with pytest.raises(UserError, match="holds FP32 weights, asked for FP16"):
         load(lowered_onnx(float_model, "tensorrt"), precision="fp16")

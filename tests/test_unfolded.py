@@ -1,6 +1,4 @@
-"""Training as the float model has its weights: what BatchNorm's factor was folded into is not trained at a rate of its
-own.
-"""
+"""Training as with the float model's weights: folded BatchNorm factors do not change the learning rate."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ OPTIMIZERS = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> InferenceModel:
-    """Two convolutions with BatchNorms whose factors go from 1e-3 to 30, one with a factor of 0, and a depthwise
-    one.
-    """
+    """Two convolutions with BatchNorms with factors from 1e-3 to 30, one with a factor of 0, and a depthwise one."""
     folder = tmp_path_factory.mktemp("batch_norm")
     rng = np.random.default_rng(0)
     with static_mode():
@@ -62,7 +58,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> InferenceModel:
 def train(
     model: InferenceModel, optimizer: str, fold: bool, steps: int, largest: float = np.inf
 ) -> dict[str, np.ndarray]:
-    """Return the convolutions' weights after some steps, as the float model has them."""
+    """Return the convolutions' weights after some steps, in the form of the float model."""
     images = np.random.default_rng(1).random((steps, 4, 3, 12, 12), dtype=np.float32)
     with static_mode(), contextlib.closing(StaticGraph.load(model)) as graph, paddle.static.scope_guard(graph.scope):
         graph.unwrap_outputs()
@@ -72,7 +68,7 @@ def train(
             factors = read_factors(_saved(graph, model), largest)
         weights = [op.input("Filter")[0] for op in graph.program.global_block().ops if "conv2d" in op.type]
         with paddle.utils.unique_name.guard("train"):
-            # PaddleSlim notes the parameters in the default programs, where another test may have others of these
+            # PaddleSlim registers the parameters in the default programs, where another test may have others of these
             # names.
             with paddle.static.program_guard(paddle.static.Program(), paddle.static.Program()):
                 program = recover_inference_program(graph.program)
@@ -113,14 +109,14 @@ def test_folded_weights_take_the_float_models_steps(model: InferenceModel, optim
         moved = np.abs(value - before[name]).max()
         assert moved > 1e-4, f"{name} was not trained: the test would show nothing"
         trained = np.ones(CHANNELS, bool)
-        if np.abs(found[name]).reshape(CHANNELS, -1).max(1).min() == 0:  # its factor is 0: the graph cannot know it
+        if np.abs(found[name]).reshape(CHANNELS, -1).max(1).min() == 0:  # a factor of 0 is not in the graph
             trained = np.abs(found[name]).reshape(CHANNELS, -1).max(1) > 0
             assert trained.sum() == CHANNELS - 1
         np.testing.assert_allclose(found[name][trained], value[trained], rtol=0, atol=0.02 * moved)
 
 
 def test_a_factor_above_one_counts_as_one(model: InferenceModel) -> None:
-    """The weights that are trained are then the folded ones, whose steps are not f^2 times as long."""
+    """The trained weights are then the folded ones, so that their steps are not f^2 times as long."""
     start, unbounded = (train(model, "SGD", True, 0, largest) for largest in (1.0, np.inf))
     saved = InferenceModel.load(model.directory / "folded")
     bounded, factors = read_factors(saved), read_factors(saved, np.inf)

@@ -1,4 +1,4 @@
-"""What PaddleDetection imports for its object tracking is imported when it is used, and found by nobody else before."""
+"""PaddleDetection's imports for object tracking are deferred until they are used, and invisible to others before."""
 
 from __future__ import annotations
 

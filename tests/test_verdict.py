@@ -1,6 +1,4 @@
-"""How sure a verdict is: what the config asks for, what a job takes for enough, and what tables and records say of
-it.
-"""
+"""Confidence of a verdict: the configured value, acceptance of a model, and the statements in tables and records."""
 
 from __future__ import annotations
 
@@ -57,13 +55,13 @@ def candidate(found, map_=0.497):
     [(0.5, True), (0.6, True), (0.75, True), (0.76, False), (0.9, False), (0.1, True)],
 )
 def test_a_drop_must_be_as_sure_as_asked(confidence, meets):
-    """Measured is 0.003; of the four resamples three are within 0.005."""
+    """The measured drop is 0.003; three of the four resamples are within 0.005."""
     found = comparison([-0.001, -0.002, -0.005, -0.006])
     assert job(0.005, confidence).meets(candidate(found)) is meets
 
 
 def test_at_one_half_the_measured_drop_decides():
-    """Whatever the resamples say: the rule of before, to the bit."""
+    """The resamples have no effect: exactly the rule without confidence."""
     most_lose, most_hold = comparison([-0.1, -0.1, -0.1]), comparison([0.0, 0.0, 0.0])
     assert job(0.003, 0.5).meets(candidate(most_lose))
     assert not job(0.003, 0.5).meets(candidate(most_hold, 0.4969))

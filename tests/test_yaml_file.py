@@ -1,4 +1,4 @@
-"""YAML in the forms that PaddleSlim and PaddleDetection write, and what a user gets for a broken file."""
+"""YAML in the forms of PaddleSlim and PaddleDetection, and the messages for an invalid file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def error_of(path: Path, text: str) -> str:
-    """Return the message for a file of this text, having seen that it is one line and names the file."""
+    """Return the message for a file with this text, after checking that it is one line and names the file."""
     with pytest.raises(UserError) as caught:
         load_yaml(write(path, text))
     message = str(caught.value)
@@ -138,7 +138,7 @@ def test_two_nodes_under_one_key(tmp_path: Path) -> None:
 def test_broken_files_get_one_line(tmp_path: Path, text: str, parts: list[str]) -> None:
     path = tmp_path / "broken.yml"
     if "9" * 5000 in text:
-        # Python 3.11 refuses such a number, older ones read it: either way no traceback.
+        # Python 3.11 rejects such a number, older versions read it; neither may give a traceback.
         try:
             load_yaml(write(path, text))
         except UserError as error:
@@ -244,7 +244,7 @@ def test_paths_are_looked_for_in_order(tmp_path: Path, monkeypatch: pytest.Monke
     here.mkdir()
     monkeypatch.chdir(here)
     assert resolve_path("missing/reader.yml", named_in) == Path("missing/reader.yml")
-    assert resolve_path("configs/readers/rtdetr_reader.yml", named_in).is_absolute()  # this repository's own
+    assert resolve_path("configs/readers/rtdetr_reader.yml", named_in).is_absolute()  # files of this repository
     above = write(project / "configs" / "reader.yml", "")
     assert resolve_path("configs/reader.yml", named_in) == above
     beside = write(project / "configs" / "configs" / "reader.yml", "")

@@ -1,7 +1,7 @@
-"""`tiny_training` as one of several processes: ``python -m paddle.distributed.launch ... tests/tiny_ranks.py DIR
-JSON``.
+"""`tiny_training` as one of several processes.
 
-Every rank leaves its weights and moving averages in ``DIR/rank<N>.npz``; what rank 0 leaves, `tiny_training` says.
+Run it as ``python -m paddle.distributed.launch ... tests/tiny_ranks.py DIR JSON``. Every rank saves its weights and
+moving averages in ``DIR/rank<N>.npz``; for the other files of rank 0 see `tiny_training`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from act_pipeline.core.errors import run_command  # noqa: E402
 
 
 def note_variables(directory: Path, rank: int) -> None:
-    """Keep what training changes, as it is after each step, in a file."""
+    """Save the variables that training changes to a file after each step."""
     import numpy as np
 
     from act_pipeline.compress.qat import state

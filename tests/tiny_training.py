@@ -1,7 +1,7 @@
-"""A training small enough to be killed often: two convolutions and a classifier, by
-`act_pipeline.compress.qat.trainer.train`.
+"""A training small enough to be killed often: two convolutions and a classifier.
 
-Run as a program it trains in a process of its own: ``python tests/tiny_training.py DIR '{"iterations": 20}'``.
+It uses `act_pipeline.compress.qat.trainer.train`. As a program it trains in its own process: ``python
+tests/tiny_training.py DIR '{"iterations": 20}'``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TrainConfig:
 
 
 class Numbers:
-    """Seven batches an epoch, drawn from the epoch's number; counts what it draws."""
+    """Seven batches per epoch, random by the epoch's number; counts the batches drawn."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.epoch, self.start = 0, 0
@@ -77,7 +77,7 @@ class Numbers:
 
 
 def make_model(directory: Path) -> InferenceModel:
-    """Write the float model: ``image [N, 3, 16, 16]`` to ten numbers."""
+    """Write the float model: ``image`` [N, 3, 16, 16] to ten numbers."""
     import paddle
 
     directory.mkdir(parents=True)
@@ -99,9 +99,7 @@ def make_model(directory: Path) -> InferenceModel:
 
 
 def make_detector(directory: Path) -> InferenceModel:
-    """Write a float model that selects queries as RT-DETR does, and whose BatchNorm is folded: 5 of 49 places, 3
-    classes.
-    """
+    """Write a float model with query selection as in RT-DETR and folded BatchNorm: 5 of 49 positions, 3 classes."""
     import paddle
 
     def linear(x, size):
@@ -136,14 +134,14 @@ def make_detector(directory: Path) -> InferenceModel:
 
 
 def near(model: InferenceModel) -> float:
-    """Return an agreement that tells models apart and lets every training go on."""
+    """Return an agreement that differs between models and is high enough for every training to continue."""
     return 0.9 + (sum(model.params_path.read_bytes()) % 997) / 99_700
 
 
 def make_config(
     path: Path, iterations: int, optimizer: str = "Adam", overrides: tuple = (), loss: str = "l2"
 ) -> Config:
-    """Write the config file, and return what it says with these settings."""
+    """Write the config file, and return it loaded with these settings."""
     path.write_text(CONFIG)
     return load_config(
         path,
@@ -172,7 +170,7 @@ def run(
     score_survives_nan=lambda graph: False,
     loss: str = "l2",
 ) -> Training:
-    """Train in ``directory``; the INT8 model comes to lie in ``directory/int8``."""
+    """Train in ``directory``; the INT8 model is written to ``directory/int8``."""
     source = directory / "float"
     make = make_detector if loss == "detection" else make_model
     model = InferenceModel.load(source) if source.exists() else make(source)
@@ -213,7 +211,7 @@ def run(
 
 
 def result(training: Training) -> dict:
-    """Return what must be equal."""
+    """Return the results that must be equal."""
     return json.loads(json.dumps({**training.progress(), "model": training.model.content_hash()}))
 
 

@@ -1,4 +1,4 @@
-"""Tests in several processes (pytest-xdist): what these make together, and what runs while nothing else does."""
+"""Tests in several processes (pytest-xdist): shared fixtures, and tests that run alone."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Made = TypeVar("Made")
 
 
 def together() -> bool:
-    """Say whether this is one of several processes that share the tests."""
+    """Return whether this is one of several processes that share the tests."""
     return "PYTEST_XDIST_WORKER" in os.environ
 
 
 def keep_to_own_cores() -> None:
-    """Let each process have cores of its own, before any runtime counts them.
+    """Bind each process to its own cores, before any runtime counts them.
 
-    Paddle's and OpenVINO's threads wait for each other within every op: with two threads each on two cores, two
-    processes would wait for threads that do not run.
+    Paddle's and OpenVINO's threads synchronize within every op: two processes with two threads each on two cores would
+    wait for threads that are not running.
     """
     if together() and hasattr(os, "sched_setaffinity"):
         number, count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
@@ -33,18 +33,18 @@ def keep_to_own_cores() -> None:
 
 
 def common_folder(factory: pytest.TempPathFactory) -> Path:
-    """Return the temporary folder of a run; its processes share it."""
+    """Return the temporary folder of a run, which its processes share."""
     folder = factory.getbasetemp()
     return folder.parent if together() else folder
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
-    """Return what ``make`` gives for a new folder, in all processes the same: the first makes it, the others wait.
+    """Return the result of ``make`` for a new folder, computed by the first process and shared with all others.
 
     Args:
-        factory: of temporary folders.
-        name: of the folder.
-        make: called in one process; what it returns is pickled for the others.
+        factory: creates temporary folders.
+        name: name of the folder.
+        make: called in one process; its result is pickled for the others.
     """
     folder = common_folder(factory) / name
     kept = folder.with_suffix(".pickle")
@@ -57,13 +57,13 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @contextlib.contextmanager
 def a_turn(factory: pytest.TempPathFactory, alone: bool) -> Iterator[None]:
-    """Let tests run side by side, and one with ``alone`` when those have ended and before others start."""
+    """Allow tests to run in parallel, except that one with ``alone`` waits for the others and blocks new ones."""
     if not together():
         yield
         return
     kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
     with contextlib.ExitStack() as stack:
-        # Who wants to be alone holds the door, so that nobody enters while it waits for the room to be empty.
+        # A test that runs alone holds the door lock, so that no other starts while it waits for running ones to end.
         with _locked(common_folder(factory) / "door.lock", kind):
             stack.enter_context(_locked(common_folder(factory) / "room.lock", kind))
         yield
@@ -75,5 +75,5 @@ def _locked(path: Path, kind: int) -> Iterator[None]:
         fcntl.flock(file, kind)
         try:
             yield
-        finally:  # a child that a test forked may still have the file
+        finally:  # a child process forked by a test may still have the file open
             fcntl.flock(file, fcntl.LOCK_UN)

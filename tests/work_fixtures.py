@@ -1,4 +1,4 @@
-"""What `test_executors.py` runs in processes of their own; it imports nothing that takes long to load."""
+"""The work of `test_executors.py` in other processes; it imports no module that is slow to load."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ def main(argv: Any = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts tests in the background may have it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background parent may ignore the signal
     sys.exit(run_command(main))

@@ -1,36 +1,6 @@
-"""Run the whole path on the built-in sample and print what came out; what `make demo` runs."""
+"""Run the whole path on the built-in sample: `act-pipeline demo` in this clone; what `make demo` runs."""
 
-from __future__ import annotations
+if __name__ == "__main__":  # processes that the command starts import this file too
+    from _clone import run_module
 
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from act_pipeline.cli.flags import add_opt  # noqa: E402
-from act_pipeline.core.errors import run_command  # noqa: E402
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output_dir", default="output", help="where the models and records go; default: %(default)s")
-    add_opt(parser, "set keys of configs/sample.yml")
-    arguments = parser.parse_args(argv)
-
-    from act_pipeline.core.tables import compression_table, evaluation_table
-    from act_pipeline.demo import run_demo
-
-    demo = run_demo(output_dir=arguments.output_dir, overrides=arguments.opt)
-    print(compression_table(demo.compressed.record))
-    print()
-    print(evaluation_table(demo.evaluations))
-    print()
-    print(f"FP32 model: {demo.fp32.directory}; INT8 model, act.json and report.html: {demo.compressed.model.directory}")
-    print(f"records of the evaluations: {arguments.output_dir}/eval_*.json")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_module("act_pipeline.cli.demo")

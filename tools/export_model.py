@@ -1,48 +1,6 @@
-"""Export a trained RT-DETR as a static graph: PaddleDetection's command and flags."""
+"""Export a trained RT-DETR as a static graph: `act-pipeline export` in this clone."""
 
-from __future__ import annotations
+if __name__ == "__main__":  # processes that the command starts import this file too
+    from _clone import run_module
 
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from act_pipeline.cli.flags import add_opt  # noqa: E402
-from act_pipeline.core.errors import UserError, run_command  # noqa: E402
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "-c", "--config", required=True, help="model YAML, such as configs/rtdetr/rtdetr_r50vd_6x_coco.yml"
-    )
-    add_opt(
-        parser,
-        "set keys of the config: weights=PATH_OR_URL, trt=True, num_classes=3, "
-        "TestReader.inputs_def.image_shape=[3,640,640]",
-        "KEY=VALUE",
-    )
-    parser.add_argument(
-        "--output_dir", default="output_inference", help="the model goes to OUTPUT_DIR/<name of the config>"
-    )
-    parser.add_argument("--export_serving_model", nargs="?", const=True, default=False, help=argparse.SUPPRESS)
-    parser.add_argument("--slim_config", default=None, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if str(arguments.export_serving_model).lower() not in ("false", "0"):
-        raise UserError(
-            "--export_serving_model is not supported; export, then convert the folder with paddle_serving_client"
-        )
-    if arguments.slim_config:
-        raise UserError("--slim_config is not supported; export the float model and compress it with tools/compress.py")
-
-    from act_pipeline.export import export_model
-
-    model = export_model(arguments.config, arguments.output_dir, arguments.opt)
-    print(f"exported {model.directory}: {model.bytes / 1e6:.2f} MB")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_module("act_pipeline.cli.export")

@@ -1,35 +1,6 @@
-"""Make the built-in sample data set: scenes with real handwritten digits, in COCO's form.
+"""Make the built-in sample data set: `act-pipeline make-sample` in this clone."""
 
-Example: python tools/make_sample.py --output_dir dataset/sample --train 300 --val 120 --seed 0
-"""
+if __name__ == "__main__":  # processes that the command starts import this file too
+    from _clone import run_module
 
-from __future__ import annotations
-
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from act_pipeline.core.errors import run_command  # noqa: E402
-from act_pipeline.data.builtin_sample import make_sample  # noqa: E402
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the flags, make the sample, say where it lies."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output_dir", default="dataset/sample", help="the folder to write (default: %(default)s)")
-    parser.add_argument("--train", type=int, default=300, help="training scenes (default: %(default)s)")
-    parser.add_argument("--val", type=int, default=120, help="validation scenes (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=256, help="longer side in pixels (default: %(default)s)")
-    flags = parser.parse_args(argv)
-    made = make_sample(flags.output_dir, flags.train, flags.val, flags.seed, flags.size)
-    counts = f"{flags.train} training and {flags.val} validation scenes"
-    print(f"{flags.output_dir}: {counts}" if made else f"{flags.output_dir}: {counts} are there already")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_module("act_pipeline.cli.make_sample")

@@ -1,56 +1,6 @@
-"""Write report.html and report.json beside an INT8 model: what it gains, what it loses, and where."""
+"""Write report.html beside an INT8 model: `act-pipeline report` in this clone."""
 
-from __future__ import annotations
+if __name__ == "__main__":  # processes that the command starts import this file too
+    from _clone import run_module
 
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
-
-from act_pipeline.core.errors import run_command  # noqa: E402
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model_path", required=True, help="folder of the INT8 model, with its act.json")
-    parser.add_argument(
-        "--reader_config",
-        default=str(REPOSITORY / "configs" / "readers" / "sample_reader.yml"),
-        help="reader of the data that it was evaluated on; default: %(default)s",
-    )
-    parser.add_argument(
-        "--eval",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="records of deploy/infer_eval.py --json: FP16, and the engines that will run the model",
-    )
-    parser.add_argument("--benchmark", metavar="FILE", help="record of deploy/benchmark.py --json")
-    parser.add_argument(
-        "--analysis", metavar="FILE", help="an analysis.json; default: the one in the model's folder, if there is one"
-    )
-    parser.add_argument("--lang", default="en", help="language of the report, en or zh; default: %(default)s")
-    arguments = parser.parse_args(argv)
-
-    from act_pipeline.data import Reader
-    from act_pipeline.report import write_report
-
-    path = write_report(
-        arguments.model_path,
-        Reader.load(arguments.reader_config),
-        arguments.eval,
-        arguments.lang,
-        arguments.analysis,
-        lambda line: print(line, file=sys.stderr),
-        arguments.benchmark,
-    )
-    print(f"report: {path}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_module("act_pipeline.cli.report")

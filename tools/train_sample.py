@@ -1,49 +1,6 @@
-"""Train the RT-DETR of the built-in sample from scratch, and save its weights in PaddleDetection's form.
+"""Train the built-in sample's RT-DETR from scratch; for developers of this repository."""
 
-Example: python tools/train_sample.py --output output/sample/rtdetr_sample.pdparams
-Needs: pip install torch transformers pillow scipy "numpy<2" opencv-python-headless scikit-learn pycocotools tqdm pyyaml
-"""
+if __name__ == "__main__":  # processes that the command starts import this file too
+    from _clone import run_module
 
-from __future__ import annotations
-
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from act_pipeline.core.errors import UserError, run_command  # noqa: E402
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the flags, train, print the score."""
-    try:
-        from tools.dev.sample_training import Settings, train
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{error.name} is not installed, and training needs it: pip install torch transformers pillow "
-            "scipy 'numpy<2', best in an environment of their own"
-        ) from None
-    default = Settings()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-c", "--config", default=str(ROOT / "configs" / "rtdetr" / "rtdetr_sample.yml"))
-    parser.add_argument("--output", default="output/sample/rtdetr_sample.pdparams", help="default: %(default)s")
-    parser.add_argument("--resume", action="store_true", help="go on from the state beside --output")
-    for name in ("iters", "batch_size", "lr", "warmup", "seed", "eval_every", "eval_scenes", "threads"):
-        value = getattr(default, name)
-        parser.add_argument(f"--{name}", type=type(value), default=value, help="default: %(default)s")
-    flags = vars(parser.parse_args(argv))
-    config, output, resume = flags.pop("config"), flags.pop("output"), flags.pop("resume")
-    scores = train(config, output, Settings(**flags), resume)
-    print(
-        f"{output}: mAP {scores['map']:.4f}, mAP50 {scores['map50']:.4f} on scenes that are in neither set of the "
-        f"sample; {scores['seconds']:.0f} s"
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_module("tools.dev.train_sample")

@@ -1,1 +1,1 @@
-"""How sensitive each op of a float model is to INT8, and what its tensors hold: ``tools/analyze.py``."""
+"""Sensitivity of each op of a float model to INT8, and statistics of its tensors: ``tools/analyze.py``."""

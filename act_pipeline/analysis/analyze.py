@@ -1,4 +1,4 @@
-"""The analysis of a float model: what its ops compute, and what each costs in INT8."""
+"""Analysis of a float model: distributions of its tensors and the INT8 sensitivity of each op."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 LEDGER_FILENAME = "sensitivity.jsonl"
 SENSITIVITY_IMAGES = 8
-# Held in memory at a time, by every worker: 0.3 GB an image of 640 x 640.
+# Images in memory at a time in every worker; about 0.3 GB per image of 640 x 640.
 _BATCH_IMAGES = 4
 _NAMED_TENSORS = 3
 
@@ -44,13 +44,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class Analysis:
-    """What was found.
+    """Result of an analysis.
 
     Attributes:
-        directory: where ``analysis.json`` and the plots are.
-        record: what ``analysis.json`` holds.
-        sensitivities: of the ops, in their order; empty if they were not measured.
-        plots: the files.
+        directory: the folder with ``analysis.json`` and the plots.
+        record: the content of ``analysis.json``.
+        sensitivities: sensitivities of the ops, in graph order; empty if they were not measured.
+        plots: paths of the plots.
     """
 
     directory: Path
@@ -73,23 +73,24 @@ def analyze(
     progress: bool = True,
     reader_overrides: Sequence[str] = (),
 ) -> Analysis:
-    """Analyse the float model that a config names, and write ``analysis.json`` and plots.
+    """Analyse the float model of a config, and write ``analysis.json`` and plots.
 
-    One pass over the calibration images gives the distributions; then each quantizable op is put into INT8 alone, with
-    the thresholds of ``QuantPost.algo``, on images that were not calibrated on. A run that is broken off goes on with
-    what it had measured (``sensitivity.jsonl``) when it is started again.
+    One pass over the calibration images yields the distributions. Then each quantizable op alone is quantized to INT8,
+    with thresholds found by ``QuantPost.algo``, and measured on images that were not used for calibration. Measurements
+    are stored in ``sensitivity.jsonl``; an interrupted run resumes from them.
 
     Args:
-        config: the model, the data, the op types, how to calibrate; its strategy and ``quantize`` change nothing.
-        output_dir: where to write; its folder is made, and other files there stay.
+        config: the model, the data, the op types and the calibration settings; its strategy and ``quantize`` have no
+            effect.
+        output_dir: the output folder; it is created if missing, and other files in it are left unchanged.
         device: ``CPU``, ``GPU`` or ``auto``.
-        images: how many calibration images; None: ``QuantPost``'s.
+        images: number of calibration images; None for the number in ``QuantPost``.
         sensitivity: whether to measure sensitivities.
-        sensitivity_images: on how many images.
-        map_images: also measure every op's mAP on so many images of the eval split; 0: not.
+        sensitivity_images: number of images for them.
+        map_images: number of images of the eval split on which the mAP of every op is also measured; 0 for none.
         workers, executor, ray_address: see :func:`act_pipeline.analysis.executors.run_units`.
         progress: show progress bars on stderr.
-        reader_overrides: ``Section.key=value`` each, set over the reader file.
+        reader_overrides: ``Section.key=value`` each, applied to the reader file.
 
     Raises:
         UserError: model and data do not fit together, there are no calibration images, a tensor is NaN or infinite (its
@@ -133,7 +134,7 @@ def analyze(
 
 
 class _Study:
-    """An analysis under way: the prepared model, its ops, and what was found so far."""
+    """State of a running analysis: the prepared model, its ops and the results so far."""
 
     def __init__(
         self, config: Config, model: InferenceModel, reader: Reader, device: str, work: Path, progress: bool
@@ -150,8 +151,7 @@ class _Study:
         if not self.ops:
             raise UserError(
                 f"{config.path}: {model.directory} has no op of quantize_op_types ({', '.join(config.op_types)}); "
-                "name the "
-                "types of ops that the model has"
+                "name the types of ops that the model has"
             )
         self.observers: dict[str, TensorObserver] = {}
         self.weights: dict[str, dict[str, Any]] = {}
@@ -161,7 +161,7 @@ class _Study:
         self.key: str | None = None
 
     def distributions(self) -> None:
-        """Run the calibration images, once."""
+        """Run the calibration images once and collect the statistics and thresholds of all tensors."""
         from act_pipeline.calibration.feeds import feeds_of
         from act_pipeline.calibration.images import calibration_batches
         from act_pipeline.calibration.thresholds import threshold
@@ -207,7 +207,7 @@ class _Study:
         workers: int,
         ray_address: str | None,
     ) -> list[OpSensitivity]:
-        """Measure every op."""
+        """Measure the sensitivity of every op; see :func:`analyze` for the arguments."""
         from act_pipeline.calibration.feeds import held_out_feeds, model_feed
 
         with self._timed("sensitivity"):
@@ -215,7 +215,7 @@ class _Study:
             batches = [_joined(feeds[at : at + _BATCH_IMAGES]) for at in range(0, len(feeds), _BATCH_IMAGES)]
             if subset is not None:
                 names = {name: name for name in ("image", "im_shape", "scale_factor")}
-                # Given names to names, it says which of the reader's is the model's.
+                # Given names instead of arrays, model_feed maps the model's inputs to the reader's names.
                 sources = model_feed(self.config, list(inspect_model(self.prepared).inputs), names)
                 subset = dataclasses.replace(subset, sources=sources)
             task = Task.of(

@@ -1,4 +1,4 @@
-"""How the values of weights and activations are distributed, as far as INT8 minds it."""
+"""Statistics of weights and activations that matter for INT8 quantization."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from act_pipeline.graph.static_graph import StaticGraph
 
 HISTOGRAM_BINS = 64
 QUANTILES = {"p1": 0.01, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p99": 0.99, "p99_9": 0.999, "p99_99": 0.9999}
-# LLM.int8() calls 6 an outlier, in activations whose root mean square is about 1.
+# LLM.int8() defines outliers as values above 6, in activations whose root mean square is about 1.
 _OUTLIER_RMS = 6.0
 
 
 class Extent:
-    """The smallest and the largest value, over all and of every channel.
+    """Observer of the smallest and the largest value of a tensor, and of the largest absolute value per channel.
 
     Args:
-        axis: of the channels.
+        axis: the channel axis.
 
     Attributes:
-        min, max: so far; nothing was seen: infinite and minus infinite.
-        channel_abs_max: float32 [channels], the largest absolute values; empty if nothing was seen, or if the axis is
-            not of one length.
+        min, max: smallest and largest value so far; infinity and minus infinity before the first update.
+        channel_abs_max: float32 [channels], the largest absolute values; empty before the first update, or if the
+            number of channels varies.
     """
 
     def __init__(self, axis: int) -> None:
@@ -55,11 +55,15 @@ class Extent:
 
 
 class TensorObserver:
-    """All that is known of an activation after one pass.
+    """Observers of one tensor.
+
+    Args:
+        channel_axis: the channel axis.
 
     Attributes:
-        histogram: also what thresholds are found in (:func:`act_pipeline.calibration.thresholds.threshold`).
-        extent: of the channels too.
+        histogram: histogram of the absolute values, from which :func:`act_pipeline.calibration.thresholds.threshold`
+            computes thresholds.
+        extent: smallest and largest values, also per channel.
     """
 
     def __init__(self, channel_axis: int) -> None:
@@ -68,23 +72,26 @@ class TensorObserver:
 
     @property
     def observers(self) -> list[Observer]:
-        """What :func:`act_pipeline.calibration.collector.collect` feeds."""
+        """The observers that :func:`act_pipeline.calibration.collector.collect` updates."""
         return [self.histogram, self.extent]
 
     @property
     def constant(self) -> bool:
-        """The tensor had one value only, everywhere and on all images."""
+        """Whether the tensor had a single value at all positions of all images."""
         return self.extent.min == self.extent.max
 
     def statistics(self) -> dict[str, Any]:
-        """See :func:`statistics`."""
+        """Return the statistics of the tensor, see :func:`statistics`."""
         return statistics(self.histogram, self.extent)
 
 
 def observe_activations(ops: Sequence[QuantizableOp]) -> dict[str, TensorObserver]:
-    """Return an observer for every activation that ``ops`` read: tensor -> observer.
+    """Create an observer for every activation that ``ops`` read.
 
-    The channels of a convolution's input are its axis 1, those of a matmul's the last.
+    The channel axis of a matmul's input is the last, that of any other op's input is 1.
+
+    Returns:
+        tensor name -> observer.
     """
     observers: dict[str, TensorObserver] = {}
     for op in ops:
@@ -94,10 +101,14 @@ def observe_activations(ops: Sequence[QuantizableOp]) -> dict[str, TensorObserve
 
 
 def weight_statistics(graph: StaticGraph, ops: Sequence[QuantizableOp]) -> dict[str, dict[str, Any]]:
-    """Return weight -> its statistics, the channels being those that have a scale each.
+    """Return weight name -> statistics (see :func:`statistics`), with one channel per quantization scale.
+
+    Args:
+        graph: the float model.
+        ops: the ops whose weights are described.
 
     Raises:
-        NotFiniteError: a weight is NaN or infinite; its name and its op are the message.
+        NotFiniteError: a weight is NaN or infinite; the message has its name and its op.
     """
     found: dict[str, dict[str, Any]] = {}
     for op in ops:
@@ -115,18 +126,18 @@ def weight_statistics(graph: StaticGraph, ops: Sequence[QuantizableOp]) -> dict[
 
 
 def statistics(histogram: AbsHistogram, extent: Extent) -> dict[str, Any]:
-    """Return a tensor's figures, in types that JSON has.
+    """Return the statistics of a tensor in JSON types.
 
     Returns:
-        ``min``, ``max``, ``abs_max``; ``rms``, the root mean square; the quantiles of the absolute values by the names
-        in :data:`QUANTILES`; ``outlier_ratio``, the share of values whose absolute value is above 6 ``rms`` (Dettmers
-        et al., "LLM.int8()", NeurIPS 2022, section 3, take 6.0 where the activations' ``rms`` is about 1);
-        ``channel_spread``, the largest to the median of the channels' ``abs_max`` (None: the median is 0);
-        ``channels``, how many; ``channel_abs_max``, the quartiles of theirs (``min``, ``p25``, ``p50``, ``p75``,
-        ``max``); ``worst_channel``, the index of the largest; ``histogram``: ``counts`` of absolute values in 64 bins
-        of one width from ``min``, 0, to ``max``, ``abs_max``.
+        ``min``, ``max``, ``abs_max``; ``rms``, the root mean square; the quantiles of the absolute values under the
+        names in :data:`QUANTILES`; ``outlier_ratio``, the share of values whose absolute value is above 6 ``rms``
+        (Dettmers et al., "LLM.int8()", NeurIPS 2022, section 3, use 6.0 where the activations' ``rms`` is about 1);
+        ``channels``, the number of channels; ``channel_spread``, the ratio of the largest to the median ``abs_max`` of
+        the channels (None if the median is 0); ``channel_abs_max``, their quartiles (``min``, ``p25``, ``p50``,
+        ``p75``, ``max``); ``worst_channel``, the index of the largest; ``histogram``: ``counts`` of absolute values in
+        64 bins of equal width from ``min`` (0) to ``max`` (``abs_max``).
     """
-    from act_pipeline.calibration.thresholds import quantile, uniform_histogram
+    from act_pipeline.calibration.histograms import quantile, uniform_histogram
 
     channel_abs_max = extent.channel_abs_max
     lower, upper, counts = histogram.bins()
@@ -159,7 +170,11 @@ def statistics(histogram: AbsHistogram, extent: Extent) -> dict[str, Any]:
 
 
 def spread(channel_abs_max: np.ndarray) -> float | None:
-    """Return the largest to the median of the channels' largest absolute values; None if the median is 0."""
+    """Return the ratio of the largest to the median value; None if the median is 0.
+
+    Args:
+        channel_abs_max: [channels], the largest absolute value of each channel.
+    """
     middle = float(np.median(channel_abs_max)) if channel_abs_max.size else 0.0
     return float(channel_abs_max.max()) / middle if middle > 0 else None
 

@@ -1,4 +1,4 @@
-"""The sensitivities of all ops, measured in this process, in several, or on a Ray cluster."""
+"""Measure the sensitivities of all ops in this process, in several processes, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from act_pipeline.analysis.sensitivity import OpSensitivity, SensitivityRunner, 
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.process_pool import Work, run_work
 
-# Paddle's math libraries read them when they are loaded.
+# Paddle's math libraries read these environment variables when they are loaded.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 Measurements = Generator[dict[str, Any], None, None]
 
@@ -19,17 +19,18 @@ Measurements = Generator[dict[str, Any], None, None]
 def run_units(
     task: Task, units: Sequence[Unit], executor: str = "local", workers: int = 1, ray_address: str | None = None
 ) -> Measurements:
-    """Measure units of a task and yield the measurements as they come, in any order.
+    """Measure units of a task and yield each measurement as soon as it is complete, in any order.
 
     Args:
         task: the task.
-        units: of ``task.units``.
+        units: elements of ``task.units``.
         executor: ``local`` or ``ray``.
-        workers: processes; 1: this one. Without meaning on Ray, where as many units are measured as fit.
+        workers: number of processes; 1 for this process. Ignored on Ray, which measures as many units in parallel as
+            fit.
         ray_address: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``.
 
     Raises:
-        UserError: Ray is not installed or does not answer, a worker ended, or the outputs are not finite.
+        UserError: Ray is not installed or not reachable, a worker ended, or the outputs are not finite.
     """
     threads = str(max(available_cpus() // max(min(workers, len(units)), 1), 1))
     work = Work(
@@ -52,19 +53,19 @@ def measure_sensitivity(
     ray_address: str | None = None,
     progress: bool = True,
 ) -> list[OpSensitivity]:
-    """Measure every op of a task, less what a ledger holds already.
+    """Measure every op of a task, except for the units that a ledger already has.
 
     Args:
-        task: :meth:`act_pipeline.analysis.sensitivity.Task.of` makes it.
-        ledger: keeps each measurement as it comes; None: nothing is kept.
-        executor, workers, ray_address: as :func:`run_units` takes them.
+        task: the task, see :meth:`act_pipeline.analysis.sensitivity.Task.of`.
+        ledger: stores each measurement as soon as it is complete; None to store nothing.
+        executor, workers, ray_address: see :func:`run_units`.
         progress: show a progress bar on stderr.
 
     Returns:
-        in the order of ``task.ops``.
+        the sensitivities in the order of ``task.ops``.
 
     Raises:
-        UserError: as :func:`run_units`.
+        UserError: see :func:`run_units`.
     """
     from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""What has been measured, kept line by line as it comes, so that a run that is broken off goes on where it was."""
+"""Measurements appended to a file line by line, so that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from act_pipeline.core.records import as_number, write_text_atomically
 
 
 class Ledger:
-    """A file of JSON lines: the first says what is measured, each other is a measurement.
+    """A JSON Lines file: the first line has the key of the task, each further line one measurement.
 
-    A line that a kill cut off, or that is no measurement, is left out when the file is read, and so is all that was
-    measured of something else.
+    Truncated lines, lines that are no measurements, and measurements of another task are dropped when the file is read.
+
+    Attributes:
+        path: the file.
+        measurements: all measurements, those read from the file first.
     """
 
     def __init__(self, path: str | os.PathLike[str], key: str) -> None:
-        """Read what is there.
+        """Read the existing measurements and rewrite the file.
 
         Args:
-            path: the file; its folder exists.
-            key: of the task; measurements of another are dropped.
+            path: the file; its folder must exist.
+            key: key of the task; measurements of another task are dropped.
         """
         self.path = Path(path)
         self.measurements: list[dict[str, Any]] = []
@@ -31,13 +34,13 @@ class Ledger:
         read = [entry for entry in map(_parsed, lines) if entry is not None]
         if read and read[0].get("key") == key:
             self.measurements = [entry for entry in read[1:] if _is_measurement(entry)]
-        # Written anew: a measurement must not be appended to half a line.
+        # Rewrite the file, so that no measurement is appended to a truncated line.
         write_text_atomically(
             self.path, "".join(f"{json.dumps(entry)}\n" for entry in [{"key": key}, *self.measurements])
         )
 
     def add(self, measurement: Mapping[str, Any]) -> None:
-        """Keep a measurement."""
+        """Append a measurement to the file."""
         self.measurements.append(dict(measurement))
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{json.dumps(dict(measurement))}\n")

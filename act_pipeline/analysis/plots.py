@@ -1,4 +1,4 @@
-"""An analysis as pictures: ranges, histograms, sensitivities, shares."""
+"""Plots of an analysis: ranges, histograms, sensitivities and error shares."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from act_pipeline.core.records import write_bytes_atomically
 
-# Okabe and Ito's palette: told apart without colour vision, and in grey.
+# Okabe and Ito's palette: distinguishable with colour-blindness and in greyscale.
 COLORS = {"backbone": "#0072B2", "encoder": "#009E73", "decoder": "#E69F00", "head": "#CC79A7"}
 _OTHER_COLOR = "#999999"
 _DPI = 120
@@ -20,15 +20,16 @@ _COLUMNS = 4
 
 
 def draw_plots(record: Mapping[str, Any], directory: str | os.PathLike[str]) -> list[Path]:
-    """Draw what an analysis holds, as PNG.
+    """Draw an analysis as PNG files.
 
     Args:
-        record: of schema ``act_pipeline.analysis/1``.
+        record: a record of schema ``act_pipeline.analysis/1``.
         directory: an existing folder.
 
     Returns:
-        ``activations.png`` (a box for each op), ``weights.png`` (the same of its weight's channels), ``histograms.png``
-        (the activations of the worst ops), and, if sensitivities were measured, ``sensitivity.png`` and ``groups.png``.
+        the paths of ``activations.png`` (a box per op), ``weights.png`` (a box per op, over its weight's channels),
+        ``histograms.png`` (activations of the worst ops), and, if sensitivities were measured, ``sensitivity.png`` and
+        ``groups.png``. Plots without data are left out.
     """
     folder = Path(directory)
     drawings = {
@@ -51,9 +52,12 @@ def draw_plots(record: Mapping[str, Any], directory: str | os.PathLike[str]) -> 
 
 
 def draw_activations(ops: Sequence[Mapping[str, Any]]) -> Any:
-    """Return a figure with a box for each op: the absolute values of its widest activation.
+    """Return a figure with a box per op for the absolute values of its widest activation; None without data.
 
-    The box holds the middle half, the whiskers end at 1% and 99.9%, the cross is the largest value.
+    Boxes are quartiles, whiskers the 1% and 99.9% quantiles, and crosses the largest values.
+
+    Args:
+        ops: the ``ops`` of ``analysis.json``.
     """
     rows = []
     for op in ops:
@@ -66,7 +70,11 @@ def draw_activations(ops: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def draw_weights(ops: Sequence[Mapping[str, Any]]) -> Any:
-    """Return a figure with a box for each op with a weight: the largest absolute value of its output channels."""
+    """Return a figure with a box per weight for the largest absolute values of its output channels; None without data.
+
+    Args:
+        ops: the ``ops`` of ``analysis.json``.
+    """
     rows = [
         (op, op["weight"]["channel_abs_max"])
         for op in ops
@@ -80,10 +88,14 @@ def draw_weights(ops: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def draw_histograms(ops: Sequence[Mapping[str, Any]], count: int = WORST_OPS) -> Any:
-    """Return a figure with the histograms of the widest activations of the worst ops.
+    """Return a figure with histograms of the widest activations of the worst ops; None without data.
 
-    The worst are those with the largest error, or, where none was measured, those whose largest value is farthest from
-    their 99.9 percentile.
+    The worst ops are those with the largest error. Where no error was measured, they are those with the largest ratio
+    of the largest value to the 99.9% quantile.
+
+    Args:
+        ops: the ``ops`` of ``analysis.json``.
+        count: maximum number of histograms.
     """
     drawn = [op for op in ops if any(part["abs_max"] > 0 for part in op["activations"])]
     if not drawn:
@@ -107,7 +119,12 @@ def draw_histograms(ops: Sequence[Mapping[str, Any]], count: int = WORST_OPS) ->
 
 
 def draw_sensitivity(ops: Sequence[Mapping[str, Any]], count: int = _SHOWN_SENSITIVE) -> Any:
-    """Return a figure with the most sensitive ops, their SQNR and the change of the detections."""
+    """Return a figure with the SQNR and the detection change of the most sensitive ops; None if none was measured.
+
+    Args:
+        ops: the ``ops`` of ``analysis.json``.
+        count: maximum number of ops.
+    """
     measured = sorted((op for op in ops if op.get("error") is not None), key=lambda op: -op["error"])[:count]
     if not measured:
         return None
@@ -128,7 +145,11 @@ def draw_sensitivity(ops: Sequence[Mapping[str, Any]], count: int = _SHOWN_SENSI
 
 
 def draw_groups(groups: Sequence[Mapping[str, Any]], attentions: Sequence[Mapping[str, Any]]) -> Any:
-    """Return a figure with the shares of the groups and of the attentions."""
+    """Return a figure with the error shares of the groups and of the attention modules.
+
+    Args:
+        groups, attentions: the entries of ``analysis.json``.
+    """
     rows = [*groups, *attentions]
     figure = _figure(9.0, 1.0 + 0.32 * len(rows))
     axes = figure.add_subplot()
@@ -150,7 +171,7 @@ def _boxes(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, float]]], names:
         return None
     figure = _figure(max(8.0, 0.13 * len(rows) + 2), 5.2)
     axes = figure.add_subplot()
-    # A log scale has no place for zeros: half of what follows a ReLU.
+    # A log scale cannot show zeros, and half of the values after a ReLU are 0.
     floor = min(values[names[-1]] for _, values in rows) * 1e-4
     low, q1, middle, q3, high, largest = names
     boxes = axes.bxp(
@@ -212,5 +233,5 @@ def _color(op: Mapping[str, Any]) -> str:
 
 
 def _short(module: str, length: int = 34) -> str:
-    """Return the end of a module's name, which tells ops apart."""
+    """Return the end of a long module name, which distinguishes ops better than its beginning."""
     return module if len(module) <= length else f"…{module[1 - length :]}"

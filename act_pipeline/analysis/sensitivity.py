@@ -1,4 +1,4 @@
-"""What each op costs when it alone computes in INT8: its sensitivity.
+"""Sensitivity of each op: the output error when this op alone computes in INT8.
 
 PaddleSlim's ``AnalysisPTQ.statistical_analyse`` and ``metric_error_analyse`` write a model for each op. Here ops are
 switched in one graph (`analysis.simulation`), and each figure is a sum over images, so that the work can be cut
@@ -36,19 +36,19 @@ from act_pipeline.graph.static_graph import StaticGraph, static_mode
 _VERSION = 1
 _ATTENTION = re.compile(r"^(.*\.(?:self|cross)_attn)(?:\.|$)")
 Unit = tuple[str, int]
-# Stands for the subset in a unit.
+# Batch index of a unit that measures mAP on the subset.
 MAP = -1
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Images with ground truth, on which mAP is measured.
+    """Images with ground truth on which mAP is measured.
 
     Attributes:
-        reader: what the reader file says, as the model takes it.
-        data_hash: of its eval split.
-        images: how many of its eval split, the first ones.
-        sources: the model's input -> the reader's name for it.
+        reader: the reader's settings, fitted to the model.
+        data_hash: hash of its eval split.
+        images: number of images, the first ones of the eval split.
+        sources: the model's input name -> the reader's name.
     """
 
     reader: ReaderSettings
@@ -59,16 +59,17 @@ class Subset:
 
 @dataclass(frozen=True)
 class Task:
-    """All that a worker needs, wherever it runs.
+    """The data that a worker needs to measure sensitivities, in any process.
 
     Attributes:
-        key: says what is measured; figures of the same key are comparable.
-        program: the float model's program, prepared; ``params``: its parameters.
-        ops: that are measured.
-        thresholds: of their activations.
-        batches: the images, as the model's inputs.
+        key: hash of what is measured; measurements with the same key are comparable.
+        program: serialized program of the prepared float model.
+        params: serialized parameters of this model.
+        ops: the ops to be measured.
+        thresholds: activation name -> threshold, for all activations of ``ops``.
+        batches: dicts of the model's inputs, float32.
         device: ``CPU`` or ``GPU``.
-        subset: to measure mAP on, for each op; None: it is not measured.
+        subset: images on which the mAP of each op is measured; None to not measure mAP.
     """
 
     key: str
@@ -94,9 +95,10 @@ class Task:
         """Return the task of measuring ``ops`` on ``batches``.
 
         Args:
-            model: the float model, prepared.
+            model: the prepared float model.
             ops, thresholds, batches, device, subset: see :class:`Task`.
-            source_hash: of the model that ``model`` was prepared from, to know it again by; None: of ``model``.
+            source_hash: content hash of the model that ``model`` was prepared from, used in the key; None for the hash
+                of ``model``.
         """
         used = {name: float(thresholds[name]) for op in ops for name in op.activations}
         digest = hashlib.sha256()
@@ -121,29 +123,29 @@ class Task:
 
     @property
     def units(self) -> list[Unit]:
-        """What is to be measured: (op, batch), a batch after the other, so that each is prepared once; -1: mAP."""
+        """The units (op, batch), ordered by batch so that each is prepared once; batch :data:`MAP` measures mAP."""
         batches = [*range(len(self.batches)), *([MAP] if self.subset else [])]
         return [(op.name, batch) for batch in batches for op in self.ops]
 
     @property
     def images(self) -> int:
-        """How many images there are."""
+        """The number of images in all batches."""
         return sum(len(next(iter(batch.values()))) for batch in self.batches)
 
 
 @dataclass(frozen=True)
 class OpSensitivity:
-    """What an op costs when it alone is in INT8.
+    """Output error of a model in which this op alone is in INT8.
 
     Attributes:
-        name, type, module, group: of the op.
-        sqnr_db: ``10 log10(signal / noise)`` of the outputs, see
+        name, type, module, group: see :class:`act_pipeline.graph.quantizable_ops.QuantizableOp`.
+        sqnr_db: ``10 log10(signal / noise)`` of the outputs in dB, see
             :func:`act_pipeline.graph.raw_outputs.signal_and_noise`.
         error: noise / signal.
-        share: of the sum of all ops' errors.
-        detection_change: 1 - the mean agreement of the detections above 0.3 with the float model's, see
-            :mod:`act_pipeline.evaluation.matching`; 0 to 1.
-        map: on a subset; None: not measured.
+        share: share in the sum of all ops' errors, in [0, 1].
+        detection_change: 1 - the mean agreement of the detections that reach a score of 0.3 with those of the float
+            model, in [0, 1], see :mod:`act_pipeline.evaluation.matching`.
+        map: mAP on the subset; None if not measured.
     """
 
     name: str
@@ -159,11 +161,11 @@ class OpSensitivity:
 
 @dataclass(frozen=True)
 class BlockError:
-    """What several ops cost when they alone are in INT8.
+    """Output error of a model in which a block of ops alone is in INT8.
 
     Attributes:
-        group: of the first one.
-        ops: how many they are.
+        group: group of the block's first op.
+        ops: number of ops in the block.
         error: noise / signal of the outputs, see :func:`act_pipeline.graph.raw_outputs.signal_and_noise`.
     """
 
@@ -173,7 +175,7 @@ class BlockError:
 
 
 class SensitivityRunner:
-    """A task's model, loaded in this process: measures one op or several of them, on one batch after another.
+    """A task's model, loaded in this process, to measure single ops or blocks of ops on its batches.
 
     Example::
 
@@ -204,14 +206,14 @@ class SensitivityRunner:
         self.exact: dict[str, np.ndarray] = {}
 
     def measure_ops(self, ops: Sequence[QuantizableOp], progress: bool = True) -> list[OpSensitivity]:
-        """Measure ops of the task, each quantized alone, on every batch.
+        """Measure ops of the task on every batch, each quantized alone.
 
         Args:
-            ops: of the task.
+            ops: ops of the task.
             progress: show a progress bar on stderr.
 
         Returns:
-            in the order of ``ops``; ``share`` is of the sum of their errors.
+            the sensitivities in the order of ``ops``; ``share`` is relative to the sum of their errors.
 
         Raises:
             UserError: the outputs are not finite, or memory does not suffice.
@@ -220,9 +222,17 @@ class SensitivityRunner:
         return summarize(ops, [self.measure(*unit) for unit in _shown(units, "sensitivity", "op", progress)])
 
     def block_errors(self, blocks: Sequence[Sequence[QuantizableOp]], progress: bool = True) -> list[BlockError]:
-        """Measure blocks of the task's ops, each block quantized alone, on every batch.
+        """Measure blocks of the task's ops on every batch, each block quantized alone.
 
-        Args, Raises: as :meth:`measure_ops`.
+        Args:
+            blocks: ops of the task, by block.
+            progress: show a progress bar on stderr.
+
+        Returns:
+            the errors in the order of ``blocks``.
+
+        Raises:
+            UserError: the outputs are not finite, or memory does not suffice.
         """
         sums = np.zeros((len(blocks), 2))
         units = [(index, batch) for batch in range(len(self.task.batches)) for index in range(len(blocks))]
@@ -261,7 +271,18 @@ class SensitivityRunner:
         }
 
     def signal_and_noise(self, names: Collection[str], batch: int) -> tuple[float, float, dict[str, np.ndarray]]:
-        """Return the powers of the outputs and of their error with some ops in INT8, and these outputs."""
+        """Run a batch with some ops in INT8 and compare the outputs with the float model's.
+
+        Args:
+            names: names of the ops.
+            batch: index of the batch.
+
+        Returns:
+            signal power, noise power, and the outputs with these ops in INT8.
+
+        Raises:
+            UserError: the outputs are not finite, or memory does not suffice.
+        """
         feed = self.task.batches[batch]
         if self.held != batch:
             self.exact, self.held = self.simulation.hold(feed), batch
@@ -291,7 +312,7 @@ class SensitivityRunner:
 
 
 class _OneOp:
-    """A simulation with one op in INT8, as what :func:`act_pipeline.evaluation.evaluate` runs."""
+    """A simulation with one op in INT8, as an engine for :func:`act_pipeline.evaluation.evaluate`."""
 
     def __init__(self, simulation: Simulation, op: str, sources: Mapping[str, str], device: str) -> None:
         self.name, self.precision, self.device, self.threads = "simulation", "int8", device, available_cpus()
@@ -302,7 +323,7 @@ class _OneOp:
 
 
 def summarize(ops: Sequence[QuantizableOp], measurements: Iterable[Mapping[str, Any]]) -> list[OpSensitivity]:
-    """Return the sensitivities in the order of ``ops``, from the measurements of all of their units.
+    """Sum the measurements of all units per op.
 
     Args:
         ops: of the task.
@@ -336,17 +357,20 @@ def summarize(ops: Sequence[QuantizableOp], measurements: Iterable[Mapping[str, 
 
 
 def ranked(sensitivities: Collection[OpSensitivity]) -> list[OpSensitivity]:
-    """Return the most sensitive first: by the error, then by the change of the detections."""
+    """Sort sensitivities in descending order of error, then of detection change."""
     return sorted(sensitivities, key=lambda op: (-op.error, -op.detection_change))
 
 
 def group_shares(sensitivities: Sequence[OpSensitivity]) -> list[dict[str, Any]]:
-    """Return ``name``, ``ops`` (how many) and ``share`` of the total error of each group; the shares add up to 1."""
+    """Return ``name``, number of ``ops`` and ``share`` of the total error for each group; the shares add up to 1."""
     return _shares(sensitivities, lambda op: op.group)
 
 
 def attention_shares(sensitivities: Sequence[OpSensitivity]) -> list[dict[str, Any]]:
-    """Return the same of each attention (``transformer.decoder.layers.0.self_attn``), which is a part of its group."""
+    """Return ``name``, number of ``ops`` and ``share`` of the total error for each attention module.
+
+    An attention module, e.g. ``transformer.decoder.layers.0.self_attn``, is part of its group.
+    """
 
     def attention(op: OpSensitivity) -> str | None:
         found = _ATTENTION.match(op.module)

@@ -1,20 +1,20 @@
-"""What a float model gives with some of its ops in INT8, for any choice of them and nothing written to disk.
+"""Outputs of a float model with any subset of its ops in INT8, without writing models to disk.
 
-Quantizing an op means what it means in the INT8 model that is saved: its activations pass through Paddle's own
-``quantize_linear`` and ``dequantize_linear``, its weight is rounded per output channel. Each choice is a program of its
-own over the parameters of one scope; making one costs what Paddle's executor takes to prepare it, a few tenths of a
-second, and no op that stays float costs anything. On the CPU convolutions and matmuls are computed by oneDNN.
+Quantizing an op has the same meaning as in the saved INT8 model: its activations pass through Paddle's
+``quantize_linear`` and ``dequantize_linear``, and its weight is rounded per output channel. Each subset is a program
+over the parameters of one scope. Preparing it takes Paddle's executor a few tenths of a second; ops that stay in float
+cost nothing extra. On the CPU convolutions and matmuls are computed by oneDNN.
 
-:meth:`Simulation.hold` keeps the float model's tensors of a batch, and runs on that batch then begin where the first
-quantized op stands: what lies before it and beside it is the same. PaddleSlim's ``AnalysisPTQ`` writes a model for
-each op and runs all of it.
+:meth:`Simulation.hold` caches the float model's tensors of a batch. Later runs on this batch compute only the ops that
+depend on a quantized op, since all other tensors are unchanged. PaddleSlim's ``AnalysisPTQ`` writes a model for each op
+and runs all of it.
 """
 
 from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ _OUTPUTS = ("bbox", "bbox_num")
 
 
 class Simulation:
-    """A float graph of which any ops can compute in INT8, chosen anew at every run.
+    """A float graph of which any subset of ops can compute in INT8, chosen at every run.
 
     Example::
 
@@ -55,15 +55,16 @@ class Simulation:
         """Load the model.
 
         Args:
-            model: the float model, its constants and BatchNorm folded (``compress.pipeline.prepare``).
-            ops: that can be quantized.
+            model: the float model with constants and BatchNorm folded (:func:`act_pipeline.graph.folding.prepare`).
+            ops: the ops that can be quantized.
             device: ``CPU`` or ``GPU``.
-            taps: tensors that :meth:`run` gives beside the outputs.
-            onednn: False takes Paddle's own kernels on the CPU too: 4 times slower on RT-DETR-R18 at 640, and bit for
-                bit what the saved INT8 model gives in Paddle's executor.
+            taps: names of tensors that :meth:`run` returns in addition to the outputs.
+            onednn: False uses Paddle's own kernels on the CPU: 4 times slower on RT-DETR-R18 at 640, and bit-identical
+                to the saved INT8 model in Paddle's executor.
 
         Raises:
             UserError: the files are damaged.
+            ValueError: no op computes one of ``taps``.
         """
         import paddle
 
@@ -108,12 +109,11 @@ class Simulation:
         self._paddle = paddle
 
     def set_thresholds(self, thresholds: Mapping[str, float]) -> None:
-        """Give activations their thresholds; others that were given before stay.
+        """Set the thresholds of activations; those set before are kept.
 
         Args:
-            thresholds: activation -> the largest absolute value that its INT8 form represents, as
-                :func:`act_pipeline.calibration.thresholds.threshold` gives it; 0 (nothing but zeros was seen) counts as
-                1.
+            thresholds: activation name -> the largest absolute value that its INT8 form represents, see
+                :func:`act_pipeline.calibration.thresholds.threshold`; 0 (the activation was always 0) is replaced by 1.
         """
         for name, value in thresholds.items():
             self._thresholds[name] = float(value)
@@ -125,16 +125,15 @@ class Simulation:
         """Run a batch with some ops in INT8.
 
         Args:
-            feed: the model's inputs, as :meth:`act_pipeline.engines.interface.Engine.run` takes them; others are let
-                be.
+            feed: the model's inputs, see :meth:`act_pipeline.engines.interface.Engine.run`; other entries are ignored.
             quantized: names of ops whose activations and weight are rounded to INT8.
-            weight_only: names of ops of which the weight alone is rounded; an op without one stays float.
+            weight_only: names of ops of which only the weight is rounded; an op without a weight stays in float.
 
         Returns:
-            ``bbox [K, 6]`` float32, ``bbox_num [N]``, and the taps by their names.
+            ``bbox`` float32 [K, 6], ``bbox_num`` [N], and the taps under their names.
 
         Raises:
-            ValueError: a name is no op, or an activation has no threshold.
+            ValueError: a name is not a quantizable op, or an activation has no threshold.
             UserError: memory does not suffice.
         """
         quantized, weight_only = frozenset(quantized), frozenset(weight_only) - frozenset(quantized)
@@ -152,12 +151,16 @@ class Simulation:
         return self._execute(quantized, weight_only, "from held" if self._held is not None else "whole")
 
     def hold(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the float model and keep what later runs on the same batch can begin with, until another batch comes.
+        """Run the float model and cache its tensors for later runs on the same batch.
 
-        The memory that it takes is that of the tensors between the ops: about 0.2 GB an image for R18 at 640.
+        The cache needs the memory of the tensors between the ops: about 0.2 GB per image for R18 at 640. It is dropped
+        when another batch is run.
+
+        Args:
+            feed: see :meth:`run`.
 
         Returns:
-            the float model's outputs, as :meth:`run` with no op quantized.
+            the float model's outputs, as from :meth:`run` with no op quantized.
         """
         self._held = None
         self._feed(feed)
@@ -166,7 +169,7 @@ class Simulation:
         return dict(outputs)
 
     def close(self) -> None:
-        """Free the parameters and all tensors; a second call does nothing."""
+        """Free the parameters and all tensors; further calls have no effect."""
         if self._loaded is not None:
             self._programs.clear()
             self._loaded.close()
@@ -179,14 +182,14 @@ class Simulation:
         return self._loaded
 
     def _frontier(self, produced: set[str]) -> set[str]:
-        """Return the tensors that some choice of ops reads and leaves as they are, and what is fetched."""
+        """Return the tensors to cache: unchanged inputs of the ops affected by any one op, and the outputs."""
         held = set(self._keys.values())
         for name in self._ops:
             held.update(self._boundary(self._affected({name})))
         return (held & produced) - self._parameters
 
     def _affected(self, names: Collection[str]) -> list[int]:
-        """Return the positions of the ops whose results change when ``names`` are quantized, and are wanted."""
+        """Return the positions of the ops that depend on ``names`` and contribute to the outputs."""
         changed: set[str] = set()
         starts = {self._position[name] for name in names}
         positions = []
@@ -222,11 +225,11 @@ class Simulation:
                     f"Paddle cannot run the model with {len(quantized)} ops in INT8: {line.strip()}"
                 ) from error
         found = {name: np.asarray(value) for name, value in zip(fetches, values)}
-        # Not from the scope: oneDNN leaves a tensor there in a layout of its own.
+        # Fetched rather than read from the scope, where oneDNN stores tensors in its own layout.
         return {key: found[name] if name in found else self._held_outputs[key] for key, name in self._keys.items()}
 
     def _build(self, quantized: frozenset[str], weight_only: frozenset[str], mode: str) -> tuple[Any, list[str]]:
-        """Return the program of a choice of ops, and which of the results it gives; the others are held."""
+        """Return the program of a subset of ops and the tensors that it fetches; the other outputs are cached."""
         from paddle.base.proto import framework_pb2
 
         positions = self._affected(quantized | weight_only) if mode == "from held" else self._needed(mode)
@@ -273,7 +276,7 @@ class Simulation:
         return kept[::-1]
 
     def _add_rounding(self, block: Any, variables: dict[str, Any], tensor: str) -> None:
-        """Append the ops that round ``tensor``, as they stand in a saved INT8 model."""
+        """Append the ops that round ``tensor`` to INT8, the same as in a saved INT8 model."""
         scale, zero_point = _scale_name(tensor), "act_pipeline@zero_point"
         self._declare(block, variables, scale, variables[tensor], [1])
         if zero_point not in variables:
@@ -297,7 +300,7 @@ class Simulation:
             source = result
 
     def _rounded_weight(self, block: Any, variables: dict[str, Any], weight: str, axis: int) -> str:
-        """Return the parameter that holds what INT8 leaves of a weight; it is made at the first use."""
+        """Return the name of the INT8-rounded copy of a weight, which is created at its first use."""
         name = f"{weight}@rounded{axis}"
         if name not in self._parameters:
             self._set(name, rounded_weight(self._graph.parameter(weight), axis))
@@ -321,26 +324,29 @@ class Simulation:
         variables[name] = var
 
     def _forget_programs(self) -> None:
-        """Free the prepared programs; each keeps tensors in a scope of its own below ours, 0.1 GB on a small model."""
+        """Free the prepared programs; each holds tensors in a child scope, 0.1 GB on a small model."""
         self._programs.clear()
         self._graph.executor.close()
         self._graph.executor = self._paddle.static.Executor(self._place)
-        gc.collect()  # Paddle's executor and its cache refer to each other
+        gc.collect()  # Paddle's executor and its cache form a reference cycle
         self._graph.scope.drop_kids()
 
     def _feed(self, feed: Mapping[str, np.ndarray]) -> None:
-        for name in self._graph.feed_names:
-            if name not in feed:
-                raise ValueError(f"the model takes an input {name!r}, which is none of {sorted(feed)}")
-            self._set(name, np.ascontiguousarray(feed[name], np.float32))
+        for name, array in self._inputs(feed):
+            self._set(name, array)
 
     def _digest(self, feed: Mapping[str, np.ndarray]) -> bytes:
         digest = hashlib.blake2b(digest_size=16)
-        for name in self._graph.feed_names:
-            array = np.ascontiguousarray(feed[name], np.float32)
+        for name, array in self._inputs(feed):
             digest.update(repr((name, array.shape)).encode())
             digest.update(array.data)
         return digest.digest()
+
+    def _inputs(self, feed: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        for name in self._graph.feed_names:
+            if name not in feed:
+                raise ValueError(f"the model takes an input {name!r}, which is none of {sorted(feed)}")
+            yield name, np.ascontiguousarray(feed[name], np.float32)
 
     def _set(self, name: str, value: np.ndarray) -> None:
         self._graph.scope.var(name).get_tensor().set(np.ascontiguousarray(value), self._place)
@@ -351,7 +357,7 @@ def _scale_name(tensor: str) -> str:
 
 
 def _set_bool(node: Any, name: str) -> None:
-    """Set an attribute of a protobuf op; 6 is ``AttrType.BOOLEAN`` of Paddle's framework.proto."""
+    """Set a boolean attribute of a protobuf op; 6 is ``AttrType.BOOLEAN`` in Paddle's framework.proto."""
     for attribute in node.attrs:
         if attribute.name == name:
             attribute.b = True
@@ -360,7 +366,7 @@ def _set_bool(node: Any, name: str) -> None:
 
 
 def _on_gpu(graph: StaticGraph) -> StaticGraph:
-    """Move the parameters to the first GPU, where they would be copied to at every run otherwise."""
+    """Move the parameters to the first GPU; otherwise they would be copied there at every run."""
     import paddle
 
     place = paddle.CUDAPlace(0)

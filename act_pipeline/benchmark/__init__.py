@@ -1,6 +1,6 @@
-"""Every engine and precision of a machine on one model, side by side: speed, memory, start-up and accuracy.
+"""Benchmark of every engine and precision of a machine on one model: speed, memory, start-up time and accuracy.
 
-Read ``plan`` (what is run), ``worker`` (an engine in a process of its own), ``timing`` (rounds, percentiles, ratios),
-``run`` (all of it), ``record`` and ``chart`` (what comes of it); ``nncf_peer`` makes the INT8 model that others would
-have used.
+Modules: ``plan`` (what is run), ``worker`` (an engine in its own process), ``timing`` (rounds, percentiles, ratios),
+``run`` (the whole benchmark), ``record`` and ``chart`` (results), and ``nncf_peer`` (NNCF's INT8 model of the same
+float model, for comparison).
 """

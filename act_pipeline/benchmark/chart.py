@@ -1,4 +1,4 @@
-"""The rows of a benchmark as a bar chart."""
+"""Bar chart of a benchmark's rows."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 from act_pipeline.core.records import write_bytes_atomically
 
-# Told apart without colour vision, and in grey: Okabe and Ito's palette.
+# Okabe and Ito's palette: distinguishable with colour-blindness and in greyscale.
 _COLORS = {"fp32": "#999999", "fp16": "#56B4E9", "bf16": "#0072B2", "int8": "#D55E00"}
 _OTHER_COLOR = "#CC79A7"
 _DPI, _WIDTH_INCHES, _ROW_INCHES, _FRAME_INCHES = 120, 10.0, 0.44, 1.8
-# Room for the figures beside the longest bar, as a share of it.
+# Space for the figures next to the longest bar, as a share of its length.
 _LABEL_ROOM = 0.5
 
 
 def draw_chart(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Draw p50 and p90 of every row that ran, the fastest on top, as PNG.
+    """Draw p50 and p90 latency of every row that ran as PNG, the fastest at the top.
 
     Args:
-        record: of schema ``act_pipeline.benchmark/1``.
-        path: the file; its folder is made.
+        record: a record of schema ``act_pipeline.benchmark/1``.
+        path: the file; its folder is created if missing.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ def draw_chart(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     axes.barh(range(len(rows)), p50, height=0.68, color=[_COLORS.get(row["precision"], _OTHER_COLOR) for row in rows])
     axes.hlines(range(len(rows)), p50, p90, color="black", linewidth=1.1)
     axes.plot(p90, range(len(rows)), "|", color="black", markersize=9, markeredgewidth=1.3)
-    # A single slow 90th percentile is not to squeeze all bars: beyond the longest bar's double it lies outside.
+    # A single outlying p90 must not compress all bars, so the axis is scaled to at most 1.6 times the longest bar.
     reach = max(p50)
     limit = min(max([reach, *p90]), 1.6 * reach)
     axes.set_xlim(0, (1 + _LABEL_ROOM) * limit)
@@ -62,7 +62,7 @@ def draw_chart(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    """Return the figures that stand beside a bar."""
+    """Return the text next to a bar."""
     parts = [f"{row['latency_ms']['p50']:.1f} ms"]
     ratio = row["ratio_to_paddle_fp32"] or row["ratio_to_fp32"]
     if ratio is not None:

@@ -1,9 +1,9 @@
-"""What else one could have used: NNCF's INT8 of the same FP32 model, in OpenVINO, without and with accuracy control.
+"""NNCF's INT8 model of the same FP32 model in OpenVINO, with or without accuracy control, for comparison.
 
-NNCF 3.4 quantizes the float model as lowered to ONNX and read by OpenVINO, with ``model_type=TRANSFORMER`` (its default
-costs 0.03 mAP on RT-DETR), calibrated on images of the train split, and keeps the result as OpenVINO's own IR. With
-accuracy control it gives ops back to float until the mAP on the eval split is within ``max_drop``, as
-``Strategy.max_drop`` does here.
+NNCF 3.4 quantizes the float model exported to ONNX and read by OpenVINO, with ``model_type=TRANSFORMER`` (its default
+costs 0.03 mAP on RT-DETR). It is calibrated on images of the train split, and the result is saved as OpenVINO IR. With
+accuracy control NNCF reverts ops to float until the mAP drop on the eval split is within ``max_drop``, like
+``Strategy.max_drop`` here.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _PACKAGE = 'pip install "act_pipeline[nncf]", or -r requirements/nncf.txt'
 
 @dataclass(frozen=True)
 class OpenVINOModel(OnnxModel):
-    """A model in OpenVINO's IR: ``<name>.xml`` and ``<name>.bin`` beside it, where an ONNX file has one.
+    """A model in OpenVINO IR: ``<name>.xml`` and ``<name>.bin`` in the same folder.
 
     Attributes:
-        inputs: name -> shape, -1 where any size goes.
+        inputs: name -> shape, -1 for dynamic dimensions.
     """
 
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class OpenVINOModel(OnnxModel):
 
     @property
     def bytes(self) -> int:
-        """Size of both files together, in bytes."""
+        """The total size of both files in bytes."""
         return self.path.stat().st_size + self.weights_path.stat().st_size
 
     def content_hash(self) -> str:
@@ -58,12 +58,16 @@ class OpenVINOModel(OnnxModel):
         return hash_files([self.path, self.weights_path])
 
     def record(self) -> dict[str, Any]:
-        """Return nothing: it was not lowered by this package."""
+        """Return an empty record, since the model was not exported by this package."""
         return {}
 
 
 def require_nncf() -> None:
-    """Raise a UserError unless NNCF and OpenVINO are installed; imports neither."""
+    """Check that NNCF, OpenVINO and ONNX are installed, without importing them.
+
+    Raises:
+        UserError: one is missing.
+    """
     missing = [name for name in ("nncf", "openvino", "onnx") if importlib.util.find_spec(name) is None]
     if missing:
         are = "is" if len(missing) == 1 else "are"
@@ -80,16 +84,16 @@ def nncf_candidate(
     say: Callable[[str], None],
     max_drop: float | None = None,
 ) -> Candidate:
-    """Make the peer and return its row to be; if NNCF fails, a row with the reason.
+    """Quantize the model with NNCF and return its benchmark candidate; if NNCF fails, a candidate with the reason.
 
     Args:
         model: the FP32 model.
-        reader: gives the images for the calibration, from its train split.
-        images: how many.
-        threads, batch_size: as the other rows have them.
-        folder: where the IR is kept.
-        say: takes a line about what happens next.
-        max_drop: with accuracy control, to this drop of mAP; None: without.
+        reader: provides the calibration images from its train split.
+        images: number of calibration images.
+        threads, batch_size: the same as for the other candidates.
+        folder: where the IR is saved.
+        say: is called with one line per step.
+        max_drop: allowed mAP drop for accuracy control; None for no accuracy control.
     """
     label = LABELS["nncf" if max_drop is None else "nncf_accuracy_control"]
     say(f"{label}: calibrating on {images} images")
@@ -102,7 +106,7 @@ def nncf_candidate(
         seconds = time.perf_counter() - start
     except UserError as error:
         return made(model, refusal=str(error))
-    except Exception as error:  # the peer's fault is not to end the others
+    except Exception as error:  # a failure of NNCF must not end the benchmark of the other engines
         return made(model, refusal=" ".join(f"NNCF cannot quantize it: {type(error).__name__}: {error}".split()))
     return made(
         peer,
@@ -120,19 +124,20 @@ def quantize(
     batches: Callable[[], Iterable[Mapping[str, np.ndarray]]] | None = None,
     stage: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext(),
 ) -> OpenVINOModel:
-    """Write the IR of NNCF's post-training INT8 of a float model.
+    """Quantize a float model by NNCF's post-training quantization and write the IR.
 
     Args:
         model: the float model.
-        reader: a reader with a ``train`` split.
-        images: how many of its images calibrate.
-        path: the ``.xml``.
-        max_drop: with accuracy control on the eval split; None: without.
-        batches: gives these images, one a batch, the same at every call; None: in an order drawn with seed 0.
-        stage: what to hold while ``prepare`` (lowering, reading), ``quantize`` or ``save`` lasts.
+        reader: a reader with a ``train`` split, and an ``eval`` split for accuracy control.
+        images: number of calibration images.
+        path: the ``.xml`` file to write.
+        max_drop: allowed mAP drop on the eval split for accuracy control; None for no accuracy control.
+        batches: returns the calibration images in batches of one, the same at every call; None for the train split,
+            shuffled with seed 0.
+        stage: returns a context manager that is held during ``prepare`` (export and reading), ``quantize`` or ``save``.
 
     Raises:
-        UserError: the train split cannot be read, or the model cannot be lowered.
+        UserError: a split cannot be read, or the model cannot be exported to ONNX.
     """
     from act_pipeline.engines.onnx_runtimes.openvino import set_batch
     from act_pipeline.onnx_export import lowered_onnx
@@ -141,7 +146,7 @@ def quantize(
     with stage("prepare"):
         onnx_model = lowered_onnx(model, "cpu")
         network = openvino.Core().read_model(str(onnx_model.path))
-        set_batch(network, 1)  # one image at a time, as it is calibrated; any batch again below
+        set_batch(network, 1)  # calibration uses batches of one; the batch is made dynamic again below
     inputs = {
         parameter.output(0).get_any_name(): (-1, *parameter.get_partial_shape().to_shape()[1:])
         for parameter in network.get_parameters()
@@ -149,7 +154,7 @@ def quantize(
     if batches is None:
         batches = functools.partial(reader.loader, "train", batch_size=1, shuffle=True, drop_last=False)
     calibration = nncf.Dataset(_Calibration(batches, images), lambda batch: {name: batch[name] for name in inputs})
-    # Its progress bars are no part of the table.
+    # stdout is reserved for the table; NNCF's progress bars go to stderr.
     with stage("quantize"), contextlib.redirect_stdout(sys.stderr):
         settings = {"model_type": nncf.ModelType.TRANSFORMER, "subset_size": images}
         if max_drop is None:
@@ -173,9 +178,7 @@ def quantize(
 
 
 def _scoring(reader: Any) -> tuple[Callable[[Any, Any], tuple[float, None]], list[Mapping[str, np.ndarray]]]:
-    """Return NNCF's validation function, which gives the mAP on the batches it is handed, and those of the eval
-    split.
-    """
+    """Return NNCF's validation function, which computes the mAP on given batches, and the eval split's batches."""
     from types import SimpleNamespace
 
     from act_pipeline.evaluation import evaluate
@@ -198,7 +201,13 @@ def _scoring(reader: Any) -> tuple[Callable[[Any, Any], tuple[float, None]], lis
 
 
 def load_peer(model: OpenVINOModel, threads: int, batch_size: int) -> Any:
-    """Return the peer in the same engine, and with the same settings, as our own INT8."""
+    """Load NNCF's model in the same engine and with the same settings as the INT8 model of this package.
+
+    Args:
+        model: the IR.
+        threads: number of CPU threads.
+        batch_size: images per run.
+    """
     from act_pipeline.engines.onnx_runtimes.openvino import OpenVINOEngine
 
     summary = OnnxSummary(model.inputs, ("bbox", "bbox_num"), {"FakeQuantize": 1})
@@ -206,7 +215,7 @@ def load_peer(model: OpenVINOModel, threads: int, batch_size: int) -> Any:
 
 
 class _Calibration:
-    """The first images, one a batch; NNCF goes over them more than once."""
+    """The first images in batches of one; NNCF iterates over them more than once."""
 
     def __init__(self, batches: Callable[[], Iterable[Mapping[str, np.ndarray]]], images: int) -> None:
         self._batches, self._images = batches, images
@@ -220,13 +229,17 @@ class _Calibration:
 
 
 def import_nncf() -> tuple[Any, Any]:
-    """Return ``nncf`` and ``openvino``, imported without the telemetry that both would start unasked."""
+    """Return the modules ``nncf`` and ``openvino``, imported with their telemetry disabled.
+
+    Raises:
+        UserError: one cannot be imported.
+    """
     from act_pipeline.engines.onnx_runtimes.openvino import import_openvino
 
     openvino = import_openvino()
-    os.environ.setdefault("NNCF_CI", "1")  # NNCF 3.4 then sends nothing
+    os.environ.setdefault("NNCF_CI", "1")  # disables the telemetry of NNCF 3.4
     hidden = "nncf" not in sys.modules and "openvino_telemetry" not in sys.modules
-    if hidden:  # it does without the package where it is missing, and would write into the home folder at its import
+    if hidden:  # NNCF works without this package, which would write to the home folder when imported
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # typeshed: modules only
     try:
         import nncf

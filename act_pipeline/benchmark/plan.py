@@ -1,4 +1,4 @@
-"""What is asked for, and what of it this machine can run."""
+"""The requested benchmark, and which of its engines this machine can run."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 
 from act_pipeline.benchmark.worker import CreateEngine
 from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
-from act_pipeline.core.defaults import DEFAULT_MODELS, default_path
+from act_pipeline.core.command_names import name_commands
+from act_pipeline.core.defaults import DEFAULT_MODELS, find_shipped
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.engines import ENGINES, PRECISIONS, Machine, create_engine, support
 from act_pipeline.engines.interface import EngineSupport
 from act_pipeline.graph.model_files import ModelSummary, inspect_model
 
 MIN_REPEATS, QUICK_REPEATS = 50, 10
-# Paddle Inference without TensorRT. Which of the two is faster depends on the model and the CPU; a ratio to "Paddle" is
-# to the faster one of those that ran, and names it.
+# Paddle Inference without TensorRT. Which of the two is faster depends on the model and the CPU. Ratios to "Paddle"
+# refer to the faster one that ran, which is named.
 PADDLE_INFERENCE = ("paddle", "paddle_onednn")
-# Computes INT8 in float, to judge a model by; it is timed if it is asked for.
+# Computes INT8 in float, to evaluate models; timed on request only.
 NOT_DEPLOYED = ("int8_reference",)
 PEERS = ("nncf", "nncf_accuracy_control")
 
@@ -30,28 +31,29 @@ class BenchmarkRequest:
     """What to compare and how; the fields are the flags of ``deploy/benchmark.py``.
 
     Attributes:
-        model_path: the FP32 model's folder; None: the sample's, unless ``int8_model_path`` is given.
-        int8_model_path: the INT8 model's folder; None: the sample's, unless ``model_path`` is given.
-        model_filename: the program in both.
-        params_filename: the parameters in both.
-        reader_config: the reader YAML; None: the sample's.
-        engines: names; None: all that this machine has.
-        reference: ``int8_reference`` too, where ``engines`` names none.
-        precisions: names; None: all that an engine has.
+        model_path: folder of the FP32 model; None for the sample's, unless ``int8_model_path`` is given.
+        int8_model_path: folder of the INT8 model; None for the sample's, unless ``model_path`` is given.
+        model_filename: file name of the program in both.
+        params_filename: file name of the parameters in both.
+        reader_config: the reader YAML; None for the sample's.
+        engines: engine names; None for all available ones.
+        reference: whether to include ``int8_reference`` if ``engines`` is None.
+        precisions: precision names; None for all that an engine supports.
         device: ``auto`` (a GPU if an engine can use one), ``CPU`` or ``GPU``.
-        cpu_threads: of every engine; None: all CPUs that this process may use.
-        batch_size: images in a run.
+        cpu_threads: CPU threads of every engine; None for all CPUs available to this process.
+        batch_size: images per run.
         warmup: runs of each engine before the first round.
-        repeats: rounds; in each, every engine runs once; None: 50, or 10 with ``quick``.
-        quick: fewer than 50 rounds will do.
-        random: time on random input instead of the data set's images.
+        repeats: number of rounds, in each of which every engine runs once; None for 50, or 10 with ``quick``.
+        quick: allow fewer than 50 rounds.
+        random: use random input instead of the data set's images.
         no_map: do not evaluate.
-        limit: evaluate the first so many images of the data set.
-        peer: ``nncf``: one more row, NNCF's post-training INT8 of the FP32 model in OpenVINO; or
-            ``nncf_accuracy_control``: with ops given back until the mAP on the eval split is within ``peer_max_drop``.
-        peer_images: images of the reader's train split that the peer is calibrated on.
-        peer_max_drop: the drop of mAP that is allowed, for ``nncf_accuracy_control``.
-        work_dir: where the peer's model is kept; None: nowhere.
+        limit: evaluate the first so many images of the data set; None for all.
+        peer: ``nncf``: an additional row for NNCF's post-training INT8 of the FP32 model in OpenVINO;
+            ``nncf_accuracy_control``: the same with ops reverted to float until the mAP drop on the eval split is
+            within ``peer_max_drop``.
+        peer_images: number of images of the train split for NNCF's calibration.
+        peer_max_drop: the allowed mAP drop for ``nncf_accuracy_control``.
+        work_dir: folder in which NNCF's model is kept; None to delete it.
         seed: of the order of the engines within the rounds.
         json: where to write the record.
         chart: where to draw the chart, ``.png``.
@@ -84,11 +86,15 @@ class BenchmarkRequest:
 
     @property
     def rounds(self) -> int:
-        """How many rounds."""
+        """The number of rounds."""
         return self.repeats or (QUICK_REPEATS if self.quick else MIN_REPEATS)
 
     def check(self) -> None:
-        """Raise a UserError for what can be seen to be wrong before anything is loaded."""
+        """Check the request before anything is loaded.
+
+        Raises:
+            UserError: a name is unknown, there are too few rounds, or ``chart`` is not a ``.png``.
+        """
         for what, names, known in (("engine", self.engines, ENGINES), ("precision", self.precisions, PRECISIONS)):
             for name in names or ():
                 if name not in known:
@@ -108,13 +114,13 @@ class BenchmarkRequest:
 
 @dataclass(frozen=True)
 class Models:
-    """The two models that are compared; at least one is there.
+    """The two compared models, of which at least one is present.
 
     Attributes:
-        float_: what runs as ``fp32``, ``fp16`` and ``bf16``.
-        int8: what runs as ``int8``.
+        float_: the model for ``fp32``, ``fp16`` and ``bf16``.
+        int8: the model for ``int8``.
         note: what is missing and why, or None.
-        summaries: precision (``float`` or ``int8``) -> what is in the model's files.
+        summaries: ``float`` or ``int8`` -> summary of the model's files.
     """
 
     float_: InferenceModel | None
@@ -124,24 +130,27 @@ class Models:
 
     @classmethod
     def of(cls, request: BenchmarkRequest) -> Models:
-        """Open what the request names; nothing named: the sample's two.
+        """Open the models of a request, or the sample's two if it names none.
 
         Raises:
-            UserError: a folder that was named is not there, or the sample was not made.
+            UserError: a named folder is missing, the sample was not made, or the models do not fit their roles or each
+                other.
         """
 
         def load(path: str | Path | None) -> InferenceModel | None:
             return None if path is None else InferenceModel.load(path, request.model_filename, request.params_filename)
 
         if request.model_path is None and request.int8_model_path is None:
-            folders = {kind: default_path(path) for kind, path in DEFAULT_MODELS.items()}
+            folders = {kind: find_shipped(path) for kind, path in DEFAULT_MODELS.items()}
             missing = [kind for kind, path in folders.items() if not path.exists()]
             if "float" in missing:
                 raise UserError(
                     f"model folder {DEFAULT_MODELS['float']} does not exist; run `make demo`, which makes it, or give "
                     "--model_path (and --int8_model_path)"
                 )
-            note = f"{DEFAULT_MODELS['int8']} does not exist: no int8 rows; `make demo` makes it" if missing else None
+            note = None
+            if missing:
+                note = name_commands(f"{DEFAULT_MODELS['int8']} does not exist: no int8 rows; `make demo` makes it")
             return cls._inspected(load(folders["float"]), None if missing else load(folders["int8"]), note)
         note = None
         if request.int8_model_path is None:
@@ -170,30 +179,30 @@ class Models:
 
     @property
     def input_size(self) -> tuple[int, int] | None:
-        """Height and width that both take, pixels; None if any."""
+        """Height and width of the input in pixels; None if dynamic."""
         return next(iter(self.summaries.values())).input_size
 
     def for_precision(self, precision: str) -> InferenceModel | None:
-        """Return the model that runs at a precision, None if it was not given."""
+        """Return the model that runs at a precision; None if it was not given."""
         return self.int8 if precision == "int8" else self.float_
 
     def summary_for(self, precision: str) -> ModelSummary | None:
-        """Return what is in that model's files."""
+        """Return the summary of the model that runs at a precision; None if it was not given."""
         return self.summaries.get("int8" if precision == "int8" else "float")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row to be.
+    """A planned row of the benchmark.
 
     Attributes:
         label: ``<engine> <precision>``.
         engine, precision, device: of the engine.
-        model: what it is given.
-        how: how it computes.
-        refusal: why it cannot run; None: it is tried.
-        create: makes the engine, in another process.
-        made_seconds: what making the model took, for a peer's.
+        model: the model that the engine loads.
+        how: how the engine computes.
+        refusal: why it cannot run; None if it is tried.
+        create: creates the engine in another process.
+        made_seconds: duration of making the model, for those of another tool.
     """
 
     label: str
@@ -212,7 +221,12 @@ def _by_default(entry: EngineSupport, request: BenchmarkRequest) -> bool:
 
 
 def choose_device(request: BenchmarkRequest, entries: Iterable[EngineSupport]) -> str:
-    """Return ``CPU`` or ``GPU``; ``auto`` is the GPU if an engine that is asked for can use one."""
+    """Return ``CPU`` or ``GPU``; ``auto`` is the GPU if a requested engine can use one.
+
+    Args:
+        request: the request.
+        entries: what the machine's engines support.
+    """
     if request.device != "auto":
         return request.device
     wanted = (entry for entry in entries if request.engines is None or entry.engine in request.engines)
@@ -222,19 +236,19 @@ def choose_device(request: BenchmarkRequest, entries: Iterable[EngineSupport]) -
 def candidates(
     request: BenchmarkRequest, models: Models, threads: int, here: Machine, create: Any = create_engine
 ) -> tuple[list[Candidate], list[str]]:
-    """Return the rows to be, and lines on what is not among them and why.
+    """Return the planned rows, and notes on what is left out and why.
 
-    An engine that was named and cannot run is a row with its reason; one that was not is a line.
+    A requested engine that cannot run becomes a row with the reason; one that was not requested becomes a note.
 
     Args:
-        request: what is asked for.
+        request: the request.
         models: the models.
-        threads: CPU threads.
-        here: this machine, or a stand-in.
-        create: takes what :func:`act_pipeline.engines.create_engine` takes.
+        threads: number of CPU threads.
+        here: this machine, or a substitute for tests.
+        create: a function with the signature of :func:`act_pipeline.engines.create_engine`.
 
     Raises:
-        UserError: nothing that is asked for can run here.
+        UserError: nothing that was requested can run on this machine.
     """
     entries = support(here)
     device = choose_device(request, entries)
@@ -269,7 +283,7 @@ def candidates(
                     entry.precision,
                     device,
                     threads,
-                    # Handed over, since looking again would import Paddle into the process of every engine.
+                    # Passed on, since detecting these again would import Paddle in every engine's process.
                     batch_size=request.batch_size,
                     machine=here,
                     summary=models.summary_for(entry.precision),

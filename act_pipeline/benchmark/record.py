@@ -1,4 +1,4 @@
-"""What was measured as a record and as lines: the rows, their ratios, and what is said under the table."""
+"""Results of a benchmark as a record and as text: rows, ratios, and remarks below the table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from act_pipeline.engines import Machine
 
 @dataclass
 class Run:
-    """A candidate while it is measured."""
+    """A candidate and its measurements."""
 
     candidate: Candidate
     worker: Worker | None = None
@@ -54,7 +54,16 @@ def as_record(
     reader: Any,
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the content of a ``benchmark.json``: the rows that ran, the fastest first, then those that did not."""
+    """Return the content of ``benchmark.json``, with the rows that ran sorted by latency, then those that failed.
+
+    Args:
+        runs: the measurements.
+        models: the compared models.
+        here: the machine.
+        settings: see :func:`run_settings`.
+        reader: the reader; None if none was used.
+        notes: notes for the user.
+    """
     _fill_rows(runs, settings["batch_size"])
     return {
         "machine": _machine_record(here),
@@ -71,7 +80,7 @@ def as_record(
 
 
 def _fill_rows(runs: Sequence[Run], batch_size: int) -> None:
-    """Fill in the rows: what each is, its percentiles, and its ratios."""
+    """Fill in the rows: descriptions, percentiles and ratios."""
     measured = {run.label: run for run in runs if run.failure is None}
     paddle = [measured[f"{name} fp32"] for name in PADDLE_INFERENCE if f"{name} fp32" in measured]
     baseline = min(paddle, key=lambda run: float(np.median(run.seconds)), default=None)
@@ -159,7 +168,7 @@ def _machine_record(here: Machine) -> dict[str, Any]:
 
 
 def _versions(runs: Sequence[Run]) -> dict[str, str]:
-    """The engines' versions of all that ran, this package's own last."""
+    """Return the versions reported by all engines that ran, and of this package."""
     found: dict[str, str] = {}
     for run in runs:
         if run.worker is not None:

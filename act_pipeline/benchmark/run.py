@@ -1,4 +1,4 @@
-"""One call from two model folders to the table: what ``deploy/benchmark.py`` does."""
+"""The benchmark from two model folders to the table: ``deploy/benchmark.py``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from act_pipeline.benchmark.record import Run, as_record, heading, remarks, run_
 from act_pipeline.benchmark.timing import rounds
 from act_pipeline.benchmark.worker import Worker, WorkerFailed
 from act_pipeline.core.cpus import available_cpus
-from act_pipeline.core.defaults import DEFAULT_READER, default_path
+from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import BENCHMARK_SCHEMA, write_record
 from act_pipeline.core.tables import benchmark_table
@@ -32,11 +32,11 @@ Say = Callable[[str], None]
 
 @dataclass
 class BenchmarkOutcome:
-    """What came of a request.
+    """Result of a benchmark.
 
     Attributes:
-        record: what ``json`` holds; ``rows`` has one entry an engine and precision.
-        lines: what to print.
+        record: content of the JSON file; ``rows`` has one entry per engine and precision.
+        lines: the text to print.
     """
 
     record: dict[str, Any]
@@ -50,23 +50,23 @@ def run_benchmark(
     here: Machine | None = None,
     create: Any = create_engine,
 ) -> BenchmarkOutcome:
-    """Time every engine and precision in turn, round by round, and evaluate each.
+    """Time every engine and precision in interleaved rounds, and evaluate each.
 
-    Every engine has a process of its own; the parent tells one at a time to run, and the time is taken there, around
-    ``engine.run``: copies in and out of the runtime included, reading and preprocessing not. Before the timed run of a
-    turn are two that are not timed. In every round all run once, on the same images, in an order drawn anew. Ratios are
-    the median over the rounds of the ratio within a round (``by_round``), which is what is printed; the ratio of the
-    two medians stands in the record beside it (``of_p50``).
+    Every engine has its own process, and only one runs at a time. The time is measured in that process around
+    ``engine.run``: copies to and from the runtime are included, reading and preprocessing are not. Each timed run
+    follows two untimed ones. In every round all engines run once, on the same images, in a new random order. Ratios are
+    the median over the rounds of the ratio within a round (``by_round``), which is printed; the record also has the
+    ratio of the two medians (``of_p50``).
 
     Args:
-        request: what is asked for.
-        say: takes a line about what happens next.
-        reader: a reader; None: made from ``request.reader_config``.
-        here: this machine, or a stand-in.
-        create: what makes an engine in its process; picklable.
+        request: the request.
+        say: is called with one line per step.
+        reader: a reader; None to create it from ``request.reader_config``.
+        here: this machine, or a substitute for tests.
+        create: creates an engine in its process; must be picklable.
 
     Raises:
-        UserError: nothing can run, or a file that was asked for cannot be read or written.
+        UserError: nothing can run, or a requested file cannot be read or written.
     """
     request.check()
     for flag in ("json", "chart"):
@@ -99,7 +99,7 @@ def run_benchmark(
 
 
 def _inputs(request: BenchmarkRequest, models: Models, reader: Any) -> tuple[Any, dict[str, np.ndarray], str]:
-    """Return the reader (None if nothing needs it), ``name -> [batches, N, ...]``, and where these are from."""
+    """Return the reader (None if not needed), the inputs ``name -> [batches, N, ...]``, and their source."""
     if not (request.random and request.no_map and request.peer is None):
         reader = _reader(request, models, reader)
     size = request.batch_size
@@ -116,7 +116,7 @@ def _reader(request: BenchmarkRequest, models: Models, reader: Any) -> Any:
         if reader is None:
             from act_pipeline.data import Reader
 
-            config = Path(request.reader_config) if request.reader_config else default_path(DEFAULT_READER)
+            config = Path(request.reader_config) if request.reader_config else find_shipped(DEFAULT_READER)
             reader = Reader.load(config)
         if not request.no_map:
             reader.annotation_file("eval")
@@ -129,7 +129,7 @@ def _reader(request: BenchmarkRequest, models: Models, reader: Any) -> Any:
 
 
 def _fitted(model: Any, reader: Any) -> Any:
-    """Return the reader as the model takes it; a stand-in is left alone."""
+    """Return the reader adapted to the model; substitutes for tests are returned unchanged."""
     from act_pipeline.data import Reader
     from act_pipeline.data.model_fit import fit_reader, told
 
@@ -141,7 +141,7 @@ def _fitted(model: Any, reader: Any) -> Any:
 
 
 def _first_images(reader: Any, count: int) -> dict[str, np.ndarray]:
-    """Return the first images of the eval split, over again if there are fewer than ``count``."""
+    """Return the first ``count`` images of the eval split, repeated if there are fewer."""
     try:
         batch = next(iter(reader.loader("eval", batch_size=count, shuffle=False, drop_last=False)), None)
     except UserError as error:
@@ -183,7 +183,7 @@ def _peer(request: BenchmarkRequest, models: Models, reader: Any, threads: int, 
 
 @contextlib.contextmanager
 def _closing(runs: Sequence[Run]) -> Iterator[None]:
-    """Leave no process behind, whatever happens."""
+    """End all worker processes on exit, also after an error."""
     try:
         yield
     except BaseException:
@@ -197,10 +197,10 @@ def _closing(runs: Sequence[Run]) -> Iterator[None]:
 
 
 def _load(runs: Sequence[Run], inputs: Path, say: Say) -> None:
-    """Load every engine in a process of its own, one after the other.
+    """Load every engine in its own process, one after the other.
 
-    Each is loaded once before, in a process that ends then: lowering a model and building an engine happen at the first
-    load ever and stay on disk, and are part neither of the start-up time nor of the memory of those that follow.
+    Each is loaded twice, first in a process that ends again. The first load exports the model or builds the engine,
+    whose files stay on disk, so these steps do not count in the start-up time and memory of the second.
     """
     for run in runs:
         if run.failure is not None:
@@ -262,7 +262,7 @@ def _evaluate(runs: Sequence[Run], request: BenchmarkRequest, reader: Any, say: 
         try:
             found = evaluate(run.running, reader, "eval", limit=request.limit, batch_size=request.batch_size)
         except (WorkerFailed, UserError) as error:
-            # Its times stand; what is missing is how well it detects.
+            # The timings remain valid; only the scores are missing.
             run.row["map_failure"] = str(error)
             if isinstance(error, WorkerFailed):
                 run.running.kill()
@@ -284,7 +284,7 @@ def _finish(request: BenchmarkRequest, record: dict[str, Any]) -> BenchmarkOutco
 
 
 def _check_place(flag: str, path: str | None) -> None:
-    """Find out before the work, not after it, that its result has no place."""
+    """Check before the work starts that an output file can be written."""
     if path is None:
         return
     place = Path(path)

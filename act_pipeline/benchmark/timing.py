@@ -1,4 +1,4 @@
-"""Which engine runs when, and what follows from the times."""
+"""Order of the engines in each round, and statistics of their latencies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from act_pipeline.evaluation.batches import latency_percentiles
 
 
 def rounds(labels: Sequence[str], repeats: int, seed: int) -> Iterator[list[str]]:
-    """Yield all of ``labels`` ``repeats`` times, each time in another order, so that none always follows the same."""
+    """Yield a random permutation of ``labels`` for each round, so that no engine always follows the same other one.
+
+    Args:
+        labels: labels of the engines.
+        repeats: number of rounds.
+        seed: of the permutations.
+    """
     order = random.Random(seed)
     for _ in range(repeats):
         turn = list(labels)
@@ -21,22 +27,22 @@ def rounds(labels: Sequence[str], repeats: int, seed: int) -> Iterator[list[str]
 
 
 def latency(seconds: Sequence[float]) -> dict[str, float]:
-    """Return ``min``, ``p50``, ``p90``, ``p99``, ``max`` and ``mean`` in milliseconds."""
+    """Return ``min``, ``p50``, ``p90``, ``p99``, ``max`` and ``mean`` in milliseconds, of durations in seconds."""
     return {**latency_percentiles(seconds), "mean": round(float(np.mean(seconds)) * 1000, 4)}
 
 
 def speed_ratio(baseline: Sequence[float], seconds: Sequence[float], name: str) -> dict[str, Any]:
-    """Return how many times as fast as a baseline something is; 2.0: it takes half the time.
+    """Return the speed-up over a baseline; 2.0 means half the duration.
 
     Args:
-        baseline: seconds of each round, of what is compared with.
-        seconds: seconds of the same rounds, of what is compared.
-        name: of the baseline.
+        baseline: durations of the baseline in each round, seconds.
+        seconds: durations of the compared engine in the same rounds, seconds.
+        name: name of the baseline.
 
     Returns:
-        ``to``: the name. ``by_round``: the median over the rounds of the ratio within a round; what slows the machine
-        down for a while slows both down and drops out, so this is the one that is printed. ``of_p50``: the ratio of the
-        two medians, which is what one gets from two latencies of a table.
+        ``to``: the name. ``by_round``: the median over the rounds of the ratio within a round; temporary slow-downs of
+        the machine affect both and cancel out, so this one is printed. ``of_p50``: the ratio of the two medians, as
+        computed from two latencies in a table.
     """
     count = min(len(baseline), len(seconds))
     ours, theirs = np.asarray(seconds[:count]), np.asarray(baseline[:count])

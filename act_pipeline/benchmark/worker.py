@@ -1,8 +1,8 @@
-"""An engine in a process of its own, which computes when it is told to and otherwise waits.
+"""An engine in its own process, idle except while it executes a command.
 
-One process for all engines would not do: they would share their peak memory, and Paddle's OpenMP threads spin for
-200 ms after a run, ONNX Runtime's for 40 ms (OpenVINO's for 1 ms), and so take the cores from whatever runs next. Here
-a worker answers only when its threads have gone to sleep, and the next engine finds the machine idle.
+A single process for all engines would not work: the engines would share their peak memory. Also, Paddle's OpenMP
+threads spin for 200 ms after a run, ONNX Runtime's for 40 ms (OpenVINO's for 1 ms), and would occupy the cores during
+the next engine's run. A worker replies only when its threads are asleep, so the next engine finds an idle machine.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import numpy as np
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines.interface import Engine
 
-# Runs before the timed one of each turn: the turns of the others have put their own weights into the caches and this
-# engine's threads to sleep. Against a run of its own in a tight loop, the times of RT-DETR at 256 (fifth percentiles, 2
-# cores, 3 runtimes) were up to 7% longer with none, up to 4% with one, and the same within 2% with two.
+# Untimed runs before each timed run: other engines have filled the caches with their weights in the meantime, and this
+# engine's threads are asleep. Compared with a tight loop, latencies of RT-DETR at 256 (5th percentiles, 2 cores, 3
+# runtimes) were up to 7% longer with no untimed run, up to 4% longer with one, and equal within 2% with two.
 UNTIMED_RUNS = 2
 _SETTLE_SECONDS, _SETTLE_STEP_SECONDS, _IDLE_SHARE = 0.5, 0.005, 0.1
 _END_SECONDS = 10
@@ -34,32 +34,33 @@ CreateEngine = Callable[[], Engine]
 
 
 class WorkerFailed(Exception):
-    """The engine refused, or its process ended; in one line."""
+    """The engine raised an error or its process ended; the message is one line."""
 
 
 class Worker:
-    """An :class:`act_pipeline.engines.interface.Engine` in a process of its own.
+    """An :class:`act_pipeline.engines.interface.Engine` in its own process.
 
-    ``run`` sends the arrays over, so that :func:`act_pipeline.evaluation.evaluate` takes a worker as it takes an
-    engine; ``timed_run`` uses arrays that the worker has.
+    ``run`` sends the arrays to the process, so that :func:`act_pipeline.evaluation.evaluate` can use a worker as an
+    engine; ``timed_run`` uses arrays that the process has loaded.
 
     Attributes:
         label: for messages.
-        name, precision, device, threads: the engine's, after ``load``.
-        loaded: what else ``load`` found out: ``start_seconds`` (from nothing imported to the first result),
-            ``artifact_bytes``, ``artifact_hash``, ``artifact`` (path), ``settings``, ``versions``.
+        name, precision, device, threads: of the engine, after ``load``.
+        loaded: the result of ``load``: ``name``, ``precision``, ``device``, ``threads``, ``start_seconds`` (creation of
+            the engine and its first run, including imports), ``artifact_bytes``, ``artifact_hash``, ``artifact``
+            (path), ``settings``, ``versions``.
     """
 
     def __init__(self, label: str, create: CreateEngine, inputs: Path) -> None:
-        """Start the process; nothing is loaded yet.
+        """Start the process, without loading the engine.
 
         Args:
             label: for messages.
-            create: makes the engine, in the process; must be picklable.
+            create: creates the engine in the process; must be picklable.
             inputs: a ``.npz`` file of the batches, ``<name>`` -> [batches, N, ...].
 
         Raises:
-            WorkerFailed: it did not come up.
+            WorkerFailed: the process did not start.
         """
         self.label = label
         self.name = self.precision = self.device = ""
@@ -77,44 +78,51 @@ class Worker:
             raise
 
     def load(self) -> dict[str, Any]:
-        """Make the engine and run it once; see ``loaded``."""
+        """Create the engine, run it once, and return ``loaded``.
+
+        Raises:
+            WorkerFailed: see :class:`WorkerFailed`.
+        """
         self.loaded = self._ask("load")
         for attribute in ("name", "precision", "device", "threads"):
             setattr(self, attribute, self.loaded[attribute])
         return self.loaded
 
     def warm_up(self, runs: int) -> None:
-        """Run so often without looking at the clock."""
+        """Run the engine ``runs`` times without timing."""
         self._ask("warm_up", runs)
 
     def timed_run(self, index: int) -> dict[str, Any]:
-        """Run on the batch of this index (modulo their number), after untimed runs on it.
+        """Time one run, after untimed runs on the same batch.
+
+        Args:
+            index: index of the batch, modulo their number.
 
         Returns:
-            ``seconds`` of ``engine.run``; ``device_ms`` if the engine has it from its device's own clock, else None;
-            ``settled``: whether its threads went to sleep afterwards.
+            ``seconds`` of ``engine.run``; ``device_ms`` by the device's clock if the engine provides it, otherwise
+            None; ``settled``: whether the engine's threads went to sleep afterwards.
         """
         return self._ask("timed_run", index)
 
     def memory(self) -> dict[str, int]:
-        """Return what the process has held.
+        """Return the peak memory of the process.
 
         Returns:
-            ``peak_bytes`` so far; ``bare_bytes``, the same before the engine was loaded (Python, this package and the
+            ``peak_bytes`` so far; ``bare_bytes``, the peak before the engine was loaded (Python, this package and the
             batches); ``engine_bytes``, the difference: the runtime, the model and its buffers.
         """
         return self._ask("memory")
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See :meth:`act_pipeline.engines.interface.Engine.run`."""
+        """Run the engine on given inputs, see :meth:`act_pipeline.engines.interface.Engine.run`."""
         return self._ask("run", dict(inputs))
 
     def versions(self) -> dict[str, str]:
-        """Return what the engine said of itself."""
+        """Return the library versions that the engine reported; empty before ``load``."""
         return dict(self.loaded.get("versions", {}))
 
     def close(self) -> None:
-        """End the process; a second call does nothing."""
+        """End the process; further calls have no effect."""
         with contextlib.suppress(OSError):
             self._pipe.send(("close",))
         with contextlib.suppress(OSError):
@@ -125,7 +133,7 @@ class Worker:
             self._process.join()
 
     def kill(self) -> None:
-        """End the process without waiting for what it is doing."""
+        """End the process immediately."""
         self._process.kill()
         self.close()
 
@@ -156,10 +164,10 @@ class Worker:
 
 
 def _serve(pipe: Any, create: CreateEngine, inputs: str) -> None:
-    """Do what comes over the pipe until it closes; the worker's side."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent ends this process
+    """Execute commands from the pipe until it closes; runs in the worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     sys.stdout.flush()
-    os.dup2(2, 1)  # what a runtime prints is not part of the table
+    os.dup2(2, 1)  # keeps output of the runtimes out of the table
     with np.load(inputs) as arrays:
         stored = {name: arrays[name] for name in arrays.files}
     count = len(stored["image"])
@@ -196,7 +204,7 @@ def _serve(pipe: Any, create: CreateEngine, inputs: str) -> None:
             reply = (True, answer)
         except UserError as error:
             reply = (False, str(error))
-        except Exception as error:  # one engine's fault is not to end the others
+        except Exception as error:  # an engine's failure must not end the others
             reply = (False, f"{type(error).__name__}: {error}")
         try:
             pipe.send(reply)
@@ -216,7 +224,7 @@ def _timed_run(engine: Any, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _settle() -> bool:
-    """Wait until this process's threads sleep, half a second at most; return whether they do."""
+    """Wait at most half a second until this process's threads are asleep; return whether they are."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     while time.monotonic() < deadline:
         cpu, clock = time.process_time(), time.monotonic()
@@ -238,9 +246,9 @@ def _description(engine: Any) -> dict[str, Any]:
 
 
 def peak_bytes() -> int:
-    """Return the largest resident size that this process ever had.
+    """Return the peak resident memory of this process in bytes.
 
-    Linux hands ``ru_maxrss`` down to a process from the one that started it, and says ``VmHWM`` of this one alone.
+    On Linux ``VmHWM`` is used, because ``ru_maxrss`` is inherited from the parent process.
     """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():

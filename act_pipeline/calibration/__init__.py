@@ -1,4 +1,4 @@
-"""What a float model computes on calibration images: statistics of tensors, gathered in one pass."""
+"""Statistics of a float model's tensors, gathered in one pass over the calibration images."""
 
 from act_pipeline.calibration.collector import collect, quantizable_tensors
 from act_pipeline.calibration.observers import AbsHistogram, AbsMax, ChannelMean, Observer

@@ -1,4 +1,4 @@
-"""One pass over calibration images through the float graph, feeding observers of its tensors."""
+"""Run calibration images through a float graph once and feed the values of its tensors to observers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 
 def quantizable_tensors(graph: StaticGraph, op_types: Collection[str]) -> dict[str, str]:
-    """Return the activations that the ops of ``op_types`` read: what quantization-aware training puts Q/DQ on.
+    """Return the activations that the ops of ``op_types`` read.
+
+    These are the tensors that get Q/DQ in quantization-aware training.
 
     Args:
-        graph: a float graph, its constants folded.
-        op_types: ``conv2d``, ``depthwise_conv2d``, ``matmul_v2``, ...
+        graph: a float graph with folded constants.
+        op_types: Paddle op types, for example ``conv2d``, ``depthwise_conv2d`` or ``matmul_v2``.
 
     Returns:
-        tensor -> the first op that reads it, as ``read by type (its output)``, in the order of the graph.
+        Tensor name -> the first op that reads it, as ``read by <type> (<output name>)``, in the order of the graph.
     """
     tensors: dict[str, str] = {}
     for op in graph.program.global_block().ops:
@@ -47,23 +49,24 @@ def collect(
 ) -> int:
     """Run batches through a float model and feed its tensors to observers.
 
-    A tensor whose first dimension the program leaves open holds the images of a batch one after another, whatever
-    stands between (``[N * heads, ...]``); of any other, a batch counts as one image. On a CPU with OpenVINO the images
-    are run one by one.
+    If the first dimension of a tensor is open (-1) in the program, its values are split into the images of the batch,
+    one after another along that axis (``[N * heads, ...]`` too). For every other tensor a batch counts as one image. On
+    a CPU with OpenVINO the images are run one by one.
 
     Args:
         model: the float model.
-        observers: tensor -> who observes it.
-        batches: the model's inputs by name; others are let be.
+        observers: tensor name -> its observers.
+        batches: input name -> array with the images along the first axis; names that are no inputs are ignored.
         device: ``CPU`` or ``GPU``.
-        ops: tensor -> the op that reads or gives it, in words for messages.
-        where: the model that the user knows, for messages; empty: ``model``.
+        ops: tensor name -> description of the op that reads or writes it, for error messages.
+        where: path of the model in error messages; empty: the folder of ``model``.
 
     Returns:
-        how many images were run.
+        The number of images that were run.
 
     Raises:
-        UserError: a tensor is NaN or infinite (its op is named), or memory does not suffice.
+        UserError: an observer found NaN or an infinite value in a tensor (the message names its op), memory does not
+            suffice, or the runtime cannot run the model.
     """
     names = list(observers)
     images = 0
@@ -85,8 +88,7 @@ def collect(
                             raise UserError(
                                 f"{where or model.directory}: tensor {name}{f', {op},' if op else ''} holds {error} on "
                                 f"{_images_in_words(images, count)}; the weights or the images are damaged: "
-                                "evaluate the "
-                                "float model, and export it again"
+                                "evaluate the float model, and export it again"
                             ) from None
                 images += count
     return images
@@ -95,7 +97,7 @@ def collect(
 def _sized(
     batches: Iterable[Mapping[str, np.ndarray]], single: bool, sizes: deque[int]
 ) -> Iterator[Mapping[str, np.ndarray]]:
-    """Yield the batches, image by image if ``single``, and note how many images each has."""
+    """Yield the batches, image by image if ``single``, and append the number of images of each to ``sizes``."""
     for batch in batches:
         count = len(next(iter(batch.values())))
         for start in range(0, count, 1 if single else count):
@@ -111,7 +113,16 @@ def _images_in_words(before: int, count: int) -> str:
 
 
 def expose(graph: StaticGraph, names: Sequence[str], directory: Path) -> InferenceModel:
-    """Write a model that computes the same and gives the tensors ``names`` in this order; ``graph`` is changed."""
+    """Write a model whose outputs are the given tensors of a graph.
+
+    Args:
+        graph: the float graph; it is changed.
+        names: the tensors, in the order of the new model's outputs. Inputs that they do not depend on are removed.
+        directory: an existing folder for the new model.
+
+    Returns:
+        The model as written.
+    """
     block = graph.program.global_block()
     needed = set(names)
     for op in reversed(block.ops):

@@ -1,4 +1,4 @@
-"""A reader's batches under the names of the model's inputs."""
+"""Map a reader's batches to the names of the model's inputs, and hold training images out for comparisons."""
 
 from __future__ import annotations
 
@@ -19,18 +19,26 @@ from act_pipeline.data.split import restricted, separate_splits
 from act_pipeline.graph.model_files import inspect_model
 
 _Value = TypeVar("_Value")
-# So many training images compare INT8 models, but at most one of five.
+# Number of training images that INT8 models are compared on. At most a fifth of the data is taken from training.
 HELD_OUT_IMAGES = 32
 _HELD_OUT_SHARE = 5
 
 
 def open_reader(config: Config, model: InferenceModel, overrides: Sequence[str] = ()) -> tuple[Reader, tuple[str, ...]]:
-    """Return the reader that a config names as a model takes it, and what was changed for that, in a line each.
+    """Return the config's reader, fitted to a model.
 
-    Where the compression evaluates, the images that judge are not those that calibrate and train.
+    With ``Global.Evaluation`` the images of EvalDataset are kept separate from those that calibrate and train.
+
+    Args:
+        config: the compression config; ``Global.reader_config`` is the reader's file.
+        model: the float model, whose inputs the reader has to match.
+        overrides: ``Section.key=value`` each, set over the values of the reader's file.
+
+    Returns:
+        The reader, and one line for each change that was made to it.
 
     Raises:
-        UserError: reader, data and model do not fit together.
+        UserError: reader, data and model do not fit together, or the data cannot be split.
     """
     fit = fit_reader(model, Reader.load(config.global_.reader_config, overrides))
     if not config.global_.evaluation:
@@ -40,7 +48,19 @@ def open_reader(config: Config, model: InferenceModel, overrides: Sequence[str] 
 
 
 def model_feed(config: Config, feed_names: Sequence[str], batch: Mapping[str, _Value]) -> dict[str, _Value]:
-    """Return a reader's batch under the names of the model's inputs (``Global.input_list`` may rename)."""
+    """Return a reader's batch under the names of the model's inputs.
+
+    Args:
+        config: ``Global.input_list`` may rename inputs.
+        feed_names: the model's inputs.
+        batch: reader's name -> array.
+
+    Returns:
+        Model's name -> array, in the order of ``feed_names``.
+
+    Raises:
+        UserError: the batch has no array for an input of the model.
+    """
     listed = config.global_.input_list
     renamed = {model: reader for reader, model in listed.items()} if isinstance(listed, dict) else {}
     sources = {name: renamed.get(name, name) for name in feed_names}
@@ -56,20 +76,28 @@ def model_feed(config: Config, feed_names: Sequence[str], batch: Mapping[str, _V
 def feeds_of(
     config: Config, model: InferenceModel, batches: Callable[[], Iterator[Mapping[str, np.ndarray]]]
 ) -> Callable[[], Generator[dict[str, np.ndarray], None, None]]:
-    """Return what gives a reader's batches under the names of the model's inputs."""
+    """Return a function that yields a reader's batches under the names of the model's inputs.
+
+    Args:
+        config: ``Global.input_list`` may rename inputs.
+        model: the model whose inputs are fed.
+        batches: yields the reader's batches, from the start at every call.
+    """
     names = list(inspect_model(model).inputs)
     return lambda: (model_feed(config, names, batch) for batch in batches())
 
 
 def held_out(config: Config, reader: Reader, images: int | None = None) -> Loader:
-    """Return the training images that INT8 models are compared on, one a batch, in an order that is always the same.
+    """Return the training images that INT8 models are compared on, in a fixed order, with batch size 1.
 
-    No training sees them (:func:`training_reader`), and no calibration of the config, where there are images enough.
+    They are excluded from training (:func:`training_reader`). They are excluded from calibration too, unless the data
+    set has too few images for both.
 
     Args:
-        config: ``QuantPost`` decides which.
+        config: ``QuantPost.images`` is the number of calibration images to skip, ``QuantPost.seed`` the seed of the
+            random choice.
         reader: the data.
-        images: so many; None: :data:`HELD_OUT_IMAGES`, but at most one of five.
+        images: how many; None: :data:`HELD_OUT_IMAGES`, but at most a fifth of the readable training images.
     """
     settings = config.quant_post
     count = images
@@ -85,16 +113,24 @@ def held_out(config: Config, reader: Reader, images: int | None = None) -> Loade
 def held_out_feeds(
     config: Config, reader: Reader, model: InferenceModel, images: int | None = None
 ) -> list[dict[str, np.ndarray]]:
-    """Return the batches of :func:`held_out` under the names of the model's inputs."""
+    """Return the batches of :func:`held_out` under the names of the model's inputs.
+
+    Args:
+        config, reader, images: as for :func:`held_out`.
+        model: the model whose inputs are fed.
+
+    Returns:
+        One feed an image: input name -> array whose first axis has length 1.
+    """
     names = list(inspect_model(model).inputs)
     with contextlib.closing(iter(held_out(config, reader, images))) as batches:
         return [model_feed(config, names, batch) for batch in batches]
 
 
 def training_reader(config: Config, reader: Reader) -> Reader:
-    """Return the reader that a training takes its batches from: without the images of :func:`held_out`.
+    """Return the reader for training, without the images of :func:`held_out`.
 
-    Where nothing is evaluated, or there is one image, none is held out.
+    The reader is returned unchanged if ``Global.Evaluation`` is false or there is only one training image.
     """
     files = [record.file for record in reader.dataset("train").records]
     if not config.global_.evaluation or len(files) < 2:

@@ -1,4 +1,4 @@
-"""The images that a model is calibrated on."""
+"""The calibration images: a random choice from the train split."""
 
 from __future__ import annotations
 
@@ -17,12 +17,20 @@ _logger = logging.getLogger(__name__)
 def calibration_batches(
     reader: Reader, settings: QuantPost, progress: bool = True
 ) -> Callable[[], Iterator[Mapping[str, np.ndarray]]]:
-    """Return what gives the calibration images: of the train split, chosen at random from a seed.
+    """Return a function that yields the calibration images, chosen at random from the train split.
 
-    Fewer than asked for are used all, and that is said.
+    If the split has fewer images than ``settings.images``, all of them are used and a warning is logged.
+
+    Args:
+        reader: the data.
+        settings: ``images``, ``batch_size`` and ``seed``.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        A function whose every call yields the same batches: reader's name -> array.
 
     Raises:
-        UserError: there are none.
+        UserError: the split has no readable image.
     """
     loader = reader.loader(
         "train",

@@ -1,8 +1,8 @@
-"""Running statistics of a tensor, in memory that does not grow with the images.
+"""Running statistics of a tensor, in memory that does not grow with the number of images.
 
-An observer has ``update(values, images)``: ``values`` is a float32 array of any shape, and ``images`` says in how many
-equal parts its first axis holds the images of the batch (1: the whole array is one). To gather something else, write
-another class with that method and hand it to :func:`act_pipeline.calibration.collector.collect`.
+An observer has ``update(values, images)``: ``values`` is a float32 array of any shape, and ``images`` is the number of
+equal parts along its first axis, one for each image of the batch (1: the whole array belongs to one image). To gather
+another statistic, write a class with that method and pass it to :func:`act_pipeline.calibration.collector.collect`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,23 @@ _BINS = _OCTAVES * _BINS_PER_OCTAVE
 _FLOAT32_MANTISSA_BITS = 23
 _DROPPED_BITS = _FLOAT32_MANTISSA_BITS - _MANTISSA_BITS
 _ABS_MASK = np.uint32(0x7FFFFFFF)
-# Values looked at together: the temporaries stay in the cache.
+# Values processed at a time, so that the temporary arrays stay in the CPU cache.
 _CHUNK = 1 << 17
 
 
 class Observer(Protocol):
-    """What :func:`act_pipeline.calibration.collector.collect` feeds."""
+    """Interface of the observers that :func:`act_pipeline.calibration.collector.collect` feeds."""
 
     def update(self, values: np.ndarray, images: int) -> None:
-        """Take in a batch; raise :class:`NotFiniteError` if a value is NaN or infinite."""
+        """Add the values of a batch to the statistics.
+
+        Args:
+            values: float32, any shape.
+            images: the number of equal parts along the first axis, one for each image; 1: one image.
+
+        Raises:
+            NotFiniteError: a value is NaN or infinite.
+        """
 
 
 class NotFiniteError(ValueError):
@@ -35,15 +43,16 @@ class NotFiniteError(ValueError):
 
 
 class AbsMax:
-    """The largest absolute value, over all and as a mean over the images.
+    """Record the largest absolute value: over all images, and as a mean over the images.
 
     Args:
-        finite_only: leave infinite values out instead of refusing them: for tensors that are quantized nowhere. The
-            anchors of RT-DETR that lie near an edge are masked with infinity, from input sizes of 400 on.
+        finite_only: ignore infinite values instead of raising. For tensors that are not quantized: RT-DETR masks
+            anchors near the image border with infinity, from input sizes of 400 on.
 
     Attributes:
-        abs_max: the largest absolute value so far.
-        images: how many images have been seen.
+        finite_only: as given.
+        abs_max: the largest absolute value so far; 0 before the first image.
+        images: the number of images so far.
     """
 
     def __init__(self, finite_only: bool = False) -> None:
@@ -54,11 +63,11 @@ class AbsMax:
 
     @property
     def mean_abs_max(self) -> float:
-        """The mean over the images of each one's largest absolute value."""
+        """The mean over the images of each image's largest absolute value."""
         return self._sum / max(self.images, 1)
 
     def update(self, values: np.ndarray, images: int) -> None:
-        """See :class:`Observer`."""
+        """Add the values of a batch to the statistics; see :meth:`Observer.update`."""
         if not values.size:
             return
         rows = values.reshape(images, -1)
@@ -75,17 +84,19 @@ class AbsMax:
 
 
 class AbsHistogram(AbsMax):
-    """Adds a histogram of absolute values, as fine for small values as for large ones.
+    """Record a histogram of absolute values with logarithmic bins, in addition to :class:`AbsMax`.
 
-    A bin is the exponent and the first 11 bits of the mantissa of a float32: 2,048 bins an octave, each at most 1/2,048
-    of its value wide. The 24 octaves below the largest value are kept; when a larger one comes, the window moves up and
-    what falls out below is counted in the lowest bin, with the zeros. So one outlier of any size costs no resolution
-    where the other values are, which a histogram of bins of one width cannot say, and the order of the images does not
-    matter. A lowest bin ends at ``abs_max / 2**23`` or below, less than an INT8 step of any useful scale.
+    The bin of a value is its float32 exponent and the first 11 bits of its mantissa. There are 2,048 bins an octave,
+    each at most 1/2,048 of its value wide, so the relative resolution is the same for small and large values.
+
+    The histogram covers the 24 octaves below the largest value. When a larger value comes, this window moves up, and
+    the counts below it are added to the lowest bin, which also counts the zeros. An outlier of any size therefore costs
+    no resolution at the other values, as it would with bins of equal width, and the result does not depend on the order
+    of the images. The lowest bin ends at ``abs_max / 2**23`` or below, less than an INT8 step of any useful scale.
 
     Args:
-        sample: how many values of an image are counted at most, evenly spread over the tensor; the largest absolute
-            value is always that of all. None: all are counted.
+        sample: the largest number of values of an image to count, evenly spread over the tensor; None: all.
+            ``abs_max`` and ``mean_abs_max`` always take all values into account.
     """
 
     def __init__(self, sample: int | None = None) -> None:
@@ -95,7 +106,7 @@ class AbsHistogram(AbsMax):
         self._base: int | None = None  # the bits of the float32 where the lowest bin begins, without the dropped ones
 
     def update(self, values: np.ndarray, images: int) -> None:
-        """See :class:`Observer`."""
+        """Add the values of a batch to the statistics; see :meth:`Observer.update`."""
         values = np.ascontiguousarray(values, np.float32)
         super().update(values, images)
         if self.abs_max > 0:
@@ -111,23 +122,22 @@ class AbsHistogram(AbsMax):
             self._counts[: counts.size] += counts
 
     def _sampled(self, values: np.ndarray, images: int) -> np.ndarray:
-        """Return the values that are counted, float32 [*], contiguous."""
+        """Return the values to count, float32 [values], contiguous."""
         flat = values.reshape(-1)
         step = flat.size // (self.sample * images) if self.sample else 1
         if step <= 1:
             return flat
-        # A step that shares a factor with a dimension would meet some rows, columns or channels alone.
+        # A step with a common factor with a dimension would sample only some of its rows, columns or channels.
         while any(math.gcd(step, size) > 1 for size in values.shape):
             step += 1
         return np.ascontiguousarray(flat[self.images % step :: step])
 
     def bins(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the lower edges, the upper edges and the counts of the bins that hold anything, in ascending order.
-
-        The lowest bin begins at 0, and no edge lies above ``abs_max``.
+        """Return the bins that are not empty, in ascending order.
 
         Returns:
-            float64 [B], float64 [B], int64 [B].
+            Lower edges, float64 [B]; upper edges, float64 [B]; counts, int64 [B]. The lowest bin begins at 0, and no
+            edge is above ``abs_max``.
         """
         if self._base is None:
             seen = self._counts[:1]
@@ -139,11 +149,11 @@ class AbsHistogram(AbsMax):
         return edges[held], np.minimum(edges[held + 1], self.abs_max), self._counts[held]
 
     def _raise_window(self) -> None:
-        """Move the window so that the octave of ``abs_max`` is its last."""
+        """Move the window so that its highest octave is that of ``abs_max``."""
         exponent = int(np.float32(self.abs_max).view(np.uint32) >> np.uint32(_FLOAT32_MANTISSA_BITS))
         base = max(exponent - _OCTAVES + 1, 0) * _BINS_PER_OCTAVE
         if self._base is None:
-            self._base = base  # only zeros have been counted, if anything, and these stay in the lowest bin
+            self._base = base  # only zeros have been counted so far, and these stay in the lowest bin
         elif base > self._base:
             moved = min(base - self._base, _BINS)
             counts = np.zeros_like(self._counts)
@@ -153,10 +163,10 @@ class AbsHistogram(AbsMax):
 
 
 class ChannelMean:
-    """The mean of every channel.
+    """Record the mean of every channel.
 
     Args:
-        axis: of the channels.
+        axis: the axis of the channels.
 
     Attributes:
         axis: as given.
@@ -173,10 +183,10 @@ class ChannelMean:
         return np.zeros(0) if self._sum is None else self._sum / max(self._count, 1)
 
     def update(self, values: np.ndarray, images: int) -> None:
-        """See :class:`Observer`."""
+        """Add the values of a batch to the statistics; see :meth:`Observer.update`."""
         axis = self.axis % values.ndim
         if axis == 1 and values.ndim > 2:
-            # Maps one by one in float32, which NumPy sums in pairs: three times as fast as float64 throughout.
+            # Each map is summed in float32, pairwise by NumPy: three times as fast as float64 for all sums.
             maps = np.ascontiguousarray(values).reshape(*values.shape[:2], -1)
             total = maps.sum(axis=2).sum(axis=0, dtype=np.float64)
         else:

@@ -1,6 +1,6 @@
-"""Observers of an activation's rows, for whoever needs more than the distribution of its values.
+"""Observers of an activation's rows, for algorithms that need more than the distribution of its values.
 
-A row is the vector along the last axis: what a matmul with a weight ``[channels, out]`` multiplies.
+A row is a vector along the last axis, which a matmul multiplies with a weight ``[channels, out]``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from act_pipeline.calibration.observers import NotFiniteError
 
 
 class ChannelAbsMax:
-    """The largest absolute value of every channel of the last axis, image by image.
+    """Record the largest absolute value of every channel of the last axis, image by image.
 
-    It keeps ``channels`` float32 values an image: let it see hundreds of images, not hundreds of thousands.
+    It stores ``channels`` float32 values an image, so it suits hundreds of images, not hundreds of thousands.
     """
 
     def __init__(self) -> None:
@@ -21,16 +21,16 @@ class ChannelAbsMax:
 
     @property
     def by_image(self) -> np.ndarray:
-        """float32 [images, channels]; [0, 0] if nothing was seen."""
+        """Largest absolute values by image, float32 [images, channels]; [0, 0] if nothing was seen."""
         return np.concatenate(self._seen) if self._seen else np.zeros((0, 0), np.float32)
 
     @property
     def abs_max(self) -> np.ndarray:
-        """float32 [channels], over all images; empty if nothing was seen."""
+        """Largest absolute values over all images, float32 [channels]; empty if nothing was seen."""
         return self.by_image.max(axis=0) if self._seen else np.zeros(0, np.float32)
 
     def update(self, values: np.ndarray, images: int) -> None:
-        """See :class:`act_pipeline.calibration.observers.Observer`."""
+        """Add the values of a batch; see :meth:`act_pipeline.calibration.observers.Observer.update`."""
         if not values.size:
             return
         rows = values.reshape(images, -1, values.shape[-1])
@@ -41,18 +41,19 @@ class ChannelAbsMax:
 
 
 class RowSample:
-    """A sample of rows, each as likely as any other, in memory that does not grow with the images.
+    """Draw a uniform random sample of rows, in memory that does not grow with the number of images.
 
-    Every row draws a number, and the rows with the least numbers are kept; so neither the size of a batch nor how many
-    rows are to come matters.
+    Every row draws a random number, and the rows with the smallest numbers are kept. The sample does not depend on the
+    batch size, and the total number of rows need not be known in advance.
 
     Args:
-        rows: how many to keep.
-        seed: of the numbers.
+        rows: the number of rows to keep.
+        seed: seed of the random numbers.
 
     Attributes:
-        values: float32 [at most rows, channels]; [0, 0] if nothing was seen.
-        image: int64 [at most rows], the image, counted from 0, of each.
+        rows: as given.
+        values: the sample, float32 [at most ``rows``, channels]; [0, 0] if nothing was seen.
+        image: int64 [at most ``rows``], the index of each row's image, from 0.
     """
 
     def __init__(self, rows: int, seed: int = 0) -> None:
@@ -64,14 +65,14 @@ class RowSample:
         self._images = 0
 
     def update(self, values: np.ndarray, images: int) -> None:
-        """See :class:`act_pipeline.calibration.observers.Observer`."""
+        """Add the values of a batch; see :meth:`act_pipeline.calibration.observers.Observer.update`."""
         if not values.size:
             return
         rows = values.reshape(-1, values.shape[-1])
         drawn = self._random.random(len(rows))
         image = self._images + np.arange(len(rows)) // (len(rows) // images)
         self._images += images
-        if len(self._drawn) == self.rows:  # only the chosen few of a large tensor are copied
+        if len(self._drawn) == self.rows:  # avoids copying the rows that cannot enter the sample
             wanted = drawn < self._drawn.max()
             rows, drawn, image = rows[wanted], drawn[wanted], image[wanted]
         if not len(self._drawn):

@@ -6,7 +6,11 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.errors import UserError, suggest
+
+_TRUE = ("true", "1", "yes", "y", "on")
+_FALSE = ("false", "0", "no", "n", "off")
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,19 +19,35 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message[:1].lower() + message[1:] + "; see --help")
 
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Return the flags' values.
+    def format_help(self) -> str:
+        return name_commands(super().format_help())
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Return the flags' values; None: of the process's command line.
 
         Raises:
             UserError: a flag is unknown or its value is not what it takes.
             SystemExit: ``--help``, after printing it.
         """
-        namespace, unknown = self.parse_known_args(list(argv))
+        namespace, unknown = self.parse_known_args(argv)
         if unknown:
             name = unknown[0].split("=", 1)[0]
             known = [option for action in self._actions for option in action.option_strings]
             raise UserError(f"unknown flag {unknown[0]!r}{suggest(name, known)}; see --help")
         return namespace
+
+
+def parse_bool(text: str) -> bool:
+    """Return what ``text`` means; ``False`` means False.
+
+    Raises:
+        argparse.ArgumentTypeError: it means neither.
+    """
+    if text.strip().lower() in _TRUE:
+        return True
+    if text.strip().lower() in _FALSE:
+        return False
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected True or False")
 
 
 def device(text: str) -> str:

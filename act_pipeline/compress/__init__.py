@@ -1,4 +1,4 @@
-"""From a float model and a config to an INT8 model and its record, ``act.json``."""
+"""Compress a float model, as a config specifies, to an INT8 model and its record, ``act.json``."""
 
 from act_pipeline.compress.pipeline import Compressed, compress
 

@@ -1,4 +1,4 @@
-"""``act.json``: what was compressed, how, and what came of it."""
+"""The content of ``act.json``: inputs, settings and results of a compression."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from act_pipeline.evaluation import NOT_COMPARED, Evaluation
 def compression_record(
     job: Job, chosen: Candidate, model: InferenceModel, seconds: Mapping[str, float], measured: Measured
 ) -> dict[str, Any]:
-    """Return the content of ``act.json`` that is found by the compression itself.
+    """Return the entries of ``act.json`` that describe the result of a compression.
 
     Args:
-        job: with everything that was tried.
-        chosen: what is kept.
-        model: the float model as it was given.
-        seconds: by stage, before the strategy.
-        measured: of what is kept.
+        job: the compression, with all candidates.
+        chosen: the candidate that is saved.
+        model: the original float model.
+        seconds: stage -> seconds, of the stages before the strategy.
+        measured: latency and reference evaluation of ``chosen``.
     """
     steps = [_step(job, candidate, candidate is chosen) for candidate in job.tried]
     stages = dict(seconds)

@@ -1,4 +1,4 @@
-"""What is found out before the first hour of a compression, not after it."""
+"""Checks of the float model that run before the strategy, so that an unusable model or data set is found early."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from act_pipeline.evaluation import Evaluation
 from act_pipeline.execution.finite_checks import check_float_model
 from act_pipeline.graph.model_files import inspect_model
 
-# What Paddle Inference's passes make of convolutions and matmuls (2.6: save_optimized_model, enable_save_optim_model).
-# PaddleSlim's own tolerance between TrainConfig.origin_metric and what the float model gives.
+# PaddleSlim's tolerance between TrainConfig.origin_metric and the float model's measured mAP.
 _ORIGIN_TOLERANCE = 0.05
-# A float model below this mAP on so many images and boxes was fed something else than it was trained on, or was not
-# trained.
+# A float model below this mAP, on at least this many images and boxes, has not been trained or gets other input than in
+# its training.
 _LEAST_MAP = 0.01
 _TELLING_IMAGES = 5
 _TELLING_BOXES = 20
@@ -36,10 +35,15 @@ def check_origin(config: Config, fp32: Evaluation) -> None:
 
 
 def check_worth(config: Config, fp32: Evaluation, reader: Reader) -> None:
-    """Refuse a float model that finds next to nothing: whatever is done to it is within ``max_drop``.
+    """Refuse a float model with an mAP near 0, since every INT8 model of it would be within ``max_drop``.
+
+    Args:
+        config: the compression config, for the message.
+        fp32: the float model's evaluation.
+        reader: the data, for the number of labelled boxes.
 
     Raises:
-        UserError: its mAP is below :data:`_LEAST_MAP` on enough images and boxes to say so.
+        UserError: the mAP is below 0.01, on at least 5 images and 20 boxes.
     """
     annotations = reader.annotations("eval")
     boxes = len(annotations.boxes or ())

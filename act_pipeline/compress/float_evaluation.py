@@ -1,8 +1,8 @@
-"""What the float model detects, kept from run to run: the same model on the same data gives it again.
+"""Cache of the float model's evaluation across runs.
 
-A compression is tried many times over with other settings; on COCO the float model's part of each is minutes. What is
-kept lies in the user's cache (`cache_dir.cache_directory`), under the hash of all that decides it, and is whole:
-scores, latencies and every detection.
+A compression is usually repeated with other settings, and on COCO the evaluation of the float model takes minutes each
+time. The cache is in the user's cache directory (`cache_dir.cache_directory`). Its key is a hash of everything that
+determines the result. An entry holds the whole evaluation: scores, latencies and all detections.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from act_pipeline.evaluation import Evaluation
 
 BASELINE_SCHEMA = "act_pipeline.baseline/2"
 FOLDER = "evaluations"
-# Each is some megabytes on COCO; the oldest go.
+# Entries in the cache. Each takes some megabytes on COCO; the least recently used are removed.
 KEPT = 16
 _DECISIVE_PACKAGES = (
     "act_pipeline", "paddlepaddle", "paddlepaddle-gpu", "numpy", "pycocotools", "paddledet", "openvino", "onnxruntime",
@@ -37,16 +37,17 @@ _DECISIVE_PACKAGES = (
 def cached_evaluation(
     model_hash: str, data_hash: str, engine: str, device: str, threads: int, evaluate: Callable[[], Evaluation]
 ) -> tuple[Evaluation, bool]:
-    """Return an evaluation from the cache, or make and keep it; a cache that cannot be written to is let be.
+    """Return an evaluation from the cache, or make and store it; a cache that cannot be written is ignored.
 
     Args:
-        model_hash: of program and parameters (``InferenceModel.content_hash``).
-        data_hash: of annotations, images and preprocessing (``Reader.fingerprint``).
-        engine, device, threads: what runs the model; more threads add floats in another order.
+        model_hash: hash of program and parameters (``InferenceModel.content_hash``).
+        data_hash: hash of annotations, images and preprocessing (``Reader.fingerprint``).
+        engine, device, threads: how the model is run; the number of threads matters, since it changes the order of
+            floating-point sums.
         evaluate: makes the evaluation.
 
     Returns:
-        the evaluation, and whether it was in the cache.
+        The evaluation, and whether it was in the cache.
     """
     found = {name: version for name, version in versions().items() if name in _DECISIVE_PACKAGES}
     key = [BASELINE_SCHEMA, model_hash, data_hash, engine, device, threads, found]
@@ -55,7 +56,7 @@ def cached_evaluation(
     kept = _read(path)
     if kept is not None:
         with contextlib.suppress(OSError):
-            path.touch()  # the oldest by use go first
+            path.touch()  # entries are removed by the time of their last use
         return kept, True
     made = evaluate()
     with contextlib.suppress(OSError):
@@ -79,7 +80,7 @@ def _pack(evaluation: Evaluation) -> bytes:
 
 
 def _read(path: Path) -> Evaluation | None:
-    """Return what was kept; None if there is nothing, or nothing that can be read."""
+    """Return a stored evaluation; None if there is none or it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as content:
             record: dict[str, Any] = json.loads(content["record"].tobytes())

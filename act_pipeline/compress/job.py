@@ -1,4 +1,4 @@
-"""What a strategy is given, and what it makes: INT8 models with what they scored."""
+"""Input and output of a strategy: the compression job, and candidates, INT8 models with their evaluations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from act_pipeline.core.interruption import Interruption
 from act_pipeline.data import Reader
 from act_pipeline.evaluation import Comparison, Evaluation, GroundTruth, compare, detection_change
 
-# The Strategy.confidence at which the drop that was measured decides.
+# The Strategy.confidence at which the measured drop decides.
 MEASURED = 0.5
 
 
@@ -32,18 +32,18 @@ class Candidate:
     """An INT8 model that a strategy made.
 
     Attributes:
-        name: what it is called in ``act.json``, ``ptq:mse`` say.
+        name: name in ``act.json``, for example ``ptq:mse``.
         strategy: ``ptq``, ``smooth_quant``, ``mixed`` or ``qat_dis``.
         model: the INT8 model.
-        source: the float model that it was quantized from; None: it was trained, and its weights are its own.
-        selection: which of its ops compute in INT8.
-        inventory: what was found in it.
-        record: what the strategy adds to ``act.json``, under names of its own.
-        seconds: by stage.
-        evaluation: on the eval split; None: there was none.
-        comparison: of that with the float model's, once :meth:`Job.compare` was asked for it.
-        note: why it is as it is, in a few words.
-        bytes: of the model; :meth:`Job.add` sets it, since a model that is given up may be deleted.
+        source: the float model that it was quantized from; None: it was trained, and its weights have changed.
+        selection: the ops that are meant to compute in INT8.
+        inventory: the ops that compute in INT8 in ``model``.
+        record: entries that the strategy adds to ``act.json``.
+        seconds: stage -> seconds.
+        evaluation: evaluation on the eval split; None: not evaluated.
+        comparison: comparison of ``evaluation`` with the float model's; None until :meth:`Job.compare` is called.
+        note: how the model differs from the strategy's usual output, in a few words.
+        bytes: size of the model, set by :meth:`Job.add`, since the files of a rejected model may be deleted later.
     """
 
     name: str
@@ -67,26 +67,25 @@ class Candidate:
 
 @dataclass
 class Job:
-    """A compression under way.
+    """A running compression.
 
     Attributes:
-        config: what was asked for.
-        model: the float model, constants and BatchNorm folded, its ops that stay float marked.
-        selection: which ops compute in INT8.
+        config: the compression config.
+        model: the float model with folded constants and BatchNorm, its ops that stay float marked.
+        selection: the ops to compute in INT8.
         reader: the data.
-        judge: the engine that evaluates.
-        fp32: the float model's evaluation; None: no evaluation is wanted.
-        work: a folder for what strategies write.
-        device: ``CPU`` or ``GPU``, where the float model calibrates and trains.
+        judge: evaluates the float model and the candidates.
+        fp32: the float model's evaluation; None: ``Global.Evaluation`` is false.
+        work: a folder for files that strategies write.
+        device: ``CPU`` or ``GPU``, for calibration and training.
         progress: whether to show progress bars.
-        checkpoints: of the training.
-        interruption: signals.
-        tried: every candidate, in the order of the trial.
-        rankings: candidate -> its ops by what each costs alone, where that was measured
-            (`compress.accuracy_control.algorithm`).
-        analysis: the last of these as ``analysis.json`` has it.
-        fp32_cached: ``fp32`` is that of an earlier run.
-        ranks: the processes that train together; this one leads.
+        checkpoints: the training checkpoints.
+        interruption: the handling of SIGINT and SIGTERM.
+        tried: all candidates, in the order in which they were added.
+        rankings: name of a candidate -> the :class:`act_pipeline.compress.accuracy_control.ranker.Ranker` of its ops.
+        analysis: content of ``analysis.json`` from the last ranking; None: no op was ranked.
+        fp32_cached: whether ``fp32`` comes from the cache of an earlier run.
+        ranks: the processes that train together; this process is the leader.
     """
 
     config: Config
@@ -112,20 +111,22 @@ class Job:
 
     @property
     def held_out(self) -> list[dict[str, np.ndarray]]:
-        """The feeds that candidates are compared on, one training image each; no calibration looks at them."""
+        """Feeds of one training image each that candidates are compared on; see `calibration.feeds.held_out`."""
         if self._held_out is None:
             self._held_out = held_out_feeds(self.config, self.reader, self.model)
         return self._held_out
 
     def change(self, model: InferenceModel, images: Optional[int] = None) -> float:
-        """Return how far an INT8 model's detections are from the float model's on :attr:`held_out`, in [0, 1].
+        """Return the distance of an INT8 model's detections from the float model's on :attr:`held_out`.
 
-        The images that the model is evaluated on are not among them, so that what is chosen by this is not chosen by
-        its verdict.
+        These are training images, so that a choice made with this measure does not use the evaluation images.
 
         Args:
             model: the INT8 model.
-            images: the first so many of them, each a feed of one image; None: all.
+            images: how many of the held-out images to use, from the first on; None: all.
+
+        Returns:
+            The distance in [0, 1]; see :func:`act_pipeline.evaluation.detection_change`.
         """
         feeds = self.held_out[:images]
         if self._exact_images < len(feeds):
@@ -136,21 +137,21 @@ class Job:
 
     @property
     def max_drop(self) -> Optional[float]:
-        """The largest drop in mAP that is allowed; None: any."""
+        """The largest allowed drop of mAP; None: no limit, or nothing is evaluated."""
         return self.config.strategy.max_drop if self.fp32 else None
 
     def folder(self, name: str) -> Path:
-        """Return a new, empty folder."""
+        """Return a new, empty folder in :attr:`work`, whose name ends with ``name``."""
         path = self.work / f"{len(list(self.work.iterdir())):03d}_{name}"
         path.mkdir(parents=True)
         return path
 
     def drop(self, candidate: Candidate) -> float:
-        """Return how much lower a candidate's mAP is than the float model's; 0 without an evaluation."""
+        """Return the float model's mAP minus a candidate's; 0 without an evaluation."""
         return self.fp32.map - candidate.map if self.fp32 and candidate.evaluation else 0.0
 
     def compare(self, candidate: Candidate) -> Optional[Comparison]:
-        """Return a candidate's detections and mAP compared with the float model's; None without an evaluation."""
+        """Return the comparison of a candidate's detections and mAP with the float model's; None if not evaluated."""
         if self.fp32 is None or candidate.evaluation is None:
             return None
         if candidate.comparison is None:
@@ -160,28 +161,31 @@ class Job:
 
     @property
     def truth(self) -> GroundTruth:
-        """What the eval split is scored against."""
+        """Ground truth of the eval split."""
         if self._truth is None:
             self._truth = GroundTruth.load(self.reader, "eval")
         return self._truth
 
     def meets(self, candidate: Candidate) -> bool:
-        """Return whether a candidate is within ``max_drop``, as surely as ``Strategy.confidence`` asks."""
+        """Return whether a candidate is within ``max_drop`` with probability ``Strategy.confidence``.
+
+        At a confidence of 0.5 the measured drop decides. True if ``max_drop`` is None.
+        """
         if self.max_drop is None:
             return True
         confidence = self.config.strategy.confidence
         compared = self.compare(candidate) if confidence != MEASURED else None
         if compared is not None and compared.difference is not None:
             return compared.difference.probability(self.max_drop) >= confidence
-        # The two figures are means of the same numbers; a drop of just max_drop is within it.
+        # The tolerance accepts a drop of exactly max_drop in spite of floating-point rounding.
         return self.drop(candidate) <= self.max_drop + 1e-9
 
     def best(self) -> Candidate:
-        """Return the candidate of the highest mAP, of equal ones the first."""
+        """Return the candidate with the highest mAP, the first of equal ones."""
         return max(self.tried, key=lambda candidate: candidate.map)
 
     def add(self, candidate: Candidate) -> Candidate:
-        """Evaluate a candidate, unless that is done, and note it."""
+        """Add a candidate to :attr:`tried`, evaluating it first unless that was done or ``fp32`` is None."""
         if self.fp32 is not None and candidate.evaluation is None:
             with timed(candidate.seconds, "evaluate_int8"):
                 candidate.evaluation = self.judge.evaluate(candidate.model, "int8", self.reader, self.progress)
@@ -192,7 +196,7 @@ class Job:
 
 @contextlib.contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the seconds that the block takes to ``seconds[stage]``."""
+    """Add the wall-clock seconds of the ``with`` block to ``seconds[stage]``."""
     start = time.perf_counter()
     yield
     seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The engine that a compression judges by: the one that this machine deploys INT8 with."""
+"""The engine that evaluates the models of a compression, by default the fastest INT8 engine of this machine."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ from act_pipeline.graph.static_graph import StaticGraph
 
 _logger = logging.getLogger(__name__)
 REFERENCE = "int8_reference"
-# Each takes the memory of an inference, about 1 GB for RT-DETR at 640.
+# Engines of the reference that run in parallel. Each takes about 1 GB of memory for RT-DETR at 640.
 _MOST_ENGINES = 4
 _TIMED_IMAGES = 4
-# Of each model, in turns: some 4 s for RT-DETR-R18 at 640 on two cores.
+# Rounds of each model, in turns: about 4 s for RT-DETR-R18 at 640 on two cores.
 _TIMED_ROUNDS = 10
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Which engine evaluates the float model and the INT8 ones.
+    """The engines that evaluate the float model and the INT8 models.
 
     Attributes:
-        engine: of the INT8 models, a name of :data:`act_pipeline.engines.ENGINES`.
-        fp32_engine: of the float model: the same one, but where that has no float.
+        engine: engine of the INT8 models, a name of :data:`act_pipeline.engines.ENGINES`.
+        fp32_engine: engine of the float model: the same, except for ``int8_reference``, which does not run float
+            models.
         device: ``CPU`` or ``GPU``, where both run.
-        why: why this one, in one line.
+        why: the reason for the choice, in one line.
     """
 
     engine: str
@@ -51,28 +52,35 @@ class Judge:
 
     @property
     def is_reference(self) -> bool:
-        """Whether it is the engine that nobody deploys."""
+        """Whether the engine is ``int8_reference``, which is not used in deployment."""
         return self.engine == REFERENCE
 
     def name(self, precision: str) -> str:
-        """Return the engine of a precision, ``fp32`` or ``int8``."""
+        """Return the name of the engine for a precision, ``fp32`` or ``int8``."""
         return self.fp32_engine if precision == "fp32" else self.engine
 
     @property
     def parallel(self) -> tuple[int, int]:
-        """How many engines an evaluation runs side by side, and the CPU threads of each.
+        """The number of engines that an evaluation runs in parallel, and the CPU threads of each.
 
-        Many ops of Paddle's CPU kernels use one core whatever they are given; other runtimes gain nothing by it.
+        The reference runs several, since many of Paddle's CPU kernels use one core only. Other runtimes would gain
+        nothing by it.
         """
         cpus = available_cpus()
         count = min(cpus, _MOST_ENGINES) if self.is_reference and self.device == "CPU" else 1
         return count, cpus // count
 
     def load(self, model: InferenceModel, precision: str, reader: Reader, threads: int | None = None) -> Engine:
-        """Load a model; for TensorRT in Paddle the shapes are collected first.
+        """Load a model into its engine; for TensorRT in Paddle, collect the shapes first.
+
+        Args:
+            model: the model.
+            precision: ``fp32`` or ``int8``.
+            reader: the data that shapes are collected on.
+            threads: CPU threads; None: the engine's default.
 
         Raises:
-            UserError: the engine refuses the model.
+            UserError: the engine refuses the model, or the shapes could not be collected.
         """
         name = self.name(precision)
         if name == "paddle_trt":
@@ -88,8 +96,8 @@ class Judge:
             model: the model.
             precision: ``fp32`` or ``int8``.
             reader: the data.
-            progress: show a progress bar.
-            limit: the first so many images only.
+            progress: show a progress bar on stderr.
+            limit: evaluate only this number of images, from the first on; None: all.
         """
         count, threads = self.parallel
         with contextlib.ExitStack() as stack:
@@ -101,7 +109,16 @@ class Judge:
             return evaluate_beside(engines, reader, progress=progress, limit=limit)
 
     def evaluate_float(self, model: InferenceModel, reader: Reader, progress: bool) -> tuple[Evaluation, bool]:
-        """Evaluate the float model, unless the user's cache holds that; say whether it did."""
+        """Evaluate the float model on the eval split, or read its evaluation from the user's cache.
+
+        Args:
+            model: the float model.
+            reader: the data.
+            progress: show a progress bar on stderr.
+
+        Returns:
+            The evaluation, and whether it comes from the cache.
+        """
         return cached_evaluation(
             model.content_hash(),
             reader.fingerprint("eval"),
@@ -112,22 +129,32 @@ class Judge:
         )
 
     def survives_nan(self, graph: StaticGraph) -> bool:
-        """Say whether :meth:`evaluate` comes back from an INT8 graph whatever its numbers are.
+        """Return whether :meth:`evaluate` is safe for an INT8 graph that computes NaN.
 
-        Paddle 2.6.2's ``grid_sampler`` on the CPU reads beyond its input where a grid is NaN, and ends the process; the
-        reference has none where it knows the attention. Of other runtimes nothing is known.
+        Paddle 2.6.2's ``grid_sampler`` on the CPU reads outside its input where a grid value is NaN, and the process
+        crashes. The reference replaces ``grid_sampler`` if it recognizes the graph's deformable attention. Other
+        runtimes have not been tested and count as unsafe.
         """
         return self.is_reference and samples_by_rows(parsed(graph.program.desc.serialize_to_string()))
 
     def detect(
         self, model: InferenceModel, precision: str, reader: Reader, feeds: Sequence[Mapping[str, np.ndarray]]
     ) -> np.ndarray:
-        """Return what a model detects on batches, [M, 7] as ``Evaluation.detections``.
+        """Return the detections of a model on batches.
 
-        An image's id is its place in ``feeds``, a category's the class index.
+        Args:
+            model: the model.
+            precision: ``fp32`` or ``int8``.
+            reader: the data that TensorRT's shapes are collected on.
+            feeds: the model's inputs by name, in batches.
+
+        Returns:
+            float64 [M, 7] as ``Evaluation.detections``: image id (position of the image in ``feeds``), x, y, width and
+            height in pixels, score, category id (the class index).
 
         Raises:
             NotFinite: a box or a score is NaN or infinite.
+            UserError: see :meth:`load`.
         """
         rows, image = [], 0
         with contextlib.closing(self.load(model, precision, reader)) as engine:
@@ -141,19 +168,19 @@ class Judge:
                 rows.append(np.column_stack([ids, bbox[:, 2:4], bbox[:, 4:] - bbox[:, 2:4], bbox[:, 1], bbox[:, 0]]))
                 image += len(counts)
         found = np.concatenate(rows) if rows else np.zeros((0, 7))
-        return found[found[:, 6] >= 0]  # a class of -1 marks a row that is no detection
+        return found[found[:, 6] >= 0]  # class -1 marks padding rows
 
     def latencies(
         self, models: Mapping[str, tuple[InferenceModel, str]], reader: Reader
     ) -> tuple[dict[str, Latencies], int]:
-        """Time models in turns on the first images of the eval split, one image a run, all CPUs, nothing else running.
+        """Measure latencies of models in turns on the first images of the eval split, with batch size 1 and all CPUs.
 
         Args:
             models: label -> model and precision.
             reader: the data.
 
         Returns:
-            label -> its latencies, and how many rounds there were.
+            Label -> latencies, and the number of rounds.
         """
         batches = list(_first(reader.loader("eval", batch_size=1, shuffle=False), _TIMED_IMAGES))
         with contextlib.ExitStack() as stack:
@@ -165,17 +192,17 @@ class Judge:
 
 
 def choose_judge(asked: str, device: str, model: InferenceModel, here: Machine | None = None) -> Judge:
-    """Return the engine that a config asks for.
+    """Choose the engine that evaluates.
 
     Args:
-        asked: ``Strategy.engine``: a name, or ``auto``: what ``infer_eval --engine=auto`` takes here for INT8; where it
-            does not take the model, the reference.
+        asked: ``Strategy.engine``: a name, or ``auto``: the engine that ``infer_eval --engine=auto`` chooses here for
+            INT8, or the reference if that engine cannot run the model.
         device: ``CPU`` or ``GPU``, where the compression computes.
         model: the float model.
-        here: this machine, or a stand-in.
+        here: the machine; None: this machine.
 
     Raises:
-        UserError: this machine cannot run the engine.
+        UserError: the machine cannot run the engine.
     """
     here = here or machine()
     if asked == "auto":
@@ -186,7 +213,7 @@ def choose_judge(asked: str, device: str, model: InferenceModel, here: Machine |
         _logger.warning("judging in %s: %s does not take the model: %s", REFERENCE, name, refusal)
         return _judge(REFERENCE, "CPU", f"{name} does not take the model", here)
     devices = [entry for entry in ("GPU", "CPU") if _available(asked, entry, here)]
-    if not devices:  # says what is missing
+    if not devices:  # raises the error that names what is missing
         find_support(asked, "int8", "GPU" if asked in ("paddle_trt", "tensorrt") else "CPU", here).require()
     return _judge(asked, device if device in devices else devices[0], "Strategy.engine names it", here)
 
@@ -201,12 +228,12 @@ def _judge(name: str, device: str, why: str, here: Machine) -> Judge:
 def _available(name: str, device: str, here: Machine) -> bool:
     try:
         return find_support(name, "int8", device, here).available
-    except UserError:  # it has no such device
+    except UserError:  # the engine does not support the device
         return False
 
 
 def _refusal(name: str, model: InferenceModel) -> Optional[str]:
-    """Return why an engine cannot take a model, as far as that can be told without loading it."""
+    """Return why an engine cannot run a model, as far as that is known without loading it; None: no reason."""
     from act_pipeline.engines.registry import find_runtime
     from act_pipeline.onnx_export import lowered_onnx
 
@@ -220,12 +247,17 @@ def _refusal(name: str, model: InferenceModel) -> Optional[str]:
 
 
 def collect_shapes(model: InferenceModel, reader: Reader, device: str) -> None:
-    """Collect ``dynamic_shape.txt`` for TensorRT in Paddle in a process of its own, unless it is there and valid.
+    """Collect ``dynamic_shape.txt`` for TensorRT in Paddle in a separate process, unless it exists and is valid.
 
-    Paddle 2.6.2 cannot build TensorRT's engines in the process that collected.
+    Paddle 2.6.2 cannot build TensorRT engines in the process that collected the shapes.
+
+    Args:
+        model: the model, in whose folder the file is written.
+        reader: the data to run.
+        device: ``CPU`` or ``GPU``.
 
     Raises:
-        UserError: it could not be collected.
+        UserError: the process failed.
     """
     process = get_context("spawn").Process(target=_collect_shapes, args=(model, reader.settings, device))
     process.start()

@@ -1,4 +1,4 @@
-"""What is measured of the model that a compression keeps: how fast it is, and what the reference engine makes of it."""
+"""Measurements of the model that a compression saves: latency, and mAP in the reference engine."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from typing import Any, Optional
 from act_pipeline.compress.job import Candidate, Job, timed
 from act_pipeline.compress.judge import REFERENCE, Judge
 from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import find_support
 from act_pipeline.evaluation import compare_on_some
 
 _logger = logging.getLogger(__name__)
-# The first ones of the eval split: the reference takes 0.2 s for each of RT-DETR-R18 at 640 on two cores.
+# Images of the eval split, from the first on: the reference takes 0.2 s an image for RT-DETR-R18 at 640 on two cores.
 REFERENCE_IMAGES = 64
 
 
 @dataclass
 class Measured:
-    """What was measured.
+    """Measurements of the saved INT8 model.
 
     Attributes:
-        latency: ``rounds``, and under ``fp32`` and ``int8`` ``p50_ms`` and ``p90_ms``, and ``ratio``, how many times as
-            fast INT8 is; None: nothing was evaluated.
-        reference: ``engine``, ``images``, ``map``; ``judged_map``, what the judging engine gives on the same images;
-            and the 95% interval of judged - reference, ``difference``; None: the judge is the reference, or it cannot
-            run here.
-        seconds: by stage.
+        latency: ``rounds``; ``fp32`` and ``int8``, each with ``p50_ms`` and ``p90_ms``; ``ratio``, how many times as
+            fast INT8 is. None: nothing was evaluated.
+        reference: ``engine``, ``images`` and ``map`` of the reference engine; ``judged_map``, the mAP of the evaluation
+            engine on the same images; ``difference``, the 95% interval of ``judged_map`` - ``map``. The last two are
+            missing if the images have no ground truth. None: the evaluation engine is the reference, or the reference
+            cannot run here.
+        seconds: stage -> seconds.
     """
 
     latency: Optional[dict[str, Any]] = None
@@ -37,12 +39,12 @@ class Measured:
 
 
 def measure_chosen(job: Job, chosen: Candidate, model: InferenceModel) -> Measured:
-    """Time the float model and the INT8 one in turns, and evaluate the latter in the reference engine too.
+    """Measure latencies of the float and the INT8 model in turns, and evaluate the INT8 model in the reference engine.
 
     Args:
         job: the compression.
-        chosen: what is kept.
-        model: the float model as it was given.
+        chosen: the candidate that is saved.
+        model: the original float model.
     """
     measured = Measured()
     if job.fp32 is None or chosen.evaluation is None:
@@ -61,7 +63,7 @@ def measure_chosen(job: Job, chosen: Candidate, model: InferenceModel) -> Measur
 
 
 def _reference(job: Job, chosen: Candidate) -> Optional[dict[str, Any]]:
-    """Evaluate what is kept in the reference engine, and warn where the two engines differ by more than chance."""
+    """Evaluate the INT8 model in the reference engine; warn if the difference of the engines is significant."""
     judge = Judge(REFERENCE, REFERENCE, "CPU", "")
     try:
         found = judge.evaluate(chosen.model, "int8", job.reader, job.progress, REFERENCE_IMAGES)
@@ -76,8 +78,7 @@ def _reference(job: Job, chosen: Candidate) -> Optional[dict[str, Any]]:
     if difference.low > 0 or difference.high < 0:
         _logger.warning(
             "%s gives the INT8 model %+.4f mAP beside %s (%+.4f to %+.4f with 95%%, %d images): the loss is of "
-            "one runtime; "
-            "`deploy/infer_eval.py --engine=all` shows all of them",
+            "one runtime; " + name_commands("`deploy/infer_eval.py --engine=all` shows all of them"),
             job.judge.engine, -difference.difference, REFERENCE, -difference.high, -difference.low, found.images,
         )  # fmt: skip
     return {

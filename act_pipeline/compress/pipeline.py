@@ -1,4 +1,4 @@
-"""The stages of a compression: prepare, evaluate the float model, quantize, evaluate what was saved, record."""
+"""The stages of a compression: prepare the float model, evaluate it, run the strategy, measure, save and record."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ from act_pipeline.report import write_report
 
 @dataclass
 class Compressed:
-    """A finished compression.
+    """Result of a compression.
 
     Attributes:
         model: the INT8 model.
-        record: what ``act.json`` holds.
+        record: the content of ``act.json``.
     """
 
     model: InferenceModel
@@ -76,27 +76,33 @@ def compress(
     report: str | None = None,
     ranks: Ranks = ALONE,
 ) -> Compressed:
-    """Compress the model that a config names; an older result in ``save_dir`` is replaced when the new one is whole.
+    """Compress the model that a config names and write the INT8 model, its record and optionally a report.
 
-    The training writes checkpoints to ``<save_dir>.checkpoint``, which is removed when all has ended well.
+    An older result in ``save_dir`` is replaced once the new one is complete. The training writes checkpoints to
+    ``<save_dir>.checkpoint``, which is removed after a successful run.
 
     Args:
-        config: what to compress, on which data, how.
-        save_dir: the INT8 model's folder, with ``act.json`` beside the model.
+        config: model, data and settings.
+        save_dir: the folder for the INT8 model and ``act.json``.
         device: ``CPU``, ``GPU`` or ``auto``: the GPU if Paddle finds one.
         progress: show progress bars on stderr.
-        reuse: return the result that is there already if its record says that it was made from the same.
-        reader_overrides: ``Section.key=value`` each, set over the reader file.
-        resume: go on from the checkpoint of a run that was broken off, to the same result as an unbroken one.
-        report: language of the ``report.html`` that is written beside the model, ``en`` or ``zh``; None: no report.
-        ranks: the processes that train together; only the leading one comes here, the others
+        reuse: return the result in ``save_dir`` if it was made from the same config, model, data and versions.
+        reader_overrides: ``Section.key=value`` each, set over the values of the reader's file.
+        resume: continue from the training checkpoint of an interrupted run, with the same result as a run without
+            interruption.
+        report: language of the ``report.html`` to write into ``save_dir``, ``en`` or ``zh``; None: no report.
+        ranks: the processes that train together. Only the leader calls this function; the others run
             `compress.qat.distributed.follower.follow`.
 
+    Returns:
+        The INT8 model in ``save_dir`` and its record.
+
     Raises:
-        BelowFloor: no INT8 model is within ``Strategy.max_drop``; the best is kept in ``<save_dir>.below_max_drop``.
-        UserError: model, data and config do not fit together, the device is not there, another process writes to
-            ``save_dir``, the checkpoint is of another run, the training diverges, or disk or memory do not suffice.
-        Interrupted: SIGINT or SIGTERM came.
+        BelowFloor: no INT8 model is within ``Strategy.max_drop``; the best is saved in ``<save_dir>.below_max_drop``.
+        UserError: model, data and config do not fit together, the device is missing, another process writes to
+            ``save_dir``, the checkpoint belongs to another run, the training diverges, or disk or memory do not
+            suffice.
+        Interrupted: the process received SIGINT or SIGTERM.
     """
     model = InferenceModel.load(config.global_.model_dir, config.global_.model_filename, config.global_.params_filename)
     require_float(model)
@@ -186,7 +192,7 @@ def compress(
 
 
 def _asked(config: Config, record: Mapping[str, Any]) -> str:
-    """Return how sure a result had to be and how sure the best one is; nothing where the measured drop decides."""
+    """Return the required and the best probability for the message; empty where the measured drop decides."""
     probability, confidence = record["probability_within_max_drop"], config.strategy.confidence
     if confidence == MEASURED or probability is None:
         return ""
@@ -201,7 +207,7 @@ def _remedies(config: Config, record: Mapping[str, Any]) -> str:
 
 
 def _beside(save_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return where to work: beside the result, on the same disk, under a name that :func:`clear_leftovers` knows."""
+    """Return the arguments of the temporary folder: next to the result on the same disk, with a hidden name."""
     target = Path(save_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and not target.is_dir():
@@ -210,7 +216,7 @@ def _beside(save_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[InferenceModel, Selection]:
-    """Return the float model ready to be quantized, and which of its ops shall compute in INT8."""
+    """Return the folded float model, its ops that stay float marked, and the ops to compute in INT8."""
     graph = fold(model)
     ops = quantizable_ops(graph, config.op_types)
     if not ops:
@@ -238,7 +244,7 @@ def _write(target: Path, model: InferenceModel, chosen: Candidate, job: Job, rec
 
 
 def _identity(config: Config, source: Mapping[str, Any], reader: Reader, device: str) -> dict[str, Any]:
-    """Return what must be the same for a checkpoint to fit: all that decides the result, and no place on disk."""
+    """Return everything that determines a training's result, without paths; a checkpoint is valid only for the same."""
     settings = source["config"]
     loading = reader.settings.reader
     places = ("teacher_model_dir", "teacher_model_filename", "teacher_params_filename")
@@ -251,7 +257,11 @@ def _identity(config: Config, source: Mapping[str, Any], reader: Reader, device:
         "Strategy": settings.get("Strategy"),
         "quantize": settings.get("quantize"),
         "QuantAware": settings.get("QuantAware"),
-        "QuantPost": settings.get("QuantPost") if config.strategy.name == "auto" else None,
+        # What `auto` does before it trains decides which model is trained, and from which scales.
+        **{
+            name: settings.get(name) if config.strategy.name == "auto" else None
+            for name in ("QuantPost", "SmoothQuant")
+        },
         "TrainConfig": without("TrainConfig", ("snapshot_iter", "logging_iter")),
         "Global": {name: settings["Global"].get(name) for name in ("Evaluation", "input_list")},
         "EvalReader": {"batch_size": loading.batch_size, "drop_last": loading.drop_last},
@@ -268,7 +278,7 @@ def _identity(config: Config, source: Mapping[str, Any], reader: Reader, device:
 
 
 def _processes(ranks: Ranks) -> dict[str, Any]:
-    """Return what several processes add to a record: sums of another number of gradients are another result."""
+    """Return the entry of a record for several processes, whose number changes the result."""
     return {"processes": ranks.world} if ranks.world > 1 else {}
 
 

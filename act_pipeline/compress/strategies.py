@@ -1,4 +1,4 @@
-"""The ways to INT8: calibration, SmoothQuant before it, training with distillation, and what chooses among them."""
+"""The strategies: ``ptq``, ``smooth_quant``, ``qat_dis``, and ``auto``, which tries them in turn."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+from act_pipeline.calibration.algorithms import ALGORITHMS
 from act_pipeline.calibration.feeds import feeds_of, training_reader
 from act_pipeline.calibration.images import calibration_batches
-from act_pipeline.calibration.thresholds import Algorithm
 from act_pipeline.compress.accuracy_control.algorithm import control_accuracy
 from act_pipeline.compress.accuracy_control.revert import rescaled, revert_to_float
 from act_pipeline.compress.job import Candidate, Job, timed
@@ -25,40 +25,56 @@ from act_pipeline.compress.qat.distributed.follower import call_followers
 from act_pipeline.compress.qat.int8_snapshots import Scorer
 from act_pipeline.compress.qat.trainer import train
 from act_pipeline.compress.smooth_quant.algorithm import smooth_model
-from act_pipeline.config.compression import WeightedOp
+from act_pipeline.config.compression import CalibrationAlgorithm, WeightedOp
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.data.model_fit import told
 from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.static_graph import StaticGraph
 
-ALGORITHMS: tuple[Algorithm, ...] = ("mse", "avg", "abs_max", "hist", "KL")
 _WEIGHTED: dict[str, WeightedOp] = {name: name for name in get_args(WeightedOp)}
-# SmoothQuant costs multiplications: it must take back this share of the drop to be built upon.
+# SmoothQuant adds multiplications, so `auto` goes on with its model only if that removes more than this share of the
+# drop.
 _SMOOTHING_GAIN = 0.1
-# `auto` trains before it gives back more than this share of the ops.
+# `auto` reverts at most this share of the ops to float before it trains.
 _MIXED_SHARE = 0.1
-# `qat_dis` starts from the scales of so many images; the training's moving averages go on from there.
+# Images of the calibration that `qat_dis` starts from; its scales are the start of the training's moving averages.
 _SCALE_IMAGES = 16
 
 
 def ptq(job: Job) -> Candidate:
-    """Calibrate by the algorithm of the config, and give ops back to float where ``max_drop`` needs it."""
+    """Calibrate by the config's algorithm, then revert ops to float if the drop exceeds ``max_drop``.
+
+    Args:
+        job: the compression; candidates are added to it.
+
+    Returns:
+        The candidate to save: within ``max_drop``, or the best one.
+    """
     return _lifted(job, _calibrated(job, job.model, job.selection, "ptq"))
 
 
 def smooth_quant(job: Job) -> Candidate:
-    """Move outliers of activations into weights, then as :func:`ptq`."""
+    """Move outliers of activations into weights, then proceed as :func:`ptq`, with the same argument and result."""
     smoothed, selection, found = _smoothed(job)
     return _lifted(job, _calibrated(job, smoothed, selection, "smooth_quant", record=found))
 
 
 def qat_dis(job: Job) -> Candidate:
-    """Train with distillation, and give ops back to float where ``max_drop`` needs it."""
+    """Train with distillation, then revert ops to float if the drop exceeds ``max_drop``.
+
+    Args and result are those of :func:`ptq`.
+    """
     return _lifted(job, _trained(job))
 
 
 def auto(job: Job) -> Candidate:
-    """Try the cheapest first: PTQ, SmoothQuant, a tenth of the ops in float, training, any number of ops in float."""
+    """Try strategies, the cheapest first, until a candidate is within ``max_drop``.
+
+    The order is: calibration by the best of all algorithms, SmoothQuant, at most a tenth of the ops in float, training
+    if the config has its sections, any number of ops in float.
+
+    Args and result are those of :func:`ptq`.
+    """
     candidate = _calibrated(job, job.model, job.selection, "ptq", choose=True)
     if job.meets(candidate):
         return candidate
@@ -103,13 +119,22 @@ def _calibrated(
     choose: bool = False,
     record: dict[str, Any] | None = None,
 ) -> Candidate:
-    """Return a candidate by calibration of ``model``; ``choose``: by the algorithm that changes detections least."""
+    """Return a candidate by calibration of ``model``.
+
+    Args:
+        job: the compression.
+        model: the float model, smoothed or not.
+        selection: the ops to quantize.
+        strategy: ``ptq`` or ``smooth_quant``.
+        choose: use the algorithm that changes the detections least, instead of ``QuantPost.algo``.
+        record: further entries for ``act.json``.
+    """
     settings = job.config.quant_post
     batches = calibration_batches(job.reader, settings, job.progress)
     post = PostTraining(model, job.config, batches, job.device, selection)
     seconds = {"smooth": record["smooth_quant"]["seconds"]} if record else {}
-    algo: Algorithm = settings.algo
-    compared: dict[Algorithm, float] = {}
+    algo: CalibrationAlgorithm = settings.algo
+    compared: dict[CalibrationAlgorithm, float] = {}
     if choose:
         with timed(seconds, "choose"):
             compared = _compare(job, post)
@@ -141,13 +166,13 @@ def _calibrated(
     )
 
 
-def _compare(job: Job, post: PostTraining) -> dict[Algorithm, float]:
-    """Return algorithm -> the change of the detections on training images that were not calibrated on."""
+def _compare(job: Job, post: PostTraining) -> dict[CalibrationAlgorithm, float]:
+    """Return algorithm -> the change of the detections on the held-out training images, see :meth:`Job.change`."""
     from tqdm import tqdm
 
-    found: dict[Algorithm, float] = {}
+    found: dict[CalibrationAlgorithm, float] = {}
     folder = job.folder("compared")
-    written = post.write(folder, ALGORITHMS[0]).model
+    written = post.write(folder, next(iter(ALGORITHMS))).model
     with tqdm(ALGORITHMS, desc="choose", unit="algorithm", disable=not job.progress, leave=False) as bar:
         for algo in bar:
             thresholds = post.thresholds(algo)
@@ -158,7 +183,7 @@ def _compare(job: Job, post: PostTraining) -> dict[Algorithm, float]:
 
 
 def _smoothed(job: Job) -> tuple[InferenceModel, Selection, dict[str, Any]]:
-    """Return the smoothed float model, its ops, and what was done."""
+    """Return the smoothed float model, the selection of its ops, and its entries for ``act.json``."""
     start = time.perf_counter()
     settings = job.config.quant_post
     smoothed = smooth_model(
@@ -179,7 +204,7 @@ def _smoothed(job: Job) -> tuple[InferenceModel, Selection, dict[str, Any]]:
         "difference": smoothed.difference,
         "seconds": round(time.perf_counter() - start, 2),
     }
-    # The ops are the same ones, some of which read another tensor now.
+    # The names of the ops do not change, but some read a different tensor now.
     with contextlib.closing(StaticGraph.load(smoothed.model)) as graph:
         ops = quantizable_ops(graph, job.config.op_types)
     selection = dataclasses.replace(job.selection, ops=tuple(ops))
@@ -187,7 +212,7 @@ def _smoothed(job: Job) -> tuple[InferenceModel, Selection, dict[str, Any]]:
 
 
 def _calibrated_start(job: Job) -> InferenceModel:
-    """Return an INT8 model to train from, calibrated on a few images: moving averages go on from its scales."""
+    """Return an INT8 model calibrated on a few images, whose scales and biases the training starts from."""
     types = [_WEIGHTED[name] for name in job.config.training.quant_aware.quantize_op_types if name in _WEIGHTED]
     settings = dataclasses.replace(
         job.config.quant_post, quantize_op_types=types, calib_images=_SCALE_IMAGES, batch_nums=None
@@ -198,7 +223,13 @@ def _calibrated_start(job: Job) -> InferenceModel:
 
 
 def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
-    """Return a candidate by training, from the scales and biases of ``start_from``, or of a short calibration."""
+    """Return a candidate by training.
+
+    Args:
+        job: the compression.
+        start_from: the candidate whose scales and biases the training starts from; None: a short calibration, or
+            PaddleSlim's start if nothing is evaluated.
+    """
     config = job.config
     seconds: dict[str, float] = {}
     loader = job.ranks.shard(training_reader(config, job.reader).loader("train"))
@@ -212,7 +243,7 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
         start, started_from = start_from.model, start_from.name
     elif job.fp32 is not None:
         started_from = f"ptq:avg, {_SCALE_IMAGES} images"
-        if job.checkpoints.resumed is None:  # else the scales are those of the checkpoint
+        if job.checkpoints.resumed is None:  # a resumed training takes its scales from the checkpoint
             with timed(seconds, "calibrate"):
                 start = _calibrated_start(job)
     note = unaligned_rows(config, job.model)

@@ -1,4 +1,4 @@
-"""A YAML file in PaddleSlim's schema as a checked, typed :class:`Config`."""
+"""Read a YAML file in PaddleSlim's schema into a checked, typed :class:`Config`."""
 
 from act_pipeline.config.compression import Config, Quantize, QuantPost, SmoothQuant, load_config
 

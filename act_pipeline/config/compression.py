@@ -1,7 +1,8 @@
 """The compression config: PaddleSlim's ACT schema, typed and checked before anything runs.
 
 Sections and keys are those of ``paddleslim.auto_compression.strategy_config`` (2.6.0) and of the ``Global`` section of
-PaddleSlim's detection example. To add a section, write its dataclass and name it in :class:`Config`.
+PaddleSlim's detection example; docstrings state which keys are added here. To add a section, write its dataclass and
+add a field of that type to :class:`Config`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import Any, Literal, NamedTuple, Optional, Union
 from act_pipeline.config.schema import Invalid, Source, build, key, to_mapping
 from act_pipeline.config.training import TrainConfig
 from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
+from act_pipeline.core.defaults import find_shipped
 from act_pipeline.core.yaml_files import apply_overrides, load_yaml, parse_override
 
-# The losses of paddleslim.dist that take one teacher and one student tensor, as ACT calls them (`fsp` takes four).
-# ACT runs `eval` on this name: nothing but a name known here may reach it.
+# `detection`, and the losses of paddleslim.dist that ACT can call with one teacher and one student tensor (`fsp` takes
+# four tensors). ACT runs `eval` on this name, so only names listed here may reach it.
 DistillationLoss = Literal["detection", "soft_label", "l2", "dkd", "skd"]
 QuantizeType = Literal["channel_wise_abs_max", "abs_max", "range_abs_max", "moving_average_abs_max"]
 CalibrationAlgorithm = Literal["abs_max", "avg", "hist", "mse", "KL"]
@@ -127,16 +129,17 @@ QuantizableOp = Literal[
 
 @dataclass(frozen=True)
 class Global:
-    """What is compressed and on which data; paths are resolved by :func:`act_pipeline.core.yaml_files.resolve_path`.
+    """Model and data of a compression; paths are resolved by :func:`act_pipeline.core.yaml_files.resolve_path`.
 
     Attributes:
-        reader_config: the reader YAML.
+        reader_config: the reader's YAML file.
         model_dir: folder of the float inference model.
-        model_filename: the program in it.
-        params_filename: its parameters.
-        include_nms: whether the graph holds its post-process; RT-DETR's does.
-        evaluation: whether the model is evaluated while it trains.
-        input_list: the model's inputs by the reader's names, or ``{reader's name: model's name}``; None: the model's.
+        model_filename: file name of the program in ``model_dir``.
+        params_filename: file name of the parameters in ``model_dir``.
+        include_nms: whether the graph contains the post-process, as RT-DETR's does.
+        evaluation: whether the float model and the INT8 models are evaluated; ``auto`` needs it.
+        input_list: the model's inputs by the reader's names, or ``{reader's name: model's name}``; None: the model's
+            own names.
     """
 
     reader_config: Path
@@ -150,24 +153,24 @@ class Global:
 
 @dataclass(frozen=True)
 class Distillation:
-    """ACT's ``Distillation``: the float model teaches the quantized one.
+    """ACT's ``Distillation``: the float model is the teacher of the quantized one.
 
     Attributes:
-        loss: one loss, or one a group of nodes. ``detection`` is not ACT's: it compares the scores and the boxes of the
-            same queries (`compress.qat.detection_loss`), and finds these by itself.
-        node: tensors to compare, in one group or several; empty: the outputs that ACT finds.
-        alpha: weight of the loss, or of each group's.
-        teacher_model_dir: folder of another teacher; None: the float model itself.
-        teacher_model_filename: its program.
-        teacher_params_filename: its parameters.
-        teacher_cache_mb: the teacher runs outside the training program, in float, and its outputs are kept, so many
-            10^6 bytes at most, for when the image comes again. 0: it runs within every step as PaddleSlim has it, the
-            inputs of its matmuls rounded. ACT does not know this key.
+        loss: one loss, or a list with one loss for each group of ``node``. ``detection`` is not in ACT: it compares the
+            scores and boxes of the same queries (`compress.qat.detection_loss`) and finds their tensors itself.
+        node: names of the tensors to compare, in one group or a list of groups; empty: the outputs that ACT finds.
+        alpha: weight of the loss, or a list with one weight for each group; above 0.
+        teacher_model_dir: folder of a different teacher; None: the float model.
+        teacher_model_filename: file name of the teacher's program.
+        teacher_params_filename: file name of the teacher's parameters.
+        teacher_cache_mb: size of the cache of the teacher's outputs, in 10^6 bytes. The teacher then runs in float,
+            outside the training program, and its outputs are reused when an image comes again. 0: the teacher runs in
+            every step as in PaddleSlim, which rounds the inputs of its matmuls. ACT does not have this key.
     """
 
     loss: Union[DistillationLoss, list[DistillationLoss]] = "l2"
     node: Union[list[list[str]], list[str]] = key(factory=list)
-    # ACT takes 0 for "not given" and uses 1.
+    # ACT treats 0 as "not given" and uses 1.
     alpha: Union[float, list[float]] = key(1.0, above=0)
     teacher_model_dir: Optional[Path] = None
     teacher_model_filename: Optional[str] = None
@@ -208,7 +211,7 @@ class Distillation:
 
 @dataclass(frozen=True)
 class QuantAware:
-    """ACT's ``QuantAware``: training with fake quantization. Keys and defaults are PaddleSlim's."""
+    """ACT's ``QuantAware``: training with fake quantization, with PaddleSlim's keys and defaults."""
 
     quantize_op_types: list[QuantizableOp] = key(
         factory=lambda: ["conv2d", "depthwise_conv2d", "conv2d_transpose", "mul", "matmul", "matmul_v2"]
@@ -244,22 +247,25 @@ class QuantAware:
 
 @dataclass(frozen=True)
 class QuantPost:
-    """ACT's ``QuantPost``: post-training quantization. Keys are PaddleSlim's, and ``calib_images`` and ``seed``.
+    """ACT's ``QuantPost``: post-training quantization, with the additional keys ``calib_images`` and ``seed``.
 
-    The defaults of ``algo`` and ``bias_correction`` are not ACT's (``hist``, off): with these the mAP of RT-DETR stayed
-    nearest to the float model's, whichever images were drawn.
+    The defaults of ``algo`` and ``bias_correction`` differ from ACT's (``hist``, off): with these defaults the mAP of
+    RT-DETR stayed nearest to the float model's, for every choice of calibration images that was tried.
 
     Attributes:
-        algo: how an activation's threshold is found; see :func:`act_pipeline.calibration.thresholds.threshold`.
-        hist_percent: the quantile of ``hist``.
-        calib_images: how many images of TrainDataset are run, chosen at random; 100 to 1,000 do.
-        batch_nums: ACT's way to say it, in batches; instead of ``calib_images``.
-        batch_size: images in a run of the float graph; changes the memory it takes, not the result.
-        seed: of the choice of the images.
-        bias_correction: whether the mean error that rounded weights make is taken out of the biases.
+        algo: algorithm for the thresholds of activations; see
+            :func:`act_pipeline.calibration.thresholds.threshold`.
+        hist_percent: the quantile of ``hist``, in (0, 1].
+        calib_images: the number of images of TrainDataset to calibrate on, chosen at random; 100 to 1,000 suffice.
+            None: ``batch_nums``, or 200.
+        batch_nums: ACT's key for the number of calibration batches; it excludes ``calib_images``.
+        batch_size: images in a run of the float graph; it affects memory, not the result.
+        seed: seed of the random choice of the images.
+        bias_correction: whether to correct biases for the mean error that the rounding of weights causes.
         weight_quantize_type: ``channel_wise_abs_max``, or ``abs_max`` for one scale a weight.
-        quantize_op_types: the ops to quantize.
+        quantize_op_types: the op types to quantize.
         not_quant_pattern: name scopes of ops that stay float.
+        weight_bits, activation_bits, onnx_format: fixed to 8, 8 and true; keys of ACT's schema.
     """
 
     algo: CalibrationAlgorithm = "mse"
@@ -286,7 +292,7 @@ class QuantPost:
 
     @property
     def images(self) -> int:
-        """How many calibration images are asked for."""
+        """The number of calibration images: from ``calib_images`` or ``batch_nums``, 200 if neither is set."""
         if self.batch_nums is not None:
             return self.batch_nums * self.batch_size
         return DEFAULT_CALIBRATION_IMAGES if self.calib_images is None else self.calib_images
@@ -294,22 +300,22 @@ class QuantPost:
 
 @dataclass(frozen=True)
 class SmoothQuant:
-    """SmoothQuant: activation outliers go into the weights of matmuls that follow a LayerNorm.
+    """SmoothQuant: move activation outliers into the weights of the matmuls that follow a LayerNorm.
 
-    ``alpha``, ``smooth_all_linears`` and ``search_alpha_min`` and ``_max`` are PaddleSlim's
-    (``paddleslim.quant.advanced.Smooth``, ``PieceWiseSearch``), which searches if it is given a search function and
-    takes 0.5 otherwise.
+    ``alpha``, ``smooth_all_linears``, ``search_alpha_min`` and ``search_alpha_max`` are PaddleSlim's names
+    (``paddleslim.quant.advanced.Smooth`` and ``PieceWiseSearch``). PaddleSlim searches only if it gets a search
+    function, and uses 0.5 otherwise.
 
     Attributes:
-        alpha: one for all layers, 0 to 1; None: the best of each layer is searched.
-        search_alpha_min: the first to try.
-        search_alpha_max: the last to try.
-        search_alpha_step: from one to the next; PaddleSlim's is 0.01.
-        smooth_all_linears: smooth the matmuls that follow no LayerNorm too; each costs a multiplication.
-        min_improvement: the share by which a layer's squared error must fall for it to be smoothed.
-        calib_images: how many of the calibration images are looked at.
-        sample_rows: how many rows of each activation are kept, one half to choose by and one to measure on.
-        seed: decides the choice of the rows.
+        alpha: one alpha for all layers, in [0, 1]; None: the best alpha of each layer is searched.
+        search_alpha_min: the first alpha to try, in [0, 1].
+        search_alpha_max: the last alpha to try, in [0, 1].
+        search_alpha_step: distance between alphas; PaddleSlim's is 0.01.
+        smooth_all_linears: also smooth matmuls that do not follow a LayerNorm; each costs one multiplication.
+        min_improvement: the relative reduction of a layer's squared error that is required to smooth it, in [0, 1].
+        calib_images: the number of calibration images that statistics are gathered on.
+        sample_rows: the number of rows to sample of each activation; one half chooses alpha, the other measures it.
+        seed: seed of the random choice of the rows.
     """
 
     alpha: Optional[float] = key(None, at_least=0, at_most=1)
@@ -331,9 +337,7 @@ class SmoothQuant:
 
     @property
     def alphas(self) -> list[float]:
-        """What is tried: ``alpha`` alone, or the steps from ``search_alpha_min`` to ``search_alpha_max``, both
-        included.
-        """
+        """The alphas to try: only ``alpha``, or those from ``search_alpha_min`` to ``search_alpha_max`` inclusive."""
         if self.alpha is not None:
             return [self.alpha]
         steps = int((self.search_alpha_max - self.search_alpha_min) / self.search_alpha_step + 1e-9)
@@ -343,20 +347,19 @@ class SmoothQuant:
 
 @dataclass(frozen=True)
 class Strategy:
-    """Which way to INT8, and how much accuracy it may cost.
+    """The quantization strategy, and how much accuracy it may cost.
 
     Attributes:
-        name: ``ptq``: calibration only. ``smooth_quant``: the same after outliers of activations were moved into the
-            weights. ``qat_dis``: training with distillation, PaddleSlim's ACT. ``auto``: these in turn, with ops kept
-            float where that is enough, until one is within ``max_drop``.
-        engine: what evaluates the float model and the INT8 ones, a name of ``deploy/infer_eval.py --engine``; ``auto``:
-            the one that this machine runs INT8 fastest in. ``int8_reference`` computes every Q/DQ in Paddle, which
-            nobody deploys, and needs nothing more.
-        max_drop: how much lower than the float model's the mAP may be, in [0, 1], absolute; ops are given back to float
-            until it holds. None: whatever comes.
-        confidence: how sure that must be, in (0, 1): the share of resampled data sets on which the drop is within
-            ``max_drop`` (a paired bootstrap over the images of EvalDataset, `evaluation.confidence`). 0.5: the drop
-            that is measured decides.
+        name: ``ptq``: calibration only. ``smooth_quant``: calibration after outliers of activations were moved into the
+            weights. ``qat_dis``: training with distillation by PaddleSlim's ACT. ``auto``: these in turn, also with
+            some ops reverted to float, until a model is within ``max_drop``.
+        engine: the engine that evaluates the float model and the INT8 models, a name of
+            ``deploy/infer_eval.py --engine``. ``auto``: the engine that runs INT8 fastest on this machine.
+            ``int8_reference``: Paddle computes every Q/DQ op; it needs no other engine and is not used in deployment.
+        max_drop: the largest absolute drop of mAP below the float model's, in [0, 1]. Ops are reverted to float until
+            the drop is within it. None: no limit.
+        confidence: the share of resampled data sets on which the drop has to be within ``max_drop``, in (0, 1) (a
+            paired bootstrap over the images of EvalDataset, `evaluation.confidence`). 0.5: the measured drop decides.
     """
 
     name: StrategyName = "auto"
@@ -367,14 +370,16 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Quantize:
-    """Which ops compute in INT8. A pattern is an op type (``matmul_v2``), a part of RT-DETR (``backbone``, ``encoder``,
-    ``decoder``, ``head``), an op's name (its output, as ``act.json`` has it) or a glob over module names
+    """Patterns that select the ops to compute in INT8.
+
+    A pattern is an op type (``matmul_v2``), a part of RT-DETR (``backbone``, ``encoder``, ``decoder``, ``head``), an
+    op's name (the name of its output, as in ``act.json``) or a glob over module names
     (``transformer.decoder.*.cross_attn.*``).
 
     Attributes:
-        include: only these; empty: all of ``quantize_op_types``.
-        exclude: not these.
-        weight_only: of the rest, these keep float activations, and their weights are stored in INT8.
+        include: the ops to quantize; empty: all ops of ``quantize_op_types``.
+        exclude: ops to leave in float.
+        weight_only: ops of the remaining ones whose weights are stored in INT8 and whose activations stay float.
     """
 
     include: list[str] = key(factory=list)
@@ -396,15 +401,15 @@ class Config:
 
     Attributes:
         path: the YAML file it was read from.
-        global_: ``Global``.
-        strategy: ``Strategy``, ``auto`` if there is none.
-        quantize: which ops compute in INT8.
-        distillation: ``Distillation``; ``qat_dis`` needs it.
-        quant_aware: ``QuantAware``; ``qat_dis`` needs it.
-        train_config: ``TrainConfig``; ``qat_dis`` needs it.
-        quant_post: ``QuantPost``; how ``ptq`` and ``smooth_quant`` calibrate.
-        smooth_quant: ``SmoothQuant``; what ``smooth_quant`` does before.
-        overrides: ``Section.key=value`` each, what was set over the file's values.
+        global_: section ``Global``.
+        strategy: section ``Strategy``; ``auto`` by default.
+        quantize: section ``quantize``: the ops to compute in INT8.
+        distillation: section ``Distillation``; ``qat_dis`` needs it.
+        quant_aware: section ``QuantAware``; ``qat_dis`` needs it.
+        train_config: section ``TrainConfig``; ``qat_dis`` needs it.
+        quant_post: section ``QuantPost``: how ``ptq`` and ``smooth_quant`` calibrate.
+        smooth_quant: section ``SmoothQuant``: how ``smooth_quant`` changes the float model before calibration.
+        overrides: ``Section.key=value`` each, set over the file's values.
     """
 
     path: Path = key(from_yaml=False)
@@ -432,7 +437,7 @@ class Config:
 
     @property
     def trains(self) -> bool:
-        """Whether the config says how to train."""
+        """Whether the config has all sections that training needs."""
         return all(section is not None for section in self._training_sections().values())
 
     @property
@@ -448,12 +453,12 @@ class Config:
 
     @property
     def op_section(self) -> str:
-        """The section whose ``quantize_op_types`` hold: ``QuantAware`` or ``QuantPost``."""
+        """The section whose ``quantize_op_types`` apply: ``QuantAware`` for ``qat_dis``, else ``QuantPost``."""
         return "QuantAware" if self.strategy.name == "qat_dis" else "QuantPost"
 
     @property
     def op_types(self) -> list[str]:
-        """The op types that shall compute in INT8, as :attr:`op_section` names them."""
+        """The op types to quantize: ``quantize_op_types`` of the section :attr:`op_section`."""
         if self.op_section == "QuantAware":
             return list(self.training.quant_aware.quantize_op_types)
         return list(self.quant_post.quantize_op_types)
@@ -462,10 +467,14 @@ class Config:
         return {"Distillation": self.distillation, "QuantAware": self.quant_aware, "TrainConfig": self.train_config}
 
     def to_act(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-        """Return what ``paddleslim.auto_compression.AutoCompression`` takes, in dicts of its own (it changes them).
+        """Return the arguments of ``paddleslim.auto_compression.AutoCompression``, as new dicts that it may change.
 
         Returns:
-            The strategies, ``{"Distillation": {...}, "QuantAware": {...}}``, and the keys of ``TrainConfig``.
+            The strategies, ``{"Distillation": {...}, "QuantAware": {...}}``, and the keys of ``TrainConfig``, both
+            without the keys that ACT does not have.
+
+        Raises:
+            ValueError: a section that training needs is missing.
         """
         distillation, quant_aware, train = self.training
         strategies = {"Distillation": to_mapping(distillation), "QuantAware": to_mapping(quant_aware)}
@@ -476,7 +485,7 @@ class Config:
         return strategies, train_config
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the whole config, defaults included, in types that JSON has."""
+        """Return the whole config including defaults, in JSON types."""
         return {"path": str(self.path), **to_mapping(self)}
 
 
@@ -484,15 +493,15 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     """Read and check a compression config.
 
     Args:
-        path: a YAML file in ACT's schema.
+        path: a YAML file in ACT's schema; ``configs/...`` of this package too.
         overrides: ``Section.key=value`` each, set over the file's values.
 
     Raises:
-        UserError: the file is no YAML, or a section, key, type or value is not as the schema has it.
+        UserError: the file is not YAML, or a section, key, type or value does not fit the schema.
     """
-    overrides = list(overrides)
+    path, overrides = find_shipped(path), list(overrides)
     content = apply_overrides(load_yaml(path), overrides)
-    # A section that is named and left empty is there, with its defaults.
+    # An empty section counts as present, with its defaults.
     content = {name: {} if value is None else value for name, value in content.items()}
-    source = Source(Path(path), tuple(".".join(parse_override(override)[0]) for override in overrides))
-    return build(Config, content, source, path=Path(path), overrides=tuple(overrides))
+    source = Source(path, tuple(".".join(parse_override(override)[0]) for override in overrides))
+    return build(Config, content, source, path=path, overrides=tuple(overrides))

@@ -1,7 +1,7 @@
-"""Dataclasses as the schema of YAML: one builder that checks keys, types and bounds by the annotations.
+"""Dataclasses as the schema of a YAML file: :func:`build` checks keys, types and bounds.
 
-A section of a config is a dataclass; its annotations are the types, its defaults the defaults, and
-:func:`key` adds what annotations cannot say. Cross-field checks raise :class:`Invalid` in ``__post_init__``.
+A section of a config is a dataclass. The annotations and defaults of its fields are the types and defaults in YAML, and
+:func:`key` adds bounds and names. Checks across fields raise :class:`Invalid` in ``__post_init__``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 Section = TypeVar("Section", bound="DataclassInstance")
 _MISSING = dataclasses.MISSING
 _SHOWN_CHOICES = 12
-_TOO_WHOLE = 2**63  # what arrays and Paddle hold is less
+_TOO_WHOLE = 2**63  # integers in arrays and in Paddle are int64
 
 
 class Invalid(ValueError):
-    """A value that its dataclass refuses: ``key`` (may be dotted, or empty for the section itself) and the reason."""
+    """A value that its dataclass refuses.
+
+    Attributes:
+        key: the key, possibly dotted; empty for the section itself.
+        reason: the part of the message after the key.
+    """
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(f"{key} {reason}" if key else reason)
@@ -36,7 +41,7 @@ class Invalid(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where values come from, for error messages and for relative paths.
+    """The origin of values, for error messages and relative paths.
 
     Attributes:
         path: the YAML file.
@@ -47,7 +52,7 @@ class Source:
     overridden: tuple[str, ...] = ()
 
     def locate(self, name: str) -> str:
-        """Return the words that open a message about the key ``name``."""
+        """Return the start of an error message about the key ``name``: the file or ``-o``, and the key."""
         for key in self.overridden:
             if name == key or name.startswith((f"{key}.", f"{key}[")):
                 return f"-o {name}"
@@ -71,11 +76,12 @@ def key(
     """Declare a field of a section.
 
     Args:
-        default, factory: as in ``dataclasses.field``; a field with neither must be given.
-        name: the key in YAML, where it differs from the attribute's name.
+        default, factory: ``default`` and ``default_factory`` of ``dataclasses.field``; a field with neither is
+            required.
+        name: the key in YAML; None: the attribute's name.
         at_least, above, below, at_most: bounds of a number, or of each number in a list.
         from_yaml: False for a field that the caller fills.
-        rest: the field, a dict, takes all keys that no other field names.
+        rest: whether the field, a dict, takes all keys that match no other field.
     """
     metadata = {
         "name": name,
@@ -94,14 +100,14 @@ def build(cls: type[Section], content: Any, source: Source, section: str = "", *
     """Make a ``cls`` from a YAML mapping.
 
     Args:
-        cls: a dataclass.
-        content: the mapping, or None for a section that is named and left empty.
-        source: the file it comes from.
-        section: the dotted name of the mapping in the file, empty for the whole file.
+        cls: a dataclass whose fields are declared with :func:`key` or plain defaults.
+        content: the mapping; None for an empty section.
+        source: the file that the mapping comes from.
+        section: the dotted name of the mapping in the file; empty for the whole file.
         given: values of the fields declared with ``from_yaml=False``.
 
     Raises:
-        UserError: a key is unknown or missing, or a value has another type or is out of bounds.
+        UserError: a key is unknown or missing, or a value has a wrong type or is out of bounds.
     """
     content = {} if content is None else content
     if not isinstance(content, dict):
@@ -130,7 +136,7 @@ def build(cls: type[Section], content: Any, source: Source, section: str = "", *
 
 
 def to_mapping(instance: Any) -> dict[str, Any]:
-    """Return the YAML mapping of a dataclass made by :func:`build`, in plain types and without keys that are None."""
+    """Return the YAML mapping of a dataclass made by :func:`build`, in plain types, without values that are None."""
     mapping: dict[str, Any] = {}
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
@@ -142,7 +148,14 @@ def to_mapping(instance: Any) -> dict[str, Any]:
 
 
 def refuse_unknown(name: Any, known: Iterable[str], source: Source, section: str = "") -> None:
-    """Raise the :class:`UserError` for a key that is not among ``known``."""
+    """Raise the :class:`UserError` for an unknown key.
+
+    Args:
+        name: the unknown key.
+        known: the known keys, for the message and its suggestion.
+        source: the file that the key comes from.
+        section: the dotted name of the section; empty for the whole file.
+    """
     known = list(known)
     raise UserError(
         f"{source.locate(_join(section, str(name)))} is not a known key, expected one of {', '.join(known)}"
@@ -156,7 +169,7 @@ def yaml_name(field: dataclasses.Field[Any]) -> str:
 
 
 def describe(value: Any) -> str:
-    """Say what a value is, in a user's words."""
+    """Return a description of a YAML value for error messages."""
     if value is None:
         return "empty"
     if isinstance(value, bool):
@@ -171,7 +184,7 @@ def describe(value: Any) -> str:
 
 
 class _Mismatch(Exception):
-    """The value is not of the type that was tried."""
+    """A value does not have the type that it was compared with."""
 
 
 def _yaml_fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
@@ -198,7 +211,7 @@ def _convert(value: Any, kind: Any, field: dataclasses.Field[Any], source: Sourc
 
 
 def _match(value: Any, kind: Any, field: dataclasses.Field[Any], source: Source, name: str) -> Any:
-    """Return ``value`` as a ``kind``; raises ``_Mismatch``, or ``UserError`` where the place is known better."""
+    """Return ``value`` as a ``kind``; raise ``_Mismatch``, or ``UserError`` for an error within a list or mapping."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -233,7 +246,7 @@ def _match_union(value: Any, kinds: tuple[Any, ...], field: Any, source: Source,
             return None
         raise _Mismatch
     for kind in kinds:
-        # A list or mapping belongs to the one member that takes lists or mappings: its own message is the precise one.
+        # Lists and mappings are matched only with members that take them, whose error messages are the most precise.
         container = typing.get_origin(kind) in (list, dict) or dataclasses.is_dataclass(kind)
         if kind is type(None) or container != isinstance(value, (list, dict)):
             continue
@@ -248,7 +261,7 @@ def _match_union(value: Any, kinds: tuple[Any, ...], field: Any, source: Source,
 
 
 def _match_scalar(value: Any, kind: Any, field: dataclasses.Field[Any]) -> Any:
-    # bool is a subclass of int, and `batch_size: true` is a mistake, not 1.
+    # bool is a subclass of int, but `batch_size: true` is an error.
     if kind is bool and isinstance(value, bool):
         return value
     if kind is str and isinstance(value, str):
@@ -298,7 +311,7 @@ def _choices(kind: Any) -> list[str]:
 
 
 def _is_quoted(text: str, kind: Any) -> bool:
-    """Whether text would be of the right kind if YAML had not been told by quotes that it is text."""
+    """Return whether a text would have the type ``kind`` in YAML if it were not in quotes."""
     kinds = typing.get_args(kind) if typing.get_origin(kind) is typing.Union else (kind,)
     if bool in kinds and text.lower() in ("true", "false", "yes", "no", "on", "off"):
         return True

@@ -1,7 +1,7 @@
-"""``TrainConfig`` of a compression config: PaddleSlim's ACT names Paddle's own optimizers, schedules and clips in it.
+"""``TrainConfig`` of a compression config, in which PaddleSlim's ACT names Paddle's optimizers, schedules and clips.
 
-These classes are checked when the config is read, by their signatures in Paddle, so that a misspelt argument is found
-before the first hour and not after it.
+These classes and their arguments are checked against Paddle's signatures when the config is read, so that an error is
+found before the calibration and not when the training starts.
 """
 
 from __future__ import annotations
@@ -19,21 +19,29 @@ from act_pipeline.core.errors import suggest
 
 @dataclass(frozen=True)
 class PaddleClass:
-    """A class of Paddle by its name (``type``) and the arguments that stand beside it."""
+    """A class of Paddle and its arguments.
+
+    Attributes:
+        type: name of the class.
+        arguments: the other keys of the section: keyword arguments of the class.
+    """
 
     type: str
     arguments: dict[str, Any] = key(factory=dict, rest=True)
 
     def check(self, module: str, refused: Iterable[str], supplied: Iterable[str] = ()) -> Any:
-        """Return the class, having checked that it exists and takes the arguments.
+        """Check that the class exists and takes the arguments.
 
         Args:
-            module: where ACT looks the class up.
-            refused: names there that ACT cannot use.
-            supplied: arguments that ACT itself gives.
+            module: the module in which ACT looks up the class.
+            refused: names of classes in it that ACT cannot use.
+            supplied: names of the arguments that ACT passes itself.
+
+        Returns:
+            The class.
 
         Raises:
-            Invalid: it does not.
+            Invalid: the class does not exist, or an argument is unknown, missing or one of ``supplied``.
         """
         namespace = importlib.import_module(module)
         names = [
@@ -64,18 +72,26 @@ class PaddleClass:
         return found
 
     def check_by_making(self, module: str, refused: Iterable[str] = ()) -> None:
-        """Check that the class can be made of these arguments, by making one."""
+        """Check that the class can be constructed with the arguments, by constructing it.
+
+        Args:
+            module: the module in which ACT looks up the class.
+            refused: names of classes in it that ACT cannot use.
+
+        Raises:
+            Invalid: as :meth:`check`, or the constructor fails.
+        """
         found = self.check(module, refused)
         try:
             found(**copy.deepcopy(self.arguments))
-        except Exception as error:  # Paddle's classes compute with their arguments before they look at them
+        except Exception as error:  # Paddle's classes compute with their arguments before they check the types
             reason = " ".join(str(error).split()) or type(error).__name__
             raise Invalid("", f"is refused by {module}.{self.type}: {reason}; correct its arguments") from None
 
 
 @dataclass(frozen=True)
 class LearningRate(PaddleClass):
-    """A schedule of ``paddle.optimizer.lr`` that needs no function and no metric."""
+    """A schedule of ``paddle.optimizer.lr`` that needs neither a function nor a metric."""
 
     def __post_init__(self) -> None:
         self.check_by_making(
@@ -114,7 +130,14 @@ class GradClip(PaddleClass):
 
 @dataclass(frozen=True)
 class OptimizerBuilder:
-    """How the optimizer is made: its class, and one of ``weight_decay`` (L2) and ``regularizer``."""
+    """The optimizer and its regularization.
+
+    Attributes:
+        optimizer: the optimizer's class.
+        weight_decay: L2 factor, at least 0; it excludes ``regularizer``. AdamW needs it.
+        regularizer: the regularizer's class.
+        grad_clip: the class of the gradient clipping; None: no clipping.
+    """
 
     optimizer: Optimizer
     weight_decay: Optional[float] = key(None, at_least=0)
@@ -133,16 +156,21 @@ class TrainConfig:
     """ACT's ``TrainConfig``.
 
     Attributes:
-        train_iter: iterations of training; or give ``epochs``.
-        eval_iter: iterations between evaluations.
-        snapshot_iter: iterations between checkpoints (PaddleDetection's ``snapshot_epoch``, in ACT's unit); each new
-            best is one as well; None: no others. ACT does not know this key.
-        patience: evaluations in a row without a new best, after which the training ends; None: it goes on. ACT does not
-            know this key.
-        logging_iter: iterations between lines of the log.
+        epochs: epochs of training; required if ``train_iter`` is not given.
+        train_iter: iterations of training; required if ``epochs`` is not given.
         learning_rate: a number or a schedule.
-        origin_metric: mAP the float model must have, within 0.05, before training starts.
+        optimizer_builder: the optimizer and its regularization.
+        eval_iter: iterations between evaluations.
+        snapshot_iter: iterations between training checkpoints (PaddleDetection's ``snapshot_epoch``, in iterations);
+            None: only a new best writes one. A new best always writes one. ACT does not have this key.
+        patience: evaluations in a row without a new best, after which the training ends; None: no limit. ACT does not
+            have this key.
+        logging_iter: iterations between lines of the log.
+        origin_metric: the expected mAP of the float model; a run whose float model differs by more than 0.05 is
+            refused. If it is set, training stops early at an mAP within 0.5% of the float model's measured mAP.
         target_metric: mAP at which training stops early.
+        amp_config, recompute_config, sharding_config, sparse_model: keys of ACT's schema; ``recompute_config`` and
+            ``sharding_config`` have to be empty, since they need Paddle's fleet.
     """
 
     epochs: Optional[int] = key(None, at_least=1)

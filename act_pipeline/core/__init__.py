@@ -1,1 +1,1 @@
-"""What every part stands on: errors, records, model folders, YAML files, processes and locks."""
+"""Shared foundations: errors, records, model folders, YAML files, processes and locks."""

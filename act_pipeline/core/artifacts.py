@@ -1,4 +1,4 @@
-"""The two artifacts that a runtime loads: Paddle's folder, and the ONNX file that was lowered from it."""
+"""The two artifacts that a runtime loads: a Paddle model folder, and an ONNX file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from act_pipeline.core.yaml_files import load_yaml
 MODEL_FILENAME = "model.pdmodel"
 PARAMS_FILENAME = "model.pdiparams"
 INFER_CFG_FILENAME = "infer_cfg.yml"
-# How PaddleX, and PaddleDetection's later exporter, name the same.
+# File names used by PaddleX and by later exporters of PaddleDetection.
 _OTHER_STEM = "inference"
 _OTHER_INFER_CFG_FILENAME = "inference.yml"
 _PROGRAM_SUFFIX = ".pdmodel"
@@ -26,16 +26,17 @@ ONNX_SCHEMA = "act_pipeline.onnx/1"
 
 @dataclass(frozen=True)
 class InferenceModel:
-    """A static graph on disk, in the form PaddleDetection's exporter and PaddleSlim's ACT write.
+    """A static graph on disk, as written by PaddleDetection's exporter and PaddleSlim's ACT.
 
-    Inputs: ``image [N, 3, H, W]`` float32 as the reader normalizes it, ``im_shape [N, 2]`` (height, width of the
-    network's input, pixels), ``scale_factor [N, 2]`` (input size / original size, y then x).
-    Outputs: ``bbox [K, 6]`` (class, score, x1, y1, x2, y2 in pixels of the original image) and ``bbox_num [N]``.
+    Inputs: ``image [N, 3, H, W]`` float32 as the reader normalizes it, ``im_shape [N, 2]`` float32 (height, width of
+    the network's input, pixels), ``scale_factor [N, 2]`` float32 (input size / original size, y then x).
+    Outputs: ``bbox [K, 6]`` float32 (class, score, x1, y1, x2, y2 in pixels of the original image) and
+    ``bbox_num [N]`` int32.
 
     Attributes:
         directory: the folder.
-        model_filename: the program, a protobuf ``ProgramDesc``.
-        params_filename: all parameters in one file.
+        model_filename: file name of the program, a protobuf ``ProgramDesc``.
+        params_filename: file name of the parameters, all in one file.
     """
 
     directory: Path
@@ -49,17 +50,21 @@ class InferenceModel:
         model_filename: str = MODEL_FILENAME,
         params_filename: str = PARAMS_FILENAME,
     ) -> InferenceModel:
-        """Check that the folder holds a whole model.
+        """Find the two files of a model in a folder; their contents are not checked.
 
         Args:
-            directory: the folder, or the ``.pdmodel`` in it.
-            model_filename: the program. Where the folder has no ``model.pdmodel``, ``inference.pdmodel`` or the only
-                ``.pdmodel`` is taken for it.
-            params_filename: the parameters, likewise: else those of the program's name, or the only ``.pdiparams``.
+            directory: the folder, or the ``.pdmodel`` file in it.
+            model_filename: file name of the program. If it is the default and does not exist, ``inference.pdmodel`` or
+                the only ``.pdmodel`` is used.
+            params_filename: file name of the parameters. If it is the default, the ``.pdiparams`` with the stem of the
+                program comes first, then ``model.pdiparams``, then the only ``.pdiparams``.
+
+        Returns:
+            The model.
 
         Raises:
-            UserError: the folder or a file is missing or empty, there are several to choose from, or the model is of
-                Paddle 3's ``model.json`` kind.
+            UserError: the folder or a file is missing or empty, several files match, or the model is in Paddle 3's
+                format (``model.json``).
         """
         folder = Path(directory)
         if not folder.exists():
@@ -89,7 +94,7 @@ class InferenceModel:
                 f"{model.model_path} is missing in the model folder; export a model with tools/export_model.py"
             )
         if not model.params_path.exists():
-            raise UserError(f"{model.params_path} is missing beside {model_filename}; copy both files of the export")
+            raise UserError(f"{model.params_path} is missing next to {model_filename}; copy both files of the export")
         for path in (model.model_path, model.params_path):
             if path.stat().st_size == 0:
                 raise UserError(f"{path} is empty; copy or export it again")
@@ -105,13 +110,13 @@ class InferenceModel:
 
     @property
     def infer_cfg_path(self) -> Path:
-        """``infer_cfg.yml``, or ``inference.yml`` where there is that one only."""
+        """Path of ``infer_cfg.yml``, or of ``inference.yml`` if only that exists."""
         path, other = self.directory / INFER_CFG_FILENAME, self.directory / _OTHER_INFER_CFG_FILENAME
         return other if other.exists() and not path.exists() else path
 
     @property
     def bytes(self) -> int:
-        """Size of the program and the parameters together, in bytes."""
+        """Size of the program and the parameters together, bytes."""
         return self.model_path.stat().st_size + self.params_path.stat().st_size
 
     def content_hash(self) -> str:
@@ -119,10 +124,10 @@ class InferenceModel:
         return hash_files([self.model_path, self.params_path])
 
     def infer_cfg(self) -> dict[str, Any]:
-        """Return ``infer_cfg.yml``, empty if the folder has none.
+        """Return the content of ``infer_cfg.yml``; empty if there is none.
 
         Raises:
-            UserError: the file is no YAML mapping.
+            UserError: the file is not a YAML mapping.
         """
         if not self.infer_cfg_path.exists():
             return {}
@@ -130,7 +135,7 @@ class InferenceModel:
 
 
 def _find(folder: Path, key: str, *names: str) -> str:
-    """Return the first of ``names`` that the folder has, else its only file of that kind, else the first name."""
+    """Return the first of ``names`` in the folder, else its only file with that suffix, else the first name."""
     suffix = Path(names[0]).suffix
     found = sorted(path.name for path in folder.glob(f"*{suffix}") if path.is_file())
     for name in names:
@@ -145,7 +150,7 @@ def _find(folder: Path, key: str, *names: str) -> str:
 
 
 def _is_pir(path: Path) -> bool:
-    """Say whether a file is a program of Paddle 3, JSON that begins ``{"base_code":{"magic":"pir"``."""
+    """Return whether a file is a program of Paddle 3: JSON that begins with ``{"base_code":{"magic":"pir"``."""
     if not path.is_file():
         return False
     with open(path, "rb") as file:
@@ -161,7 +166,7 @@ def _of_paddle3(path: Path) -> UserError:
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """An ONNX file with the inputs and outputs of :class:`InferenceModel`, and the record that the lowering wrote.
+    """An ONNX file with the inputs and outputs of :class:`InferenceModel`, and the record of its export.
 
     Attributes:
         path: the file.
@@ -171,10 +176,13 @@ class OnnxModel:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> OnnxModel:
-        """Check that the file is there.
+        """Check that the file exists; its content is not checked.
+
+        Args:
+            path: the file.
 
         Raises:
-            UserError: it is missing, empty or no file.
+            UserError: it does not exist, is not a file, or is empty.
         """
         file = Path(path)
         if not file.is_file():
@@ -189,12 +197,12 @@ class OnnxModel:
 
     @property
     def record_path(self) -> Path:
-        """Where the lowering writes what it did: ``model_cpu.json`` beside ``model_cpu.onnx``."""
+        """Path of the record of the export: ``model_cpu.json`` next to ``model_cpu.onnx``."""
         return self.path.with_suffix(".json")
 
     @property
     def bytes(self) -> int:
-        """Size of the file, in bytes."""
+        """Size of the file, bytes."""
         return self.path.stat().st_size
 
     def content_hash(self) -> str:
@@ -202,10 +210,10 @@ class OnnxModel:
         return hash_files([self.path])
 
     def record(self) -> dict[str, Any]:
-        """Return what the lowering wrote beside the file; empty for a file of other origin.
+        """Return the record of the export; empty for a file that this package did not write.
 
         Raises:
-            UserError: there is a file of that name that is no such record.
+            UserError: the file at :attr:`record_path` is not such a record.
         """
         return read_record(self.record_path, ONNX_SCHEMA) if self.record_path.exists() else {}
 
@@ -213,10 +221,14 @@ class OnnxModel:
 def open_model(
     path: str | os.PathLike[str], model_filename: str = MODEL_FILENAME, params_filename: str = PARAMS_FILENAME
 ) -> InferenceModel | OnnxModel:
-    """Return the artifact at ``path``: an ONNX file if it ends in ``.onnx``, else a model folder.
+    """Return the model at a path: an ONNX file if it ends in ``.onnx``, otherwise a Paddle model folder.
+
+    Args:
+        path: the ONNX file, the folder, or a ``.pdmodel`` file.
+        model_filename, params_filename: for a folder, see :meth:`InferenceModel.load`.
 
     Raises:
-        UserError: as the two ``load``.
+        UserError: as :meth:`OnnxModel.load` and :meth:`InferenceModel.load`.
     """
     if Path(path).suffix == ".onnx":
         return OnnxModel.load(path)

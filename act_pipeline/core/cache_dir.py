@@ -1,4 +1,4 @@
-"""Where things are kept from run to run, also where nothing but a temporary folder can be written to."""
+"""Location of the cache, also on machines where only a temporary folder is writable."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _MATPLOTLIB_VARIABLE = "MPLCONFIGDIR"
 
 
 def cache_directory() -> Path:
-    """Return the folder to keep things in, which may not exist yet.
+    """Return the cache folder, which may not exist yet.
 
-    ``$ACT_PIPELINE_CACHE`` if it is set; else ``act_pipeline`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``; else, where
-    that cannot be written to, a folder of the user's own in the temporary one.
+    It is ``$ACT_PIPELINE_CACHE`` if set; otherwise ``act_pipeline`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``; if that
+    is not writable, :func:`temporary_directory`.
     """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
@@ -27,39 +27,39 @@ def cache_directory() -> Path:
 
 
 def readable_caches() -> list[Path]:
-    """Return where something may have been kept: :func:`cache_directory`, then caches that cannot be written to."""
+    """Return the folders to search for cached files: :func:`cache_directory`, then read-only caches."""
     first = cache_directory()
     return [first, *(folder for folder in _usual_places() if folder != first)]
 
 
 def is_writable(folder: Path) -> bool:
-    """Say whether ``folder`` can be written to, or made."""
+    """Return whether a folder is writable, or can be created."""
     try:
         nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    except OSError:  # no permission to look
+    except OSError:  # no permission to search a parent folder
         return False
     return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
 def temporary_directory() -> Path:
-    """Return this user's folder in the temporary one, made if it is missing, closed to everyone else."""
+    """Return a private folder of this user in the temporary folder; create it if it is missing."""
     folder = Path(tempfile.gettempdir(), f"{_NAME}_{os.getuid()}")
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
         if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
             return folder
-    return Path(tempfile.mkdtemp(prefix=f"{_NAME}_"))  # somebody else's lies there
+    return Path(tempfile.mkdtemp(prefix=f"{_NAME}_"))  # the name is taken by another user, or is not private
 
 
 def provide_home() -> None:
-    """Give this process a home folder if it has none, and matplotlib a place if home cannot be written to.
+    """Set ``$HOME`` if there is no home folder, and matplotlib's folder if the home folder is not writable.
 
-    Some containers run a user without an entry in ``/etc/passwd`` and without ``$HOME``; matplotlib 3.8, and ppdet and
-    paddleslim, which import it, then end with a traceback.
+    Some containers run a user without an entry in ``/etc/passwd`` and without ``$HOME``. Importing matplotlib 3.8, and
+    ppdet and paddleslim, which import it, then fails.
     """
     home = _home()
-    with contextlib.suppress(OSError):  # not even a temporary folder: whoever needs one says so
+    with contextlib.suppress(OSError):  # there is no temporary folder either: code that needs one raises its own error
         if home is None:
             os.environ["HOME"] = str(temporary_directory())
         elif not is_writable(home / ".config") and not os.environ.get("XDG_CONFIG_HOME"):

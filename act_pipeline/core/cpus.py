@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: what it may run on, and what a container's quota lets it use of that."""
+"""Number of CPUs that this process may use, from its affinity and a container's CPU quota."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ROOT = Path("/")
 
 
 def available_cpus(root: Path = _ROOT) -> int:
-    """Return how many CPUs this process may use, at least 1.
+    """Return the number of CPUs that this process may use, at least 1.
 
     Args:
-        root: where ``proc`` and what it names are.
+        root: the root of the file system, for tests.
     """
     cpus = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
     quota = cpu_quota(root)
@@ -24,24 +24,24 @@ def available_cpus(root: Path = _ROOT) -> int:
 
 
 def cpu_quota(root: Path = _ROOT) -> int | None:
-    """Return the CPUs that Linux control groups allow (``docker run --cpus``), rounded up; None: no limit.
+    """Return the CPU quota of Linux control groups (``docker run --cpus``), rounded up; None: no limit.
 
-    The smallest quota counts of the process's group and all groups around it, as far as they can be seen from here.
+    It is the smallest quota of the process's group and all visible parent groups.
 
     Args:
-        root: as in :func:`available_cpus`.
+        root: the root of the file system, for tests.
     """
     shares = [share for folder in _group_folders(root) for share in (_share_v2(folder), _share_v1(folder)) if share]
     return max(1, math.ceil(min(shares))) if shares else None
 
 
 def _share_v2(folder: Path) -> float | None:
-    """Return CPUs from ``cpu.max``: ``QUOTA PERIOD`` in microseconds, or ``max PERIOD``."""
+    """Return the number of CPUs from ``cpu.max``: ``QUOTA PERIOD`` in microseconds, or ``max PERIOD``."""
     return _share(*(_read(folder / "cpu.max").split() + ["", ""])[:2])
 
 
 def _share_v1(folder: Path) -> float | None:
-    """Return CPUs from ``cpu.cfs_quota_us`` (-1: no limit) and ``cpu.cfs_period_us``."""
+    """Return the number of CPUs from ``cpu.cfs_quota_us`` (-1: no limit) and ``cpu.cfs_period_us``."""
     return _share(_read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip())
 
 
@@ -52,13 +52,13 @@ def _share(quota: str, period: str) -> float | None:
 
 
 def _group_folders(root: Path) -> Iterator[Path]:
-    """Yield the folders of this process's groups that rule CPU time, and of all groups around them."""
+    """Yield the folders of this process's groups that control CPU time, and of all their parent groups."""
     own = dict(_own_groups(root))
     for version, group, mount_point in _mounts(root):
         if version not in own:
             continue
         mounted = root / mount_point.relative_to("/")
-        # A container may see its own group mounted as the root, and read the host's name of it all the same.
+        # In a container its own group may be mounted as the root, while /proc shows the host's name of the group.
         inside = PurePosixPath(own[version])
         inside = inside.relative_to(group) if inside.is_relative_to(group) else PurePosixPath()
         if ".." in inside.parts:
@@ -68,7 +68,7 @@ def _group_folders(root: Path) -> Iterator[Path]:
 
 
 def _own_groups(root: Path) -> Iterator[tuple[int, str]]:
-    """Yield (version, group) of ``/proc/self/cgroup``, which has ``ID:CONTROLLERS:GROUP`` in each line."""
+    """Yield (version, group) from ``/proc/self/cgroup``, whose lines are ``ID:CONTROLLERS:GROUP``."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -81,7 +81,7 @@ def _own_groups(root: Path) -> Iterator[tuple[int, str]]:
 
 
 def _mounts(root: Path) -> Iterator[tuple[int, str, PurePosixPath]]:
-    """Yield (version, group, mount point) of ``/proc/self/mountinfo``: the group is what is mounted there."""
+    """Yield (version, mounted group, mount point) from ``/proc/self/mountinfo``."""
     for line in _read(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         fields, options = before.split(), after.split()

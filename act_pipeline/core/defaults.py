@@ -1,14 +1,26 @@
-"""What commands take where nothing is named: the built-in sample."""
+"""What comes with the package (the configs), and what commands take where nothing is named: the built-in sample."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parents[1]
+# `setup.py` puts the configs of the repository into the installed package.
+INSTALLED = (_PACKAGE / "configs").is_dir()
+CONFIGS = _PACKAGE / "configs" if INSTALLED else _PACKAGE.parent / "configs"
 DEFAULT_MODELS = {"int8": Path("output/rtdetr_sample_int8"), "float": Path("output/rtdetr_sample")}
 DEFAULT_READER = Path("configs/readers/sample_reader.yml")
 
 
-def default_path(path: Path) -> Path:
-    """Return a path of the repository, from wherever the command runs."""
-    return path if path.exists() else REPOSITORY / path if (REPOSITORY / path).exists() else path
+def find_shipped(path: str | os.PathLike[str]) -> Path:
+    """Return ``path`` where it is there, else the file of that name in this repository or in the installed package.
+
+    A repository is looked through as a whole (``configs/...``, ``output/...``), an installed package for
+    ``configs/...`` alone. If there is none anywhere, the path as it was given.
+    """
+    given = Path(path)
+    if os.path.exists(given) or (INSTALLED and given.parts[:1] != ("configs",)):
+        return given
+    shipped = CONFIGS.parent / given
+    return shipped if os.path.exists(shipped) else given

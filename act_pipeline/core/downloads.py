@@ -1,4 +1,4 @@
-"""Weights from a URL: downloaded once into a cache, whole and checked."""
+"""Download of weights from a URL: once, to a cache, atomically and with a hash."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from act_pipeline.core.records import hash_files
 _CHUNK_BYTES = 1 << 16
 _TIMEOUT_S = 20
 _FOLDER = "weights"
-# Nothing that a path, a shell or a file system reads in another way; the cache adds to it.
+# No characters that are special to a path, a shell or a file system; shorter than 255, because the cache adds suffixes.
 _FILE_NAME = r"[A-Za-z0-9_+][A-Za-z0-9_.+-]{0,199}"
 
 
@@ -26,14 +26,18 @@ def is_url(location: str) -> bool:
 
 
 def fetch(url: str, progress: bool = True) -> Path:
-    """Return the local file of ``url``, downloaded unless the cache holds it unharmed.
+    """Return the local copy of a file, downloaded unless the cache holds an undamaged one.
 
     Args:
-        url: ``http(s)://``; ``#sha256=HEX`` at its end is checked.
+        url: an ``http`` or ``https`` URL that ends in a file name; with ``#sha256=HEX`` at its end the hash is checked.
         progress: show a progress bar on stderr.
 
+    Returns:
+        Path of the file in the cache.
+
     Raises:
-        UserError: offline, refused, cut short, or not the file that the hash names.
+        UserError: the URL is malformed, the server cannot be reached or reports an error, the download is incomplete,
+            or the hash differs.
     """
     try:
         address, fragment = urldefrag(url)
@@ -46,8 +50,7 @@ def fetch(url: str, progress: bool = True) -> Path:
     if not re.fullmatch(_FILE_NAME, name):
         raise UserError(
             f"{address} names no file, expected a URL that ends in a file name such as model.pdparams, of "
-            "letters, digits, "
-            "'.', '-', '_' and '+'"
+            "letters, digits, '.', '-', '_' and '+'"
         )
     for cache in readable_caches():
         if _is_kept(cache / _FOLDER / name, address, expected):
@@ -60,7 +63,7 @@ def fetch(url: str, progress: bool = True) -> Path:
 
 
 def _is_kept(target: Path, address: str, expected: str | None) -> bool:
-    """Say whether ``target`` is what ``address`` gave, unharmed, and of the hash that is expected."""
+    """Return whether ``target`` is an undamaged download from ``address`` and has the expected hash."""
     if not (os.access(target, os.R_OK) and os.access(_seal(target), os.R_OK)):
         return False
     known_hash, _, known_address = _seal(target).read_text(encoding="utf-8", errors="replace").strip().partition(" ")
@@ -73,7 +76,7 @@ def _seal(target: Path) -> Path:
 
 
 def _length(headers: Mapping[str, str]) -> int:
-    """Return how many bytes an answer announces, 0 if it does not say."""
+    """Return the size in bytes that a response announces; 0 if it announces none, or that of compressed content."""
     length = headers.get("Content-Length", "")
     encoded = headers.get("Content-Encoding", "identity") != "identity"
     return 0 if encoded or not re.fullmatch("[0-9]{1,18}", length) else int(length)
@@ -88,7 +91,7 @@ def _download(address: str, target: Path, expected: str | None, progress: bool) 
     try:
         with os.fdopen(handle, "wb") as file:
             try:
-                # As it is: a length that counts compressed bytes could not be held against what came.
+                # Without compression, because Content-Length must be comparable with the size of the file.
                 headers = {"Accept-Encoding": "identity"}
                 with requests.get(address, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
                     response.raise_for_status()

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one line, exit code 2, no traceback."""
+"""Errors that the user can resolve (one line, no traceback) and the exit codes of commands."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import difflib
 import errno
 import sys
 from collections.abc import Callable, Iterable, Sequence
+
+from act_pipeline.core.command_names import name_commands
 
 EXIT_USER_ERROR = 2
 EXIT_BELOW_FLOOR = 3
@@ -25,26 +27,26 @@ _DISK_ERRORS = {
 
 
 class UserError(Exception):
-    """What was found, what was expected and what to do next, in one line."""
+    """An error that the user can resolve: what was found, what was expected and what to do, in one line."""
 
     exit_code = EXIT_USER_ERROR
 
     def __str__(self) -> str:
-        # What is quoted from a file may hold line breaks of its own.
+        # Text quoted from a file may contain line breaks.
         return " ".join(super().__str__().split())
 
 
 class BelowFloor(UserError):
-    """No INT8 model is as accurate as was asked for."""
+    """No INT8 model is within ``Strategy.max_drop``."""
 
     exit_code = EXIT_BELOW_FLOOR
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to end. The message says what is kept and how to go on.
+    """A signal interrupted the run; the message names what is saved and how to resume.
 
     Attributes:
-        signum: the signal; the exit code is 128 more (130 for Ctrl-C, 143 for SIGTERM).
+        signum: number of the signal; the exit code is 128 more (130 for Ctrl-C, 143 for SIGTERM).
     """
 
     def __init__(self, signum: int, message: str = "") -> None:
@@ -57,13 +59,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 def suggest(name: str, candidates: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the candidate nearest to ``name``, or an empty string."""
+    """Return ``; did you mean 'x'?`` for the candidate most similar to ``name``; empty if none is similar."""
     near = difflib.get_close_matches(str(name), [str(candidate) for candidate in candidates], n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def describe_os_error(error: OSError) -> str | None:
-    """Return a user's words for an ``OSError`` that no code of ours can mend, or None if it may be a bug."""
+    """Return a message for an ``OSError`` that the user can resolve; None if it may be a bug."""
     reason = _DISK_ERRORS.get(error.errno or 0)
     if "No usable temporary directory" in str(error):
         return "there is no temporary folder to write to (/tmp is read-only or full); set TMPDIR to one, then run again"
@@ -74,17 +76,18 @@ def describe_os_error(error: OSError) -> str | None:
 
 
 def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """Run a command's ``main`` and turn the user's errors into one line on stderr.
+    """Run a command's ``main``, and print errors that the user can resolve as one line on stderr.
 
     Args:
         main: takes the argument list (None: ``sys.argv[1:]``) and returns an exit code.
         argv: the arguments.
 
     Returns:
-        ``main``'s own exit code; 2 for a :class:`UserError`, a full disk or a refused path; 3 for
-        :class:`BelowFloor`; 130 for Ctrl-C;
-        128 + the signal for :class:`Interrupted`.
-        Anything else is a bug of ours and is raised with its traceback.
+        The exit code of ``main``; 2 for a :class:`UserError`, a full disk or a path without permission; 3 for
+        :class:`BelowFloor`; 130 for Ctrl-C; 128 + the signal for :class:`Interrupted`.
+
+    Raises:
+        Exception: any other exception of ``main``, which is a bug.
     """
     try:
         return main(argv)
@@ -99,5 +102,5 @@ def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str]
         if described is None:
             raise
         message, exit_code = described, EXIT_USER_ERROR
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {name_commands(message)}", file=sys.stderr)
     return exit_code

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a step that runs ends whole, what it did is kept, and the process leaves in time."""
+"""Handling of SIGINT and SIGTERM: a running step is completed and saved, and the process ends within a time limit."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any, Optional
 from act_pipeline.core.errors import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# A step, a checkpoint and the way out have this long; whoever sent SIGTERM often sends SIGKILL after ten seconds.
+# Time limit for a step, a checkpoint and the exit. SIGTERM is often followed by SIGKILL after ten seconds.
 GRACE_SECONDS = 8.0
 
 
 class Interruption:
-    """Turns a signal into :class:`Interrupted`, at once or, within :meth:`held`, at the end of the block.
+    """Raises :class:`Interrupted` for a signal: immediately or, within :meth:`held`, at the end of the block.
 
     Attributes:
-        signum: the signal that came; None: none.
+        signum: the first signal received; None: none.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,11 @@ class Interruption:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Let the block end whole; raise :class:`Interrupted` after it if a signal came meanwhile."""
+        """Delay signals until the end of the block.
+
+        Raises:
+            Interrupted: at the end of the outermost block, if a signal was received.
+        """
         self._held += 1
         try:
             yield
@@ -41,7 +45,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def ignored(self) -> Iterator[None]:
-        """Let the block end whole, and raise nothing: the way out, after a signal."""
+        """Ignore signals during the block, for cleaning up after a signal."""
         self._held += 1
         try:
             yield
@@ -56,15 +60,18 @@ class Interruption:
 
 @contextlib.contextmanager
 def interruptible(last_words: Callable[[], str], grace_seconds: float = GRACE_SECONDS) -> Iterator[Interruption]:
-    """Handle the two signals while the block runs; elsewhere than in the main thread, do nothing.
+    """Handle SIGINT and SIGTERM during the block; in threads other than the main one, do nothing.
 
-    A step of a large model on a slow machine can take longer than anybody waits, and Python sees no signal while Paddle
-    computes. So a thread hears of it at once, and ends the process when ``grace_seconds`` have passed: what the last
-    checkpoint holds is kept then, and no more.
+    Python handles no signal while Paddle computes, and a step of a large model can take longer than users wait. So a
+    thread is notified of the signal at once (``signal.set_wakeup_fd``). It ends the process if the block has not ended
+    after ``grace_seconds``; the work since the last checkpoint is lost then.
 
     Args:
-        last_words: gives the line that is printed in that case.
-        grace_seconds: how long an orderly end may take.
+        last_words: returns the line to print in that case.
+        grace_seconds: time limit for an orderly end, s.
+
+    Yields:
+        The object that delays or ignores signals.
     """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
@@ -91,7 +98,7 @@ def interruptible(last_words: Callable[[], str], grace_seconds: float = GRACE_SE
             signal.signal(signum, handler)
         signal.set_wakeup_fd(woken_before)
         over.set()
-        os.write(writer, b"\0")  # the end, for the thread
+        os.write(writer, b"\0")  # ends the thread
         watcher.join()
         os.close(writer)
         os.close(reader)

@@ -1,4 +1,4 @@
-"""One run at a time on a folder."""
+"""A lock that allows one run at a time to write to a folder."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from pathlib import Path
 
 from act_pipeline.core.errors import UserError
 
-# File systems without flock (some network mounts): the run goes on unprotected rather than not at all.
+# File systems without flock (some network mounts): the run continues without a lock.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
 def hold_lock(directory: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold the lock of ``directory``, a file beside it, while the block runs; the kernel frees that of a dead process.
+    """Hold the lock of a folder during the block.
+
+    The lock is a ``flock`` on a file next to the folder, which the kernel releases when the process ends.
+
+    Args:
+        directory: the folder; it need not exist.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the lock.
     """
     target = Path(directory).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +36,7 @@ def hold_lock(directory: str | os.PathLike[str]) -> Iterator[None]:
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
-        # Unlinked while it is held, so that nobody can hold a file that has no name any more (see _acquire).
+        # Removed before the lock is released: a process that opened it before finds in _acquire that it was removed.
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         os.close(handle)
@@ -53,7 +58,7 @@ def _acquire(path: Path, target: Path) -> int:
                 os.close(handle)
                 raise
             return handle
-        # The holder before us may have unlinked the file between our open and our lock.
+        # The previous holder may have removed the file between the open and the lock.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle

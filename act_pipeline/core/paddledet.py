@@ -1,4 +1,4 @@
-"""Importing PaddleDetection without what it prints, and without what its object tracking alone needs."""
+"""Import of PaddleDetection without its messages and without packages that only its object tracking needs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from act_pipeline.core.errors import UserError
 
-# ppdet 2.6.0 imports them with its object tracking, for 2 seconds, whatever is asked of it.
+# ppdet 2.6.0 always imports its object tracking and with it these modules, which takes 2 seconds.
 _FOR_TRACKING = ("sklearn", "matplotlib.pyplot")
 
 
 class _OnDemand(ModuleType):
-    """Stands for a module until somebody asks it for something."""
+    """Placeholder that imports the module when an attribute is accessed."""
 
     def __getattr__(self, name: str) -> Any:
         if sys.modules.get(self.__name__) is self:
@@ -26,11 +26,14 @@ class _OnDemand(ModuleType):
 def import_ppdet(module: str = "ppdet") -> ModuleType:
     """Import ``ppdet`` or one of its modules.
 
-    ppdet 2.6.0 prints twice that its object tracking would like numba, which has no place in a detection run. What it
-    imports for that tracking is imported when it is used.
+    ppdet 2.6.0 prints twice that its object tracking lacks numba; these lines are suppressed. Modules that it imports
+    only for object tracking are imported on first use.
+
+    Args:
+        module: the module to import.
 
     Raises:
-        UserError: it is not installed.
+        UserError: ppdet is not installed.
     """
     if module in sys.modules:
         return sys.modules[module]

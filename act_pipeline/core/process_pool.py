@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 from act_pipeline.core.errors import UserError
 
 EXECUTORS = ("local", "ray")
-# Units handed to Ray ahead of the results, for each that it can run at a time.
+# Units submitted to Ray, for each that it can run in parallel.
 _AHEAD = 2
-# Ray tries again what was lost with a machine or killed for memory; for memory, without an end.
+# Attempts for a unit that is lost with a machine or killed for memory; Ray's own retries for memory are unlimited.
 _TRIES = 3
 _RAY_SECONDS = 5.0
 
@@ -71,16 +71,20 @@ def run_work(
     workers: int | None = None,
     ray_address: str | None = None,
 ) -> Generator[Any, None, None]:
-    """Do ``work`` with units and yield the results as they come, in any order.
+    """Run the function on all units and yield the results in the order of completion.
 
-    Close the iterator (``contextlib.closing``) where it may not be read to its end: its processes end then, at once.
+    Close the iterator (``contextlib.closing``) if it may not be read to its end; this kills its processes.
 
     Args:
-        work: what to do.
-        units: what to do it with.
+        work: the function and its resources.
+        units: its second arguments, one call each.
         executor: ``local`` or ``ray``.
-        workers: how many units at a time. ``local``: processes, 1 or None: this one. ``ray``: None: as many as fit.
+        workers: number of units in parallel. ``local``: number of processes; 1 or None: this process. ``ray``: number
+            of submitted units; None: twice as many as the cluster runs in parallel.
         ray_address: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``.
+
+    Returns:
+        An iterator over the results.
 
     Raises:
         UserError: Ray is not installed, does not answer or has no machine that is large enough, a worker ended, or a
@@ -113,7 +117,7 @@ def _begin(work: Work) -> None:
 
 
 def _end_with_parent() -> None:
-    """Nobody else would end the processes of one that was killed: they hold both ends of what they wait on."""
+    """End this process with its parent: if the parent is killed it would wait forever, as it holds both pipe ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -137,10 +141,10 @@ def _do_given(work: Work, unit: Any) -> Any:
 
 
 def _in_processes(work: Work, units: Sequence[Any], workers: int) -> Generator[Any, None, None]:
-    # Spawned: a fork of a process that has run Paddle hangs in its thread pools.
+    # A fork of a process that has run Paddle hangs in Paddle's thread pools.
     context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
-        # Processes that are killed remove nothing themselves.
+        # Killed processes do not remove their temporary files.
         temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="act_pipeline_"))
         pool = ProcessPoolExecutor(workers, context, _begin, (work,))
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
@@ -155,7 +159,7 @@ def _in_processes(work: Work, units: Sequence[Any], workers: int) -> Generator[A
                 f"smaller {work.fewer}{work.kept}"
             ) from None
         except BaseException:
-            # A unit under way may take minutes, and nobody waits for its result.
+            # A running unit may take minutes, and its result is not needed.
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
             raise
@@ -171,7 +175,7 @@ def _results(futures: Sequence[Future[Any]]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for the processes that start meanwhile."""
+    """Set environment variables during the block, for processes that start in it."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -186,7 +190,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Start processes that Ctrl-C, which goes to all of a terminal, does not reach: this one ends them, quietly."""
+    """Block SIGINT for processes that start in the block: the parent ends them on Ctrl-C, without tracebacks."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -209,10 +213,10 @@ def _on_ray(work: Work, units: Sequence[Any], workers: int | None, address: str 
         )
     try:
         _require_answer(address)
-        # The package travels with the work; Paddle must be installed on the cluster.
+        # Ray copies this package to the cluster; Paddle must be installed there.
         package = Path(__file__).resolve().parents[1]
         ray.init(address=address, runtime_env={"py_modules": [str(package)]}, log_to_driver=False)
-    except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError and classes of its own
+    except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError and its own classes
         raise UserError(
             f"no Ray cluster answers at --ray_address {address}: {_line(error)}; start one with 'ray start --head'"
         ) from None
@@ -223,7 +227,7 @@ def _on_ray(work: Work, units: Sequence[Any], workers: int | None, address: str 
 
 
 def _require_answer(address: str) -> None:
-    """Raise an OSError where nobody listens: Ray itself goes on asking for minutes."""
+    """Raise an OSError if nothing listens at the address: Ray itself retries for minutes."""
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", address)
     place = urlsplit(address if "://" in address else f"//{address}")
@@ -252,7 +256,7 @@ def _with_ray(ray: Any, work: Work, units: Sequence[Any], workers: int | None) -
             unit, attempt = waiting.pop(reference)
             try:
                 result = ray.get(reference)
-            except Exception as error:  # a task's own error comes wrapped, a lost machine as one of many classes
+            except Exception as error:  # errors of a task are wrapped; a lost machine raises one of many classes
                 cause = getattr(error, "cause", None)
                 if isinstance(cause, UserError):
                     raise cause from None
@@ -266,7 +270,7 @@ def _with_ray(ray: Any, work: Work, units: Sequence[Any], workers: int | None) -
 
 
 def _room(ray: Any, work: Work) -> int:
-    """Return how many units the cluster runs at a time; Ray would wait without an end where none fits."""
+    """Return how many units the cluster can run in parallel, at least 1: Ray would wait forever for resources."""
     room = 0
     for node in ray.nodes():
         has = node.get("Resources", {}) if node.get("Alive") else {}

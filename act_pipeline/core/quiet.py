@@ -1,4 +1,4 @@
-"""What others log, kept from the user."""
+"""Suppression of log lines and warnings of other packages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_upstream() -> Iterator[None]:
-    """Keep the log lines and warnings of Paddle and PaddleSlim below the level of errors, except where asked for."""
+    """Suppress Python warnings and all log lines up to the level WARNING during the block."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

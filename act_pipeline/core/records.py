@@ -1,4 +1,4 @@
-"""What lies on disk: artifact folders that are whole or absent, and their records in JSON."""
+"""Atomic writing of artifact folders and files, and records in JSON."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from typing import Any
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.version import __version__
 
-# Records that another stage reads than the one that writes them; of all others the schema stands beside their writer.
+# Records that are read by another stage than the one that writes them; other schemas are defined next to their writers.
 ACT_SCHEMA, ACT_FILENAME = "act_pipeline.act/1", "act.json"
 ANALYSIS_SCHEMA, ANALYSIS_FILENAME = "act_pipeline.analysis/1", "analysis.json"
 BENCHMARK_SCHEMA = "act_pipeline.benchmark/1"
-# Added to the folder's name where a compression's best model is not within max_drop.
+# Suffix of the output folder if the best INT8 model is not within Strategy.max_drop.
 BELOW_SUFFIX = ".below_max_drop"
 
 _HASHED_CHUNK_BYTES = 1 << 20
@@ -48,9 +48,16 @@ _RECORDED_PACKAGES = (
 
 @contextlib.contextmanager
 def new_artifact(directory: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside ``directory`` that takes its name when the block ends without an error.
+    """Yield a temporary folder that is renamed to ``directory`` when the block ends without an error.
 
-    An artifact that was there before is replaced whole; after an error, or a kill, it is still there untouched.
+    An existing folder is replaced as a whole; after an error it is unchanged. A kill between the two renames is
+    repaired by :func:`clear_leftovers`.
+
+    Args:
+        directory: the folder to create or replace.
+
+    Raises:
+        UserError: ``directory`` is a file.
     """
     target = Path(directory)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,12 +79,15 @@ def new_artifact(directory: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def clear_leftovers(directory: str | os.PathLike[str]) -> None:
-    """Remove what killed runs of :func:`new_artifact` left beside ``directory``; call it where no other run writes.
+    """Remove temporary folders that killed runs of :func:`new_artifact` left; call it when no other run is writing.
 
-    A run killed between its two renames left the folder that it was replacing under a temporary name: it is put back.
+    A run killed between its two renames left the previous folder under a temporary name; it is renamed back.
+
+    Args:
+        directory: the folder that the runs were to create.
     """
     target = Path(directory)
-    # mkdtemp adds eight characters to the prefix; those of `name.other` are not ours.
+    # mkdtemp adds eight characters to the prefix: the pattern must not match folders of `name.other`.
     for retired in sorted(target.parent.glob(f".{glob.escape(target.name)}.old.????????")):
         if (retired / "was").is_dir() and not target.exists():
             os.replace(retired / "was", target)
@@ -88,12 +98,22 @@ def clear_leftovers(directory: str | os.PathLike[str]) -> None:
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` so that a reader, at any moment, sees the old file or the new one."""
+    """Write a text file in UTF-8 atomically: a reader always sees the old or the new file.
+
+    Args:
+        path: the file; missing folders are created.
+        text: its new content.
+    """
     write_bytes_atomically(path, text.encode("utf-8"))
 
 
 def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write ``content`` so that a reader, at any moment, sees the old file or the new one."""
+    """Write a file atomically: a reader always sees the old or the new file.
+
+    Args:
+        path: the file; missing folders are created.
+        content: its new content.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -109,7 +129,13 @@ def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None
 
 
 def write_record(path: str | os.PathLike[str], schema: str, record: dict[str, Any]) -> None:
-    """Write a record as JSON with its ``schema`` (``act_pipeline.eval/1``, say) and ``versions`` added."""
+    """Write a record as JSON, atomically.
+
+    Args:
+        path: the file to write.
+        schema: added as ``schema``, such as ``act_pipeline.eval/1``.
+        record: values for JSON, without NaN and infinity; ``versions`` is added unless present.
+    """
     body = {"schema": schema, **record}
     body.setdefault("versions", versions())
     write_text_atomically(path, json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -118,8 +144,15 @@ def write_record(path: str | os.PathLike[str], schema: str, record: dict[str, An
 def read_record(path: str | os.PathLike[str], schema: str) -> dict[str, Any]:
     """Read a record written by :func:`write_record`.
 
+    Args:
+        path: the file.
+        schema: the expected schema.
+
+    Returns:
+        The record, including ``schema`` and ``versions``.
+
     Raises:
-        UserError: the file is missing, is no JSON object, or has another schema.
+        UserError: the file is missing, cannot be read, is not a JSON object, or has another schema.
     """
     source = Path(path)
     try:
@@ -141,7 +174,7 @@ def read_record(path: str | os.PathLike[str], schema: str) -> dict[str, Any]:
 
 
 def as_number(value: Any) -> float | None:
-    """Return what JSON holds as a float; None if it is no finite number that a float holds."""
+    """Return a JSON value as a float; None if it is not a number, not finite, or too large."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     with contextlib.suppress(OverflowError):
@@ -150,7 +183,7 @@ def as_number(value: Any) -> float | None:
 
 
 def hash_files(paths: Iterable[str | os.PathLike[str]]) -> str:
-    """Return ``sha256:<hex>`` over the contents of ``paths`` in the order given."""
+    """Return ``sha256:<hex>`` of the concatenated contents of the files, in the given order."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
@@ -160,7 +193,7 @@ def hash_files(paths: Iterable[str | os.PathLike[str]]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of this package, Python, the platform and the packages that decide a result."""
+    """Return the versions of this package, Python, the platform and the installed packages that affect results."""
     found = {"act_pipeline": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for package in _RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""Records as tables for a terminal."""
+"""Formatting of records as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ _NAMED_OPS = 4
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return an aligned table: the first column left, the others right."""
+    """Return an aligned table, the first column flush left, the others flush right.
+
+    Args:
+        header: titles of the columns.
+        rows: cells, as many in each row as columns.
+    """
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -24,7 +29,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def compression_table(record: Mapping[str, Any]) -> str:
-    """Return FP32 against everything that was tried of an ``act.json``, one line each, and what changed."""
+    """Return a table of FP32 and every INT8 model that was tried, and lines about the chosen one.
+
+    Args:
+        record: an ``act.json``.
+    """
     fp32 = record["fp32"]
     rows = [["FP32", _figure(fp32["map"]), _figure(fp32["map50"]), "", _megabytes(fp32["bytes"]), "", "", ""]]
     for step in record["steps"]:
@@ -46,7 +55,7 @@ def compression_table(record: Mapping[str, Any]) -> str:
     given = [f"{entry['module']} ({entry['output']})" for entry in record["given_back"]]
     if given:
         more = f" and {len(given) - _NAMED_OPS} more" if len(given) > _NAMED_OPS else ""
-        lines.append(f"given back to float: {', '.join(given[:_NAMED_OPS])}{more}")
+        lines.append(f"reverted to float: {', '.join(given[:_NAMED_OPS])}{more}")
     lines.append(
         f"* kept{'' if floor is None else f', within max_drop {floor}'}; {measured['images']} images in "
         f"{measured['engine']} on the {measured['device']}; {sum(record['seconds'].values()):.0f} s in all"
@@ -70,12 +79,13 @@ def compression_table(record: Mapping[str, Any]) -> str:
 
 
 def certainty_lines(record: Mapping[str, Any], max_drop: float | None, images: int) -> list[str]:
-    """Return how sure the difference of two mAPs is, and how far the models agree, in words.
+    """Return lines about the confidence interval of the mAP difference and the agreement of the models' boxes.
 
     Args:
-        record: with the keys of :meth:`act_pipeline.evaluation.Comparison.as_record`; an older one may lack them.
-        max_drop: the drop that is allowed; None: any.
-        images: how many were evaluated.
+        record: a record with the keys of :meth:`act_pipeline.evaluation.Comparison.as_record`; older records may lack
+            them.
+        max_drop: the largest allowed mAP drop; None: any.
+        images: number of evaluated images.
     """
     lines = []
     found = record.get("map_drop_interval")
@@ -97,13 +107,25 @@ def certainty_lines(record: Mapping[str, Any], max_drop: float | None, images: i
 
 
 def images_tell(record: Mapping[str, Any], max_drop: float | None) -> bool:
-    """Return whether the interval of the drop lies on one side of ``max_drop``; True where there is none."""
+    """Return whether the confidence interval of the mAP drop is on one side of ``max_drop``.
+
+    Args:
+        record: as in :func:`certainty_lines`.
+        max_drop: the largest allowed mAP drop; None: any.
+
+    Returns:
+        False if the interval contains ``max_drop``; True also without an interval or a ``max_drop``.
+    """
     found = record.get("map_drop_interval")
     return found is None or max_drop is None or not found["low"] <= max_drop < found["high"]
 
 
 def agreement_line(agreed: Mapping[str, Any]) -> str:
-    """Return in words how far a model finds the float model's boxes."""
+    """Return a sentence about how many of the float model's boxes INT8 finds, and how they differ.
+
+    Args:
+        agreed: ``boxes`` and ``matched``, if matched also ``mean_iou`` and ``mean_score_change``.
+    """
     said = f"of the float model's {agreed['boxes']:,} boxes with a score above 0.3"
     if not agreed["matched"]:
         return f"{said} INT8 finds none" if agreed["boxes"] else f"{said} there is nothing to compare"
@@ -122,14 +144,20 @@ def _more(images: int | None) -> str:
 
 
 def rounded_up(count: int) -> int:
-    """Return a number with its first two digits, rounded up: an estimate is no more exact."""
+    """Return an estimate rounded up to its first two digits."""
     step = 10 ** max(len(str(count)) - 2, 0)
     return -(-count // step) * step
 
 
 def analysis_table(record: Mapping[str, Any], count: int = 10) -> str:
-    """Return the most sensitive ops of an ``analysis.json``, and the groups' shares; without sensitivities, the ops
-    whose largest activation is farthest from its 99.9 percentile."""
+    """Return a table of the most sensitive ops of an ``analysis.json`` and the shares of the groups.
+
+    Without sensitivities, the table has the ops with the largest ratio of maximum to 99.9 percentile of an activation.
+
+    Args:
+        record: an ``analysis.json``.
+        count: number of ops.
+    """
     ops = {op["name"]: op for op in record["ops"]}
     seconds = f"{len(ops)} ops, {record['images']} calibration images, {sum(record['seconds'].values()):.0f} s in all"
     if not record["ranking"]:
@@ -162,7 +190,11 @@ def analysis_table(record: Mapping[str, Any], count: int = 10) -> str:
 
 
 def evaluation_table(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return one line for each ``eval.json``; ratios are to the first one."""
+    """Return a table with a row for each ``eval.json``; ratios are relative to the first.
+
+    Args:
+        records: label of the row -> record.
+    """
     first = next(iter(records.values()))
     rows = []
     for label, record in records.items():
@@ -182,7 +214,11 @@ def evaluation_table(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def benchmark_table(record: Mapping[str, Any]) -> str:
-    """Return one line for each row of a ``benchmark.json``; ratios are by round, memory is the engine's own."""
+    """Return a table of a ``benchmark.json``; ratios are medians over the rounds, memory is that of the engine.
+
+    Args:
+        record: a ``benchmark.json``.
+    """
     header = ["", "ms p50", "p90", "images/s", "x own fp32", "x Paddle", "mAP", "model MB", "memory MB", "start s"]
     rows = []
     for row in record["rows"]:
@@ -207,7 +243,11 @@ def benchmark_table(record: Mapping[str, Any]) -> str:
 
 
 def compress_benchmark_table(record: Mapping[str, Any]) -> str:
-    """Return seconds by stage of a ``benchmark_compress`` record, one column a side, and what ended a side early."""
+    """Return a table of seconds by stage, a column for each tool, and the reason if one failed.
+
+    Args:
+        record: a record of ``tools/benchmark_compress.py``.
+    """
     rows, found = record["rows"], record["ratios"]
     done = {side: row for side, row in rows.items() if row["failure"] is None}
     stages = list(dict.fromkeys(stage for row in done.values() for stage in row["seconds"]))

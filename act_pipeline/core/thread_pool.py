@@ -1,4 +1,4 @@
-"""Work in threads whose results come in order."""
+"""A parallel map over threads with results in order."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ Result = TypeVar("Result")
 def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int, name: str
 ) -> Iterator[Result]:
-    """Yield ``function`` of each item in the items' order; the threads have ended when the iterator has.
+    """Yield ``function(item)`` for each item in order, computed in threads; the threads end with the iterator.
 
     Args:
-        function: runs in several threads at once.
-        items: are taken as threads come to need them.
-        threads: how many there are.
-        ahead: how many items at most are taken before the result of the first is asked for.
-        name: of the threads.
+        function: called in several threads in parallel.
+        items: consumed in the calling thread, at most ``ahead`` items before the next result is yielded.
+        threads: number of threads.
+        ahead: number of items to prefetch.
+        name: name prefix of the threads.
+
+    Yields:
+        The results in the order of ``items``.
 
     Raises:
-        Exception: whatever ``items`` or ``function`` raised.
+        Exception: any exception of ``items`` or ``function``.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
     waiting: deque[Future[Result]] = deque()
@@ -36,5 +39,5 @@ def map_ahead(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        # Whatever ends this, also a consumer that stops early: what the threads use may be closed now.
+        # Also if the consumer stops early: afterwards the caller may close what the threads use.
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,7 +1,7 @@
-"""YAML files in the form of PaddleSlim and PaddleDetection, read as plain data.
+"""Reading of YAML files of PaddleSlim and PaddleDetection as plain data.
 
-Nothing in a file can run code: the only tags taken are the names of PaddleDetection's data sets and learning rate
-schedules, and they become :class:`Tagged`, never an object of that class.
+A file cannot run code: the only accepted tags are names of PaddleDetection's data sets and learning rate schedules,
+and they become :class:`Tagged`, never an object of that class.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 
 import yaml
 
+from act_pipeline.core.defaults import find_shipped
 from act_pipeline.core.errors import UserError, suggest
 
-# ppdet 2.6's data sets (ppdet/data/source) and learning rate schedules (ppdet/optimizer): what its own YAML files tag.
+# Tags in the YAML files of ppdet 2.6: data sets (ppdet/data/source) and learning rate schedules (ppdet/optimizer).
 KNOWN_TAGS = (
     "COCODataSet",
     "SlicedCOCODataSet",
@@ -41,8 +42,8 @@ KNOWN_TAGS = (
     "OneCycleLR",
 )
 BASE_KEY = "_BASE_"
-# A config has some hundred nodes and a few anchors. These bounds keep a file whose aliases multiply from filling the
-# memory, and a wrong file (an annotation file, say) from being parsed for minutes.
+# A config has a few hundred nodes and a few anchors. The limits prevent nested aliases from filling the memory, and a
+# wrong file (such as annotations) from being parsed for minutes.
 MAX_BYTES = 512 << 10
 MAX_NODES = 100_000
 MAX_DEPTH = 50
@@ -52,17 +53,22 @@ _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "
 
 @dataclass(frozen=True)
 class Tagged:
-    """A mapping under a tag: ``!COCODataSet {image_dir: val2017}`` is ``Tagged("COCODataSet", {"image_dir": ...})``."""
+    """A tagged mapping: ``!COCODataSet {image_dir: val2017}`` is ``Tagged("COCODataSet", {"image_dir": "val2017"})``.
+
+    Attributes:
+        name: the tag without ``!``.
+        fields: the mapping.
+    """
 
     name: str
     fields: dict[str, Any] = field(default_factory=dict)
 
 
 class _DataLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, less dates, plus YAML 1.2's ``1e-5`` (YAML 1.1 reads that as text)."""
+    """PyYAML's safe loader without dates, and with YAML 1.2's ``1e-5`` as a float (a string in YAML 1.1)."""
 
 
-# A date is of no use in a config, and an impossible one (2024-13-45) would raise out of datetime: keep it as text.
+# Configs need no dates, and an invalid one (2024-13-45) would raise an exception of datetime: dates stay strings.
 _DataLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":value"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -82,29 +88,44 @@ _DataLoader.add_multi_constructor("!", _construct_tagged)
 
 
 def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a YAML file and the files of its ``_BASE_`` list.
+    """Read a YAML file and the files in its ``_BASE_`` list.
 
-    As in PaddleDetection, the bases are merged in order, each over the ones before, and the file's own keys over all
-    of them; mappings are merged key by key, everything else is replaced. ``_BASE_`` names are relative to the file.
+    <<<<<<< HEAD
+        As in PaddleDetection, each base overrides the ones before it, and the file overrides its bases. Mappings are
+        merged key by key, other values are replaced. Paths in ``_BASE_`` are relative to the file.
 
-    Returns:
-        The mapping, of plain Python values and :class:`Tagged`.
+        Args:
+            path: the file.
+    =======
+        As in PaddleDetection, the bases are merged in order, each over the ones before, and the file's own keys over
+        all of them; mappings are merged key by key, everything else is replaced. ``_BASE_`` names are relative to the
+        file, or else ``configs/...`` of this package.
+    >>>>>>> wt-cli
 
-    Raises:
-        UserError: the file is missing, is no YAML mapping, has a key twice or two nodes under one key, uses a tag
-            that is not known, or includes itself.
+        Returns:
+            The mapping, of plain Python values and :class:`Tagged`.
+
+        Raises:
+            UserError: the file is missing or too large, is not a YAML mapping, has a duplicate key or two nodes under
+                one key, uses an unknown tag, or includes itself.
     """
     return _load_with_bases(Path(path), ())
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """Split ``Section.key=value`` into the keys and the value as YAML reads it.
+    """Split ``Section.key=value`` into the keys and the value, parsed as YAML.
 
     >>> parse_override("TrainConfig.train_iter=100")
     (['TrainConfig', 'train_iter'], 100)
 
+    Args:
+        text: the override.
+
+    Returns:
+        The keys from the outermost to the innermost, and the value.
+
     Raises:
-        UserError: there is no ``=``, a key is empty, or the value is no YAML.
+        UserError: there is no ``=``, a key is empty, or the value is not valid YAML.
     """
     name, equals, value = text.partition("=")
     keys = [key.strip() for key in name.split(".")]
@@ -114,12 +135,17 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 
 
 def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """Return a copy of ``config`` with every ``Section.key=value`` set; sections that are missing are added.
+    """Return a copy of a config with overrides applied.
 
-    A key under a :class:`Tagged` node goes into its fields; a number picks an entry of a list that is there.
+    Missing sections are created. A key below a :class:`Tagged` node sets one of its fields; a number selects an entry
+    of an existing list.
+
+    Args:
+        config: the config, unchanged.
+        overrides: texts ``Section.key=value``, applied in order.
 
     Raises:
-        UserError: an override is malformed or goes through a value that holds no keys.
+        UserError: an override is malformed or contains a key of a value that has no keys.
     """
     changed = copy.deepcopy(dict(config))
     for override in overrides:
@@ -147,21 +173,33 @@ def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str] = ()) ->
 
 
 def resolve_path(value: str, named_in: str | os.PathLike[str]) -> Path:
-    """Return the path that ``value``, read in the file ``named_in``, means.
+    """Resolve a path in a config file.
 
-    The first that exists of: relative to the current directory, to the file's folder, to the folder above it (where
-    PaddleSlim's examples stand, with their files in ``configs/``), to the root of this repository. If none exists,
-    the path as it was given.
+    <<<<<<< HEAD
+        A relative path is tried relative to the current folder, to the file's folder, to its parent folder
+        (PaddleSlim's examples have their configs in ``configs/``) and to the root of this repository, in this order.
+
+        Args:
+            value: the path; ``~`` is expanded.
+            named_in: the config file that contains it.
+
+        Returns:
+            The first path that exists, otherwise the given path.
+    =======
+        The first that exists of: relative to the current directory, to the file's folder, to the folder above it (where
+        PaddleSlim's examples stand, with their files in ``configs/``), what comes with this package
+        (:func:`find_shipped`). If none exists, the path as it was given.
+    >>>>>>> wt-cli
     """
-    # os.path, since pathlib raises on names that no file can have: a user that is not known, too long, a NUL in it.
+    # os.path, because pathlib raises on impossible names: an unknown user, too long, with a NUL.
     given = Path(os.path.expanduser(value))
     if given.is_absolute():
         return given
     folder = Path(os.path.realpath(named_in)).parent
-    for root in (Path(), folder, folder.parent, Path(__file__).resolve().parents[2]):
+    for root in (Path(), folder, folder.parent):
         if os.path.exists(root / given):
             return root / given
-    return given
+    return find_shipped(given)
 
 
 def _load_with_bases(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
@@ -180,6 +218,8 @@ def _load_with_bases(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for base in bases:
         base_path = path.parent / Path(base).expanduser()
+        if not os.path.exists(base_path) and os.path.exists(find_shipped(base)):
+            base_path = find_shipped(base)
         _merge(merged, _load_with_bases(base_path, (*including, path.resolve())))
     _merge(merged, content)
     return merged
@@ -229,7 +269,7 @@ def _parse(text: str, source: str) -> Any:
     except RecursionError:
         raise UserError(f"{source}: nested more than {MAX_DEPTH} deep, too deep for a config; write it flat") from None
     except (ValueError, OverflowError, LookupError) as error:
-        # PyYAML's constructors on a value of thousands of digits, on `!!float ''`, on `!!bool maybe`.
+        # PyYAML's constructors raise these for a number of thousands of digits, `!!float ''` and `!!bool maybe`.
         raise UserError(f"{source} holds a value that is no YAML: {' '.join(str(error).split())}") from None
     finally:
         if loader is not None:
@@ -237,7 +277,7 @@ def _parse(text: str, source: str) -> Any:
 
 
 def _unshare(value: Any) -> Any:
-    """Copy what an alias repeats, so that a key changed in one place stays as it was in the other."""
+    """Copy values that aliases share, so that a change in one place does not affect the other."""
     if isinstance(value, Tagged):
         return Tagged(value.name, _unshare(value.fields))
     if isinstance(value, dict):
@@ -248,7 +288,7 @@ def _unshare(value: Any) -> Any:
 
 
 def _check_nodes(root: yaml.Node, source: str) -> None:
-    """Refuse unknown tags, keys given twice, and what is nested or multiplied by aliases beyond any use."""
+    """Raise for unknown tags, duplicate keys, too deep nesting, and too many nodes after expansion of aliases."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
@@ -319,7 +359,7 @@ def _describe(error: yaml.MarkedYAMLError, text: str, source: str) -> str:
 
 
 def _describe_two_nodes(lines: list[str], index: int, source: str) -> str | None:
-    """Word the error for a second ``!Tag`` node under one key, as PaddleSlim's rtdetr_reader.yml has it, or None."""
+    """Return the error for a second ``!Tag`` node under one key, as in PaddleSlim's rtdetr_reader.yml, or None."""
     tag_line = re.compile(r"^(\s*)!(\w+)")
     second = tag_line.match(lines[index]) if index < len(lines) else None
     if second is None:
@@ -346,7 +386,7 @@ def _describe_two_nodes(lines: list[str], index: int, source: str) -> str | None
 
 
 def _kind(value: Any) -> str:
-    """Name a value's kind in a user's words."""
+    """Return a description of a value's type for messages."""
     if isinstance(value, Tagged):
         return f"a !{value.name} node"
     names = {dict: "a mapping", list: "a list", str: "text", bool: "a boolean", int: "a number", float: "a number"}

@@ -1,4 +1,4 @@
-"""Data: COCO-style data sets and the preprocessing of a reader YAML. Importing this loads neither paddle nor ppdet."""
+"""Data: COCO-style data sets and the preprocessing of a reader YAML; importing it loads neither paddle nor ppdet."""
 
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.data.dataset import Dataset

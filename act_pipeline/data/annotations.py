@@ -1,4 +1,4 @@
-"""COCO annotation files, read once and checked before a run depends on them."""
+"""COCO annotation files, read and checked once."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _EPSILON = 1e-5
 class Annotations:
     """A checked annotation file.
 
-    Ids that a tool wrote as ``3.0`` are whole numbers here.
+    Ids written as floats, such as ``3.0``, are converted to int.
 
     Attributes:
         path: the file.
         images: COCO's ``images`` entries, sorted by id; each has at least ``id`` and ``file_name``.
-        category_ids: COCO category id of every class index. The order is the file's (``COCO.getCatIds()``), which is
-            what ppdet numbers classes by.
-        category_names: the categories' names in that order, as the file has them.
-        boxes: COCO's ``annotations`` entries that have a box, numbered from 1, with ``area`` and ``iscrowd`` filled in
-            where the file leaves them out; None if the file has no ``annotations``. Boxes without width or height,
-            which nothing can overlap, are left out, with a warning.
+        category_ids: the COCO category id of every class index, in the order of the file (``COCO.getCatIds()``), by
+            which ppdet numbers classes.
+        category_names: the categories' names in this order, unchanged.
+        boxes: COCO's ``annotations`` entries that have a box, numbered from 1, with missing ``area`` and ``iscrowd``
+            filled in; None if the file has no ``annotations``. Boxes without width or height are dropped with a
+            warning, since no detection can overlap them.
         content: the whole file.
     """
 
@@ -54,10 +54,10 @@ class Annotations:
 
         Args:
             path: the file.
-            named_by: the file and key that name it, for messages.
+            named_by: the file and key that reference it, for messages.
 
         Raises:
-            UserError: the file is missing, is no JSON, or lacks what COCO's form must have.
+            UserError: the file is missing, is not JSON, or lacks required COCO entries.
         """
         source = Path(path)
         content = _read_json(source, named_by)
@@ -66,7 +66,7 @@ class Annotations:
         images = _entries(content, "images", ("id", "file_name"), source)
         categories = _entries(content, "categories", ("id", "name"), source)
         for index, category in enumerate(categories):
-            if abs(category["id"]) >= 2**53:  # detections are rows of float64, and have the category in them
+            if abs(category["id"]) >= 2**53:  # the category id must fit a float64 row of detections
                 raise UserError(
                     f"{source}: categories[{index}].id is {category['id']}, expected one below 2^53; number the classes"
                 )
@@ -85,15 +85,19 @@ class Annotations:
 
     @property
     def class_names(self) -> list[str]:
-        """The categories' names; two of one name are told apart by their ids."""
+        """The categories' names; the id is appended to names that occur more than once."""
         return distinct_names(self.category_names, self.category_ids)
 
     def used_categories(self) -> set[int]:
-        """Return the ids of the categories that a box has."""
+        """Return the ids of the categories that have a box."""
         return {box["category_id"] for box in self.boxes or ()}
 
     def images_with_boxes(self, load_crowd: bool = False) -> set[int]:
-        """Return the ids of the images that ppdet's ``COCODataSet`` would find a box in."""
+        """Return the ids of the images in which ppdet's ``COCODataSet`` would find a box.
+
+        Args:
+            load_crowd: whether crowd boxes count.
+        """
         return {
             box["image_id"]
             for box in self.boxes or ()
@@ -104,7 +108,7 @@ class Annotations:
         }
 
     def ground_truth(self) -> COCO:
-        """Return the file as pycocotools' ``COCO``, for ``COCOeval``, made without its prints."""
+        """Return the file as a pycocotools ``COCO`` for ``COCOeval``, without the output that pycocotools prints."""
         from pycocotools.coco import COCO
 
         ground_truth = COCO()
@@ -115,16 +119,20 @@ class Annotations:
 
 
 def distinct_names(names: Sequence[str], ids: Sequence[int]) -> list[str]:
-    """Return the names, with the id behind those that several have."""
+    """Return the names, with the id appended to those that occur more than once."""
     counts = Counter(names)
     return [name if counts[name] == 1 else f"{name} (id {number})" for name, number in zip(names, ids)]
 
 
 def image_path(folder: Path, file_name: str) -> Path:
-    """Return the picture that an annotation file names.
+    """Return the path of an image of an annotation file.
 
-    A tool on Windows writes backslashes, and some write the whole path of the machine they ran on: where there is no
-    file of the name as it stands, the longest end of it that lies in ``folder`` is meant.
+    Some tools write backslashes, or the absolute path on the machine that they ran on. If there is no file of this
+    name, the longest trailing part of it that exists in ``folder`` is used.
+
+    Args:
+        folder: the folder of the images.
+        file_name: ``file_name`` in the annotation file.
     """
     path = folder / file_name
     absolute = file_name.startswith("/") or PureWindowsPath(file_name).is_absolute()
@@ -149,7 +157,7 @@ def _read_json(source: Path, named_by: str) -> Any:
         ) from None
     except PermissionError:
         raise UserError(f"annotation file {source} cannot be read: no permission; make it readable") from None
-    except OSError as error:  # a name longer than any file's, a loop of links
+    except OSError as error:  # e.g. the name is too long, or symbolic links form a loop
         raise UserError(
             f"annotation file {source} cannot be read ({error.strerror}), named by {named_by}; check anno_path"
         ) from None
@@ -214,7 +222,7 @@ def _boxes(content: dict[str, Any], source: Path, images: set[int], classes: set
         if bbox[2] <= 0 or bbox[3] <= 0:
             flat.append(index)
             continue
-        # In place: COCO's train2017 has 860,000 of these.
+        # Modified in place: COCO's train2017 has 860,000 annotations.
         if annotation.get("area") is None:
             annotation["area"] = bbox[2] * bbox[3]
         if annotation.get("iscrowd") is None:
@@ -224,7 +232,7 @@ def _boxes(content: dict[str, Any], source: Path, images: set[int], classes: set
                 f"{where}: area is {annotation['area']!r} and iscrowd {annotation['iscrowd']!r}, expected a number, "
                 "and 0 or 1; export it again"
             )
-        # COCOeval takes the id 0 for "not matched", and needs ids that differ: they are only its own bookkeeping.
+        # COCOeval needs distinct ids and reads the id 0 as "not matched"; the ids have no other use.
         annotation["id"] = len(boxes) + 1
         boxes.append(annotation)
     if flat:
@@ -236,7 +244,7 @@ def _boxes(content: dict[str, Any], source: Path, images: set[int], classes: set
 
 
 def _whole(value: Any) -> int | None:
-    """Return an id as a whole number, also one written as ``3.0``; None if it is none."""
+    """Return an id as int, also if written as ``3.0``; None if it is not a whole number."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None

@@ -1,17 +1,17 @@
-"""The built-in sample: scenes with real handwritten digits, in COCO's form, made from a seed in seconds.
+"""The built-in sample: scenes with real handwritten digits in COCO's form, generated from a seed in seconds.
 
-The digits are the 1,797 scans of 8 x 8 pixels that come with scikit-learn (``sklearn.datasets.load_digits``, from the
-UCI set "Optical Recognition of Handwritten Digits"). They are enlarged smoothly, turned a little, coloured, and laid on
-backgrounds: crops of the two photographs that come with scikit-learn, or procedural textures. Digits and plain patches
-hide parts of one another.
+The digits are the 1,797 scans of 8 x 8 pixels included in scikit-learn (``sklearn.datasets.load_digits``, from the UCI
+set "Optical Recognition of Handwritten Digits"). They are enlarged smoothly, rotated slightly, coloured, and placed on
+backgrounds: crops of the two photographs included in scikit-learn, or procedural textures. Digits and plain patches
+occlude one another.
 
-Training and validation share nothing but the recipe:
+Training and validation scenes are made in the same way from disjoint sources:
 
-* scans: of each class, a fixed quarter (:data:`VALIDATION_SHARE`) is for validation only;
+* scans: a fixed quarter of each class (:data:`VALIDATION_SHARE`) is used for validation only;
 * photographs: training crops come from the left three fifths of each, validation crops from the right two fifths;
-* textures and everything else that is random: from streams of random numbers keyed by ``(seed, split, index)``.
+* textures and all other random choices: random streams keyed by ``(seed, split, index)``.
 
-The split of scans and photographs doesn't depend on the seed, so a model trained with any seed has seen no validation
+The split of scans and photographs does not depend on the seed, so no model trained with any seed has seen a validation
 scan.
 """
 
@@ -56,14 +56,14 @@ _RECIPE = 1
 
 @dataclasses.dataclass
 class Scene:
-    """One image and what is on it.
+    """One image and its ground truth.
 
     Attributes:
-        image: [H, W, 3] uint8, BGR.
-        boxes: [N, 4] float32, ``x1, y1, x2, y2`` in pixels: the bounds of the digit's visible ink.
-        labels: [N] int64, the digit, 0 to 9.
-        visible: [N] float32, the share of the digit's ink that can be seen, :data:`MIN_VISIBLE` to 1.
-        scans: [N] int64, which of scikit-learn's scans it is.
+        image: uint8 [H, W, 3], BGR.
+        boxes: float32 [N, 4], ``x1, y1, x2, y2`` in pixels: the bounds of the digit's visible ink.
+        labels: int64 [N], the digit, 0 to 9.
+        visible: float32 [N], the visible share of the digit's ink, :data:`MIN_VISIBLE` to 1.
+        scans: int64 [N], index of the scan in scikit-learn's set.
     """
 
     image: np.ndarray
@@ -75,7 +75,7 @@ class Scene:
 
 @functools.lru_cache(maxsize=1)
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """Return scikit-learn's scans, [1797, 8, 8] float32 from 0 (paper) to 1 (ink), and their classes, [1797]."""
+    """Return scikit-learn's scans, float32 [1797, 8, 8] from 0 (paper) to 1 (ink), and their classes, int64 [1797]."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -84,7 +84,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def scan_indices(split: str) -> np.ndarray:
-    """Return the indices of the scans that ``split`` (``train`` or ``val``) may use, [N] int64, sorted."""
+    """Return the sorted indices of the scans that ``split`` (``train`` or ``val``) may use, int64 [N]."""
     _, labels = _digits()
     rng = np.random.default_rng(_SPLIT_SEED)
     chosen = []
@@ -97,7 +97,7 @@ def scan_indices(split: str) -> np.ndarray:
 
 @functools.cache
 def background_photographs(split: str) -> tuple[np.ndarray, ...]:
-    """Return the part of each photograph that ``split`` may crop, [H, W, 3] uint8, BGR."""
+    """Return the part of each photograph that ``split`` may crop, uint8 [H, W, 3], BGR."""
     from sklearn.datasets import load_sample_image
 
     parts = []
@@ -109,7 +109,7 @@ def background_photographs(split: str) -> tuple[np.ndarray, ...]:
 
 
 def _photograph(rng: np.random.Generator, split: str, height: int, width: int) -> np.ndarray:
-    """Crop a random piece of a photograph, [height, width, 3] float32, 0 to 255."""
+    """Crop a random part of a photograph, float32 [height, width, 3], 0 to 255."""
     parts = background_photographs(split)
     source = parts[rng.integers(len(parts))]
     scale = rng.uniform(0.35, 1.0) * min(source.shape[0] / height, source.shape[1] / width)
@@ -124,7 +124,7 @@ def _photograph(rng: np.random.Generator, split: str, height: int, width: int) -
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Mix noise of several grain sizes and stripes between two or three colours, [height, width, 3] float32."""
+    """Return noise of several scales and stripes, blended between two colours, float32 [height, width, 3]."""
     mix = np.zeros((height, width), np.float32)
     for cells in rng.choice([2, 4, 8, 16, 32, 64], size=3, replace=False):
         grain = rng.random((int(cells) + 1, int(cells) + 1), dtype=np.float32)
@@ -140,7 +140,7 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _digit_alpha(rng: np.random.Generator, scan: np.ndarray, height: float) -> np.ndarray:
-    """Enlarge a scan smoothly to about ``height`` pixels, turn and slant it; [h, w] float32 opacity, cut to its ink."""
+    """Enlarge a scan to about ``height`` pixels, rotate and shear it; float32 [h, w] opacity, cropped to its ink."""
     padded = np.pad(scan, 1)
     scale_y = height / 8.0
     scale_x = scale_y * rng.uniform(0.75, 1.2)
@@ -156,7 +156,7 @@ def _digit_alpha(rng: np.random.Generator, scan: np.ndarray, height: float) -> n
 
 
 def _patch_alpha(rng: np.random.Generator, longest: float) -> np.ndarray:
-    """Return a plain shape that hides things, [h, w] float32, 0 or 1: a bar, a box or an ellipse."""
+    """Return an opaque shape for occlusion (a bar, a box or an ellipse), float32 [h, w], 0 or 1."""
     height, width = (max(3, int(longest * rng.uniform(0.08, 0.28))) for _ in range(2))
     kind = rng.integers(3)
     if kind == 0:
@@ -168,7 +168,7 @@ def _patch_alpha(rng: np.random.Generator, longest: float) -> np.ndarray:
 
 
 class _Canvas:
-    """A scene being made: the picture, and for every pixel which digit's ink is on top (-1: none's)."""
+    """A scene under construction: the image, and for every pixel the index of the topmost digit (-1: no digit)."""
 
     def __init__(self, image: np.ndarray) -> None:
         self.image = image
@@ -179,7 +179,7 @@ class _Canvas:
         return np.bincount(owner[owner >= 0].ravel(), minlength=len(self.ink))
 
     def lay(self, alpha: np.ndarray, top: int, left: int, colour: np.ndarray, digit: bool, opacity: float) -> bool:
-        """Lay a shape, unless too little of it or of a digit under it would stay visible; say whether it was laid."""
+        """Place a shape unless it or a digit under it would have too little visible ink; return if it was placed."""
         height, width = self.owner.shape
         y1, x1 = max(top, 0), max(left, 0)
         y2, x2 = min(top + alpha.shape[0], height), min(left + alpha.shape[1], width)
@@ -205,7 +205,7 @@ class _Canvas:
 
 
 def _ink_colour(rng: np.random.Generator, under: np.ndarray) -> np.ndarray:
-    """Choose a colour that stands out from the mean colour ``under`` it by a contrast drawn anew for each digit."""
+    """Choose a colour that differs from the mean colour ``under`` it by a random contrast."""
     contrast = rng.uniform(38, 150)
     mean = under.reshape(-1, 3).mean(axis=0)
     grey = float(mean.mean())
@@ -218,13 +218,13 @@ def _ink_colour(rng: np.random.Generator, under: np.ndarray) -> np.ndarray:
 
 
 def make_scene(split: str, seed: int, index: int, size: int = 256) -> Scene:
-    """Make scene number ``index`` of ``split``: the same arguments give the same scene.
+    """Generate scene number ``index`` of ``split``; the same arguments give the same scene.
 
     Args:
-        split: ``train`` or ``val``, which decides the scans and backgrounds that may be used.
-        seed: not negative.
-        index: not negative; there is no last one, so that training may draw fresh scenes without end.
-        size: the longer side in pixels; the shorter one is the same or three quarters of it.
+        split: ``train`` or ``val``; determines which scans and backgrounds may be used.
+        seed: at least 0.
+        index: at least 0; there is no upper limit, so that training can use an unlimited number of scenes.
+        size: the longer side in pixels; the shorter one is equal to it or three quarters of it.
     """
     rng = np.random.default_rng([_RECIPE, seed, SPLITS.index(split), index])
     short = size * 3 // 4
@@ -323,7 +323,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def is_made(output_dir: str | os.PathLike[str], train: int, val: int, seed: int, size: int) -> bool:
-    """Say whether ``output_dir`` holds, whole and unchanged, what :func:`make_sample` would write there."""
+    """Return whether ``output_dir`` has, complete and unchanged, the files that :func:`make_sample` would write."""
     folder = Path(output_dir)
     try:
         record = read_record(folder / RECORD, SCHEMA)
@@ -343,21 +343,21 @@ def make_sample(
 ) -> bool:
     """Write the sample in COCO's form: ``images/{train,val}/*.jpg``, ``annotations/instances_{train,val}.json``.
 
-    The folder is written whole or not at all. The same arguments give the same bytes with the same versions of
+    The folder is written completely or not at all. The same arguments give the same bytes with the same versions of
     scikit-learn, NumPy and OpenCV.
 
     Args:
-        output_dir: the folder to write; one made before with other parameters is replaced.
-        train, val: how many scenes of each split.
-        seed: not negative.
+        output_dir: the output folder; an existing sample with other parameters is replaced.
+        train, val: number of scenes of each split.
+        seed: at least 0.
         size: the longer side of the scenes in pixels.
-        progress: show a progress bar (only where stderr is a terminal).
+        progress: show a progress bar (only if stderr is a terminal).
 
     Returns:
-        False if the folder already held just this, and nothing was done; True if it was written.
+        True if the folder was written; False if it already had this sample.
 
     Raises:
-        UserError: a parameter is out of range, or ``output_dir`` is there and was not made by this function.
+        UserError: a parameter is out of range, or ``output_dir`` has files and was not made by this function.
     """
     for name, value, least in (("train", train, 1), ("val", val, 1), ("seed", seed, 0), ("size", size, MIN_SIZE)):
         if value < least:
@@ -388,5 +388,5 @@ def make_sample(
 
 
 def annotation_files(output_dir: str | os.PathLike[str], splits: Sequence[str] = SPLITS) -> list[Path]:
-    """Return where :func:`make_sample` writes the annotations of ``splits``."""
+    """Return the paths of the annotation files that :func:`make_sample` writes for ``splits``."""
     return [Path(output_dir) / "annotations" / f"instances_{split}.json" for split in splits]

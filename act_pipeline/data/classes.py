@@ -1,4 +1,4 @@
-"""Which category of an annotation file each class of a model is."""
+"""Mapping of a model's classes to the categories of an annotation file."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.data.annotations import Annotations
 
 _NAMED = 5
-# What an export writes that found no names.
+# Names that an export without known class names writes.
 _PLACEHOLDER = re.compile(r"class_\d+")
 
 
 @dataclass(frozen=True)
 class ModelClasses:
-    """The classes that a model tells apart.
+    """The classes of a model.
 
     Attributes:
-        count: how many.
-        names: by class index; None: only their number is known.
-        source: the file (and key) that says so, for messages.
+        count: number of classes.
+        names: class names by class index; None if only their number is known.
+        source: the file (and key) that defines them, for messages.
     """
 
     count: int
@@ -33,20 +33,25 @@ class ModelClasses:
 
     @classmethod
     def named(cls, names: Sequence[str], source: str) -> ModelClasses:
-        """Return classes of these names; ``class_0``, ``class_1``, ... stand for names that nobody knew."""
+        """Return classes with the given names, or without names if all are placeholders (``class_0``, ...).
+
+        Args:
+            names: class names by class index.
+            source: the file and key that define them, for messages.
+        """
         known = not all(_PLACEHOLDER.fullmatch(name) for name in names)
         return cls(len(names), tuple(names) if known else None, source)
 
 
 def read_label_list(path: str | os.PathLike[str], named_by: str) -> list[str]:
-    """Read class names, one a line, as PaddleDetection does: a first line ``background`` is no class.
+    """Read class names, one per line; as in PaddleDetection a first line ``background`` is no class.
 
     Args:
         path: a text file.
-        named_by: the file and key that name it, for messages.
+        named_by: the file and key that reference it, for messages.
 
     Raises:
-        UserError: the file cannot be read, has no names, or an empty line between them.
+        UserError: the file cannot be read, has no names, or has an empty line between them.
     """
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()]
@@ -66,14 +71,21 @@ def read_label_list(path: str | os.PathLike[str], named_by: str) -> list[str]:
 
 
 def match_classes(classes: ModelClasses, annotations: Annotations) -> tuple[list[int], list[str]]:
-    """Return the category id of every class index, and what a user should know about it, in a line each.
+    """Match a model's classes with the categories of an annotation file.
 
-    Categories are known by their names, whatever their order; where the model's names are not known, the order of the
-    file counts, as in PaddleDetection. A category that has no box and is none of the model's is left out: Roboflow
-    writes one, which stands for all the others.
+    Categories are matched by name, in any order. If the model's class names are unknown, the order of the file is used,
+    as in PaddleDetection. A category that has no box and is not a class of the model is ignored: Roboflow writes such a
+    parent category.
+
+    Args:
+        classes: the model's classes.
+        annotations: the annotation file.
+
+    Returns:
+        the category id of every class index, and notes for the user, one line each.
 
     Raises:
-        UserError: a class has no category, or a category with boxes no class.
+        UserError: a class has no category, or a category with boxes has no class.
     """
     ids, names = annotations.category_ids, annotations.category_names
     if classes.names is None:
@@ -119,9 +131,14 @@ def match_classes(classes: ModelClasses, annotations: Annotations) -> tuple[list
 
 
 def extra_categories(count: int, annotations: Annotations) -> list[int]:
-    """Return the indices of categories without a box that leave ``count`` if they are left out; empty: there are none.
+    """Return the indices of the categories without boxes whose removal leaves ``count`` categories; empty if none fit.
 
-    All without a box are; else those among them that are the ``supercategory`` of others, as Roboflow writes one.
+    The candidates are all categories without boxes, then those among them that are the ``supercategory`` of others,
+    which Roboflow writes.
+
+    Args:
+        count: number of classes of the model.
+        annotations: the annotation file.
     """
     used = annotations.used_categories()
     unused = [index for index, category_id in enumerate(annotations.category_ids) if category_id not in used]
@@ -132,14 +149,15 @@ def extra_categories(count: int, annotations: Annotations) -> list[int]:
 
 
 def check_count(expected: Optional[int], where: str, annotations: Annotations) -> None:
-    """Check that an annotation file has as many categories as a reader file says; None: it does not say.
+    """Check that an annotation file has as many categories as the reader file specifies.
 
     Args:
-        expected: ``num_classes``.
+        expected: ``num_classes``; None if the reader file does not specify it.
         where: the file and key, for messages.
+        annotations: the annotation file.
 
     Raises:
-        UserError: it has more or fewer; a category without a box, which may stand for the others, is named.
+        UserError: the numbers differ; if a category without boxes explains it, the message names it.
     """
     found = len(annotations.category_ids)
     if expected is None or found == expected:
@@ -159,7 +177,7 @@ def check_count(expected: Optional[int], where: str, annotations: Annotations) -
 
 
 def _find(name: str, classes: ModelClasses, annotations: Annotations, used: set[int]) -> int | None:
-    """Return the index of the category of a name; of several, the one that has boxes."""
+    """Return the index of the category with a name, None if there is none; of several, the one with boxes."""
     names = annotations.category_names
     found = [index for index, other in enumerate(names) if other == name]
     found = found or [index for index, other in enumerate(names) if _plain(other) == _plain(name)]

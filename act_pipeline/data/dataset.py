@@ -1,4 +1,4 @@
-"""The images of one split, by id, and what becomes of those that cannot be read."""
+"""The images of one split, and the handling of images that cannot be read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ _NAMED_FILES = 3
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image: its COCO id (or its number in a folder) and its file."""
+    """One image.
+
+    Attributes:
+        image_id: its COCO id, or its index in a folder.
+        file: its path.
+    """
 
     image_id: int
     file: str
@@ -32,27 +37,27 @@ class ImageRecord:
 class Dataset:
     """The readable images of one split.
 
-    ``dataset[i]`` is image ``i``, preprocessed, as :meth:`Preprocess.sample` gives it, or None if its file turns out to
-    be unreadable. Such files, and those missing from the start, are warned about and skipped until their share passes
-    ``max_bad_share``; then a :class:`UserError` ends the run.
+    ``dataset[i]`` is the preprocessed image ``i``, see :meth:`Preprocess.sample`, or None if its file cannot be read.
+    Missing and unreadable files are skipped with a warning, until their share exceeds ``max_bad_share``; then a
+    :class:`UserError` ends the run.
 
     Attributes:
-        records: the images that exist.
-        total: how many images the split has, missing ones included.
-        skipped: the files that are missing or unreadable, so far.
+        records: the images whose files exist.
+        total: number of images of the split, including missing ones.
+        skipped: the files found missing or unreadable so far.
     """
 
     def __init__(
         self, records: Sequence[ImageRecord], preprocess: Preprocess, max_bad_share: float, where: str, repeat: int = 1
     ) -> None:
-        """Look which files are there.
+        """Check which files exist.
 
         Args:
             records: all images of the split.
             preprocess: the transforms.
-            max_bad_share: the share of them that may be skipped.
-            where: the annotation file or folder they come from, for messages.
-            repeat: how often an epoch goes over the images.
+            max_bad_share: the share of images that may be skipped, in [0, 1].
+            where: the annotation file or folder of the images, for messages.
+            repeat: number of passes over the images per epoch.
 
         Raises:
             UserError: more than that share is missing.
@@ -80,28 +85,35 @@ class Dataset:
             return None
 
     def batch(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Stack samples as :meth:`Preprocess.batch` does."""
+        """Stack samples, see :meth:`Preprocess.batch`."""
         return self._preprocess.batch(samples)
 
     def choose(self, count: int, seed: int, skip: int = 0) -> Dataset:
-        """Return a data set of ``count`` of the images (all, if there are fewer), chosen at random, each once.
+        """Return a data set of ``count`` images drawn at random without replacement, or of all if there are fewer.
 
-        ``skip`` leaves out the first so many of the drawn ones: two choices of one seed, the second of which skips as
-        many as the first took, have no image in common.
+        Args:
+            count: number of images.
+            seed: of the random order.
+            skip: number of drawn images to skip. Two choices with the same seed, of which the second skips the
+                ``count`` of the first, are disjoint.
         """
         drawn = random.Random(seed).sample(range(len(self.records)), len(self.records))
         chosen = sorted(drawn[skip : skip + count])
         return Dataset([self.records[index] for index in chosen], self._preprocess, self._max_bad_share, self._where)
 
     def readable(self) -> int:
-        """Return how many images an epoch gives, as far as is known: those there and not found unreadable."""
+        """Return the number of images per epoch, without those found missing or unreadable so far."""
         return (self.total - len(self.skipped)) * self._repeat
 
     def skip(self, files: Sequence[str], reason: str) -> None:
-        """Leave files out, with a warning that says why.
+        """Exclude files, with a warning.
+
+        Args:
+            files: the files.
+            reason: why they are excluded, for the warning.
 
         Raises:
-            UserError: too many cannot be used.
+            UserError: too many images cannot be used.
         """
         with self._lock:
             new = [file for file in files if file not in self.skipped]
@@ -122,9 +134,15 @@ class Dataset:
 def coco_records(settings: CocoDataSet, annotations: Annotations, image_dir: Path, training: bool) -> list[ImageRecord]:
     """Return the images of an annotation file in the order of their ids.
 
-    Evaluation takes every image: pycocotools counts what is detected on an image without boxes as false, and leaving
-    such images out would raise the mAP. Training takes what ppdet's ``COCODataSet`` takes: images with a box, and with
-    ``allow_empty`` those without, in the share ``empty_ratio``; all if the file has no ``annotations``.
+    Evaluation uses every image: pycocotools counts detections on images without boxes as false positives, so leaving
+    such images out would raise the mAP. Training uses the same images as ppdet's ``COCODataSet``: those with a box and,
+    with ``allow_empty``, those without in the share ``empty_ratio``; all if the file has no ``annotations``.
+
+    Args:
+        settings: the data set's settings.
+        annotations: the annotation file.
+        image_dir: the folder of the images.
+        training: whether the images are for training.
     """
     images = annotations.images
     if training and annotations.boxes is not None:
@@ -143,10 +161,14 @@ def coco_records(settings: CocoDataSet, annotations: Annotations, image_dir: Pat
 
 
 def folder_records(settings: ImageFolder, folder: Path) -> list[ImageRecord]:
-    """Return the pictures of a folder and its subfolders, by name, numbered from 0.
+    """Return the images of a folder and its subfolders, sorted by path and numbered from 0.
 
-    What is hidden is left out: ``._photo.jpg`` and ``__MACOSX`` of a Mac and ``.ipynb_checkpoints`` of a notebook are
-    no pictures of the user's, whatever their names end in.
+    Hidden files and folders are ignored, such as ``._photo.jpg`` and ``__MACOSX`` from macOS, or
+    ``.ipynb_checkpoints``: their files are not images of the user, whatever the extension.
+
+    Args:
+        settings: ``sample_num`` limits the number of images.
+        folder: the folder.
     """
     files: list[str] = []
     for root, folders, names in os.walk(folder):
@@ -160,5 +182,5 @@ def folder_records(settings: ImageFolder, folder: Path) -> list[ImageRecord]:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder of this name was put there by a notebook or a Mac, not by the user."""
+    """Return whether a file or folder name is one that macOS or a notebook creates, not the user."""
     return name.startswith(".") or name == "__MACOSX"

@@ -1,4 +1,4 @@
-"""A reader's transforms held to what ``infer_cfg.yml`` says that the model is fed (its ``Preprocess``)."""
+"""Consistency of a reader's transforms with ``Preprocess`` in the model's ``infer_cfg.yml``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from act_pipeline.core.paddledet import import_ppdet
 from act_pipeline.data.reader_settings import ReaderSettings
 
 Step = tuple[str, dict[str, Any]]
-# Of these, one more or less changes where in the picture a pixel comes from, or what value it has.
+# A missing or additional one of these changes the position or the value of pixels.
 _COMPARED = ("Resize", "LetterBoxResize", "Pad", "NormalizeImage")
 _PIXELS = 255.0
 _CLOSE = 1e-5
@@ -22,10 +22,10 @@ _CLOSE = 1e-5
 
 @dataclass(frozen=True)
 class Described:
-    """The ``Preprocess`` of an ``infer_cfg.yml``.
+    """The ``Preprocess`` section of an ``infer_cfg.yml``.
 
     Attributes:
-        steps: (name, arguments) each; None: the file has none, or there is no such file.
+        steps: (name, arguments) of each step; None if there is no such section or file.
         source: the file, for messages.
     """
 
@@ -34,10 +34,14 @@ class Described:
 
     @classmethod
     def of(cls, content: Mapping[str, Any], source: str) -> Described:
-        """Return what the content of an ``infer_cfg.yml`` says.
+        """Parse the content of an ``infer_cfg.yml``.
+
+        Args:
+            content: the parsed YAML.
+            source: the file, for messages.
 
         Raises:
-            UserError: ``Preprocess`` is no list of mappings with a ``type``.
+            UserError: ``Preprocess`` is not a list of mappings with a ``type``.
         """
         steps = content.get("Preprocess")
         if steps is None:
@@ -50,7 +54,7 @@ class Described:
         return cls([(str(step["type"]), rest) for step, rest in zip(steps, arguments)], source)
 
     def has(self, name: str) -> bool | None:
-        """Return whether a step is there; None: nothing is known."""
+        """Return whether there is a step of this name; None if the steps are unknown."""
         return None if self.steps is None else any(step == name for step, _ in self.steps)
 
 
@@ -65,26 +69,29 @@ def without_normalization(settings: ReaderSettings) -> list[dict[str, Any]]:
 
 
 def pads(settings: ReaderSettings) -> Optional[str]:
-    """Return the transform by which a reader puts the picture onto a larger canvas; None: it does not."""
+    """Return the name of the transform with which a reader pads the image; None if it does not pad."""
     names = [name for step in settings.reader.sample_transforms for name in step]
     return next((name for name in names if name in ("Pad", "LetterBoxResize")), None)
 
 
 def pads_right_and_below(settings: ReaderSettings) -> bool:
-    """Return whether the picture keeps its place when it is padded: its first pixel stays the first."""
+    """Return whether padding is added only at the right and the bottom, so that pixel positions do not change."""
     steps = [step["Pad"] or {} for step in settings.reader.sample_transforms if "Pad" in step]
     return pads(settings) == "Pad" and all(step.get("pad_mode", 0) == 0 for step in steps)
 
 
 def normalization(arguments: Mapping[str, Any], where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``NormalizeImage`` as ``pixel * factor + shift``, [3] float64 each, for pixels of 0 to 255.
+    """Return ``NormalizeImage`` as ``pixel * factor + shift`` for pixels of 0 to 255.
 
     Args:
-        arguments: of ``NormalizeImage``; what is left out is as in ppdet.
+        arguments: arguments of ``NormalizeImage``; ppdet's defaults apply to missing ones.
         where: their file and key, for messages.
 
+    Returns:
+        factor and shift, float64 [3] each.
+
     Raises:
-        UserError: they are not what ppdet takes.
+        UserError: ppdet does not accept the arguments.
     """
     arguments = {**_defaults("NormalizeImage"), **arguments}
     factor, shift = np.full(3, 1 / _PIXELS if arguments["is_scale"] else 1.0), np.zeros(3)
@@ -103,15 +110,15 @@ def normalization(arguments: Mapping[str, Any], where: str) -> tuple[np.ndarray,
 
 
 def check_transforms(described: Described, settings: ReaderSettings, size_is_known: bool) -> None:
-    """Compare the steps that decide what the network sees: resizing, padding, normalization.
+    """Compare the transforms that determine the network's input: resizing, padding and normalization.
 
     Args:
-        described: what the model was exported with.
-        settings: the reader's.
-        size_is_known: the graph itself fixes the input size, which then counts, not the one described.
+        described: the preprocessing that the model was exported with.
+        settings: the reader's settings.
+        size_is_known: whether the graph fixes the input size; if so, sizes in ``described`` are not compared.
 
     Raises:
-        UserError: they contradict each other.
+        UserError: they differ.
     """
     if described.steps is None:
         return
@@ -155,7 +162,7 @@ def _compare(
             try:
                 if view(theirs[key]) != view(ours[key]):
                     keys.append(key)
-            except (TypeError, ValueError):  # whatever else is written there: ppdet will say what is wrong with it
+            except (TypeError, ValueError):  # invalid values are reported by ppdet
                 keys += [key] if theirs[key] != ours[key] else []
     if keys:
         raise _contradiction(name, keys, theirs, ours, where, source)
@@ -172,13 +179,13 @@ def _contradiction(
 
 
 def _ends(arguments: Mapping[str, Any], where: str) -> np.ndarray:
-    """Return what a black and a white pixel become, by channel: two normalizations of the same result are the same."""
+    """Return the values of a black and a white pixel per channel, [2, 3]; equal values mean equal normalizations."""
     factor, shift = normalization(arguments, where)
     return np.stack([shift, _PIXELS * factor + shift])
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    """Return what ppdet takes for arguments that are left out."""
+    """Return ppdet's default arguments of a transform."""
     operator = getattr(import_ppdet("ppdet.data.transform"), name)
     return {
         key: parameter.default for key, parameter in inspect.signature(operator.__init__).parameters.items()

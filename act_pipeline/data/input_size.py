@@ -1,4 +1,4 @@
-"""The size of the network's input, as a reader's transforms fix it."""
+"""Size of the network's input, as determined by a reader's transforms."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Optional
 from act_pipeline.core.errors import UserError
 from act_pipeline.data.reader_settings import ReaderSettings
 
-# The argument that gives the size, of the transforms that can fix it.
+# The size argument of each transform that can determine the input size.
 _SIZE_ARGUMENTS = {"Resize": "target_size", "LetterBoxResize": "target_size", "Pad": "size"}
 
 
 def input_size(settings: ReaderSettings) -> tuple[int, int]:
-    """Return height and width in pixels: of the last transform that fixes them, else of ``inputs_def``.
+    """Return height and width in pixels, from the last transform that determines them, otherwise from ``inputs_def``.
 
     Raises:
-        UserError: nothing fixes them.
+        UserError: neither determines them.
     """
     for step in reversed(settings.reader.sample_transforms):
         size = _fixed_size(step)
@@ -32,8 +32,12 @@ def input_size(settings: ReaderSettings) -> tuple[int, int]:
 def with_input_size(settings: ReaderSettings, height: int, width: int) -> ReaderSettings:
     """Return the settings with another input size.
 
+    Args:
+        settings: the reader's settings; they are not changed.
+        height, width: in pixels.
+
     Raises:
-        UserError: no transform fixes it.
+        UserError: no transform determines the input size.
     """
     section = copy.deepcopy(settings.reader)
     if not any(_fixed_size(step) for step in section.sample_transforms):
@@ -47,7 +51,7 @@ def with_input_size(settings: ReaderSettings, height: int, width: int) -> Reader
 
 
 def _fixed_size(step: dict[str, Any]) -> Optional[tuple[int, int]]:
-    """Return the height and width that a transform always gives, or None if it leaves them open."""
+    """Return the height and width of a transform's output; None if they depend on the image."""
     ((name, arguments),) = step.items()
     arguments = arguments or {}
     if name not in _SIZE_ARGUMENTS or (name == "Resize" and arguments.get("keep_ratio", True)):

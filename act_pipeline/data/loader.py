@@ -1,4 +1,4 @@
-"""Batches in order, read ahead by threads while the network computes."""
+"""Batches in order, prefetched by threads during inference."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ _Batches = Generator[dict[str, np.ndarray], None, None]
 class Loader:
     """An iterable over the batches of a data set; every ``iter()`` is one epoch.
 
-    A batch has ``image [N, 3, H, W]`` float32, ``im_shape [N, 2]`` float32 (height, width of the network's input,
-    pixels), ``scale_factor [N, 2]`` float32 (input size / original size, y then x) and ``im_id [N]`` int64 (COCO image
-    ids). Unreadable images are left out, and the next image takes the place.
+    A batch has ``image`` float32 [N, 3, H, W], ``im_shape`` float32 [N, 2] (height, width of the resized image,
+    pixels), ``scale_factor`` float32 [N, 2] (resized size / original size, y then x) and ``im_id`` int64 [N] (COCO
+    image ids). An unreadable image is replaced by the next one.
 
-    The order depends on the seed and the epoch alone, not on the number of workers. Calling a loader is the same as
-    ``iter()``, which is the form PaddleSlim's ACT wants.
+    The order depends only on the seed and the epoch, not on the number of workers. Calling a loader is equivalent to
+    ``iter()``, as PaddleSlim's ACT requires.
 
     Attributes:
         dataset: the data set.
-        batch_size, shuffle, drop_last, workers, seed: as given.
-        epoch: the number of the epoch that the next ``iter()`` gives; set it to repeat an order.
-        position: where the last batch ended; :meth:`seek` goes on from there.
+        batch_size: images per batch.
+        shuffle: whether to shuffle every epoch.
+        drop_last: whether to drop a last, smaller batch.
+        workers: number of prefetch threads; 0 reads in the calling thread.
+        seed: of the shuffling.
+        epoch: number of the epoch that the next ``iter()`` starts; set it to repeat an order.
+        position: the end of the last batch; :meth:`seek` resumes there.
     """
 
     def __init__(
@@ -46,12 +50,16 @@ class Loader:
         self._rank, self._world = 0, 1
 
     def shard(self, rank: int, world: int) -> None:
-        """Give one of several processes its share from now on: of an epoch's order, every ``world``-th batch.
+        """Restrict the loader to the share of one of several processes: every ``world``-th batch of an epoch.
 
-        All shares are of one size: images that are left over sit the epoch out. ``position`` counts within the share.
+        All shares have the same size; remaining images are left out of the epoch. ``position`` counts within the share.
+
+        Args:
+            rank: index of this process.
+            world: number of processes.
 
         Raises:
-            UserError: there are too few images.
+            UserError: there are fewer images than one batch per process.
         """
         if len(self.dataset) < world * self.batch_size:
             raise UserError(
@@ -62,16 +70,16 @@ class Loader:
         self._rank, self._world = rank, world
 
     def seek(self, position: Mapping[str, int]) -> None:
-        """Let the next ``iter()`` give the rest of an epoch, without reading the images before it.
+        """Start the next ``iter()`` at a position within an epoch, without reading the images before it.
 
         Args:
-            position: a ``position`` that a loader of the same data, seed and batch size had.
+            position: a ``position`` of a loader with the same data, seed and batch size.
         """
         self.epoch, self._start = int(position["epoch"]), int(position["images"])
         self.position = {"epoch": self.epoch, "images": self._start}
 
     def __len__(self) -> int:
-        """Return the number of batches an epoch, less those that files found unreadable later will cost."""
+        """Return the number of batches per epoch, without images found missing or unreadable so far."""
         images = self.dataset.readable()
         if self._world > 1:
             return images // (self.batch_size * self._world)
@@ -111,6 +119,6 @@ class Loader:
             yield batch
 
     def _read_ahead(self, order: list[int]) -> Iterator[dict[str, Any] | None]:
-        """Yield the samples in order, holding at most a batch and one sample a worker in advance."""
-        # Threads, not processes: cv2 leaves the interpreter lock while it decodes and resizes.
+        """Yield the samples in order, prefetching at most a batch and one sample per worker."""
+        # Threads suffice, since cv2 releases the GIL while it decodes and resizes.
         yield from map_ahead(self.dataset.__getitem__, order, self.workers, self.batch_size + self.workers, "reader")

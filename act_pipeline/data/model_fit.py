@@ -1,4 +1,4 @@
-"""One check, before any work, that a reader feeds what a model takes; whoever runs a model on data asks it first."""
+"""Check, before any other work, that a reader's preprocessing and classes fit a model."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from act_pipeline.engines import Artifact, inspect_artifact
 from act_pipeline.graph.detector_graph import DetectorGraph, read_detector_graph
 
 _logger = logging.getLogger(__name__)
-_DEFAULT_CLASSES = 80  # of COCO, whose names PaddleDetection writes where it finds no others
+_DEFAULT_CLASSES = 80  # of COCO, whose names PaddleDetection writes if it finds no others
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A reader as a model takes it.
+    """A reader adapted to a model.
 
     Attributes:
-        reader: feeds the model; numbers the classes as the model does.
-        notes: what was changed for that, in a line each.
+        reader: its preprocessing and its class indices are those of the model.
+        notes: the changes made, one line each.
     """
 
     reader: Reader
@@ -41,17 +41,17 @@ class Fit:
 
 
 def fit_reader(model: Artifact, reader: Reader) -> Fit:
-    """Hold a reader to the model: input size, preprocessing, padding, and which class is which.
+    """Adapt a reader to a model and check input size, preprocessing, padding and classes.
 
-    The annotation files are not read; their categories are matched to the model's classes when they are
+    The annotation files are not read here; their categories are matched with the model's classes when they are read
     (:meth:`Reader.class_ids`).
 
     Args:
-        model: its ``infer_cfg.yml``, and its graph, say what it takes.
-        reader: as its file has it.
+        model: its ``infer_cfg.yml`` and its graph define the expected input.
+        reader: the reader as configured; it is not changed.
 
     Raises:
-        UserError: they contradict each other.
+        UserError: reader and model contradict each other.
     """
     described, graph, labels = _known(model)
     size = inspect_artifact(model).input_size
@@ -69,11 +69,11 @@ def fit_reader(model: Artifact, reader: Reader) -> Fit:
 
 
 def reader_of_model(model: Artifact, reader: Reader) -> Reader:
-    """Return a reader that preprocesses as the model's ``infer_cfg.yml`` says; the same one, if there is none.
+    """Return a reader with the preprocessing of the model's ``infer_cfg.yml``, or the same reader if there is none.
 
     Args:
         model: the model.
-        reader: whose data it keeps.
+        reader: the reader whose data sets are used.
     """
     described, _, _ = _known(model)
     if not described.steps:
@@ -82,7 +82,11 @@ def reader_of_model(model: Artifact, reader: Reader) -> Reader:
 
 
 def with_classes_of(model: Artifact, reader: Reader) -> Reader:
-    """Return a reader that matches categories to a model's classes; nothing else of it is checked.
+    """Return a reader that matches categories with a model's classes, without any other check.
+
+    Args:
+        model: the model.
+        reader: the reader; it is not changed.
 
     Raises:
         UserError: the model's own records of its classes contradict each other.
@@ -93,13 +97,13 @@ def with_classes_of(model: Artifact, reader: Reader) -> Reader:
 
 
 def told(notes: Sequence[str]) -> None:
-    """Say notes where warnings go."""
+    """Log notes as warnings."""
     for note in notes:
         _logger.warning("%s", note)
 
 
 def _known(model: Artifact) -> tuple[Described, DetectorGraph, Any]:
-    """Return what a model's folder says: its preprocessing, its graph, and its ``label_list``."""
+    """Return a model's preprocessing, its graph, and its ``label_list``, read from its folder."""
     folder = _folder(model)
     if folder is None:
         return Described(None, str(model.directory)), DetectorGraph(), None
@@ -109,7 +113,7 @@ def _known(model: Artifact) -> tuple[Described, DetectorGraph, Any]:
 
 
 def _folder(model: Artifact) -> InferenceModel | None:
-    """Return the folder that has the ``infer_cfg.yml``; a lowered file lies in ``onnx/`` in the folder of its model."""
+    """Return the folder with the ``infer_cfg.yml``; exported ONNX files are in ``onnx/`` in their model's folder."""
     if isinstance(model, InferenceModel):
         return model
     assert isinstance(model, OnnxModel)
@@ -127,7 +131,7 @@ def _check_size(model: Artifact, size: tuple[int, int] | None, reader: Reader) -
 
 
 def _normalized_once(described: Described, graph: DetectorGraph, reader: Reader) -> tuple[Reader, list[str]]:
-    """Take ``NormalizeImage`` out of a reader whose model normalizes in its graph (``TestReader.fuse_normalize``)."""
+    """Remove ``NormalizeImage`` from a reader whose model normalizes in the graph (``TestReader.fuse_normalize``)."""
     in_cfg = described.has("NormalizeImage")
     if in_cfg or not normalizes(reader.settings):
         return reader, []
@@ -166,7 +170,7 @@ def _check_padding(model: Artifact, graph: DetectorGraph, reader: Reader) -> Non
 
 
 def _classes(labels: Any, graph: DetectorGraph, source: str) -> tuple[ModelClasses | None, list[str]]:
-    """Return the model's classes, None if nothing tells them, and what is to be said."""
+    """Return the model's classes, None if unknown, and notes for the user."""
     where = f"{source}: label_list"
     names = [str(label) for label in labels] if isinstance(labels, list) and labels else None
     count = graph.num_classes

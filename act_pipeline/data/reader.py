@@ -1,4 +1,4 @@
-"""The `Reader`: data sets and preprocessing as a reader YAML names them."""
+"""The `Reader`: data sets and preprocessing defined by a reader YAML."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _CHECKED_IMAGES = 8
 
 
 class Reader:
-    """The data sets of a reader file, and the preprocessing that calibration, evaluation and prediction share.
+    """The data sets of a reader file, and the preprocessing shared by calibration, evaluation and prediction.
 
-    All splits are preprocessed by ``EvalReader``'s transforms, training too: distillation compares two networks on the
-    same input, and PaddleSlim's example does so.
+    All splits use the transforms of ``EvalReader``, including training: distillation compares two networks on the same
+    input. PaddleSlim's example does the same.
 
     >>> reader = Reader.load("configs/readers/rtdetr_reader.yml")
     >>> for batch in reader.loader("eval", batch_size=8):
@@ -42,9 +42,10 @@ class Reader:
 
     Attributes:
         path: the reader file.
-        settings: what it says.
+        settings: its content.
         metric: ``COCO``.
-        max_bad_share: the share of a split's images that may be missing or unreadable before a run ends.
+        max_bad_share: the share of a split's images that may be missing or unreadable before a run is stopped.
+        parsed_annotations: cache of parsed annotation files, by path.
     """
 
     def __init__(self, settings: ReaderSettings, annotations: Optional[dict[str, Annotations]] = None) -> None:
@@ -52,7 +53,7 @@ class Reader:
         self.path = settings.source.path
         self.metric = settings.metric
         self.max_bad_share = settings.max_bad_share
-        # Readers derived from one another share the parsed annotation files: COCO's take seconds each.
+        # Derived readers share the parsed annotation files, since parsing COCO's takes seconds each.
         self.parsed_annotations = {} if annotations is None else annotations
         self._class_ids: dict[str, list[int]] = {}
         self._datasets: dict[str, Dataset] = {}
@@ -62,22 +63,25 @@ class Reader:
     def load(cls, path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Reader:
         """Read a reader file, in PaddleSlim's form (``!COCODataSet``) or PaddleDetection's (``name: COCODataSet``).
 
-        The data itself is looked at when it is asked for, or by :meth:`check`.
+        The data is read on first use or by :meth:`check`.
 
         Args:
             path: the file.
-            overrides: ``Section.key=value`` each, set over the file's values.
+            overrides: ``Section.key=value`` each, applied to the file's values.
 
         Raises:
-            UserError: the file is no YAML, or a key, type or value is not what a reader has.
+            UserError: the file is not YAML, or has an invalid key, type or value.
         """
         return cls(load_settings(path, overrides))
 
     def check(self, *splits: str) -> None:
-        """Check ``splits`` now, rather than in mid-run: annotation files, images' presence, transforms on a few images.
+        """Check annotation files, image files, and the transforms on a few images before a run starts.
+
+        Args:
+            splits: the splits to check.
 
         Raises:
-            UserError: something is missing or wrong.
+            UserError: something is missing or invalid.
         """
         for split in splits:
             dataset = self.dataset(split)
@@ -88,10 +92,10 @@ class Reader:
 
     @property
     def num_classes(self) -> int:
-        """The number of classes: the model's where it is known, else what the reader file or the annotation file says.
+        """The number of classes: of the model if known, otherwise of the reader file or the annotation file.
 
         Raises:
-            UserError: they differ.
+            UserError: there is no valid annotation file to count them in.
         """
         if self.settings.classes is not None:
             return self.settings.classes.count
@@ -101,7 +105,11 @@ class Reader:
 
     @property
     def class_names(self) -> list[str]:
-        """The names of the classes by class index: the model's where they are known, else the annotation file's."""
+        """The class names by class index: of the model if known, otherwise of the annotation file.
+
+        Raises:
+            UserError: there is no valid annotation file.
+        """
         classes = self.settings.classes
         if classes is not None and classes.names is not None:
             return list(classes.names)
@@ -116,14 +124,14 @@ class Reader:
 
     @property
     def category_ids(self) -> list[int]:
-        """COCO's category id of every class index, see :meth:`class_ids`."""
+        """The COCO category id of every class index, see :meth:`class_ids`."""
         return self.class_ids(self._class_annotations())
 
     def class_ids(self, annotations: Annotations) -> list[int]:
-        """Return the category id that an annotation file gives to every class index.
+        """Return the category id of every class index in an annotation file.
 
-        The categories are matched to the model's classes by name, where the model is known (:meth:`with_classes`); else
-        their order counts, as in ppdet (``COCO.getCatIds()``: the file's).
+        If the model is known (:meth:`with_classes`), categories are matched with its classes by name. Otherwise their
+        order in the file is used, as in ppdet (``COCO.getCatIds()``).
 
         Raises:
             UserError: the categories do not fit the model's classes, or their number is not ``num_classes``.
@@ -147,12 +155,12 @@ class Reader:
         """Height and width of the network's input, in pixels.
 
         Raises:
-            UserError: neither the transforms nor ``inputs_def`` fix it.
+            UserError: neither the transforms nor ``inputs_def`` determine it.
         """
         try:
             return input_size(self.settings)
         except UserError:
-            self.preprocessing()  # a transform whose name is misspelt is the likelier reason
+            self.preprocessing()  # reports a misspelt transform, the more likely cause
             raise
 
     def annotation_file(self, split: str = "eval") -> Path:
@@ -167,17 +175,22 @@ class Reader:
         return self._resolve(settings.dataset_dir, settings.anno_path)
 
     def image_dir(self, split: str = "eval") -> Path:
-        """Return the folder of a split's images."""
+        """Return the folder of a split's images.
+
+        Raises:
+            UserError: the reader file has no such split.
+        """
         settings = self._dataset_settings(split)
         return self._resolve(settings.dataset_dir, settings.image_dir)
 
     def annotations(self, split: str = "eval") -> Annotations:
-        """Return a split's annotation file, read and checked; ``.ground_truth()`` is pycocotools' ``COCO`` of it.
+        """Return a split's annotation file, read, checked and cached.
+
+        The categories of ``train`` are not checked if the model's classes are known, since training uses no boxes.
 
         Raises:
-            UserError: it is missing, is no JSON, lacks what COCO's form must have, or its categories are not the
-                model's classes (see :meth:`class_ids`; those of ``train`` need not be, where the model is known); in
-                the ``eval`` split also if it has no boxes.
+            UserError: the file is missing, is not JSON, lacks required COCO entries, or its categories are not the
+                model's classes (see :meth:`class_ids`); in the ``eval`` split also if it has no boxes.
         """
         path = self.annotation_file(split)
         if str(path) not in self.parsed_annotations:
@@ -190,13 +203,13 @@ class Reader:
         return annotations
 
     def dataset(self, split: str = "eval") -> Dataset:
-        """Return the images of a split (``train``, ``eval`` or ``test``), having looked which are there.
+        """Return the images of a split (``train``, ``eval`` or ``test``) whose files exist.
 
-        ``eval`` and ``test`` hold every image of the annotation file, also those without a box (whatever
-        ``allow_empty`` says); ``train`` those that ppdet would train on.
+        ``eval`` and ``test`` have every image of the annotation file, including those without a box (regardless of
+        ``allow_empty``). ``train`` has the images that ppdet would train on.
 
         Raises:
-            UserError: the annotation file or the transforms are wrong, or too many images are missing.
+            UserError: the annotation file or the transforms are invalid, or too many images are missing.
         """
         if split not in self._datasets:
             settings = self._dataset_settings(split)
@@ -230,21 +243,22 @@ class Reader:
         images: Optional[int] = None,
         skip: int = 0,
     ) -> Loader:
-        """Return an iterable over the batches of a split; see :class:`Loader` for what a batch holds.
+        """Return an iterable over the batches of a split; see :class:`Loader` for the content of a batch.
 
         Args:
             split: ``train``, ``eval`` or ``test``.
-            batch_size: images a batch; None: ``EvalReader.batch_size``.
-            shuffle: None: True for ``train``, False for the others.
-            drop_last: leave out a last, smaller batch; None: ``EvalReader.drop_last`` for ``train``, and False for the
+            batch_size: images per batch; None for ``EvalReader.batch_size``.
+            shuffle: None for True in ``train`` and False in the others.
+            drop_last: drop a last, smaller batch; None for ``EvalReader.drop_last`` in ``train`` and False in the
                 others, since a score needs every image.
-            workers: threads that read ahead; 0: read when asked; None: ``worker_num``, at least 1, at most one a core.
-            seed: of the order. Seed and epoch decide it, whatever the number of workers.
-            images: so many images only, chosen at random by ``seed``, each once; all, if the split has fewer.
-            skip: of ``images``, leave out the first so many that the seed draws, and take the next ones.
+            workers: number of prefetch threads; 0 reads in the calling thread; None for ``worker_num``, at least 1 and
+                at most the number of CPUs.
+            seed: of the order, which does not depend on the number of workers.
+            images: number of images, drawn at random by ``seed`` without replacement; all if the split has fewer.
+            skip: number of drawn images to skip before taking ``images``.
 
         Raises:
-            UserError: as :meth:`dataset`; or there are fewer images than a batch and the last one is dropped.
+            UserError: see :meth:`dataset`; also if the only batch would be dropped.
         """
         dataset = self.dataset(split)
         if images is not None:
@@ -263,10 +277,10 @@ class Reader:
         return Loader(dataset, batch_size, training if shuffle is None else shuffle, drop_last, workers, seed)
 
     def preprocessing(self) -> Preprocess:
-        """Return the transforms, made once.
+        """Return the transforms, which are created once.
 
         Raises:
-            UserError: ppdet has no such transform, or it refuses the arguments.
+            UserError: ppdet has no such transform, or rejects its arguments.
         """
         if self._preprocess is None:
             section = self.settings.reader
@@ -280,10 +294,10 @@ class Reader:
         return self._preprocess
 
     def preprocess(self, image_file: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-        """Return one image file as a batch of 1, with ``im_id`` 0, as :meth:`loader` would give it.
+        """Return one image file as a batch of 1 with ``im_id`` 0; see :class:`Loader` for the arrays.
 
         Raises:
-            UserError: the file is missing or no image.
+            UserError: the file is missing or not an image.
         """
         try:
             sample = self.preprocessing().sample(Path(image_file), 0)
@@ -292,19 +306,19 @@ class Reader:
         return self.preprocessing().batch([sample])
 
     def with_input_size(self, height: int, width: int) -> Reader:
-        """Return a reader that resizes to ``height`` x ``width`` pixels and is the same otherwise.
+        """Return a copy of the reader that resizes to ``height`` x ``width`` pixels.
 
         Raises:
-            UserError: its transforms fix no size.
+            UserError: its transforms determine no size.
         """
         return Reader(with_input_size(self.settings, height, width), self.parsed_annotations)
 
     def with_classes(self, classes: ModelClasses) -> Reader:
-        """Return a reader that matches the categories of its annotation files to a model's classes."""
+        """Return a copy of the reader that matches categories with a model's classes."""
         return Reader(dataclasses.replace(self.settings, classes=classes), self.parsed_annotations)
 
     def with_transforms(self, sample_transforms: list[dict[str, Any]]) -> Reader:
-        """Return a reader with other ``sample_transforms``."""
+        """Return a copy of the reader with other ``sample_transforms``."""
         section = dataclasses.replace(self.settings.reader, sample_transforms=sample_transforms)
         return Reader(dataclasses.replace(self.settings, reader=section), self.parsed_annotations)
 
@@ -315,9 +329,15 @@ class Reader:
         anno_path: Optional[str] = None,
         dataset_dir: Optional[str] = None,
     ) -> Reader:
-        """Return a reader whose ``split`` (also one that the file lacks) is another COCO data set.
+        """Return a copy of the reader whose ``split`` is another COCO data set; the file need not have this split.
 
-        What is None stays as it was. Relative paths mean what they mean in the reader file.
+        Args:
+            split: ``train``, ``eval`` or ``test``.
+            image_dir, anno_path, dataset_dir: new values, resolved as in the reader file; None leaves a value
+                unchanged.
+
+        Raises:
+            UserError: there is no such split, or ``anno_path`` is missing.
         """
         if split not in SPLITS:
             raise UserError(f"the data has no split '{split}', expected one of {', '.join(SPLITS)}")
@@ -337,10 +357,10 @@ class Reader:
         return Reader(dataclasses.replace(self.settings, datasets=datasets), self.parsed_annotations)
 
     def fingerprint(self, split: str = "eval") -> str:
-        """Return ``sha256:<hex>`` of all that decides what a split's loader gives, for caches.
+        """Return ``sha256:<hex>`` of everything that determines the content of a split's batches, as a cache key.
 
-        It covers the annotation file, the names and sizes of the images, and the settings that change an array or the
-        choice of images; not where the data lies, nor batch size and workers.
+        It covers the annotation file, the names and sizes of the images, and the settings that affect arrays or the
+        choice of images. It does not cover the location of the data, the batch size, or the number of workers.
         """
         settings = self._dataset_settings(split)
         dataset = self.dataset(split)
@@ -369,12 +389,12 @@ class Reader:
         return "sha256:" + hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()
 
     def _annotated_splits(self) -> list[str]:
-        """Return the splits that name an annotation file, the one that names the classes first."""
+        """Return the splits that have an annotation file, in order of preference for the class names."""
         named = self.settings.datasets
         return [split for split in ("eval", "train", "test") if split in named and named[split].anno_path is not None]
 
     def _class_annotations(self) -> Annotations:
-        """Return the annotation file that has the categories: the evaluation's, or the first there is."""
+        """Return the annotation file that defines the categories: that of ``eval``, otherwise the first one."""
         for split in self._annotated_splits():
             return self.annotations(split)
         raise self._no_annotations()

@@ -1,4 +1,4 @@
-"""The reader YAML, typed: the data sets and the preprocessing that ``ppdet`` would make of it."""
+"""Typed content of a reader YAML: data sets and preprocessing as ``ppdet`` interprets them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from act_pipeline.config.schema import Source, build, describe, key
+from act_pipeline.core.defaults import find_shipped
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.core.yaml_files import Tagged, apply_overrides, load_yaml, parse_override
 from act_pipeline.data.classes import ModelClasses
 
 SPLITS = {"train": "TrainDataset", "eval": "EvalDataset", "test": "TestDataset"}
 DEFAULT_MAX_BAD_SHARE = 0.01
-# Top-level keys of a reader file. PaddleDetection's files may hold more; those are left alone unless they look like one
-# of these misspelt. A whole model file (it has `architecture`) has too many keys of its own for such a guess.
+# Top-level keys of a reader file. PaddleDetection's files may have others; these are ignored unless they look like a
+# misspelt key of this list. A complete model file (with `architecture`) has too many keys of its own for this check.
 _KNOWN_KEYS = (
     "metric",
     "num_classes",
@@ -42,13 +43,13 @@ class CocoDataSet:
     Attributes:
         anno_path: the annotation file, relative to ``dataset_dir``.
         image_dir: the images' folder, relative to ``dataset_dir``.
-        dataset_dir: the data set's folder; None: ``anno_path`` and ``image_dir`` stand alone.
-        sample_num: how many images are taken, in the order of their ids; -1: all.
-        allow_empty: whether images without a box are trained on. Evaluation takes every image always.
-        empty_ratio: the share that they may have among all; outside [0, 1): no limit.
+        dataset_dir: the data set's folder; if None, ``anno_path`` and ``image_dir`` are paths of their own.
+        sample_num: number of images, in the order of their ids; -1 for all.
+        allow_empty: whether images without a box are used for training. Evaluation always uses every image.
+        empty_ratio: the maximum share of such images; no limit outside [0, 1).
         load_crowd: whether crowd boxes count as boxes.
-        repeat: how often an epoch of training goes over the images.
-        data_fields: what ppdet loads of the ground truth. Compressing and evaluating need none of it.
+        repeat: number of passes over the images per training epoch.
+        data_fields: the ground-truth fields that ppdet loads; not used here.
     """
 
     anno_path: str
@@ -64,13 +65,14 @@ class CocoDataSet:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """ppdet's ``ImageFolder``: pictures without ground truth.
+    """ppdet's ``ImageFolder``: images without ground truth.
 
     Attributes:
-        image_dir: the folder, relative to ``dataset_dir``; searched with its subfolders.
+        image_dir: the folder, relative to ``dataset_dir``; searched recursively.
         dataset_dir: the data set's folder.
-        anno_path: the annotation file that has the class names, or a ``.txt`` of them, one a line.
-        sample_num: how many images are taken, by name; -1: all.
+        anno_path: an annotation file with the class names, or a ``.txt`` with one name per line.
+        sample_num: number of images, sorted by path; -1 for all.
+        use_default_label: accepted for compatibility with ppdet; not used here.
     """
 
     image_dir: str = ""
@@ -82,7 +84,7 @@ class ImageFolder:
 
 @dataclass(frozen=True)
 class ReaderSection:
-    """``EvalReader`` or ``TestReader``: transforms as ``{name: arguments}``, one each, and how batches are made."""
+    """``EvalReader`` or ``TestReader``: a list of ``{transform: arguments}``, and the batch settings."""
 
     sample_transforms: list[dict[str, Any]]
     batch_transforms: list[dict[str, Any]] = key(factory=list)
@@ -97,22 +99,21 @@ class ReaderSection:
 
 @dataclass(frozen=True)
 class ReaderSettings:
-    """What a reader file says.
+    """Content of a reader file.
 
     Attributes:
         source: the file, for error messages.
         metric: ``COCO``.
-        num_classes: None if the file does not say: the annotation file decides.
-        worker_num: threads that read and preprocess; 0 as in PaddleSlim's file means the default.
-        max_bad_share: the share of a split's images that may be missing or not decodable.
-        datasets: by split (``train``, ``eval``, ``test``), those that the file has.
-        reader: ``EvalReader``; ``TestReader`` in a file that has no other.
+        num_classes: number of classes; None if the file does not specify it, then the annotation file determines it.
+        worker_num: number of threads that read and preprocess; 0, as in PaddleSlim's file, means the default.
+        max_bad_share: the share of a split's images that may be missing or unreadable, in [0, 1].
+        datasets: split (``train``, ``eval``, ``test``) -> data set, for the splits in the file.
+        reader: ``EvalReader``, or ``TestReader`` if the file has no other.
         reader_name: which of the two.
         inputs_def: ``TestReader.inputs_def`` or ``EvalReader.inputs_def``.
-        classes: of the model that the reader feeds, which the annotations' categories are matched to; None: it is not
-            known, and the file's order counts.
-        only: split -> the files of the images that it is restricted to, see
-            :func:`act_pipeline.data.split.separate_splits`.
+        classes: classes of the model, with which categories are matched; None if unknown, then the order of the file is
+            used.
+        only: split -> the image files that it is restricted to, see :func:`act_pipeline.data.split.separate_splits`.
     """
 
     source: Source
@@ -139,12 +140,16 @@ class _TopLevel:
 def load_settings(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> ReaderSettings:
     """Read and check a reader file, in PaddleSlim's form or PaddleDetection's.
 
+    Args:
+        path: the file.
+        overrides: ``Section.key=value`` each, applied to the file's values.
+
     Raises:
-        UserError: the file is no YAML, or a key, type or value is not what a reader has.
+        UserError: the file is not YAML, or has an invalid key, type or value.
     """
-    overrides = list(overrides)
+    path, overrides = find_shipped(path), list(overrides)
     content = apply_overrides(load_yaml(path), overrides)
-    source = Source(Path(path), tuple(".".join(parse_override(override)[0]) for override in overrides))
+    source = Source(path, tuple(".".join(parse_override(override)[0]) for override in overrides))
     for name in content:
         hint = suggest(name, _KNOWN_KEYS)
         if name not in _KNOWN_KEYS and hint and "architecture" not in content:
@@ -204,7 +209,7 @@ def _dataset(content: Any, source: Source, name: str) -> Union[CocoDataSet, Imag
 
 
 def _check_steps(reader: ReaderSection, name: str, source: Source) -> None:
-    """Check the form of the transforms; whether ppdet has them is checked where they are made."""
+    """Check the form of the transforms; whether ppdet has them is checked when they are created."""
     for list_name in ("sample_transforms", "batch_transforms"):
         for index, step in enumerate(getattr(reader, list_name)):
             where = source.locate(f"{name}.{list_name}[{index}]")

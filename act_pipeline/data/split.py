@@ -1,4 +1,4 @@
-"""Images that judge a model are not those that it is made from."""
+"""Separation of the images used for evaluation from those used for calibration and training."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy as np
 from act_pipeline.core.errors import UserError
 from act_pipeline.data.reader import Reader
 
-# What is left of TrainDataset without the images of EvalDataset must come to this to be enough to calibrate on.
+# The minimum number of images of TrainDataset that are not in EvalDataset, to calibrate on these alone.
 _FEWEST_TRAIN_IMAGES = 100
 
 
 def separate_splits(reader: Reader, seed: int = 0) -> tuple[Reader, Optional[str]]:
-    """Return a reader whose splits ``train`` and ``eval`` share no image, and in one line what was done to it.
+    """Return a reader whose splits ``train`` and ``eval`` have no image in common.
 
-    Where ``TrainDataset`` has images enough of its own, those of ``EvalDataset`` are left out of it. Where it has not,
-    or
-    is missing, the images that both have are dealt out by chance: one half calibrates (and trains), the other judges.
+    If ``TrainDataset`` has enough images of its own, those of ``EvalDataset`` are removed from it. Otherwise, or if it
+    is missing, the common images are split at random: one half for calibration (and training), the other for
+    evaluation.
 
     Args:
-        reader: is left as it is.
-        seed: of the dealing.
+        reader: the reader; it is not changed.
+        seed: of the random split.
 
     Returns:
-        the reader, and None if nothing had to be done.
+        the reader, and a one-line note of the change; None if nothing was changed.
 
     Raises:
-        UserError: the data cannot be read, or it is a single image.
+        UserError: the data cannot be read, or there is only a single image.
     """
     if "train" not in reader.settings.datasets and "eval" not in reader.settings.datasets:
         return reader, None
@@ -47,15 +47,12 @@ def separate_splits(reader: Reader, seed: int = 0) -> tuple[Reader, Optional[str
         return reader, None
     own = [name for name in training if name not in shared]
     if not reason and len(own) >= _FEWEST_TRAIN_IMAGES:
-        note = (
-            f"{len(shared)} images of EvalDataset are in TrainDataset too: they judge, and are left out of calibration"
-        )
+        note = f"{len(shared)} images of EvalDataset are in TrainDataset too: evaluated, and left out of calibration"
         return restricted(reader, own, judging), f"{reader.path}: {note}"
     if len(judging) < 2:
         raise UserError(
             f"{reader.path}: EvalDataset has one image, which TrainDataset has too, expected another one to "
-            "calibrate on; "
-            "add images"
+            "calibrate on; add images"
         )
     dealt = [name for name in judging if name in shared]
     chosen = np.random.default_rng(seed).permutation(len(dealt))[: max(len(dealt) // 2, 1)]
@@ -63,7 +60,7 @@ def separate_splits(reader: Reader, seed: int = 0) -> tuple[Reader, Optional[str
     evaluated = [name for name in judging if name not in calibrating]
     train = [name for name in training if name not in set(evaluated)]
     reason = reason or "TrainDataset and EvalDataset share their images"
-    note = f"{reason}: {len(train)} images, drawn by chance, calibrate, and the other {len(evaluated)} judge"
+    note = f"{reason}: {len(train)} images, drawn by chance, calibrate, and the other {len(evaluated)} are evaluated"
     return restricted(reader, train, evaluated), f"{reader.path}: {note}"
 
 
@@ -72,11 +69,11 @@ def _files(reader: Reader, split: str) -> list[str]:
 
 
 def restricted(reader: Reader, train: Sequence[str], evaluated: Optional[Sequence[str]] = None) -> Reader:
-    """Return a reader of which splits have so many of their images only.
+    """Return a copy of the reader with splits restricted to some of their images.
 
     Args:
-        reader: is left as it is.
-        train, evaluated: files of the splits ``train`` and ``eval``; None: as it is.
+        reader: the reader; it is not changed.
+        train, evaluated: image files of the splits ``train`` and ``eval``; None leaves ``eval`` unrestricted.
     """
     only = {"train": frozenset(train)}
     if evaluated is not None:

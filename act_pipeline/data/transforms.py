@@ -1,4 +1,4 @@
-"""Preprocessing: the transforms that a reader names, as ``ppdet`` makes and applies them."""
+"""Preprocessing: the transforms of a reader, created and applied by ``ppdet``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from act_pipeline.config.schema import Source
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.core.paddledet import import_ppdet
 
-# DecodeCache unpickles what lies in a folder that the file names; the others write pictures into one.
+# DecodeCache unpickles files from a configurable folder; the others write images to a folder.
 _REFUSED = ("DecodeCache", "DebugVisibleImage", "VisibleRBox")
-# What an exported RT-DETR is fed, and what it is fed as.
+# Inputs of an exported RT-DETR and their dtypes.
 INPUTS = {"image": np.float32, "im_shape": np.float32, "scale_factor": np.float32}
 
 
 class UnreadableImage(Exception):
-    """An image file that is missing, cannot be decoded, or is too narrow to be resized with its ratio kept."""
+    """An image file that is missing, cannot be decoded, or is too narrow to be resized with its aspect ratio.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it.
+    """
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -30,10 +35,10 @@ class UnreadableImage(Exception):
 
 
 class Preprocess:
-    """The chain of a reader's transforms, from an image file to the arrays of one sample and of a batch.
+    """A reader's transforms, from an image file to the arrays of one sample and of a batch.
 
-    It differs from ppdet's ``Compose`` in the errors only: a file that cannot be decoded is an
-    :class:`UnreadableImage`, everything else a :class:`UserError` that names the transform.
+    The only difference from ppdet's ``Compose`` is the errors: a file that cannot be decoded raises
+    :class:`UnreadableImage`, any other failure a :class:`UserError` that names the transform.
     """
 
     def __init__(
@@ -44,10 +49,16 @@ class Preprocess:
         source: Source,
         section: str,
     ) -> None:
-        """Make the transforms.
+        """Create the transforms.
+
+        Args:
+            sample_transforms, batch_transforms: ``{name: arguments}`` each.
+            num_classes: number of classes, for transforms that use it.
+            source: the reader file, for messages.
+            section: ``EvalReader`` or ``TestReader``, for messages.
 
         Raises:
-            UserError: ppdet has no such transform, or it refuses the arguments.
+            UserError: the first transform is not Decode, or ppdet has no such transform or rejects its arguments.
         """
         self._where = source.locate(f"{section}.sample_transforms")
         first = next(iter(sample_transforms[0]))
@@ -65,24 +76,28 @@ class Preprocess:
     def sample(self, image_file: str | Path, image_id: int) -> dict[str, Any]:
         """Read and transform one image.
 
+        Args:
+            image_file: the file.
+            image_id: its COCO id.
+
         Returns:
-            ``image [3, H, W]`` float32, ``im_shape [2]`` (height and width in pixels of the resized picture, which is
-            the network's input but for padding), ``scale_factor [2]`` (resized size / original size, y then x),
-            ``im_id [1]`` int64, and what else the transforms leave.
+            ``image`` float32 [3, H, W], ``im_shape`` [2] (height and width of the resized image in pixels, without
+            padding), ``scale_factor`` [2] (resized size / original size, y then x), ``im_id`` int64 [1], and other
+            entries of the transforms.
 
         Raises:
-            UnreadableImage: the file is missing or no image.
+            UnreadableImage: the file is missing or not an image.
             UserError: a transform fails.
         """
         sample: dict[str, Any] = {"im_file": str(image_file), "im_id": np.array([image_id], np.int64)}
         for index, (name, transform) in enumerate(self._sample_transforms):
             try:
                 sample = transform(sample)
-            except Exception as error:  # ppdet and cv2 raise whatever comes up
+            except Exception as error:  # ppdet and cv2 raise exceptions of any type
                 if index == 0:
                     reason = error.strerror if isinstance(error, OSError) else "it cannot be decoded as an image"
                     raise UnreadableImage(image_file, reason or type(error).__name__) from None
-                if "dsize.empty()" in str(error):  # cv2's word for it
+                if "dsize.empty()" in str(error):  # cv2's message for an empty result
                     height, width = np.shape(sample["image"])[:2]
                     raise UnreadableImage(image_file, f"{name} leaves nothing of {height} x {width} pixels") from None
                 message = f"{self._where}: {name} fails on {image_file}: {_line(error)}; correct its arguments"
@@ -95,10 +110,13 @@ class Preprocess:
         return sample
 
     def batch(self, samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        """Apply the batch transforms and stack.
+        """Apply the batch transforms and stack the samples.
 
         Returns:
-            ``image [N, 3, H, W]``, ``im_shape [N, 2]``, ``scale_factor [N, 2]`` float32 and ``im_id [N]`` int64.
+            float32 ``image`` [N, 3, H, W], ``im_shape`` [N, 2], ``scale_factor`` [N, 2], and int64 ``im_id`` [N].
+
+        Raises:
+            UserError: a transform fails, or the samples cannot be stacked.
         """
         for name, transform in self._batch_transforms:
             try:
@@ -123,7 +141,7 @@ class Preprocess:
             )
         arrays = {}
         for key, kind in INPUTS.items():
-            # Permute leaves a transposed view, and np.stack by itself would keep that order in memory.
+            # Permute returns a transposed view, whose memory layout np.stack alone would keep.
             arrays[key] = np.empty((len(samples), *np.shape(samples[0][key])), kind)
             np.stack([sample[key] for sample in samples], out=arrays[key])
         arrays["im_id"] = np.concatenate([sample["im_id"] for sample in samples])

@@ -1,6 +1,6 @@
-"""The runtimes: one file each, one interface, and what of it this machine can run.
+"""Inference runtimes behind one interface, and which of them this machine can run.
 
-No runtime is imported before it is asked for.
+A runtime's package is imported only when an engine of that runtime is created.
 """
 
 from __future__ import annotations
@@ -44,23 +44,28 @@ def create_engine(
     threads: int | None = None,
     **options: Any,
 ) -> Engine:
-    """Load ``model`` in a runtime.
+    """Load a model in a runtime.
 
     Args:
-        name: one of :data:`ENGINES`: ``paddle`` (its own kernels), ``paddle_onednn`` (oneDNN on the CPU),
-            ``int8_reference`` (INT8 as ``paddle`` computes it, by oneDNN), ``paddle_trt`` (Paddle with TensorRT),
-            ``openvino``, ``onnxruntime`` or ``tensorrt``.
-        model: a model's folder, which the last three lower to ONNX, or for these an ONNX file.
-        precision: one of :data:`PRECISIONS`; an INT8 model is only run as ``int8``, so that no figure is mislabelled.
+        name: one of :data:`ENGINES`: ``paddle`` (Paddle's own kernels), ``paddle_onednn`` (oneDNN on the CPU),
+            ``int8_reference`` (the arithmetic of ``paddle`` in INT8, computed by oneDNN), ``paddle_trt`` (Paddle
+            Inference with TensorRT), ``openvino``, ``onnxruntime`` or ``tensorrt``.
+        model: a Paddle model folder; ``openvino``, ``onnxruntime`` and ``tensorrt`` export it to ONNX and also take an
+            ONNX file.
+        precision: one of :data:`PRECISIONS`. An INT8 model runs as ``int8`` only, so that no figure is mislabelled.
         device: ``CPU`` or ``GPU``.
-        threads: CPU threads; None: all that this process may use.
-        **options: ``batch_size``, the largest batch (1; for Paddle without TensorRT any); for ``openvino``
-            ``float_precision``; for ``onnxruntime`` ``provider``; for ``paddle_trt`` ``dynamic_shape`` and
-            ``calibrate``; for tests and tools that know better ``inference`` and ``machine`` (stand-ins) and
-            ``summary``.
+        threads: number of CPU threads; None: all CPUs that this process may use.
+        **options: ``batch_size``: the largest batch (default 1; unlimited for Paddle without TensorRT);
+            ``float_precision`` for ``openvino``; ``provider`` for ``onnxruntime``; ``dynamic_shape`` and ``calibrate``
+            for ``paddle_trt``. Tests and tools may pass ``inference`` and ``machine`` (stand-ins) and ``summary``
+            (the result of :func:`inspect_artifact`).
+
+    Returns:
+        The engine, loaded and ready to run.
 
     Raises:
-        UserError: unknown name, this machine cannot, precision and model do not fit, or the model is damaged.
+        UserError: the name is unknown, this machine cannot run the engine, the precision does not match the model, or
+            the model is damaged.
 
     Example:
         >>> model = InferenceModel.load("output/rtdetr_sample_int8")  # doctest: +SKIP
@@ -74,7 +79,7 @@ def create_engine(
         takers = ", ".join(key for key, entry in REGISTRY.items() if entry.onnx)
         raise UserError(
             f"{model.path} is an ONNX file, {name} takes a model folder; run it with one of {takers} (--engine), or "
-            "give the folder it was lowered from"
+            "give the folder it was exported from"
         )
     summary = options.pop("summary", None) or inspect_artifact(model, here)
     where = model.path if isinstance(model, OnnxModel) else model.model_path
@@ -91,7 +96,7 @@ def create_engine(
         )
     onednn_int8 = name == "paddle_onednn" and precision == "int8"
     if onednn_int8 and isinstance(model, InferenceModel) and summary.float_stored_weights:
-        # oneDNN's weight pass of Paddle 2.6.2 takes them for int8 bytes and computes nonsense, without a word.
+        # oneDNN's weight pass of Paddle 2.6.2 reads them as int8 bytes: wrong results, and no error.
         weights = summary.float_stored_weights
         raise UserError(
             f"{model.params_path} holds {len(weights)} quantized weights in another type than int8 ({weights[0]}, "
@@ -104,7 +109,14 @@ def create_engine(
 
 
 def inspect_artifact(model: Artifact, here: Machine | None = None) -> Any:
-    """Return what a model holds, from its headers: ``inputs``, ``outputs``, ``quantized``, ``input_size``.
+    """Return a summary of a model: ``inputs``, ``outputs``, ``quantized``, ``input_size`` and more.
+
+    Args:
+        model: a Paddle model folder or an ONNX file.
+        here: this machine, or a stand-in; None: :func:`machine`.
+
+    Returns:
+        An ``OnnxSummary`` for an ONNX file, a ``ModelSummary`` for a Paddle model.
 
     Raises:
         UserError: a file is damaged, or the package that reads it is missing.

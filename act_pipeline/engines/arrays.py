@@ -1,4 +1,4 @@
-"""What goes into an engine and what comes out, checked alike for every runtime."""
+"""Checks of the input and output arrays, the same for every runtime."""
 
 from __future__ import annotations
 
@@ -11,23 +11,30 @@ from act_pipeline.core.errors import UserError
 
 
 class InputCheck:
-    """Takes a reader's batch to what a model takes, or says in one line why it does not fit."""
+    """Converts a reader's batch to the inputs of a model, or raises a one-line error where they do not match."""
 
     def __init__(self, where: Path, shapes: Mapping[str, tuple[int, ...]], batch_size: int | None = None) -> None:
-        """Remember what the model takes.
+        """Store the expected inputs.
 
         Args:
-            where: the model, for messages.
-            shapes: input name -> shape, -1 where any size goes.
-            batch_size: the largest batch; None: any.
+            where: path of the model, for error messages.
+            shapes: input name -> shape, -1 for a dynamic dimension.
+            batch_size: the largest batch; None: no limit.
         """
         self._where, self._shapes, self._batch_size = where, dict(shapes), batch_size
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the model's inputs as contiguous float32 arrays.
 
+        Args:
+            inputs: arrays by name, the batch dimension first; arrays of other names are ignored.
+
+        Returns:
+            The inputs of the model by name, float32, C-contiguous.
+
         Raises:
-            UserError: one is missing, has another shape or another number of images, or the batch is too large.
+            UserError: an input is missing or has a wrong shape, the batch sizes of the inputs differ, or the batch is
+                too large.
         """
         checked = {name: self._checked(name, expected, inputs) for name, expected in self._shapes.items()}
         batches = {name: len(array) for name, array in checked.items() if array.ndim}
@@ -59,10 +66,18 @@ class InputCheck:
 
 
 def detections(bbox: np.ndarray, bbox_num: np.ndarray, where: Path) -> dict[str, np.ndarray]:
-    """Return a model's first two outputs as :meth:`act_pipeline.engines.interface.Engine.run` gives them.
+    """Return a model's first two outputs in the form of :meth:`act_pipeline.engines.interface.Engine.run`.
+
+    Args:
+        bbox: [K, 6]; an empty array of any shape where nothing was detected.
+        bbox_num: rows of ``bbox`` for each image, of any shape and numeric type.
+        where: path of the model, for error messages.
+
+    Returns:
+        ``bbox [K, 6]`` float32 and ``bbox_num [N]`` int32.
 
     Raises:
-        UserError: the first is not [K, 6].
+        UserError: ``bbox`` is not empty and not [K, 6].
     """
     bbox = np.asarray(bbox, np.float32)
     if bbox.ndim != 2 or bbox.shape[1] != 6:
@@ -76,11 +91,14 @@ def detections(bbox: np.ndarray, bbox_num: np.ndarray, where: Path) -> dict[str,
 
 
 def require_outputs(outputs: Mapping[str, tuple[int, ...]], where: Path) -> None:
-    """Raise a UserError unless a model gives the two outputs of a detector.
+    """Check that a model has the two outputs of a detector.
 
     Args:
-        outputs: name -> shape in order, -1 where any size goes; ``()``: it is not known.
-        where: the model, for the message.
+        outputs: name -> shape in the model's order, -1 for a dynamic dimension; ``()``: the shape is not known.
+        where: path of the model, for error messages.
+
+    Raises:
+        UserError: there are fewer than two outputs, or the first one is not [K, 6].
     """
     first = next(iter(outputs.values()), ())
     if len(outputs) < 2 or (first and (len(first) != 2 or first[1] not in (-1, 6))):

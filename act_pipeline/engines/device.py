@@ -1,4 +1,4 @@
-"""The device that Paddle computes on."""
+"""Selection of the device that Paddle computes on."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from act_pipeline.core.errors import UserError
 
 
 def choose_device(device: str) -> str:
-    """Return ``CPU`` or ``GPU`` for ``auto``, ``cpu`` or ``gpu``.
+    """Return the device to use, ``CPU`` or ``GPU``.
+
+    Args:
+        device: ``auto`` (the GPU if Paddle finds one), ``cpu`` or ``gpu``, in any case.
 
     Raises:
-        UserError: a GPU is asked for that Paddle does not find.
+        UserError: the value is unknown, or ``gpu`` is requested and Paddle finds no GPU.
     """
     import paddle
 

@@ -1,4 +1,4 @@
-"""Which models can be quantized."""
+"""Check that a model is a float model as exported, which can be quantized."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.engines.arrays import require_outputs
 from act_pipeline.graph.model_files import inspect_model
 
-# Ops that Paddle Inference's own optimization writes.
+# Ops that only the graph optimization of Paddle Inference creates.
 _FUSED_PREFIXES = ("fused_", "fusion_")
 _FUSED_OPS = ("fc", "conv2d_fusion", "multihead_matmul")
 
@@ -15,22 +15,24 @@ _FUSED_OPS = ("fc", "conv2d_fusion", "multihead_matmul")
 def require_float(model: InferenceModel) -> None:
     """Check that a model can be quantized and evaluated.
 
+    Args:
+        model: the model to check.
+
     Raises:
-        UserError: it is INT8 already, or what an inference runtime wrote, or gives no boxes.
+        UserError: the model is INT8 already, was written by the graph optimization of Paddle Inference, has 16-bit
+            parameters, or lacks the outputs of a detector.
     """
     summary = inspect_model(model)
     if summary.quantized:
         raise UserError(
             f"{model.model_path} is an INT8 model already, expected the float model that it was made of; give "
-            "that one's "
-            "folder as Global.model_dir"
+            "that one's folder as Global.model_dir"
         )
     fused = sorted(op for op in summary.op_counts if op.startswith(_FUSED_PREFIXES) or op in _FUSED_OPS)
     if fused:
         raise UserError(
             f"{model.model_path} is written by Paddle Inference's optimization (it holds {', '.join(fused[:3])}), "
-            "which "
-            "fuses what shall be quantized; give the model as it was exported"
+            "which fuses what shall be quantized; give the model as it was exported"
         )
     if summary.half_parameters:
         raise UserError(

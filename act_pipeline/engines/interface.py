@@ -1,4 +1,4 @@
-"""What every runtime answers to, and how an :class:`EngineSupport` turns into one line for the user."""
+"""The interface that every runtime implements, and the conversion of runtime exceptions to one-line errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 DEVICES = ("CPU", "GPU")
 Artifact = Union[InferenceModel, OnnxModel]
 _PASS_STATISTICS = b"---    "
-# What pybind11 makes of a runtime's C++ exceptions.
+# The Python exceptions that pybind11 raises for a runtime's C++ exceptions.
 _RUNTIME_ERRORS = (RuntimeError, ValueError, OSError, MemoryError, NotImplementedError, IndexError, SystemError)
 
 
@@ -32,8 +32,8 @@ class Engine(Protocol):
         name: the runtime, a key of :data:`act_pipeline.engines.ENGINES`.
         precision: one of :data:`PRECISIONS`.
         device: ``CPU`` or ``GPU``.
-        threads: CPU threads that compute.
-        artifact: what the runtime loaded: the model's folder, or the ONNX file that it was lowered to.
+        threads: number of CPU threads that compute.
+        artifact: what the runtime loaded: the Paddle model folder, or the ONNX file that it was exported to.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Engine(Protocol):
     artifact: Artifact
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Detect objects in a batch; when it returns, the results are in host memory.
+        """Detect objects in a batch; the results are in host memory when it returns.
 
         Args:
             inputs: ``image [N, 3, H, W]`` float32 as the reader normalizes it, ``im_shape [N, 2]`` float32 (height,
@@ -52,17 +52,17 @@ class Engine(Protocol):
 
         Returns:
             ``bbox [K, 6]`` float32: class index, score, x1, y1, x2, y2 in pixels of the original image, the rows of
-            image 0 first; ``bbox_num [N]`` int32: rows of each image, K in all.
+            image 0 first; ``bbox_num [N]`` int32: number of rows for each image, K in total.
 
         Raises:
-            UserError: an input is missing or of a shape that the model does not take, or the runtime refuses.
+            UserError: an input is missing or has a shape that the model does not accept, or the runtime fails.
         """
 
     def close(self) -> None:
-        """Free the model; ``run`` must not be called after it. A second call does nothing."""
+        """Free the model. ``run`` must not be called afterwards; a second ``close`` does nothing."""
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of what computes: the runtime and the libraries under it."""
+        """Return the versions of the runtime and of its libraries, by name."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class EngineSupport:
         engine: a name for :func:`act_pipeline.engines.create_engine`.
         precision: one of :data:`PRECISIONS`.
         device: ``CPU`` or ``GPU``.
-        available: it can.
-        why: what is missing; for an available one, how it computes.
-        remedy: what to do about it; empty for an available one.
+        available: whether the machine can run it.
+        why: if not available, what is missing; otherwise the runtime version and the kernels used.
+        remedy: what the user can do if it is not available; otherwise empty.
     """
 
     engine: str
@@ -86,7 +86,11 @@ class EngineSupport:
     remedy: str = ""
 
     def require(self) -> None:
-        """Raise a UserError saying what is missing and what would work, unless available."""
+        """Check that the engine is available.
+
+        Raises:
+            UserError: it is not; the message names what is missing and the remedy.
+        """
         if not self.available:
             raise UserError(
                 f"{self.engine} {self.precision} on {self.device} cannot run here: {self.why}; {self.remedy}"
@@ -94,15 +98,22 @@ class EngineSupport:
 
 
 def location(model: Artifact) -> Path:
-    """Return what a user calls a model: the folder, or the ONNX file."""
+    """Return the path by which messages name a model: the folder, or the ONNX file."""
     return model.path if isinstance(model, OnnxModel) else model.directory
 
 
 def runtime_error_line(error: BaseException) -> str:
-    """Return the one sentence of a runtime's error that says what happened, without C++ traceback and hints.
+    """Return the sentence of a runtime's error that names the cause, without C++ traceback and hints.
 
-    Paddle 2.6 writes ``(InvalidArgument) Sentence.`` then, on more lines, ``[Hint: ...]`` and ``(at file.cc:123)``; the
-    others have it in their last line, but OpenVINO, which names there what follows from an op that it does not know.
+    Paddle 2.6 writes ``(InvalidArgument) Sentence.``, then ``[Hint: ...]`` and ``(at file.cc:123)`` on further lines.
+    The other runtimes put the cause in the last line. The exception is an op that OpenVINO does not support: its last
+    line names a consequence, and an earlier one the op.
+
+    Args:
+        error: the exception.
+
+    Returns:
+        One line; the name of the exception type if the message is empty.
     """
     text = str(error)
     unknown = re.search(r"No conversion rule found for operations: .*", text)
@@ -117,12 +128,15 @@ def runtime_error_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def refusals(what: str, remedy: str = "", also: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
-    """Turn a runtime's exceptions into a UserError while the block runs; errors of ours pass.
+    """Convert a runtime's exceptions to UserError while the block runs; a UserError is passed on unchanged.
 
     Args:
-        what: what was tried, such as ``OpenVINO cannot load DIR``.
-        remedy: what the user can do, appended.
-        also: exception types of the runtime that derive from none of Python's usual ones.
+        what: the failed operation, such as ``OpenVINO cannot load DIR``.
+        remedy: what the user can do, appended to the message.
+        also: exception types of the runtime that derive from ``Exception`` alone.
+
+    Raises:
+        UserError: the runtime raised.
     """
     refused: tuple[type[BaseException], ...] = (*_RUNTIME_ERRORS, *also)
     try:
@@ -133,14 +147,15 @@ def refusals(what: str, remedy: str = "", also: tuple[type[BaseException], ...] 
 
 @contextlib.contextmanager
 def without_pass_log() -> Iterator[None]:
-    """Drop the pass statistics that Paddle writes to stderr while the block runs; everything else gets through.
+    """Suppress the pass statistics that Paddle writes to stderr while the block runs; other lines are written.
 
-    Paddle 2.6.2's oneDNN INT8 passes print some thirty lines (``---    squashed 0 quantize with ...``) past its own log
-    switch. They come from C++, so the file descriptor is turned to a file for as long as a model loads.
+    The oneDNN INT8 passes of Paddle 2.6.2 print some thirty lines (``---    squashed 0 quantize with ...``) that
+    ``disable_glog_info`` does not suppress. C++ writes them, so file descriptor 2 is redirected to a temporary file
+    during the block.
     """
     try:
         kept = os.dup(2)
-    except OSError:  # stderr is closed: nothing can be written there anyway
+    except OSError:  # stderr is closed: Paddle cannot write to it either
         yield
         return
     with tempfile.TemporaryFile() as log:

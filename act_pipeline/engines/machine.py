@@ -1,4 +1,4 @@
-"""What this machine and this installation have: asked here, and nowhere else."""
+"""Detection of the CPU, the GPUs and the installed runtimes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.engines.interface import runtime_error_line
 
-# Optional packages: the module they install -> the names they go by.
+# Optional packages: importable module -> names of the distributions that contain it.
 _PACKAGES = {"onnx": ("onnx",), "openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
 _NVIDIA_SMI_SECONDS = 30
@@ -25,23 +25,23 @@ _NVIDIA_SMI_SECONDS = 30
 
 @dataclass(frozen=True)
 class Machine:
-    """The processor, the accelerators and what Paddle was built with.
+    """The CPU, the GPUs, the installed packages and the build options of Paddle.
 
     Attributes:
-        cpu: the processor's name.
-        cores: CPUs this process may use.
-        avx512_vnni: the CPU has 8-bit dot products; None if the system does not say.
-        bf16: the CPU computes in bf16 natively; None if the system does not say.
+        cpu: name of the CPU.
+        cores: number of CPUs that this process may use.
+        avx512_vnni: whether the CPU has the 8-bit dot products of AVX512-VNNI; None if the system lists no CPU flags.
+        bf16: whether the CPU has bf16 instructions; None if the system lists no CPU flags.
         gpus: names of the GPUs that Paddle can use.
-        nvidia_gpus: names of the GPUs that the driver lists, whatever Paddle can use.
-        packages: optional package -> version, of those that are installed: ``onnx``, ``onnxruntime``,
-            ``onnxruntime-gpu`` (then ``onnxruntime`` too), ``openvino``.
-        paddle: version of Paddle, None if it is not installed.
-        paddle_onednn: Paddle was built with oneDNN.
-        cuda: CUDA version that Paddle was built for, None for the CPU package.
-        cudnn: cuDNN version that Paddle was built for.
-        tensorrt_compiled: (major, minor, patch) that Paddle was built with.
-        tensorrt_runtime: (major, minor, patch) of the libnvinfer that was found.
+        nvidia_gpus: names of the GPUs that the driver lists, whether or not Paddle can use them.
+        packages: installed optional package -> version: ``onnx``, ``onnxruntime``, ``onnxruntime-gpu`` (then
+            ``onnxruntime`` too), ``openvino``.
+        paddle: version of Paddle; None if it cannot be imported.
+        paddle_onednn: whether Paddle was built with oneDNN.
+        cuda: CUDA version that Paddle was built for; None for the CPU package.
+        cudnn: cuDNN version that Paddle was built for; None for the CPU package.
+        tensorrt_compiled: (major, minor, patch) of the TensorRT that Paddle was built with; None without TensorRT.
+        tensorrt_runtime: (major, minor, patch) of the libnvinfer that was found; None if there is none.
         absent: attribute name -> why it is None or empty.
     """
 
@@ -63,7 +63,7 @@ class Machine:
 
 @functools.lru_cache(maxsize=1)
 def machine() -> Machine:
-    """Look once; imports Paddle if it is installed."""
+    """Return a description of this machine, detected once per process; imports Paddle if it is installed."""
     cpu, flags = _cpu()
     found: dict[str, Any] = {"cpu": cpu, "cores": available_cpus(), "packages": optional_packages()}
     found["avx512_vnni"] = None if flags is None else "avx512_vnni" in flags
@@ -82,7 +82,7 @@ def machine() -> Machine:
             absent[name] = absent["paddle"]
         return Machine(**found, absent=_said(absent))
     found["paddle"] = paddle.__version__
-    # `core` is internal to Paddle; 2.6 has no public question for oneDNN.
+    # `core` is internal to Paddle; Paddle 2.6 has no public function for this.
     found["paddle_onednn"] = bool(getattr(core, "is_compiled_with_mkldnn", lambda: False)())
     if not paddle.is_compiled_with_cuda():
         why = f"paddlepaddle {paddle.__version__} is the CPU package"
@@ -108,7 +108,11 @@ def machine() -> Machine:
 
 
 def optional_packages() -> dict[str, str]:
-    """Return the versions of the optional packages that are installed; imports none of them."""
+    """Return the versions of the installed optional packages without importing them.
+
+    Returns:
+        name of the module or distribution -> version; ``of unknown version`` for a module without package metadata.
+    """
     found = {}
     for module, names in _PACKAGES.items():
         if importlib.util.find_spec(module) is None:
@@ -125,7 +129,11 @@ def _said(absent: Mapping[str, str]) -> dict[str, str]:
 
 
 def _nvidia_gpus() -> tuple[tuple[str, ...], str]:
-    """Ask the driver's own tool: libraries that would know hold on to the GPU, or fork badly."""
+    """Return the GPUs that ``nvidia-smi`` lists, and why there are none.
+
+    A tool in a process of its own: a library that lists GPUs can leave a CUDA context in this process, which must not
+    be forked afterwards.
+    """
     if shutil.which("nvidia-smi") is None:
         return (), "no NVIDIA GPU (no nvidia-smi on the PATH)"
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
@@ -150,7 +158,7 @@ def _gpus(paddle: Any) -> tuple[tuple[str, ...], str]:
 
 
 def _cpu() -> tuple[str, set[str] | None]:
-    """Return the processor's name and its flags, None if the system does not list them."""
+    """Return the name of the CPU and its flags; None for the flags if the system does not list them."""
     name, flags = platform.processor() or platform.machine(), None
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,4 +1,4 @@
-"""The fastest engine that a machine has."""
+"""Choice of the fastest engine that a machine can run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from act_pipeline.engines.interface import PRECISIONS, EngineSupport
 from act_pipeline.engines.machine import Machine, machine
 from act_pipeline.engines.registry import REGISTRY, support
 
-# Fastest first, as measured on RT-DETR. ONNX Runtime computes INT8 on the CPU more slowly than its own float, and yet
-# faster than Paddle, so INT8 there is OpenVINO's if it can be.
+# Fastest first, as measured on RT-DETR on the CPU. INT8 in ONNX Runtime on the CPU is slower than its FP32 but faster
+# than Paddle.
 _ORDER = {
     "GPU": ("tensorrt", "paddle_trt", "onnxruntime", "paddle"),
     "CPU": ("openvino", "onnxruntime", "paddle_onednn", "paddle"),
@@ -18,16 +18,19 @@ _ORDER = {
 def best_engine(
     precision: str, device: str = "CPU", here: Machine | None = None, onnx_file: bool = False
 ) -> tuple[str, str]:
-    """Return the name of the fastest engine for a precision on a device, and in one line why it is this one.
+    """Return the name of the fastest engine for a precision on a device, and the reason in one line.
 
     Args:
         precision: one of :data:`act_pipeline.engines.PRECISIONS`.
         device: ``CPU`` or ``GPU``.
-        here: this machine, or a stand-in.
+        here: this machine, or a stand-in; None: :func:`act_pipeline.engines.machine.machine`.
         onnx_file: the model is an ONNX file, which Paddle does not load.
 
+    Returns:
+        The engine's name and a one-line reason for users.
+
     Raises:
-        UserError: this machine has none; what would have to be installed.
+        UserError: the precision is unknown, or no engine here can run it; the message names what to install.
 
     Example:
         >>> best_engine("int8")  # doctest: +SKIP
@@ -51,7 +54,7 @@ def best_engine(
     faster = candidates[: candidates.index(chosen)]
     if not faster:
         return chosen.engine, f"the fastest for {precision} on the {device} ({chosen.why})"
-    # One line, so of the faster ones only the fastest is named.
+    # The reason is one line, so only the fastest of the unavailable engines is named.
     return (
         chosen.engine,
         f"the fastest here for {precision} on the {device} ({chosen.why}); faster: {_missing(faster[0])}",
@@ -61,16 +64,19 @@ def best_engine(
 def fastest_engine(
     precision: str, device: str = "auto", here: Machine | None = None, onnx_file: bool = False
 ) -> tuple[str, str, str]:
-    """Return the fastest engine of this machine: its name, its device, and in one line why it is this one.
+    """Return the fastest engine for a precision on this machine, its device, and the reason in one line.
 
     Args:
         precision: one of :data:`act_pipeline.engines.PRECISIONS`.
-        device: ``CPU``, ``GPU``, or ``auto``: the GPU if there is one and an engine can use it.
-        here: this machine, or a stand-in.
+        device: ``CPU``, ``GPU``, or ``auto``: the GPU if there is one and an engine can use it, otherwise the CPU.
+        here: this machine, or a stand-in; None: :func:`act_pipeline.engines.machine.machine`.
         onnx_file: the model is an ONNX file, which Paddle does not load.
 
+    Returns:
+        The engine's name, its device (``CPU`` or ``GPU``) and a one-line reason for users.
+
     Raises:
-        UserError: this machine has none; what would have to be installed.
+        UserError: as :func:`best_engine`.
     """
     here = here or machine()
     if device != "auto":

@@ -1,4 +1,7 @@
-"""The runtimes by name: which file has them, and what of them a machine can run. Imports none of them."""
+"""Registry of the runtimes: the module of each, and which precisions and devices a machine can run.
+
+Importing this module imports no runtime.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from act_pipeline.engines.interface import EngineSupport
 from act_pipeline.engines.machine import Machine, machine
 from act_pipeline.engines.tensorrt.engine import tensorrt_refusal, tensorrt_versions
 
-# Why not, and what to do; None: it can.
+# Why the machine cannot run an engine, and what the user can do; None: it can.
 Refusal = Optional[tuple[str, str]]
-# Precision, device, refusal, how it computes.
+# Precision, device, refusal, version and kernels.
 Row = tuple[str, str, Refusal, str]
 
 _GPU_PACKAGE = "install the GPU packages (requirements/gpu.txt) on a machine with an NVIDIA GPU"
@@ -23,16 +26,16 @@ _CHECK_GPU = "check `nvidia-smi` and the driver"
 
 @dataclass(frozen=True)
 class Runtime:
-    """An engine's place in the registry.
+    """An entry of the registry.
 
     Attributes:
-        module: the file in ``act_pipeline/engines/``.
+        module: name of the module, relative to ``act_pipeline.engines``.
         class_name: the class in it, an :class:`act_pipeline.engines.interface.Engine`.
-        rows: what a machine can run of it.
-        onnx: it loads ONNX files, and folders by lowering them; else folders alone.
-        otherwise: the flag that runs the model without it.
-        fixed: arguments that the name stands for.
-        stand_ins: options for tests and tools that the class takes (``summary``, ``inference``, ``machine``).
+        rows: returns for each precision and device whether a machine can run it.
+        onnx: whether it loads ONNX files, and exports folders to ONNX; otherwise it loads folders only.
+        otherwise: the command-line flag that selects another engine, for messages.
+        fixed: constructor arguments that the engine's name implies.
+        stand_ins: the options ``summary``, ``inference`` and ``machine`` that the constructor takes.
     """
 
     module: str
@@ -45,7 +48,14 @@ class Runtime:
 
 
 def support(here: Machine | None = None) -> list[EngineSupport]:
-    """Return for every engine, precision and device whether this machine can run it, and if not, what to do."""
+    """Return for every engine, precision and device whether a machine can run it.
+
+    Args:
+        here: this machine, or a stand-in; None: :func:`act_pipeline.engines.machine.machine`.
+
+    Returns:
+        One entry for each combination that an engine has, available or not, in the order of :data:`REGISTRY`.
+    """
     here = here or machine()
     return [entry for name in REGISTRY for entry in _entries(name, here)]
 
@@ -53,8 +63,14 @@ def support(here: Machine | None = None) -> list[EngineSupport]:
 def find_support(name: str, precision: str, device: str, here: Machine | None = None) -> EngineSupport:
     """Return the entry of :func:`support` for one engine, precision and device.
 
+    Args:
+        name: a key of :data:`REGISTRY`.
+        precision: one of :data:`act_pipeline.engines.PRECISIONS`.
+        device: ``CPU`` or ``GPU``.
+        here: this machine, or a stand-in; None: :func:`act_pipeline.engines.machine.machine`.
+
     Raises:
-        UserError: no such engine, or the engine has no such precision or device.
+        UserError: there is no such engine, or the engine does not have the precision on the device.
     """
     runtime = find_runtime(name)
     entries = _entries(name, here or machine())
@@ -74,7 +90,11 @@ def find_support(name: str, precision: str, device: str, here: Machine | None = 
 
 
 def find_runtime(name: str) -> Runtime:
-    """Return the registry's entry; raises a UserError that names the near one."""
+    """Return the registry entry of an engine.
+
+    Raises:
+        UserError: there is no such engine; the message suggests a similar name.
+    """
     if name not in REGISTRY:
         raise UserError(f"unknown engine {name!r}, expected one of {', '.join(REGISTRY)}{suggest(name, REGISTRY)}")
     return REGISTRY[name]
@@ -154,7 +174,7 @@ def _tensorrt_rows(here: Machine) -> list[Row]:
 
 
 def paddle_refusal(here: Machine) -> Refusal:
-    """Return why Paddle cannot run here on the CPU (nor read a model's folder), and what to do; None if it can."""
+    """Return why Paddle can neither run on the CPU nor read a model folder, and a remedy; None if it can."""
     if here.paddle is None:
         return here.absent.get("paddle", "paddlepaddle is missing"), "run `make demo`, or install requirements/cpu.txt"
     return None
@@ -203,7 +223,7 @@ def _paddle_trt_versions(here: Machine) -> str:
 
 
 def _package_refusal(here: Machine, name: str) -> Refusal:
-    """An ONNX runtime needs its own package, and ``onnx`` for the file."""
+    """Return which of a runtime's package and ``onnx``, which reads and writes the file, are not installed."""
     missing = [package for package in (name, "onnx") if package not in here.packages]
     if missing:
         remedy = f'pip install "act_pipeline[{name}]", or -r requirements/{name}.txt'

@@ -1,4 +1,4 @@
-"""What reads tensors from within a float graph on this machine: OpenVINO where it is, Paddle Inference elsewhere."""
+"""Computation of intermediate tensors of a float graph, by OpenVINO where installed, otherwise Paddle Inference."""
 
 from __future__ import annotations
 
@@ -16,30 +16,43 @@ _logger = logging.getLogger(__name__)
 
 
 class TensorRunner(Protocol):
-    """A model whose outputs may be any tensors.
+    """A loaded model whose outputs may be any tensors.
 
     Attributes:
-        single: it takes batches of one image.
+        single: whether :meth:`run` takes batches of one image only.
     """
 
     single: bool
 
     def run(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Iterator[np.ndarray]]:
-        """Yield for each batch its outputs in the model's order; they are valid until the next batch is asked for."""
+        """Yield the outputs of each batch in the model's order.
+
+        Args:
+            batches: the model's inputs by name; arrays of other names are ignored.
+
+        Yields:
+            An iterator over the outputs of one batch, valid until the next batch is requested.
+
+        Raises:
+            UserError: the runtime fails on a batch.
+        """
 
     def close(self) -> None:
         """Free the model."""
 
 
 def create_tensor_runner(model: InferenceModel, device: str = "CPU") -> TensorRunner:
-    """Load a float model whose outputs are the tensors that are wanted.
+    """Load a float model whose outputs are the tensors to compute.
 
     Args:
-        model: see :func:`act_pipeline.calibration.collector.expose`.
+        model: the model, see :func:`act_pipeline.calibration.collector.expose`.
         device: ``CPU`` or ``GPU``.
 
+    Returns:
+        OpenVINO on the CPU if it is installed and loads the model, otherwise Paddle Inference.
+
     Raises:
-        UserError: no runtime takes the model.
+        UserError: no runtime loads the model.
     """
     from act_pipeline.engines.paddle.tensors import PaddleTensors
 
@@ -48,6 +61,6 @@ def create_tensor_runner(model: InferenceModel, device: str = "CPU") -> TensorRu
 
         try:
             return OpenVINOTensors(model)
-        except UserError as error:  # an op that has no rule for ONNX; Paddle runs whatever Paddle wrote
+        except UserError as error:  # such as an op without a rule for ONNX export; Paddle runs every Paddle op
             _logger.info("reading tensors in Paddle Inference: %s", error)
     return PaddleTensors(model, device)

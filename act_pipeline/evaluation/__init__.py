@@ -1,4 +1,4 @@
-"""COCO scores, latency and throughput of an engine on a data set, and how sure a difference of two models is."""
+"""COCO scores, latency and throughput of an engine on a data set, and comparisons of two models."""
 
 from act_pipeline.evaluation.agreement import Agreement, agreement, detection_change
 from act_pipeline.evaluation.coco import STAT_NAMES, GroundTruth

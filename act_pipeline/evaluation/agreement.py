@@ -1,4 +1,4 @@
-"""How far two models detect the same; needs no labels."""
+"""Agreement of the detections of two models on the same images; needs no labels."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MATCHED_IOU = 0.5
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a model finds the boxes that another, the reference, is sure of.
+    """Agreement of a model's detections with the confident boxes of a reference model.
 
     Attributes:
-        boxes: of the reference, with a score above 0.3.
-        matched: share of them for which the other model has a box of the same class with an IoU of 0.5 or more; None:
-            there are no boxes.
-        mean_iou: of these boxes with the best of the other model's; None: none is matched.
-        mean_score_change: mean absolute difference of the two scores of these; None: none is matched.
+        boxes: number of the reference's boxes with a score above the minimum (0.3 by default).
+        matched: share of these boxes, in [0, 1], for which the other model has a box of the same image and class with
+            an IoU of at least 0.5; None if there are no boxes.
+        mean_iou: mean IoU of the matched boxes with the other model's best-overlapping box; None if no box is matched.
+        mean_score_change: mean absolute difference of the two scores of the matched boxes; None if no box is matched.
     """
 
     boxes: int
@@ -30,24 +30,27 @@ class Agreement:
     mean_score_change: Optional[float]
 
     def as_record(self) -> dict[str, Any]:
-        """Return the fields as ``act.json`` has them."""
+        """Return the fields as stored in ``act.json``."""
         return asdict(self)
 
 
 def agreement(reference: np.ndarray, other: np.ndarray, min_score: float = MIN_SCORE) -> Agreement:
-    """Compare detections with those of a reference, the float model say, on the same images.
+    """Compare detections with those of a reference model, e.g. the float model, on the same images.
 
-    Each box of the reference is compared with the other model's box of its image and class that overlaps it most,
-    whatever the other's score; several may have the same.
+    Each box of the reference is compared with the other model's box of the same image and class that has the highest
+    IoU, whatever its score. Several boxes of the reference may share one box of the other model.
 
     Args:
-        reference, other: [M, 7] and [K, 7] as ``Evaluation.detections``.
-        min_score: boxes of the reference with a higher score are looked at.
+        reference, other: float64 [M, 7] and [K, 7], see ``Evaluation.detections``.
+        min_score: only boxes of the reference with a higher score are compared.
+
+    Returns:
+        the share of matched boxes, their mean IoU and their mean score change.
     """
     sure = reference[reference[:, 5] > min_score]
     rows, columns = _of_one_class(sure, other)
     iou = overlaps(_corners(sure[rows]), _corners(other[columns]))
-    # The best of each row first; lexsort is stable, so of equal ones the first.
+    # Sort by row, then by descending IoU; lexsort is stable, so the first of equal pairs is chosen.
     order = np.lexsort((-iou, rows))
     _, first = np.unique(rows[order], return_index=True)
     best = order[first]
@@ -59,15 +62,15 @@ def agreement(reference: np.ndarray, other: np.ndarray, min_score: float = MIN_S
 
 
 def detection_change(reference: np.ndarray, other: np.ndarray, min_score: float = MIN_SCORE) -> float:
-    """Return how far detections are from a reference's, in [0, 1]: 0 where all agree, 1 where none has a partner.
+    """Return the change of detections compared with a reference, from 0 (identical) to 1 (no detection has a partner).
 
-    It ranks models on images without labels. It is 1 - the mean, over the objects that either model is sure of, of
-    ``iou * min(s, t) / max(s, t)`` with their scores s and t: what
-    :func:`act_pipeline.evaluation.matching.agreement_of` gives of all images together, made for many.
+    The measure ranks models on images without labels. It is 1 minus the mean of ``iou * min(s, t) / max(s, t)`` (s, t:
+    the two scores) over the objects that reach ``min_score`` in at least one model. It equals
+    :func:`act_pipeline.evaluation.matching.agreement_of` computed over all images together, vectorised for many images.
 
     Args:
-        reference, other: [M, 7] and [K, 7] as ``Evaluation.detections``, of the same images.
-        min_score: an object is one that either model gives this score.
+        reference, other: float64 [M, 7] and [K, 7], see ``Evaluation.detections``, of the same images.
+        min_score: a detection counts as an object if either model scores it at least this high.
     """
     sure = [detections[:, 5] >= min_score for detections in (reference, other)]
     rows, columns = _of_one_class(reference, other, *sure)
@@ -94,9 +97,10 @@ def _of_one_class(
     first_sure: Optional[np.ndarray] = None,
     second_sure: Optional[np.ndarray] = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pairs of rows that are of one image and class, int64 [P] each, in the order of the rows.
+    """Return the index pairs of rows that share image and class: two int64 arrays [P], in the order of the rows.
 
-    ``first_sure`` and ``second_sure``, bool [M] and [K], leave the pairs of which one at least is sure.
+    If ``first_sure`` and ``second_sure`` (bool [M] and [K]) are given, only pairs with at least one confident row are
+    returned.
     """
     _, images = np.unique(np.concatenate([first[:, 0], second[:, 0]]), return_inverse=True)
     classes, kinds = np.unique(np.concatenate([first[:, 6], second[:, 6]]), return_inverse=True)
@@ -104,7 +108,7 @@ def _of_one_class(
     own, others = keys[: len(first)], keys[len(first) :]
     if first_sure is None or second_sure is None:
         return _equal(own, others)
-    # Hundreds of rows an image are next to nothing: no pair of two such is made.
+    # Most of an image's hundreds of rows have scores near 0: pairs of two such rows are skipped to save time.
     weak, high = np.flatnonzero(~first_sure), np.flatnonzero(second_sure)
     sure = np.flatnonzero(first_sure)
     rows, columns = _equal(own[sure], others)
@@ -116,7 +120,7 @@ def _of_one_class(
 
 
 def _equal(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where keys are equal: int64 [P] places in ``first`` and in ``second``, in the order of both."""
+    """Return the positions of equal keys, in ``first`` and in ``second``: two int64 arrays [P], ordered by both."""
     order = np.argsort(second, kind="stable")
     ranked = second[order]
     start, end = np.searchsorted(ranked, first, "left"), np.searchsorted(ranked, first, "right")
@@ -127,5 +131,5 @@ def _equal(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _corners(detections: np.ndarray) -> np.ndarray:
-    """Return x1, y1, x2, y2 of rows of ``Evaluation.detections``."""
+    """Return the corners x1, y1, x2, y2 of rows of ``Evaluation.detections``, [M, 4]."""
     return np.column_stack([detections[:, 1:3], detections[:, 1:3] + detections[:, 3:5]])

@@ -1,4 +1,4 @@
-"""An engine run on batches: what it finds, as COCO counts it, and how long it takes."""
+"""Run an engine on batches: convert its detections to COCO's form and measure its latency."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}
 
 
 class NotFinite(UserError):
-    """The boxes hold NaN or infinity."""
+    """The boxes contain NaN or infinity."""
 
 
 class Detector(Protocol):
@@ -34,13 +34,13 @@ class Detector(Protocol):
 
 @dataclass(frozen=True)
 class BatchRun:
-    """What came of one batch.
+    """The result of one batch.
 
     Attributes:
-        image_ids: of its images, in order.
-        detections: [K, 7] float64: place of the image in ``image_ids``, x, y, width, height (pixels of the original
+        image_ids: COCO ids of the batch's images, in order.
+        detections: float64 [K, 7]: index of the image in ``image_ids``, x, y, width, height (pixels of the original
             image), score, category id.
-        seconds: that ``engine.run`` took.
+        seconds: duration of ``engine.run``.
     """
 
     image_ids: tuple[int, ...]
@@ -55,18 +55,21 @@ def run_batches(
     annotation_file: Any,
     warmup: int = 1,
 ) -> Iterator[BatchRun]:
-    """Run batches through an engine: the one function that evaluates, here or in other processes.
+    """Run batches through an engine, in this process or in a worker process.
 
     Args:
-        engine: what runs.
-        batches: the engine's inputs and ``im_id [N]`` int64.
-        category_ids: COCO's category id of every class index.
-        annotation_file: for messages.
-        warmup: runs of the first batch that are not timed.
+        engine: the engine under evaluation.
+        batches: dicts of the engine's inputs and ``im_id`` int64 [N].
+        category_ids: the COCO category id of every class index.
+        annotation_file: path of the annotation file, for messages.
+        warmup: untimed runs of the first batch.
+
+    Yields:
+        one result per batch, in order.
 
     Raises:
-        NotFinite: the boxes are not.
-        UserError: the model's classes do not fit the annotations.
+        NotFinite: the boxes contain NaN or infinity.
+        UserError: the box counts do not fit the batch, or the model has more classes than the annotations.
     """
     for batch in batches:
         for _ in range(warmup):
@@ -85,12 +88,16 @@ def run_in_parallel(
     category_ids: Sequence[int],
     annotation_file: Any,
 ) -> Iterator[BatchRun]:
-    """Run batches as :func:`run_batches`, each through whichever engine is free; the runs come in the batches' order.
+    """Run batches as :func:`run_batches` does, each on the next free engine.
 
     Args:
-        engines: of one model, each for a thread of this process: several on one CPU thread each do more than one on as
-            many, since much of a detector is computed by ops that use one.
+        engines: engines of the same model, one per thread of this process. Several engines with one CPU thread each
+            have a higher throughput than one engine with as many threads, because many ops of a detector are
+            single-threaded.
         batches, category_ids, annotation_file: see :func:`run_batches`.
+
+    Yields:
+        one result per batch, in the order of the batches.
     """
     free: SimpleQueue[Engine] = SimpleQueue()
     for engine in engines:
@@ -110,16 +117,17 @@ def run_in_parallel(
 def measure_latency(
     engine: Engine, batches: Sequence[Mapping[str, np.ndarray]], warmup: int = 5, repeats: int = 50
 ) -> tuple[dict[str, float], float]:
-    """Time an engine on batches that are read beforehand.
+    """Measure an engine's latency on batches that are already in memory.
 
     Args:
-        engine: the engine.
-        batches: are run in turn, round and round; all of one size.
-        warmup: runs that are not timed.
-        repeats: runs that are.
+        engine: the engine to measure.
+        batches: the engine's inputs, all of one batch size; used cyclically.
+        warmup: number of untimed runs.
+        repeats: number of timed runs.
 
     Returns:
-        Percentiles (and ``mean``) in milliseconds a batch, and images a second.
+        percentiles (``min``, ``p50``, ``p90``, ``p99``, ``max``) and ``mean`` in milliseconds per batch, and images per
+        second.
     """
     turns = itertools.cycle(batches)
     for _ in range(warmup):
@@ -137,11 +145,12 @@ def measure_latency(
 
 @dataclass(frozen=True)
 class Latencies:
-    """How long an engine takes for a batch.
+    """Latency of an engine on one batch.
 
     Attributes:
-        latency_ms: ``min``, ``p50``, ``p90``, ``p99``, ``max``.
-        ratio: how many times as fast as the first engine it is: the median over the rounds; 1.0 for the first.
+        latency_ms: ``min``, ``p50``, ``p90``, ``p99``, ``max`` in milliseconds per batch.
+        ratio: speed-up over the first engine, the median over the rounds of latency(first) / latency(this); 1.0 for the
+            first.
     """
 
     latency_ms: dict[str, float]
@@ -151,13 +160,16 @@ class Latencies:
 def measure_in_turns(
     engines: Mapping[str, Engine], batches: Sequence[Mapping[str, np.ndarray]], rounds: int, warmup: int = 2
 ) -> dict[str, Latencies]:
-    """Time engines in rounds, in each of which every engine runs once on the same batch.
+    """Measure several engines in interleaved rounds, in each of which every engine runs the same batch once.
 
     Args:
-        engines: label -> engine; ratios are to the first one.
-        batches: are run in turn, round and round.
-        rounds: how many are timed.
-        warmup: rounds before them.
+        engines: label -> engine; ratios are relative to the first one.
+        batches: the engines' inputs; used cyclically.
+        rounds: number of timed rounds.
+        warmup: number of untimed rounds before them.
+
+    Returns:
+        label -> latencies.
     """
     turns = itertools.cycle(batches)
     seconds: dict[str, list[float]] = {label: [] for label in engines}
@@ -176,14 +188,14 @@ def measure_in_turns(
 
 
 def latency_percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """Return ``min``, ``p50``, ``p90``, ``p99``, ``max`` in milliseconds."""
+    """Return ``min``, ``p50``, ``p90``, ``p99`` and ``max`` of durations given in seconds, in milliseconds."""
     return {name: round(float(np.percentile(seconds, at)) * 1000, 4) for name, at in PERCENTILES.items()}
 
 
 def _coco_rows(
     outputs: Mapping[str, np.ndarray], image_ids: Sequence[int], category_ids: Sequence[int], annotation_file: Any
 ) -> np.ndarray:
-    """Return ``BatchRun.detections`` of one batch."""
+    """Convert the outputs of one batch to ``BatchRun.detections``."""
     bbox = np.asarray(outputs["bbox"], np.float64).reshape(-1, 6)
     bbox_num = np.asarray(outputs["bbox_num"]).reshape(-1)
     if len(bbox_num) != len(image_ids) or bbox_num.sum() != len(bbox):

@@ -1,4 +1,4 @@
-"""COCO's scores of detections, by pycocotools."""
+"""COCO scores of detections, computed by pycocotools."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STAT_NAMES = (
 
 
 class AnnotatedReader(Protocol):
-    """What is needed of a reader (:class:`act_pipeline.data.Reader` has it)."""
+    """The part of a reader that scoring needs (:class:`act_pipeline.data.Reader` implements it)."""
 
     def annotation_file(self, split: str) -> Any:
         """Return the path of the COCO annotation file of ``split``."""
@@ -37,12 +37,13 @@ class AnnotatedReader(Protocol):
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What detections are scored against.
+    """The ground truth that detections are scored against.
 
     Attributes:
         path: the annotation file.
-        coco: pycocotools' ``COCO`` of it.
-        category_ids: by class index: the reader's ``class_ids``, or the file's order.
+        coco: the file as a pycocotools ``COCO`` object.
+        category_ids: the COCO category id of every class index: the reader's ``class_ids`` if it has that method,
+            otherwise the order of the file.
     """
 
     path: Any
@@ -51,7 +52,15 @@ class GroundTruth:
 
     @classmethod
     def load(cls, reader: AnnotatedReader, split: str) -> GroundTruth:
-        """Read a split's annotation file; raises a UserError where it is missing or not in COCO's form."""
+        """Read a split's annotation file.
+
+        Args:
+            reader: provides the path of the file.
+            split: ``eval`` or ``train``.
+
+        Raises:
+            UserError: the file is missing or not in COCO's form.
+        """
         path = reader.annotation_file(split)
         annotations = Annotations.load(path, f"the reader's {split} split")
         class_ids = getattr(reader, "class_ids", None)
@@ -60,15 +69,17 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class CategoryMatches:
-    """What became of one category's detections: the surest first, up to the last that is right at any IoU threshold.
+    """Matching result of one category's detections, in descending order of score.
 
-    Those after it change no precision at any recall, and are left out.
+    The list ends at the last detection that is correct at any IoU threshold: later ones change no precision at any
+    recall.
 
     Attributes:
-        images: int32 [D]: of which image each is, as its place in ``Matches.image_ids``.
-        right: for each IoU threshold, int32: the detections that found an object.
-        ignored: for each IoU threshold, int32: those that count as nothing (in a crowd region, say).
-        objects: int32 [G]: of which image each object is that counts.
+        images: int32 [D], for each detection the index of its image in ``Matches.image_ids``.
+        right: for each IoU threshold, int32 indices of the true positives.
+        ignored: for each IoU threshold, int32 indices of the detections that count neither way (e.g. those in a crowd
+            region).
+        objects: int32 [G], for each ground-truth object that counts, the index of its image.
     """
 
     images: np.ndarray
@@ -79,12 +90,13 @@ class CategoryMatches:
 
 @dataclass(frozen=True)
 class Matches:
-    """Detections matched with the ground truth, once, by pycocotools: objects of any size, at most 100 detections an
-    image and category.
+    """Detections matched with the ground truth by pycocotools.
+
+    Objects of all sizes are included, with at most 100 detections per image and category.
 
     Attributes:
-        image_ids: of the images that were evaluated, in ascending order.
-        categories: in ascending order of their ids.
+        image_ids: COCO ids of the evaluated images, in ascending order.
+        categories: one entry per category, in ascending order of the ids.
     """
 
     image_ids: list[int]
@@ -93,13 +105,14 @@ class Matches:
 
 @dataclass(frozen=True)
 class Scores:
-    """What COCO's evaluation says.
+    """Result of a COCO evaluation.
 
     Attributes:
-        stats: the twelve figures by the names in ``STAT_NAMES``; -1 where there is no ground truth (of that size).
-        summary: the twelve lines that pycocotools prints.
-        per_category: AP at IoU 0.50:0.95 by category id in ascending order; None for one without ground truth.
-        matches: what they are made from.
+        stats: the twelve COCO metrics under the names in ``STAT_NAMES``; -1 where there is no ground truth (of that
+            size).
+        summary: the twelve lines printed by pycocotools.
+        per_category: AP at IoU 0.50:0.95 in ascending order of category id; None for a category without ground truth.
+        matches: the matching that the scores are computed from.
     """
 
     stats: dict[str, float]
@@ -109,12 +122,13 @@ class Scores:
 
 
 def score_detections(coco: Any, detections: np.ndarray, image_ids: Sequence[int]) -> Scores:
-    """Score detections against pycocotools' ``COCO``.
+    """Score detections against a pycocotools ``COCO`` object.
 
     Args:
-        coco: the ground truth, of these images and maybe more.
-        detections: [M, 7] as ``Evaluation.detections``.
-        image_ids: of the images that were evaluated, in ascending order: what the detections' first column counts.
+        coco: the ground truth of these images; it may contain others.
+        detections: float64 [M, 7], see ``Evaluation.detections``.
+        image_ids: COCO ids of the evaluated images, in ascending order; the first column of ``detections`` indexes this
+            list.
     """
     scorer = make_scorer(coco, detections, image_ids)
     printed = io.StringIO()
@@ -134,7 +148,7 @@ def score_detections(coco: Any, detections: np.ndarray, image_ids: Sequence[int]
 
 
 def match_detections(coco: Any, detections: np.ndarray, image_ids: Sequence[int]) -> Matches:
-    """Match detections as :func:`score_detections` does, without the scores."""
+    """Match detections as :func:`score_detections` does (same arguments), without computing the scores."""
     scorer = make_scorer(coco, detections, image_ids)
     scorer.params.areaRng, scorer.params.areaRngLbl = scorer.params.areaRng[:1], scorer.params.areaRngLbl[:1]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -143,9 +157,10 @@ def match_detections(coco: Any, detections: np.ndarray, image_ids: Sequence[int]
 
 
 def make_scorer(coco: Any, detections: np.ndarray, image_ids: Sequence[int]) -> Any:
-    """Return pycocotools' ``COCOeval`` of what :func:`score_detections` takes.
+    """Return a pycocotools ``COCOeval`` for the arguments of :func:`score_detections`, not yet evaluated.
 
-    Not by ``COCO.loadRes``, which makes ids of floats, fails on no detections, and draws a polygon round every box.
+    ``COCO.loadRes`` is not used: it converts ids to floats, fails on an empty list, and creates a polygon for every
+    box.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -170,7 +185,16 @@ def make_scorer(coco: Any, detections: np.ndarray, image_ids: Sequence[int]) -> 
 
 
 def placed(detections: np.ndarray, image_ids: Sequence[int], place_of: Mapping[int, int]) -> np.ndarray:
-    """Return detections of ``image_ids`` with other places for their images, without those that have none."""
+    """Re-index the images of detections.
+
+    Args:
+        detections: float64 [M, 7]; the first column indexes ``image_ids``.
+        image_ids: COCO ids.
+        place_of: COCO id -> new index.
+
+    Returns:
+        float64 [K, 7], a copy with the new indices; detections of images without one are dropped.
+    """
     places = np.array([place_of.get(number, -1) for number in image_ids], np.int64)
     found = detections.copy()
     found[:, 0] = places[detections[:, 0].astype(np.int64)]
@@ -178,12 +202,12 @@ def placed(detections: np.ndarray, image_ids: Sequence[int], place_of: Mapping[i
 
 
 def places_of(image_ids: Sequence[int]) -> dict[int, int]:
-    """Return the place of each image, by id."""
+    """Return the index of each image by its id."""
     return {number: place for place, number in enumerate(image_ids)}
 
 
 def _matches(scorer: Any) -> Matches:
-    """Return what COCOeval's ``evaluate`` found for objects of any size, which are the first of its areas."""
+    """Convert the result of ``COCOeval.evaluate`` for objects of all sizes, the first of its area ranges."""
     params = scorer.params
     count, thresholds = len(params.imgIds), len(params.iouThrs)
     step = count * len(params.areaRng)
@@ -195,7 +219,7 @@ def _matches(scorer: Any) -> Matches:
         entries = [entry for _, entry in there]
         nothing = np.zeros((thresholds, 0))
         scores = np.concatenate([np.zeros(0), *(entry["dtScores"] for entry in entries)])
-        order = np.argsort(-scores, kind="mergesort")  # as accumulate has it: equal scores in the order of the images
+        order = np.argsort(-scores, kind="mergesort")  # stable, as in COCOeval.accumulate
         images = np.repeat(places, [len(entry["dtScores"]) for entry in entries])[order]
         matched = np.concatenate([nothing, *(entry["dtMatches"] for entry in entries)], axis=1)[:, order] != 0
         ignored = np.concatenate([nothing, *(entry["dtIgnore"] for entry in entries)], axis=1)[:, order] != 0

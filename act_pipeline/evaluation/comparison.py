@@ -1,4 +1,4 @@
-"""Two models on the same images: the difference of their mAPs with its interval, and how far they detect the same."""
+"""Comparison of two models on the same images: difference of the mAPs with a confidence interval, and agreement."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Comparison:
     """A model compared with a reference, the float model.
 
     Attributes:
-        difference: of the mAPs; None: the images have no ground truth.
-        agreement: of the detections.
-        images: that both were evaluated on.
+        difference: difference of the mAPs; None if the images have no ground truth.
+        agreement: agreement of the detections.
+        images: number of images that both models were evaluated on.
     """
 
     difference: Optional[MapDifference]
@@ -29,12 +29,18 @@ class Comparison:
     images: int
 
     def as_record(self, max_drop: Optional[float]) -> dict[str, Any]:
-        """Return what ``act.json`` and ``eval.json`` say.
+        """Return the comparison as stored in ``act.json`` and ``eval.json``.
 
-        ``map_drop_interval`` is of the drop, reference - model: ``low``, ``high`` (which hold ``level`` of the
-        resamples), ``level``, ``resamples``, ``standard_error``; ``probability_within_max_drop`` the share of resamples
-        within ``max_drop``; ``images_needed`` how many images would tell whether the drop is within ``max_drop``, None
-        where these do or no number would; and ``agreement``.
+        Args:
+            max_drop: the allowed mAP drop, in [0, 1]; None for no limit.
+
+        Returns:
+            * ``map_drop_interval``: interval of the drop (reference - model) with ``low`` and ``high`` (the bounds
+              containing ``level`` of the resamples), ``level``, ``resamples`` and ``standard_error``;
+            * ``probability_within_max_drop``: share of the resamples within ``max_drop``;
+            * ``images_needed``: number of images that would decide whether the drop is within ``max_drop``; None if the
+              present images decide it or no number would;
+            * ``agreement``: see :class:`act_pipeline.evaluation.agreement.Agreement`.
         """
         found = self.difference
         record = {**NOT_COMPARED, "agreement": self.agreement.as_record()}
@@ -59,11 +65,13 @@ NOT_COMPARED: Mapping[str, Any] = {
 
 
 def compare(reference: Evaluation, other: Evaluation, truth: GroundTruth) -> Comparison:
-    """Compare a model's evaluation with a reference's on the same images; both keep their matches for the next time.
+    """Compare a model's evaluation with a reference's on the same images.
+
+    Missing ``matches`` are computed and cached in both evaluations.
 
     Args:
-        reference, other: evaluations of the two.
-        truth: what both were scored against.
+        reference, other: the two evaluations.
+        truth: the ground truth that both were scored against.
     """
     return Comparison(
         map_difference(_matches(reference, truth), _matches(other, truth)),
@@ -79,19 +87,19 @@ def _matches(evaluation: Evaluation, truth: GroundTruth) -> Matches:
 
 
 def compare_with_kept(path: str | os.PathLike[str], other: Evaluation, truth: GroundTruth) -> Optional[Comparison]:
-    """Compare an evaluation with the float model's detections in a ``detections.npz``.
+    """Compare an evaluation with the float model's detections stored in a ``detections.npz``.
 
     Args:
         path: the file.
         other: the evaluation.
-        truth: what it was scored against.
+        truth: the ground truth that it was scored against.
 
     Returns:
-        the comparison on the images that both have; None where neither's images are all among the other's, by id and
-        file name: they are of different data sets.
+        the comparison on the images that both have; None if the file has no float detections, or if neither image set
+        contains the other (compared by id and file name), i.e. the data sets differ.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is missing or damaged.
     """
     kept = load_detections(path)
     common = kept.known({number: truth.coco.imgs[number]["file_name"] for number in other.image_ids})
@@ -111,10 +119,14 @@ def compare_with_kept(path: str | os.PathLike[str], other: Evaluation, truth: Gr
 
 
 def compare_on_some(reference: Evaluation, other: Evaluation, truth: GroundTruth) -> Optional[MapDifference]:
-    """Return mAP of ``other`` - mAP of ``reference`` on the images of ``other``, which are some of the reference's.
+    """Compare the mAPs of two evaluations on the images of ``other``, a subset of the reference's images.
+
+    Args:
+        reference, other: the two evaluations.
+        truth: the ground truth that both were scored against.
 
     Returns:
-        None where these images have no ground truth.
+        mAP of ``other`` - mAP of ``reference``; None if these images have no ground truth.
     """
     ids = other.image_ids
     some = placed(reference.detections, reference.image_ids, places_of(ids))

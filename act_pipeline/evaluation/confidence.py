@@ -1,11 +1,11 @@
-"""How sure a difference of two mAPs is: a paired bootstrap over the images.
+"""Confidence of a difference of two mAPs: a paired bootstrap over the images.
 
-The images of a data set are a sample of those that a model will see. Drawn from it again and again, with replacement,
-they give as many other data sets of the same size; how far the difference of the two models goes up and down over these
-is how far chance carries it. Both models are scored on the same draws, so what is hard for both cancels out.
+The images of a data set are a sample of those that a model will see. Resampling it with replacement yields other data
+sets of the same size; the spread of the difference over these is its sampling error. Both models are scored on the same
+resamples, so images that are hard for both cancel out.
 
-A draw says how often each image is in it. The detections are matched with the objects once, and a draw only weighs
-them: its mAP is pycocotools' own of a data set in which the images stand as often as they were drawn.
+A resample is a count per image. Detections are matched with the objects once; a resample only weights them. The
+resulting mAP equals that of pycocotools on a data set in which every image occurs as often as it was drawn.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from act_pipeline.evaluation.coco import CategoryMatches, Matches
 
 RESAMPLES = 1000
 LEVEL = 0.95
-# Numbers in an array at a time: it stays in a processor's cache, and many images take no more memory than few.
+# Elements per array: keeps the blocks in the CPU cache and bounds the memory for any number of images.
 _BLOCK = 2_000_000
-_RECALLS = np.linspace(0.0, 1.00, 101)  # pycocotools' own: some differ in the last bit from hundredths
+_RECALLS = np.linspace(0.0, 1.00, 101)  # as in pycocotools; some differ from k / 100 in the last bit
 _SPACING = np.spacing(1)
-# Two figures that are means of the same numbers may differ in their last bits.
+# Two means of the same numbers may differ in their last bits.
 TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
 class MapDifference:
-    """A difference of two models' mAPs (IoU 0.50:0.95) on the same images, and how far chance may carry it.
+    """Difference of two models' mAPs (IoU 0.50:0.95) on the same images, with its bootstrap distribution.
 
     Attributes:
-        difference: mAP of the other model - mAP of the reference, on the images as they are.
-        low, high: the interval that holds 95% of the differences on resampled images (percentiles).
-        standard_error: standard deviation of these.
-        resamples: how many there were.
-        images: in each.
-        samples: float64 [resamples], the differences.
+        difference: mAP of the other model - mAP of the reference, on the original images.
+        low, high: bounds of the percentile interval that contains 95% of the resampled differences.
+        standard_error: standard deviation of the resampled differences.
+        resamples: number of resamples.
+        images: number of images in each resample.
+        samples: float64 [resamples], the resampled differences.
     """
 
     difference: float
@@ -54,23 +54,30 @@ class MapDifference:
     samples: np.ndarray = field(repr=False, compare=False)
 
     def probability(self, max_drop: float) -> float:
-        """Return the share of resamples in which the mAP drops by ``max_drop`` or less."""
+        """Return the share of resamples in which the mAP drops by at most ``max_drop``."""
         return float((self.samples >= -max_drop - TOLERANCE).mean())
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """Return the lowest and the highest of the middle ``level`` of the differences."""
+        """Return the bounds of the central percentile interval that contains ``level`` of the resampled differences."""
         return _interval(self.samples, level)
 
     def tells(self, max_drop: float, level: float = LEVEL) -> bool:
-        """Return whether the images tell if the drop is within ``max_drop``: the interval lies on one side of it."""
+        """Return whether the images decide if the drop is within ``max_drop``: the interval lies on one side of it."""
         low, high = self.interval(level)
         return low >= -max_drop - TOLERANCE or high < -max_drop - TOLERANCE
 
     def images_needed(self, max_drop: float, level: float = LEVEL) -> Optional[int]:
-        """Return how many images like these would tell, if the difference stayed what it is; ``images`` if these do.
+        """Return how many similar images would decide if the drop is within ``max_drop``, at the present difference.
 
-        The standard error falls with the square root of the number of images. None: no number would, as the drop is
-        ``max_drop``.
+        The standard error is assumed to fall with the square root of the number of images.
+
+        Args:
+            max_drop: the allowed mAP drop.
+            level: confidence level of the interval.
+
+        Returns:
+            the number of images; ``images`` if the present ones decide it; None if no number would, because the drop
+            equals ``max_drop``.
         """
         if self.tells(max_drop, level):
             return self.images
@@ -84,15 +91,18 @@ class MapDifference:
 def map_difference(
     reference: Matches, other: Matches, resamples: int = RESAMPLES, seed: int = 0
 ) -> Optional[MapDifference]:
-    """Return how far another model's mAP is from a reference's, with its interval; None where there is no object.
+    """Return another model's mAP - a reference's mAP with its bootstrap interval.
 
     Args:
-        reference, other: of the same images and categories.
-        resamples: how many data sets are drawn.
-        seed: of the draws.
+        reference, other: matches of the same images and categories.
+        resamples: number of bootstrap resamples.
+        seed: of the random draws.
+
+    Returns:
+        the difference; None if the images have no ground-truth object.
 
     Raises:
-        ValueError: they are of different images or categories.
+        ValueError: the images or categories differ.
     """
     if reference.image_ids != other.image_ids or len(reference.categories) != len(other.categories):
         raise ValueError("the two models were evaluated on different images")
@@ -120,33 +130,32 @@ def _interval(samples: np.ndarray, level: float) -> tuple[float, float]:
 
 
 def _differences(sides: Sequence[Sequence[_Category]], weights: np.ndarray) -> np.ndarray:
-    """Return second - first of the mAP for each column of ``weights`` [images, B] in which there is an object."""
+    """Return second - first mAP for each column of ``weights`` [images, B] that contains an object."""
     before, after = _weighted_map(sides, weights)
     known = before > -1
     return after[known] - before[known]
 
 
 def weighted_map(models: Sequence[Matches], weights: np.ndarray) -> np.ndarray:
-    """Return mAP at IoU 0.50:0.95 of data sets in which each image stands so many times; -1 where there is no object.
+    """Return the mAP at IoU 0.50:0.95 of data sets in which each image occurs a given number of times.
 
-    Where detections of an image and category have equal scores, all copies of the first stand before those of the
-    second.
+    For detections of one image and category with equal scores, all copies of the first precede those of the second.
 
     Args:
-        models: of the same images and categories.
-        weights: float64 [images, B], whole numbers from 0.
+        models: matches of the same images and categories.
+        weights: float64 [images, B], integers from 0.
 
     Returns:
-        float64 [models, B].
+        float64 [models, B]; -1 where there is no object.
     """
     return _weighted_map([_prepared(model) for model in models], weights)
 
 
 class _Category:
-    """One category's detections, ready to be weighed: sums over detections as products with the weights of the images.
+    """One category's detections as sparse matrices, so that sums over detections are products with the image weights.
 
-    The precision at a recall is the highest there or at a higher one, so it changes only where a detection is right:
-    ``places`` are these, at any IoU threshold.
+    The interpolated precision at a recall is the highest at this or a higher recall, so it changes only at true
+    positives: ``places`` are the positions of these at any IoU threshold.
     """
 
     def __init__(self, matches: CategoryMatches, images: int) -> None:
@@ -158,7 +167,7 @@ class _Category:
         self.objects = sums(np.zeros(len(matches.objects), int), matches.objects, 1)
         places = np.unique(np.concatenate(matches.right))
         segments = np.searchsorted(places, np.arange(len(matches.images)))
-        # Row r: the detections after the place before, up to the place r itself.
+        # Row r sums the detections after places[r - 1] up to and including places[r].
         self.detections = sums(segments, matches.images, len(places))
         self.thresholds = [
             (np.searchsorted(places, right), matches.images[right], matches.images[ignored],
@@ -167,12 +176,13 @@ class _Category:
         ]  # fmt: skip
 
     def average_precision(self, weights: np.ndarray, recalls: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-        """Return AP at IoU 0.50:0.95, float64 [B].
+        """Return the AP at IoU 0.50:0.95, float64 [B].
 
         Args:
             weights: float64 [images, B].
-            recalls: how many of the recalls are reached with so many objects found, float64 [kinds, objects + 1].
-            kinds: the row of ``recalls`` for each column of ``weights``, [B].
+            recalls: float64 [kinds, objects + 1], how many of the recall thresholds are reached with so many objects
+                found.
+            kinds: int [B], the row of ``recalls`` for each column of ``weights``.
         """
         found = np.zeros(weights.shape[1])
         counted = np.cumsum(self.detections @ weights, axis=0)
@@ -189,7 +199,7 @@ class _Category:
             best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
             hits += starts
             reached = recalls.ravel().take(hits.astype(np.intp))
-            # Recalls below the first that is reached are taken with it, 0 too.
+            # The first true positive also covers all lower recall thresholds, including 0.
             found += best[0] * reached[0] + np.einsum("ij,ij->j", best[1:], np.diff(reached, axis=0))
         return found / (len(_RECALLS) * len(self.thresholds))
 
@@ -199,7 +209,7 @@ def _prepared(matches: Matches) -> list[_Category]:
 
 
 def _weighted_map(models: Sequence[Sequence[_Category]], weights: np.ndarray) -> np.ndarray:
-    """Return what :func:`weighted_map` does."""
+    """Compute :func:`weighted_map` from prepared categories."""
     total, count = np.zeros((len(models), weights.shape[1])), np.zeros(weights.shape[1])
     with ThreadPoolExecutor(available_cpus()) as pool:
         for precisions, there in pool.map(lambda category: _average_precisions(category, weights), zip(*models)):
@@ -209,7 +219,7 @@ def _weighted_map(models: Sequence[Sequence[_Category]], weights: np.ndarray) ->
 
 
 def _average_precisions(models: Sequence[_Category], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a category's AP at IoU 0.50:0.95, float64 [models, B], and whether there is an object of it, bool [B]."""
+    """Return a category's AP at IoU 0.50:0.95, float64 [models, B], and whether it has an object, bool [B]."""
     objects = (models[0].objects @ weights)[0]
     there = objects > 0
     if not there.any():

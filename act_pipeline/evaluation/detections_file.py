@@ -1,4 +1,4 @@
-"""``detections.npz``: what the float and the INT8 model detect, kept beside the INT8 model."""
+"""``detections.npz``: the detections of the float and the INT8 model, stored with the INT8 model."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from act_pipeline.evaluation.coco import placed, places_of
 from act_pipeline.evaluation.result import Evaluation
 
 DETECTIONS_FILENAME = "detections.npz"
-# COCO's scores look no further, in each image and category.
+# COCO's metrics use at most this many detections per image and category.
 KEPT_DETECTIONS = 100
-# A file that unpacks to more, and to so many times its size, is none of ours: scores and boxes hardly shrink.
+# Limits against decompression bombs: scores and boxes hardly compress, so a real file never exceeds both.
 MAX_DETECTION_BYTES, MAX_SHRINKAGE = 512 << 20, 50
 _IDS, _NAMES = "image_ids", "image_names"
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What several models detect on the same images.
+    """Detections of several models on the same images.
 
     Attributes:
-        image_ids: of all images that were evaluated, in ascending order.
-        image_names: uint32 [images], the CRC-32 of their file names: images of another data set may have the same ids.
-        rows: model (``fp32``, ``int8``) -> [M, 7] as ``Evaluation.detections``.
+        image_ids: COCO ids of all evaluated images, in ascending order.
+        image_names: uint32 [images], CRC-32 of the file names, to detect another data set with the same ids.
+        rows: model (``fp32``, ``int8``) -> float64 [M, 7], see ``Evaluation.detections``.
     """
 
     image_ids: list[int]
@@ -39,7 +39,11 @@ class Detections:
     rows: dict[str, np.ndarray]
 
     def known(self, file_names: Mapping[int, str]) -> list[int]:
-        """Return those of ``image_ids`` that are among other images, given by id and file name, in ascending order."""
+        """Return those of ``image_ids`` that occur in another data set with the same file name, in ascending order.
+
+        Args:
+            file_names: COCO id -> file name of the other data set.
+        """
         return [
             number
             for number, key in zip(self.image_ids, self.image_names.tolist())
@@ -50,16 +54,16 @@ class Detections:
 def save_detections(
     path: str | os.PathLike[str], evaluations: Mapping[str, Evaluation], file_names: Mapping[int, str]
 ) -> None:
-    """Write the detections of evaluations as NumPy's ``.npz``, from which they can be scored to the same figures.
+    """Write the detections of evaluations as NumPy ``.npz``, from which exactly the same scores can be computed.
+
+    The file has ``image_ids`` int64, ``image_names`` (see :class:`Detections`), and for each evaluation [M, 7]: index
+    in ``image_ids``, x1, y1, x2, y2, score, category id as float32. If float32 would change a number, the rows are
+    stored unchanged as float64.
 
     Args:
-        path: the file; by its users named ``detections.npz`` and kept beside the INT8 model.
+        path: the file.
         evaluations: name (``fp32``, ``int8``) -> evaluation.
-        file_names: of the images, by id.
-
-    The file has ``image_ids`` int64, ``image_names`` (see :class:`Detections`), and for each evaluation [M, 7]: place
-    in ``image_ids``, x1, y1, x2, y2, score, category id as float32, which engines give; where that would change a
-    number, the rows as they are, as float64.
+        file_names: COCO id -> file name.
     """
     ids = sorted({number for evaluation in evaluations.values() for number in evaluation.image_ids})
     arrays: dict[str, np.ndarray] = {
@@ -71,7 +75,7 @@ def save_detections(
         rows = best_detections(placed(evaluation.detections, evaluation.image_ids, place_of))
         narrow = _narrow(rows)
         exact = bool((_wide(narrow) == rows).all())
-        # By columns: equal numbers stand beside each other then, and the file is a third smaller.
+        # Column-major order puts similar numbers next to each other: the compressed file is a third smaller.
         arrays[name] = np.asfortranarray(narrow if exact else rows)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
@@ -79,10 +83,10 @@ def save_detections(
 
 
 def load_detections(path: str | os.PathLike[str]) -> Detections:
-    """Read what :func:`save_detections` wrote.
+    """Read a file written by :func:`save_detections`.
 
     Raises:
-        UserError: the file is missing, is damaged, or holds something else.
+        UserError: the file is missing, damaged, or has other content.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -118,9 +122,15 @@ def load_detections(path: str | os.PathLike[str]) -> Detections:
 
 
 def best_detections(detections: np.ndarray, count: int = KEPT_DETECTIONS) -> np.ndarray:
-    """Return the ``count`` rows of each image and category with the highest scores, image by image, the surest first.
+    """Return the detections with the highest scores of each image and category.
 
-    Those of one category and equal scores stay in their order, in which COCO's evaluation takes them.
+    Args:
+        detections: [M, 7], see ``Evaluation.detections``.
+        count: the maximum per image and category.
+
+    Returns:
+        [K, 7], sorted by image, then by descending score. Detections of one category with equal scores keep their
+        order, on which COCO's evaluation depends.
     """
     ranked = detections[np.lexsort((-detections[:, 5], detections[:, 6], detections[:, 0]))]
     new = np.ones(len(ranked), bool)
@@ -132,7 +142,7 @@ def best_detections(detections: np.ndarray, count: int = KEPT_DETECTIONS) -> np.
 
 
 def _narrow(rows: np.ndarray) -> np.ndarray:
-    """Return float32 [M, 7] with corners: an engine gives those, and a width is a difference with more digits."""
+    """Return float32 [M, 7] with corners: engines output corners, and the difference x2 - x1 has more digits."""
     corners = rows[:, 1:3] + rows[:, 3:5]
     with np.errstate(over="ignore"):
         return np.column_stack([rows[:, :3], corners, rows[:, 5:]]).astype(np.float32)
@@ -140,7 +150,7 @@ def _narrow(rows: np.ndarray) -> np.ndarray:
 
 def _wide(narrow: np.ndarray) -> np.ndarray:
     rows = narrow.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # numbers that float32 does not hold became infinite
+    with np.errstate(invalid="ignore"):  # values beyond float32's range became infinite
         rows[:, 3:5] -= rows[:, 1:3]
     return np.ascontiguousarray(rows)
 

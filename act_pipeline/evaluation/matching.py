@@ -1,4 +1,4 @@
-"""Which detections of two models are of the same object."""
+"""One-to-one matching of the detections of two models."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Matches:
     """Detections of one image, matched one to one.
 
     Attributes:
-        pairs: int64 [P, 2], the row in the first and the row in the second, the best pair first.
-        iou: float64 [P], of their boxes, in (0, 1].
-        agreement: float64 [P], ``iou * min(s, t) / max(s, t)`` with s and t their scores.
-        missed: int64 [M], rows of the first that reach the score and have no partner.
-        added: int64 [A], the same of the second.
+        pairs: int64 [P, 2], row indices in the first and the second array, in descending order of agreement.
+        iou: float64 [P], IoU of the paired boxes, in (0, 1].
+        agreement: float64 [P], ``iou * min(s, t) / max(s, t)`` with the scores s and t.
+        missed: int64 [M], unpaired rows of the first array that reach the minimum score.
+        added: int64 [A], unpaired rows of the second array that reach the minimum score.
     """
 
     pairs: np.ndarray
@@ -29,21 +29,21 @@ class Matches:
 
     @property
     def counted(self) -> int:
-        """How many objects there are: pairs, missed and added."""
+        """The number of objects: pairs, missed and added."""
         return len(self.pairs) + len(self.missed) + len(self.added)
 
 
 def match(first: np.ndarray, second: np.ndarray, min_score: float = MIN_SCORE, min_iou: float = 0.0) -> Matches:
-    """Match the detections of an image, the pair that agrees best first.
+    """Match the detections of an image greedily, the pair with the highest agreement first.
 
-    Two detections may be a pair if they are of one class, their boxes overlap by more than ``min_iou``, and one of them
-    at least has the score ``min_score``: one that falls from 0.31 to 0.29 is a small change, not a missed object.
+    Two detections may be paired if they have the same class, their IoU exceeds ``min_iou``, and at least one reaches
+    ``min_score``. A score that falls from 0.31 to 0.29 is thus a small change, not a missed object.
 
     Args:
-        first, second: [K, 6] class, score, x1, y1, x2, y2, as :meth:`act_pipeline.engines.interface.Engine.run` gives
-            them; rows of class -1 are no detections.
-        min_score: which detections count.
-        min_iou: which boxes can be of one object.
+        first, second: [K, 6]: class, score, x1, y1, x2, y2, see :meth:`act_pipeline.engines.interface.Engine.run`; rows
+            of class -1 are ignored.
+        min_score: minimum score of a detection that counts.
+        min_iou: IoU above which boxes may be paired.
     """
     first, second = np.asarray(first, np.float64).reshape(-1, 6), np.asarray(second, np.float64).reshape(-1, 6)
     overlap = iou(first[:, 2:], second[:, 2:])
@@ -76,8 +76,13 @@ def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the intersection over union of boxes [..., 4] (x1, y1, x2, y2), each with its own one, broadcast;
-    float64.
+    """Return the element-wise intersection over union of two arrays of boxes.
+
+    Args:
+        first, second: [..., 4] (x1, y1, x2, y2), broadcast against each other.
+
+    Returns:
+        float64 [...]; 0 where the union is empty.
     """
     width = np.minimum(first[..., 2], second[..., 2]) - np.maximum(first[..., 0], second[..., 0])
     height = np.minimum(first[..., 3], second[..., 3]) - np.maximum(first[..., 1], second[..., 1])
@@ -91,18 +96,17 @@ def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def images_of(bbox: np.ndarray, bbox_num: np.ndarray) -> list[np.ndarray]:
-    """Return the rows of each image of a batch, [K, 6] each."""
+    """Split ``bbox`` [sum(bbox_num), 6] into the rows of each image, [K, 6] each."""
     return np.split(np.asarray(bbox), np.cumsum(np.asarray(bbox_num).reshape(-1))[:-1])
 
 
 def agreement_of(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> tuple[float, int]:
-    """Return how far the detections of two models agree on a batch.
+    """Return the agreement of two models' detections on a batch.
 
-    The change of the matched detections is 1 - agreement / objects: 0 where nothing changed, 1 where no detection has
-    a partner.
+    The change of the detections is 1 - agreement / objects: 0 if they are identical, 1 if no detection has a partner.
 
     Args:
-        first, second: ``bbox`` and ``bbox_num``.
+        first, second: outputs with ``bbox`` [K, 6] and ``bbox_num`` [N].
 
     Returns:
         the sum of the pairs' agreements, and the number of objects (pairs, missed and added).

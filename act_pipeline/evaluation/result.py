@@ -1,4 +1,4 @@
-"""What a model does on a data set, and its record, ``eval.json``."""
+"""Result of a model on a data set, and its record, ``eval.json``."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ EVAL_SCHEMA = "act_pipeline.eval/1"
 
 @dataclass
 class Evaluation:
-    """What a model does on a data set.
+    """Accuracy, latency and detections of a model on a data set.
 
     Attributes:
-        map: mean average precision at IoU 0.50:0.95, all areas, at most 100 detections an image; in [0, 1], -1 if the
+        map: mean average precision at IoU 0.50:0.95, all areas, at most 100 detections per image; in [0, 1], -1 if the
             images have no ground truth.
         map50: the same at IoU 0.50.
-        stats: the twelve COCO figures by the names in ``STAT_NAMES``; -1 where there is no ground truth (of that size).
-        summary: the standard twelve lines that pycocotools prints.
-        per_class: class name -> AP at 0.50:0.95; None for a class without ground truth.
-        images: how many were evaluated.
-        batch_size: images in a timed run.
-        latency_ms: ``min``, ``p50``, ``p90``, ``p99``, ``max`` of ``engine.run`` on a whole batch, copies in and out of
-            the runtime included, reading and preprocessing not; None: no engine ran alone.
-        images_per_second: images / the sum of those times.
-        detections: [M, 7] float64: place of the image in ``image_ids`` (ids are no floats: some have more digits), x,
-            y, width, height (pixels of the original image), score, category id.
-        image_ids: of all images that were evaluated, in ascending order.
-        matches: ``detections`` matched with the ground truth; None: not kept (an evaluation of an earlier run).
+        stats: the twelve COCO metrics under the names in ``STAT_NAMES``; -1 where there is no ground truth (of that
+            size).
+        summary: the twelve lines printed by pycocotools.
+        per_class: class name -> AP at IoU 0.50:0.95; None for a class without ground truth.
+        images: number of evaluated images.
+        batch_size: images per timed run.
+        latency_ms: ``min``, ``p50``, ``p90``, ``p99``, ``max`` of ``engine.run`` on a full batch, including copies to
+            and from the runtime, excluding reading and preprocessing; None if several engines ran in parallel.
+        images_per_second: images / the sum of these durations.
+        detections: float64 [M, 7]: index of the image in ``image_ids`` (COCO ids may not fit a float), x, y, width,
+            height (pixels of the original image), score, category id.
+        image_ids: COCO ids of all evaluated images, in ascending order.
+        matches: ``detections`` matched with the ground truth; None if not stored (an evaluation of an earlier run).
     """
 
     map: float
@@ -56,7 +57,12 @@ class Evaluation:
     def as_record(
         self, engine: Engine, model: Artifact | None = None, reader: Any = None, **more: Any
     ) -> dict[str, Any]:
-        """Return the content of ``eval.json``; ``more`` is added as it is."""
+        """Return the content of ``eval.json``.
+
+        Args:
+            engine, model, reader: see :func:`engine_record`.
+            more: further keys, added unchanged.
+        """
         return {
             **engine_record(engine, model, reader),
             "images": self.images,
@@ -78,11 +84,11 @@ class Evaluation:
         reader: Any = None,
         **more: Any,
     ) -> None:
-        """Write ``eval.json`` (schema ``act_pipeline.eval/1``)."""
+        """Write ``eval.json`` (schema ``act_pipeline.eval/1``); for the arguments see :meth:`as_record`."""
         write_record(path, EVAL_SCHEMA, self.as_record(engine, model, reader, **more))
 
     def write_detections(self, path: str | os.PathLike[str]) -> None:
-        """Write the detections in COCO's result form, as its evaluation servers take them."""
+        """Write the detections in COCO's result format, as COCO's evaluation servers accept it."""
         rows = [
             {
                 "image_id": self.image_ids[int(place)],
@@ -96,10 +102,13 @@ class Evaluation:
 
 
 def engine_record(engine: Engine, model: Artifact | None = None, reader: Any = None) -> dict[str, Any]:
-    """Return who ran what on what: the part of ``eval.json`` that is no measurement.
+    """Return the part of ``eval.json`` that describes the engine, the model, the data and the versions.
 
-    ``model`` is what was asked for, the folder of a model that was lowered; ``model_bytes`` and ``model_hash`` are of
-    the ``artifact`` that the engine loaded.
+    Args:
+        engine: the engine that ran.
+        model: the model that the user named, e.g. the folder of a model that was exported to ONNX. ``model_bytes`` and
+            ``model_hash`` describe the ``artifact`` that the engine loaded.
+        reader: the reader of the data; None if there was none.
     """
     artifact = getattr(engine, "artifact", None) or model
     return {
@@ -119,7 +128,7 @@ def engine_record(engine: Engine, model: Artifact | None = None, reader: Any = N
 
 
 def _data_hash(reader: Any) -> str | None:
-    """Return the hash of the data; None where they are not here, to show a picture or to measure speed."""
+    """Return the hash of the data; None if the data are missing, as when only speed or a picture is wanted."""
     with contextlib.suppress(UserError, AttributeError):
         return reader.fingerprint()
     return None

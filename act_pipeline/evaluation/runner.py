@@ -1,4 +1,4 @@
-"""An engine run on a data set, scored and timed."""
+"""Run an engine on a data set, score its detections and measure its latency."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from act_pipeline.evaluation.result import Evaluation
 
 
 class EvaluationReader(AnnotatedReader, Protocol):
-    """What is needed of a reader (:class:`act_pipeline.data.Reader` has it)."""
+    """The part of a reader that evaluation needs (:class:`act_pipeline.data.Reader` implements it)."""
 
     def loader(
         self, split: str, batch_size: int, shuffle: bool, drop_last: bool, workers: int | None = None
     ) -> Iterable[Mapping[str, np.ndarray]]:
-        """Return batches: the engine's inputs and ``im_id [N]`` int64."""
+        """Return batches: dicts of the engine's inputs and ``im_id`` int64 [N]."""
 
 
 def evaluate(
@@ -36,22 +36,22 @@ def evaluate(
     batch_size: int = 1,
     warmup: int = 1,
 ) -> Evaluation:
-    """Run every image of a split through an engine and score what it finds.
+    """Run every image of a split through an engine and score the detections.
 
     Args:
-        engine: an :class:`act_pipeline.engines.interface.Engine`, say; it is not closed.
-        reader: gives the batches and the annotation file.
-        split: ``eval`` or ``train``, as the reader has them.
-        limit: the first so many images only; the scores are of these.
+        engine: an :class:`act_pipeline.engines.interface.Engine`; it is not closed.
+        reader: provides the batches and the annotation file.
+        split: ``eval`` or ``train``, a split of the reader.
+        limit: evaluate the first so many images only; None for all.
         progress: show a progress bar on stderr.
-        batch_size: images in a run.
-        warmup: runs of the first batch that are not timed.
+        batch_size: images per run.
+        warmup: untimed runs of the first batch.
 
     Raises:
         UserError: no image could be read, the model's classes do not fit the annotations, or its outputs are not
             finite.
     """
-    # Reading ahead on the cores that the engine computes on would be timed with it.
+    # Prefetching on the cores that the engine uses would increase the measured latency.
     alone = engine.device == "CPU" and engine.threads >= available_cpus()
     workers = 0 if alone else None
     loader = reader.loader(split, batch_size=batch_size, shuffle=False, drop_last=False, workers=workers)
@@ -67,12 +67,12 @@ def evaluate_beside(
     progress: bool = True,
     limit: int | None = None,
 ) -> Evaluation:
-    """Evaluate as :func:`evaluate` does, as soon as the machine can: for scores, not for latencies.
+    """Evaluate as :func:`evaluate` does with the highest throughput, for scores rather than latencies.
 
-    Images are read while others are computed, and each goes to whichever engine is free.
+    Images are read in parallel with inference, and each image goes to the next free engine.
 
     Args:
-        engines: of one model, see :func:`act_pipeline.evaluation.batches.run_in_parallel`; they are not closed.
+        engines: engines of one model, see :func:`act_pipeline.evaluation.batches.run_in_parallel`; they are not closed.
         reader, split, progress, limit: see :func:`evaluate`.
 
     Returns:
@@ -80,7 +80,7 @@ def evaluate_beside(
         images / the time from the first image to the last.
 
     Raises:
-        UserError: as :func:`evaluate`.
+        UserError: see :func:`evaluate`.
     """
     loader = reader.loader(split, batch_size=1, shuffle=False, drop_last=False)
     truth = GroundTruth.load(reader, split)
@@ -93,12 +93,12 @@ def evaluate_beside(
 
 
 def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Evaluation:
-    """Score what was found in all batches, wherever they were run.
+    """Score the detections of all batches, in whichever process they were computed.
 
     Args:
-        runs: in the order of the images.
-        truth: of these images, and maybe more.
-        batch_size: of whole batches; latencies are of these alone, if there are any.
+        runs: results of the batches, in the order of the images.
+        truth: ground truth of these images; it may contain others.
+        batch_size: size of a full batch; latencies are of full batches only, if there are any.
 
     Raises:
         UserError: there are no images.
@@ -153,5 +153,5 @@ def _batches(
                 left -= len(batch["im_id"])
             yield batch
             bar.update()
-            if left == 0:  # asked for no more: do not make the loader read another batch
+            if left == 0:  # stop here, or the loader would read another batch
                 break

@@ -1,4 +1,4 @@
-"""An evaluation spread over processes or a Ray cluster: the same batches, and so the same detections and scores."""
+"""Evaluation distributed over processes or a Ray cluster, with the same batches, detections and scores."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from act_pipeline.engines.interface import location
 from act_pipeline.evaluation import Evaluation, GroundTruth, score
 from act_pipeline.evaluation.batches import BatchRun, run_batches
 
-# Images that a process is given at a time: few, so that all end together, and enough to be worth a message.
+# Images per work unit: few, so that all processes end together, but enough to outweigh the overhead of a message.
 _UNIT_IMAGES = 64
 _UNITS_EACH = 4
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What a process must know to evaluate images: no annotation file, which may be larger than the model.
+    """The data that a process needs to evaluate images; the annotation file, which may be large, is not included.
 
     Attributes:
-        model: where every process finds the model.
-        model_hash: of what the engine loads.
-        versions: of what computes; other versions compute other bits.
-        engine: arguments of :func:`act_pipeline.engines.create_engine` beside the model.
-        batch_size: images in a run.
-        settings: of the reader, for the preprocessing.
-        category_ids: by class index.
-        annotation_file: for messages.
-        readers: threads that read ahead in each process.
-        key: tells this task from another, whose engine a process may still hold.
+        model: the model, under a path that is valid in every process.
+        model_hash: content hash of the artifact that the engine loads.
+        versions: versions of the libraries that compute; other versions give other bits.
+        engine: arguments of :func:`act_pipeline.engines.create_engine` except the model.
+        batch_size: images per run.
+        settings: the reader's settings, for the preprocessing.
+        category_ids: the COCO category id of every class index.
+        annotation_file: path of the annotation file, for messages.
+        readers: prefetch threads in each process.
+        key: identifies the task, so that a process does not reuse the engine of another one.
     """
 
     model: Artifact
@@ -60,12 +60,12 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class UnitRun:
-    """What came of a unit.
+    """The result of one work unit.
 
     Attributes:
-        runs: of its batches.
+        runs: results of its batches.
         skipped: (file, reason) of the images that could not be read.
-        worker: the process, by machine and number.
+        worker: host name and process id.
     """
 
     runs: list[BatchRun]
@@ -75,14 +75,14 @@ class UnitRun:
 
 @dataclass(frozen=True)
 class ShardedEvaluation:
-    """An evaluation and how it was spread.
+    """An evaluation and how it was distributed.
 
     Attributes:
-        evaluation: its latencies are those of engines that ran beside each other; ``images_per_second`` is images /
+        evaluation: its latencies are those of engines that ran in parallel; ``images_per_second`` is images /
             ``wall_seconds``.
         executor: ``local`` or ``ray``.
-        shards: how many processes; on Ray without a number asked for, how many took part.
-        wall_seconds: from the start of the processes, their imports and loading of the model included, to the last
+        shards: number of processes; on Ray without a requested number, how many took part.
+        wall_seconds: from the start of the processes, including their imports and the loading of the model, to the last
             batch.
     """
 
@@ -93,7 +93,7 @@ class ShardedEvaluation:
 
     @property
     def more(self) -> dict[str, Any]:
-        """What it adds to ``eval.json``."""
+        """The additional entries of ``eval.json``."""
         return {"executor": self.executor, "shards": self.shards, "wall_seconds": round(self.wall_seconds, 3)}
 
 
@@ -147,7 +147,7 @@ class ShardSession:
 
 
 class _Images(Dataset):
-    """The images of a unit. How many may be unreadable is judged by all images, where all are known."""
+    """The images of one work unit; the parent process limits the share of unreadable images over all units."""
 
     def __init__(self, records: Sequence[ImageRecord], preprocess: Any, where: str) -> None:
         self.noted: list[tuple[str, str]] = []
@@ -158,7 +158,14 @@ class _Images(Dataset):
 
 
 def shard_threads(threads: int | None, executor: str, shards: int | None) -> int:
-    """Return the CPU threads of each engine: as asked, else this machine's CPUs shared; on a cluster 1."""
+    """Return the number of CPU threads of each engine.
+
+    Args:
+        threads: the requested number; None or 0 for the default: 1 on Ray, otherwise this machine's CPUs divided by
+            ``shards``.
+        executor: ``local`` or ``ray``.
+        shards: number of processes; None counts as 1.
+    """
     return threads or (1 if executor == "ray" else max(available_cpus() // (shards or 1), 1))
 
 
@@ -174,23 +181,23 @@ def evaluate_in_shards(
     progress: bool = True,
     options: Mapping[str, Any] | None = None,
 ) -> ShardedEvaluation:
-    """Evaluate the eval split in several processes, to the detections and scores that one process gives, bit for bit.
+    """Evaluate the eval split in several processes, with bit-identical detections and scores.
 
-    Each process runs batches of the images that one process would run together. Where sums depend on the number of
-    threads (Paddle's own kernels), that holds for an engine of as many threads.
+    Each process runs the same batches as a single process would. Where sums depend on the number of threads (Paddle's
+    own kernels), the results are identical to those of an engine with the same number of threads.
 
     Args:
-        engine: loaded once in this process, so that what it keeps on disk (lowered files, TensorRT's plans) is made
-            already; it tells what each process loads, and may be closed.
-        model: that it was loaded from.
-        reader: gives the images and the annotation file.
-        shards: processes; on Ray None: as many as fit.
-        executor, ray_address: as :func:`act_pipeline.core.process_pool.run_work`.
-        limit, batch_size, progress: as :func:`act_pipeline.evaluation.evaluate`.
-        options: what else the engine was made with.
+        engine: already loaded in this process, so that its files on disk (ONNX exports, TensorRT plans) exist; it
+            defines what each process loads, and may be closed.
+        model: the model that it was loaded from.
+        reader: provides the images and the annotation file.
+        shards: number of processes; on Ray None means as many as fit.
+        executor, ray_address: see :func:`act_pipeline.core.process_pool.run_work`.
+        limit, batch_size, progress: see :func:`act_pipeline.evaluation.evaluate`.
+        options: further arguments that the engine was created with.
 
     Raises:
-        UserError: as :func:`act_pipeline.evaluation.evaluate` and :func:`act_pipeline.core.process_pool.run_work`.
+        UserError: see :func:`act_pipeline.evaluation.evaluate` and :func:`act_pipeline.core.process_pool.run_work`.
     """
     truth = GroundTruth.load(reader, "eval")
     on_cpu = engine.device == "CPU"
@@ -231,7 +238,7 @@ def _run(
     batch_size: int,
     progress: bool,
 ) -> tuple[list[BatchRun], int]:
-    """Return the runs of all batches in order, and how many processes took part."""
+    """Return the results of all batches in order, and how many processes took part."""
     from tqdm import tqdm
 
     done: dict[tuple[int, ...], BatchRun] = {}
@@ -252,8 +259,8 @@ def _run(
                     done.update((run.image_ids, run) for run in result.runs)
                     workers.add(result.worker)
                     bar.update(sum(len(run.image_ids) for run in result.runs) + len(result.skipped))
-            # Where an image could not be read, one process fills its place with the next image: so do these, in
-            # another round, with the batches that follow.
+            # A single process replaces an unreadable image by the next one, which shifts all later batches. The
+            # shifted batches are evaluated in another round.
             if len(dataset.skipped) == skipped and any(_ids(batch) not in done for batch in batches):
                 raise RuntimeError("a process returned other images than it was given")
 
@@ -267,7 +274,7 @@ def _batches(dataset: Dataset, limit: int | None, batch_size: int) -> list[tuple
 def _units(
     batches: Sequence[tuple[ImageRecord, ...]], batch_size: int, shards: int
 ) -> Iterator[tuple[ImageRecord, ...]]:
-    """Yield the records of neighbouring batches together."""
+    """Group consecutive batches into work units and yield the records of each."""
     size = max(1, min(_UNIT_IMAGES // batch_size, len(batches) // (shards * _UNITS_EACH)))
     for at in range(0, len(batches), size):
         yield tuple(

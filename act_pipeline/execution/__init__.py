@@ -1,1 +1,1 @@
-"""Programs made to run quickly and safely in Paddle's executors: kernels, threads, memory, checks for NaN."""
+"""Fast and safe execution of programs in Paddle's executors: kernels, threads, memory, checks for NaN."""

@@ -1,8 +1,8 @@
-"""Deformable attention by rows in a training: `graph.deformable_attention`, its gradient, and what observers look at.
+"""Deformable attention by gathering rows (`graph.deformable_attention`) in training programs, with its gradient.
 
-Paddle derives the gradient (``paddle.static.gradients``) of the attention alone; that takes the place of the ops by
-which the training program had it. PaddleSlim's observers of the tensors that are no more look at others of the same
-largest absolute value: a tensor has it in any order of its elements.
+``paddle.static.gradients`` derives the gradient of the attention on its own, which replaces the corresponding ops of
+the training program. PaddleSlim's observers of removed tensors are connected to tensors with the same largest absolute
+value, which does not depend on the order of the elements.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _OBSERVER = "moving_average_abs_max_scale"
 
 @dataclass(frozen=True)
 class _Gradients:
-    """The variables of a training that hold the loss's gradients by an attention's tensors."""
+    """Names of the variables that hold the gradients of the loss with respect to an attention's tensors."""
 
     output: str
     values: str
@@ -37,14 +37,14 @@ class _Gradients:
 
 
 def train_by_rows(program: Any) -> Any:
-    """Return a training program with its deformable attentions by rows.
+    """Replace the deformable attentions of a training program, forward and backward, with gathering rows.
 
     Args:
-        program: a `paddle.static.Program` of a training with PaddleSlim's observers; the result has its learning rate.
+        program: a `paddle.static.Program` with forward and backward pass and PaddleSlim's observers; not changed.
 
     Returns:
-        another program; the same one, if there is no attention that :class:`Search` knows, or its gradient is computed
-        in another way.
+        A new program with the same learning rate schedule; ``program`` itself if :class:`Search` finds no attention, or
+        the ops of the gradients do not match.
     """
     import paddle
 
@@ -65,10 +65,10 @@ def train_by_rows(program: Any) -> Any:
 
 
 class _Backward:
-    """The ops of a training's backward pass that belong to attentions, found in one walk."""
+    """Index of the ops of a backward pass that may belong to attentions."""
 
     def __init__(self, block: Any) -> None:
-        self._turned: dict[str, tuple[str, str]] = {}  # XShape -> gradients by what came out, and by what went in
+        self._turned: dict[str, tuple[str, str]] = {}  # XShape -> gradients with respect to output and input
         self._sliced: dict[str, list[str]] = {}
         self._joined: dict[tuple[str, ...], list[str]] = {}
         self._added: dict[tuple[str, ...], list[str]] = {}
@@ -86,7 +86,7 @@ class _Backward:
                 self._added.setdefault(tuple(sorted(variables(op.inputs))), []).append(argument(op.outputs, "Out"))
 
     def gradients(self, search: Search, attention: Attention) -> Optional[_Gradients]:
-        """Find an attention's by what its ops share with those of the forward pass; None: they are others."""
+        """Return an attention's gradients, found by variables shared with the forward pass; None: no match."""
         turning = [search.writer(name, "transpose2") for name in (attention.output, *attention.turned)]
         turned = [self._turned.get(argument(op.outputs, "XShape")) for op in turning]
         found = [pair for pair in turned if pair is not None]
@@ -127,7 +127,7 @@ def _replace(block: Any, attention: Attention, gradients: _Gradients, prefix: st
 
 
 def _move_observers(block: Any, at: int, same: Mapping[str, str]) -> None:
-    """Let the observers of some tensors look at others, which are there before the op at an index."""
+    """Connect observers to other tensors, and move them before the op at index ``at``, where these are computed."""
     moved = []
     for index in reversed(range(len(block.ops))):
         op = block.ops[index]
@@ -143,10 +143,10 @@ def _move_observers(block: Any, at: int, same: Mapping[str, str]) -> None:
 
 @functools.lru_cache(maxsize=16)
 def _program_with_gradient(shape: Shape) -> tuple[bytes, int]:
-    """Return an attention and its gradient as one program, and how many ops the attention is.
+    """Return an attention and its gradient as one serialized program, and the number of ops of the forward pass.
 
     It reads `values`, `grids`, `weights` and `output_gradient`, and writes `output`, `values_gradient`,
-    `grids_gradient`, `weights_gradient`, and what observers look at: see `Attention.made`.
+    `grids_gradient`, `weights_gradient` and the tensors for observers, see `Attention.made`.
     """
     import paddle
 

@@ -1,18 +1,17 @@
-"""A training program computed on the CPU by Paddle's quicker kernels: the same arithmetic, in a third of the time.
+"""Training on the CPU with Paddle's faster kernels: the same arithmetic in a third of the time.
 
-Paddle 2.6.2 trains on the CPU in kernels of its own, of which some take most of the time, and runs as many ops at once
-as there are cores, each on one:
+Some of Paddle 2.6.2's own CPU kernels take most of the training time, and Paddle runs as many ops in parallel as there
+are cores, each on one core:
 
-- :func:`run_in_onednn` sends convolutions, matmuls and their gradients to oneDNN, which adds in another order;
-- ``moving_average_abs_max_scale`` looks at one element at a time, and a training has hundreds of it;
-  :func:`measure_in_vectors` lets it look at the largest and the smallest only, which vectors find;
-- ``elementwise_add_grad`` adds up the rows of a bias's gradient at 11 ns an element; :func:`sum_rows_by_matmul` makes a
-  product with ones of it;
-- Paddle changes the layout of what a convolution gives for each op that reads it; :func:`change_layout_once` lets it do
-so
-  once;
-- rounding is `rounding`;
-- :func:`all_cores` runs one op at a time, on all cores: many at once each keep memory of their own.
+- :func:`run_in_onednn` runs convolutions, matmuls and their gradients in oneDNN, which adds in another order.
+- ``moving_average_abs_max_scale`` reads one element at a time, and a training program has hundreds of it.
+  :func:`measure_in_vectors` passes it only the maximum and the minimum, which vectorized kernels compute.
+- ``elementwise_add_grad`` sums the rows of a bias's gradient at 11 ns for each element. :func:`sum_rows_by_matmul`
+  replaces the sum with a product with ones.
+- Paddle converts the layout of a convolution's output for each op that reads it. :func:`change_layout_once` lets it do
+  so once.
+- :mod:`act_pipeline.execution.vector_rounding` replaces the rounding.
+- :func:`all_cores` runs one op at a time on all cores: ops in parallel would each need memory.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from act_pipeline.graph.op_types import CONVOLUTIONS, QUANTIZABLE_OPS
 
 _MARKED = {*QUANTIZABLE_OPS, *(f"{op_type}_grad" for op_type in QUANTIZABLE_OPS)}
 _WAIT_MS = 1
-# Elements: below, three more ops cost more than they save.
+# Number of elements: below, the additional ops cost more than they save.
 _LEAST_MEASURED = 4096
 _LEAST_ROWS = 64
 _NOT_NEGATIVE = {"relu", "sigmoid", "softmax"}
 
 
 def on_cpu() -> bool:
-    """Say whether Paddle computes on the CPU, and has oneDNN."""
+    """Return whether Paddle computes on the CPU and was built with oneDNN."""
     import paddle
 
     return paddle.get_device() == "cpu" and paddle.base.core.is_compiled_with_mkldnn()
@@ -46,17 +45,17 @@ def on_cpu() -> bool:
 
 @contextlib.contextmanager
 def all_cores(sharing: int = 1) -> Iterator[None]:
-    """Let the block's programs run op after op, each on all cores; nothing on a GPU.
+    """Run programs in the block one op at a time, each on all cores; without effect on a GPU.
 
     Args:
-        sharing: how many processes share the cores that this one may use.
+        sharing: number of processes that share the CPUs that this process may use.
     """
     if not on_cpu():
         yield
         return
     openmp = _openmp()
-    # Intel's library: the threads that wait for the next parallel op hold their cores for 200 ms, and the one that
-    # makes the next batch ready needs them.
+    # In Intel's OpenMP library, threads spin for 200 ms while they wait for the next parallel op. The thread that
+    # prefetches the next batch needs these cores.
     waiting = [library.dynlib for library in openmp.lib_controllers if hasattr(library.dynlib, "kmp_set_blocktime")]
     before = [library.kmp_get_blocktime() for library in waiting]
     # Paddle sets OMP_NUM_THREADS to 1 when it is imported.
@@ -72,7 +71,7 @@ def all_cores(sharing: int = 1) -> Iterator[None]:
 
 @functools.lru_cache(maxsize=1)
 def _openmp() -> Any:
-    """Return the OpenMP libraries of this process, Paddle's among them."""
+    """Return a controller of the OpenMP libraries of this process, including Paddle's."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(user_api="openmp")
@@ -80,7 +79,7 @@ def _openmp() -> Any:
 
 @contextlib.contextmanager
 def op_after_op() -> Iterator[None]:
-    """Let the block's programs, of all threads, run one op at a time each; nothing on a GPU."""
+    """Run programs in the block, in all threads, one op at a time each; without effect on a GPU."""
     import paddle
 
     if not on_cpu():
@@ -96,7 +95,11 @@ def op_after_op() -> Iterator[None]:
 
 
 def in_quick_kernels(program: Any) -> Any:
-    """Return a copy of a training program that computes the same in the quicker kernels."""
+    """Return a copy of a training program that computes the same with faster CPU kernels.
+
+    Args:
+        program: a `paddle.static.Program` with forward and backward pass; not changed.
+    """
     quick = train_by_rows(program.clone())
     sum_rows_by_matmul(quick)
     run_in_onednn(quick)
@@ -107,12 +110,15 @@ def in_quick_kernels(program: Any) -> Any:
 
 
 def run_in_onednn(program: Any) -> int:
-    """Mark the ops that oneDNN computes faster, and return how many they are.
+    """Mark convolutions, matmuls and their gradients to run in oneDNN.
 
-    Small ones too: with those in Paddle's own kernels, on all cores, a resumed run did not give the same bits.
+    This includes small ops: with these in Paddle's own kernels on all cores, a resumed run was not bit-identical.
 
     Args:
-        program: a `paddle.static.Program`, changed in place; its clones and the passes over it keep the marks.
+        program: a `paddle.static.Program`, changed in place; clones and passes preserve the marks.
+
+    Returns:
+        Number of ops marked.
     """
     marked = [op for op in program.global_block().ops if op.type in _MARKED]
     for op in marked:
@@ -121,15 +127,15 @@ def run_in_onednn(program: Any) -> int:
 
 
 def change_layout_once(program: Any) -> int:
-    """Let all ops that read what a convolution gives in Paddle's own layout read one copy; call it last.
+    """Let all ops outside oneDNN that read the output of a convolution read one copy of it; call it last.
 
-    oneDNN gives blocks of channels, which Paddle puts into its own layout anew for each op that is not oneDNN's.
+    oneDNN's output has a blocked layout, which Paddle converts to its own layout for each op that is not oneDNN's.
 
     Args:
         program: a training program, after :func:`run_in_onednn`; changed in place.
 
     Returns:
-        how many convolutions have such a copy.
+        Number of convolutions whose output is copied.
     """
     block = program.global_block()
     readers: dict[str, list[Any]] = {}
@@ -157,16 +163,16 @@ def _in_onednn(op: Any) -> bool:
 
 
 def measure_in_vectors(program: Any) -> int:
-    """Let each ``moving_average_abs_max_scale`` of a large tensor read two numbers: its largest and its smallest.
+    """Let each ``moving_average_abs_max_scale`` of a large tensor read only the tensor's maximum and minimum.
 
-    One of them has the tensor's largest absolute value, so that scales, states and accumulators keep the same bits. A
-    tensor with several observers is measured once, and one that is not negative has its largest number only.
+    One of them has the largest absolute value, so scales, states and accumulators are bit-identical. For a tensor with
+    several observers they are computed once. For the output of a non-negative op only the maximum is computed.
 
     Args:
         program: a training program, after :func:`round_in_vectors`; changed in place.
 
     Returns:
-        how many observers read such numbers.
+        Number of observers changed.
     """
     block = program.global_block()
     found = [
@@ -179,7 +185,7 @@ def measure_in_vectors(program: Any) -> int:
     ends: dict[str, Any] = {}
     for op in found:
         name = op.input("X")[0]
-        writing = writers.get(name, [""])  # by nobody: it is fed
+        writing = writers.get(name, [""])  # no op writes an input of the program
         if name not in ends or len(writing) > 1:
             kinds = ("max",) if {*writing} <= _NOT_NEGATIVE else ("max", "min")
             ends[name] = _insert_ends(block, op, block.var(name), kinds)
@@ -189,7 +195,7 @@ def measure_in_vectors(program: Any) -> int:
 
 
 def _insert_ends(block: Any, op: Any, measured: Any, kinds: Sequence[str]) -> Any:
-    """Insert before an op what finds the ends of a tensor, and return the variable that has them."""
+    """Insert ops that compute the maximum (and minimum) of a tensor before an op, and return their output."""
     ones, name = [1] * len(measured.shape), op.output("OutScale")[0]
     before = Inserter(block, block.ops.index(op))
     found = [block.create_var(name=f"{name}@{kind}", shape=ones, dtype=measured.dtype) for kind in kinds]
@@ -204,17 +210,16 @@ def _insert_ends(block: Any, op: Any, measured: Any, kinds: Sequence[str]) -> An
 
 
 def sum_rows_by_matmul(program: Any) -> int:
-    """Let the gradient of a bias that was added to rows, [N, rows, C] + [C], be a product of ones and the gradient's
-    rows.
+    """Compute the gradient of each bias in ``[N, rows, C] + [C]`` as a product of ones and the output's gradient.
 
-    Floats are added in another order. Call it before :func:`run_in_onednn`, which computes the product in an order of
-    its own that is the same each time.
+    Floats are added in another order. Call it before :func:`run_in_onednn`, because oneDNN computes the product in the
+    same order each time.
 
     Args:
         program: a training program, changed in place.
 
     Returns:
-        how many biases are such.
+        Number of biases changed.
     """
     block = program.global_block()
     found = [op for op in block.ops if op.type == "elementwise_add_grad" and _adds_bias_to_rows(block, op)]

@@ -1,12 +1,11 @@
-"""A training that diverges is found out at the step that does it, and ends with a message.
+"""Detection of diverged training at the step where it happens, with a message instead of a crash.
 
-Paddle 2.6.2's ``grid_sample`` on the CPU reads beyond its input where the grid is NaN, and the process ends with
-SIGSEGV (its bounds check, ``x < 0 || x > max``, holds NaN to be inside). So the programs that are run here get a copy
-of the grid with NaN replaced by a number far outside, which samples to NaN (0 * infinity): what is finite stays as it
-was, bit by bit, and what is not reaches the loss.
+Where the grid is NaN, ``grid_sample`` of Paddle 2.6.2 reads beyond its input on the CPU and crashes (SIGSEGV), because
+its bounds check ``x < 0 || x > max`` is false for NaN. :func:`guard_grids` replaces NaN in a copy of the grid with a
+number far outside, which is sampled as NaN (0 * infinity). Finite values stay bit-identical, and NaN reaches the loss.
 
-The loss alone does not say it: Paddle's ReLU and its fake quantization turn NaN into numbers, so that a loss can look
-well while the gradients ruin the weights.
+The loss alone does not show divergence: Paddle's ReLU and its fake quantization convert NaN to numbers, so the loss can
+be finite while the gradients destroy the weights.
 """
 
 from __future__ import annotations
@@ -31,11 +30,18 @@ _NORM = "finite@sum_of_squares"
 
 
 class Diverged(UserError):
-    """The loss, a weight or an output is not finite."""
+    """The loss, a weight or an output is NaN or infinite."""
 
 
 def guard_grids(program: Any) -> int:
-    """Let every ``grid_sampler`` of a program, and its gradient, survive a grid with NaN; return how many there are."""
+    """Prevent crashes of ``grid_sampler`` and its gradient on a grid with NaN.
+
+    Args:
+        program: a `paddle.static.Program`, changed in place.
+
+    Returns:
+        Number of ``grid_sampler`` ops guarded, without gradients.
+    """
     block = program.global_block()
     samplers = [op for op in block.ops if op.type in ("grid_sampler", "grid_sampler_grad")]
     guarded: dict[str, str] = {}
@@ -55,19 +61,22 @@ def _insert_guard(block: Any, op: Any, grid: str) -> str:
     before = Inserter(block, block.ops.index(op))
     value = {"value": _FAR_OUTSIDE, "str_value": str(_FAR_OUTSIDE)}
     before.add("fill_constant", {}, {"Out": outside}, shape=[1], dtype=like.dtype, **value)
-    # fmax takes the other operand where one is NaN.
+    # fmax returns the other operand where one is NaN.
     before.add("elementwise_fmax", {"X": like, "Y": outside}, {"Out": guard}, axis=-1)
     return guard.name
 
 
 def watch_weights(program: Any) -> str:
-    """Append to a training program one number that is finite if and only if all updated weights are.
+    """Append the sum of squares of all updated weights to a training program, to check that they are finite.
 
-    It is the sum of their squares (a weight beyond 1e19 counts as diverged too), computed after the update, in the
-    graph: one pass over the weights, and four bytes to fetch.
+    It is computed after the update, and also overflows if a weight exceeds 1e19. The cost is one pass over the weights
+    and four bytes to fetch.
+
+    Args:
+        program: a training program with an optimizer, changed in place.
 
     Returns:
-        the variable's name.
+        Name of the variable, float [1].
     """
     block = program.global_block()
     weights = sorted({op.input("Param")[0] for op in block.ops if op.input_names and "Param" in op.input_names})
@@ -83,11 +92,14 @@ def watch_weights(program: Any) -> str:
 
 
 def guarded_outputs(graph: StaticGraph, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Run a graph on one batch, its sampling grids guarded against NaN, and return its outputs by name.
+    """Run a graph on one batch with :func:`guard_grids` and return its outputs.
 
     Args:
-        graph: left as it is.
-        batch: the graph's inputs; others are let be.
+        graph: the graph; not changed.
+        batch: the graph's inputs by name; arrays of other names are ignored.
+
+    Returns:
+        Output name -> array.
     """
     program = graph.program.clone()
     guard_grids(program)
@@ -101,16 +113,16 @@ def guarded_outputs(graph: StaticGraph, batch: Mapping[str, np.ndarray]) -> dict
 
 
 def check_outputs(graph: StaticGraph, batch: Mapping[str, np.ndarray], what: str, remedy: str) -> None:
-    """Run a graph on one batch, and survive whatever comes of it.
+    """Run a graph on one batch and check that its outputs are finite.
 
     Args:
-        graph: left as it is.
-        batch: the graph's inputs.
-        what: names the model in the message.
-        remedy: what to do, for the message.
+        graph: the graph; not changed.
+        batch: the graph's inputs by name.
+        what: description of the model for the message.
+        remedy: what the user can do, for the message.
 
     Raises:
-        Diverged: an output holds NaN or infinity.
+        Diverged: an output contains NaN or infinity.
     """
     for name, array in guarded_outputs(graph, batch).items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -118,16 +130,21 @@ def check_outputs(graph: StaticGraph, batch: Mapping[str, np.ndarray], what: str
 
 
 def check_float_model(model: InferenceModel, batch: Mapping[str, np.ndarray]) -> None:
-    """Refuse a float model that holds NaN or whose outputs are not finite; call it before any engine runs the model.
+    """Check that a float model has no NaN parameters and finite outputs; call it before an engine runs the model.
+
+    Args:
+        model: the float model.
+        batch: one batch of its inputs by name.
 
     Raises:
-        UserError: it is so.
+        UserError: a parameter contains NaN, or an output contains NaN or infinity.
     """
     remedy = "train or export the model again"
     with contextlib.closing(StaticGraph.load(model)) as graph:
         for name in graph.program.global_block().vars:
             if graph.is_parameter(name):
-                # Infinity is legitimate there (RT-DETR's masked anchors). ReLU turns NaN to 0, so outputs can hide it.
+                # Infinity is valid in parameters (RT-DETR's masked anchors). ReLU converts NaN to 0, so the outputs
+                # alone do not show NaN.
                 value = graph.parameter(name)
                 if value.dtype.kind == "f" and np.isnan(value).any():
                     raise UserError(f"the float model's parameter {name} holds NaN, expected numbers; {remedy}")

@@ -1,4 +1,4 @@
-"""Batches made ready while the step before them runs."""
+"""Preparation of the next batch while a training step runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ Batch = Mapping[str, np.ndarray]
 
 
 class Prefetcher:
-    """Takes batches from a generator and makes each ready in a thread of its own, one batch in advance.
+    """Reads batches from a generator and prepares each in a separate thread, one batch in advance.
 
-    A step on the CPU leaves cores idle wherever an op computes on one of them: the teacher finds its time there.
+    A training step on the CPU leaves cores idle during ops that run on one core. The teacher's forward pass, part of
+    the preparation, uses this time.
     """
 
     def __init__(
@@ -24,27 +25,27 @@ class Prefetcher:
         position: Callable[[], Mapping[str, Any]],
         in_advance: bool = True,
     ) -> None:
-        """Start nothing yet.
+        """Store the source; reading starts with the first :meth:`take`.
 
         Args:
-            batches: is only advanced in the thread.
-            ready: makes of a batch what a step takes.
-            position: where ``batches`` is after the batch that it gave last.
-            in_advance: False: a batch is made ready when it is asked for.
+            batches: the source; with ``in_advance`` it is advanced only in the thread.
+            ready: converts a batch to the input of a training step.
+            position: returns the position of ``batches`` after its last batch, for resuming.
+            in_advance: prefetch one batch; False: prepare each batch in :meth:`take`.
         """
         self._batches, self._ready, self._position, self._in_advance = batches, ready, position, in_advance
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
         self._next: Optional[Future[tuple[Batch, Mapping[str, Any]]]] = None
 
     def take(self, last: bool = False) -> tuple[Batch, Mapping[str, Any]]:
-        """Return the next batch and the position after it.
+        """Return the next prepared batch and the position after it.
 
         Args:
-            last: no batch will be asked for after this one.
+            last: do not prefetch another batch, because this is the last call.
 
         Raises:
-            StopIteration: there are no more.
-            Exception: whatever reading or ``ready`` raised.
+            StopIteration: there are no more batches.
+            Exception: any exception of ``batches`` or ``ready``.
         """
         if not self._in_advance:
             return self._make()
@@ -56,7 +57,7 @@ class Prefetcher:
         return found
 
     def close(self) -> None:
-        """Wait for the batch that is being made, and end the generator."""
+        """Wait for the batch that is being prepared, and close the generator."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._batches.close()
 

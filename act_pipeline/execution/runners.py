@@ -1,9 +1,9 @@
-"""What runs the programs of a training: on a CPU op by op, and as fast at once as ever after.
+"""Execution of training programs; on a CPU by Paddle's older executor, which needs no scheduling.
 
-``paddle.static.Executor`` plans what may run at the same time: Paddle 2.6.2's ``StreamAnalyzer`` and
-``DependencyBuilder`` note for each pair of ops of two steps which comes first. For the 4,700 ops of RT-DETR-R18's
-training that takes 6 s and 1.4 GB, on a CPU that then runs one op after the other all the same (`cpu_kernels`). The
-executor that Paddle had before, and still carries, plans nothing.
+``paddle.static.Executor`` schedules ops for parallel execution: ``StreamAnalyzer`` and ``DependencyBuilder`` of Paddle
+2.6.2 store the order of each pair of ops of two steps. For the 4,700 ops of RT-DETR-R18's training this takes 6 s and
+1.4 GB, although the CPU runs one op at a time (`cpu_kernels`). Paddle's older executor, which 2.6.2 still contains,
+does no scheduling.
 """
 
 from __future__ import annotations
@@ -18,34 +18,37 @@ from act_pipeline.execution import cpu_kernels
 
 
 class Runner(Protocol):
-    """A program, and the executor for it."""
+    """A program with its executor."""
 
     def run(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Run the program once, and return what it was to fetch.
+        """Run the program once.
 
         Args:
-            feed: array by variable; names that the program does not have are let be.
+            feed: name of an input variable -> array.
+
+        Returns:
+            The values of the fetched variables, in the order given to :func:`make_runner`.
 
         Raises:
-            MemoryError, RuntimeError, ValueError: as Paddle's executors do.
+            MemoryError, RuntimeError, ValueError: raised by Paddle's executors.
         """
 
     def release_caches(self) -> None:
-        """Free what kernels keep from run to run; the next run makes it anew.
+        """Free the caches of kernels; the next run creates them again.
 
-        Call it before programs are rewritten: each of Paddle's passes (``Pass::Apply``) lets oneDNN's kernels forget
-        what they keep, and does not free it.
+        Call it before programs are rewritten: each of Paddle's passes (``Pass::Apply``) drops the caches of oneDNN's
+        kernels without freeing them.
         """
 
 
 def make_runner(program: Any, fetches: Sequence[str], place: Any, scope: Any = None) -> Runner:
-    """Return what runs a program on this machine.
+    """Return a runner of a program: :class:`OpByOp` on a CPU with oneDNN, otherwise :class:`Planned`.
 
     Args:
-        program: a `paddle.static.Program` of one block; it belongs to the runner from now on.
-        fetches: the variables that :meth:`Runner.run` returns.
-        place: where its variables are.
-        scope: holds them; None: the one that is the global one now.
+        program: a `paddle.static.Program` with one block; the runner may change it.
+        fetches: names of the variables that :meth:`Runner.run` returns.
+        place: the device, such as ``paddle.CPUPlace()``.
+        scope: the scope of its variables; None: the current global scope.
     """
     import paddle
 
@@ -54,7 +57,7 @@ def make_runner(program: Any, fetches: Sequence[str], place: Any, scope: Any = N
 
 
 class Planned:
-    """By `paddle.static.Executor`: several ops at once, on several streams of a GPU."""
+    """Runs a program by `paddle.static.Executor`, which schedules ops in parallel, on several streams of a GPU."""
 
     def __init__(self, program: Any, fetches: Sequence[str], place: Any, scope: Any) -> None:
         import paddle
@@ -70,7 +73,7 @@ class Planned:
 
 
 class OpByOp:
-    """By the executor that plans nothing; in one thread at a time."""
+    """Runs a program by Paddle's older executor, one op at a time, in one thread at a time."""
 
     def __init__(self, program: Any, fetches: Sequence[str], place: Any, scope: Any) -> None:
         import paddle
@@ -95,8 +98,8 @@ class OpByOp:
                 self._prepare()
             for name, array in values.items():
                 self._scope.var(name).get_tensor().set(array, self._place)
-            # What oneDNN's kernels keep, they keep for the executor that this thread has named last; one names itself
-            # when it runs a program that it has not prepared.
+            # oneDNN's kernels assign their caches to the executor that this thread has registered last. An executor
+            # registers itself only when it runs a program that it has not prepared, hence the empty program.
             self._executor.run(self._nothing.desc, self._scope, 0, inner_scope, new_variables, [])
             self._executor.run_prepared_ctx(self._prepared, self._scope, inner_scope, new_variables, keep_inner_scopes)
             return [np.array(self._scope.find_var(name).get_tensor()) for name in self._fetches]
@@ -112,5 +115,5 @@ class OpByOp:
         place.set_place(self._place)
         self._executor = core.Executor(place)
         self._executor.create_variables(self._program.desc, self._scope, 0)
-        # What is neither persistable nor named here is freed after the op that reads it last.
+        # Variables that are neither persistable nor in `fetches` are freed after their last reader.
         self._prepared = self._executor.prepare(self._program.desc, 0, self._fetches, False)

@@ -1,9 +1,9 @@
-"""Rounding to INT8 and back, in the training's program, by kernels that compilers vectorize.
+"""Rounding to INT8 and back in training programs, by vectorized kernels.
 
 Paddle 2.6.2's ``quantize_linear`` calls the C library's ``rint`` for every element, at 12 to 19 ns each, and its
-``dequantize_linear`` copies the tensor before it multiplies. Here the same integers come of additions: added to a
-float32 between -2**22 and 2**22 and taken away again, ``1.5 * 2**23`` leaves the nearest integer, ties to even, as
-``rint`` does, because between 2**23 and 2**24 floats are integers.
+``dequantize_linear`` copies the tensor before it multiplies. Here the same integers are computed by additions: adding
+``1.5 * 2**23`` to a float32 between -2**22 and 2**22 and subtracting it again leaves the nearest integer, ties to even
+as in ``rint``, because float32 values between 2**23 and 2**24 are integers.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any
 from act_pipeline.graph.op_inserter import Inserter
 
 _ROUNDING = 1.5 * 2**23
-# Paddle's `inverse` (phi/kernels/impl/quantize_linear_impl.h) treats smaller scales apart; what they scale is 0.
+# Paddle's `inverse` (phi/kernels/impl/quantize_linear_impl.h) treats smaller scales specially; values at them are 0.
 _LEAST_SCALE = 1e-30
 
 
 def round_in_vectors(program: Any) -> int:
-    """Replace each ``quantize_linear`` with the ``dequantize_linear`` behind it, where no other op reads its integers.
+    """Replace each pair of ``quantize_linear`` and ``dequantize_linear`` whose integers no other op reads.
 
-    What they keep, scales, states and accumulators, are the same variables with the same bits, and the integers, which
-    are no variable any more, are the same. A number is its integer times ``scale / 127``, where Paddle's kernel takes
-    it times ``scale``, by 127: the last bit can differ.
+    Scales, states and accumulators stay the same variables with the same bits. The integers, which are no longer stored
+    in a variable, are the same. The output is the integer times ``scale / 127``, where Paddle's kernel multiplies by
+    ``scale`` and divides by 127, so the last bit can differ.
 
     Args:
-        program: after PaddleSlim's ``quant_aware`` in ONNX format, or what became of it; changed in place.
+        program: a program of PaddleSlim's ``quant_aware`` in ONNX format, or one derived from it; changed in place.
 
     Returns:
-        how many pairs were replaced.
+        Number of pairs replaced.
     """
     block = program.global_block()
     readers: dict[str, list[Any]] = {}
@@ -53,7 +53,7 @@ def round_in_vectors(program: Any) -> int:
 
 
 class _Pair:
-    """A ``quantize_linear``, the ``dequantize_linear`` that reads it, and what takes their place in the block."""
+    """A ``quantize_linear`` with the ``dequantize_linear`` that reads it, and their replacement."""
 
     def __init__(self, block: Any, quantize: Any, dequantize: Any) -> None:
         self._block, self._quantize, self._dequantize = block, quantize, dequantize
@@ -69,8 +69,8 @@ class _Pair:
             self._moving_average()
         elif self._takes_scale:
             self._largest_by_channel()
-        # 127 * (1 / scale), in that order, as Paddle's kernel does. A scale that is NaN makes NaN of the step, and so
-        # of all numbers; fmax leaves none to `clip`, which refuses it.
+        # 127 * (1 / scale), in this order, as in Paddle's kernel. If the scale is NaN, so are the step and all outputs;
+        # fmax removes NaN from the bounds of `clip`, which would raise.
         bounded, factor, step = (self._new(name, self.scale.shape) for name in ("bounded", "factor", "step"))
         self._add("elementwise_fmax", {"X": self.scale, "Y": least_scale}, {"Out": bounded}, axis=-1)
         self._add("reciprocal", {"X": bounded}, {"Out": factor})
@@ -97,10 +97,10 @@ class _Pair:
         self._add("reduce_max", {"X": sizes}, {"Out": self.scale}, dim=others, keep_dim=False, reduce_all=False)
 
     def _round_tensor(self, bounded: Any, factor: Any, step: Any) -> None:
-        """In three passes over memory, which they wait for."""
+        """Round with one scale in three passes over memory, whose bandwidth determines the time."""
         least = self._new("least", self.scale.shape)
         self._multiply(bounded, -(self._largest + 1) / self._largest, least)
-        ends = {"min": 0.0, "max": 0.0}  # the op has to have them, and does not look where tensors say
+        ends = {"min": 0.0, "max": 0.0}  # required attributes, which the input tensors override
         self._add("clip", {"X": self._input, "Min": least, "Max": bounded}, {"Out": self._output}, **ends)
         for by, bias, bias_after_scale in ((factor, _ROUNDING, True), (step, -_ROUNDING, False)):
             inputs, attributes = {"X": self._output, "ScaleTensor": by}, {"bias": bias}
@@ -108,7 +108,7 @@ class _Pair:
 
     def _round_channels(self, factor: Any, step: Any) -> None:
         self._add("elementwise_mul", {"X": self._input, "Y": factor}, {"Out": self._output}, axis=self._axis)
-        if not self._takes_scale:  # else the scale is that of the largest
+        if not self._takes_scale:  # otherwise the scale is the largest absolute value, and nothing is clipped
             bounds = {"min": -self._largest - 1.0, "max": float(self._largest)}
             self._add("clip", {"X": self._output}, {"Out": self._output}, **bounds)
         for bias in (_ROUNDING, -_ROUNDING):

@@ -1,1 +1,1 @@
-"""Paddle's static graphs: files, programs, and what is found in them and rewritten."""
+"""Paddle's static graphs: reading and writing the files, analysis and rewriting of the programs."""

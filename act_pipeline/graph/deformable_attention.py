@@ -1,10 +1,10 @@
-"""Multi-scale deformable attention (Zhu et al., Deformable DETR, 2021) by rows: the same sums, sooner on a CPU.
+"""Multi-scale deformable attention (Zhu et al., Deformable DETR, 2021) by gathering rows, which is faster on a CPU.
 
-PaddleDetection's (``deformable_attention_core_func``) samples each level by ``grid_sampler``, which walks over the
-channels, each elsewhere in memory, multiplies what it found by the attention, and adds up. Here the channels of a head
-at a pixel are one row of the values as they lie: the rows at the four corners of all points of a query are gathered,
-and one product with bilinear weight times attention adds them up. Floats are added in another order; nothing else
-differs.
+PaddleDetection's ``deformable_attention_core_func`` samples each level by ``grid_sampler``, multiplies the samples by
+the attention weights and sums them. ``grid_sampler`` iterates over the channels, which are far apart in memory. Here
+the channels of a head at a pixel are one row of the values in their original layout. The rows at the four corners of
+all points of a query are gathered, and one matrix product with bilinear weight times attention weight sums them. Only
+the order in which floats are added differs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from act_pipeline.graph.program_desc import argument, flag, parsed, splice, text
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of an attention: height and width of each level, and how many of what."""
+    """Sizes of a deformable attention.
+
+    Attributes:
+        levels: (height, width) of each level, pixels.
+        queries: number of queries.
+        heads: number of heads.
+        points: number of sampling points for each head and level.
+        channels: number of channels of a head.
+    """
 
     levels: tuple[tuple[int, int], ...]
     queries: int
@@ -34,24 +42,24 @@ class Shape:
 
     @property
     def pixels(self) -> int:
-        """Of all levels."""
+        """Number of pixels of all levels."""
         return sum(height * width for height, width in self.levels)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """An attention of a program: its sizes, the names of what it reads and writes, and of what lies between.
+    """A deformable attention found in a program: its sizes and the names of its tensors.
 
     Attributes:
         shape: the sizes.
-        values: [N, pixels of all levels, heads, channels].
-        grids: [N, queries, heads, levels, points, 2], x and y from -1 to 1.
-        weights: [N, queries, heads, levels * points].
-        output: [N, queries, heads * channels].
-        turned: the weights and each level's values as ``transpose2`` gives them.
-        moved: tensor between them -> the tensor of the program whose elements it has.
-        made: other tensor between them -> whose elements it has: the ``output``'s, before some are added up the
-            ``product`` of weights and samples, ``sampled`` in all levels, ``sampled_0`` in the first level and so on.
+        values: input, [N, pixels of all levels, heads, channels].
+        grids: input, [N, queries, heads, levels, points, 2], x and y in [-1, 1].
+        weights: input, [N, queries, heads, levels * points].
+        output: output, [N, queries, heads * channels].
+        turned: the outputs of the ``transpose2`` ops of the weights and of each level's values.
+        moved: intermediate tensor -> the input tensor (or part of it) whose elements it contains, reordered.
+        made: other intermediate tensor -> its role: ``output`` (the same elements as the output), ``product`` (of
+            weights and samples), ``sampled`` (samples of all levels), ``sampled_0`` (samples of the first level), ...
     """
 
     shape: Shape
@@ -65,13 +73,15 @@ class Attention:
 
 
 def attend_by_rows(program: Any) -> int:
-    """Replace the deformable attentions that sample bilinearly, with zeros outside, as PaddleDetection exports them.
+    """Replace the deformable attentions that PaddleDetection exports: bilinear, with zeros outside.
+
+    Attentions of another form are left unchanged.
 
     Args:
         program: a ``framework_pb2.ProgramDesc`` without gradients, changed in place.
 
     Returns:
-        how many were replaced; what looks otherwise stays as it is.
+        Number of attentions replaced.
     """
     block = program.blocks[0]
     search = Search(block)
@@ -84,23 +94,27 @@ def attend_by_rows(program: Any) -> int:
 
 
 def samples_by_rows(program: Any) -> bool:
-    """Say of a ``framework_pb2.ProgramDesc`` whether :func:`attend_by_rows` leaves no ``grid_sampler`` in it."""
+    """Return whether :func:`attend_by_rows` would replace all ``grid_sampler`` ops of a program.
+
+    Args:
+        program: a ``framework_pb2.ProgramDesc``.
+    """
     block = program.blocks[0]
     replaced = sum(len(attention.shape.levels) for attention in Search(block).attentions())
     return replaced == sum(op.type == "grid_sampler" for op in block.ops)
 
 
 def spread_for_onednn(program: Any) -> int:
-    """Let no addition or product repeat one of its tensors over dimensions between others, of 6 and more.
+    """Expand the smaller operand of additions and products of rank 6 or more that broadcast over inner dimensions.
 
-    OneDNN takes 100 ns an element for such (RT-DETR's points: offsets of each head, level and point, times the size of
-    a box), and next to nothing for tensors of one shape.
+    OneDNN takes 100 ns for each element of such a broadcast (RT-DETR's sampling points: offsets of each head, level and
+    point, times the size of a box), and hardly any time for operands of one shape.
 
     Args:
         program: a ``framework_pb2.ProgramDesc``, changed in place.
 
     Returns:
-        how many tensors are repeated by an op of their own.
+        Number of operands expanded.
     """
     from paddle.base.proto import framework_pb2
 
@@ -125,7 +139,7 @@ def spread_for_onednn(program: Any) -> int:
             described.name = name
             described.type.lod_tensor.tensor.dims[:] = made
             spread = block.ops.add(type=op_type)
-            spread.attrs.add(name="shape", type=framework_pb2.INTS, ints=made)  # -1: as many as there are
+            spread.attrs.add(name="shape", type=framework_pb2.INTS, ints=made)  # -1: the size of the input
             spread.inputs.add(parameter="X", arguments=[small])
             spread.outputs.add(parameter="Out", arguments=[name])
             block.ops.insert(index, spread)
@@ -136,7 +150,7 @@ def spread_for_onednn(program: Any) -> int:
 
 
 def _repeated(small: Sequence[int], large: Sequence[int]) -> slice | None:
-    """Return the dimensions over which a tensor is repeated to be as large as another; None: it is otherwise."""
+    """Return the range of dimensions, all of size 1, over which ``small`` is broadcast to ``large``; None otherwise."""
     unlike = [axis for axis, (one, other) in enumerate(zip(small, large)) if one != other]
     if len(small) != len(large) or not unlike:
         return None
@@ -145,19 +159,19 @@ def _repeated(small: Sequence[int], large: Sequence[int]) -> slice | None:
 
 
 class Search:
-    """Looks for attentions from their last tensor to their first."""
+    """Finds deformable attentions by matching their ops backwards from the output."""
 
     def __init__(self, block: Any) -> None:
         self._sizes = _sizes(block)
         self._writers = {name: op for op in block.ops for name in variables(op.outputs)}
 
     def attentions(self) -> list[Attention]:
-        """Return all, in the order of the program."""
+        """Return all deformable attentions, in the order of the program."""
         turning = [name for name, op in self._writers.items() if name == argument(op.outputs, "Out")]
         return [found for found in map(self.attention, turning) if found]
 
     def attention(self, output: str) -> Attention | None:
-        """Return the attention whose output this is."""
+        """Return the deformable attention that writes the tensor ``output``; None if there is none."""
         walked = self._back(output, ("transpose2", [0, 2, 1]), ("reshape2", []), ("reduce_sum", [-1]))
         multiplying = self.writer(walked[-1], "elementwise_mul") if walked else None
         if multiplying is None:
@@ -188,12 +202,12 @@ class Search:
         return Attention(shape, values, grids, by_head[-1], output, turned, moved, made)
 
     def writer(self, name: str, op_type: str) -> Any:
-        """Return the op that writes a variable; None: one of another type does."""
+        """Return the op that writes a variable; None if there is none or it is not of type ``op_type``."""
         op = self._writers.get(name)
         return op if op is not None and op.type == op_type else None
 
     def _level(self, sample: str, number: int) -> _Level | None:
-        """Return what a sample is made of, if it is that of this level."""
+        """Return the inputs of the sample of level ``number``; None if the ops do not match."""
         sampler = self.writer(sample, "grid_sampler")
         if sampler is None or not _bilinear_with_zeros(sampler):
             return None
@@ -215,7 +229,7 @@ class Search:
         return _Level(argument(split.inputs, "X"), argument(part.inputs, "Input"), (size[0], size[1]), values[1], moved)
 
     def _back(self, name: str, *steps: tuple[str, Sequence[int]]) -> list[str]:
-        """Return a tensor and what it was before each of these ops, the last first; empty: others made it."""
+        """Return a tensor and the inputs of the given chain of ops, last op first; empty if an op does not match."""
         walked = [name]
         for op_type, axes in steps:
             op = self.writer(walked[-1], op_type)
@@ -227,7 +241,7 @@ class Search:
 
 @dataclass(frozen=True)
 class _Level:
-    """What an attention reads of one level: from which tensors, of what height and width; see :class:`Attention`."""
+    """The tensors of one level of an attention, and its (height, width); see :class:`Attention`."""
 
     values: str
     grids: str
@@ -247,7 +261,7 @@ def _bilinear_with_zeros(sampler: Any) -> bool:
 
 
 def _replace(block: Any, attention: Attention, prefix: str) -> set[str]:
-    """Put the ops of :func:`_by_rows` where the attention's last op is, and return what that read."""
+    """Replace the attention's last op with the ops of :func:`_by_rows`, and return the inputs of the removed op."""
     made = parsed(_program_by_rows(attention.shape)).blocks[0]
     names = {name: getattr(attention, name) for name in ("values", "grids", "weights", "output")}
     at = next(index for index, op in enumerate(block.ops) if attention.output in variables(op.outputs))
@@ -259,7 +273,7 @@ def _replace(block: Any, attention: Attention, prefix: str) -> set[str]:
 
 @functools.lru_cache(maxsize=16)
 def _program_by_rows(shape: Shape) -> bytes:
-    """Return :func:`_by_rows` as a program that reads `values`, `grids` and `weights` and writes `output`."""
+    """Return :func:`_by_rows` as a serialized program with inputs `values`, `grids`, `weights` and output `output`."""
     with tracing(shape) as (program, (values, grids, weights)):
         output = _by_rows(values, grids, weights, shape)
         output.block._rename_var(output.name, "output")
@@ -268,7 +282,14 @@ def _program_by_rows(shape: Shape) -> bytes:
 
 @contextlib.contextmanager
 def tracing(shape: Shape) -> Iterator[tuple[Any, list[Any]]]:
-    """Trace what the block computes into a program; give that, and its `values`, `grids` and `weights`."""
+    """Trace what the block computes into a new program.
+
+    Args:
+        shape: the sizes of the attention.
+
+    Yields:
+        The program, and its input variables `values`, `grids` and `weights`, float32, see :class:`Attention`.
+    """
     import paddle
 
     from act_pipeline.graph.static_graph import static_mode
@@ -285,7 +306,7 @@ def tracing(shape: Shape) -> Iterator[tuple[Any, list[Any]]]:
 
 
 def serialized(program: Any) -> bytes:
-    """Return a traced program without the traces of its making."""
+    """Return a traced `paddle.static.Program` serialized, without ``op_callstack`` attributes."""
     for op in program.global_block().ops:
         op._remove_attr("op_callstack")
     return program.desc.serialize_to_string()
@@ -310,35 +331,36 @@ def _by_rows(values: Any, grids: Any, weights: Any, shape: Shape) -> Any:
 
 
 def corners(values: Any, grids: Any, shape: Shape, weights: Any = None) -> tuple[Any, Any]:
-    """Return the rows at the four corners of each point, and their shares of its sample (times its weight).
+    """Return the bilinear weights of the four corners of each sampling point, and the rows of values there.
 
     A sample at (x, y), in pixels, is the sum over pixels (i, j) of ``max(0, 1 - |x - i|) * max(0, 1 - |y - j|)`` times
-    the value there: bilinear, with zeros outside. Four pixels that are next to it, or nearest from outside, hold all
-    that is not 0.
+    the value of the pixel: bilinear, with zeros outside. Only the four pixels around the point contribute; for a point
+    outside, the nearest four pixels inside are used.
 
     Args:
-        values, grids, weights: see :class:`Attention`; without weights, they are 1.
+        values, grids, weights: see :class:`Attention`; None for ``weights``: the attention weights are 1.
         shape: their sizes.
 
     Returns:
-        shares [N, queries, heads * levels * points, 4], rows [N * queries * heads * levels * points * 4, channels].
+        The bilinear weights times the attention weights, [N, queries, heads * levels * points, 4], and the rows,
+        [N * queries * heads * levels * points * 4, channels].
     """
     import paddle
 
     heights, widths = (np.array(sizes) for sizes in zip(*shape.levels))
     count = len(shape.levels) * shape.points
 
-    # Directions and corners are tensors of their own: Paddle takes its time over a last dimension of 2 or 4.
+    # x and y, and the corners, are separate tensors, because Paddle is slow on a last dimension of 2 or 4.
     def constant(of_level: np.ndarray, of_head: Sequence[int] = (0,) * shape.heads) -> Any:
-        """Return [heads * levels * points]: each point has the sum of its level's number and its head's."""
+        """Return a constant [heads * levels * points], the sum of a value for each level and one for each head."""
         by_head = np.add.outer(np.array(of_head), np.repeat(of_level, shape.points))
         return paddle.assign(by_head.reshape(-1).astype(np.float32))
 
     def along(axis: int, extent: np.ndarray) -> tuple[Any, Any, Any]:
-        """Return the first of two neighbouring pixels in a direction, and the shares of both."""
+        """Return the first of the two neighbouring pixels along an axis, and the linear weights of both."""
         at = paddle.reshape(paddle.slice(grids, [5], [axis], [axis + 1]), [-1, shape.queries, shape.heads * count])
         at = at * constant(extent / 2) + constant((extent - 1) / 2)
-        # fmax, and ReLU: a point that is not a number is no place in memory, and counts as one outside.
+        # fmax and ReLU: a NaN must not become a memory address; it is treated as a point outside.
         first = paddle.minimum(paddle.fmax(paddle.floor(at), paddle.zeros([1])), constant(extent - 2))
         first.stop_gradient = True
         beyond = at - first
@@ -363,7 +385,12 @@ def corners(values: Any, grids: Any, shape: Shape, weights: Any = None) -> tuple
 
 
 def remove_unread(block: Any, names: set[str]) -> None:
-    """Remove the ops that write these variables, or what only such ops read, where nothing reads them any more."""
+    """Remove ops whose outputs are no longer read, starting from the ops that write the given variables.
+
+    Args:
+        block: a block of a ``framework_pb2.ProgramDesc``, changed in place.
+        names: variables that may be unread; the inputs of removed ops are added to the set.
+    """
     reads = Counter(name for op in block.ops for name in variables(op.inputs))
     for index in reversed(range(len(block.ops))):
         op = block.ops[index]

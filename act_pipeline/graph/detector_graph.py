@@ -1,7 +1,7 @@
-"""What a DETR's graph says of itself: how many classes it tells apart, what it does to the image, how it decodes boxes.
+"""Properties of a DETR read from its graph: number of classes, normalization of the image, decoding of the boxes.
 
-Nobody writes these into ``infer_cfg.yml``, or what is written there is wrong: PaddleDetection names COCO's 80 classes
-where it finds no annotation file.
+``infer_cfg.yml`` does not contain them, or contains wrong values: PaddleDetection writes the 80 classes of COCO where
+it finds no annotation file.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ _NETWORK = ("conv2d", "depthwise_conv2d", "pad3d")
 
 @dataclass(frozen=True)
 class DetectorGraph:
-    """Facts that a graph shows; None: it does not show this one.
+    """Properties of a detector read from its graph; None where the graph does not determine one.
 
     Attributes:
-        num_classes: that the post-process tells apart.
-        normalizes: the image is scaled or shifted before the first convolution (``TestReader.fuse_normalize``).
-        decodes_padding: boxes are decoded from the padded input (``DETRPostProcess.bbox_decode_type: pad``), not from
-            the original picture's shape (``origin``).
+        num_classes: number of classes in the post-process.
+        normalizes: whether the graph scales or shifts the image before the first convolution
+            (``TestReader.fuse_normalize``).
+        decodes_padding: whether boxes are decoded relative to the padded input
+            (``DETRPostProcess.bbox_decode_type: pad``), not to the original image (``origin``).
     """
 
     num_classes: int | None = None
@@ -34,10 +35,10 @@ class DetectorGraph:
 
 
 def read_detector_graph(model: InferenceModel) -> DetectorGraph:
-    """Read a model's program.
+    """Return the properties of a model, read from its program.
 
     Raises:
-        UserError: it is no program.
+        UserError: the file is not a program.
     """
     from act_pipeline.graph.model_files import read_program
 
@@ -67,7 +68,7 @@ class _Op:
 
 
 def _num_classes(ops: Sequence[_Op]) -> int | None:
-    """The post-process picks the best of queries x classes: the class is the remainder of dividing by their number."""
+    """Return the constant by which the post-process divides the top-k index of queries x classes to get the class."""
     constants = {op.outputs[0]: op.attributes["value"] for op in ops if op.attributes.get("value") is not None}
     divisors = {
         constants[name]
@@ -88,7 +89,11 @@ def _normalizes(ops: Sequence[_Op]) -> bool | None:
 
 
 def _decodes_padding(ops: Sequence[_Op]) -> bool | None:
-    """``im_shape / scale_factor`` is the original's shape; the canvas is that, times ``padded shape / im_shape``."""
+    """Return whether the graph divides by ``im_shape``; None if ``im_shape`` has other readers than divisions.
+
+    ``im_shape / scale_factor`` is the shape of the original image. With padding it is multiplied by
+    ``padded shape / im_shape``.
+    """
     readers = [op for op in _readers(ops, "im_shape")]
     if not readers or any(op.type != "elementwise_div" for op in readers):
         return None
@@ -97,7 +102,7 @@ def _decodes_padding(ops: Sequence[_Op]) -> bool | None:
 
 
 def _copies(ops: Sequence[_Op], name: str) -> set[str]:
-    """Return a tensor's names: its own, and those behind Q/DQ, which changes nothing in what this module asks."""
+    """Return the names of a tensor and of its Q/DQ copies, which are equivalent for the purposes of this module."""
     names = {name}
     for op in ops:
         if op.type in _QUANTIZATION and names.intersection(op.inputs.get("X", ())):

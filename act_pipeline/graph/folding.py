@@ -1,4 +1,4 @@
-"""A float model ready for quantization: constants and BatchNorm folded into its weights."""
+"""Folding of constants and BatchNorm into the weights of a float model, before quantization."""
 
 from __future__ import annotations
 
@@ -19,12 +19,33 @@ BATCH_NORM_FACTOR = "batch_norm_factor"
 
 
 def prepare(model: InferenceModel, directory: Path) -> InferenceModel:
-    """Write a copy of a float model that computes the same, with constants and BatchNorm folded into its weights."""
+    """Write an equivalent copy of a float model with constants and BatchNorm folded into its weights.
+
+    Args:
+        model: the float model.
+        directory: the folder to create.
+
+    Returns:
+        The model in ``directory``.
+
+    Raises:
+        UserError: the files are damaged.
+    """
     return save_folded(fold(model), directory)
 
 
 def fold(model: InferenceModel) -> StaticGraph:
-    """Return the graph of a float model with its constants and BatchNorm folded."""
+    """Load a float model and fold its constants and BatchNorm.
+
+    Args:
+        model: the float model; its files are not changed.
+
+    Returns:
+        The folded graph, which the caller closes.
+
+    Raises:
+        UserError: the files are damaged.
+    """
     with quiet_upstream():
         graph = StaticGraph.load(model)
         fold_constants(graph)
@@ -33,20 +54,32 @@ def fold(model: InferenceModel) -> StaticGraph:
 
 
 def save_folded(graph: StaticGraph, directory: Path) -> InferenceModel:
-    """Write a graph to a new folder, and close it."""
+    """Write a graph to a new folder and close it.
+
+    Args:
+        graph: the graph, not usable afterwards.
+        directory: the folder to create.
+
+    Returns:
+        The model in ``directory``.
+    """
     directory.mkdir(parents=True)
     with quiet_upstream(), contextlib.closing(graph):
         return graph.save(directory)
 
 
 def fold_constants(graph: StaticGraph) -> int:
-    """Compute once what the graph computes from parameters alone, and keep the results as parameters.
+    """Replace what the graph computes from parameters alone with new parameters.
 
-    RT-DETR's attention takes q, k and v as slices of one ``in_proj`` weight at run time; as slices they are no
-    weights to a quantizer. Ops that start from no parameter (``fill_constant``) stay: engines read shapes from them.
+    RT-DETR's attention slices the weights of q, k and v from one ``in_proj`` weight at run time. A quantizer does not
+    recognize slices as weights. Ops without inputs (``fill_constant``) are left unchanged, because engines read shapes
+    from them.
+
+    Args:
+        graph: a float graph, changed in place.
 
     Returns:
-        how many ops were folded.
+        Number of ops folded.
     """
     import paddle
 
@@ -81,16 +114,19 @@ def fold_constants(graph: StaticGraph) -> int:
 
 
 def fold_batch_norm(graph: StaticGraph) -> int:
-    """Fold every BatchNorm that follows a convolution into its weights, in inference form, and leave a bias.
+    """Fold every BatchNorm after a convolution into its weights, with the statistics of inference, and add a bias.
 
     ``gamma * (w * x - mean) / sqrt(var + eps) + beta`` is ``w' * x + b'`` with ``s = gamma / sqrt(var + eps)``,
-    ``w' = s * w`` (per output channel) and ``b' = beta - s * mean``. Folded before quantization, the weights that are
-    quantized are the ones that engines compute with, and training does not touch the statistics. The convolution keeps
-    ``s`` as an attribute, :data:`BATCH_NORM_FACTOR`, from which `compress.qat.unfolded_weights` has the float model's
-    weights.
+    ``w' = s * w`` (for each output channel) and ``b' = beta - s * mean``. Because of the fold before quantization, the
+    quantized weights are those that engines compute with, and training does not change the statistics. The convolution
+    stores ``s`` in the attribute :data:`BATCH_NORM_FACTOR`, from which `compress.qat.unfolded_weights` recovers the
+    weights of the float model.
+
+    Args:
+        graph: a float graph, changed in place.
 
     Returns:
-        how many were folded.
+        Number of BatchNorm ops folded.
     """
     block = graph.program.global_block()
     uses = Counter(name for op in block.ops for name in op.input_arg_names)

@@ -44,9 +44,15 @@ def scale_weights(program: Any, read: Callable[[str], np.ndarray], write: Callab
 
 
 def weight_threshold(weight: np.ndarray, axis: int) -> np.ndarray:
-    """Return the largest absolute values along all other axes, float32 [channels], or [1] for an axis of -1.
+    """Return the largest absolute value of each channel of a weight, or of the whole weight.
 
-    A channel of zeros gets 1: it is 0 at any scale, and a scale of 0 would make NaN of it.
+    Args:
+        weight: the weight, of any rank.
+        axis: axis of the output channels; -1: one value for the whole weight.
+
+    Returns:
+        float32 [channels], or [1] for an axis of -1. A channel of zeros has 1, because a scale of 0 would result in
+        NaN.
     """
     others = tuple(other for other in range(weight.ndim) if other != axis)
     largest = np.abs(weight).max(axis=others if axis >= 0 else None).astype(np.float32).reshape(-1)
@@ -54,14 +60,16 @@ def weight_threshold(weight: np.ndarray, axis: int) -> np.ndarray:
 
 
 def rounded_weight(weight: np.ndarray, axis: int) -> np.ndarray:
-    """Return what INT8 leaves of a weight, in the arithmetic of Paddle's ``QuantWeightPass`` and ``dequantize_linear``.
+    """Return a weight after quantization to INT8 and dequantization.
+
+    The arithmetic is that of Paddle's ``QuantWeightPass`` and ``dequantize_linear``.
 
     Args:
-        weight: float32.
-        axis: of the output channels, each with a scale of its own; -1: one scale.
+        weight: float32, of any rank.
+        axis: axis of the output channels, each with its own scale; -1: a single scale.
 
     Returns:
-        float32 of the same shape, ``round(w / t * 127) * t / 127`` with t of :func:`weight_threshold`.
+        float32 of the same shape, ``round(w / t * 127) * t / 127`` with ``t`` of :func:`weight_threshold`.
     """
     shape = [1] * weight.ndim
     if axis >= 0:

@@ -1,8 +1,8 @@
-"""Look into a model's two files before a runtime does.
+"""Checks of a model's program and parameters file before a runtime loads them; reading and writing of parameters.
 
-Paddle 2.6.2 ends the process (SIGSEGV) on a ``.pdmodel`` that is no program, loads a ``.pdiparams`` whose last bytes
-are missing without a word, and answers the rest with a C++ traceback. So both files are walked here first, headers
-only: it costs milliseconds, and whatever is wrong is said in one line.
+Paddle 2.6.2 crashes (SIGSEGV) on a ``.pdmodel`` that is not a program, loads a truncated ``.pdiparams`` without an
+error, and reports other damage with a C++ traceback. Here the program and the headers of the parameters are checked
+first, which takes milliseconds, and errors are one line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 
-# VarType.Type of framework.proto (Paddle 2.6): element type -> (NumPy's name, bytes an element).
+# VarType.Type of framework.proto (Paddle 2.6) -> (name, in NumPy's terms, bytes of an element).
 _ELEMENT_TYPES = {
     0: ("bool", 1),
     1: ("int16", 2),
@@ -43,16 +43,16 @@ _MAX_DESC_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """What a program takes, gives and is made of.
+    """Inputs, outputs, ops and parameters of a model.
 
     Attributes:
-        inputs: name -> shape, -1 where any size goes, in the order of the feed.
-        outputs: names, in the order of the fetch.
-        op_counts: op type -> how many.
-        parameters: name -> shape of everything in the parameters file.
-        float_stored_weights: names of quantized weights that the parameters file holds in another type than int8.
-        half_parameters: names of parameters that are stored in 16 bits.
-        activations: name -> shape of all other tensors, -1 where any size goes.
+        inputs: name -> shape, -1 for a dynamic dimension, in the order of the feed ops.
+        outputs: names in the order of the fetch ops.
+        op_counts: op type -> number of ops.
+        parameters: name -> shape of each tensor in the parameters file.
+        float_stored_weights: names of quantized weights that are not stored as int8.
+        half_parameters: names of parameters stored as float16 or bfloat16.
+        activations: name -> shape of all other tensors, -1 for a dynamic dimension.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
@@ -65,26 +65,32 @@ class ModelSummary:
 
     @property
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The outputs' names and shapes, -1 where any size goes, in the order of the fetch."""
+        """Output name -> shape, -1 for a dynamic dimension, in the order of the fetch ops."""
         return {name: self.activations.get(name, ()) for name in self.outputs}
 
     @property
     def quantized(self) -> bool:
-        """The program holds Q/DQ ops, oneDNN's or the older fake-quant ops: it is an INT8 model."""
+        """Whether the program holds Q/DQ ops, those of oneDNN or fake-quantization ops, that is, is an INT8 model."""
         return any(op in _QUANTIZATION_OPS or op.startswith("fake_") for op in self.op_counts)
 
     @property
     def input_size(self) -> tuple[int, int] | None:
-        """Height and width that the network takes, pixels; None if any."""
+        """Height and width of the network's input in pixels; None if they are dynamic."""
         shape = self.inputs.get("image", ())
         return (shape[2], shape[3]) if len(shape) == 4 and shape[2] > 0 and shape[3] > 0 else None
 
 
 def inspect_model(model: InferenceModel) -> ModelSummary:
-    """Read the program and the headers of the parameters, and hold one against the other.
+    """Read the program and the headers of the parameters, and check that they match.
+
+    Args:
+        model: the model to inspect.
+
+    Returns:
+        A summary of the model.
 
     Raises:
-        UserError: a file is truncated, is of another kind, or the two are not of one export.
+        UserError: a file is truncated or of another kind, or the two are not from the same export.
     """
     program = read_program(model.model_path)
     try:
@@ -92,8 +98,7 @@ def inspect_model(model: InferenceModel) -> ModelSummary:
     except (IndexError, KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{model.model_path} contradicts itself ({type(error).__name__}: {error}), expected an exported "
-            "program; copy or "
-            "export it again"
+            "program; copy or export it again"
         ) from None
 
 
@@ -101,7 +106,7 @@ def _summarize(model: InferenceModel, program: Any) -> ModelSummary:
     block = program.blocks[0]
     variables = {variable.name: variable for variable in block.vars}
     op_counts = Counter(op.type for part in program.blocks for op in part.ops)
-    if not all(isinstance(name, str) for name in (*variables, *op_counts)):  # protobuf gives what is no UTF-8 as bytes
+    if not all(isinstance(name, str) for name in (*variables, *op_counts)):  # protobuf returns bytes if not UTF-8
         raise ValueError("a name is no text")
     feeds = sorted((_column(op), op.outputs[0].arguments[0]) for op in block.ops if op.type == "feed")
     fetches = sorted((_column(op), op.inputs[0].arguments[0]) for op in block.ops if op.type == "fetch")
@@ -112,7 +117,7 @@ def _summarize(model: InferenceModel, program: Any) -> ModelSummary:
         )
     for what, ops in (("input", feeds), ("output", fetches)):
         columns = [column for column, _ in ops]
-        if columns != list(range(len(ops))):  # Paddle writes wherever a column says, and the process ends
+        if columns != list(range(len(ops))):  # Paddle writes to this index unchecked and crashes
             raise UserError(
                 f"{model.model_path} numbers its {what}s {columns}, expected {list(range(len(ops)))}; copy or "
                 "export it again"
@@ -142,18 +147,21 @@ def _summarize(model: InferenceModel, program: Any) -> ModelSummary:
 
 
 def read_parameters(model: InferenceModel, summary: ModelSummary) -> dict[str, np.ndarray]:
-    """Return name -> value of everything in the parameters file, as it is stored (INT8 weights as ``int8``).
+    """Return the values of all parameters in their stored types.
 
     Args:
-        model: has passed :func:`inspect_model`.
-        summary: of it.
+        model: a model that has passed :func:`inspect_model`.
+        summary: the result of :func:`inspect_model`.
+
+    Returns:
+        name -> value; INT8 weights as int8, bfloat16 as uint16 with the same bits.
     """
     path, size = model.params_path, model.params_path.stat().st_size
     names = sorted(summary.parameters)
     values: dict[str, np.ndarray] = {}
     with open(path, "rb") as file:
         for shape, element_type in _parameter_headers(file, size, path, len(names)):
-            # NumPy has no bfloat16; its bits are kept.
+            # NumPy has no bfloat16; uint16 has the same bits.
             kind = np.dtype("uint16" if element_type == "bfloat16" else element_type)
             count = math.prod(shape)
             file.seek(-count * kind.itemsize, os.SEEK_CUR)
@@ -162,16 +170,16 @@ def read_parameters(model: InferenceModel, summary: ModelSummary) -> dict[str, n
 
 
 def write_parameters(model: InferenceModel, values: Mapping[str, np.ndarray]) -> None:
-    """Write a model's parameters file, as :func:`_parameter_headers` says.
+    """Write a model's parameters file in the layout of :func:`_parameter_headers`.
 
     Args:
-        model: whose file it is.
+        model: the model whose file to write.
         values: name -> value of every persistable variable of its program.
     """
     from paddle.base.proto import framework_pb2
 
     codes = {name: code for code, (name, _) in _ELEMENT_TYPES.items()}
-    desc = framework_pb2.VarType.TensorDesc()  # one for all, as in _parameter_headers
+    desc = framework_pb2.VarType.TensorDesc()  # reused, see _parameter_headers
     with open(model.params_path, "wb") as file:
         for name in sorted(values):
             value = np.ascontiguousarray(values[name])
@@ -183,12 +191,15 @@ def write_parameters(model: InferenceModel, values: Mapping[str, np.ndarray]) ->
 
 
 def read_program(path: Path) -> Any:
-    """Return a ``.pdmodel`` as a ``framework_pb2.ProgramDesc``.
+    """Parse a ``.pdmodel`` to a ``framework_pb2.ProgramDesc``.
+
+    Args:
+        path: the ``.pdmodel`` file.
 
     Raises:
-        UserError: it is truncated or no program.
+        UserError: the file is truncated or not a program, or the program is empty.
     """
-    # Paddle 2.6's generated protobuf classes: the only description of ProgramDesc that is in the wheel.
+    # The generated classes are the only description of ProgramDesc in the wheel of Paddle 2.6.
     from google.protobuf.message import DecodeError
     from paddle.base.proto import framework_pb2
 
@@ -217,7 +228,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def _check_parameters(model: InferenceModel, expected: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Return the element type of each parameter as it is stored; the program's own says float32 for INT8 weights."""
+    """Return the stored element type of each parameter; the program declares INT8 weights as float32."""
     path = model.params_path
     size = path.stat().st_size
     names = list(expected)
@@ -247,12 +258,13 @@ def _check_parameters(model: InferenceModel, expected: Mapping[str, tuple[int, .
 def _parameter_headers(file: BinaryIO, size: int, path: Path, total: int) -> Iterator[tuple[tuple[int, ...], str]]:
     """Yield the shape and element type of each tensor of a ``save_combine`` file, sorted by name as Paddle writes them.
 
-    The layout (paddle/fluid/framework/lod_tensor.cc and tensor_util.cc, 2.6), little-endian: u32 version 0; u64 count
-    of LoD levels, each u64 bytes and these; u32 version 0; i32 bytes of a ``TensorDesc`` protobuf and this; the data.
+    Layout of a tensor (paddle/fluid/framework/lod_tensor.cc and tensor_util.cc, 2.6), little-endian: u32 version 0; u64
+    number of LoD levels; for each level, u64 size in bytes and the level; u32 version 0; i32 size in bytes of a
+    ``TensorDesc`` protobuf and the protobuf; the data.
     """
     from paddle.base.proto import framework_pb2
 
-    # One for all: protobuf 7 gives the process's free memory back to the system with every 10,000th that it frees.
+    # Reused: at every 10,000th freed message, protobuf 7 returns the free memory of the process to the system.
     desc = framework_pb2.VarType.TensorDesc()
     index = 0
 
@@ -283,7 +295,7 @@ def _parameter_headers(file: BinaryIO, size: int, path: Path, total: int) -> Ite
             raise _truncated(path, size, index, total)
         try:
             desc.ParseFromString(raw)
-        except Exception:  # protobuf's DecodeError, and ValueError of its other implementations
+        except Exception:  # DecodeError, or ValueError in other implementations of protobuf
             raise _not_parameters(path, index) from None
         if desc.data_type not in _ELEMENT_TYPES or any(dimension < 0 for dimension in desc.dims):
             raise _not_parameters(path, index)

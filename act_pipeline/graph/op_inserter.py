@@ -1,4 +1,4 @@
-"""Putting ops of our own into a program that Paddle made."""
+"""Insertion of new ops into a Paddle program."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Any
 
 
 class Inserter:
-    """Puts ops into a block, each behind the one before.
+    """Inserts ops into a block, each after the previous one.
 
-    Call ``program._sync_with_cpp()`` when all is done (see `act_pipeline.graph.static_graph`).
+    Call ``program._sync_with_cpp()`` after the last change (see `act_pipeline.graph.static_graph`).
     """
 
     def __init__(self, block: Any, at: int, **attributes: Any) -> None:
-        """Begin.
+        """Set the position of the new ops.
 
         Args:
-            block: of a `paddle.static.Program`, changed in place.
-            at: index of the op before which the new ones come.
-            attributes: every new op has them.
+            block: a block of a `paddle.static.Program`, changed in place.
+            at: index of the op before which to insert.
+            **attributes: attributes of every new op.
         """
         self._block, self._at, self._attributes = block, at, attributes
 
@@ -25,9 +25,9 @@ class Inserter:
         """Insert an op.
 
         Args:
-            op_type: as Paddle calls it.
-            inputs, outputs: slot -> a variable, or a list of them.
-            attributes: of the op.
+            op_type: Paddle's op type.
+            inputs, outputs: slot -> a variable, or a list of variables.
+            **attributes: attributes of this op.
         """
         inputs, outputs = (
             {slot: held if isinstance(held, list) else [held] for slot, held in slots.items()}

@@ -1,4 +1,4 @@
-"""Reading and changing a program as the protobuf message that Paddle keeps it in (``framework_pb2.ProgramDesc``)."""
+"""Reading and editing of a program as a protobuf message (``framework_pb2.ProgramDesc``)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def variables(slots: Any) -> Iterator[str]:
-    """Give the names of the variables in all slots of an op's ``inputs`` or ``outputs``.
+    """Yield the names of the variables in all slots of an op's ``inputs`` or ``outputs``.
 
-    Only slots that hold some are asked for them: protobuf 7 makes, and frees, a block of memory for each that does not
-    (see :func:`keep`).
+    ``arguments`` is read only from slots that have some: for an empty slot protobuf 7 allocates and frees a block of
+    memory (see :func:`keep`).
     """
     for slot in slots:
         for field, value in slot.ListFields():
@@ -19,42 +19,46 @@ def variables(slots: Any) -> Iterator[str]:
 
 
 def argument(slots: Any, name: str) -> str:
-    """Return the variable in a slot of an op's ``inputs`` or ``outputs``; empty: none is there."""
+    """Return the first variable in a slot of an op's ``inputs`` or ``outputs``; empty if there is none."""
     return next((slot.arguments[0] for slot in slots if slot.parameter == name and slot.arguments), "")
 
 
 def whole(op: Any, name: str) -> int:
-    """Return an attribute that is a whole number; -1: there is none."""
+    """Return an integer attribute of an op; -1 if it has none."""
     return next((attribute.i for attribute in op.attrs if attribute.name == name), -1)
 
 
 def wholes(op: Any, name: str) -> list[int]:
-    """Return an attribute that is a list of whole numbers; empty: there is none."""
+    """Return an integer list attribute of an op; empty if it has none."""
     return next((list(attribute.ints) for attribute in op.attrs if attribute.name == name), [])
 
 
 def text(op: Any, name: str) -> str:
-    """Return an attribute that is a text; empty: there is none."""
+    """Return a string attribute of an op; empty if it has none."""
     return next((attribute.s for attribute in op.attrs if attribute.name == name), "")
 
 
 def flag(op: Any, name: str) -> bool:
-    """Return an attribute that is true or false; False: there is none."""
+    """Return a boolean attribute of an op; False if it has none."""
     return next((attribute.b for attribute in op.attrs if attribute.name == name), False)
 
 
 def keep(items: Any, wanted: Callable[[Any], bool]) -> None:
-    """Remove the other items of a message's list.
+    """Remove the unwanted items of a repeated protobuf field, in place.
 
-    In place: each message of its own has memory of its own, and with every 10,000th that protobuf 7 frees it gives all
-    that the process has free back to the system (``malloc_trim``), which a training takes again page by page.
+    Rebuilding the list would free messages. At every 10,000th freed message protobuf 7 returns all free memory of the
+    process to the system (``malloc_trim``), which training must then allocate again page by page.
+
+    Args:
+        items: the repeated field.
+        wanted: returns whether to keep an item.
     """
     for index in reversed([index for index, item in enumerate(items) if not wanted(item)]):
         del items[index]
 
 
 def parsed(raw: bytes) -> Any:
-    """Return a serialized program as a ``framework_pb2.ProgramDesc``."""
+    """Parse a serialized program to a ``framework_pb2.ProgramDesc``."""
     from paddle.base.proto import framework_pb2
 
     program = framework_pb2.ProgramDesc()
@@ -65,18 +69,18 @@ def parsed(raw: bytes) -> Any:
 def splice(
     block: Any, at: int, ops: Iterable[Any], described: Iterable[Any], names: Mapping[str, str], prefix: str
 ) -> int:
-    """Insert ops of another program.
+    """Insert ops of another program into a block.
 
     Args:
-        block: where; changed in place.
-        at: index of the op before which they come.
-        ops: they are changed.
-        described: descriptions of their variables.
-        names: variable of theirs -> variable of the block.
-        prefix: of the block's names of their other variables.
+        block: the block, changed in place.
+        at: index of the op before which to insert.
+        ops: the ops to insert; their variables are renamed in place.
+        described: the ``VarDesc`` of their variables.
+        names: their variable -> the variable of the block that replaces it.
+        prefix: prefix of the names of all other variables in the block.
 
     Returns:
-        the index after them.
+        Index after the last inserted op.
     """
     for op in ops:
         for slot in (*op.inputs, *op.outputs):

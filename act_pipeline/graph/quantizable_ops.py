@@ -1,4 +1,4 @@
-"""The ops of a float graph that can compute in INT8: what a sensitivity belongs to, and what a user may exclude."""
+"""The ops of a float graph that can compute in INT8: the units of sensitivity analysis and of exclusion by users."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ _SLOTS = ("Input", "Filter", "X", "Y")
 
 @dataclass(frozen=True)
 class QuantizableOp:
-    """An op that quantization puts Q/DQ before.
+    """An op whose inputs can be quantized.
 
     Attributes:
-        name: its first output, which no other op has.
+        name: name of its first output, which is unique.
         type: ``conv2d``, ``depthwise_conv2d``, ``matmul_v2``, ...
-        module: where it stands, see :func:`act_pipeline.graph.rtdetr_modules.find_places`; ops that share a weight
-            share it.
-        group: ``backbone``, ``encoder``, ``decoder``, ``head``, or ``model`` where these cannot be told.
-        activations: the tensors that it reads and that are no parameters, one or two.
-        weight: its parameter; None: it multiplies two activations.
-        weight_axis: the axis of the output channels in the weight; -1 without one.
+        module: its module, see :func:`act_pipeline.graph.rtdetr_modules.find_places`.
+        group: ``backbone``, ``encoder``, ``decoder``, ``head``, or ``model`` where the part is not determined.
+        activations: names of the one or two inputs that are not parameters.
+        weight: name of its parameter; None: it multiplies two activations.
+        weight_axis: axis of the output channels of the weight; -1 without a weight.
     """
 
     name: str
@@ -38,11 +37,11 @@ class QuantizableOp:
 
 
 def quantizable_ops(graph: StaticGraph, op_types: Collection[str]) -> list[QuantizableOp]:
-    """Return the ops of the types ``op_types``, in the order of the program.
+    """Return the ops of the given types that read an activation, in the order of the program.
 
     Args:
-        graph: a float graph, its constants folded.
-        op_types: as ``QuantAware.quantize_op_types`` names them.
+        graph: a float graph with folded constants.
+        op_types: Paddle op types, as in ``QuantAware.quantize_op_types``.
     """
     places = find_places(graph)
     found = []
@@ -58,7 +57,7 @@ def quantizable_ops(graph: StaticGraph, op_types: Collection[str]) -> list[Quant
         place = places.get(output, Place(f"model.{output.split('.')[0]}", OTHER_GROUP))
         axis = -1
         if weights:
-            # PaddleSlim's quant_axis: of a matmul's weight the columns, whether it is transposed when used or not.
+            # PaddleSlim's quant_axis: for matmul weights it is the columns, also if the op transposes the weight.
             axis = 0 if op.type in _CONVOLUTIONS[:2] else 1
         found.append(
             QuantizableOp(

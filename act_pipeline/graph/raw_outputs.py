@@ -1,4 +1,4 @@
-"""How far a quantized model's outputs are from the float model's: signal and noise, from which comes the SQNR."""
+"""Signal and noise power of a quantized model's outputs compared with the float model's, for the SQNR."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from act_pipeline.graph.static_graph import StaticGraph
 
 @dataclass(frozen=True)
 class RawOutputs:
-    """The tensors that RT-DETR's post-process starts from.
+    """Names of the tensors that RT-DETR's post-process reads, and of the selected queries.
 
     Attributes:
-        scores: [N, Q, C] in [0, 1].
-        boxes: [N, Q, 4], shares of the image.
-        queries: [N, Q], the place in the encoder's memory that each query was selected from.
+        scores: [N, Q, C], in [0, 1].
+        boxes: [N, Q, 4], relative to the size of the image.
+        queries: [N, Q], index in the encoder's memory that each query was selected from.
     """
 
     scores: str
@@ -28,12 +28,18 @@ class RawOutputs:
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """The three."""
+        """The names of ``scores``, ``boxes`` and ``queries``."""
         return self.scores, self.boxes, self.queries
 
 
 def find_raw_outputs(graph: StaticGraph) -> RawOutputs | None:
-    """Return what an RT-DETR's post-process starts from; None in another graph."""
+    """Return the tensors that RT-DETR's post-process reads; None if the graph is not an RT-DETR.
+
+    They are found from the first and the last top-k of the program: the query selection and the post-process.
+
+    Args:
+        graph: the loaded graph; not changed.
+    """
     block = graph.program.global_block()
     graph_index = GraphIndex(block.ops)
     ops = graph_index.ops
@@ -59,16 +65,21 @@ def find_raw_outputs(graph: StaticGraph) -> RawOutputs | None:
 def signal_and_noise(
     exact: Mapping[str, np.ndarray], quantized: Mapping[str, np.ndarray], raw: RawOutputs | None
 ) -> tuple[float, float]:
-    """Return the powers of the float outputs and of their difference from the quantized model's, summed up.
+    """Return the summed power of the float outputs, and of their difference from the quantized outputs.
 
-    A query's output is its scores in all classes, and its box times its best score: a box that nobody sees is no
-    output. Queries are compared by the place that they were selected from, since their order means nothing: the
-    float model's query has the quantized model's as its partner if both come from one place; one without a partner is
-    compared with zeros. Where the post-process is not RT-DETR's, the rows of ``bbox`` are compared as they stand.
+    The output of a query is its scores for all classes, and its box multiplied by its best score, so that boxes with
+    low scores count little. The order of queries is arbitrary, so queries are matched by the index in the encoder's
+    memory that they were selected from. A query without a match is compared with zeros. If the graph is not an
+    RT-DETR, the rows of ``bbox`` are compared in order.
 
     Args:
-        exact, quantized: as :meth:`act_pipeline.analysis.simulation.Simulation.run` gives them, ``raw`` tapped.
-        raw: of :func:`find_raw_outputs`.
+        exact: outputs of the float model by name, from :meth:`act_pipeline.analysis.simulation.Simulation.run`,
+            including the tensors of ``raw``.
+        quantized: the same of the quantized model.
+        raw: result of :func:`find_raw_outputs`.
+
+    Returns:
+        Signal power and noise power; both are equal where ``bbox`` arrays of different shapes are compared.
     """
     if raw is None:
         one, other = (np.asarray(outputs["bbox"], np.float64) for outputs in (exact, quantized))

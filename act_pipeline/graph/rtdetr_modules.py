@@ -1,11 +1,12 @@
-"""Which part of an RT-DETR an op belongs to, read from the graph alone.
+"""PaddleDetection's module names for the ops of an RT-DETR, inferred from the structure of the graph.
 
-A static graph has lost the names of the layers that made it: its weights are called ``conv2d_12.w_0``. RT-DETR's parts
-can be told by what they do, though: the query selection is the first top-k, the memory is what is concatenated before
-it, an attention is a softmax between two matmuls without weights, and what stands between these is in the order in
-which PaddleDetection's ``HybridEncoder`` and ``RTDETRTransformer`` compute it. So ops get PaddleDetection's own module
-names (``transformer.decoder.layers.0.self_attn.q_proj``), for a model of any exporter. Where a part cannot be told, its
-ops are named by their weights (``neck.conv2d_45``); in a graph that is no RT-DETR, all are (``model.conv2d_3``).
+A static graph does not contain the names of its layers; its weights are called ``conv2d_12.w_0``. RT-DETR's structure
+identifies the parts: the query selection is the first top-k, the memory is the concatenation before it, and an
+attention is a softmax between two matmuls without weights. The ops between these are in the order in which
+PaddleDetection's ``HybridEncoder`` and ``RTDETRTransformer`` compute them. So ops get PaddleDetection's module names
+(``transformer.decoder.layers.0.self_attn.q_proj``), for models of any exporter. Where a part is not recognized, its ops
+are named after their weights (``neck.conv2d_45``). In a graph that is not an RT-DETR, this holds for all ops
+(``model.conv2d_3``).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ GROUPS = ("backbone", "encoder", "decoder", "head")
 OTHER_GROUP = "model"
 _MATMULS = ("matmul_v2", "matmul", "mul")
 _RESHAPING = ("reshape2", "transpose2", "flatten_contiguous_range", "flatten2", "squeeze2", "unsqueeze2")
-# What may stand between a projection and the product of queries and keys.
+# Ops that may come between a projection and the product of queries and keys.
 _PASSING = (*_RESHAPING, "scale", "elementwise_add", "elementwise_mul", "elementwise_div")
 _AFTER_SELF_ATTENTION = (
     "cross_attn.value_proj",
@@ -37,11 +38,11 @@ _BOX = 4
 
 @dataclass(frozen=True)
 class Place:
-    """Where an op stands.
+    """The module that an op belongs to.
 
     Attributes:
-        module: dotted name.
-        group: of ``GROUPS``, or ``model``.
+        module: dotted module name.
+        group: one of :data:`GROUPS`, or ``model``.
     """
 
     module: str
@@ -49,10 +50,13 @@ class Place:
 
 
 def find_places(graph: StaticGraph) -> dict[str, Place]:
-    """Return the place of every convolution and matmul, by the name of its first output.
+    """Return the module of every convolution and matmul.
 
     Args:
-        graph: a float graph, its constants folded (:func:`act_pipeline.graph.static_graph.fold_constants`).
+        graph: a float graph with folded constants (:func:`act_pipeline.graph.folding.fold_constants`).
+
+    Returns:
+        Name of the op's first output -> its module and group.
     """
     graph_index = _LayerIndex(graph)
     bounds = _find_bounds(graph_index)
@@ -101,21 +105,21 @@ class _LayerIndex(GraphIndex):
         return next((name for name in names if self.graph.is_parameter(name)), None)
 
     def layer(self, op: Any) -> str:
-        """Return the layer's name within Paddle, ``conv2d_12``; of an op without weights, its output's."""
+        """Return Paddle's name of the layer (``conv2d_12``), from its weight, or else from its output."""
         return (self.weight(op) or op.output_arg_names[0]).split(".")[0]
 
     def shape(self, name: Optional[str]) -> list[int]:
         return list(self.graph.program.global_block().var(name).shape) if name else []
 
     def source(self, name: str, through: Sequence[str]) -> Any:
-        """Return the op that a tensor comes from, ops of the types ``through`` left out (by their first input)."""
+        """Return the op that produces a tensor, skipping ops of the types ``through`` by their input ``X``."""
         op = self.producer.get(name)
         while op is not None and op.type in through:
             op = self.producer.get(op.input("X")[0])
         return op
 
     def target(self, op: Any, wanted: Callable[[Any], bool], through: Sequence[str]) -> Any:
-        """Return the nearest op after ``op`` that is wanted, across ops of the types ``through`` only."""
+        """Return the nearest wanted op after ``op`` that is reached through ops of the types ``through`` only."""
         ahead, seen = [op], set()
         while ahead:
             for name in ahead.pop(0).output_arg_names:
@@ -133,12 +137,14 @@ class _LayerIndex(GraphIndex):
 
 @dataclass(frozen=True)
 class _Bounds:
-    """Positions in the program, and the projections at the borders.
+    """Positions of the parts in the program, and the convolutions that project the levels between them.
 
     Attributes:
-        encoder: where the neck begins.
-        memory: where the decoder begins.
-        selection: the first top-k.
+        encoder: index of the first op of the neck.
+        memory: index of the first op of the decoder.
+        selection: index of the first top-k.
+        neck_projections: the projections of the backbone's levels, in order.
+        decoder_projections: the projections of the neck's levels, in order.
     """
 
     encoder: int
@@ -189,7 +195,7 @@ def _projection(graph_index: _LayerIndex, name: str) -> Any:
 
 @dataclass(frozen=True)
 class _Attention:
-    """An attention's ops by their roles; a projection may be missing."""
+    """The ops of an attention by role (``q_proj``, ``qk``, ...); a projection may be missing."""
 
     ops: dict[str, Any]
 

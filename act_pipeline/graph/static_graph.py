@@ -1,9 +1,9 @@
-"""Static graphs: loading, saving, and rewriting that leaves what the graph computes as it was.
+"""Static graphs in memory: loading, saving, access to parameters.
 
-This module and `compress/paddleslim/int8_program.py` are the ones that touch Paddle's program internals (2.6.2:
-``Block._insert_op_without_sync``, ``Block._remove_op``, ``Program._prune``, ``framework_pb2``), because Paddle has no
-public way to rewrite a program. Python alone changes the programs here, so the look for what C++ may have added, which
-Paddle takes over the whole program before every change (``sync``), is left out: it is most of the time.
+Paddle has no public functions for rewriting a program. The modules of this package use internal ones (2.6.2:
+``Block._insert_op_without_sync``, ``Block._remove_op``, ``Program._prune``, ``framework_pb2``). Before every change
+Paddle compares the whole program with its C++ counterpart (``sync``), which takes most of the time. Programs are
+changed only from Python here, so this step is omitted (``sync=False``).
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from act_pipeline.graph.model_files import inspect_model
 from act_pipeline.graph.program_desc import keep, parsed
 
 _SAVED_OUTPUT_PREFIX = "save_infer_model/scale_"
-# Written by the Python tracer: file names and lines of the machine that made the graph, read by nothing at
-# inference, a third to a half of a .pdmodel.
+# Source files and line numbers, written by the Python tracer: a third to a half of a .pdmodel, not used at inference.
 _TRACE_ATTRIBUTES = ("op_callstack",)
 
 
 @contextlib.contextmanager
 def static_mode() -> Iterator[None]:
-    """Switch Paddle to static graphs and leave it as it was found."""
+    """Enable Paddle's static graph mode during the block and restore the previous mode afterwards."""
     import paddle
 
     was_dygraph = paddle.in_dynamic_mode()
@@ -43,10 +42,13 @@ def static_mode() -> Iterator[None]:
 
 
 def free(scope: Any) -> None:
-    """Free a scope that nothing uses any more.
+    """Free a scope that is no longer used.
 
-    Paddle keeps every scope that Python makes in a pool of the process (2.6.2: ``ScopePool``) until it ends, whether or
-    not Python still knows the scope.
+    Paddle (2.6.2: ``ScopePool``) holds every scope that Python creates until the process ends, even if Python has no
+    reference to it.
+
+    Args:
+        scope: a `paddle.static.Scope`.
     """
     gc.collect()  # Paddle's executor and its cache refer to each other, and the cache to the scope
     scope._remove_from_pool()
@@ -54,12 +56,12 @@ def free(scope: Any) -> None:
 
 @contextlib.contextmanager
 def what_there_is_stays() -> Iterator[None]:
-    """Let Python's garbage collections within the block look only at what is made there.
+    """Exclude existing objects from Python's garbage collection during the block (``gc.freeze``).
 
-    The programs of a training are some hundred thousand objects, and each model that is written or evaluated meanwhile
-    collects garbage (:func:`free`): 0.2 to 0.4 seconds of RT-DETR-R18 each time.
+    The programs of training consist of some hundred thousand objects, and each model that is written or evaluated
+    triggers a collection (:func:`free`): 0.2 to 0.4 s each time for RT-DETR-R18.
     """
-    if gc.get_freeze_count():  # somebody else's, who has it thawed when it is time
+    if gc.get_freeze_count():  # an outer block has frozen the objects and unfreezes them
         yield
         return
     gc.collect()
@@ -76,9 +78,9 @@ class StaticGraph:
 
     Attributes:
         program: a `paddle.static.Program` with feed and fetch ops.
-        feed_names: the inputs.
+        feed_names: names of the inputs.
         fetch_targets: the outputs, variables of the program.
-        scope: the parameters.
+        scope: the `paddle.static.Scope` with the values of the parameters.
         executor: a CPU executor.
     """
 
@@ -92,12 +94,15 @@ class StaticGraph:
     def load(cls, model: InferenceModel) -> StaticGraph:
         """Load a model; call it within :func:`static_mode`.
 
+        Args:
+            model: the model to load.
+
         Raises:
-            UserError: the files are damaged or do not belong together.
+            UserError: the files are damaged or not from the same export.
         """
         import paddle
 
-        inspect_model(model)  # a damaged program would end the process within Paddle
+        inspect_model(model)  # Paddle crashes on a damaged program
         stem = Path(model.model_filename).stem
         if (model.model_filename, model.params_filename) == (f"{stem}.pdmodel", f"{stem}.pdiparams"):
             prefix, contents = str(model.directory / stem), {}
@@ -123,15 +128,21 @@ class StaticGraph:
         return cls(program, list(feed_names), list(fetch_targets), scope, executor)
 
     def close(self) -> None:
-        """Free the parameters; nothing that belongs to the graph may be used from then on."""
+        """Free the parameters; the graph must not be used afterwards."""
         self.executor.close()
         free(self.scope)
         self.scope = self.executor = None
 
     def save(self, directory: Path) -> InferenceModel:
-        """Write ``model.pdmodel`` and ``model.pdiparams`` into ``directory``, without the traces of their making.
+        """Write ``model.pdmodel`` and ``model.pdiparams``, without trace attributes and unused inputs.
 
-        Inputs on which no output depends are left out, as PaddleDetection's exporter does.
+        PaddleDetection's exporter also drops inputs on which no output depends.
+
+        Args:
+            directory: an existing folder.
+
+        Returns:
+            The model in ``directory``.
         """
         import paddle
 
@@ -139,9 +150,9 @@ class StaticGraph:
         self._forget_unused_inputs()
         block = self.program.global_block()
         model = InferenceModel(directory)
-        # Names of their own for the identity ops behind the outputs, whatever was saved before in this process.
+        # The names of the identity ops after the outputs must not depend on what this process has saved before.
         with paddle.static.scope_guard(self.scope), paddle.utils.unique_name.guard():
-            # clip_extra would also drop the scales that are kept as attributes.
+            # clip_extra would also remove the scales that are stored as attributes.
             paddle.static.save_inference_model(
                 str(directory / "model"),
                 [block.var(name) for name in self.feed_names],
@@ -154,10 +165,10 @@ class StaticGraph:
         return model
 
     def unwrap_outputs(self) -> None:
-        """Take away the identity ops that an earlier save put behind the outputs.
+        """Remove the identity ops that an earlier save added after the outputs.
 
-        Saving puts new ones there under the same names, so that the outputs would be written from themselves; on such a
-        cycle PaddleSlim's search for the last weights never ends.
+        Saving again would add new ones with the same names, each with its own output as input. On such a cycle
+        PaddleSlim's search for the last weights never ends.
         """
         block = self.program.global_block()
         for op in [op for op in block.ops if op.type == "fetch"]:
@@ -165,14 +176,14 @@ class StaticGraph:
         for index, target in enumerate(self.fetch_targets):
             while target.name.startswith(_SAVED_OUTPUT_PREFIX):
                 op = _identity(block, target.name)
-                if op is None:  # other tools put ops of theirs there, such as Q/DQ, and may read it elsewhere
+                if op is None:  # another tool has inserted an op here, such as Q/DQ, or reads this output elsewhere
                     name = _free_name(block, f"output_{index}")
                     block._rename_var(target.name, name)
                     target = block.var(name)
                     break
                 wrapper, target = target, block.var(op.input("X")[0])
                 block._remove_op(block.ops.index(op), sync=False)
-                block._remove_var(wrapper.name, sync=False)  # another output may take its name, and be of another type
+                block._remove_var(wrapper.name, sync=False)  # another output may reuse its name with another type
             self.fetch_targets[index] = target
 
     def _forget_unused_inputs(self) -> None:
@@ -183,17 +194,30 @@ class StaticGraph:
         self.feed_names = [name for name in self.feed_names if name in needed]
 
     def parameter(self, name: str) -> np.ndarray:
-        """Return a parameter's value."""
+        """Return a copy of a parameter's value."""
         return np.array(self.scope.find_var(name).get_tensor())
 
     def set_parameter(self, name: str, value: np.ndarray) -> None:
-        """Set a parameter's value; the variable is made if it does not exist."""
+        """Set a variable of the scope, which is created if it does not exist; the program is unchanged.
+
+        Args:
+            name: name of the parameter.
+            value: its value, of the shape and type of the variable in the program.
+        """
         import paddle
 
         self.scope.var(name).get_tensor().set(np.ascontiguousarray(value), paddle.CPUPlace())
 
     def add_parameter(self, name: str, value: np.ndarray) -> Any:
-        """Add a persistable variable to the program and give it a value."""
+        """Add a persistable variable to the program and set its value.
+
+        Args:
+            name: name of the new parameter.
+            value: its value; determines shape and type.
+
+        Returns:
+            The variable.
+        """
         variable = self.program.global_block().create_var(
             name=name, shape=list(value.shape), dtype=str(value.dtype), persistable=True, stop_gradient=True
         )
@@ -204,13 +228,13 @@ class StaticGraph:
         from paddle.base.core import VarDesc
 
         block = self.program.global_block()
-        # Feed and fetch are persistable too, and hold no tensor.
+        # The variables of feed and fetch are persistable too, but not tensors.
         return (
             block.has_var(name) and block.var(name).persistable and block.var(name).type == VarDesc.VarType.LOD_TENSOR
         )
 
     def remove_unused_parameters(self) -> None:
-        """Remove parameters that no op reads, so that they are not saved."""
+        """Remove all variables that no op reads or writes, so that unused parameters are not saved."""
         block = self.program.global_block()
         used = {name for op in block.ops for name in (*op.input_arg_names, *op.output_arg_names)}
         for name in [name for name in block.vars if name not in used]:
@@ -218,7 +242,7 @@ class StaticGraph:
 
 
 def _identity(block: Any, name: str) -> Any:
-    """Return the op that only gives another tensor the name ``name``; None if there is none, or another op reads it."""
+    """Return the identity ``scale`` op that writes ``name``; None if there is none, or another op reads ``name``."""
     writers = [op for op in block.ops if name in op.output_arg_names]
     if len(writers) != 1 or any(name in op.input_arg_names for op in block.ops):
         return None
@@ -235,7 +259,7 @@ def _free_name(block: Any, name: str) -> str:
 
 
 def _remove_traces(model_path: Path) -> None:
-    """Remove the attributes that only say where an op was made; Paddle gives them to the ops that saving adds, too."""
+    """Remove the trace attributes from a file, because Paddle also adds them to the ops that saving creates."""
     program = parsed(model_path.read_bytes())
     for block in program.blocks:
         for op in block.ops:

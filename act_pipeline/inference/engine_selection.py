@@ -1,4 +1,4 @@
-"""From the flags of ``deploy/infer_eval.py`` to a model, an engine, a precision and a device."""
+"""Selection of model, engine, precision and device from the flags of ``deploy/infer_eval.py``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from act_pipeline.core.artifacts import OnnxModel, open_model
-from act_pipeline.core.defaults import DEFAULT_MODELS, default_path
+from act_pipeline.core.defaults import DEFAULT_MODELS, find_shipped
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import Artifact, Machine, fastest_engine, support
 from act_pipeline.inference.request import InferenceRequest
@@ -16,13 +16,13 @@ AUTO, ALL = "auto", "all"
 
 @dataclass(frozen=True)
 class Choice:
-    """What will run.
+    """The selected engine.
 
     Attributes:
-        name: a name of :data:`act_pipeline.engines.ENGINES`.
+        name: a name in :data:`act_pipeline.engines.ENGINES`.
         precision: one of :data:`act_pipeline.engines.PRECISIONS`.
         device: ``CPU`` or ``GPU``.
-        why: in one line, if it was not asked for by name; empty if it was.
+        why: one line with the reason if the engine was chosen automatically; otherwise empty.
     """
 
     name: str
@@ -32,15 +32,15 @@ class Choice:
 
 
 def load_model(request: InferenceRequest) -> Artifact:
-    """Return the model that is asked for, the sample's if none is.
+    """Return the requested model, or the sample's if none is requested.
 
     Raises:
-        UserError: it is missing or not whole.
+        UserError: it is missing or incomplete.
     """
     path: str | Path | None = request.model_path
     if path is None:
         default = DEFAULT_MODELS["int8" if request.precision in (None, "int8") else "float"]
-        path = default_path(default)
+        path = find_shipped(default)
         if not path.exists():
             raise UserError(
                 f"model folder {default} does not exist; run `make demo`, which makes it, or give --model_path"
@@ -49,16 +49,16 @@ def load_model(request: InferenceRequest) -> Artifact:
 
 
 def choose_engine(request: InferenceRequest, model: Artifact, quantized: bool, here: Machine) -> Choice:
-    """Return what runs ``model``: what the flags name, or the fastest of this machine.
+    """Return the engine that the flags name, or the fastest of this machine.
 
     Args:
         request: the flags.
         model: the model.
-        quantized: it is an INT8 model.
+        quantized: whether it is an INT8 model.
         here: this machine.
 
     Raises:
-        UserError: the flags contradict each other, or this machine has nothing that runs the model.
+        UserError: the flags contradict each other, or no engine of this machine runs the model.
     """
     precision = request.precision or ("int8" if quantized else "fp32")
     asked = _asked_engine(request)
@@ -71,10 +71,10 @@ def choose_engine(request: InferenceRequest, model: Artifact, quantized: bool, h
 
 
 def _asked_engine(request: InferenceRequest) -> str | None:
-    """Return the engine that the flags name, ``auto``, or None if they name none."""
+    """Return the engine that the flags name, ``auto``, or None."""
     if request.use_mkldnn and request.device == "GPU":
         raise UserError("--use_mkldnn=True is for the CPU, --device is GPU; leave one of them out")
-    # PaddleSlim's flags; TensorRT counts where both are given, as it always did.
+    # PaddleSlim's flags; TensorRT has priority if both are given, for compatibility.
     flags = [
         ("--use_trt=True", "paddle_trt", request.use_trt),
         ("--use_mkldnn=True", "paddle_onednn", request.use_mkldnn),
@@ -89,12 +89,12 @@ def _asked_engine(request: InferenceRequest) -> str | None:
 
 
 def _device(request: InferenceRequest, name: str, precision: str, here: Machine) -> str:
-    """Return the device asked for; for ``auto`` the GPU where the engine has one, or has nothing else."""
+    """Return the requested device; ``auto`` is the GPU if the engine supports it or supports nothing else."""
     if request.device != "auto":
         return request.device
     entries = [entry for entry in support(here) if entry.engine == name]
     devices = {entry.device for entry in entries}
-    if len(devices) == 1:  # let its own entry say what is missing, instead of "no TensorRT on CPU"
+    if len(devices) == 1:  # its own entry gives a better message than "no TensorRT on CPU"
         return devices.pop()
     if name == "paddle":
         return "GPU" if here.gpus else "CPU"
@@ -105,7 +105,7 @@ def _device(request: InferenceRequest, name: str, precision: str, here: Machine)
 def _for_collecting(
     request: InferenceRequest, model: Artifact, precision: str, asked: str | None, here: Machine
 ) -> Choice:
-    """Shapes are collected by Paddle's own kernels, on a CPU too, for a run in Paddle with TensorRT."""
+    """Return Paddle's own kernels, which collect the shapes for TensorRT in Paddle, also on a CPU."""
     if asked not in (None, "paddle", "paddle_trt", "paddle_onednn"):
         raise UserError(
             f"--collect_shape_only collects what paddle_trt needs, --engine is {asked}; leave one of them out"

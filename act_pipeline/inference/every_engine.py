@@ -1,6 +1,4 @@
-"""A model in every engine of this machine, beside the float model that it was made from: ``infer_eval
---engine=all``.
-"""
+"""A model in every engine of this machine, compared with its float model: ``infer_eval --engine=all``."""
 
 from __future__ import annotations
 
@@ -16,20 +14,20 @@ from act_pipeline.engines import inspect_artifact
 from act_pipeline.inference.engine_selection import load_model
 from act_pipeline.inference.request import InferenceRequest
 
-# A loss that one runtime alone has is seen by the side of what every Q/DQ gives.
+# Comparison with exact Q/DQ computation shows an accuracy loss that is specific to one runtime.
 _REFERENCE = "int8_reference"
 
 
 def run_in_every_engine(request: InferenceRequest, say: Callable[[str], None], reader: Any = None) -> BenchmarkOutcome:
-    """Time and evaluate a model, and the float model beside an INT8 one, in all that this machine has.
+    """Time and evaluate a model, and the float model of an INT8 one, in all engines of this machine.
 
     Args:
-        request: whose ``engine`` is ``all``.
-        say: takes a line about what happens next.
-        reader: a reader; None: made from ``request.reader_config``.
+        request: a request whose ``engine`` is ``all``.
+        say: is called with one line per step.
+        reader: a reader; None to create it from ``request.reader_config``.
 
     Raises:
-        UserError: flags that mean one engine are given, or nothing can run.
+        UserError: flags for a single engine are given, or nothing can run.
     """
     for flag, given in (
         ("--image_file", request.image_file), ("--use_trt", request.use_trt), ("--use_mkldnn", request.use_mkldnn),
@@ -67,7 +65,7 @@ def run_in_every_engine(request: InferenceRequest, say: Callable[[str], None], r
 
 
 def float_source(model: InferenceModel) -> Optional[InferenceModel]:
-    """Return the float model that ``act.json`` says an INT8 model was made from; None if it is not there any more."""
+    """Return the float model named in an INT8 model's ``act.json``; None if it is missing or has changed."""
     try:
         record = read_record(model.directory / ACT_FILENAME, ACT_SCHEMA)
         names = record["config"]["Global"]

@@ -1,4 +1,4 @@
-"""An evaluation beside the float model's detections that lie with an INT8 model."""
+"""Comparison of an evaluation with the float model's detections stored with an INT8 model."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from act_pipeline.evaluation import (
 
 
 def against_float(model: Artifact, evaluation: Evaluation, reader: Any) -> tuple[dict[str, Any], list[str]]:
-    """Compare an evaluation with the float model's detections beside the model, if there are any.
+    """Compare an evaluation with the float model's detections stored with the model, if there are any.
 
     Args:
-        model: what was evaluated.
-        evaluation: of the reader's eval split.
+        model: the evaluated model.
+        evaluation: its evaluation on the reader's eval split.
         reader: the data.
 
     Returns:
-        what ``eval.json`` has of it: ``compared_images``, ``map_drop`` and the keys of
-        :meth:`act_pipeline.evaluation.Comparison.as_record`, None where nothing was compared; and the line to print.
+        entries of ``eval.json``: ``compared_images``, ``map_drop`` and the keys of
+        :meth:`act_pipeline.evaluation.Comparison.as_record`, None if nothing was compared; and the lines to print.
     """
     nothing = {"compared_images": None, "map_drop": None, **NOT_COMPARED}
     path = _kept(model)
@@ -58,7 +58,7 @@ def against_float(model: Artifact, evaluation: Evaluation, reader: Any) -> tuple
 
 
 def _kept(model: Artifact) -> Optional[Path]:
-    # A lowered file lies in onnx/ in the folder of its model.
+    # An exported ONNX file is in onnx/ in the folder of its model.
     folders = [model.path.parent, model.path.parent.parent] if isinstance(model, OnnxModel) else [model.directory]
     return next((path for folder in folders if (path := Path(folder) / DETECTIONS_FILENAME).is_file()), None)
 

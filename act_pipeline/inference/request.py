@@ -1,4 +1,4 @@
-"""What ``deploy/infer_eval.py`` is asked for."""
+"""A request to ``deploy/infer_eval.py``."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ class InferenceRequest:
     """What to run and where; the fields are the flags of ``deploy/infer_eval.py``.
 
     Attributes:
-        model_path: the model folder, or an ONNX file; None: the sample's, INT8 unless ``precision`` is a float one.
-        model_filename: the program in it.
-        params_filename: the parameters in it.
-        reader_config: the reader YAML; None: the sample's.
-        image_file: run on this picture instead of the data set, and draw.
-        engine: a name of :data:`act_pipeline.engines.ENGINES`, ``auto``, the fastest here, or ``all``, each
-            that is here; None: Paddle, as
-            ``use_trt`` and ``use_mkldnn`` say, and ``auto`` for an ONNX file.
+        model_path: the model folder, or an ONNX file; None for the sample's model, INT8 unless ``precision`` is a float
+            one.
+        model_filename: file name of the program.
+        params_filename: file name of the parameters.
+        reader_config: the reader YAML; None for the sample's.
+        image_file: run on this image instead of the data set, and draw the detections.
+        engine: a name in :data:`act_pipeline.engines.ENGINES`; ``auto`` for the fastest one; ``all`` for every
+            available one; None for Paddle with ``use_trt`` and ``use_mkldnn``, or ``auto`` for an ONNX file.
         device: ``auto`` (a GPU if there is one that the engine can use), ``CPU`` or ``GPU``.
-        precision: ``fp32``, ``fp16``, ``bf16``, ``int8``; None: int8 for an INT8 model, fp32 for a float one.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; None for int8 with an INT8 model and fp32 with a float one.
         use_trt: run in Paddle with TensorRT.
-        use_dynamic_shape: give TensorRT the collected shapes.
+        use_dynamic_shape: use the collected shapes in TensorRT.
         use_mkldnn: use oneDNN on the CPU.
-        cpu_threads: None: all CPUs that this process may use.
-        benchmark: time only, on the data set's first images, on ``image_file``, or on random input without either.
+        cpu_threads: number of CPU threads; None for all CPUs available to this process.
+        benchmark: measure latency only, on the data set's first images, on ``image_file``, or on random input if the
+            data set cannot be read.
         include_nms: has no effect on RT-DETR, which has no NMS.
-        trt_calib_mode: TensorRT calibrates INT8 scales itself.
-        img_shape: (height, width) of the network's input; None: the reader's.
-        batch_size: images in a run.
-        limit: the first so many images of the data set.
-        threshold: smallest score that is drawn and listed.
-        output_dir: where pictures go.
+        trt_calib_mode: let TensorRT calibrate INT8 scales itself.
+        img_shape: (height, width) of the network's input in pixels; None for the reader's.
+        batch_size: images per run.
+        limit: evaluate the first so many images of the data set; None for all.
+        threshold: minimum score of the detections that are drawn and listed.
+        output_dir: folder for drawn images.
         json: where to write the record, ``eval.json``.
-        collect_shape_only: stop when the shapes are collected.
-        shards: evaluate in so many processes; None: in this one, and on Ray in as many as fit.
-        executor: where they are, one of :data:`act_pipeline.core.process_pool.EXECUTORS`.
-        ray_address: of the Ray cluster.
+        collect_shape_only: stop after collecting the shapes.
+        shards: number of processes for the evaluation; None for this process, and on Ray as many as fit.
+        executor: one of :data:`act_pipeline.core.process_pool.EXECUTORS`.
+        ray_address: address of the Ray cluster.
     """
 
     model_path: str | None = None
@@ -69,5 +70,5 @@ class InferenceRequest:
 
     @property
     def sharded(self) -> bool:
-        """Whether other processes evaluate."""
+        """Whether the evaluation runs in other processes."""
         return self.executor == "ray" or (self.shards or 1) > 1

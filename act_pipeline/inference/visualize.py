@@ -1,4 +1,4 @@
-"""Detections drawn into a picture."""
+"""Drawing of detections into an image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from act_pipeline.core.errors import UserError
 
 _DPI = 100
-# Matplotlib draws no more than 65,535, and takes some 25 bytes a pixel.
+# Matplotlib's limit is 65,535, and it needs about 25 bytes per pixel.
 _MAX_SIDE = 8192
 _COLORS = (
     "#e6194b",
@@ -27,7 +27,7 @@ _COLORS = (
     "#800000",
     "#000075",
 )
-# Tried in this order for what the letters of matplotlib's own font do not cover, Chinese class names above all.
+# Fallbacks, in this order, for characters missing in matplotlib's default font, mainly Chinese class names.
 _FALLBACK_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -42,17 +42,17 @@ _FALLBACK_FONTS = (
 
 
 def read_image(image_file: str | os.PathLike[str]) -> np.ndarray:
-    """Return a picture as [H, W, 3] uint8 RGB, turned as its EXIF orientation says, as the readers see it.
+    """Return an image as uint8 [H, W, 3] RGB, rotated by its EXIF orientation, as in the readers.
 
     Raises:
-        UserError: the file is missing or no picture.
+        UserError: the file is missing or not an image.
     """
     import cv2
 
     path = Path(image_file)
     if not path.is_file():
         raise UserError(f"image {path} does not exist; give --image_file the path of a picture")
-    # np.fromfile, since cv2.imread cannot open names outside the system's code page on Windows.
+    # On Windows cv2.imread cannot open names outside the system's code page; np.fromfile can.
     raw = np.fromfile(path, np.uint8)
     try:
         image = cv2.imdecode(raw, cv2.IMREAD_COLOR) if raw.size else None
@@ -72,18 +72,18 @@ def draw_detections(
     output_file: str | os.PathLike[str],
     threshold: float = 0.5,
 ) -> int:
-    """Draw boxes with class names and scores into a copy of a picture.
+    """Draw boxes with class names and scores into a copy of an image.
 
     Args:
-        image_file: the picture; it is not changed.
-        bbox: [K, 6] class index, score, x1, y1, x2, y2 in pixels of the picture.
-        class_names: by class index; an index beyond them is written as a number.
-        output_file: where to write, same width and height (of a picture of more than 8,192 pixels on a side, a reduced
-            copy); JPEG or PNG by its ending.
-        threshold: boxes with a smaller score are left out.
+        image_file: the image; it is not changed.
+        bbox: [K, 6]: class index, score, x1, y1, x2, y2 in pixels of the image.
+        class_names: names by class index; an index without a name is written as a number.
+        output_file: the file to write, of the same width and height (images of more than 8,192 pixels per side are
+            reduced); the extension selects JPEG, PNG, BMP or WebP.
+        threshold: boxes with a lower score are not drawn.
 
     Returns:
-        How many boxes were drawn.
+        the number of drawn boxes.
 
     Example:
         >>> draw_detections("in.jpg", engine.run(batch)["bbox"], ["cat"], "out.jpg")  # doctest: +SKIP
@@ -105,7 +105,7 @@ def draw_detections(
     font: dict[str, Any] = {"fontsize": max(6.0, min(height, width) / 60), "fontfamily": _font_families()}
     rows = np.asarray(bbox, np.float64).reshape(-1, 6) * [1, 1, scale_x, scale_y, scale_x, scale_y]
     drawn = [row for row in rows if row[1] >= threshold and row[0] >= 0]
-    for class_index, score, x1, y1, x2, y2 in sorted(drawn, key=lambda row: row[1]):  # the surest on top
+    for class_index, score, x1, y1, x2, y2 in sorted(drawn, key=lambda row: row[1]):  # the highest scores on top
         color = _COLORS[int(class_index) % len(_COLORS)]
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=line_width))
         axes.text(
@@ -119,17 +119,17 @@ def draw_detections(
             bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0, "alpha": 0.8},
             **font,
         )
-    with warnings.catch_warnings():  # letters that no installed font has come out as empty boxes
+    with warnings.catch_warnings():  # characters without a font are drawn as empty boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from current font")
         canvas.draw()
-    # The canvas may come out a pixel larger or smaller than asked for: inches are rounded.
+    # The canvas may be a pixel larger or smaller than requested, since inches are rounded.
     pixels = np.asarray(canvas.buffer_rgba())[:height, :width, :3]
     _write_image(pixels, Path(output_file))
     return len(drawn)
 
 
 def _reduced(image: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Return a picture that can be drawn on, and by what its x and y are multiplied."""
+    """Return an image small enough to draw on, and the scale factors of x and y."""
     import cv2
 
     height, width = image.shape[:2]
@@ -141,7 +141,7 @@ def _reduced(image: np.ndarray) -> tuple[np.ndarray, float, float]:
 
 
 def detection_label(class_index: float, score: float, class_names: Sequence[str]) -> str:
-    """Return ``name 0.87``."""
+    """Return the label of a box: class name and score, e.g. ``cat 0.87``."""
     index = int(class_index)
     return f"{class_names[index] if 0 <= index < len(class_names) else f'class {index}'} {score:.2f}"
 

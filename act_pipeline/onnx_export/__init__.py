@@ -1,4 +1,4 @@
-"""From ACT's INT8 model, or a float one, to ONNX with Q/DQ spelled as TensorRT, OpenVINO and ONNX Runtime want it."""
+"""Export of INT8 and float Paddle models to ONNX, in the Q/DQ format of TensorRT, OpenVINO and ONNX Runtime."""
 
 from act_pipeline.onnx_export.cache import lowered_onnx, writable_directory
 from act_pipeline.onnx_export.export import TARGETS, Lowered, lower

@@ -1,4 +1,4 @@
-"""Lowered files beside the model that they are of: made once, and again when the model or the lowering has changed."""
+"""Cache of exported ONNX files next to the model: exported again when the model or the code of the export changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ ONNX_DIRECTORY = "onnx"
 
 
 def writable_directory(model: InferenceModel | OnnxModel, name: str) -> Path:
-    """Return the folder ``name`` in the model's folder, or one in the user's cache if that cannot be written to."""
+    """Return the folder ``name`` in the model's folder, or one in the user's cache if that is not writable.
+
+    Args:
+        model: the model.
+        name: name of the folder.
+
+    Returns:
+        The path; the folder is not created.
+    """
     if os.access(model.directory, os.W_OK):
         return model.directory / name
     return cache_directory() / name / model.content_hash().partition(":")[2][:16]
@@ -24,16 +32,19 @@ def writable_directory(model: InferenceModel | OnnxModel, name: str) -> Path:
 def lowered_onnx(
     model: InferenceModel, target: str = "cpu", batch: int | None = None, float16: bool = False
 ) -> OnnxModel:
-    """Return ``model`` as ONNX, in ``onnx/`` in its folder; lowered now unless that was done before.
+    """Return the cached ONNX export of a model, in ``onnx/`` in its folder; export it if it is missing or outdated.
 
     Args:
-        model: ACT's INT8 model or a float one.
-        target: a key of :data:`act_pipeline.onnx_export.TARGETS`.
-        batch: the batch size, None for any.
-        float16: float work in FP16, as :func:`act_pipeline.onnx_export.export` has it.
+        model: an INT8 or a float model.
+        target: Q/DQ format, a key of :data:`act_pipeline.onnx_export.TARGETS`.
+        batch: the batch size; None: dynamic.
+        float16: compute in FP16 what is not INT8, see :func:`act_pipeline.onnx_export.lower`.
+
+    Returns:
+        The ONNX file.
 
     Raises:
-        UserError: as :func:`act_pipeline.onnx_export.export`.
+        UserError: as :func:`act_pipeline.onnx_export.lower`.
     """
     name = f"{Path(model.model_filename).stem}_{target}{'_fp16' if float16 else ''}{f'_b{batch}' if batch else ''}.onnx"
     onnx_model = OnnxModel(writable_directory(model, ONNX_DIRECTORY) / name)

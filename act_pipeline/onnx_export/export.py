@@ -1,4 +1,4 @@
-"""The lowering: read, place Q/DQ, write ONNX, say what was done."""
+"""Export of a Paddle model to ONNX: read the program, place Q/DQ, write the file and its record."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from act_pipeline.onnx_export.rewrites.deformable_sampling import sum_by_level
 from act_pipeline.onnx_export.rewrites.float16 import QUANTIZED_OPSET, to_float16
 from act_pipeline.onnx_export.rewrites.qdq_placement import round_early
 
-# How many ops of a type are quantized, and those that are not.
+# Op type -> number of quantized ops; and the ops that are left in float.
 _Report = tuple[dict[str, int], list[dict[str, str]]]
-# How a runtime wants one set of symmetric scales spelled. OpenVINO loses 0.05 mAP on int8 activations and is right on
-# uint8 with zero point 128, which is the same arithmetic; TensorRT takes only int8 with zero point 0. TensorRT-RTX
-# takes that too, but its plans are smaller where all activations are rounded by the scale 1 (not in FP16, which has not
-# the range for the weights' scales then): GraphBuilder.unit_scales.
+# Type of quantized activations by target; the scales are the same. OpenVINO loses 0.05 mAP on int8 activations and none
+# on uint8 with zero point 128, which is the same arithmetic. TensorRT accepts only int8 with zero point 0. So does
+# TensorRT-RTX, but its plans are smaller where all activations are rounded with scale 1: GraphBuilder.unit_scales (not
+# with FP16, whose range is too small for the weights' scales then).
 TARGETS = {"tensorrt": "int8", "tensorrt_rtx": "int8", "cpu": "uint8"}
 OPSETS = range(17, 22)
 PRECISIONS = ("auto", "int8", "fp32")
 _OUTPUTS = ("bbox", "bbox_num")
-# The oldest IR that goes with an opset: older runtimes refuse a newer one.
+# The oldest IR version that an opset allows: older runtimes reject newer IR versions.
 _IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """What was written.
+    """Description of an exported ONNX file.
 
     Attributes:
         path: the ONNX file.
-        precision: ``int8`` or ``fp32``, of the model.
-        float16: what is not INT8 is FP16, up to the last matmul.
-        target: a key of :data:`TARGETS`.
-        opset: of the file.
-        batch: the fixed batch size, None if any.
+        precision: precision of the model, ``int8`` or ``fp32``.
+        float16: whether what is not INT8 is FP16, up to the last matmul.
+        target: Q/DQ format, a key of :data:`TARGETS`.
+        opset: opset of the file.
+        batch: the fixed batch size; None: dynamic.
         bytes: size of the file.
-        quantized: Paddle op type -> how many compute in INT8.
-        kept: convolutions and matmuls that stay float, each ``{"type", "output", "reason"}``.
+        quantized: Paddle op type -> number of ops that compute in INT8.
+        kept: convolutions and matmuls left in float, each ``{"type", "output", "reason"}``.
     """
 
     path: Path
@@ -65,7 +65,11 @@ class Lowered:
     kept: list[dict[str, str]] = field(default_factory=list)
 
     def as_record(self, source: InferenceModel) -> dict[str, Any]:
-        """Return the record that is written beside the file."""
+        """Return the record to write next to the file.
+
+        Args:
+            source: the model that was exported.
+        """
         record = {key: value for key, value in asdict(self).items() if key != "path"}
         return {
             "source": str(source.directory),
@@ -75,12 +79,12 @@ class Lowered:
         }
 
     def summary(self) -> str:
-        """Return what was done, in a few lines."""
+        """Return a description of the export for users, of a few lines."""
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.quantized.items())) or "none"
         batch = "any" if self.batch is None else self.batch
         lines = [
-            f"lowered to {self.path}: {self.bytes / 1e6:.2f} MB, opset {self.opset}, batch {batch}, "
-            f"{self.precision}{' and fp16' if self.float16 else ''}, spelled for {self.target}",
+            f"exported to {self.path}: {self.bytes / 1e6:.2f} MB, opset {self.opset}, batch {batch}, "
+            f"{self.precision}{' and fp16' if self.float16 else ''}, Q/DQ for {self.target}",
             f"in INT8: {counts}; float: {len(self.kept)} convolutions and matmuls",
         ]
         if self.precision == "int8":
@@ -97,24 +101,28 @@ def lower(
     precision: str = "auto",
     float16: bool = False,
 ) -> Lowered:
-    """Write a Paddle model as ONNX, and beside it a record of what was done (``model_cpu.json`` for
-    ``model_cpu.onnx``).
+    """Export a Paddle model to ONNX and write a record next to it (``model_cpu.json`` for ``model_cpu.onnx``).
 
-    Inputs and outputs are the model's: ``image [N, 3, H, W]``, ``im_shape [N, 2]``, ``scale_factor [N, 2]`` float32
-    to ``bbox [K, 6]`` float32, ``bbox_num [N]`` int32.
+    Inputs and outputs are those of the Paddle model; for a detector the inputs ``image [N, 3, H, W]``,
+    ``im_shape [N, 2]`` and ``scale_factor [N, 2]`` float32 and the outputs ``bbox [K, 6]`` float32 and ``bbox_num [N]``
+    int32.
 
     Args:
-        model: ACT's INT8 model or a float one.
+        model: an INT8 model of PaddleSlim's ACT or of this package, or a float model.
         output: the file to write.
-        target: a key of :data:`TARGETS`.
+        target: Q/DQ format, a key of :data:`TARGETS`.
         opset: 17 to 21.
-        batch: the batch size, None for any.
-        precision: ``int8`` (the model must hold scales), ``fp32`` (it must hold none) or ``auto``, what the model is.
-        float16: float work in FP16 up to the last matmul, for GPUs; an INT8 model then has an opset of at least 19.
+        batch: the batch size; None: dynamic.
+        precision: ``int8`` (the model must hold scales), ``fp32`` (it must hold none), or ``auto`` (either).
+        float16: for GPUs, compute in FP16 what is not INT8, up to the last matmul; the opset of an INT8 model is then
+            at least 19.
+
+    Returns:
+        A description of the file.
 
     Raises:
-        UserError: an argument is unknown, the model has no scales though INT8 is asked for, an op cannot be lowered,
-            or ``onnx`` is missing.
+        UserError: an argument is unknown, the precision does not match the model, an op cannot be exported, or ``onnx``
+            is not installed.
     """
     if target not in TARGETS:
         raise UserError(f"target is {target!r}, expected one of {', '.join(TARGETS)}{suggest(target, TARGETS)}")
@@ -138,7 +146,7 @@ def lower(
     if precision == "int8" and not source.quantized:
         raise UserError(
             f"{model.model_path} has no quantize_linear ops, so no scales, expected ACT's INT8 model; compress it with "
-            "tools/compress.py first, or lower it as it is with --precision fp32"
+            "tools/compress.py first, or export it as it is with --precision fp32"
         )
     if precision == "fp32" and source.quantized:
         raise UserError(f"{model.model_path} is an INT8 model; give the float model it was made from for fp32")
@@ -157,14 +165,14 @@ def lower(
     lowered = Lowered(
         path, "int8" if source.quantized else "fp32", float16, target, opset, batch, len(written), quantized, kept
     )
-    # The record goes first: a file without its record is of unknown origin, the other way round is nothing at all.
+    # The record is written first: if the process is killed in between, no ONNX file without a record is left.
     write_record(OnnxModel(path).record_path, ONNX_SCHEMA, lowered.as_record(model))
     write_bytes_atomically(path, written)
     return lowered
 
 
 def lowering_hash() -> str:
-    """Return a hash of this package's code: another one may write another file."""
+    """Return a hash of the code of this package, on which exported files depend."""
     return hash_files(sorted(Path(__file__).parent.rglob("*.py")))
 
 
@@ -196,7 +204,7 @@ def _convert(source: Source, dtype: str, opset: int, unit_scales: bool) -> tuple
 
 
 def _readers(source: Source) -> dict[str, list[Op | None]]:
-    """Return name -> the ops that read it; None stands for a Q/DQ pair or an output."""
+    """Return tensor name -> the ops that read it; None stands for a Q/DQ pair or an output of the graph."""
     readers: dict[str, list[Op | None]] = {}
     for op in source.ops:
         for name in (name for names in op.inputs.values() for name in names):
@@ -209,7 +217,7 @@ def _readers(source: Source) -> dict[str, list[Op | None]]:
 
 
 def _followers(op: Op, source: Source, readers: dict[str, list[Op | None]]) -> list[Op]:
-    """Return the BatchNorm and the bias that alone read a convolution's result."""
+    """Return the BatchNorm and the bias addition after a convolution, each the only reader of the result before it."""
     found: list[Op] = []
     name = op.output
     while True:
@@ -232,7 +240,7 @@ def _followers(op: Op, source: Source, readers: dict[str, list[Op | None]]) -> l
 
 
 def _gives_detections(source: Source) -> bool:
-    """Whether the outputs are a detector's, ``bbox [K, 6]`` and ``bbox_num [N]``, and not any two tensors."""
+    """Return whether the outputs are those of a detector, ``bbox [K, 6]`` and ``bbox_num [N]``."""
     if len(source.outputs) != 2:
         return False
     bbox, bbox_num = source.outputs

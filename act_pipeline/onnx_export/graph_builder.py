@@ -12,7 +12,11 @@ from act_pipeline.onnx_export.program import QuantizedTensor, Source
 
 
 def require_onnx() -> Any:
-    """Import ``onnx``; raises a UserError naming the extra that has it."""
+    """Import and return ``onnx``.
+
+    Raises:
+        UserError: it cannot be imported; the message names the extra that installs it.
+    """
     try:
         import onnx
     except ImportError as error:
@@ -21,15 +25,18 @@ def require_onnx() -> Any:
 
 
 class GraphBuilder:
-    """Collects nodes and initializers.
+    """Collects the nodes and initializers of an ONNX graph.
 
     Attributes:
-        values: Paddle name -> ONNX name of what was computed.
-        constants: Paddle name -> value of what is known now.
-        quantized, rounded: as in :class:`act_pipeline.onnx_export.program.Source`.
-        unit_scales: activations are divided by their scales before they are rounded, by 1; what they are multiplied
-            with takes the scale over. The integers are the same. TensorRT-RTX writes the rounding by every other scale
-            as a kernel of its own into a plan, 133 kB of source each, and those by one scale once.
+        opset: opset of the graph.
+        nodes: the ONNX nodes in order.
+        initializers: name -> ONNX tensor.
+        values: Paddle name -> ONNX name of a computed tensor.
+        constants: Paddle name -> value of a constant.
+        quantized, rounded, shapes, dtypes: as in :class:`act_pipeline.onnx_export.program.Source`.
+        unit_scales: whether activations are divided by their scale and then rounded with scale 1. The scale becomes a
+            factor of the weights, or of the product of two activations. The integers are the same. A TensorRT-RTX plan
+            contains one kernel, with 133 kB of source, for each different scale of a Q/DQ pair.
     """
 
     def __init__(self, source: Source, activation_dtype: str, opset: int, unit_scales: bool = False) -> None:
@@ -53,7 +60,12 @@ class GraphBuilder:
         return f"{hint}/{self._count}"
 
     def initializer(self, value: np.ndarray | np.generic, hint: str = "constant") -> str:
-        """Return the name of a constant; equal small constants are stored once."""
+        """Return the name of an initializer; equal constants are stored once.
+
+        Args:
+            value: the constant.
+            hint: beginning of the name of a new initializer.
+        """
         value = np.ascontiguousarray(value).reshape(np.shape(value))
         key = ("constant", value.dtype.str, value.shape, value.tobytes())
         if key not in self._made:
@@ -66,13 +78,24 @@ class GraphBuilder:
         return self.initializer(np.array(numbers, np.int64))
 
     def node(self, kind: str, inputs: list[str], hint: str = "", outputs: int = 1, **attrs: Any) -> Any:
-        """Add a node; returns the name of its output, a list if it has several."""
+        """Add a node.
+
+        Args:
+            kind: the ONNX op type.
+            inputs: names of its inputs.
+            hint: beginning of the names of its outputs; empty: ``kind``.
+            outputs: number of outputs.
+            **attrs: its attributes.
+
+        Returns:
+            Name of the output; a list of names if there are several.
+        """
         names = [self.fresh(hint or kind) for _ in range(outputs)]
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, names, name=names[0], **attrs))
         return names[0] if outputs == 1 else names
 
     def get(self, name: str) -> str:
-        """Return the ONNX name of a Paddle tensor; a dequantized one gets its Q/DQ pair."""
+        """Return the ONNX name of a Paddle tensor; the Q/DQ pair of a quantized one is added on first use."""
         if name in self.quantized:
             return self.dequantized(self.quantized[name])
         if name in self.values:
@@ -80,10 +103,13 @@ class GraphBuilder:
         return self.initializer(self.constants[name], name)
 
     def dequantized(self, tensor: QuantizedTensor, transposed: bool = False, channel_axis: int = -1) -> str:
-        """Return the dequantized tensor, its last two axes swapped if ``transposed``; made once, read by many.
+        """Return the ONNX name of a dequantized tensor; its nodes are added once and shared by all readers.
 
-        The swap goes before the rounding, so that the pair stands directly at the op that computes in INT8. With
-        ``unit_scales`` it is divided by its scale, said by channel along ``channel_axis``.
+        Args:
+            tensor: the quantized tensor.
+            transposed: swap the last two axes. The swap comes before the rounding, so that the Q/DQ pair is adjacent
+                to the op that computes in INT8.
+            channel_axis: with ``unit_scales``, the axis along which the divisor is stored as a vector.
         """
         constant = tensor.weight
         if constant is None and tensor.source in self.constants:

@@ -1,4 +1,4 @@
-"""What a Paddle program says, in a plain form: ops without observers, constants, and who is quantized how."""
+"""A Paddle program as plain data: ops without observers, constants, and quantized tensors with their scales."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ DTYPES = {0: np.bool_, 2: np.int32, 3: np.int64, 4: np.float16, 5: np.float32, 6
 
 @dataclass
 class Op:
-    """An op: ``inputs`` and ``outputs`` are slot -> names, ``attrs`` is name -> value."""
+    """A Paddle op.
+
+    Attributes:
+        type: the op type.
+        inputs: slot -> names of tensors.
+        outputs: slot -> names of tensors.
+        attrs: attribute name -> value.
+    """
 
     type: str
     inputs: dict[str, list[str]]
@@ -31,7 +38,7 @@ class Op:
 
     @property
     def output(self) -> str:
-        """The name of the first output that carries a result."""
+        """Name of the first tensor of ``Out``, ``Output`` or ``Y``, otherwise of the first output slot."""
         for slot in ("Out", "Output", "Y"):
             if self.outputs.get(slot):
                 return self.outputs[slot][0]
@@ -40,13 +47,13 @@ class Op:
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """A tensor that is rounded: x is about ``round(x / scale) * scale`` with integers in [-128, 127].
+    """A quantized tensor: x is replaced with ``round(x / scale) * scale``, with integers in [-128, 127].
 
     Attributes:
-        source: name of the float tensor; for a weight, of the integers.
-        scale: float32, of shape [] or [channels] (ONNX's: Paddle's divided by 127).
-        axis: of the channels, -1 for one scale.
-        weight: int8, None for a tensor that is quantized at run time.
+        source: name of the float tensor; for a weight, name of the integer tensor.
+        scale: float32 of shape [] or [channels], in ONNX's convention (Paddle's scale divided by 127).
+        axis: axis of the channels; -1 for a single scale.
+        weight: int8; None for a tensor that is quantized at run time.
     """
 
     source: str
@@ -57,17 +64,17 @@ class QuantizedTensor:
 
 @dataclass
 class Source:
-    """A program to lower.
+    """A program to export.
 
     Attributes:
-        ops: in order, without feed, fetch, Q/DQ and observers.
-        constants: name -> value of every float or integer parameter.
-        quantized: name of a dequantized tensor, as ops read it -> what it stands for.
+        ops: the ops in order, without feed, fetch, Q/DQ and observers.
+        constants: name -> value of every parameter.
+        quantized: name of a dequantized tensor, as ops read it -> the quantized tensor.
         shapes: name -> shape, -1 where unknown.
-        dtypes: name -> NumPy type, as the program says.
-        inputs: names.
-        outputs: names.
-        rounded: names of tensors that are computed from rounded ones and hold nothing else.
+        dtypes: name -> NumPy type of the variable in the program.
+        inputs: names of the inputs.
+        outputs: names of the outputs.
+        rounded: names of tensors that hold only elements of rounded tensors, and so need no Q/DQ pair.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -81,13 +88,21 @@ class Source:
 
 
 def read_source(graph: StaticGraph) -> Source:
-    """Read a graph; pairs marked ``only_observer`` are dropped: they are scales that were never rounding."""
+    """Read the program of a graph.
+
+    Q/DQ pairs marked ``only_observer`` are dropped: training recorded their scales but did not round with them.
+
+    Args:
+        graph: the loaded Paddle model; not changed.
+
+    Returns:
+        The program as plain data.
+    """
     block = graph.program.global_block()
     source = Source(inputs=list(graph.feed_names), outputs=[target.name for target in graph.fetch_targets])
     alias: dict[str, str] = {}
     observed: dict[str, str] = {}
     pending: dict[str, QuantizedTensor] = {}
-    # Stock ACT gives an observing and an acting pair of one tensor the same names.
     for name in block.vars:
         if graph.is_parameter(name):
             source.constants[name] = graph.parameter(name)
@@ -125,7 +140,10 @@ def read_source(graph: StaticGraph) -> Source:
 
 
 def _resolve(name: str, op_type: str, alias: dict[str, str], source: Source) -> str:
-    """Return what an op read before observers were put in: INT8 ops their rounded inputs, all others the float ones."""
+    """Return the tensor that an op reads without observers: INT8 ops read the rounded tensor, others the float one.
+
+    PaddleSlim's ACT uses the same names for the observing and the rounding Q/DQ pair of a tensor.
+    """
     if op_type == "dequantize_linear" or (op_type in QUANTIZABLE_OPS and name in source.quantized):
         return name
     return alias.get(name, name)

@@ -1,4 +1,4 @@
-"""Convolutions and matmuls: the ops that may compute in INT8, with BatchNorm and biases folded into them."""
+"""Export of convolutions and matmuls, which may compute in INT8, with BatchNorm and biases folded into them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from act_pipeline.onnx_export.program import Op, QuantizedTensor
 
 
 def same_padding(sizes: tuple[int, ...], kernel: list[int], strides: list[int], dilations: list[int]) -> list[int]:
-    """Return ONNX pads (begins, then ends) of Paddle's SAME: the odd one goes to the end."""
+    """Return the ONNX pads of Paddle's padding algorithm SAME; an odd pad is larger at the end.
+
+    Args:
+        sizes: input size along each spatial axis.
+        kernel: kernel size along each spatial axis.
+        strides: stride along each spatial axis.
+        dilations: dilation along each spatial axis.
+
+    Returns:
+        The pads at the beginning of each axis, then those at the end.
+    """
     begins, ends = [], []
     for size, edge, stride, dilation in zip(sizes, kernel, strides, dilations):
         total = max((-(-size // stride) - 1) * stride + (edge - 1) * dilation + 1 - size, 0)
@@ -21,7 +31,17 @@ def same_padding(sizes: tuple[int, ...], kernel: list[int], strides: list[int], 
 
 
 def pads(op: Op, sizes: tuple[int, ...], kernel: list[int], dilations: list[int]) -> list[int]:
-    """Return ONNX pads of a convolution or pooling over ``sizes`` (height, width)."""
+    """Return the ONNX pads of a 2D convolution or pooling.
+
+    Args:
+        op: the op.
+        sizes: (height, width) of its input.
+        kernel: (height, width) of its kernel.
+        dilations: dilation along height and width.
+
+    Returns:
+        Pads at top, left, bottom and right.
+    """
     algorithm = op.attrs.get("padding_algorithm", "EXPLICIT")
     if algorithm == "VALID":
         return [0, 0, 0, 0]
@@ -34,14 +54,16 @@ def pads(op: Op, sizes: tuple[int, ...], kernel: list[int], dilations: list[int]
 
 
 def convolution(build: GraphBuilder, op: Op, followers: list[Op]) -> None:
-    """Add a Conv.
+    """Add a Conv with BatchNorm and bias folded into it.
+
+    The fold does not change the integers' magnitudes: ``gamma / sigma`` becomes a factor of the output channel's weight
+    scale, and where it is negative, the signs of the integers are inverted. The bias stays float.
 
     Args:
-        build: gets the nodes.
+        build: the graph to extend.
         op: the convolution.
-        followers: the BatchNorm and the addition of a constant per channel that alone read its result, in order.
-            They become part of the weights' scales and of a float bias, exactly: ``gamma / sigma`` scales the output
-            channel, and a negative one turns the sign of the integers.
+        followers: the BatchNorm and the addition of a constant for each channel after the convolution, in order; each
+            is the only reader of the result before it.
     """
     filter_name = op.input("Filter")
     quantized = build.quantized.get(filter_name)
@@ -89,23 +111,28 @@ def _scaled(tensor: QuantizedTensor, weight: np.ndarray, factor: np.ndarray) -> 
         return tensor
     scale = np.broadcast_to(tensor.scale, factor.shape) * np.abs(factor)
     sign = np.where(factor < 0, -1, 1)[:, None, None, None]
-    # -128 has no counterpart; Paddle's weights are within 127, so nothing is lost.
+    # -(-128) does not fit into int8; Paddle's weights are within [-127, 127], so the clip changes nothing.
     weight = np.clip(weight.astype(np.int16) * sign, -128, 127).astype(np.int8)
-    # A scale of zero (a channel that BatchNorm switched off) is no scale to a runtime.
+    # A scale of zero (a channel whose BatchNorm gamma is zero) is rejected by runtimes.
     off = scale == 0
     weight[off] = 0
     return replace(tensor, scale=np.where(off, 1, scale).astype(np.float32), axis=0, weight=weight)
 
 
 def _taken_over(build: GraphBuilder, tensor: QuantizedTensor | None) -> np.float32 | np.ndarray:
-    """Return the scale that an activation was divided by, which what it is multiplied with has to take over."""
+    """Return the scale that an activation was divided by (``unit_scales``), a factor of the other operand; else 1."""
     if build.unit_scales and tensor is not None and tensor.weight is None:
         return tensor.scale.reshape(())[()]
     return np.float32(1)
 
 
 def matmul(build: GraphBuilder, op: Op) -> None:
-    """Add a MatMul; a transposed input is turned before it is rounded."""
+    """Add a MatMul; a transposed operand is transposed before it is rounded.
+
+    Args:
+        build: the graph to extend.
+        op: the ``matmul_v2`` op.
+    """
     operands = []
     tensors = [build.quantized.get(op.input(slot)) for slot in ("X", "Y")]
     taken_over = [_taken_over(build, tensor) for tensor in tensors]

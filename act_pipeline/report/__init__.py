@@ -1,6 +1,4 @@
-"""One HTML file, and the record of its figures, with all that a person decides by; made from the other stages'
-records.
-"""
+"""A self-contained HTML report of a compressed model and the record of its figures, made from other records."""
 
 from act_pipeline.report.content import REPORT_SCHEMA
 from act_pipeline.report.write import RECORD_FILENAME, REPORT_FILENAME, write_report

@@ -1,4 +1,4 @@
-"""The record of a report: every figure that a page shows, taken from other records or counted from the detections."""
+"""The record of a report: every figure of the page, taken from other records or computed from the detections."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.records import BELOW_SUFFIX
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.report.curves import RECALLS, score
@@ -19,14 +20,14 @@ from act_pipeline.report.sources import Sources, fastest_pair
 REPORT_SCHEMA = "act_pipeline.report/1"
 PICTURES = 6
 CLASS_CURVES = 3
-# Up to so many classes stand in one table; of more, the first stand there and the others behind a click.
+# Up to 30 classes are shown in one table; of more, the first 20 are shown and the others are collapsed.
 MOST_CLASSES, CLASSES_OF_MORE = 30, 20
-# Scored anew from the detections that were kept, a mAP is the same.
+# Largest difference of a recorded mAP and the mAP recomputed from the stored detections.
 _MAP_TOLERANCE = 1e-6
 
 
 class ReportReader(Protocol):
-    """What is needed of a reader (:class:`act_pipeline.data.Reader` has it)."""
+    """The part of a reader that a report needs (:class:`act_pipeline.data.Reader` implements it)."""
 
     path: Any
 
@@ -34,13 +35,18 @@ class ReportReader(Protocol):
         """Return the annotation file of a split."""
 
     def image_dir(self, split: str = "eval") -> Any:
-        """Return the folder of its images."""
+        """Return the folder of a split's images."""
 
 
 def build(sources: Sources, reader: ReportReader, name: str) -> dict[str, Any]:
     """Return the content of ``report.json`` (schema ``act_pipeline.report/1``).
 
-    A part for which nothing was measured is None or empty. ``name`` is the model's.
+    Parts that were not measured are None or empty.
+
+    Args:
+        sources: the records.
+        reader: the data that the model was evaluated on.
+        name: name of the model.
 
     Raises:
         UserError: the reader's data cannot be read.
@@ -78,7 +84,7 @@ def build(sources: Sources, reader: ReportReader, name: str) -> dict[str, Any]:
 
 
 def _per_class(figures: Mapping[str, Any], objects: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Return the classes, the largest loss first, those without ground truth last."""
+    """Return the classes in order of their AP change, the largest loss first, those without ground truth last."""
     before, after = figures["fp32"]["per_class"], figures["int8"]["per_class"]
     rows = [
         {
@@ -94,13 +100,13 @@ def _per_class(figures: Mapping[str, Any], objects: Mapping[str, int]) -> list[d
 
 
 def _ops(found: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return ops that are not wholly in INT8, with all that is said of any of them; None where it is not."""
+    """Return the ops that are not entirely in INT8 with all recorded properties; None for those not recorded."""
     names = ("name", "type", "module", "group", "reason", "sensitivity", "map_after")
     return [{**{name: op.get(name) for name in names}, "name": op.get("output") or op.get("name")} for op in found]
 
 
 def _class_counts(classes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Return how many classes have AP in both models, how many lose, and how many a page shows at once."""
+    """Return how many classes have AP in both models, how many have a lower AP, and how many are shown at once."""
     changes = [row["change"] for row in classes if row["change"] is not None]
     shown = len(classes) if len(classes) <= MOST_CLASSES else CLASSES_OF_MORE
     return {
@@ -136,17 +142,18 @@ def _rerun(sources: Sources, reader: ReportReader) -> dict[str, Any]:
 
 
 def _commands(sources: Sources, config: str, reader: ReportReader) -> list[str]:
-    """Return what makes the model, with the overrides where the record has them, and then the report; for a shell."""
+    """Return the shell commands that make the model (with overrides, if recorded) and the report."""
     folder, overrides = str(sources.artifact), sources.act.get("overrides")
-    # Compression adds the suffix itself.
+    # tools/compress.py appends the suffix itself.
     save_dir = folder[: -len(BELOW_SUFFIX)] if folder.endswith(BELOW_SUFFIX) else folder
     compress = ["python", "tools/compress.py", "-c", config, "--save_dir", save_dir]
     report = ["python", "tools/report.py", "--model_path", folder, "--reader_config", str(reader.path)]
-    return [shlex.join([*compress, *(["-o", *overrides] if overrides else [])]), shlex.join(report)]
+    commands = [*compress, *(["-o", *overrides] if overrides else [])], report
+    return [name_commands(shlex.join(command)) for command in commands]
 
 
 def _from_detections(sources: Sources, reader: ReportReader) -> dict[str, Any]:
-    """Return what is counted from the detections of both models, and ``notes``: keys of texts, with their figures."""
+    """Return the figures computed from both models' detections, and ``notes``: keys of texts and their values."""
     nothing: dict[str, Any] = {
         "scores": {}, "objects": {}, "curves": None, "pairs": None, "iou_map": None, "pictures": [], "errors": None,
         "notes": [],

@@ -1,4 +1,4 @@
-"""Scores and precision-recall curves of detections that were kept, by pycocotools."""
+"""Scores and precision-recall curves of stored detections, computed by pycocotools."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ CURVE_IOUS = (0.5, 0.75)
 
 @dataclass(frozen=True)
 class Scores:
-    """What pycocotools says of detections.
+    """COCO scores and curves of a model's detections.
 
     Attributes:
-        stats: the twelve figures by the names in ``STAT_NAMES``; None where there is no ground truth (of that size).
+        stats: the twelve COCO metrics under the names in ``STAT_NAMES``; None where there is no ground truth (of that
+            size).
         per_class: class name -> AP at IoU 0.50:0.95; None for a class without ground truth.
-        curves: IoU (``0.50``) -> [101] precision at ``RECALLS``, the mean over the classes with ground truth.
-        class_curves: class name -> [101] precision at IoU 0.50; None for a class without ground truth.
+        curves: IoU (e.g. ``0.50``) -> 101 precisions at ``RECALLS``, the mean over the classes with ground truth.
+        class_curves: class name -> 101 precisions at IoU 0.50; None for a class without ground truth.
     """
 
     stats: dict[str, float | None]
@@ -35,7 +36,13 @@ class Scores:
 
 
 def score(annotations: Annotations, detections: np.ndarray, image_ids: Sequence[int]) -> Scores:
-    """Score detections [M, 7] (as ``Evaluation.detections``) of the images that were evaluated, in ascending order."""
+    """Score detections and compute precision-recall curves.
+
+    Args:
+        annotations: the ground truth.
+        detections: float64 [M, 7], see ``Evaluation.detections``.
+        image_ids: COCO ids of the evaluated images, in ascending order.
+    """
     truth = annotations.ground_truth()
     scorer = make_scorer(truth, detections, image_ids)
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""Detections of two models paired with each other: where they differ, and by how much."""
+"""Pairing of two models' detections, and measures of their differences."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from act_pipeline.evaluation.matching import match
 from act_pipeline.report.errors import FOREGROUND_IOU, corners
 
-# Weaker detections than this share of the threshold are no partner: RT-DETR gives a few hundred boxes for every image.
+# Detections with scores below this share of the threshold are ignored: RT-DETR outputs hundreds per image.
 _WEAKEST_PARTNER = 0.25
 HEAT_ROWS, HEAT_COLUMNS = 9, 12
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A detection of one model or of both, on one image.
+    """A detection of one or both models on one image.
 
     Attributes:
-        first: [7] as ``Evaluation.detections``, of the first model, or None.
+        first: float64 [7], a row of ``Evaluation.detections`` of the first model, or None.
         second: the same of the second model.
-        iou: of the two boxes; None if one is missing.
+        iou: IoU of the two boxes; None if one is missing.
     """
 
     first: np.ndarray | None
@@ -31,7 +31,11 @@ class Pair:
     iou: float | None
 
     def status(self, threshold: float) -> str:
-        """Return ``both``, ``lost`` or ``new``: which models show it at a score threshold (neither: ``none``)."""
+        """Return which models detect it: ``both``, ``lost`` (first only), ``new`` (second only) or ``none``.
+
+        Args:
+            threshold: minimum score of a detection.
+        """
         before = self.first is not None and self.first[5] >= threshold
         after = self.second is not None and self.second[5] >= threshold
         return {(True, True): "both", (True, False): "lost", (False, True): "new"}.get((before, after), "none")
@@ -49,7 +53,10 @@ class Pair:
 
     @property
     def difference(self) -> float:
-        """How much changed, from 0 (nothing) to 1: the change of the score, and the part of the box that moved."""
+        """The size of the change, in [0, 1]: the change of the score plus the lower score times 1 - IoU.
+
+        For an unpaired detection it is the score.
+        """
         matched = self.matched
         if matched is None:
             return _surest(self)
@@ -63,18 +70,18 @@ def pair_images(
 ) -> dict[int, list[Pair]]:
     """Pair two models' detections image by image.
 
-    Partners have the same class and an IoU above 0.5; those that agree best are paired first, each once, as
-    :func:`act_pipeline.evaluation.matching.match` does. A detection below the threshold counts only as the partner of
-    one above it.
+    Paired detections have the same class and an IoU above 0.5. Those with the highest agreement are paired first, each
+    once, see :func:`act_pipeline.evaluation.matching.match`. A detection below the threshold is used only as the
+    partner of one above it.
 
     Args:
-        first: [M, 7] as ``Evaluation.detections``.
-        second: [K, 7] of the other model.
-        image_ids: the images that were evaluated, in the order that the detections count.
-        threshold: the score from which on a detection is shown.
+        first: float64 [M, 7], see ``Evaluation.detections``.
+        second: float64 [K, 7], of the other model.
+        image_ids: COCO ids of the evaluated images; the first column of the detections indexes this list.
+        threshold: minimum score of a detection that is shown.
 
     Returns:
-        image id -> pairs of which at least one side has the threshold, the surest first.
+        image id -> pairs with at least one score above the threshold, in descending order of score.
     """
     sides = [_by_image(rows[rows[:, 5] >= _WEAKEST_PARTNER * threshold]) for rows in (first, second)]
     nothing = np.zeros((0, 7))
@@ -99,7 +106,7 @@ def _pair(first: np.ndarray, second: np.ndarray, threshold: float) -> list[Pair]
 
 
 def _as_outputs(rows: np.ndarray) -> np.ndarray:
-    """Return rows of ``Evaluation.detections`` as an engine gives them, [K, 6]: class, score, x1, y1, x2, y2."""
+    """Convert rows of ``Evaluation.detections`` to engine outputs, [K, 6]: class, score, x1, y1, x2, y2."""
     return np.column_stack([rows[:, 6], rows[:, 5], corners(rows[:, 1:5])])
 
 
@@ -108,7 +115,16 @@ def _surest(pair: Pair) -> float:
 
 
 def summarize(pairs: Mapping[int, Sequence[Pair]], threshold: float) -> dict[str, Any]:
-    """Return how many detections both show, the first alone, the second alone, and how far the common ones moved."""
+    """Count common and exclusive detections of the two models, and measure how far the common ones differ.
+
+    Args:
+        pairs: image id -> pairs, see :func:`pair_images`.
+        threshold: minimum score of a detection.
+
+    Returns:
+        ``both``, ``lost``, ``new`` (counts); ``mean_iou``, ``median_score_change`` and ``p95_score_change`` of the
+        common detections, None without any; ``images_unchanged`` and ``images``.
+    """
     everything = [pair for found in pairs.values() for pair in found]
     statuses = [pair.status(threshold) for pair in everything]
     matched = [pair.matched for pair, status in zip(everything, statuses) if status == "both"]
@@ -128,7 +144,12 @@ def summarize(pairs: Mapping[int, Sequence[Pair]], threshold: float) -> dict[str
 
 
 def most_different(pairs: Mapping[int, Sequence[Pair]], count: int) -> list[tuple[int, float]]:
-    """Return the ``count`` images with the largest sum of differences, with the sums; none without any."""
+    """Return (image id, sum of differences) of the images with the largest sums above 0, in descending order.
+
+    Args:
+        pairs: image id -> pairs, see :func:`pair_images`.
+        count: maximum number of images.
+    """
     sums = [(image_id, sum(pair.difference for pair in found)) for image_id, found in pairs.items()]
     return [entry for entry in sorted(sums, key=lambda entry: (-entry[1], entry[0]))[:count] if entry[1] > 0]
 
@@ -136,15 +157,16 @@ def most_different(pairs: Mapping[int, Sequence[Pair]], count: int) -> list[tupl
 def iou_map(
     pairs: Mapping[int, Sequence[Pair]], sizes: Mapping[int, tuple[float, float]], threshold: float
 ) -> dict[str, Any]:
-    """Return the mean IoU of paired boxes by where in the image their centre lies.
+    """Return the mean IoU of paired boxes over a grid of positions of the box centre in the image.
 
     Args:
-        pairs: of every image; those that both models show are taken.
-        sizes: image id -> width and height in pixels; images without are left out.
-        threshold: of the score.
+        pairs: image id -> pairs, see :func:`pair_images`; only those detected by both models are used.
+        sizes: image id -> width and height in pixels; other images are ignored.
+        threshold: minimum score of a detection.
 
     Returns:
-        ``rows``, ``columns``; ``mean_iou`` [rows][columns], None where no box lies; ``count`` [rows][columns].
+        ``rows``, ``columns``; ``mean_iou`` [rows][columns], None in cells without boxes; ``count`` [rows][columns];
+        ``lowest`` and ``highest`` mean IoU, None without boxes.
     """
     sums, counts = np.zeros((HEAT_ROWS, HEAT_COLUMNS)), np.zeros((HEAT_ROWS, HEAT_COLUMNS), int)
     for image_id, found in pairs.items():

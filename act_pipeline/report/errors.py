@@ -1,7 +1,7 @@
-"""What kind of error a detection is: missed, false, wrong class, poor box, by object size.
+"""Error types of detections (missed, false, wrong class, poor box, ...), by object size.
 
-The kinds and their two thresholds are TIDE's (Bolya, Foley, Hays and Hoffman, "TIDE: A General Toolbox for Identifying
-Object Detection Errors", ECCV 2020, section 2.2); sizes are COCO's.
+The types and their two thresholds are those of TIDE (Bolya, Foley, Hays and Hoffman, "TIDE: A General Toolbox for
+Identifying Object Detection Errors", ECCV 2020, section 2.2). Sizes are COCO's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from act_pipeline.evaluation.matching import iou
 
 FOREGROUND_IOU = 0.5
 BACKGROUND_IOU = 0.1
-# In the order in which they are shown; the first four are what one asks for first.
+# In display order, the four most informative first.
 KINDS = ("missed", "false", "wrong_class", "poor_box", "wrong_class_poor_box", "duplicate")
 SIZES = ("small", "medium", "large")
 SMALL_AREA, MEDIUM_AREA = 32.0**2, 96.0**2
@@ -25,15 +25,15 @@ _RIGHT, _CROWD = "right", "crowd"
 
 @dataclass(frozen=True)
 class Judged:
-    """Every detection with what it is; independent of a score threshold, since the surest are matched first.
+    """The type of every detection, for any score threshold, since detections are matched in descending order of score.
 
     Attributes:
-        scores: [M] float64.
-        kinds: [M] str: ``right``, one of ``KINDS``, or ``crowd`` (in a crowd region, which counts as nothing).
-        areas: [M] float64, pixels: of the object that it found or took for another, else of its own box.
-        objects: [M] int64: the object (its place among those that are no crowd) that it found, or that a
+        scores: float64 [M].
+        kinds: str [M]: ``right``, one of ``KINDS``, or ``crowd`` (in a crowd region, counts neither way).
+        areas: float64 [M], pixels: of the object that the detection found or covers, otherwise of its own box.
+        objects: int64 [M]: index of the object (among those that are no crowd) that the detection found, or that a
             ``wrong_class`` or ``poor_box`` covers; -1 for others.
-        object_areas: [G] float64, pixels: of all objects.
+        object_areas: float64 [G], pixels: of all objects.
     """
 
     scores: np.ndarray
@@ -44,12 +44,16 @@ class Judged:
 
 
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return [N, M] float64: intersection over union of boxes [N, 4] and [M, 4] as x, y, width, height."""
+    """Return the intersection over union of all pairs of boxes, float64 [N, M].
+
+    Args:
+        first, second: [N, 4] and [M, 4]: x, y, width, height.
+    """
     return iou(corners(first), corners(second))
 
 
 def corners(boxes: np.ndarray) -> np.ndarray:
-    """Return boxes [N, 4] of x, y, width, height as x1, y1, x2, y2."""
+    """Convert boxes [N, 4] from x, y, width, height to x1, y1, x2, y2."""
     return np.column_stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:4]])
 
 
@@ -60,12 +64,12 @@ def _intersection(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def judge(detections: np.ndarray, boxes: Sequence[Mapping[str, Any]], image_ids: Sequence[int]) -> Judged:
-    """Tell for every detection what it is.
+    """Determine the type of every detection.
 
     Args:
-        detections: [M, 7] as ``Evaluation.detections``.
+        detections: float64 [M, 7], see ``Evaluation.detections``.
         boxes: COCO's ``annotations`` entries.
-        image_ids: the images that were evaluated, in the order that the detections count.
+        image_ids: COCO ids of the evaluated images; the first column of ``detections`` indexes this list.
     """
     truth: dict[int, list[Mapping[str, Any]]] = {image_id: [] for image_id in image_ids}
     for box in boxes:
@@ -88,7 +92,7 @@ def judge(detections: np.ndarray, boxes: Sequence[Mapping[str, Any]], image_ids:
 def _judge_image(
     rows: np.ndarray, objects: Sequence[Mapping[str, Any]], crowds: Sequence[Mapping[str, Any]], first_object: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return scores, kinds, areas, objects of one image's rows, which are sorted by score."""
+    """Return scores, kinds, areas and objects of one image's rows, which are sorted by descending score."""
     truth = np.array([box["bbox"] for box in objects], np.float64).reshape(-1, 4)
     classes = np.array([box["category_id"] for box in objects], np.float64)
     truth_areas = np.array([box["area"] for box in objects], np.float64)
@@ -120,11 +124,11 @@ def _judge_image(
 
 
 def _kind(own: np.ndarray, others: np.ndarray) -> tuple[str, int]:
-    """Return the kind of a detection that found nothing, and the object that it covers (-1: none).
+    """Return the type of a detection that found no object, and the index of the object that it covers (-1: none).
 
     Args:
-        own: [G] IoU with the objects of its class, -1 for the others.
-        others: [G] IoU with the objects of other classes, -1 for its own.
+        own: [G], IoU with the objects of its class, -1 for the others.
+        others: [G], IoU with the objects of other classes, -1 for its own.
     """
     best_own, best_other = max(own, default=-1.0), max(others, default=-1.0)
     if BACKGROUND_IOU <= best_own < FOREGROUND_IOU:
@@ -139,7 +143,7 @@ def _kind(own: np.ndarray, others: np.ndarray) -> tuple[str, int]:
 
 
 def _in_crowd(rows: np.ndarray, crowds: Sequence[Mapping[str, Any]], areas: np.ndarray) -> np.ndarray:
-    """Return [M] bool: at least half of the box lies in a crowd region of its class, as COCOeval ignores it."""
+    """Return whether at least half of each box is in a crowd region of its class, bool [M]; COCOeval ignores these."""
     inside = np.zeros(len(rows), bool)
     for crowd in crowds:
         shared = _intersection(rows[:, 1:5], np.array([crowd["bbox"]], np.float64))[:, 0]
@@ -148,7 +152,7 @@ def _in_crowd(rows: np.ndarray, crowds: Sequence[Mapping[str, Any]], areas: np.n
 
 
 def best_threshold(judged: Judged) -> float:
-    """Return the score, in hundredths, from which on the detections have the best F1 (at IoU 0.5, all classes)."""
+    """Return the score threshold, a multiple of 0.01, with the best F1 (IoU 0.5, all classes together)."""
     counted = judged.kinds != _CROWD
     scores, right = judged.scores[counted], judged.kinds[counted] == _RIGHT
     best, best_f1 = 0.5, 0.0
@@ -161,11 +165,16 @@ def best_threshold(judged: Judged) -> float:
 
 
 def count_errors(judged: Judged, threshold: float) -> dict[str, Any]:
-    """Count what the detections with at least ``threshold`` are.
+    """Count the types of the detections with a score of at least ``threshold``.
+
+    Args:
+        judged: the types of all detections.
+        threshold: the minimum score.
 
     Returns:
-        ``objects`` and ``right``, and under ``kinds`` every one of ``KINDS``: each ``all``, ``small``, ``medium``,
-        ``large``. An object is ``missed`` if it is not found and no ``wrong_class`` or ``poor_box`` covers it.
+        ``objects``, ``right``, and ``kinds`` with an entry for each of ``KINDS``; each has the counts ``all``,
+        ``small``, ``medium``, ``large``. An object is ``missed`` if it is not found and no ``wrong_class`` or
+        ``poor_box`` covers it.
     """
     shown = judged.scores >= threshold
     covered = np.zeros(len(judged.object_areas), bool)

@@ -1,6 +1,6 @@
-"""Charts as SVG that stands in a page: its colours are the page's own (light and dark), its texts are texts.
+"""Charts as inline SVG that uses the page's colours (light and dark) and keeps text as text.
 
-Text stays text, so that a reader's browser finds letters for it, Chinese ones too, and a screen can be any size.
+Text elements are rendered by the browser, which has fonts for all languages, including Chinese, at any screen size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-# Stand for the page's colours while matplotlib draws, and are exchanged for its CSS variables afterwards.
+# Placeholder colours for matplotlib, which are replaced by the page's CSS variables afterwards.
 INK, MUTED, LINE, FP32, INT8, SURFACE, LOSS = (f"#0102{number:02x}" for number in range(3, 10))
 _VARIABLES = {
     INK: "--ink",
@@ -60,7 +60,14 @@ def pr_curve(
     words: Mapping[str, str],
     width: float = _WIDTH,
 ) -> str:
-    """Return precision over recall of both models; ``words`` has ``recall`` and ``precision``; width in inches."""
+    """Return a chart of precision over recall for both models.
+
+    Args:
+        recalls: recall values.
+        fp32, int8: precision at these recalls.
+        words: texts for ``recall`` and ``precision``.
+        width: width in inches.
+    """
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
@@ -68,7 +75,7 @@ def pr_curve(
         axes.plot(recalls, int8, color=INT8, linewidth=1.5, linestyle=(0, (4, 1.5)), label="INT8")
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.02)
-        axes.set_yticks([0.2, 0.4, 0.6, 0.8, 1.0])  # 0 stands at the same corner on the other axis
+        axes.set_yticks([0.2, 0.4, 0.6, 0.8, 1.0])  # the other axis has a 0 at the same corner
         axes.set_xlabel(words["recall"])
         axes.set_ylabel(words["precision"])
         axes.legend(loc="lower left")
@@ -77,7 +84,12 @@ def pr_curve(
 
 
 def heat_map(grid: Mapping[str, Any], words: Mapping[str, str]) -> str:
-    """Return mean IoU over the image plane, dark where it is lowest; ``words`` has ``mean_iou``."""
+    """Return a chart of the mean IoU over the image plane; dark cells are the lowest.
+
+    Args:
+        grid: see :func:`act_pipeline.report.differences.iou_map`.
+        words: the text for ``mean_iou``.
+    """
     values = np.array([[np.nan if mean is None else mean for mean in line] for line in grid["mean_iou"]], np.float64)
 
     def draw(figure: Any) -> None:
@@ -101,9 +113,12 @@ def heat_map(grid: Mapping[str, Any], words: Mapping[str, str]) -> str:
 
 
 def training(losses: Sequence[float], evaluations: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> str:
-    """Return the loss of every iteration and the agreement of every evaluation.
+    """Return a chart of the loss of every iteration and the agreement of every evaluation.
 
-    ``words`` has ``iteration``, ``loss`` and ``agreement_with_fp32``.
+    Args:
+        losses: loss by iteration.
+        evaluations: entries with ``iteration`` and ``agreement``.
+        words: texts for ``iteration``, ``loss`` and ``agreement_with_fp32``.
     """
 
     def draw(figure: Any) -> None:
@@ -124,11 +139,11 @@ def training(losses: Sequence[float], evaluations: Sequence[Mapping[str, Any]], 
 
 
 def ranges(ops: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> str:
-    """Return a box of every op's activations: from the 99.9 to the 99.99 percentile, with a line up to the largest.
+    """Return a chart of every op's activations: a bar from the 99.9 to the 99.99 percentile, and a line to the maximum.
 
     Args:
-        ops: in the order of the graph, each with ``group``, ``p999``, ``p9999``, ``abs_max``.
-        words: has ``op_place`` and ``magnitude``.
+        ops: ops in graph order, each with ``group``, ``p999``, ``p9999``, ``abs_max``.
+        words: texts for ``op_place`` and ``magnitude``.
     """
 
     def draw(figure: Any) -> None:
@@ -158,7 +173,14 @@ def ranges(ops: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> str:
 def histogram(
     edges: Sequence[float], counts: Sequence[float], threshold: float | None, words: Mapping[str, str]
 ) -> str:
-    """Return one tensor's histogram on a logarithmic scale, with the threshold at which INT8 ends."""
+    """Return a chart of one tensor's histogram on a logarithmic scale, with the INT8 threshold.
+
+    Args:
+        edges: bin edges, one more than ``counts``.
+        counts: counts per bin.
+        threshold: largest value that INT8 represents; None if unknown.
+        words: texts for ``value`` and ``count``.
+    """
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
@@ -177,7 +199,7 @@ def _logarithmic(axes: Any) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axes.set_yscale("log")
-    # matplotlib's own 10^x is set as formula, in fonts that a page does not have.
+    # matplotlib's default 10^x labels are math text in fonts that the page does not have.
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: _short(value)))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
@@ -190,7 +212,7 @@ def _short(value: float) -> str:
 
 
 def with_ids(drawing: str, prefix: str) -> str:
-    """Return a drawing with ids that no other drawing of the page has."""
+    """Return a drawing with ``prefix`` added to its ids, so that they are unique in the page."""
     names = set(re.findall(r'\bid="([^"]+)"', drawing))
     for name in names:
         drawing = drawing.replace(f'id="{name}"', f'id="{prefix}{name}"')
@@ -204,7 +226,7 @@ def _svg(draw: Any, width: float = _WIDTH, height: float = _HEIGHT) -> str:
     from matplotlib.figure import Figure
 
     buffer = io.StringIO()
-    # Letters that matplotlib's own font lacks are drawn by the browser; here they only cost a warning each.
+    # The browser renders characters that matplotlib's font lacks; the warnings about them are irrelevant here.
     with matplotlib.rc_context(_RC), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -215,11 +237,11 @@ def _svg(draw: Any, width: float = _WIDTH, height: float = _HEIGHT) -> str:
 
 
 def _for_page(source: str) -> str:
-    """Return a drawing without what a page has already (fonts, colours, namespaces) or must not have (addresses)."""
+    """Remove from an SVG what the page defines (fonts, colours, namespaces) or must not have (URLs)."""
     drawing = source[source.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     drawing = re.sub(r"<!--.*?-->", "", drawing, flags=re.DOTALL)
-    # A style sheet in a drawing is one of the whole page.
+    # A style sheet inside an SVG would apply to the whole page.
     drawing = re.sub(r"<style.*?</style>", "", drawing, flags=re.DOTALL)
     drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)
     drawing = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", drawing).replace("xlink:href", "href")

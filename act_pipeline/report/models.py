@@ -1,4 +1,4 @@
-"""Models beside each other: the verdict, and the rows of a report's table."""
+"""Comparison of models: the verdict, and the rows of the report's table."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ _SIZE_STATS = tuple(f"ap_{size}" for size in SIZES)
 
 
 def model_figures(part: Mapping[str, Any], scores: Any) -> dict[str, Any]:
-    """Return the figures of ``fp32`` or ``int8`` of an ``act.json``; what an older one lacks is of ``scores``, or
-    None.
+    """Return the figures of one model of an ``act.json``.
+
+    Args:
+        part: ``fp32`` or ``int8`` of ``act.json``.
+        scores: scores recomputed from the detections, used for entries that older records lack; None if there are none.
     """
     stats = part.get("stats") or (scores.stats if scores else {})
     return {
@@ -28,12 +31,12 @@ def model_figures(part: Mapping[str, Any], scores: Any) -> dict[str, Any]:
 
 
 def verdict_of(act: Mapping[str, Any], figures: Mapping[str, Any], pair: Any) -> dict[str, Any]:
-    """Return what is decided by: whether INT8 holds, how much smaller and how much faster it is.
+    """Return the figures of the verdict: whether INT8 is within the allowed drop, and its size and speed.
 
     Args:
-        act: ``act.json``.
-        figures: of ``fp32`` and ``int8``, as :func:`model_figures` gives them.
-        pair: as :func:`act_pipeline.report.sources.fastest_pair` gives it.
+        act: the content of ``act.json``.
+        figures: ``fp32`` and ``int8`` -> the output of :func:`model_figures`.
+        pair: the output of :func:`act_pipeline.report.sources.fastest_pair`.
     """
     fp32, int8 = figures["fp32"], figures["int8"]
     change, max_drop = change_of(fp32["map"], int8["map"]), act.get("max_drop")
@@ -75,7 +78,7 @@ def verdict_of(act: Mapping[str, Any], figures: Mapping[str, Any], pair: Any) ->
 
 
 def _holds(act: Mapping[str, Any], change: float, max_drop: float) -> bool:
-    """Return whether INT8 is within ``max_drop``, as surely as the config asked; at 0.5 the measured drop decides."""
+    """Return whether INT8 is within ``max_drop`` at the configured confidence; at 0.5 the measured drop decides."""
     confidence, probability = act.get("confidence"), act.get("probability_within_max_drop")
     if confidence is None or confidence == 0.5 or probability is None:
         return -change <= max_drop
@@ -83,11 +86,16 @@ def _holds(act: Mapping[str, Any], change: float, max_drop: float) -> bool:
 
 
 def certainty_of(act: Mapping[str, Any], max_drop: float | None) -> dict[str, Any]:
-    """Return how sure the change of mAP is.
+    """Return the confidence of the mAP change.
 
-    ``interval`` of the change (``low``, ``high``, ``level``, ``resamples``), ``probability`` of a drop within
-    ``max_drop``, ``tells`` whether the images tell that, ``images_needed`` (rounded up), and the models' ``agreement``;
-    what was not measured is None.
+    Args:
+        act: the content of ``act.json``.
+        max_drop: the allowed mAP drop; None for no limit.
+
+    Returns:
+        ``interval`` of the change (``low``, ``high``, ``level``, ``resamples``), ``probability`` of a drop within
+        ``max_drop``, ``tells``: whether the images decide this, ``images_needed`` (rounded up), and the models'
+        ``agreement``; None where not measured.
     """
     found, needed = act.get("map_drop_interval"), act.get("images_needed")
     return {
@@ -108,9 +116,16 @@ def _interval(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def before_and_after(
     act: Mapping[str, Any], figures: Mapping[str, Any], engines: Sequence[Mapping[str, Any]], pair: Any
 ) -> list[dict[str, Any]]:
-    """Return FP32, FP16 (or BF16) where it was measured, INT8; latencies in the engine that runs INT8 fastest.
+    """Return rows for FP32, FP16 (or BF16) if it was measured, and INT8, with latencies in the fastest engine for INT8.
 
-    Without a ``pair`` they are of the two evaluations, which ran at different times: no ratio is taken of them.
+    Without a ``pair`` the latencies are those of the two evaluations; no ratio is computed, since these ran at
+    different times.
+
+    Args:
+        act: the content of ``act.json``.
+        figures: ``fp32`` and ``int8`` -> the output of :func:`model_figures`.
+        engines: the output of :meth:`act_pipeline.report.sources.Sources.engine_rows`.
+        pair: the output of :func:`act_pipeline.report.sources.fastest_pair`.
     """
     fp32 = figures["fp32"]
     rows = []
@@ -138,7 +153,13 @@ def before_and_after(
 
 
 def strategy_row(step: Mapping[str, Any], act: Mapping[str, Any], fp32: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of one of an ``act.json``'s ``steps``; its latency is of its evaluation, so it has no ratio."""
+    """Return the row of one strategy; it has no speed ratio, since its latency is from its own evaluation.
+
+    Args:
+        step: an entry of ``steps`` in ``act.json``.
+        act: the content of ``act.json``.
+        fp32: the float model's output of :func:`model_figures`.
+    """
     stats = step.get("stats") or {}
     return _row(
         str(step.get("name")),
@@ -155,7 +176,12 @@ def strategy_row(step: Mapping[str, Any], act: Mapping[str, Any], fp32: Mapping[
 
 
 def engine_row(row: Mapping[str, Any], fp32: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of what an engine measured (:meth:`act_pipeline.report.sources.Sources.engine_rows`)."""
+    """Return the row of one engine's measurement.
+
+    Args:
+        row: an element of :meth:`act_pipeline.report.sources.Sources.engine_rows`.
+        fp32: the float model's output of :func:`model_figures`.
+    """
     figures = {**row, **{key: (row["stats"] or {}).get(key) for key in _SIZE_STATS}}
     return _row(
         row["label"], figures, fp32, engine=row["engine"], times_as_fast=row["speed_ratio"], failure=row["failure"]
@@ -163,7 +189,7 @@ def engine_row(row: Mapping[str, Any], fp32: Mapping[str, Any]) -> dict[str, Any
 
 
 def _row(name: str, figures: Mapping[str, Any], fp32: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return a row of the table of models; what is not known is None."""
+    """Return a row of the table of models; unknown entries are None."""
     return {
         "name": name,
         "map": figures.get("map"),
@@ -188,13 +214,13 @@ def _row(name: str, figures: Mapping[str, Any], fp32: Mapping[str, Any], **more:
 
 
 def _own_engine(act: Mapping[str, Any], precision: str) -> str | None:
-    """Return the engine in which the compression itself ran a model."""
+    """Return the engine in which the compression evaluated a model."""
     measured = act.get("evaluation") or {}
     return measured.get(f"{precision}_engine") or measured.get("engine")
 
 
 def _half(engines: Sequence[Mapping[str, Any]], pair: Any) -> Mapping[str, Any] | None:
-    """Return the half-precision row to show: FP16 before BF16, in INT8's engine before another, the fastest."""
+    """Return the half-precision row to show: FP16 before BF16, INT8's engine before others, then the fastest."""
     rows = [row for row in engines if row["own"] and row["precision"] in HALF_PRECISIONS and not row["failure"]]
     engine = pair[1]["engine"] if pair is not None else None
 
@@ -209,7 +235,7 @@ def _known(value: float | None) -> float | None:
 
 
 def change_of(before: float | None, after: float | None) -> float | None:
-    """Return after - before; None if one is not known."""
+    """Return after - before; None if one is unknown."""
     return None if before is None or after is None else after - before
 
 

@@ -1,4 +1,4 @@
-"""The images on which two models differ most: photographs as JPEG, boxes as data, so that a page can draw them."""
+"""The images on which two models differ most: photographs as JPEG, boxes as data that the page draws."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.report.differences import Pair
 from act_pipeline.report.errors import FOREGROUND_IOU, box_iou
 
-# A page with six photographs, each twice, stays below 2 MB.
+# Keeps a page with six photographs, each shown twice, below 2 MB.
 LONGEST_SIDE, JPEG_QUALITY = 640, 82
 
 
@@ -25,21 +25,21 @@ def describe(
     difference: float,
     threshold: float,
 ) -> dict[str, Any]:
-    """Return what a page shows of one image.
+    """Return the data that a page shows of one image.
 
     Args:
         image: COCO's entry; ``width`` and ``height`` may be missing.
         found: the pairs of the image.
         objects: COCO's annotations of the image.
         names: category id -> class name.
-        difference: of the image, as :func:`most_different` gives it.
-        threshold: of the score.
+        difference: difference of the image, see :func:`most_different`.
+        threshold: minimum score of a detection.
 
     Returns:
-        ``image_id``, ``file_name``, ``difference``, ``both``, ``lost``, ``new`` (counts) and ``boxes``, each with
-        ``number`` (the same in both pictures), ``status``, ``class``, ``iou``, ``fp32`` and ``int8``: None, or ``box``
-        [x, y, width, height] in pixels of the image, ``score``, ``shown``; and ``right``: whether it finds an object of
-        its class.
+        ``image_id``, ``file_name``, ``difference``, the counts ``both``, ``lost``, ``new``, and ``boxes``. Each box has
+        ``number`` (the same in both pictures), ``status``, ``class``, ``iou``, ``fp32`` and ``int8`` (None, or ``box``
+        [x, y, width, height] in pixels of the image, ``score``, ``shown``), and ``right``: whether it finds an object
+        of its class.
     """
     boxes: list[dict[str, Any]] = []
     for pair in found:
@@ -79,9 +79,9 @@ def _is_right(row: np.ndarray, objects: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def photograph(path: Path) -> tuple[str, int, int] | None:
-    """Return an image as a JPEG data URI of at most 640 pixels a side, with its own width and height.
+    """Return an image as a JPEG data URI of at most 640 pixels per side, with its original width and height.
 
-    None if the file is no longer there or is no picture: a report is written all the same.
+    The result is None if the file is missing or not an image, so that the report is written without it.
     """
     import cv2
 

@@ -1,4 +1,4 @@
-"""A report's record as one HTML page."""
+"""Rendering of a report's record as one HTML page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.tables import BYTES_PER_MB
 from act_pipeline.report import figures
 from act_pipeline.report.texts import stage_name, texts
@@ -22,13 +23,13 @@ Photograph = Callable[[Mapping[str, Any]], "tuple[str, int, int] | None"]
 
 
 def number(value: float | None, digits: int = 0, sign: bool = False, scale: float = 1.0) -> Markup:
-    """Return a figure as it is shown, with its whole value for machines: ``<data value="0.6419605">0.6420</data>``.
+    """Format a number, with its full value in the markup: ``<data value="0.6419605">0.6420</data>``.
 
     Args:
-        value: as it stands in the record; None: a dash.
-        digits: after the point.
-        sign: show a plus too.
-        scale: shown is ``value * scale``.
+        value: the value in the record; None gives a dash.
+        digits: number of decimals.
+        sign: show a plus sign for positive values.
+        scale: the displayed value is ``value * scale``.
     """
     if value is None:
         return Markup(f'<span class="none">{_NOTHING}</span>')
@@ -42,22 +43,22 @@ def number(value: float | None, digits: int = 0, sign: bool = False, scale: floa
 
 
 def percent(value: float | None, digits: int = 0) -> Markup:
-    """Return a share as a percentage."""
+    """Format a share in [0, 1] as a percentage."""
     return number(value, digits, scale=100) + Markup("&#8239;%") if value is not None else number(None)
 
 
 def megabytes(value: float | None) -> Markup:
-    """Return bytes in MB."""
+    """Format a number of bytes in MB."""
     return number(value, 2, scale=1 / BYTES_PER_MB)
 
 
 def render(record: Mapping[str, Any], lang: str, photograph: Photograph) -> str:
-    """Return the page of a record.
+    """Render a record as an HTML page.
 
     Args:
         record: the content of ``report.json``.
         lang: ``en`` or ``zh``.
-        photograph: gives for an entry of ``pictures`` a data URI, width and height, or None.
+        photograph: returns data URI, width and height for an entry of ``pictures``, or None.
     """
     words = texts(lang)
     environment = Environment(
@@ -80,11 +81,11 @@ def render(record: Mapping[str, Any], lang: str, photograph: Photograph) -> str:
         style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")), short=short_name,
         label_y=_label_y,
     )  # fmt: skip
-    return environment.get_template("page.html").render(record=record, r=record)
+    return name_commands(environment.get_template("page.html").render(record=record, r=record))
 
 
 def _label_y(status: str, y: float, box_height: float, size: float, height: float) -> float:
-    """Return the base line of a box's label: above what both show, below what one shows, so that none hides another."""
+    """Return the y of a box's label: above common boxes, below those of one model, so that labels do not overlap."""
     if status == "both":
         return y - size * 0.25 if y > size else min(y + size, height - 2)
     below = y + box_height + size
@@ -92,7 +93,7 @@ def _label_y(status: str, y: float, box_height: float, size: float, height: floa
 
 
 def short_name(name: str, length: int = 12) -> str:
-    """Return a hash or a long name cut to ``length`` letters."""
+    """Return a hash (without ``sha256:``) or a name, truncated to ``length`` characters."""
     bare = str(name).partition("sha256:")[2] or str(name)
     return bare if len(bare) <= length else bare[:length]
 

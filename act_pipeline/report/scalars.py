@@ -1,4 +1,4 @@
-"""What a training recorded, as scalars for VisualDL, which PaddlePaddle's users look at trainings with."""
+"""Training curves as scalars for VisualDL, PaddlePaddle's visualization tool."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# VisualDL knows its files by the first part of the name.
+# VisualDL recognizes its files by the prefix of the name.
 LOG_FILENAME = "vdlrecords.act.log"
 
 
 class Scalars:
-    """Scalars of one run in a folder that ``visualdl --logdir`` shows; does nothing where VisualDL is not installed.
+    """Scalars of one run in a folder for ``visualdl --logdir``; has no effect if VisualDL is not installed.
 
     >>> with contextlib.closing(Scalars("output/rtdetr_int8/visualdl")) as scalars:  # doctest: +SKIP
     ...     scalars.add("train/loss", 3.9, step=1)
+
+    Attributes:
+        path: the log file; None if VisualDL is not installed.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        """Open the log; one of an earlier run is replaced, since VisualDL would draw both as one line."""
+        """Open the log; that of an earlier run is replaced, since VisualDL would join both into one curve.
+
+        Args:
+            directory: the folder of the log.
+        """
         self.path: Path | None = None
         self._writer: Any = None
         if importlib.util.find_spec("visualdl") is None:
@@ -33,7 +40,13 @@ class Scalars:
         self._writer = LogWriter(logdir=str(directory), file_name=LOG_FILENAME, display_name="act_pipeline")
 
     def add(self, tag: str, value: float, step: int) -> None:
-        """Add a point: ``train/loss`` or ``eval/map``, say, at an iteration."""
+        """Add a point.
+
+        Args:
+            tag: name of the curve, e.g. ``train/loss`` or ``eval/map``.
+            value: the value.
+            step: the iteration.
+        """
         if self._writer is not None:
             self._writer.add_scalar(tag=tag, value=value, step=step)
 
@@ -44,10 +57,14 @@ class Scalars:
 
 
 def write_scalars(act: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path | None:
-    """Write the training of an ``act.json``: ``train/loss`` of every iteration, ``eval/agreement`` of every evaluation.
+    """Write the training in an ``act.json``: ``train/loss`` of every iteration, ``eval/agreement`` of every evaluation.
+
+    Args:
+        act: the content of ``act.json``.
+        directory: the folder of the log.
 
     Returns:
-        The file; None if nothing was trained, or VisualDL is not installed.
+        the file; None if nothing was trained or VisualDL is not installed.
     """
     training = act.get("training") or {}
     if not training.get("loss") and not training.get("evaluations"):

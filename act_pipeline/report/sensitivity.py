@@ -1,6 +1,6 @@
-"""What a report shows of ``analysis.json``: which ops lose most in INT8, their groups' shares, and what they compute.
+"""The part of ``analysis.json`` in a report: the most sensitive ops, the shares of their groups, and distributions.
 
-Read tolerantly: an analysis may have measured the sensitivity alone, or the distributions alone.
+Missing entries are tolerated, since an analysis may have only sensitivities or only distributions.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ _UNKNOWN_GROUP = "other"
 
 
 def sensitivity(analysis: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the most sensitive ops, and the shares of groups and of attentions in the error of all ops.
+    """Return the most sensitive ops, and the shares of groups and attention modules in the error of all ops.
 
-    Ops are ranked by the noise that they add alone, relative to the signal, or by the change of matched detections
-    where only that was measured.
+    Ops are ranked by the noise/signal ratio with this op alone in INT8, or by the detection change if only that was
+    measured.
+
+    Args:
+        analysis: the content of ``analysis.json``, or None.
 
     Returns:
         ``measure`` (``noise`` or ``detection_change``), ``images``, ``count``, ``shown``, ``ops`` (``name``, ``type``,
-        ``module``, ``group``, ``sqnr_db``, ``detection_change``, ``map``, ``value``: by which they are ranked,
-        ``share`` of the sum of all, ``relative``: to the largest), ``groups`` and ``attentions`` (``name``, ``ops``,
-        ``share``); None if nothing was measured.
+        ``module``, ``group``, ``sqnr_db``, ``detection_change``, ``map``, ``value``: the ranking value, ``share`` of
+        the sum of all, ``relative``: to the largest), ``groups`` and ``attentions`` (``name``, ``ops``, ``share``);
+        None if nothing was measured.
     """
     found = analysis or {}
     ops = [op for op in found.get("ops") or () if isinstance(op, Mapping)]
@@ -61,7 +64,7 @@ def sensitivity(analysis: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _noise(op: Mapping[str, Any]) -> float | None:
-    """Return noise over signal."""
+    """Return the noise/signal ratio; None if unknown."""
     error, sqnr_db = as_number(op.get("error")), as_number(op.get("sqnr_db"))
     if error is None and sqnr_db is not None:
         return 10 ** (-sqnr_db / 10)
@@ -85,13 +88,16 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def distributions(analysis: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the range of every op's activations in graph order, and the histograms of the worst.
+    """Return the range of every op's activations in graph order, and the histograms of the widest ones.
+
+    Args:
+        analysis: the content of ``analysis.json``, or None.
 
     Returns:
-        ``ops`` (``name``, ``module``, ``group``, ``tensor``, ``p999``, ``p9999``, ``abs_max``, ``outlier_ratio``,
-        ``channel_spread`` and ``weight_spread``: the largest channel to the median one, ``threshold``: where INT8 ends,
-        ``reach``: the largest value in units of the 99.9 percentile), ``worst``: the ops with the largest ``reach``,
-        with their ``histogram`` (``edges``, ``counts``) or None; None if nothing was measured.
+        ``ops`` (``name``, ``type``, ``module``, ``group``, ``tensor``, ``p999``, ``p9999``, ``abs_max``,
+        ``outlier_ratio``, ``channel_spread`` and ``weight_spread``: largest to median channel, ``threshold``: the
+        largest value that INT8 represents, ``reach``: ``abs_max`` / ``p999``), and ``worst``: the ops with the largest
+        ``reach``, each with its ``histogram`` (``edges``, ``counts``) or None; None if nothing was measured.
     """
     rows: list[dict[str, Any]] = []
     drawings: list[dict[str, Any]] = []
@@ -112,7 +118,7 @@ def distributions(analysis: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _parts(op: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the statistics of an op's activations, which stand in a list, under their tensors' names, or in the op."""
+    """Return the statistics of an op's activations, recorded as a list, as a mapping by tensor, or in the op itself."""
     found = op.get("activations")
     if isinstance(found, Mapping):
         found = [{"tensor": name, **part} for name, part in found.items() if isinstance(part, Mapping)]

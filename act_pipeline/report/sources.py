@@ -1,4 +1,4 @@
-"""The records that a report is made from, and which rows of them are of the models that it is about."""
+"""The records that a report is made from, and which of their rows belong to the reported models."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def _whole(path: str | os.PathLike[str], schema: str, keys: Sequence[str]) -> di
 
 @dataclass
 class Sources:
-    """What was found.
+    """The records found.
 
     Attributes:
         artifact: the folder of the INT8 model.
-        act: ``act.json``.
-        evals: ``eval.json`` records.
-        benchmark: ``benchmark.json``, or None.
-        analysis: ``analysis.json``, or None.
-        detections: of ``fp32`` and ``int8``, or None.
-        files: the name of each record that was read.
+        act: content of ``act.json``.
+        evals: contents of ``eval.json`` files.
+        benchmark: content of ``benchmark.json``, or None.
+        analysis: content of ``analysis.json``, or None.
+        detections: detections of ``fp32`` and ``int8``, or None.
+        files: file names of the records.
     """
 
     artifact: Path
@@ -63,10 +63,16 @@ class Sources:
         analysis: str | os.PathLike[str] | None = None,
         benchmark: str | os.PathLike[str] | None = None,
     ) -> Sources:
-        """Read the records beside a model, and those that are named.
+        """Read the records in a model's folder, and the given ones.
+
+        Args:
+            artifact: the folder of the INT8 model.
+            evals: ``eval.json`` files.
+            analysis: an ``analysis.json``; None for the one in the folder, if any.
+            benchmark: a ``benchmark.json``; None for none.
 
         Raises:
-            UserError: ``act.json`` or a file that is named is missing, or is something else.
+            UserError: ``act.json`` or a given file is missing or has other content.
         """
         found = cls(artifact, _whole(artifact / ACT_FILENAME, ACT_SCHEMA, _ACT_KEYS), files=[ACT_FILENAME])
         for path in evals:
@@ -92,11 +98,13 @@ class Sources:
         return found
 
     def engine_rows(self) -> list[dict[str, Any]]:
-        """Return a row for everything that an engine measured, benchmark rows first.
+        """Return a row for every measurement of an engine, benchmark rows first.
 
-        Each has ``engine``, ``precision``, ``device``, ``label``, ``own`` (one of the two models that the report is
-        about, and no peer), ``map``, ``map50``, ``stats``, ``bytes``, ``latency_ms`` (or None), ``speed_ratio`` (to the
-        same engine in FP32, or None), ``together`` (a number that rows timed in one run share) and ``failure``.
+        Returns:
+            dicts with ``engine``, ``precision``, ``device``, ``label``, ``own`` (one of the two reported models, not
+            one of another tool), ``map``, ``map50``, ``stats``, ``bytes``, ``latency_ms`` (or None), ``speed_ratio``
+            (to the same engine in FP32, or None), ``batch_size``, ``together`` (equal for rows timed in one run, None
+            for evaluations) and ``failure``.
         """
         rows = [self._benchmark_row(row) for row in (self.benchmark or {}).get("rows", ())]
         seen = {(row["engine"], row["precision"], row["device"]) for row in rows if row["own"] and not row["failure"]}
@@ -104,7 +112,7 @@ class Sources:
             row = self._eval_row(record)
             timed = next((other for other in rows if _same(other, row) and other["own"] and row["own"]), None)
             if timed is not None and _same_key(row) in seen:
-                # The benchmark's times are taken in turns; the evaluation adds what it alone has.
+                # The benchmark's interleaved timings are preferred; the evaluation adds only missing scores.
                 timed["stats"] = timed["stats"] or row["stats"]
                 continue
             rows.append(row)
@@ -124,10 +132,13 @@ class Sources:
         return rows
 
     def timed_by_compression(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Return FP32 and INT8 as the compression timed them: in turns, one image a run; None: an older one did not.
+        """Return FP32 and INT8 as timed by the compression in interleaved rounds with one image per run.
 
-        Rows as :meth:`engine_rows` has them, without ``label``, ``map50``, ``stats`` and ``bytes``. The two engines
-        differ where INT8's has no float.
+        The engines of the two differ if INT8's engine has no float precision.
+
+        Returns:
+            two rows as in :meth:`engine_rows`, without ``label``, ``map50``, ``stats`` and ``bytes``; None if
+            ``act.json`` has no such timings.
         """
         timed, judged = self.act.get("latency"), self.act.get("evaluation") or {}
         if not timed:
@@ -187,7 +198,7 @@ class Sources:
             "map50": record.get("map50"),
             "stats": record.get("stats"),
             "bytes": record.get("model_bytes"),
-            # Engines that ran beside each other were slower than any alone.
+            # Engines that ran in parallel are slower than a single one.
             "latency_ms": record.get("latency_ms") if record.get("shards", 1) == 1 else None,
             "speed_ratio": None,
             "batch_size": record.get("batch_size"),
@@ -196,16 +207,16 @@ class Sources:
         }
 
     def _is_own(self, model: Mapping[str, Any], precision: str, path_key: str, hash_key: str) -> bool:
-        """Tell whether a record is of this INT8 model, or of the float model that it was made from.
+        """Return whether a record is of this INT8 model, or of the float model that it was made from.
 
-        A lowered file has a hash of its own; then the folder that it was lowered from decides.
+        An exported ONNX file has its own hash; then the folder that it was exported from decides.
         """
         int8 = precision == "int8"
         expected = self.act.get("model_hash" if int8 else "source_hash")
         if model.get(hash_key) == expected and expected is not None:
             return True
         if path_key == "path" or model.get("artifact") == model.get("model"):
-            return False  # the hash is the model's own, and another
+            return False  # the hash is of the model itself and differs
         directory = self.artifact if int8 else (self.act.get("config", {}).get("Global") or {}).get("model_dir")
         named = model.get(path_key)
         if not directory or not named:
@@ -224,12 +235,13 @@ def _same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 def fastest_pair(
     rows: Sequence[Mapping[str, Any]], compression: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    """Return FP32 and INT8 in the engine that runs INT8 fastest, of those that ran both in the same way; or None.
+    """Return FP32 and INT8 in the engine that runs INT8 fastest, of those that timed both in the same way; or None.
 
     Args:
-        rows: as :meth:`Sources.engine_rows` gives them.
-        compression: as :meth:`Sources.timed_by_compression` gives it. In the same engine a benchmark, which takes more
-            rounds, comes before it, and it comes before two evaluations, which ran at different times.
+        rows: the output of :meth:`Sources.engine_rows`.
+        compression: the output of :meth:`Sources.timed_by_compression`. In the same engine, a benchmark with its larger
+            number of rounds has priority over it, and it has priority over two evaluations, which ran at different
+            times.
     """
     timed = [row for row in rows if row["own"] and row["latency_ms"] and not row["failure"]]
     pairs = [

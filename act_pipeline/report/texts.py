@@ -1,4 +1,4 @@
-"""The words of a report, by language; ``texts_en.py`` says what each is for."""
+"""The texts of a report by language; ``texts_en.py`` explains where each is used."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _MODULES = {"en": texts_en, "zh": texts_zh}
 
 
 def texts(lang: str) -> Mapping[str, str]:
-    """Return name -> text; ``{}`` in a text is where a figure goes."""
+    """Return name -> text; ``{}`` in a text is replaced by a figure."""
     return _MODULES[lang].TEXTS
 
 
 def stage_name(stage: str, lang: str) -> str:
-    """Return what a stage of ``act.json`` is called; its own name where we have none."""
+    """Return the display name of a stage in ``act.json``, or its own name if there is none."""
     return _MODULES[lang].STAGES.get(stage, stage)

@@ -1,4 +1,4 @@
-"""English."""
+"""English texts of a report."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TEXTS = {
     "faster": ", {times} times as fast",
     "slower": ", but slower: {times} times the speed",
     "badge_holds": "Holds",
-    "badge_below": "Below the floor",
-    "badge_no_limit": "No floor set",
+    "badge_below": "Loses more than max_drop",
+    "badge_no_limit": "No max_drop set",
     "badge_not_measured": "Not measured",
     "measured_on": "Measured on {images} images",
     "with_strategy": "made by {strategy}",
-    # How sure that is.
+    # Confidence of the verdict.
     "interval": "Another {images} images like these would give another change: of {resamples} sets of that size drawn from "
     "these, {level} have one from {low} to {high}.",
     "within_limit": "In {share} of the sets INT8 loses at most {limit}.",
@@ -31,13 +31,13 @@ TEXTS = {
     "agreement": "Of the {boxes} boxes that FP32 is sure of (a score above 0.3), INT8 finds {matched}; they overlap with an "
     "IoU of {iou}, and their scores change by {change} on average.",
     "from_to": "{low} to {high}",
-    # The four figures under it.
+    # The four figures below the verdict.
     "tile_accuracy": "Accuracy, mAP",
     "tile_size": "Size, MB",
     "tile_latency": "Latency, ms",
     "tile_ops": "Ops in INT8",
     "from_fp32": "from {value} in FP32",
-    "floor_is": "floor: {value}",
+    "floor_is": "FP32 - max_drop: {value}",
     "tile_latency_in": "p50 in {engine} on {device}, from {value} in FP32",
     "tile_latency_none": "No engine was timed with both models.",
     "tile_ops_of": "of {count} that can be",
@@ -60,7 +60,7 @@ TEXTS = {
     "int8_ops": "INT8 ops",
     "took": "seconds",
     "chosen": "chosen",
-    "under_floor": "below the floor",
+    "under_floor": "below FP32 - max_drop",
     "failed": "failed: {reason}",
     "timed_in": "timed in {engine}",
     "models_note": "mAP is COCO's, at IoU 0.50:0.95; mAP50 at 0.50; small, medium, large: mAP by the area of the object, "
@@ -176,7 +176,7 @@ TEXTS = {
     "kept": "Kept float",
     "kept_none": "Every quantizable op is in INT8.",
     "weight_only": "Only the weights in INT8",
-    "given_back": "Given back to float to keep the floor, in this order",
+    "given_back": "Reverted to float to stay within max_drop, in this order",
     "given_back_map": "mAP then",
     "reason": "Reason",
     # Distributions.
@@ -214,7 +214,7 @@ TEXTS = {
     "iteration": "iteration",
     "loss": "loss",
     "agreement_with_fp32": "agreement",
-    # Again.
+    # Reproduction.
     "again": "Run it again",
     "again_lead": "With the same data and versions, the first command gives the same model.",
     "again_lead_opt": "With the same -o, data and versions, the first command gives the same model; this record does "
@@ -227,7 +227,7 @@ TEXTS = {
     "versions": "Versions",
     "package": "Package",
     "version": "Version",
-    "records": "Every figure of this page stands in report.json beside it. Made from {files}.",
+    "records": "Every figure of this page stands in report.json next to it. Made from {files}.",
     "other_detections": "{model} in detections.npz has {found} mAP, act.json says {recorded}: they are of different runs.",
     "other_data": "detections.npz holds {images} images that the reader's data does not have: give the reader of the data "
     "that the model was evaluated on.",
@@ -245,5 +245,5 @@ STAGES = {
     "sensitivity": "Measure sensitivity",
     "smooth_quant": "SmoothQuant",
     "mixed": "Mixed precision",
-    "floor": "Keep the floor",
+    "floor": "Accuracy control",
 }

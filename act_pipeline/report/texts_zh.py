@@ -1,4 +1,4 @@
-"""Chinese, simplified."""
+"""Simplified Chinese texts of a report."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ TEXTS = {
     "faster": "，速度为 {times} 倍",
     "slower": "，但变慢：速度为 {times} 倍",
     "badge_holds": "达标",
-    "badge_below": "低于下限",
-    "badge_no_limit": "未设下限",
+    "badge_below": "精度损失超过 max_drop",
+    "badge_no_limit": "未设 max_drop",
     "badge_not_measured": "未测量",
     "measured_on": "在 {images} 张图像上测量",
     "with_strategy": "策略：{strategy}",
@@ -160,7 +160,7 @@ TEXTS = {
     "kept": "保持浮点的算子",
     "kept_none": "所有可量化的算子都是 INT8。",
     "weight_only": "只有权重为 INT8",
-    "given_back": "为守住下限而还给浮点的算子，按先后",
+    "given_back": "为满足 max_drop 而恢复为浮点的算子，按先后",
     "given_back_map": "此后的 mAP",
     "reason": "原因",
     "distributions": "数值分布",
@@ -222,5 +222,5 @@ STAGES = {
     "sensitivity": "测量敏感度",
     "smooth_quant": "SmoothQuant",
     "mixed": "混合精度",
-    "floor": "守住下限",
+    "floor": "精度控制",
 }

@@ -1,4 +1,4 @@
-"""``report.html`` and ``report.json`` beside an INT8 model, from records."""
+"""Write ``report.html`` and ``report.json`` into the folder of an INT8 model, from records."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ def write_report(
 ) -> Path:
     """Write ``report.html`` and the record of its figures, ``report.json``, into the folder of an INT8 model.
 
-    The scalars of a training go to ``visualdl`` in the folder, where VisualDL is installed. Nothing is run: the figures
-    come from ``act.json``, ``detections.npz`` and ``analysis.json`` in the folder, and the records that are named. What
-    was not measured is left out, and the page says how to measure it.
+    If VisualDL is installed, the scalars of a training are written to ``visualdl`` in the folder. No model is run: the
+    figures come from ``act.json``, ``detections.npz`` and ``analysis.json`` in the folder, and from the given records.
+    For figures that were not measured, the page states how to measure them.
 
     Args:
         artifact: the folder of the INT8 model, with ``act.json``.
-        reader: of the data that the model was evaluated on; asked for annotations and images only where detections
-            were kept.
-        evals: ``eval.json`` files: FP16, and latencies in the engines that will run the model.
+        reader: the data that the model was evaluated on; annotations and images are read only if detections were
+            stored.
+        evals: ``eval.json`` files, for FP16 and for latencies in the deployment engines.
         lang: ``en`` or ``zh``.
         analysis: an ``analysis.json`` other than the one in the folder.
-        progress: is told in a line what is done next.
+        progress: is called with one line per step.
         benchmark: a ``benchmark.json``.
-        name: what the page calls the model; None: its folder. A folder that is not yet under its own name needs it.
+        name: name of the model in the page; None for its folder's name. Needed if the folder has a temporary name.
 
     Returns:
-        The path of ``report.html``.
+        the path of ``report.html``.
 
     Raises:
-        UserError: a record or the data is missing or is something else, or there is no such language.
+        UserError: a record or the data is missing or has other content, or the language is not available.
     """
     if lang not in LANGUAGES:
         raise UserError(f"no report in '{lang}', expected one of {', '.join(LANGUAGES)}{suggest(lang, LANGUAGES)}")

@@ -1,4 +1,4 @@
-"""DETR with a neck, and the post-process that gives boxes in pixels of the original image."""
+"""DETR with a neck, and the post-processing that outputs boxes in pixels of the original image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BBOX_DECODE_TYPES = ("origin", "pad")
 
 
 class DETR(BaseArch):
-    """Backbone, an optional neck, transformer, head and post-process (PaddleDetection's `DETR`)."""
+    """Backbone, optional neck, transformer, head and post-processing (PaddleDetection's `DETR`)."""
 
     __category__ = "architecture"
     __inject__ = ["post_process"]
@@ -74,7 +74,7 @@ class DETR(BaseArch):
 
 
 class DETRPostProcess:
-    """The ``num_top_queries`` best (query, class) pairs of every image; no NMS is needed."""
+    """Selection of the ``num_top_queries`` best (query, class) pairs of every image; no NMS is needed."""
 
     __shared__ = ["num_classes", "use_focal_loss", "with_mask"]
 
@@ -93,17 +93,17 @@ class DETRPostProcess:
         """Take PaddleDetection's arguments.
 
         Args:
-            num_classes: how many the logits have.
-            num_top_queries: boxes of an image.
-            dual_queries: the queries are of ``dual_groups`` + 1 groups, of which the first one detects.
-            dual_groups: see there.
-            use_focal_loss: as RT-DETR is trained; False is refused.
-            with_mask: refused; ``mask_threshold`` and ``use_avg_mask_score`` have no meaning without.
-            bbox_decode_type: ``origin``: boxes are shares of the picture; ``pad``: of the canvas that the picture was
-                padded to, to the right and below.
+            num_classes: number of classes of the logits.
+            num_top_queries: boxes per image.
+            dual_queries: whether the queries consist of ``dual_groups`` + 1 groups, of which only the first detects.
+            dual_groups: number of additional groups.
+            use_focal_loss: must be True, as RT-DETR is trained.
+            with_mask: must be False; ``mask_threshold`` and ``use_avg_mask_score`` are therefore unused.
+            bbox_decode_type: ``origin``: boxes are relative to the image; ``pad``: relative to the canvas, to which the
+                image was padded at the right and the bottom.
 
         Raises:
-            ValueError: a value is not what it must be.
+            ValueError: an argument is invalid.
         """
         if not use_focal_loss:
             raise ValueError("DETRPostProcess.use_focal_loss is False, expected True, as RT-DETR is trained")
@@ -120,17 +120,17 @@ class DETRPostProcess:
         self.dual_groups = require_count("DETRPostProcess.dual_groups", dual_groups, least=0)
 
     def __call__(self, predictions, im_shape, scale_factor, padded_shape):
-        """Decode.
+        """Decode the predictions.
 
         Args:
-            predictions: boxes ``[N, Q, 4]`` (cx, cy, w, h in 0..1), logits ``[N, Q, classes]``, and None.
-            im_shape: ``[N, 2]``, height and width of the resized picture in pixels, without padding.
-            scale_factor: ``[N, 2]``, resized size / original size, y then x.
+            predictions: boxes [N, Q, 4] (cx, cy, w, h in 0..1), logits [N, Q, classes], and an unused third element.
+            im_shape: [N, 2], height and width of the resized image in pixels, without padding.
+            scale_factor: [N, 2], resized size / original size, y then x.
             padded_shape: height and width of the network's input in pixels.
 
         Returns:
-            ``bbox [N * num_top_queries, 6]``: class, score, x1, y1, x2, y2 in pixels of the original image, and
-            ``bbox_num [N]`` int32.
+            ``bbox`` [N * num_top_queries, 6]: class, score, x1, y1, x2, y2 in pixels of the original image, and
+            ``bbox_num`` int32 [N].
         """
         boxes, logits, _ = predictions
         if self.dual_queries:

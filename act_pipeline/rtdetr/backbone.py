@@ -1,4 +1,4 @@
-"""The backbones of RT-DETR: PP-HGNetV2, and `ppdet`'s ResNet with the stem frozen alone."""
+"""The backbones of RT-DETR: PP-HGNetV2, and `ppdet`'s ResNet with ``freeze_stem_only``."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class _LightConvBNAct(nn.Layer):
 
 
 class _Stem(nn.Layer):
-    """``[N, 3, H, W] -> [N, C, H/4, W/4]`` by two ways, convolved and pooled, that are joined."""
+    """Stem with a convolution and a pooling branch that are concatenated: ``[N, 3, H, W] -> [N, C, H/4, W/4]``."""
 
     def __init__(self, channels: Sequence[int], lr_mult: float):
         super().__init__()
@@ -133,7 +133,7 @@ class _Stem(nn.Layer):
 
 
 class _Block(nn.Layer):
-    """A chain of convolutions of which every output is kept, joined and squeezed (HG block)."""
+    """HG block: a chain of convolutions whose input and outputs are all concatenated and squeezed."""
 
     def __init__(self, in_channels: int, stage: _Stage, residual: bool, lr_mult: float):
         super().__init__()
@@ -185,11 +185,11 @@ class PPHGNetV2(nn.Layer):
 
     Args:
         arch: ``S``, ``L`` or ``X``.
-        lr_mult_list: learning rate factors of the stem and the four stages.
-        return_idx: which stages' outputs are returned.
-        freeze_stem_only: with ``freeze_at >= 0``, whether the stem alone is frozen.
-        freeze_at: the last stage that is frozen, -1 for none.
-        freeze_norm: whether BatchNorm keeps its statistics and parameters in training.
+        lr_mult_list: learning rate multipliers of the stem and the four stages.
+        return_idx: indices of the stages whose outputs are returned.
+        freeze_stem_only: with ``freeze_at >= 0``, whether only the stem is frozen.
+        freeze_at: index of the last frozen stage; -1 freezes nothing.
+        freeze_norm: whether the statistics and parameters of BatchNorm are fixed in training.
     """
 
     def __init__(
@@ -227,7 +227,14 @@ class PPHGNetV2(nn.Layer):
         return [ShapeSpec(channels=self._out_channels[index], stride=4 * 2**index) for index in self.return_idx]
 
     def forward(self, inputs):
-        """Take ``{"image": [N, 3, H, W]}``, return a list of ``[N, C_i, H / stride_i, W / stride_i]``."""
+        """Compute the feature maps.
+
+        Args:
+            inputs: a dict with ``image`` [N, 3, H, W].
+
+        Returns:
+            a list of [N, C_i, H / stride_i, W / stride_i], one per entry of ``return_idx``.
+        """
         x = self.stem(inputs["image"])
         outputs = []
         for index, stage in enumerate(self.stages):
@@ -239,7 +246,7 @@ class PPHGNetV2(nn.Layer):
 
 @serializable
 class ResNet(ppdet_resnet.ResNet):
-    """`ppdet`'s ResNet that also knows ``freeze_stem_only``, which RT-DETR's configs use."""
+    """`ppdet`'s ResNet with the additional argument ``freeze_stem_only``, which RT-DETR's configs use."""
 
     __shared__ = ["norm_type"]
 

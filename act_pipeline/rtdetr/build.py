@@ -1,4 +1,4 @@
-"""From a PaddleDetection model YAML and its weights to a model; the only place that enters `ppdet`'s workspace."""
+"""Build a model from a PaddleDetection YAML and weights; the only module that modifies `ppdet`'s workspace."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.rtdetr.fit import check_config
 
 _MAX_NAMED_MISMATCHES = 3
-# What ppdet's and Paddle's constructors make of values that do not fit, in a config that names the modules rightly.
+# Errors that ppdet's and Paddle's constructors raise for invalid values.
 _REFUSALS = (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError)
 
 
 def register_modules() -> None:
-    """Add to `ppdet`'s workspace what RT-DETR needs; nothing, if the installed `ppdet` has RT-DETR itself.
+    """Register RT-DETR's modules in `ppdet`'s workspace, unless the installed `ppdet` has RT-DETR itself.
 
     `ResNet`, `DETR` and `DINOLoss` replace `ppdet`'s own, of which they are supersets.
     """
@@ -44,16 +44,19 @@ def register_modules() -> None:
         architecture.DETR,
         architecture.DETRPostProcess,
     ):
-        # Not `register`: it refuses names that are taken, and three of these replace ppdet's own.
+        # `register` rejects existing names, but three of these modules replace ppdet's own.
         global_config[module.__name__] = extract_schema(module)
 
 
 @contextlib.contextmanager
 def workspace(config: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield `ppdet`'s `create` with ``config`` merged into its global workspace, and restore that afterwards.
+    """Yield `ppdet`'s `create` with ``config`` merged into its global workspace, which is restored afterwards.
 
-    `create` and `merge_config` write into the registered schemas, so a model built earlier would leave its
-    settings to the next one.
+    `create` and `merge_config` modify the registered schemas; without the restoration, settings of one model would
+    affect the next one.
+
+    Args:
+        config: content of a model YAML.
     """
     from ppdet.core.workspace import create, global_config, merge_config
 
@@ -88,22 +91,24 @@ def build_model(
 
     Args:
         config: a PaddleDetection model YAML, or its content.
-        overrides: ``Section.key=value``, as PaddleDetection's ``-o`` takes them.
+        overrides: ``Section.key=value`` each, as in PaddleDetection's ``-o``; applied to a YAML file only.
         weights: a ``.pdparams`` to load.
-        source: what messages call a ``config`` that is given as its content.
+        source: name for messages, if ``config`` is given as content.
 
     Returns:
-        a `paddle.nn.Layer` in training mode. Its input is a dict of ``image [N, 3, H, W]``, ``im_shape [N, 2]``,
-        ``scale_factor [N, 2]``, and in training ``gt_class``, ``gt_bbox``; its output ``{"bbox", "bbox_num"}``, in
+        a `paddle.nn.Layer` in training mode. Its input is a dict of ``image`` [N, 3, H, W], ``im_shape`` [N, 2],
+        ``scale_factor`` [N, 2], and in training ``gt_class``, ``gt_bbox``. Its output is ``{"bbox", "bbox_num"}``, in
         training a dict of losses.
 
     Raises:
-        UserError: the YAML names no architecture, a module that does not exist, or a key that a module lacks.
+        UserError: the YAML has no architecture, a module that does not exist or a key that a module lacks, or the
+            weights do not fit.
     """
     if not isinstance(config, Mapping):
+        from act_pipeline.core.defaults import find_shipped
         from act_pipeline.core.yaml_files import apply_overrides, load_yaml
 
-        source = os.fspath(config)
+        source = str(find_shipped(config))
         config = apply_overrides(load_yaml(source), overrides)
     register_modules()
     check_config(source, config)
@@ -119,7 +124,7 @@ def build_model(
 
 
 def weights_path(path: str | os.PathLike[str]) -> str:
-    """Return the file of ``path``, which may lack the ending ``.pdparams``, as PaddleDetection's configs do.
+    """Return the file of ``path``, to which ``.pdparams`` is appended if needed, as in PaddleDetection's configs.
 
     Raises:
         UserError: there is no such file.
@@ -133,14 +138,18 @@ def weights_path(path: str | os.PathLike[str]) -> str:
 
 
 def load_weights(model, path: str | os.PathLike[str]) -> None:
-    """Load a ``.pdparams`` whose keys and shapes must be the model's own.
+    """Load a ``.pdparams`` whose keys and shapes are exactly those of the model.
 
-    Values of another dtype, such as the float16 or bfloat16 of an AMP training, are cast to the parameter's, as
-    PaddleDetection's loader does.
+    Values of another dtype, such as float16 or bfloat16 from AMP training, are cast to the parameter's dtype, as in
+    PaddleDetection's loader.
+
+    Args:
+        model: the model, a `paddle.nn.Layer`.
+        path: the file; the extension ``.pdparams`` may be omitted.
 
     Raises:
-        UserError: the file is missing or unreadable, or keys or shapes do not fit (the first three are named), or a
-            value is no array of numbers.
+        UserError: the file is missing or unreadable, keys or shapes do not fit (the first three are named), or a value
+            is not a numeric array.
     """
     import paddle
 
@@ -175,7 +184,7 @@ def load_weights(model, path: str | os.PathLike[str]) -> None:
 
 
 def _check_classes(location: str, state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise a UserError of its own for weights of another number of classes."""
+    """Raise a specific UserError if the weights have another number of classes."""
     name = "transformer.enc_score_head.bias"
     if name not in state or name not in expected:
         return
@@ -188,14 +197,14 @@ def _check_classes(location: str, state: Mapping[str, Any], expected: Mapping[st
 
 
 def _cast(name: str, value: Any, dtype: Any, location: str) -> Any:
-    """Return ``value``, a tensor or an array, as a tensor of a parameter's dtype."""
+    """Convert ``value``, a tensor or an array, to a tensor of the parameter's dtype."""
     import paddle
 
     if not isinstance(value, paddle.Tensor):
         array = np.asarray(value)
         if array.dtype.kind not in "fiub":
             raise UserError(f"weights {location}: {name} holds {array.dtype}, expected numbers")
-        if array.dtype == np.uint16:  # how Paddle hands out bfloat16 as NumPy: the upper half of a float32
+        if array.dtype == np.uint16:  # Paddle's NumPy form of bfloat16: the upper half of a float32
             array = (array.astype(np.uint32) << 16).view(np.float32)
         value = paddle.to_tensor(array)
     return value if value.dtype == dtype else value.astype(dtype)

@@ -1,4 +1,4 @@
-"""The decoder: queries chosen from the encoder's output, refined layer by layer by deformable attention."""
+"""The decoder: queries selected from the encoder's output and refined by layers with deformable attention."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ from act_pipeline.rtdetr.layers import batch_norm
 
 
 class StaticShapeDeformableAttention(MSDeformableAttention):
-    """`ppdet`'s multi-scale deformable attention (Zhu et al., 2020) with the levels' sizes known as integers.
+    """`ppdet`'s multi-scale deformable attention (Zhu et al., 2020) with integer spatial shapes.
 
-    The parameters are the parent's. Shapes that are integers when the graph is traced stay constants in it, which
-    inference engines need; the batch size alone is left open.
+    The parameters are those of the parent class. Shapes that are integers when the graph is traced become constants,
+    which inference engines need; only the batch size stays dynamic.
     """
 
     def forward(
         self, query, reference_points, value, value_spatial_shapes, value_level_start_index=None, value_mask=None
     ):
-        """Attend.
+        """Compute the attention.
 
         Args:
-            query: ``[N, Q, C]``.
-            reference_points: ``[N, Q, 1, 4]``, cx, cy, w, h in 0..1.
-            value: ``[N, sum(H_l * W_l), C]``.
-            value_spatial_shapes: ``(H_l, W_l)`` of every level.
+            query: [N, Q, C].
+            reference_points: [N, Q, 1, 4], cx, cy, w, h in 0..1.
+            value: [N, sum(H_l * W_l), C].
+            value_spatial_shapes: (H_l, W_l) of every level.
+            value_level_start_index, value_mask: unused.
 
         Returns:
-            ``[N, Q, C]``.
+            [N, Q, C].
         """
         queries = query.shape[1]
         value = self.value_proj(value).reshape([0, 0, self.num_heads, self.head_dim])
@@ -65,7 +66,7 @@ class StaticShapeDeformableAttention(MSDeformableAttention):
 
 
 class _DecoderLayer(DINOTransformerDecoderLayer):
-    """DINO's decoder layer with the attention above."""
+    """DINO's decoder layer with :class:`StaticShapeDeformableAttention`."""
 
     def __init__(self, d_model, n_head, dim_feedforward, dropout, activation, n_levels, n_points):
         super().__init__(d_model, n_head, dim_feedforward, dropout, activation, n_levels, n_points)
@@ -73,7 +74,7 @@ class _DecoderLayer(DINOTransformerDecoderLayer):
 
 
 class _Decoder(nn.Layer):
-    """A chain of layers; in inference it stops at layer ``eval_idx``."""
+    """A chain of decoder layers; in inference it ends at layer ``eval_idx``."""
 
     def __init__(self, layer: nn.Layer, num_layers: int, eval_idx: int):
         super().__init__()
@@ -81,11 +82,11 @@ class _Decoder(nn.Layer):
         self.eval_idx = eval_idx if eval_idx >= 0 else num_layers + eval_idx
 
     def forward(self, queries, boxes_unact, memory, shapes, bbox_head, score_head, query_pos_head, attn_mask=None):
-        """Refine ``queries [N, Q, C]`` and ``boxes_unact [N, Q, 4]`` (before the sigmoid) on ``memory [N, L, C]``.
+        """Refine ``queries`` [N, Q, C] and ``boxes_unact`` [N, Q, 4] (before the sigmoid) with ``memory`` [N, L, C].
 
         Returns:
-            boxes ``[D, N, Q, 4]`` (cx, cy, w, h in 0..1) and logits ``[D, N, Q, classes]``: every layer's in
-            training, the last one's in inference (D = 1).
+            boxes [D, N, Q, 4] (cx, cy, w, h in 0..1) and logits [D, N, Q, classes]: of every layer in training, of the
+            last one in inference (D = 1).
         """
         boxes, logits = [], []
         reference = F.sigmoid(boxes_unact)
@@ -98,7 +99,7 @@ class _Decoder(nn.Layer):
             refined = F.sigmoid(delta + inverse_sigmoid(reference))
             if self.training:
                 logits.append(score_head[index](queries))
-                # "Look forward twice" (DINO): the box of a layer is learnt from the box before it, undetached.
+                # "Look forward twice" (DINO): the gradient also flows through the previous layer's box.
                 boxes.append(refined if previous is None else F.sigmoid(delta + inverse_sigmoid(previous)))
             elif index == self.eval_idx:
                 return paddle.stack([refined]), paddle.stack([score_head[index](queries)])
@@ -110,9 +111,9 @@ class _Decoder(nn.Layer):
 class RTDETRTransformer(nn.Layer):
     """Query selection, denoising queries and the decoder, with the heads of every layer.
 
-    Arguments are PaddleDetection's. ``backbone_feat_channels`` and ``feat_strides`` describe the encoder's levels,
-    fine to coarse; ``eval_idx`` is the decoder layer whose output is used in inference (-1: the last);
-    ``eval_size`` is ``[height, width]`` of the input in pixels when it is fixed.
+    The arguments are PaddleDetection's. ``backbone_feat_channels`` and ``feat_strides`` describe the encoder's levels,
+    fine to coarse. ``eval_idx`` is the decoder layer whose output is used in inference (-1: the last). ``eval_size`` is
+    ``[height, width]`` of the input in pixels if it is fixed.
     """
 
     __shared__ = ["num_classes", "hidden_dim", "eval_size"]
@@ -197,7 +198,7 @@ class RTDETRTransformer(nn.Layer):
 
         if eval_size:
             anchors, valid = self._anchors(self._eval_shapes())
-            # Not persistable: they belong to the graph, and the official weights do not have them.
+            # Not persistable, since the official weights do not contain them.
             self.register_buffer("anchors", anchors, persistable=False)
             self.register_buffer("valid_anchors", valid, persistable=False)
 
@@ -234,9 +235,9 @@ class RTDETRTransformer(nn.Layer):
     def _anchors(
         self, shapes: Sequence[tuple[int, int]], grid_size: float = 0.05
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Return one anchor a position, before the sigmoid ``[1, L, 4]``, and 1 where it may be used ``[1, L, 1]``.
+        """Return one anchor per position, before the sigmoid [1, L, 4], and its validity, 1 or 0 [1, L, 1].
 
-        Anchors nearer than ``eps`` to an edge are not used: infinite, with the features masked.
+        Anchors closer than ``eps`` to an edge are invalid: their values are infinite, and their features are masked.
         """
         anchors = []
         for level, (height, width) in enumerate(shapes):
@@ -250,16 +251,17 @@ class RTDETRTransformer(nn.Layer):
         return paddle.where(valid, unact, paddle.full_like(unact, float("inf"))), valid.astype("float32")
 
     def forward(self, feats: Sequence[paddle.Tensor], pad_mask=None, gt_meta=None):
-        """Detect.
+        """Predict boxes and class logits.
 
         Args:
-            feats: the encoder's levels ``[N, C, H_l, W_l]``.
-            gt_meta: in training, ``gt_class`` (a list of ``[n, 1]``) and ``gt_bbox`` (a list of ``[n, 4]``, cx, cy,
-                w, h in 0..1), from which denoising queries are made.
+            feats: the encoder's levels [N, C, H_l, W_l], fine to coarse.
+            pad_mask: unused.
+            gt_meta: in training, ``gt_class`` (a list of [n, 1]) and ``gt_bbox`` (a list of [n, 4], cx, cy, w, h in
+                0..1), from which denoising queries are made.
 
         Returns:
-            boxes ``[D, N, Q, 4]``, logits ``[D, N, Q, classes]``, the chosen queries' boxes ``[N, Q, 4]`` and
-            logits ``[N, Q, classes]``, and what the loss needs to know of the denoising queries.
+            boxes [D, N, Q, 4], logits [D, N, Q, classes], boxes [N, Q, 4] and logits [N, Q, classes] of the selected
+            queries, and the metadata of the denoising queries for the loss (None in inference).
         """
         projected = [projection(feat) for projection, feat in zip(self.input_proj, feats)]
         if self.training or not self.eval_size:
@@ -300,7 +302,7 @@ class RTDETRTransformer(nn.Layer):
         return boxes, logits, top_boxes, top_logits, dn_meta
 
     def _select_queries(self, memory, anchors, valid):
-        """Choose the ``num_queries`` positions with the highest class score."""
+        """Select the ``num_queries`` positions with the highest class scores."""
         output_memory = self.enc_output(memory * valid)
         class_logits = self.enc_score_head(output_memory)
         boxes_unact = self.enc_bbox_head(output_memory) + anchors

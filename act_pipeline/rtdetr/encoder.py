@@ -19,7 +19,7 @@ _POSITION_TEMPERATURE = 10000.0
 
 
 class TransformerLayer(detr_transformer.TransformerEncoderLayer):
-    """`ppdet`'s DETR encoder layer under the name that RT-DETR's configs give it."""
+    """`ppdet`'s DETR encoder layer under the name used in RT-DETR's configs."""
 
     def __init__(
         self,
@@ -53,10 +53,14 @@ class _CSPRepLayer(nn.Layer):
 
 
 def sine_position_embedding(width: int, height: int, channels: int) -> paddle.Tensor:
-    """Return ``[1, width * height, channels]``: sine and cosine of x, then of y, over ``channels / 4`` frequencies.
+    """Return sine and cosine of x, then of y, over ``channels / 4`` frequencies, [1, width * height, channels].
 
-    Token ``t`` gets the position ``(x, y) = (t // height, t % height)``. The features are flattened by rows, so
-    for these x and y change places; that is how the official weights were trained.
+    Token ``t`` has the position ``(x, y) = (t // height, t % height)``. The features are flattened by rows, so x and y
+    are swapped for them. The official weights were trained this way.
+
+    Args:
+        width, height: size of the feature map.
+        channels: a multiple of 4.
     """
     quarter = channels // 4
     frequencies = 1.0 / _POSITION_TEMPERATURE ** (paddle.arange(quarter, dtype="float32") / quarter)
@@ -67,21 +71,22 @@ def sine_position_embedding(width: int, height: int, channels: int) -> paddle.Te
 
 
 class HybridEncoder(nn.Layer):
-    """Attention on ``use_encoder_idx``'s levels, then a top-down (FPN) and a bottom-up (PAN) way.
+    """Attention on the levels in ``use_encoder_idx``, then a top-down (FPN) and a bottom-up (PAN) path.
 
     Args:
         in_channels: channels of the backbone's levels, fine to coarse.
         feat_strides: their strides in pixels.
         hidden_dim: channels of every output level.
+        use_encoder_idx: indices of the levels with attention.
+        num_encoder_layers: attention layers per level.
         encoder_layer: the attention layer, a `TransformerLayer`.
-        use_encoder_idx: levels that get attention.
-        num_encoder_layers: attention layers a level.
+        pe_temperature: must be 10000.
         expansion: width of the CSP layers relative to ``hidden_dim``.
-        depth_mult: RepVGG blocks of a CSP layer relative to three.
+        depth_mult: number of RepVGG blocks of a CSP layer relative to three.
         act: activation of the RepVGG blocks.
-        trt: write the activation as ops that TensorRT knows.
-        eval_size: ``[height, width]`` of the input in pixels when it is fixed; the position embedding is then a
-            constant of the graph.
+        trt: express the activation in ops that TensorRT supports.
+        eval_size: ``[height, width]`` of the input in pixels if it is fixed; the position embedding is then a constant
+            of the graph.
     """
 
     __shared__ = ["depth_mult", "act", "trt", "eval_size"]
@@ -139,7 +144,7 @@ class HybridEncoder(nn.Layer):
             for level in use_encoder_idx:
                 height, width = (size // feat_strides[level] for size in eval_size)
                 position = sine_position_embedding(width, height, hidden_dim)
-                # Not persistable: it belongs to the graph, and the official weights do not have it.
+                # Not persistable, since the official weights do not contain it.
                 self.register_buffer(f"position_{level}", position, persistable=False)
 
     @classmethod
@@ -154,7 +159,15 @@ class HybridEncoder(nn.Layer):
         return [ShapeSpec(channels=self.hidden_dim, stride=stride) for stride in self.feat_strides]
 
     def forward(self, feats: Sequence[paddle.Tensor], for_mot: bool = False, is_teacher: bool = False):
-        """Take and return a list of ``[N, C, H / stride, W / stride]``, fine to coarse."""
+        """Fuse the levels of the backbone.
+
+        Args:
+            feats: a list of [N, C_l, H / stride_l, W / stride_l], fine to coarse.
+            for_mot, is_teacher: unused.
+
+        Returns:
+            a list of [N, hidden_dim, H / stride_l, W / stride_l], fine to coarse.
+        """
         levels = [projection(feat) for projection, feat in zip(self.input_proj, feats)]
         for encoder, level in zip(self.encoder, self.use_encoder_idx):
             levels[level] = self._attend(encoder, level, levels[level])

@@ -1,4 +1,4 @@
-"""Whether the parts of a model config fit each other and the input size, found before anything is computed."""
+"""Checks that the parts of a model config fit each other and the input size, before anything is computed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _PARTS = ("backbone", "neck", "transformer", "detr_head", "post_process")
 
 
 def check_config(source: str, config: Mapping[str, Any]) -> None:
-    """Check what can be seen without building the model.
+    """Check what can be checked without building the model.
 
     Args:
         source: the config, for messages.
         config: its content.
 
     Raises:
-        UserError: it is of no RT-DETR, a part's section is no mapping, a part is not named, the classes are no number,
-            or the model is not of focal loss.
+        UserError: it is not an RT-DETR config, a part is not a module name or its section not a mapping,
+            ``num_classes`` is not a positive integer, a flag is not a bool, or the model does not use focal loss.
     """
     architecture = config.get("architecture")
     if not isinstance(architecture, str):
@@ -57,15 +57,15 @@ def check_config(source: str, config: Mapping[str, Any]) -> None:
 
 
 def check_model(source: str, model: Any, size: tuple[int, int]) -> None:
-    """Check that there are enough queries to choose from, and enough boxes to give.
+    """Check that the model has enough encoder tokens for its queries, and enough query scores for its output boxes.
 
     Args:
         source: the config, for messages.
-        model: as `build_model` gives it.
-        size: height and width of the input, pixels, multiples of the coarsest stride.
+        model: a model from `build_model`.
+        size: height and width of the input in pixels, multiples of the coarsest stride.
 
     Raises:
-        UserError: there are not.
+        UserError: there are too few.
     """
     transformer, post_process = model.transformer, model.post_process
     tokens = sum((size[0] // stride) * (size[1] // stride) for stride in transformer.feat_strides)
@@ -88,8 +88,13 @@ def check_model(source: str, model: Any, size: tuple[int, int]) -> None:
 def require_count(name: str, value: Any, least: int = 1) -> int:
     """Return ``value`` if it is an integer of at least ``least``.
 
+    Args:
+        name: the config key, for the message.
+        value: the value.
+        least: the minimum.
+
     Raises:
-        ValueError: it is not; ``name`` is the config's key.
+        ValueError: it is not.
     """
     if not _is_count(value, least):
         raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}")

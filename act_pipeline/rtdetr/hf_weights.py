@@ -1,7 +1,8 @@
-"""Weights of Hugging Face's RT-DETR (``transformers``, ``RTDetrForObjectDetection``) under PaddleDetection's names.
+"""Conversion of Hugging Face's RT-DETR weights (``RTDetrForObjectDetection``) to PaddleDetection's names.
 
-The two compute the same; names, the layout of linear weights ([out, in] there, [in, out] here) and the attention's
-q, k and v (three matrices there, one ``in_proj`` here) differ. Needs NumPy alone.
+The two models compute the same function. They differ in names, in the layout of linear weights ([out, in] in
+``transformers``, [in, out] here), and in the attention's q, k and v (three matrices in ``transformers``, one
+``in_proj`` here). Only NumPy is needed.
 """
 
 from __future__ import annotations
@@ -51,23 +52,23 @@ _ATTENTION = re.compile(r"^(.*\.self_attn)\.([qkv])_proj\.(weight|bias)$")
 
 
 def convert_state_dict(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Give a PP-HGNetV2 RT-DETR of ``transformers`` PaddleDetection's names, layouts and shapes.
+    """Convert a PP-HGNetV2 RT-DETR state dict of ``transformers`` to PaddleDetection's names, layouts and shapes.
 
     Args:
         state: the model's state dict as NumPy arrays, under ``transformers``' names.
 
     Returns:
-        float32 arrays under PaddleDetection's names; the embedding of denoising loses the row ``transformers`` keeps
-        for padding.
+        float32 arrays under PaddleDetection's names; the padding row of ``transformers``' denoising embedding is
+        dropped.
 
     Raises:
-        UserError: a name is not known.
+        UserError: a name is unknown.
     """
     converted: dict[str, np.ndarray] = {}
     attention: dict[str, dict[str, np.ndarray]] = {}
     for name, value in state.items():
         if name.endswith("num_batches_tracked") or re.match(r"^(class_embed|bbox_embed)\.", name):
-            continue  # the heads are listed a second time under the model that shares them with its decoder
+            continue  # the decoder's heads are listed a second time at the top level
         new = name
         for pattern, replacement in _RULES:
             new = re.sub(pattern, replacement, new)
@@ -95,10 +96,14 @@ def convert_state_dict(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 def save_pdparams(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> None:
-    """Write weights as ``paddle.save`` does, whole or not at all, without needing PaddlePaddle.
+    """Write weights in the format of ``paddle.save``, atomically and without PaddlePaddle.
+
+    Args:
+        path: the file; its folder is created if missing.
+        weights: name -> array.
 
     Raises:
-        UserError: NumPy is 2 or later, whose pickles NumPy 1 (all that PaddlePaddle 2.6 runs with) cannot read.
+        UserError: NumPy is 2 or later, whose pickles NumPy 1 (required by PaddlePaddle 2.6) cannot read.
     """
     if int(np.__version__.split(".")[0]) >= 2:
         raise UserError(

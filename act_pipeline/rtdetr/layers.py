@@ -1,4 +1,4 @@
-"""Layers that several parts of RT-DETR are made of."""
+"""Layers shared by several parts of RT-DETR."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from paddle import nn
 
 
 def batch_norm(channels: int, lr_mult: float = 1.0) -> nn.BatchNorm2D:
-    """Return a BatchNorm of ``[N, channels, H, W]`` whose parameters have no weight decay."""
+    """Return a BatchNorm for [N, channels, H, W] whose parameters have no weight decay.
+
+    Args:
+        channels: number of channels.
+        lr_mult: learning rate multiplier of its parameters.
+    """
     no_decay = paddle.regularizer.L2Decay(0.0)
     return nn.BatchNorm2D(
         channels,

@@ -10,13 +10,18 @@ from ppdet.modeling.transformers import bbox_cxcywh_to_xyxy
 
 
 def varifocal_loss(logits, iou_target, label, normalizer, alpha: float = 0.75, gamma: float = 2.0):
-    """Varifocal loss (Zhang et al., "VarifocalNet", 2021).
+    """Compute the varifocal loss (Zhang et al., "VarifocalNet", 2021).
 
     Args:
-        logits: ``[N, Q, classes]``.
-        iou_target: ``[N, Q, classes]``, the IoU of a matched box at its class, else 0.
-        label: ``[N, Q, classes]``, 1 at the class of a matched box, else 0.
-        normalizer: the sum is divided by it, times Q.
+        logits: [N, Q, classes].
+        iou_target: [N, Q, classes], the IoU of a matched box at its class, otherwise 0.
+        label: [N, Q, classes], 1 at the class of a matched box, otherwise 0.
+        normalizer: the sum of the loss is divided by ``normalizer * Q``.
+        alpha: weight of the negative classes.
+        gamma: exponent of the predicted score in the weight of the negative classes.
+
+    Returns:
+        a scalar.
     """
     negative_weight = alpha * F.sigmoid(logits).detach().pow(gamma) * (1 - label)
     loss = F.binary_cross_entropy_with_logits(logits, iou_target, negative_weight + iou_target, reduction="none")
@@ -58,9 +63,12 @@ class DINOLoss(detr_loss.DETRLoss):
         """Return a dict of losses, each a scalar.
 
         Args:
-            boxes: ``[D, N, Q, 4]``, cx, cy, w, h in 0..1; logits: ``[D, N, Q, classes]``.
-            gt_bbox, gt_class: lists of ``[n, 4]`` and ``[n, 1]``.
-            dn_out_bboxes, dn_out_logits, dn_meta: the same for the denoising queries, None without any.
+            boxes: [D, N, Q, 4], cx, cy, w, h in 0..1.
+            logits: [D, N, Q, classes].
+            gt_bbox, gt_class: lists of [n, 4] and [n, 1], one entry per image.
+            masks, gt_mask, postfix, kwargs: unused.
+            dn_out_bboxes, dn_out_logits: boxes and logits of the denoising queries; None without any.
+            dn_meta: metadata of the denoising queries; None without any.
         """
         num_gts = paddle.clip(paddle.to_tensor([float(sum(len(one) for one in gt_bbox))]), min=1.0)
         if paddle.distributed.get_world_size() > 1:
@@ -108,7 +116,7 @@ class DINOLoss(detr_loss.DETRLoss):
 
 
 def _denoising_matches(gt_class, dn_meta):
-    """Return the match of every positive denoising query with the box it was made from, an image at a time."""
+    """Return, for each image, the matches of the positive denoising queries with the boxes they were made from."""
     matches = []
     for classes, positive in zip(gt_class, dn_meta["dn_positive_idx"]):
         source = paddle.arange(len(classes), dtype="int64").tile([dn_meta["dn_num_group"]])

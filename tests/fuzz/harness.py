@@ -44,7 +44,7 @@ class Target:
     """Something that reads files.
 
     Attributes:
-        name: what it is called on the command line.
+        name: what it is called in the tests.
         examples: makes what surrounds the file in a folder, and gives the strategy that draws its content.
         read: writes an example into that folder and reads it as the product does.
     """

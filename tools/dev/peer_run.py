@@ -1,6 +1,6 @@
 """NNCF's post-training quantization and this package's, side by side: the same float model, images and machine.
 
-Three sides: `nncf` (``nncf.quantize`` with the transformer's settings, on the model as lowered to ONNX and read by
+Three sides: `nncf` (``nncf.quantize`` with the transformer's settings, on the model as exported to ONNX and read by
 OpenVINO), `ptq` (calibration by the config's ``QuantPost``) and `auto` (the cheapest strategy that keeps the mAP of
 ``Strategy.max_drop``). Each has a process of its own, one after the other, with a cache and a copy of the float model
 of

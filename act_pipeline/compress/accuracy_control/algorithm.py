@@ -1,9 +1,9 @@
-"""Accuracy control: ops go back to float, the costliest first, until the INT8 model is within ``max_drop``.
+"""Accuracy control: revert ops to float, those that cost most accuracy first, until a model is within ``max_drop``.
 
-Which op costs most is measured on training images (`compress.accuracy_control.ranker`). Before every step the foremost
-ops are tried: each one alone goes back to float in the INT8 model as it then is, in the engine that evaluates, and the
-one that brings the detections nearest to the float model's is taken. NNCF's ``quantize_with_accuracy_control`` works
-the same way, op by op; it chooses on the images that it is evaluated on.
+The ops are ranked on training images (`compress.accuracy_control.ranker`). Before every step, the first ops of the
+ranking are tried one at a time: each is reverted in the current INT8 model and run in the evaluation engine. The op
+whose reversion brings the detections nearest to the float model's is chosen. NNCF's ``quantize_with_accuracy_control``
+also reverts op by op, but chooses on the images that it evaluates on.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ from act_pipeline.compress.accuracy_control.revert import (
 from act_pipeline.compress.job import Candidate, Job
 from act_pipeline.compress.plan.op_inventory import inventory_of
 
-# Foremost ops that are tried before a step, and the images that they are compared on.
+# Number of top-ranked ops that are tried before a step, and number of images that they are compared on.
 _SHORTLIST = 3
 _TRIAL_IMAGES = 16
-# So many steps of one op; then each step is twice the one before.
+# Number of steps that revert one op; after that each step reverts twice as many ops as the one before.
 _SINGLE_STEPS = 4
 
 
 def control_accuracy(job: Job, candidate: Candidate, limit: Optional[int] = None) -> Candidate:
-    """Revert ops of a candidate to float until it is within ``max_drop``, as few as that takes.
+    """Revert as few ops of a candidate to float as it takes to be within ``max_drop``.
 
     Args:
-        job: the compression; what is tried is added to it.
-        candidate: loses more than ``max_drop``.
-        limit: revert so many ops at most; None: all but one, if need be.
+        job: the compression; the new candidates are added to it.
+        candidate: an INT8 model that loses more than ``max_drop``.
+        limit: the largest number of ops to revert; None: all but one.
 
     Returns:
-        the best that was found; :meth:`Job.meets` tells whether it is within ``max_drop``.
+        The first model found within ``max_drop``, with the number of ops of the last step reduced by bisection. If none
+        is, the model with the highest mAP, which may be ``candidate``; see :meth:`Job.meets`.
     """
     return _AccuracyControl(job, candidate).run(limit)
 
 
 class _AccuracyControl:
-    """Ops going back to float, step by step."""
+    """State of one accuracy control: the ranking of the ops and the ops reverted so far."""
 
     def __init__(self, job: Job, candidate: Candidate) -> None:
         self.job, self.candidate = job, candidate
@@ -59,7 +60,7 @@ class _AccuracyControl:
             model = dequantized(candidate.model, job.folder("dequantized") / "float")
             ops = dequantized_ops(candidate.model, ops)
         thresholds = read_thresholds(candidate.model)
-        # Training leaves in float what its QuantAware does not name.
+        # Training does not quantize the op types that QuantAware does not list; these ops have no thresholds.
         weight_only, int8 = set(candidate.selection.weight_only), set(candidate.selection.int8)
         ops = tuple(op for op in ops if op.name in weight_only or set(thresholds).issuperset(op.activations))
         if candidate.name not in job.rankings:
@@ -77,7 +78,7 @@ class _AccuracyControl:
             self.ranker.close()
 
     def _run(self, limit: Optional[int]) -> Candidate:
-        # A model of which every op is float is no INT8 model.
+        # At least one op has to remain in INT8.
         most = min(len(self.ranker.ops) - 1, len(self.ranker.ops) if limit is None else limit)
         step, size = 0, 1
         while len(self.reverted) < most:
@@ -93,13 +94,13 @@ class _AccuracyControl:
         return self.best
 
     def _next(self, size: int) -> list[str]:
-        """Return the ops whose return to float brings the detections nearest to the float model's."""
+        """Return the names of the next ``size`` ops to revert."""
         from tqdm import tqdm
 
         shortlist = self.ranker.foremost(max(_SHORTLIST, size))
         if len(shortlist) <= size:
             return shortlist
-        if size > 1:  # trials cost too much for what many ops at once leave to choose
+        if size > 1:  # with several ops in a step, the order within the shortlist matters less than a trial costs
             return shortlist[:size]
         reverted = [entry["output"] for entry in self.reverted]
         changes = []
@@ -111,7 +112,7 @@ class _AccuracyControl:
         return [shortlist[int(np.argmin(changes))]]
 
     def _without(self, chosen: Sequence[str]) -> Candidate:
-        """Return the candidate with ``chosen`` in float too, evaluated and recorded."""
+        """Return the candidate with ``chosen`` and all previously reverted ops in float, evaluated and recorded."""
         job, candidate = self.job, self.candidate
         names = [*(entry["output"] for entry in self.reverted), *chosen]
         selection = candidate.selection.revert_to_float(names, f"given back for max_drop {job.max_drop}")
@@ -143,7 +144,12 @@ class _AccuracyControl:
         return made
 
     def _fewest(self, last: Sequence[str], made: Candidate) -> Candidate:
-        """Return the least part of the last step that is enough, by bisection; ``made`` has all of it."""
+        """Return the candidate with the fewest ops of the last step in float that meets ``max_drop``, by bisection.
+
+        Args:
+            last: the ops of the last step, in the order of the ranking.
+            made: the candidate with all of them reverted, which meets ``max_drop``.
+        """
         enough, too_few = len(last), 0
         while enough - too_few > 1:
             count = (enough + too_few) // 2

@@ -1,4 +1,4 @@
-"""Which ops cost most in INT8, measured no further than accuracy control has come."""
+"""Rank ops by the accuracy that each costs in INT8, measuring only as many as accuracy control needs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ RANK_IMAGES = 1
 
 
 class Ranker:
-    """Ops in the order of what each costs alone.
+    """Rank ops by the accuracy that each costs when it alone is quantized.
 
-    Blocks of neighbouring ops are measured first, then the ops of the worst block, and of the next one when these are
-    used up.
+    Blocks of neighbouring ops are measured first. Then the ops of the worst block are measured one by one, and those of
+    the next block when the first ones are used up.
 
     Attributes:
-        ops: that are ranked.
+        ops: the ops to rank.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class Ranker:
         ops: Sequence[QuantizableOp],
         thresholds: Mapping[str, float],
     ) -> None:
-        """Measure nothing yet.
+        """Prepare the ranking; nothing is measured yet.
 
         Args:
-            job: gives the images.
-            candidate: the INT8 model, by whose name the ranking is recorded.
-            model: the float model that it was made from.
-            ops: of the model.
-            thresholds: activation -> largest absolute value that its INT8 form represents.
+            job: the compression, for its held-out images, device and progress bars.
+            candidate: the INT8 model, under whose name the ranking is recorded.
+            model: the float model that the INT8 model was made from.
+            ops: ops of ``model``.
+            thresholds: activation -> largest absolute value that INT8 represents.
         """
         self.ops = list(ops)
         self._job, self._candidate, self._model, self._thresholds = job, candidate, model, thresholds
@@ -56,11 +56,15 @@ class Ranker:
         self._reverted: set[str] = set()
 
     def restart(self) -> None:
-        """Take all ops as INT8 again; what was measured stays."""
+        """Count all ops as INT8 again; the measurements are kept."""
         self._reverted.clear()
 
     def foremost(self, count: int) -> list[str]:
-        """Return the ``count`` ops that cost most and are still in INT8, fewer if there are no more."""
+        """Return the names of the ops still in INT8 that cost most, in descending order.
+
+        Args:
+            count: the largest number of ops to return.
+        """
         if not self._errors:
             self._measure_blocks()
         while True:
@@ -70,11 +74,11 @@ class Ranker:
             self._measure_ops(self._blocks.pop(0))
 
     def remove(self, names: Sequence[str]) -> None:
-        """Leave ops out from now on: they are float."""
+        """Exclude ops from the ranking, since they were reverted to float."""
         self._reverted.update(names)
 
     def detection_change(self, name: str) -> float:
-        """Return how far the detections move when an op is quantized alone, in [0, 1]."""
+        """Return the change of the detections when an op alone is quantized, in [0, 1]; it must have been measured."""
         return self._measured[name].detection_change
 
     def close(self) -> None:
@@ -90,7 +94,7 @@ class Ranker:
         return self._runner
 
     def _measure_blocks(self) -> None:
-        """Put blocks into the order of their errors; neighbours in the graph are a block."""
+        """Measure blocks of consecutive ops and sort them by error, largest first."""
         size = max(math.isqrt(len(self.ops)), 1)
         blocks = [self.ops[start : start + size] for start in range(0, len(self.ops), size)]
         with all_cores():
@@ -113,7 +117,7 @@ class Ranker:
 
 
 def _group_shares(errors: Sequence[BlockError]) -> list[dict[str, Any]]:
-    """Return ``name``, ``ops`` and ``share`` of the blocks' errors by group; a block is of its first op's group."""
+    """Return ``name``, ``ops`` and ``share`` of the blocks' errors by group; a block has its first op's group."""
     total = sum(block.error for block in errors)
     shares: dict[str, dict[str, Any]] = {}
     for block in errors:

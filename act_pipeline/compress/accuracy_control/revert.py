@@ -1,7 +1,8 @@
-"""Mixed precision on an INT8 model as it is saved: single ops go back to float, or keep float activations only.
+"""Mixed precision on a saved INT8 model: revert single ops to float, or to float activations with INT8 weights.
 
-Whatever strategy made the model, Q/DQ stand before its ops as ``quantize_linear`` and ``dequantize_linear``, and
-weights are integers behind a ``dequantize_linear``. To give an op back, its inputs are taken from before the Q/DQ.
+The format is the same for every strategy: ``quantize_linear`` and ``dequantize_linear`` ops before the quantized ops,
+and integer weights followed by a ``dequantize_linear``. To revert an op, its inputs are connected to the tensors before
+Q/DQ.
 """
 
 from __future__ import annotations
@@ -28,14 +29,17 @@ _QUANTIZE, _DEQUANTIZE = "quantize_linear", "dequantize_linear"
 def revert_to_float(
     model: InferenceModel, names: Collection[str], directory: Path, source: Optional[InferenceModel] = None
 ) -> InferenceModel:
-    """Write an INT8 model some of whose ops compute in float; call it within :func:`static_mode`.
+    """Write a copy of an INT8 model with some ops reverted to float; call it within :func:`static_mode`.
 
     Args:
-        model: the INT8 model.
-        names: the first outputs of the ops.
+        model: the INT8 model; it is not changed.
+        names: the first output of each op to revert.
         directory: an existing folder for the new model.
-        source: the float model that ``model`` was quantized from, for the ops' weights and biases. None: their weights
-            stay in INT8 (weight-only), which is what a trained model has: training made up for their rounding.
+        source: the float model that ``model`` was quantized from, for the ops' weights and biases. None: the weights
+            stay in INT8 (weight-only), as in a trained model, whose training has compensated for their rounding.
+
+    Returns:
+        The new model.
     """
     with contextlib.ExitStack() as stack:
         graph = stack.enter_context(contextlib.closing(StaticGraph.load(model)))
@@ -63,9 +67,14 @@ def revert_to_float(
 
 
 def dequantized(model: InferenceModel, directory: Path) -> InferenceModel:
-    """Write the float model that an INT8 one stands for: its weights as they are dequantized, nothing rounded.
+    """Write the float model of an INT8 model, with dequantized weights and no Q/DQ; call it within :func:`static_mode`.
 
-    Call it within :func:`static_mode`.
+    Args:
+        model: the INT8 model.
+        directory: a folder that does not exist yet, for the float model.
+
+    Returns:
+        The float model.
     """
     with contextlib.closing(StaticGraph.load(model)) as graph:
         names = [op.output_arg_names[0] for op in graph.program.global_block().ops if op.output_arg_names]
@@ -76,13 +85,13 @@ def dequantized(model: InferenceModel, directory: Path) -> InferenceModel:
 
 
 def dequantized_ops(model: InferenceModel, ops: Sequence[QuantizableOp]) -> tuple[QuantizableOp, ...]:
-    """Return ops with their weights as :func:`dequantized` leaves them: names of its own, square ones transposed.
+    """Return ops with the names and axes that their weights have in the output of :func:`dequantized`.
 
-    Call it within :func:`static_mode`.
+    The weights have new names there, and square weights are transposed. Call it within :func:`static_mode`.
 
     Args:
         model: the INT8 model.
-        ops: of the float model that it was made from.
+        ops: ops of the float model that ``model`` was made from.
     """
     with contextlib.closing(StaticGraph.load(model)) as graph:
         nodes = graph.program.global_block().ops
@@ -101,12 +110,16 @@ def dequantized_ops(model: InferenceModel, ops: Sequence[QuantizableOp]) -> tupl
 
 
 def rescaled(model: InferenceModel, thresholds: Mapping[str, float], directory: Path) -> InferenceModel:
-    """Write an INT8 model with other scales of its activations; the attributes ``out_threshold`` stay as they are.
+    """Write a copy of an INT8 model with other activation scales; the ``out_threshold`` attributes do not change.
 
     Args:
         model: the INT8 model.
-        thresholds: quantized activation -> the largest absolute value that it represents; 0 counts as 1. Others stay.
-        directory: an existing folder.
+        thresholds: quantized activation -> the largest absolute value that INT8 represents; 0 counts as 1. Activations
+            that are not listed keep their scale.
+        directory: an existing folder for the new model.
+
+    Returns:
+        The new model.
     """
     program = model.model_path.read_bytes()
     values = read_parameters(model, inspect_model(model))
@@ -120,7 +133,11 @@ def rescaled(model: InferenceModel, thresholds: Mapping[str, float], directory: 
 
 
 def read_thresholds(model: InferenceModel) -> dict[str, float]:
-    """Return quantized activation -> the largest absolute value that it represents; call within :func:`static_mode`."""
+    """Return the thresholds of an INT8 model's activations; call it within :func:`static_mode`.
+
+    Returns:
+        Quantized activation -> the largest absolute value that INT8 represents.
+    """
     with contextlib.closing(StaticGraph.load(model)) as graph:
         return {
             op.input("X")[0]: float(graph.parameter(op.input("Scale")[0])[0])
@@ -130,7 +147,11 @@ def read_thresholds(model: InferenceModel) -> dict[str, float]:
 
 
 def read_ranges(model: InferenceModel) -> dict[str, float]:
-    """Return tensor that is not rounded -> its largest absolute value as it was observed (``out_threshold``)."""
+    """Return the observed ranges of the tensors of an INT8 model that have an ``out_threshold`` attribute.
+
+    Returns:
+        First output of the op with the attribute -> the largest absolute value that was observed.
+    """
     return {
         next(variables(op.outputs)): attribute.f
         for op in read_program(model.model_path).blocks[0].ops

@@ -1,1 +1,1 @@
-"""All that touches PaddleSlim's and Paddle's quantization passes."""
+"""Calls and patches of PaddleSlim's and Paddle's quantization passes."""

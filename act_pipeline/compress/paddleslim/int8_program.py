@@ -1,13 +1,13 @@
-"""Paddle 2.6.2's quantization passes: made fast, and their result saved so that it computes what was evaluated.
+"""Run Paddle 2.6.2's quantization passes faster, and save a result that computes exactly what was evaluated.
 
-The passes are Paddle's own (`paddle.static.quantization.quantization_pass`). These habits of theirs cost minutes on a
-graph of RT-DETR's size, and none changes the result:
+The passes are Paddle's own (`paddle.static.quantization.quantization_pass`). The following steps of theirs take minutes
+on a graph of RT-DETR's size. :func:`fast_passes` replaces them without changing the result:
 
-- ``IrGraph.link_to`` and ``update_input_link`` assert that their nodes are in the graph, by building the set of all
-  nodes on every call;
-- ``OutScaleForTrainingPass`` builds the set of all variables for every output of every op to see whether a name is
-  taken, and observes the teacher's tensors too, whose scales nobody reads (and would those of `detection_loss`);
-- ``QuantWeightPass`` rounds the weights channel by channel.
+- ``IrGraph.link_to`` and ``update_input_link`` assert that their nodes are in the graph, and build the set of all nodes
+  for that on every call;
+- ``OutScaleForTrainingPass`` builds the set of all variables for every output of every op to check whether a name is
+  taken, and also observes the tensors of the teacher and of `detection_loss`, whose scales are never read;
+- ``QuantWeightPass`` rounds the weights channel by channel in Python.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from act_pipeline.graph.program_desc import parsed
 from act_pipeline.graph.static_graph import StaticGraph
 
 TEACHER_PREFIX = "teacher_"
-_SCALE_OF_ZEROS = 1e-8  # as Paddle's `quant_tensor` has it
+_SCALE_OF_ZEROS = 1e-8  # as in Paddle's `quant_tensor`
 
 
 class _VarNodes:
-    """Stands for the set of a graph's variable nodes, of which the passes only ask whether it has a name."""
+    """Replacement of the set of a graph's variable nodes, in which the passes only look up names."""
 
     def __init__(self, names: set[str]):
         self.names = names
 
 
 class _Silent:
-    """Takes the place of the passes' own progress bars, which count ops that tell a user nothing."""
+    """Replacement of the passes' progress bars, which count internal ops."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -60,7 +60,7 @@ class _Silent:
 
 @contextlib.contextmanager
 def fast_passes() -> Iterator[None]:
-    """Within it, Paddle's quantization passes take time in proportion to the graph, not to its square."""
+    """Patch Paddle's quantization passes so that their time grows linearly with the graph, not quadratically."""
     from paddle.base.framework import IrGraph
     from paddle.static.quantization import quantization_pass
 
@@ -129,13 +129,16 @@ def _is_of_training(op_node: Any) -> bool:
 
 
 def insert_quantization(graph: StaticGraph, settings: Mapping[str, Any]) -> Any:
-    """Return the test program that quantization-aware training would start from: Q/DQ and observers inserted.
+    """Return a test program with Q/DQ and observers inserted, as quantization-aware training starts from.
 
-    Their scales are parameters in ``graph.scope`` and mean nothing yet: see :func:`set_scales`.
+    Their scales are parameters in ``graph.scope`` and are not valid until :func:`set_scales` is called.
 
     Args:
-        graph: a float graph; its program stays as it is.
-        settings: ACT's keys, ``quantize_op_types`` and so on.
+        graph: a float graph; its program is not changed.
+        settings: ACT's keys of ``QuantAware``, ``quantize_op_types`` and so on.
+
+    Returns:
+        The ``paddle.static.Program``.
     """
     from paddleslim.quant import quant_aware
 
@@ -146,30 +149,30 @@ def insert_quantization(graph: StaticGraph, settings: Mapping[str, Any]) -> Any:
 
 
 def quantized_tensors(program: Any) -> list[str]:
-    """Return the activations that a program with inserted quantization rounds, in its order."""
+    """Return the names of the activations with Q/DQ in a program, in the order of the program."""
     block = program.global_block()
     names = [op.input("X")[0] for op in block.ops if op.type == "quantize_linear"]
     return [name for name in names if not block.var(name).persistable]
 
 
 def observed_tensors(program: Any) -> list[str]:
-    """Return the tensors whose scales are kept as attributes and round nowhere, in the order of the program."""
+    """Return the names of the tensors whose scales are only observed, in the order of the program."""
     return [op.input("X")[0] for op in program.global_block().ops if op.type == "moving_average_abs_max_scale"]
 
 
 def set_scales(program: Any, graph: StaticGraph, thresholds: Mapping[str, float]) -> None:
-    """Give a program with inserted quantization its scales; Paddle's ``Scale`` is the threshold, not its 127th part.
+    """Set the scales of a program with Q/DQ; Paddle's ``Scale`` is the threshold itself, not threshold / 127.
 
     Args:
-        program: of :func:`insert_quantization`.
-        graph: what it was made of; its scope is written to.
-        thresholds: of :func:`quantized_tensors` and :func:`observed_tensors`.
+        program: the output of :func:`insert_quantization`.
+        graph: the graph that it was made from; the scales are written to its scope.
+        thresholds: tensor -> threshold, for all of :func:`quantized_tensors` and :func:`observed_tensors`.
     """
     block = program.global_block()
     for op in block.ops:
         if op.type == "moving_average_abs_max_scale":
             graph.set_parameter(op.output("OutScale")[0], np.array([thresholds[op.input("X")[0]]], np.float32))
-    # After the observers: a tensor that is both has one scale.
+    # After the observers, since a tensor that is both observed and quantized has one scale.
     for op in block.ops:
         if op.type == "quantize_linear" and not block.var(op.input("X")[0]).persistable:
             graph.set_parameter(op.input("Scale")[0], np.array([thresholds[op.input("X")[0]]], np.float32))
@@ -189,20 +192,23 @@ def save_int8(
     check: Callable[[StaticGraph], None] | None = None,
     selection: Selection | None = None,
 ) -> tuple[InferenceModel, OpInventory]:
-    """Write the INT8 model of a test program with Q/DQ and scales; the weights in ``scope`` become integers.
+    """Write the INT8 model of a test program with Q/DQ and scales.
 
     Args:
-        program: with Q/DQ and observers, as Paddle's passes insert them.
-        scope: its parameters.
-        place: where they are.
-        feed_names: the inputs.
-        fetch_names: the outputs.
-        op_types: the op types that were to be quantized, for the inventory.
-        directory: an existing folder.
-        section: of the config that names ``op_types``, for the inventory's reasons.
-        order: outputs of ops, in the order in which :func:`in_order` shall put them.
-        check: looks at the graph before it is saved, and raises if it is not worth it.
-        selection: what was to become of each op, for the inventory.
+        program: a program with Q/DQ and observers, as Paddle's passes insert them.
+        scope: the scope of its parameters; the weights in it become integers.
+        place: the device of the parameters.
+        feed_names: names of the inputs.
+        fetch_names: names of the outputs.
+        op_types: the op types that the config lists, for the inventory.
+        directory: an existing folder for the model.
+        section: the config's section that lists ``op_types``, for the inventory's reasons.
+        order: outputs of ops in the order of :func:`in_order`; None: the order of the passes.
+        check: called with the graph before it is saved; an exception that it raises prevents the saving.
+        selection: the ops that were meant to be quantized, for the inventory.
+
+    Returns:
+        The INT8 model and the inventory of its ops.
     """
     import paddle
 
@@ -223,13 +229,20 @@ def save_int8(
 
 
 def convert(program: Any, scope: Any, place: Any) -> Any:
-    """Turn a trained test program into the INT8 inference program: what PaddleSlim's `quant.convert` does, exactly.
+    """Convert a test program with Q/DQ and scales into the INT8 inference program.
 
-    Weights become int8 (``QuantWeightPass``). The scales that were observed on other tensors become the ops'
-    ``out_threshold`` attributes (``OutScaleForInferencePass``), which TensorRT reads and which round nowhere.
-    PaddleSlim saves them as pairs of quantize and dequantize ops marked ``only_observer`` instead; those are
-    computed on the CPU and by every reader of the file, though they were no part of the model that was trained and
-    evaluated.
+    This replaces PaddleSlim's ``quant.convert``. Weights become int8 (``QuantWeightPass``). The scales that were only
+    observed become ``out_threshold`` attributes of the ops (``OutScaleForInferencePass``), which TensorRT reads and
+    which do not round anything. PaddleSlim saves them as pairs of quantize and dequantize ops marked ``only_observer``;
+    CPU engines compute these pairs, although they were not in the model that was trained and evaluated.
+
+    Args:
+        program: a test program with Q/DQ and observers.
+        scope: the scope of its parameters; the weights in it become integers.
+        place: the device of the parameters.
+
+    Returns:
+        The INT8 ``paddle.static.Program``.
     """
     from paddle.base import core
     from paddle.base.framework import IrGraph
@@ -241,7 +254,7 @@ def convert(program: Any, scope: Any, place: Any) -> Any:
     with fast_passes():
         OutScaleForInferencePass(scope=scope).apply(graph)
         graph.safe_remove_nodes(set(observers))
-        # The passes hang an observer's scale before the op that follows, only to order the two.
+        # The passes make the observer's scale an input of the following op, only to define the order of the two.
         graph.safe_remove_nodes(
             {
                 node
@@ -251,7 +264,7 @@ def convert(program: Any, scope: Any, place: Any) -> Any:
         )
         QuantWeightPass(scope, place).apply(graph)
     program = graph.to_program()
-    # RT-DETR's masked anchors are infinite: no scale holds what is added to them.
+    # The output of an addition to RT-DETR's masked anchors, which are infinite, has no finite range.
     for op in program.global_block().ops:
         for name in [name for name in op.attr_names if name.endswith("threshold")]:
             value = op.attr(name)
@@ -261,13 +274,14 @@ def convert(program: Any, scope: Any, place: Any) -> Any:
 
 
 def in_order(program: Any, outputs: Sequence[str]) -> Any:
-    """Return the program with its ops in the order of the float model's, Q/DQ just before what first reads them.
+    """Return the program with its ops in the order of the float program, and Q/DQ just before their first reader.
 
-    Paddle's passes walk through sets of nodes, whose order is that of addresses in memory, so that no two runs write
-    the same file otherwise.
+    Paddle's passes iterate over sets of nodes, whose order depends on memory addresses. Without this, no two runs
+    would write the same file.
 
     Args:
-        program: an inference program; every variable is written once.
+        program: an inference program. It is returned unchanged if it has several blocks or a variable that is written
+            twice.
         outputs: the first output of each op of the float program, in its order.
     """
     import paddle
@@ -284,7 +298,7 @@ def in_order(program: Any, outputs: Sequence[str]) -> Any:
     ordered: dict[int, None] = {}
 
     def place(index: int) -> None:
-        # Depth first; the float program's own order keeps the depth at that of a chain of Q/DQ.
+        # Recursive. Since ops are visited in the float program's order, the depth is at most a chain of Q/DQ.
         if index not in ordered:
             for slot in ops[index].inputs:
                 for name in slot.arguments:
@@ -302,15 +316,18 @@ def in_order(program: Any, outputs: Sequence[str]) -> Any:
 
 
 def orient_square_weights(graph: StaticGraph) -> int:
-    """Store square matmul weights transposed, with their scales along axis 0; what is computed stays the same.
+    """Store square matmul weights transposed, with their scales along axis 0; the results do not change.
 
-    Paddle 2.6.2's oneDNN INT8 does not mind ``quant_axis``: it takes the scales for those of axis 0 whenever there are
-    as many as rows. On a square ``[in, out]`` weight, whose scales belong to axis 1, it so multiplies rows by the
-    scales of columns. Seen on the built-in sample: 0.617 mAP in oneDNN; 0.642 with the weights turned, as in Paddle's
-    own.
+    Paddle 2.6.2's oneDNN INT8 ignores ``quant_axis`` and applies the scales along axis 0 whenever their number equals
+    the number of rows. On a square ``[in, out]`` weight, whose scales belong to axis 1, it therefore multiplies rows by
+    the scales of columns. On the built-in sample the mAP in oneDNN was 0.617; with transposed weights it is 0.642, as
+    in Paddle's own kernels.
+
+    Args:
+        graph: the INT8 graph; it is changed.
 
     Returns:
-        how many were turned.
+        The number of weights that were transposed.
     """
     block = graph.program.global_block()
     producer = {name: op for op in block.ops for name in op.output_arg_names}

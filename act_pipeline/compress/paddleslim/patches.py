@@ -1,6 +1,4 @@
-"""What keeps Paddle and PaddleSlim from speaking up, from meeting what another run has left, and from walking in
-circles.
-"""
+"""Patches of Paddle and PaddleSlim: a scope for each run, and faster building and searching of programs."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from unittest import mock
 
 @contextlib.contextmanager
 def own_scope() -> Iterator[None]:
-    """Give the run a scope of its own: ACT keeps its variables in the global one, where the next would find them."""
+    """Run with a separate scope, since ACT leaves its variables in the global scope, where the next run finds them."""
     import paddle
 
     with paddle.static.scope_guard(paddle.static.Scope()):
@@ -23,11 +21,10 @@ def own_scope() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quick_walks() -> Iterator[None]:
-    """Let PaddleSlim look up which ops follow an op, where it compares every input of every op; programs must not
-    change.
+    """Replace ``GraphWrapper.next_ops`` by a lookup in an index; programs must not change meanwhile.
 
-    ``AutoCompression`` so searches the graph for its last weights (``find_final_nodes``), which takes as long as all of
-    the quantization passes.
+    PaddleSlim compares every input of every op instead. ``AutoCompression`` searches the graph in this way for its last
+    weights (``find_final_nodes``), which takes as long as all quantization passes together.
     """
     from paddleslim.core import GraphWrapper
 
@@ -47,10 +44,11 @@ def quick_walks() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quick_building() -> Iterator[None]:
-    """Let Paddle build programs without what takes it most of the time; no error tells where an op was made then.
+    """Let Paddle build programs without call stacks of ops and without synchronizing the block at every renaming.
 
-    For each op, Paddle reads the source of all functions that led to it (``op_callstack``). For each variable that is
-    renamed, as all of the teacher's are, it looks through the block for what C++ may have added.
+    These take most of the time. For each op, Paddle reads the source of all functions in the call stack
+    (``op_callstack``); without it, error messages do not show where an op was created. For each variable that is
+    renamed, as all of the teacher's are, Paddle searches the block for variables added in C++.
     """
     from paddle.base import framework
 

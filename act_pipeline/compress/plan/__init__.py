@@ -1,1 +1,1 @@
-"""Which ops compute in INT8, as the config asks and as a model has it."""
+"""Select the ops that compute in INT8, and list those that do in a model."""

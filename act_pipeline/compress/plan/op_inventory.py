@@ -1,4 +1,4 @@
-"""Which ops of a model compute in INT8, and which do not and why."""
+"""List the ops of a model that compute in INT8, and those that do not, with the reason."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ _INPUT_SLOTS = {"conv2d": ("Input", "Filter"), "depthwise_conv2d": ("Input", "Fi
 
 @dataclass(frozen=True)
 class OpInventory:
-    """What was found.
+    """The quantizable ops of a model, by what they compute in.
 
     Attributes:
-        quantized: op type -> how many have all their inputs quantized.
-        kept: the others, each ``{"type", "output", "module", "group", "reason"}``.
-        weight_only: of the others, those whose weight is stored in INT8, described likewise.
+        quantized: op type -> number of ops with all inputs quantized.
+        kept: ops that are left in float, each ``{"type", "output", "module", "group", "reason"}``; without ``module``
+            and ``group`` where no selection was given.
+        weight_only: ops with float activations whose weight is stored in INT8, in the same form.
     """
 
     quantized: dict[str, int]
@@ -34,7 +35,12 @@ class OpInventory:
 def inventory_of(
     model: InferenceModel, quantize_op_types: Collection[str], section: str, selection: Optional[Selection] = None
 ) -> OpInventory:
-    """Return :func:`take_inventory` of a saved model; call it within ``static_graph.static_mode``."""
+    """Return :func:`take_inventory` of a saved model; call it within ``static_graph.static_mode``.
+
+    Args:
+        model: the INT8 model.
+        quantize_op_types, section, selection: as for :func:`take_inventory`.
+    """
     with contextlib.closing(StaticGraph.load(model)) as graph:
         return take_inventory(graph.program, quantize_op_types, section, selection)
 
@@ -42,13 +48,13 @@ def inventory_of(
 def take_inventory(
     program: Any, quantize_op_types: Collection[str], section: str = "QuantAware", selection: Optional[Selection] = None
 ) -> OpInventory:
-    """Look at every op that could compute in INT8.
+    """Return the inventory of a program's convolutions and matmuls.
 
     Args:
-        program: an INT8 program, its Q/DQ as ``quantize_linear`` and ``dequantize_linear``.
-        quantize_op_types: the op types that the config asked for.
-        section: where it did.
-        selection: what was to become of each op, and where it stands.
+        program: an INT8 program with ``quantize_linear`` and ``dequantize_linear`` ops.
+        quantize_op_types: the op types that the config lists.
+        section: the config's section that lists them, for the reasons.
+        selection: the ops that were meant to be quantized, with their modules and the reasons for exceptions.
     """
     block = program.global_block()
     dequantized = {name for op in block.ops if op.type == "dequantize_linear" for name in op.output_arg_names}
@@ -86,5 +92,5 @@ def take_inventory(
 
 
 def _source(block: Any, name: str) -> str:
-    """Return what a ``dequantize_linear`` reads, given what it writes."""
+    """Return the input of the ``dequantize_linear`` op whose output is ``name``."""
     return next(op.input("X")[0] for op in block.ops if op.type == "dequantize_linear" and name in op.output_arg_names)

@@ -1,4 +1,4 @@
-"""Which ops compute in INT8: what the config's ``quantize`` says, resolved on the ops that a model has."""
+"""Select the ops that compute in INT8: resolve the patterns of the config's ``quantize`` on a model's ops."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.graph.quantizable_ops import QuantizableOp
 from act_pipeline.graph.static_graph import StaticGraph
 
-# In an op's name scope, which PaddleSlim's passes look up in not_quant_pattern.
+# Name scope of ops that stay float: PaddleSlim's passes compare name scopes with not_quant_pattern.
 KEPT_SCOPE = "skip_quant/act_pipeline"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What becomes of each op that could compute in INT8.
+    """The precision of each quantizable op of a model.
 
     Attributes:
-        ops: all of them, in the order of the program.
-        kept: op name -> why it stays float.
-        weight_only: names of ops whose weights alone are stored in INT8.
+        ops: all quantizable ops, in the order of the program.
+        kept: name of an op that stays float -> the reason.
+        weight_only: names of ops with float activations whose weights are stored in INT8.
     """
 
     ops: tuple[QuantizableOp, ...]
@@ -37,12 +37,25 @@ class Selection:
         return [op.name for op in self.ops if op.name not in self.kept and op.name not in self.weight_only]
 
     def revert_to_float(self, names: Sequence[str], reason: str) -> Selection:
-        """Return a selection that keeps these ops float as well."""
+        """Return a selection in which more ops are left in float.
+
+        Args:
+            names: names of the ops.
+            reason: the reason, for ``kept``.
+        """
         kept = {**self.kept, **{name: reason for name in names}}
         return Selection(self.ops, kept, tuple(name for name in self.weight_only if name not in kept))
 
     def describe(self, names: Sequence[str], **more: Any) -> list[dict[str, Any]]:
-        """Return a record of each of these ops."""
+        """Return a record of each of these ops, in the order of the program.
+
+        Args:
+            names: names of the ops.
+            more: further entries of every record.
+
+        Returns:
+            ``{"type", "output", "module", "group", ...}`` each.
+        """
         wanted = set(names)
         return [
             {"type": op.type, "output": op.name, "module": op.module, "group": op.group, **more}
@@ -52,15 +65,15 @@ class Selection:
 
 
 def select(ops: Sequence[QuantizableOp], quantize: Quantize, path: Path) -> Selection:
-    """Resolve a config's ``quantize``.
+    """Resolve the patterns of a config's ``quantize``.
 
     Args:
-        ops: what the model has.
+        ops: the quantizable ops of the model.
         quantize: the patterns.
-        path: the config, for messages.
+        path: the config's file, for messages.
 
     Raises:
-        UserError: a pattern matches no op, or no op is left.
+        UserError: a pattern matches no op, or no op is left to quantize.
     """
     kept: dict[str, str] = {}
     included = _matching(ops, quantize.include, "include", path)
@@ -80,7 +93,7 @@ def select(ops: Sequence[QuantizableOp], quantize: Quantize, path: Path) -> Sele
 
 
 def _matching(ops: Sequence[QuantizableOp], patterns: Sequence[str], key: str, path: Path) -> dict[str, str]:
-    """Return the names of the ops that match -> the pattern that was the first to."""
+    """Return the name of each op that matches -> the first pattern that it matches."""
     found: dict[str, str] = {}
     for pattern in patterns:
         matched = [op.name for op in ops if _matches(op, pattern)]
@@ -88,8 +101,7 @@ def _matching(ops: Sequence[QuantizableOp], patterns: Sequence[str], key: str, p
             known = sorted({name for op in ops for name in (op.type, op.group, op.module, op.name)})
             raise UserError(
                 f"{path}: quantize.{key}: '{pattern}' matches none of the {len(ops)} ops, expected an op type, "
-                "backbone, "
-                f"encoder, decoder, head, an op's name or a glob over module names{suggest(pattern, known)}"
+                f"backbone, encoder, decoder, head, an op's name or a glob over module names{suggest(pattern, known)}"
             )
         for name in matched:
             found.setdefault(name, pattern)
@@ -99,15 +111,15 @@ def _matching(ops: Sequence[QuantizableOp], patterns: Sequence[str], key: str, p
 def _matches(op: QuantizableOp, pattern: str) -> bool:
     if pattern in (op.type, op.group, op.name):
         return True
-    # A module stands for all that is in it, as it does in PaddlePaddle's own lists of layers.
+    # A module's name includes its sublayers, as in PaddlePaddle's own lists of layers.
     return fnmatch.fnmatchcase(op.module, pattern) or fnmatch.fnmatchcase(op.module, f"{pattern}.*")
 
 
 def mark_float(graph: StaticGraph, kept: Sequence[str]) -> None:
-    """Mark ops so that PaddleSlim's passes put no Q/DQ before them, in training and after it.
+    """Mark ops so that PaddleSlim's passes insert no Q/DQ before them, in calibration and in training.
 
     Args:
-        graph: the float graph; its attributes change.
+        graph: the float graph; the ops' ``op_namescope`` is changed.
         kept: names of the ops.
     """
     wanted = set(kept)

@@ -1,13 +1,13 @@
-"""Bias correction: the mean error that rounded weights make is taken out of the bias.
+"""Bias correction: subtract the mean output error of rounded weights from the bias.
 
-Rounding a weight ``W`` to ``Q(W)`` moves the mean of an output channel by ``E[(Q(W) - W) x] = (Q(W) - W) E[x]``, x
-being the op's float input, and its mean that over images and places. So ``b' = b - (Q(W) - W) E[x]``: Nagel et al.,
-"Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2, with ``E[x]`` measured
-on the calibration images. NNCF's fast bias correction measures the same shift by running each layer on ``E[x]``.
-PaddleSlim's ``bias_correction`` (Banner et al. 2018) is another thing: it moves and stretches the rounded weights to
-the mean and deviation of the float ones, and looks at no image.
+Rounding a weight ``W`` to ``Q(W)`` shifts the mean of an output channel by ``E[(Q(W) - W) x] = (Q(W) - W) E[x]``, where
+x is the op's float input and the mean is over images and positions. The corrected bias is
+``b' = b - (Q(W) - W) E[x]``: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction",
+ICCV 2019, section 4.2, with ``E[x]`` measured on the calibration images. NNCF's fast bias correction measures the same
+shift by running each layer on ``E[x]``. PaddleSlim's ``bias_correction`` (Banner et al. 2018) is a different method: it
+shifts and scales the rounded weights to the mean and deviation of the float weights, and uses no images.
 
-A convolution is taken to see ``E[x]`` everywhere; the zeros of its padding, at the rim of the image, are left out.
+For a convolution, ``E[x]`` is used at every position; the zeros of its padding are neglected.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Bias:
 
     Attributes:
         op: the op's first output.
-        name: the parameter, one value an output channel.
-        weight: the op's weight, [out, in / groups, kh, kw] or [in, out].
-        source: the op's activation.
-        channel_axis: of ``source``.
-        groups: of a convolution.
-        transposed: the weight is [out, in].
+        name: name of the bias, a parameter with one value for each output channel.
+        weight: name of the op's weight: [out, in / groups, kh, kw] for a convolution, else [in, out].
+        source: name of the op's input activation.
+        channel_axis: axis of the channels in ``source``.
+        groups: groups of a convolution.
+        transposed: whether the weight of a matmul is [out, in].
     """
 
     op: str
@@ -48,11 +48,11 @@ class Bias:
 
 
 def find_biases(graph: StaticGraph, op_types: Collection[str]) -> list[Bias]:
-    """Return the biases that follow ops with weights, each read by one op alone.
+    """Return the biases that are added to the outputs of ops with weights, where bias and weight are not shared.
 
     Args:
-        graph: a float graph, BatchNorm folded.
-        op_types: the ops that are quantized; of these, convolutions and ``matmul_v2`` are looked at.
+        graph: a float graph with folded BatchNorm.
+        op_types: the op types that are quantized; only convolutions and ``matmul_v2`` are considered.
     """
     block = graph.program.global_block()
     readers: dict[str, list] = {}
@@ -92,12 +92,12 @@ def correct_biases(
 
     Args:
         graph: the float graph.
-        biases: of :func:`find_biases`.
-        means: activation -> the mean of each channel.
-        per_channel: weights are rounded with a scale for each output channel, else with one.
+        biases: biases of :func:`find_biases`.
+        means: activation -> mean of each channel, [in].
+        per_channel: whether weights are rounded with one scale for each output channel, else with one scale.
 
     Returns:
-        how many were corrected.
+        The number of corrected biases.
     """
     for bias in biases:
         value = graph.parameter(bias.name)
@@ -107,13 +107,16 @@ def correct_biases(
 
 
 def output_shift(weight: np.ndarray, mean: np.ndarray, bias: Bias, per_channel: bool = True) -> np.ndarray:
-    """Return ``(Q(W) - W) E[x]``, float64 [out]; Q rounds to INT8.
+    """Return the shift of an op's output that the rounding of its weight causes, ``(Q(W) - W) E[x]``.
 
     Args:
-        weight: the float weight.
-        mean: of the op's input, [in].
-        bias: says how the two meet.
-        per_channel: Q has a scale for each output channel, else one.
+        weight: the float weight, with the shape described in :class:`Bias`.
+        mean: mean of each channel of the op's input, [in].
+        bias: the layout of the weight: ``groups`` and ``transposed``.
+        per_channel: whether Q has one scale for each output channel, else one scale.
+
+    Returns:
+        float64 [out].
     """
     if weight.ndim == 2:
         error = rounding_error(weight, (0 if bias.transposed else 1) if per_channel else -1)
@@ -124,7 +127,15 @@ def output_shift(weight: np.ndarray, mean: np.ndarray, bias: Bias, per_channel: 
 
 
 def rounding_error(weight: np.ndarray, axis: int) -> np.ndarray:
-    """Return ``Q(W) - W`` in float64, Q with one scale a channel along ``axis``, or one scale for an axis of -1."""
+    """Return the error of INT8 rounding, ``Q(W) - W``.
+
+    Args:
+        weight: the float weight, any shape.
+        axis: the axis with one scale for each channel; -1: one scale for the whole weight.
+
+    Returns:
+        float64, the shape of ``weight``.
+    """
     shape = [1] * weight.ndim
     if axis >= 0:
         shape[axis] = -1

@@ -1,8 +1,8 @@
-"""Post-training quantization: scales from calibration images, no training.
+"""Post-training quantization: scales from calibration images, without training.
 
-The float graph is run once over the images (`calibration.collector`), each activation's threshold is taken from its
-statistics (`calibration.thresholds`), weights are rounded per channel, and the model is written by the passes and the
-code that write the trained one (`compress.paddleslim.int8_program`).
+The float graph is run once over the images (`calibration.collector`). The threshold of each activation is computed from
+its statistics (`calibration.thresholds`), and weights are rounded per channel. The model is written by the same passes
+and code as a trained one (`compress.paddleslim.int8_program`).
 """
 
 from __future__ import annotations
@@ -22,38 +22,40 @@ import numpy as np
 
 from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, Observer, collect, quantizable_tensors
 from act_pipeline.calibration.feeds import feeds_of
-from act_pipeline.calibration.thresholds import Algorithm, threshold
+from act_pipeline.calibration.thresholds import threshold
 from act_pipeline.compress.accuracy_control.revert import revert_to_float
 from act_pipeline.compress.paddleslim import int8_program
 from act_pipeline.compress.plan.op_inventory import OpInventory, inventory_of
 from act_pipeline.compress.plan.op_selection import Selection, skip_patterns
 from act_pipeline.compress.ptq.bias_correction import correct_biases, find_biases
 from act_pipeline.config import Config, QuantPost
+from act_pipeline.config.compression import CalibrationAlgorithm
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.quiet import quiet_upstream
 from act_pipeline.graph.static_graph import StaticGraph
 
 _logger = logging.getLogger(__name__)
-# Ranges of tensors that are not quantized are hints to TensorRT only: a few images do.
+# Ranges of tensors that are not quantized are only hints for TensorRT, so a few images suffice.
 _OBSERVED_IMAGES = 8
-# Of an image and a tensor: 13 million in all with 200 images, more than any threshold needs.
+# Values sampled of a tensor on one image: 13 million with 200 images, more than any threshold needs.
 _SAMPLED_VALUES = 1 << 16
 _NAMED_TENSORS = 3
 
 
 @dataclass
 class Calibration:
-    """What a post-training quantization did.
+    """Result of a post-training quantization.
 
     Attributes:
-        model: the INT8 model as saved.
+        model: the saved INT8 model.
         inventory: its INT8 ops.
-        images: how many calibration images were run.
-        thresholds: quantized activation -> the largest absolute value it represents.
-        corrected_biases: how many biases were corrected.
-        zero_tensors: activations that were zero on every image.
-        seconds: by stage, ``calibrate`` and ``quantize``.
+        images: the number of calibration images that were run.
+        thresholds: quantized activation -> the largest absolute value that INT8 represents; 0 for ``zero_tensors``,
+            whose scale in the model is that of threshold 1.
+        corrected_biases: the number of biases that were corrected.
+        zero_tensors: activations that were zero on all images.
+        seconds: seconds of the stages ``calibrate`` and ``quantize``.
     """
 
     model: InferenceModel
@@ -67,13 +69,13 @@ class Calibration:
 
 @dataclass
 class Statistics:
-    """What the calibration images showed; every algorithm finds its thresholds in it.
+    """Statistics of the calibration images, which the thresholds of all algorithms are computed from.
 
     Attributes:
-        images: how many were run.
-        activations: quantized activation -> its statistics.
-        means: activation before a bias that can be corrected -> the mean of each channel.
-        ranges: tensor that is observed only -> its range on the first images.
+        images: the number of images that were run.
+        activations: quantized activation -> its histogram.
+        means: input of an op whose bias can be corrected -> the mean of each channel.
+        ranges: tensor that is only observed -> its range on the first images.
     """
 
     images: int
@@ -83,14 +85,14 @@ class Statistics:
 
 
 class PostTraining:
-    """The calibration images seen once, and INT8 models of any algorithm written from it.
+    """Run the calibration images once, then write INT8 models by any calibration algorithm.
 
-    Call all of it within :func:`static_mode`.
+    Use it within :func:`static_mode`.
 
     Attributes:
         model: the float model.
-        statistics: what the images showed.
-        seconds: that the images took.
+        statistics: statistics of the calibration images.
+        seconds: time that the calibration images took.
     """
 
     def __init__(
@@ -104,15 +106,15 @@ class PostTraining:
         """Run the calibration images through the float model.
 
         Args:
-            model: the float model, its constants and BatchNorm folded.
-            config: its ``QuantPost`` says how.
-            batches: gives the calibration images, the same at every call.
+            model: the float model with folded constants and BatchNorm.
+            config: section ``QuantPost`` has the settings.
+            batches: yields the calibration images in batches, the same at every call.
             device: ``CPU`` or ``GPU``, where the float model runs.
-            selection: which ops; None: all of ``QuantPost.quantize_op_types``. Those that stay float are marked in
-                ``model`` (:func:`act_pipeline.compress.plan.op_selection.mark_float`).
+            selection: the ops to quantize; None: all of ``QuantPost.quantize_op_types``. Those that stay float have to
+                be marked in ``model`` (:func:`act_pipeline.compress.plan.op_selection.mark_float`).
 
         Raises:
-            UserError: a tensor is NaN or infinite, no op can be quantized, or memory does not suffice.
+            UserError: a weight or tensor is NaN or infinite, no op can be quantized, or memory does not suffice.
         """
         start = time.perf_counter()
         self.model = model
@@ -122,22 +124,22 @@ class PostTraining:
         self.statistics = gather(model, self._inserted, config, batches, device)
         self.seconds = time.perf_counter() - start
 
-    def thresholds(self, algo: Algorithm) -> dict[str, float]:
-        """Return quantized activation -> the largest absolute value that ``algo`` has it represent."""
+    def thresholds(self, algo: CalibrationAlgorithm) -> dict[str, float]:
+        """Return quantized activation -> its threshold by ``algo``; see `calibration.thresholds.threshold`."""
         percent = self._config.quant_post.hist_percent
         return {name: threshold(seen, algo, percent) for name, seen in self.statistics.activations.items()}
 
-    def write(self, save_dir: Path, algo: Algorithm | None = None) -> Calibration:
+    def write(self, save_dir: Path, algo: CalibrationAlgorithm | None = None) -> Calibration:
         """Write the INT8 model.
 
         Args:
-            save_dir: an existing folder.
-            algo: None: that of the config.
+            save_dir: an existing folder for the model.
+            algo: the calibration algorithm; None: ``QuantPost.algo``.
         """
         start = time.perf_counter()
         settings = self._config.quant_post
         settings = settings if algo is None else dataclasses.replace(settings, algo=algo)
-        # Writing turns the scope's weights into integers.
+        # Writing replaces the scope's float weights by integers, so a second call has to load the model again.
         inserted, self._inserted = self._inserted or insert(self.model, settings), None
         weight_only = self._selection.weight_only if self._selection else ()
         whole = save_dir / ".whole" if weight_only else save_dir
@@ -160,7 +162,15 @@ def gather(
     batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
     device: str = "CPU",
 ) -> Statistics:
-    """Run the calibration images through the float model; see :class:`PostTraining`."""
+    """Run the calibration images through the float model and gather statistics.
+
+    Args:
+        model, config, batches, device: as for :class:`PostTraining`.
+        inserted: the float graph and its program with Q/DQ, of :func:`insert`.
+
+    Raises:
+        UserError: as :class:`PostTraining`.
+    """
     settings, graph = config.quant_post, inserted.graph
     names = int8_program.quantized_tensors(inserted.program)
     if not names:
@@ -182,7 +192,7 @@ def gather(
     observed = [name for name in int8_program.observed_tensors(inserted.program) if name not in activations]
     ranges = {name: AbsMax(finite_only=True) for name in observed}
     with contextlib.closing(feeds()) as images:
-        # The first images go through everything, so that what cannot be calibrated is found on the first of all.
+        # All tensors are observed on the first images, so that a damaged tensor is found on the first one.
         few = islice(images, -(-_OBSERVED_IMAGES // settings.batch_size))
         everything: dict[str, Sequence[Observer]] = {**observers}
         everything.update((name, [observer]) for name, observer in ranges.items())
@@ -207,12 +217,20 @@ def write(
     save_dir: Path,
     selection: Selection | None = None,
 ) -> Calibration:
-    """Choose the thresholds and write the INT8 model; ``inserted`` is used up."""
+    """Compute the thresholds, correct the biases and write the INT8 model.
+
+    Args:
+        inserted: the output of :func:`insert`; its graph is changed and closed.
+        settings: section ``QuantPost``.
+        statistics: the output of :func:`gather`.
+        save_dir: an existing folder for the model.
+        selection: the ops to quantize; None: all.
+    """
     graph = inserted.graph
     thresholds = {
         name: threshold(seen, settings.algo, settings.hist_percent) for name, seen in statistics.activations.items()
     }
-    # Zeros are zeros at any scale; what else comes at inference is kept as well as can be without having seen it.
+    # A tensor of zeros is exact at any scale. The threshold 1 is a guess for other values that may occur at inference.
     used = {name: value or 1.0 for name, value in thresholds.items()}
     used.update({name: observer.abs_max or 1.0 for name, observer in statistics.ranges.items()})
     corrected = 0
@@ -246,14 +264,24 @@ def write(
 
 @dataclass
 class Inserted:
-    """A float graph, and its program with Q/DQ inserted, which share a scope."""
+    """A float graph and its program with Q/DQ inserted, which share a scope.
+
+    Attributes:
+        graph: the float graph.
+        program: the program with Q/DQ and observers.
+    """
 
     graph: StaticGraph
     program: Any
 
 
 def insert(model: InferenceModel, settings: QuantPost) -> Inserted:
-    """Load a float model and insert Q/DQ whose scales mean nothing yet."""
+    """Load a float model and insert Q/DQ, whose scales are not valid yet.
+
+    Args:
+        model: the float model with folded constants and BatchNorm.
+        settings: section ``QuantPost``.
+    """
     with quiet_upstream():
         graph = StaticGraph.load(model)
         graph.unwrap_outputs()
@@ -273,7 +301,7 @@ def insert(model: InferenceModel, settings: QuantPost) -> Inserted:
 
 
 def _check_weights(inserted: Inserted, where: str) -> None:
-    """Find damaged weights before images are run: a ReLU may hide their NaN from all that follows."""
+    """Raise UserError for weights with NaN or infinite values, since a ReLU may hide the NaN from the observers."""
     readers: dict[str, Any] = {}
     for op in inserted.graph.program.global_block().ops:
         for name in op.input_arg_names:

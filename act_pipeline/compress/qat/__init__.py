@@ -1,1 +1,1 @@
-"""Quantization-aware training with distillation, as PaddleSlim's ACT does it."""
+"""Quantization-aware training with distillation, based on PaddleSlim's ACT."""

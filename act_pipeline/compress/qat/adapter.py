@@ -1,15 +1,14 @@
-"""PaddleSlim's ``AutoCompression`` with six of its methods replaced (all private in 2.6.0, which has no public hook).
+"""A subclass of PaddleSlim's ``AutoCompression`` with six methods replaced, since 2.6.0 has no public hooks.
 
-- ``_prepare_envs``: never ``fleet``; several processes are `compress.qat.distributed`.
-- ``_prepare_program``: Paddle's passes run as `compress.paddleslim.int8_program.fast_passes`, constants are not
-  trained, there is one loss more (`compress.qat.detection_loss`), and the teacher is taken out of the program
-  (`compress.qat.teacher`), unless ``Distillation.teacher_cache_mb`` is 0.
-- ``_compiled_program``: the weights are trained as the float model has them (`compress.qat.unfolded_weights`), the
-  program says whether it diverges (`execution.finite_checks`), and runs in quicker kernels on a CPU
-  (`execution.cpu_kernels`).
-- ``_start_train``: `compress.qat.loop`.
-- ``_save_model``: the model that was evaluated is kept as it is, instead of being written again.
-- ``create_tmp_dir``: a name of its own for every run; stock names the folder by minute and parent process.
+- ``_prepare_envs``: never uses ``fleet``; several processes are handled by `compress.qat.distributed`.
+- ``_prepare_program``: runs Paddle's passes within `compress.paddleslim.int8_program.fast_passes`, excludes constants
+  from training, adds a loss (`compress.qat.detection_loss`), and moves the teacher out of the program
+  (`compress.qat.teacher`) unless ``Distillation.teacher_cache_mb`` is 0.
+- ``_compiled_program``: trains the weights of the unfolded float model (`compress.qat.unfolded_weights`), adds checks
+  for divergence (`execution.finite_checks`), and uses faster kernels on a CPU (`execution.cpu_kernels`).
+- ``_start_train``: runs `compress.qat.loop`.
+- ``_save_model``: keeps the files of the evaluated model instead of writing the model again.
+- ``create_tmp_dir``: uses a unique name for every run; PaddleSlim names the folder by minute and parent process.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ from act_pipeline.execution.runners import Runner, make_runner
 
 
 def make_adapter() -> type:
-    """Return the subclass; made here because PaddleSlim is not imported before it is needed.
+    """Return the subclass, which is defined in a function so that PaddleSlim is imported only when it is needed.
 
-    Set ``setup`` of an instance (:class:`act_pipeline.compress.qat.setup.Setup`) before ``compress()``; ``training``
-    is what it did.
+    Before calling ``compress()``, set the instance's ``setup`` (:class:`act_pipeline.compress.qat.setup.Setup`).
+    Afterwards ``training`` (:class:`act_pipeline.compress.qat.training.Training`) is the result.
     """
     from paddleslim.auto_compression import AutoCompression, compressor, create_compressed_program
 
@@ -51,7 +50,7 @@ def make_adapter() -> type:
             return tempfile.mkdtemp(prefix=f"{prefix}_", dir=base_dir)
 
         def _prepare_envs(self) -> Any:
-            # PaddleSlim takes any machine with two GPUs for a distributed training; `averaging` does without its fleet.
+            # PaddleSlim uses fleet on every machine with two GPUs; `averaging` does not need it.
             executor, places, _ = super()._prepare_envs()
             return executor, places, False
 
@@ -99,7 +98,7 @@ def make_adapter() -> type:
             if info.optimizer is None:
                 return super()._compiled_program(info, strategy)
             if not isinstance(info.learning_rate, float):
-                # PaddleSlim quantizes into a new program, which Paddle's executor no longer tells the rate.
+                # PaddleSlim quantizes into a new program, in which Paddle's executor does not find the schedule.
                 info.program.lr_scheduler = info.learning_rate
             unfold(info.program, self.setup.factors, self._exe.place)
             finite_checks.guard_grids(info.program)

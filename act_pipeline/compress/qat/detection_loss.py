@@ -1,20 +1,20 @@
-"""``Distillation.loss: detection``: a DETR is taught the detections of another, query by query.
+"""``Distillation.loss: detection``: compare the detections of two DETR models query by query.
 
-An RT-DETR selects its queries, by a top-k of the encoder's scores. Teacher and student that select for themselves give
-rows that belong to other objects: in RT-DETR-R18, with no more than its weights rounded to INT8, 88% of the rows. So in
-the training program the student's decoder reads the teacher's indices, and row ``i`` of both starts from one place in
-the image. What the student would have selected is taught apart: the selection follows from the encoder's scores, all of
-which are compared.
+An RT-DETR selects its queries by a top-k of the encoder's scores. If teacher and student each make their own selection,
+their rows belong to different objects: 88% of the rows in RT-DETR-R18 when only its weights are rounded to INT8. In the
+training program the student's decoder therefore reads the teacher's indices, so that row ``i`` of both starts from the
+same position in the image. The student's selection is trained separately, by comparing the encoder's scores at all
+positions.
 
-With the teacher's scores ``t`` and the student's ``s`` (of sigmoids), ``KL`` their divergence, and ``b`` the boxes, the
-loss is, with the weights of DETR's matching cost (Carion et al. 2020: 1, 5 and 2),
+With the scores (sigmoids) of the teacher ``t`` and of the student ``s``, their divergence ``KL`` and the boxes ``b``,
+the loss is, with the weights of DETR's matching cost (Carion et al. 2020: 1, 5 and 2),
 
     mean(KL(t, s); w) + mean(KL(t_encoder, s_encoder); w) + 5 mean(|b_t - b_s|_1; v) + 2 mean(1 - GIoU(b_t, b_s); v)
 
-where the means are over queries (or the encoder's places), weighted: ``v`` is the teacher's best score, as a box is
-worth what its score is, and ``w`` the larger of both models' best scores plus 0.02, so that what is nothing to both
-counts little. It is 0 where the student gives what the teacher gives. ``soft_label`` is PaddleSlim's: a softmax over
-whatever the last dimension holds.
+The means are weighted means over queries or over the encoder's positions. The weight ``v`` is the teacher's best score.
+The weight ``w`` is the larger of both models' best scores plus 0.02, so that positions that are background for both
+models count little. The loss is 0 if the outputs of student and teacher are equal. In contrast, PaddleSlim's
+``soft_label`` applies a softmax over the last dimension of any tensor.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.graph.detection_tensors import DetectionTensors, find_detection_tensors
 
 DETECTION = "detection"
-# Of all variables of the loss: they are no part of the model, and no observer looks at them.
+# Prefix of all variables of the loss, which are not part of the model and need no observers.
 LOSS_PREFIX = "detection_loss/"
 _BOX_WEIGHT, _GIOU_WEIGHT = 5.0, 2.0
 _LEAST_WEIGHT = 0.02
 
 
 def require_detection_tensors(model: InferenceModel, where: str) -> DetectionTensors:
-    """Return what can be taught of a float model.
+    """Return the output of :func:`find_detection_tensors`, or raise.
 
     Args:
-        model: the model.
-        where: the config's key, for the message.
+        model: the float model.
+        where: the config's file and key, for the message.
 
     Raises:
-        UserError: it has no such tensors.
+        UserError: the model does not select queries as RT-DETR does.
     """
     found = find_detection_tensors(model)
     if found is None:
@@ -55,29 +55,36 @@ def require_detection_tensors(model: InferenceModel, where: str) -> DetectionTen
 
 
 def unaligned_rows(config: Config, model: InferenceModel) -> Optional[str]:
-    """Return in one line that a config's loss compares rows of other objects; None: it does not."""
+    """Return a warning if a config's loss compares rows of different objects.
+
+    Args:
+        config: the compression config.
+        model: the float model.
+
+    Returns:
+        One line; None if the loss is ``detection``, nothing is distilled, or the model does not select queries.
+    """
     settings = config.distillation
     if settings is None or settings.loss == DETECTION or find_detection_tensors(model) is None:
         return None
     return (
         f"Distillation.loss is {settings.loss}, which compares rows of queries that teacher and student select "
-        "each for "
-        "itself, so that most are of other objects; detection compares rows of the same queries"
+        "each for itself, so that most are of other objects; detection compares rows of the same queries"
     )
 
 
 def align(block: Any, student: DetectionTensors, teacher: DetectionTensors, prefix: str) -> int:
-    """Let the student's gathers read the teacher's indices; call it before the gradients are made.
+    """Connect the student's gathers to the teacher's indices; call it before the gradients are added.
 
-    The student's own selection is taken out: nothing depends on it any more.
+    The student's own selection is removed, since no op depends on it any more.
 
     Args:
-        block: of the program that teacher and student were merged into.
-        student, teacher: what was found in each.
-        prefix: of the teacher's names in ``block``.
+        block: block of the program into which teacher and student were merged; it is changed.
+        student, teacher: the tensors of each model.
+        prefix: prefix of the teacher's names in ``block``.
 
     Returns:
-        how many ops read the indices.
+        The number of ops that read the indices.
     """
     other = prefix + teacher.queries
     readers = [op for op in block.ops if student.queries in op.input_arg_names]
@@ -88,7 +95,7 @@ def align(block: Any, student: DetectionTensors, teacher: DetectionTensors, pref
 
 
 def _remove_unread(block: Any, name: str, keep: Sequence[str]) -> None:
-    """Remove the op that gives a tensor, and what only it reads, as far as the tensors to keep."""
+    """Remove the producer of an unread tensor and, recursively, those of its inputs, except producers of ``keep``."""
     ahead = deque([name])
     while ahead:
         name = ahead.popleft()
@@ -101,11 +108,14 @@ def _remove_unread(block: Any, name: str, keep: Sequence[str]) -> None:
 
 
 def detection_loss(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> Any:
-    """Return the loss of this module's head, a variable of the current program.
+    """Add the loss that the module's docstring defines to the current program.
 
     Args:
-        student, teacher: ``logits`` [N, Q, C], ``boxes`` [N, Q, 4] and ``encoder_logits`` [N, places, C], float32
-            variables; row i of both is the same query.
+        student, teacher: ``logits`` [N, Q, C], ``boxes`` [N, Q, 4] and ``encoder_logits`` [N, positions, C], float32
+            variables. Row i of both belongs to the same query.
+
+    Returns:
+        The loss, a scalar variable.
     """
     import paddle
     from paddle.nn import functional
@@ -122,7 +132,7 @@ def detection_loss(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> An
 
 
 def _constant(variable: Any) -> Any:
-    """Let no gradient go through what a variable was computed from, and return it."""
+    """Stop gradients at a variable, and return it."""
     variable.stop_gradient = True
     return variable
 
@@ -133,7 +143,7 @@ def _mean(values: Any, weights: Any) -> Any:
 
 
 def _divergence(student: Any, teacher: Any) -> Any:
-    """Return the mean KL divergence of the scores of rows, the sum of their classes'."""
+    """Return the weighted mean over rows of the KL divergence of the scores, summed over the classes."""
     import paddle
     from paddle.nn import functional
 
@@ -145,9 +155,7 @@ def _divergence(student: Any, teacher: Any) -> Any:
 
 
 def _giou(first: Any, second: Any) -> Any:
-    """Return the generalized IoU (Rezatofighi et al. 2019) of boxes [N, Q, 4] with those of the same rows, [N, Q,
-    1].
-    """
+    """Return the generalized IoU (Rezatofighi et al. 2019) of boxes [N, Q, 4] row by row, [N, Q, 1]."""
     import paddle
     from paddle.nn import functional
 
@@ -171,21 +179,21 @@ def _corners(boxes: Any) -> tuple[Any, Any]:
 
 
 class DetectionDistillation:
-    """The loss of a student and its teacher, in the terms of PaddleSlim's ACT.
+    """The detection loss in the form that PaddleSlim's ACT takes.
 
     Attributes:
-        nodes: the pairs of tensors that are compared, ``[teacher's, student's, ...]``, as ACT's ``node`` has them.
+        nodes: names of the compared tensors in the order of ACT's ``node``: ``[teacher's, student's, ...]``.
     """
 
     def __init__(self, student: DetectionTensors, teacher: DetectionTensors, prefix: str) -> None:
-        """Take what was found in both.
+        """Store the tensors of both models.
 
         Args:
-            student, teacher: of :func:`require_detection_tensors`.
-            prefix: of the teacher's names in the merged program.
+            student, teacher: the outputs of :func:`require_detection_tensors`.
+            prefix: prefix of the teacher's names in the merged program.
 
         Raises:
-            UserError: they have other numbers of queries, classes or places.
+            UserError: the models differ in the number of queries, classes or positions.
         """
         if student.sizes != teacher.sizes:
             found, expected = (
@@ -194,8 +202,7 @@ class DetectionDistillation:
             )
             raise UserError(
                 f"Distillation.loss is detection, and the model of Distillation.teacher_model_dir has {found}, "
-                "expected "
-                f"{expected} as the model that is compressed; give another teacher, or none"
+                f"expected {expected} as the model that is compressed; give another teacher, or none"
             )
         self._student, self._teacher, self._prefix = student, teacher, prefix
         pairs = zip(teacher.taught, student.taught)
@@ -203,10 +210,15 @@ class DetectionDistillation:
 
     @classmethod
     def of(cls, config: Config, model: InferenceModel, prefix: str) -> Optional[DetectionDistillation]:
-        """Return the loss of a config's model and teacher; None: the config names another loss.
+        """Return the detection loss of a config; None if the config names another loss.
+
+        Args:
+            config: section ``Distillation`` has the loss and the teacher.
+            model: the float model, which is the teacher if the config names no other.
+            prefix: prefix of the teacher's names in the merged program.
 
         Raises:
-            UserError: one of them has no such tensors, or they differ in size.
+            UserError: a model does not select queries as RT-DETR does, or the models differ in size.
         """
         settings, where = config.distillation, f"{config.path}: Distillation.loss"
         if settings is None or settings.loss != DETECTION:
@@ -219,11 +231,20 @@ class DetectionDistillation:
 
     @property
     def teacher_queries(self) -> str:
-        """The teacher's selection, by its name in the merged program."""
+        """The name of the teacher's ``queries`` in the merged program."""
         return self._prefix + self._teacher.queries
 
     def build(self, pairs: Sequence[str], loss: str, alpha: float) -> tuple[Any, dict[str, Any]]:
-        """Take the place of ``paddleslim``'s ``_parse_distill_loss``, within the merged program."""
+        """Add the loss to the merged program; replaces PaddleSlim's ``_parse_distill_loss``.
+
+        Args:
+            pairs: :attr:`nodes`.
+            loss: unused; part of the replaced function's signature.
+            alpha: weight of the loss.
+
+        Returns:
+            The loss, a scalar variable, and ``{"detection": loss}`` for the log.
+        """
         import paddle
 
         block = paddle.static.default_main_program().global_block()

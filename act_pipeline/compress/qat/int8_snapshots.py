@@ -1,4 +1,4 @@
-"""The INT8 models that a training makes on its way: written, checked, and scored."""
+"""Write, check and score the INT8 models of a running training."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from act_pipeline.graph.static_graph import StaticGraph, free
 
 @dataclass(frozen=True)
 class Scorer:
-    """How an INT8 model is scored.
+    """Functions that score an INT8 model.
 
     Attributes:
-        agreement: of a model's detections with the float model's on training images, in 0..1: what the best one is
-            chosen by.
-        map: of a model, on the images that judge: what ``TrainConfig.target_metric`` and ``origin_metric`` mean, and
-            asked for only where these are given.
-        survives_nan: says of a graph whether these come back from it whatever its numbers are, with
-            :class:`NotFinite` if the boxes are not finite; else a training image is tried before.
+        agreement: returns the agreement of a model's detections with the float model's on training images, in [0, 1].
+            The model with the highest one is saved.
+        map: returns a model's mAP on the evaluation images; called only if ``TrainConfig.target_metric`` or
+            ``origin_metric`` is set.
+        survives_nan: returns whether the other two functions are safe for a graph that computes NaN, that is, raise
+            :class:`NotFinite` and do not crash. If not, the outputs on a training image are checked before.
     """
 
     agreement: Callable[[InferenceModel], float]
@@ -39,7 +39,7 @@ class Scorer:
 
 
 class Int8Snapshots:
-    """INT8 models of a training's weights as they are at some iteration."""
+    """Write and score INT8 models of a training's current weights."""
 
     def __init__(
         self,
@@ -49,29 +49,32 @@ class Int8Snapshots:
         order: Sequence[str],
         factors: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Note how they are made.
+        """Store the settings.
 
         Args:
-            scorer: None: they are not scored.
-            probe: the feed of a training image.
-            op_types: the op types that were to be quantized.
-            order: see `compress.paddleslim.int8_program.in_order`.
-            factors: of the weights that are trained unfolded, see `compress.qat.unfolded_weights.unfold`.
+            scorer: the functions for :meth:`score`; None: the models are not scored.
+            probe: the feed of one training image, for the check of the outputs.
+            op_types: the op types that are quantized.
+            order: outputs of the float program's ops, see `compress.paddleslim.int8_program.in_order`.
+            factors: factors of the weights that are trained unfolded, see `compress.qat.unfolded_weights.unfold`.
         """
         self._scorer, self._probe, self._op_types, self._order = scorer, probe, op_types, order
         self._factors = factors or {}
         self._survives_nan: Optional[bool] = None
 
     def save(self, info: Any, iteration: int, folder: Path) -> tuple[InferenceModel, OpInventory]:
-        """Write the model; the training's own variables stay as they were.
+        """Write the INT8 model of the current weights; the training's variables are not changed.
 
         Args:
-            info: PaddleSlim's ``ProgramInfo`` of the test program; its parameters are those of the global scope.
-            iteration: the last one, for messages.
-            folder: is made.
+            info: PaddleSlim's ``ProgramInfo`` of the test program, whose parameters are in the global scope.
+            iteration: the last iteration, for messages.
+            folder: the folder to create for the model.
+
+        Returns:
+            The model and the inventory of its ops.
 
         Raises:
-            Diverged: it gives numbers that are not finite.
+            Diverged: outputs of the model are not finite.
         """
         import paddle
 
@@ -107,10 +110,18 @@ class Int8Snapshots:
             free(scope)
 
     def score(self, model: InferenceModel, iteration: int, stops: bool) -> tuple[float, Optional[float]]:
-        """Return the agreement of a model, and its mAP if that may stop the training.
+        """Score a model.
+
+        Args:
+            model: the INT8 model.
+            iteration: the last iteration, for messages.
+            stops: whether the mAP may stop the training, so that it is measured.
+
+        Returns:
+            The agreement in [0, 1], and the mAP or None.
 
         Raises:
-            Diverged: its boxes are not finite.
+            Diverged: boxes of the model are not finite.
         """
         assert self._scorer is not None
         try:
@@ -119,7 +130,7 @@ class Int8Snapshots:
             raise Diverged(f"{_name(iteration)}: {error}; {LOWER_RATE}") from error
 
     def _check(self, graph: StaticGraph, iteration: int) -> None:
-        if self._scorer is not None and self._survives_nan is None:  # all candidates are of one make
+        if self._scorer is not None and self._survives_nan is None:  # the same for all models of a training
             self._survives_nan = self._scorer.survives_nan(graph)
         if not self._survives_nan:
             finite_checks.check_outputs(graph, self._probe, _name(iteration), LOWER_RATE)

@@ -1,4 +1,4 @@
-"""The loop of a training: steps, evaluations, checkpoints, and an orderly end."""
+"""The training loop: steps, evaluations, checkpoints, early stopping and interruption."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ from act_pipeline.execution.prefetcher import Prefetcher
 from act_pipeline.execution.runners import Runner
 from act_pipeline.graph.static_graph import what_there_is_stays
 
-# ACT stops when the metric is this near, relatively, to the float model's (given as TrainConfig.origin_metric).
+# ACT stops when the relative difference from the float model's metric (TrainConfig.origin_metric) is at most this.
 _NEAR_ORIGIN = 0.005
 _Feed = Mapping[str, np.ndarray]
 
 
 class TrainingLoop:
-    """A training whose programs are built.
+    """Run a training whose programs are built.
 
     Attributes:
-        training: what it has done.
-        best_dir: where the best INT8 model lies; ``AutoCompression`` looks there for what it copies to ``save_dir``.
+        setup: the data, settings and callbacks of the training.
+        training: the progress and result of the training.
+        best_dir: folder of the best INT8 model, from which ``AutoCompression`` copies it to ``save_dir``.
     """
 
     def __init__(
@@ -53,21 +54,22 @@ class TrainingLoop:
         place: Any,
         work: Path,
     ) -> None:
-        """Set the scales to start from, and go on from the checkpoint if there is one.
+        """Set the initial scales and biases, and resume from the checkpoint if there is one.
 
         Args:
-            setup: what to train, and how.
+            setup: the data, settings and callbacks of the training.
             train_config: PaddleSlim's ``TrainConfig``.
-            infos: PaddleSlim's ``ProgramInfo`` of the training and of the test program, started and not yet run.
+            infos: PaddleSlim's ``ProgramInfo`` of the training and of the test program; their variables are
+                initialized, and no step was run.
             runner: runs the training program.
-            teacher: gives the teacher's outputs of a batch; None: the training program computes them.
-            feeds: gives an epoch's batches, by the model's inputs.
-            op_order: see `compress.paddleslim.int8_program.in_order`.
-            place: where the programs' variables live.
-            work: a folder of this run.
+            teacher: computes the teacher's outputs of a batch; None: the training program computes them.
+            feeds: yields the (remaining) batches of an epoch, by the names of the model's inputs.
+            op_order: outputs of the float program's ops, see `compress.paddleslim.int8_program.in_order`.
+            place: the device of the programs' variables.
+            work: a temporary folder of this run.
 
         Raises:
-            UserError: the checkpoint is damaged or of another program.
+            UserError: the checkpoint is damaged or belongs to another program.
         """
         self.setup, self._runner, self._teacher, self._feeds = setup, runner, teacher, feeds
         self._train_info, self._test_info = infos
@@ -89,12 +91,12 @@ class TrainingLoop:
         )
 
     def run(self) -> None:
-        """Train to the end.
+        """Train until the last iteration or until the training is stopped early.
 
         Raises:
-            Diverged: the loss, a weight or an INT8 model is not finite.
-            UserError: the reader gives no batch.
-            Interrupted: a signal came; the checkpoint is written.
+            Diverged: the loss, a weight or an output of an INT8 model is not finite.
+            UserError: the reader yields no batch, or another rank failed.
+            Interrupted: the process received a signal; the checkpoint has been written.
         """
         from tqdm import tqdm
 
@@ -116,7 +118,7 @@ class TrainingLoop:
                         break
                     data, position = batches.take(last=training.iterations + 1 == total)
                     position = setup.ranks.ready(position)
-                    # Anew each time: Paddle's engines leave one thread behind when they have evaluated.
+                    # In every step, since an evaluation in Paddle leaves the process with one thread.
                     cores = cpu_kernels.all_cores(setup.ranks.on_this_host)
                     with setup.interruption.held(), setup.ranks.stepping(), cores:
                         self._step(data)
@@ -128,10 +130,10 @@ class TrainingLoop:
                     self._checkpoint.save()
                 raise
             finally:
-                batches.close()  # the reader's threads end here, not when they are collected
+                batches.close()  # ends the reader's threads now, not at garbage collection
 
     def save_last_if_none_is_best(self) -> None:
-        """Write the INT8 model of the last weights, where no evaluation has chosen one."""
+        """Write the INT8 model of the last weights if no evaluation has chosen a best model."""
         if not self.best_dir.exists():
             self._save_snapshot(self.best_dir)
 
@@ -146,7 +148,7 @@ class TrainingLoop:
 
     def _endless_batches(self) -> Generator[_Feed, None, None]:
         empty = 0
-        while empty < 2:  # a checkpoint may be of the end of an epoch, of which nothing is left
+        while empty < 2:  # after resuming at the end of an epoch, the first iterator may be empty
             empty += 1
             for data in self._feeds():
                 empty = 0
@@ -170,7 +172,7 @@ class TrainingLoop:
         training.losses.append((iteration, loss))
 
     def _settle(self) -> None:
-        """Do what is due after the iteration that was last: an evaluation, a checkpoint."""
+        """Run the evaluation and write the checkpoint that are due after the last iteration."""
         training, setup = self.training, self.setup
         iteration, best = training.iterations, training.best
         evaluated = bool(training.evaluations) and training.evaluations[-1][0] == iteration
@@ -201,7 +203,7 @@ class TrainingLoop:
             training.stopped = self._metric_reached(map_) or why_stop(training.evaluations, setup.patience)
 
     def _metric_reached(self, map_: Optional[float]) -> str:
-        """Return which of ``TrainConfig``'s metrics is reached, in one line; empty: none."""
+        """Return in one line which metric of ``TrainConfig`` is reached; empty: none."""
         target, origin = self._target_metric, self.setup.origin_metric
         if map_ is not None and origin and abs(map_ - origin) / origin <= _NEAR_ORIGIN:
             return f"the metric is within {_NEAR_ORIGIN:.1%} of origin_metric"

@@ -1,4 +1,4 @@
-"""What a training is given."""
+"""The data, settings and callbacks of a training."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from act_pipeline.core.interruption import Interruption
 
 @dataclass
 class Setup:
-    """What is trained, on what, and how.
+    """The data, settings and callbacks of a training.
 
     Attributes:
-        batches: the training images, as the reader gives them.
-        batches_per_epoch: how many those are.
-        probe: the feed of the first batch.
-        scorer: of INT8 models; None: no evaluation.
-        origin_metric: the float model's metric, if the training shall stop when it is reached.
+        batches: the training images in batches, under the reader's names.
+        batches_per_epoch: the number of batches of an epoch.
+        probe: the feed of the first batch, under the names of the model's inputs.
+        scorer: scores INT8 models; None: no evaluation.
+        origin_metric: the float model's mAP, if the training has to stop when it is reached.
         patience: ``TrainConfig.patience``.
-        op_types: that are quantized.
-        teacher_cache_mb: ``Distillation.teacher_cache_mb``.
-        distillation: of detections; None: ACT's losses.
-        factors: of the weights that are trained unfolded, see `compress.qat.unfolded_weights`.
-        start: a calibrated INT8 model, from whose scales and biases the training starts; None: PaddleSlim's start.
-        checkpoints: where to go on from, and where to write; None: neither.
-        interruption: the signals that end the training between two steps.
+        op_types: the op types that are quantized.
+        teacher_cache_mb: ``Distillation.teacher_cache_mb``, in 10^6 bytes.
+        distillation: the detection loss; None: ACT's losses.
+        factors: factors of the weights that are trained unfolded, see `compress.qat.unfolded_weights`.
+        start: a calibrated INT8 model whose scales and biases the training starts from; None: PaddleSlim's start.
+        checkpoints: the checkpoint to resume from and to write; None: neither.
+        interruption: the handling of signals, which end the training between two steps.
         ranks: the processes that train together.
-        progress: show a progress bar on stderr.
+        progress: whether to show a progress bar on stderr.
     """
 
     batches: Batches
@@ -62,5 +62,5 @@ class Setup:
 
     @property
     def batch_size(self) -> int:
-        """How many images a batch has."""
+        """The number of images in a batch."""
         return len(next(iter(self.probe.values())))

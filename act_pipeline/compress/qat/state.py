@@ -1,8 +1,8 @@
-"""The state that Paddle, NumPy and Python keep of a training, as plain values and back again.
+"""Read and write the state of a training in Paddle, NumPy and Python as plain values.
 
-Paddle 2.6.2 gives the state of its random generator in an object that cannot be written down. So every step sets the
-generator to a seed of its own (:func:`seed_step`), as `data.loader` does for every epoch: then the number of the step
-is the state.
+Paddle 2.6.2 returns the state of its random generator as an object that cannot be serialized. Every step therefore
+seeds the generator with its own number (:func:`seed_step`), as `data.loader` does for every epoch, so that the number
+of the step is the state.
 """
 
 from __future__ import annotations
@@ -19,24 +19,30 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.graph.model_files import inspect_model, read_parameters
 
 _OBSERVER = "moving_average_abs_max_scale"
-# Inputs of Paddle's fake-quantization ops whose variables have a number for a name.
+# Inputs of Paddle's fake-quantization ops whose variables have numbered names.
 _NUMBERED_SLOTS = {"InState", "InAccum", "Iter", "InScales"}
 
 
 def program_of(info: Any) -> Any:
-    """Return the program of PaddleSlim's ``ProgramInfo``, compiled or not."""
+    """Return the program of PaddleSlim's ``ProgramInfo``, whether it is compiled or not."""
     return getattr(info.program, "_program", info.program)
 
 
 def changing_variables(infos: Iterable[Any]) -> dict[str, str]:
-    """Return what training may change: all that is kept between steps, but what of the teacher no op writes.
+    """Return the variables that training may change.
 
-    Nor is the learning rate in it where that follows a schedule, whose state says what it is: each run of the program
-    sets it anew.
+    These are all persistable variables, without constants of the teacher. A learning rate that follows a schedule is
+    not included, since every run of the program sets it from the state of the schedule.
+
+    Args:
+        infos: PaddleSlim's ``ProgramInfo`` of each program.
 
     Returns:
-        a name that is the same in every run -> the variable's name in this one. They differ for the moving averages:
-        Paddle's passes number these (``accum_3``) as they walk through sets, in the order of addresses in memory.
+        A name that is the same in every run -> the variable's name in this run. They differ for the moving averages,
+        which Paddle's passes number (``accum_3``) in the order of memory addresses.
+
+    Raises:
+        RuntimeError: two moving averages cannot be distinguished.
     """
     names, written, roles = set(), set(), {}
     for info in infos:
@@ -57,7 +63,11 @@ def changing_variables(infos: Iterable[Any]) -> dict[str, str]:
 
 
 def observed_only(infos: Iterable[Any]) -> set[str]:
-    """Return the variables that only observers write: scales of tensors that nothing rounds."""
+    """Return the variables that only observers write: scales of tensors without Q/DQ.
+
+    Args:
+        infos: PaddleSlim's ``ProgramInfo`` of each program.
+    """
     by_observers: set[str] = set()
     by_others: set[str] = set()
     for info in infos:
@@ -67,18 +77,20 @@ def observed_only(infos: Iterable[Any]) -> set[str]:
 
 
 def start_moving_averages(info: Any, thresholds: Mapping[str, float], place: Any) -> int:
-    """Set the moving averages of tensors in the current scope as if they had seen a threshold for ever.
+    """Set the moving averages of tensors in the current scope to their limits for a constant maximum.
 
-    ``moving_average_abs_max`` is ``accum / state`` with ``accum = rate * accum + abs_max`` and ``state = rate * state +
-    1``, whose limits are ``threshold / (1 - rate)`` and ``1 / (1 - rate)``.
+    ``moving_average_abs_max`` is ``accum / state`` with ``accum = rate * accum + abs_max`` and
+    ``state = rate * state + 1``. If ``abs_max`` is always ``threshold``, the limits are ``threshold / (1 - rate)`` and
+    ``1 / (1 - rate)``.
 
     Args:
-        info: of the training program.
-        thresholds: tensor, quantized or only observed -> its largest absolute value; others are let be.
-        place: where the variables live.
+        info: PaddleSlim's ``ProgramInfo`` of the training program.
+        thresholds: tensor, quantized or only observed -> its largest absolute value. Tensors that are not listed, or
+            whose value is 0, are left unchanged.
+        place: the device of the variables.
 
     Returns:
-        how many were set.
+        The number of tensors whose moving averages were set.
     """
     import paddle
 
@@ -101,15 +113,17 @@ def start_moving_averages(info: Any, thresholds: Mapping[str, float], place: Any
 
 
 def start_biases(info: Any, model: InferenceModel, place: Any) -> int:
-    """Give what is trained in float, biases that calibration corrected above all, the values of a calibrated model.
+    """Set trained parameters in the current scope to the float32 parameters of a calibrated model.
+
+    These are mainly biases, which calibration may have corrected.
 
     Args:
-        info: of the training program.
-        model: INT8; its weights are integers, and are left where they are.
-        place: where the variables live.
+        info: PaddleSlim's ``ProgramInfo`` of the training program.
+        model: the calibrated INT8 model; its integer weights are ignored.
+        place: the device of the variables.
 
     Returns:
-        how many were set.
+        The number of parameters that were set.
     """
     import paddle
 
@@ -125,10 +139,13 @@ def start_biases(info: Any, model: InferenceModel, place: Any) -> int:
 
 
 def read_variables(names: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Return copies of variables of the current scope; those that nothing has set yet are left out.
+    """Return copies of variables of the current scope, without those that are not initialized.
 
     Args:
-        names: key in the result -> variable.
+        names: key -> name of the variable, the output of :func:`changing_variables`.
+
+    Returns:
+        Key -> value.
     """
     import paddle
 
@@ -145,12 +162,12 @@ def write_variables(values: Mapping[str, np.ndarray], names: Mapping[str, str], 
     """Set variables of the current scope.
 
     Args:
-        values: what :func:`read_variables` gave.
-        names: key -> variable.
-        place: where they live.
+        values: key -> value, the output of :func:`read_variables`.
+        names: key -> name of the variable.
+        place: the device of the variables.
 
     Raises:
-        UserError: one of them does not exist, or has another shape: they are of another program.
+        UserError: a variable does not exist or has another shape, since the values belong to another program.
     """
     import paddle
 
@@ -167,7 +184,12 @@ def write_variables(values: Mapping[str, np.ndarray], names: Mapping[str, str], 
 
 
 def first_not_finite(values: Mapping[str, np.ndarray], but: Container[str] = ()) -> str:
-    """Return the name of the first variable that holds NaN or infinity, ``but`` aside; empty if there is none."""
+    """Return the name of the first float variable with a NaN or infinite value; empty if there is none.
+
+    Args:
+        values: name -> value.
+        but: names to ignore.
+    """
     for name, value in values.items():
         if name not in but and value.dtype.kind == "f" and not np.isfinite(value).all():
             return name
@@ -175,14 +197,14 @@ def first_not_finite(values: Mapping[str, np.ndarray], but: Container[str] = ())
 
 
 def seed_step(iteration: int) -> None:
-    """Let what Paddle draws in a step depend on the step's number alone."""
+    """Seed Paddle's random generator with the number of the step, so that its state need not be saved."""
     import paddle
 
     paddle.seed(iteration)
 
 
 def read_random_states() -> dict[str, Any]:
-    """Return the states of Python's and NumPy's global generators, in types that JSON has."""
+    """Return the states of Python's and NumPy's global random generators, in JSON types."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -192,7 +214,7 @@ def read_random_states() -> dict[str, Any]:
 
 
 def write_random_states(states: Mapping[str, Any]) -> None:
-    """Set what :func:`read_random_states` gave."""
+    """Set the states of Python's and NumPy's global random generators to the output of :func:`read_random_states`."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
@@ -200,13 +222,13 @@ def write_random_states(states: Mapping[str, Any]) -> None:
 
 
 def seed_all(seed: int) -> None:
-    """Start Python's and NumPy's global generators from ``seed``."""
+    """Seed Python's and NumPy's global random generators."""
     random.seed(seed)
     np.random.seed(seed)
 
 
 def plain(value: Any) -> Any:
-    """Return a learning-rate scheduler's state in types that JSON has; floats keep all their bits."""
+    """Return a learning-rate scheduler's state in JSON types; floats keep their full precision."""
     if isinstance(value, Mapping):
         return {name: plain(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):

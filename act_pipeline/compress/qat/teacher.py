@@ -1,13 +1,13 @@
-"""The teacher outside the training program: its outputs are computed once an image and fed.
+"""Run the teacher outside the training program, once for each image, and feed its outputs to the program.
 
-PaddleSlim merges teacher and student into one program, so that every step runs both, in Paddle's native kernels. The
-teacher does not learn: what it gives on an image is the same every time the image comes round. :func:`split_teacher`
-takes its ops out of the merged program before that is quantized, and :class:`Teacher` runs them, convolutions and
-matmuls by oneDNN, an image at a time (so that what an image gives does not depend on the others of its batch, nor on
-what is cached: a resumed run finds the same bits), and keeps the results by the hash of the image's values.
+PaddleSlim merges teacher and student into one program, so that every step runs both in Paddle's native kernels. The
+teacher is constant, and its outputs on an image are the same in every epoch. :func:`split_teacher` moves its ops out of
+the merged program before quantization. :class:`Teacher` runs them, with oneDNN convolutions and matmuls on a CPU, and
+caches the outputs under the hash of the image's values. It runs one image at a time, so that the outputs depend neither
+on the other images of the batch nor on the content of the cache, and a resumed run gets identical bits.
 
-In PaddleSlim 2.6.0 `quant_aware` also rounds what the teacher's matmuls read, by moving averages, which is no float
-teacher; one that is split off stays float.
+In PaddleSlim 2.6.0 `quant_aware` also rounds the inputs of the teacher's matmuls, with moving averages. A teacher that
+is split off stays in float.
 """
 
 from __future__ import annotations
@@ -27,13 +27,21 @@ from act_pipeline.graph.program_desc import parsed
 
 _logger = logging.getLogger(__name__)
 _BYTES_PER_MB = 1_000_000
-# Between a batch and its images alone: the order of float sums.
+# Allowed difference between a batch and its images run one by one, which differ in the order of float sums; relative to
+# the largest value.
 _TOLERANCE = 1e-3
 _COMMON_QUERIES = 0.95
 
 
 class Teacher:
-    """The teacher's ops as a program of their own, over the parameters that the training's scope holds."""
+    """The teacher's ops as a separate program, which shares the parameters of the training's scope.
+
+    Attributes:
+        inputs: names of the inputs, a subset of the training's feed.
+        outputs: names of the outputs, the teacher's tensors that the loss reads.
+        kept_bytes: size of the cached outputs, in bytes.
+        runs: the number of runs so far.
+    """
 
     def __init__(
         self,
@@ -43,15 +51,16 @@ class Teacher:
         budget_mb: float,
         queries: str | None = None,
     ) -> None:
-        """Take what :func:`split_teacher` found.
+        """Store the program that :func:`split_teacher` made.
 
         Args:
-            runner: fetches ``outputs``, in a scope of its own: it runs in a thread beside the training, and what a
-                program is fed lies in its scope.
-            inputs: of the training's feed.
-            outputs: tensors that the loss reads, each with the batch as its first dimension.
-            budget_mb: how much the kept outputs may take, in 10^6 bytes; what comes later is computed each time.
-            queries: the one of ``outputs`` that says which places a DETR's rows belong to, [N, Q]; None: there is none.
+            runner: runs the program and fetches ``outputs``. It needs a separate scope, since it runs in a thread in
+                parallel with the training, and the fed inputs are variables of the scope.
+            inputs: names of the inputs, a subset of the training's feed.
+            outputs: names of the tensors that the loss reads, each with the batch as its first dimension.
+            budget_mb: maximal size of the cache, in 10^6 bytes; outputs that do not fit are computed each time.
+            queries: the one of ``outputs`` with the positions that a DETR's rows belong to, [N, Q]; None: there is
+                none.
         """
         self._queries = queries if queries in outputs else None
         self.inputs, self.outputs = list(inputs), list(outputs)
@@ -61,18 +70,25 @@ class Teacher:
         self._kept: dict[bytes, list[np.ndarray]] = {}
 
     def outputs_of(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return output -> array [N, ...] of a batch of N images."""
+        """Return the teacher's outputs on a batch, from the cache where possible.
+
+        Args:
+            feed: input -> array [N, ...].
+
+        Returns:
+            Output -> array [N, ...].
+        """
         count = len(feed[self.inputs[0]])
         found = [self._image({name: feed[name][index : index + 1] for name in self.inputs}) for index in range(count)]
         return {name: np.concatenate(parts) for name, parts in zip(self.outputs, zip(*found))}
 
     def run(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Run a batch as it is, and keep nothing."""
+        """Run a whole batch without the cache; return the outputs in the order of :attr:`outputs`."""
         self.runs += 1
         return self._runner.run({name: np.ascontiguousarray(feed[name]) for name in self.inputs})
 
     def release_caches(self) -> None:
-        """See `Runner.release_caches`."""
+        """Release the runner's caches, see `Runner.release_caches`."""
         self._runner.release_caches()
 
     def _image(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -84,25 +100,25 @@ class Teacher:
             return self._kept[key]
         values = self.run(feed)
         size = sum(value.nbytes for value in values)
-        # The first to come stay: each image comes once an epoch, so that none is worth more than another.
+        # No eviction: each image comes once an epoch, so that replacing an entry gains nothing.
         if self.kept_bytes + size <= self._budget:
             self._kept[key] = values
             self.kept_bytes += size
         return values
 
     def by_image(self, probe: Mapping[str, np.ndarray], batch_size: int) -> str:
-        """Return why the teacher cannot be run image by image and remembered; empty if it can.
+        """Return why the teacher cannot be run image by image and cached; empty if it can.
 
         Args:
             probe: the feed of one image.
-            batch_size: how many images a batch of the training has.
+            batch_size: the batch size of the training.
         """
         alone = self.run(probe)
         if any(not np.array_equal(one, two, equal_nan=True) for one, two in zip(alone, self.run(probe))):
             return "it gives something else each time"
         if batch_size == 1:
             return ""
-        # Two images that differ, of the one that is there.
+        # The test needs a batch of two different images; the second one is the mirrored first one.
         other = {name: value[..., ::-1] if value.ndim == 4 else value for name, value in probe.items()}
         try:
             parts = [np.concatenate(pair) for pair in zip(alone, self.run(other))]
@@ -118,7 +134,7 @@ class Teacher:
             return False
         pairs = list(zip(first, second))
         if self._queries is not None:
-            # Of places with nearly one score, now this comes first and now that.
+            # The order of positions with nearly equal scores may differ, so only rows of common positions are compared.
             places = pairs.pop(self.outputs.index(self._queries))
             common = [np.intersect1d(one, two, return_indices=True)[1:] for one, two in zip(*places)]
             count = places[0].shape[1]
@@ -147,20 +163,20 @@ def split_teacher(
     budget_mb: float,
     queries: str | None = None,
 ) -> Teacher | None:
-    """Take the teacher's ops out of a merged training program; its outputs become inputs of the program.
+    """Move the teacher's ops out of a merged training program, whose inputs their outputs become.
 
-    Nothing is changed where the teacher reads anything but its parameters and the feed, or cannot be run image by
+    The program is not changed if the teacher reads anything but its parameters and the feed, or cannot be run image by
     image.
 
     Args:
-        program: PaddleSlim's, with loss and gradients, not yet quantized; changed in place.
-        executor: where its parameters are.
+        program: PaddleSlim's program with loss and gradients, not yet quantized; changed in place.
+        executor: the executor of the program, for its device.
         probe: the feed of one image.
-        batch_size: how many images a batch of the training has.
+        batch_size: the batch size of the training.
         budget_mb, queries: see :class:`Teacher`.
 
     Returns:
-        the teacher; None: the program is as it was.
+        The teacher; None: the program was not changed.
     """
     block = program.global_block()
     teaching = [op for op in block.ops if _is_teaching(op)]
@@ -209,7 +225,7 @@ def _is_teaching(op: Any) -> bool:
 
 
 def _teaching_runner(program: Any, teaching: Sequence[Any], outputs: Sequence[str], place: Any) -> Runner:
-    """Return a runner of the teacher's ops alone; it shares the parameters of the current scope."""
+    """Return a runner of only the teacher's ops, which shares the parameters of the current scope."""
     import paddle
     from paddle.base.proto import framework_pb2
 

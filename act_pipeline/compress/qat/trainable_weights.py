@@ -1,4 +1,4 @@
-"""Which of a program's variables training may change."""
+"""Find the parameters of a program that training may change."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Any
 
 
 def trainable_weights(program: Any) -> set[str]:
-    """Return the parameters that training may change: weights and biases of convolutions, matmuls and norms.
+    """Return the names of the weights and biases of convolutions, matmuls and norms.
 
-    The others are constants of the graph (anchors, position embeddings). PaddleSlim would train these too: it takes
-    every float variable of an inference program for a weight.
+    The other parameters are constants of the graph (anchors, position embeddings). PaddleSlim would train these too,
+    since it treats every float variable of an inference program as a weight.
+
+    Args:
+        program: the float inference program.
     """
     weights: set[str] = set()
     linear_outputs: set[str] = set()

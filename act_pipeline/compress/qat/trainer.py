@@ -1,7 +1,7 @@
 """Quantization-aware training with distillation, by PaddleSlim's Auto Compression Toolkit (ACT).
 
-``paddleslim.auto_compression.AutoCompression`` builds the programs (`adapter` says which of its methods are replaced),
-`loop` runs them.
+``paddleslim.auto_compression.AutoCompression`` builds the programs, with methods replaced in `adapter`, and `loop` runs
+them.
 """
 
 from __future__ import annotations
@@ -46,27 +46,31 @@ def train(
     start: InferenceModel | None = None,
     ranks: Ranks = ALONE,
 ) -> Training:
-    """Train the quantized model and save the best one.
+    """Train the quantized model and save the best INT8 model.
 
     Args:
-        model: the float model, its constants folded; its folder is written to.
-        config: ``Distillation``, ``QuantAware`` and ``TrainConfig``.
-        batches: gives an epoch's batches, and can go on within one.
-        batches_per_epoch: how many those are.
-        scorer: of INT8 models; None: no evaluation, the last weights are kept.
+        model: the float model with folded constants; files are written to its folder.
+        config: sections ``Distillation``, ``QuantAware`` and ``TrainConfig``.
+        batches: yields the batches of an epoch, and can resume within an epoch.
+        batches_per_epoch: the number of batches of an epoch.
+        scorer: scores INT8 models; None: no evaluation, and the last weights are saved.
         save_dir: an existing folder for the INT8 model.
         device: ``CPU`` or ``GPU``.
-        origin_metric: the float model's metric, if ACT shall stop when it is reached.
+        origin_metric: the float model's mAP, if the training has to stop when it is reached.
         progress: show a progress bar on stderr.
-        checkpoints: where to go on from, and where to write; None: neither.
-        interruption: the signals that end the training between two steps.
-        start: a calibrated INT8 model of ``model``, from whose scales and biases the training starts; None:
+        checkpoints: the checkpoint to resume from and to write; None: neither.
+        interruption: the handling of signals, which end the training between two steps.
+        start: a calibrated INT8 model of ``model`` whose scales and biases the training starts from; None:
             PaddleSlim's start, whose scales the first batches overwrite.
-        ranks: the processes that train together, of which the first alone evaluates and saves; ``batches`` are a share.
+        ranks: the processes that train together. Only rank 0 evaluates and saves; ``batches`` is this rank's share.
+
+    Returns:
+        The result; on rank 0, ``model`` is the INT8 model in ``save_dir``.
 
     Raises:
-        UserError: the training diverges.
-        Interrupted: a signal came; what was done is in the checkpoint.
+        Diverged: the loss, a weight or an output of an INT8 model is not finite.
+        UserError: the config, model or checkpoint does not fit, the reader yields no batch, or another rank failed.
+        Interrupted: the process received a signal; the checkpoint has been written.
         MemoryError, RuntimeError: memory does not suffice.
     """
     import paddle
@@ -80,7 +84,7 @@ def train(
         distillation = DetectionDistillation.of(config, model, int8_program.TEACHER_PREFIX)
         if distillation is not None:
             strategies["Distillation"].update(node=distillation.nodes, loss="l2")
-        # Compared by the caller already; ACT would evaluate the float model once more in the slow executor.
+        # The caller has compared it already; ACT would evaluate the float model again, in Paddle's slow executor.
         train_config.pop("origin_metric", None)
         feed_names = list(inspect_model(model).inputs)
         first: dict[str, np.ndarray] = {}
@@ -103,7 +107,7 @@ def train(
         compression.setup = Setup(
             batches=batches,
             batches_per_epoch=batches_per_epoch,
-            probe=first,  # PaddleSlim has looked at the first batch, to see whether it is a dict
+            probe=first,  # set, since PaddleSlim has read the first batch to check whether it is a dict
             scorer=scorer,
             origin_metric=origin_metric,
             patience=config.training.train_config.patience,

@@ -1,4 +1,4 @@
-"""What a training reads, and what it has done."""
+"""The result of a training, and the interface of its data."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from act_pipeline.core.artifacts import InferenceModel
 
 @dataclass
 class Training:
-    """What a training did.
+    """The progress and result of a training.
 
     Attributes:
-        model: the INT8 model as saved.
-        inventory: its INT8 ops.
-        iterations: how many were run.
-        evaluations: ``(iteration, agreement)`` of each evaluation between iterations, see
-            `compress.qat.int8_snapshots.Scorer`.
+        model: the saved INT8 model.
+        inventory: the INT8 ops of the last model that was written.
+        iterations: the number of iterations so far.
+        evaluations: ``(iteration, agreement)`` of each evaluation, see `compress.qat.int8_snapshots.Scorer`.
         losses: ``(iteration, loss)`` of every iteration.
-        stopped: why it ended early; empty if it did not.
-        best: ``(iteration, agreement)`` of the best evaluation.
-        earlier_seconds: what the broken runs spent on the iterations that this one did not repeat.
+        stopped: why the training ended early; empty if it did not.
+        best: ``(iteration, agreement)`` of the best evaluation; None: no evaluation.
+        earlier_seconds: time that interrupted runs spent on the iterations that this run did not repeat.
     """
 
     model: InferenceModel
@@ -39,17 +38,20 @@ class Training:
     earlier_seconds: float = 0.0
 
     def progress(self) -> dict[str, Any]:
-        """Return what an unbroken run has as well, but the model, in types that JSON has."""
+        """Return the entries for a checkpoint in JSON types: all attributes but ``model`` and ``earlier_seconds``."""
         record = dataclasses.asdict(self)
         del record["model"], record["earlier_seconds"]
         record["iteration"] = record.pop("iterations")
         return record
 
     def take_up(self, progress: Mapping[str, Any]) -> None:
-        """Set what :meth:`progress` gave.
+        """Restore the attributes from a checkpoint.
+
+        Args:
+            progress: the output of :meth:`progress`, and ``seconds``, the time of the interrupted runs.
 
         Raises:
-            KeyError, TypeError, ValueError, OverflowError: it is something else.
+            KeyError, TypeError, ValueError, OverflowError: ``progress`` has another form.
         """
         self.iterations = int(progress["iteration"])
         self.evaluations = [_pair(evaluation) for evaluation in progress["evaluations"]]
@@ -66,7 +68,11 @@ def _pair(value: Any) -> tuple[int, float]:
 
 
 class Batches(Protocol):
-    """What a training reads from: `act_pipeline.data.loader.Loader`."""
+    """Interface of the training data; implemented by `act_pipeline.data.loader.Loader`.
+
+    Attributes:
+        position: position in the data after the last batch, in JSON types.
+    """
 
     @property
     def position(self) -> Mapping[str, Any]:
@@ -76,10 +82,10 @@ class Batches(Protocol):
         """Return the number of batches an epoch."""
 
     def __call__(self) -> Iterator[Mapping[str, np.ndarray]]:
-        """Return the (rest of the) next epoch."""
+        """Return the batches of the next epoch, or after :meth:`seek` the remaining ones of an epoch."""
 
     def seek(self, position: Mapping[str, Any]) -> None:
-        """Go on after a batch, given the ``position`` at that time."""
+        """Continue after the batch at which ``position`` was read."""
 
     def shard(self, rank: int, world: int) -> None:
-        """Give one of several processes its share; only called where there are several."""
+        """Restrict the batches to the share of one of ``world`` processes; called only if there are several."""

@@ -1,13 +1,14 @@
-"""Weights are trained as the float model has them, whose BatchNorm the graph holds folded.
+"""Train the original weights ``w`` of convolutions whose BatchNorm is folded into the graph's weights ``w' = f w``.
 
-With ``w' = f w`` (`static_graph.fold_batch_norm`), a step of SGD on ``w'`` is ``1 / f^2`` times what the same step on
-``w`` amounts to, and one of Adam ``1 / f`` times. In RT-DETR-R18 ``f`` goes from 3e-7 to 35, so that no learning rate
-suits a training of ``w'``. So ``w`` is what is trained, and the graph multiplies: learning rate, weight decay, clipping
-and the optimizer's state mean what they mean to PaddleDetection, with BatchNorm's statistics and scale frozen.
+A step of SGD on ``w'`` (`graph.folding`) is equivalent to a step on ``w`` with ``1 / f^2`` times the learning rate, a
+step of Adam to one with ``1 / f`` times. In RT-DETR-R18 ``f`` ranges from 3e-7 to 35, so that no learning rate suits a
+training of ``w'``. Therefore ``w`` is trained, and the graph computes the product. Learning rate, weight decay,
+clipping and the optimizer's state then have the same meaning as in PaddleDetection with frozen BatchNorm statistics and
+scale.
 
-``f`` above 1 counts as 1: where BatchNorm enlarges a channel, a step of the float model's would be ``f^2`` times as
-long as one on the weights that are quantized (R18's stem: 1,200 times), and longer than what its rounding asks for.
-PaddleDetection trains that part of the backbone at a tenth of the rate, or not at all (``lr_mult_list``,
+Absolute values of ``f`` above 1 are clipped to 1. Otherwise, where BatchNorm enlarges a channel, a step would be
+``f^2`` times as long as one on the quantized weights (1,200 times in the stem of R18), longer than the rounding errors
+require. PaddleDetection trains that part of the backbone with a tenth of the rate, or freezes it (``lr_mult_list``,
 ``freeze_at``).
 """
 
@@ -30,11 +31,14 @@ _PRODUCT = "@product"
 
 
 def read_factors(model: InferenceModel, largest: float = 1.0) -> dict[str, np.ndarray]:
-    """Return convolution weight -> float32 [output channels] that it is the product with; weights without are left out.
+    """Read the factors of the convolution weights that BatchNorm was folded into.
 
     Args:
-        model: a float model whose BatchNorm was folded by `static_graph.fold_batch_norm`.
-        largest: absolute value that a factor counts as at most.
+        model: a float model with folded BatchNorm.
+        largest: the absolute value to which factors are clipped.
+
+    Returns:
+        Weight -> factors, float32 [output channels].
     """
     found = {}
     for op in read_program(model.model_path).blocks[0].ops:
@@ -46,18 +50,18 @@ def read_factors(model: InferenceModel, largest: float = 1.0) -> dict[str, np.nd
 
 
 def unfold(program: Any, factors: Mapping[str, np.ndarray], place: Any) -> int:
-    """Let a training program train the weights of which its own are the products.
+    """Change a training program so that it trains the weights divided by their factors.
 
-    The trained variables keep their names; they get their values in the current scope, and `folded` gives what the
-    graph computes with. A weight whose factor is 0 stays 0.
+    The trained variables keep their names. Their values in the current scope are divided by the factors; see
+    :func:`folded` for the inverse. A weight whose factor is 0 stays 0.
 
     Args:
-        program: with gradients and optimizer, quantized; changed in place.
-        factors: of :func:`read_factors`.
-        place: where the parameters are.
+        program: the quantized program with gradients and optimizer; changed in place.
+        factors: the output of :func:`read_factors`.
+        place: the device of the parameters.
 
     Returns:
-        how many weights are trained so.
+        The number of weights that are trained in this way.
     """
     import paddle
 
@@ -98,9 +102,16 @@ def unfold(program: Any, factors: Mapping[str, np.ndarray], place: Any) -> int:
 
 
 def weight_ends(program: Any, factors: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return weight, as a training program that :func:`unfold` changed rounds it, -> its largest absolute value.
+    """Return the largest absolute values of the weights with one scale in a training program.
 
-    Those are left out that have a scale a channel, which every step finds anew.
+    Weights with one scale for each channel are not included, since every step computes their scales.
+
+    Args:
+        program: the output of :func:`unfold`.
+        factors: the output of :func:`read_factors`.
+
+    Returns:
+        Tensor that is rounded (the weight, or its product with the factors) -> its largest absolute value.
     """
     import paddle
 
@@ -118,7 +129,12 @@ def weight_ends(program: Any, factors: Mapping[str, np.ndarray]) -> dict[str, fl
 
 
 def folded(weight: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Return what the graph computes with, of the weight that is trained: the product along the first axis."""
+    """Return the weight that the graph computes with: the trained weight times its factors along the first axis.
+
+    Args:
+        weight: float32 [output channels, ...].
+        factor: float32 [output channels].
+    """
     return weight * _along(factor, weight)
 
 

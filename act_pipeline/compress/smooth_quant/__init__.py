@@ -1,1 +1,1 @@
-"""SmoothQuant (Xiao et al., 2023): what is hard to round moves from activations into weights."""
+"""SmoothQuant (Xiao et al., 2023): move outliers from activations, which are hard to quantize, into weights."""

@@ -1,8 +1,8 @@
-"""SmoothQuant on a static graph: activation outliers go into the weights of the matmuls after a LayerNorm.
+"""SmoothQuant on a static graph: move activation outliers into the weights of the matmuls after a LayerNorm.
 
-Which matmuls share factors, and where these go, is in :mod:`act_pipeline.compress.smooth_quant.groups`; how large they
-are, and where they pay, in :mod:`act_pipeline.compress.smooth_quant.factors`. Here a model is looked at, smoothed,
-checked and written.
+:mod:`act_pipeline.compress.smooth_quant.groups` finds the matmuls that share factors and applies the factors.
+:mod:`act_pipeline.compress.smooth_quant.factors` computes the factors and their benefit. This module gathers statistics
+of a model, smooths it, checks that its outputs stay the same, and writes it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 
 from act_pipeline.calibration import collect
 from act_pipeline.calibration.row_sample import ChannelAbsMax, RowSample
-from act_pipeline.calibration.thresholds import Algorithm
 from act_pipeline.compress.smooth_quant.factors import Choice, Sample, search
 from act_pipeline.compress.smooth_quant.groups import SmoothGroup, apply_factors, find_groups
 from act_pipeline.config import SmoothQuant
+from act_pipeline.config.compression import CalibrationAlgorithm
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.quiet import quiet_upstream
@@ -28,23 +28,23 @@ from act_pipeline.graph.int8_rounding import sqnr_db
 from act_pipeline.graph.static_graph import StaticGraph
 
 _logger = logging.getLogger(__name__)
-# Of the largest value of an output: what the smoothed float model may differ by.
+# Largest allowed change of the float model's outputs, relative to the largest value; see `largest_difference`.
 _TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class SmoothedLayer:
-    """What was found for a group, and done.
+    """Result of the search for a group.
 
     Attributes:
         activation, layer_norm, matmuls: as in :class:`SmoothGroup`.
-        alpha: the best one; None where there was nothing to choose.
-        sqnr_before_db: signal to quantization noise of the matmuls' outputs as they are, in decibels, on images by
-            which neither alpha nor the threshold was chosen; None where there is no signal or no noise.
-        sqnr_after_db: the same with the best alpha, used or not.
-        smoothed: whether it is used.
-        folded: the factors are in the LayerNorm, else in a multiplication of their own.
-        reason: why it is not used; empty if it is.
+        alpha: the best alpha; None if the activation or all weights were zero.
+        sqnr_before_db: signal-to-quantization-noise ratio of the matmuls' outputs without smoothing, in decibels, on
+            rows that neither alpha nor the threshold was chosen on; None if there is no signal or no noise.
+        sqnr_after_db: the same with the best alpha, whether it is used or not.
+        smoothed: whether the factors are applied.
+        folded: whether the factors are folded into the LayerNorm; else they are in a separate multiplication.
+        reason: why the factors are not applied; empty if they are.
     """
 
     activation: str
@@ -63,11 +63,11 @@ class Smoothed:
     """A smoothed float model.
 
     Attributes:
-        model: as saved; the given one, if nothing was smoothed.
-        layers: of every group, in the order of the graph.
-        images: how many were looked at.
-        difference: of the detections on the first image; see :func:`largest_difference`.
-        powers_of_two: the factors are rounded to these, since exact ones would have changed the outputs.
+        model: the saved model; the original one if nothing was smoothed.
+        layers: one entry for each group, in the order of the graph.
+        images: the number of images that statistics were gathered on.
+        difference: change of the outputs on the first image; see :func:`largest_difference`.
+        powers_of_two: whether the factors are rounded to powers of two, since exact factors changed the outputs.
     """
 
     model: InferenceModel
@@ -91,24 +91,24 @@ def gather_rows(
     device: str = "CPU",
     where: str = "",
 ) -> dict[str, Sample]:
-    """Run images through a float model and sample the rows of the groups' activations.
+    """Run images through a float model and sample rows of the groups' activations.
 
     Args:
         model: the float model that the groups were found in.
-        groups: of :func:`find_groups`.
+        groups: groups of :func:`find_groups`.
         feeds: the model's inputs by name, in batches.
-        rows: how many to keep of each activation.
-        seed: of the choice.
+        rows: the number of rows to sample of each activation.
+        seed: seed of the random choice.
         device: ``CPU`` or ``GPU``.
-        where: the model that the user knows, for messages.
+        where: path of the model in error messages; empty: the folder of ``model``.
 
     Returns:
-        activation -> what was seen.
+        Activation -> its statistics and sampled rows.
 
     Raises:
         UserError: there is no image, an activation is NaN or infinite, or memory does not suffice.
     """
-    # Different seeds, or the same rows of every image would be chosen everywhere.
+    # With one seed, the same rows would be sampled of all activations of one shape.
     observers = {
         group.activation: (ChannelAbsMax(), RowSample(rows, seed + index)) for index, group in enumerate(groups)
     }
@@ -129,22 +129,22 @@ def smooth(
     groups: Sequence[SmoothGroup],
     samples: Mapping[str, Sample],
     settings: SmoothQuant,
-    algo: Algorithm = "mse",
+    algo: CalibrationAlgorithm = "mse",
     hist_percent: float = 0.9999,
     powers_of_two: bool = False,
 ) -> list[SmoothedLayer]:
-    """Search each group's alpha, and smooth the groups whose error falls enough; the graph is changed.
+    """Search the alpha of each group, and smooth the groups whose error falls by at least ``min_improvement``.
 
     Args:
-        graph: that the groups were found in.
-        groups: of :func:`find_groups`.
-        samples: of :func:`gather_rows`.
+        graph: the float graph that the groups were found in; it is changed.
+        groups: groups of :func:`find_groups`.
+        samples: the output of :func:`gather_rows`.
         settings: the alphas to try, and ``min_improvement``.
-        algo, hist_percent: how calibration will choose the activations' thresholds.
-        powers_of_two: round the factors to these; the graph then computes the same bit by bit.
+        algo, hist_percent: the algorithm for the activations' thresholds in the later calibration.
+        powers_of_two: round the factors to powers of two; the graph's results are then identical bit by bit.
 
     Returns:
-        one for each group.
+        One entry for each group.
     """
     layers = []
     for group in groups:
@@ -189,27 +189,29 @@ def smooth_model(
     feeds: Callable[[], Iterator[Mapping[str, np.ndarray]]],
     directory: Path,
     settings: SmoothQuant,
-    algo: Algorithm = "mse",
+    algo: CalibrationAlgorithm = "mse",
     hist_percent: float = 0.9999,
     device: str = "CPU",
     exclude: Collection[str] = (),
     where: str = "",
 ) -> Smoothed:
-    """Write a float model that computes the same and loses less in INT8; call it within :func:`static_mode`.
+    """Write a float model with equal outputs and a smaller loss in INT8; call it within :func:`static_mode`.
+
+    If the factors change the outputs on the first image by more than 1e-4, they are rounded to powers of two, which do
+    not change the results. If the outputs still change, nothing is smoothed.
 
     Args:
-        model: the float model, its constants and BatchNorm folded.
-        feeds: gives the calibration images, as the model's inputs by name, in batches.
+        model: the float model with folded constants and BatchNorm.
+        feeds: yields the calibration images as the model's inputs by name, in batches.
         directory: a folder for the smoothed model, made if it does not exist.
         settings: see :class:`act_pipeline.config.SmoothQuant`.
-        algo, hist_percent: how calibration will choose the activations' thresholds.
+        algo, hist_percent: the algorithm for the activations' thresholds in the later calibration.
         device: ``CPU`` or ``GPU``, where the float model runs.
         exclude: outputs of matmuls that stay float.
-        where: the model that the user knows, for messages.
+        where: path of the model in error messages; empty: the folder of ``model``.
 
     Returns:
-        With ``model`` itself where there is nothing to smooth. Factors that would change the outputs by more than 1e-4
-        are rounded to powers of two, which change nothing.
+        The smoothed model, or ``model`` itself if nothing was smoothed.
 
     Raises:
         UserError: see :func:`gather_rows`.
@@ -253,16 +255,19 @@ def smooth_model(
 
 
 def largest_difference(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
-    """Return how far a model's outputs on one image are from another's; infinite if shapes or classes differ, or for
-    NaN.
+    """Return the largest difference of two models' outputs on one image.
 
-    Detections are sets: RT-DETR gives two of the same score in either order, and the least rounding decides. So each
-    one is held to the nearest of its class on the other side, from both sides; scores differ as they stand, boxes as a
-    share of the largest coordinate. Any other output is compared as it stands, as a share of its largest absolute
-    value.
+    Detections are compared as sets, since rounding decides the order of two detections with equal scores. Each
+    detection is compared with the nearest one of its class in the other output, in both directions. The distance is the
+    absolute difference of scores, and the difference of box coordinates relative to the largest coordinate. All other
+    outputs are compared element by element, relative to the largest absolute value.
 
     Args:
-        expected, found: outputs of one image: ``bbox [K, 6]``, ``bbox_num [1]``; or others.
+        expected, found: outputs on one image: ``bbox [K, 6]`` (class, score, x1, y1, x2, y2) and ``bbox_num [1]``, or
+            arrays of other shapes.
+
+    Returns:
+        At least 0; infinite if shapes or classes differ, or a value is NaN or infinite.
     """
     largest = 0.0
     for one, other in zip(expected, found):
@@ -286,7 +291,7 @@ def _outputs(graph: StaticGraph, feed: Mapping[str, np.ndarray]) -> list[np.ndar
 
 
 def _first_images(feeds: Iterator[Mapping[str, np.ndarray]], images: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the first images, in the batches in which they come."""
+    """Yield the first ``images`` images, in the batches of ``feeds``."""
     try:
         for feed in feeds:
             count = len(next(iter(feed.values())))
@@ -295,5 +300,5 @@ def _first_images(feeds: Iterator[Mapping[str, np.ndarray]], images: int) -> Ite
             if images <= 0:
                 return
     finally:
-        if hasattr(feeds, "close"):  # a generator's threads and progress bar end now, not when it is collected
+        if hasattr(feeds, "close"):  # ends the generator's threads and progress bar now, not at garbage collection
             feeds.close()

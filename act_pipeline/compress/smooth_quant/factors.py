@@ -1,14 +1,14 @@
-"""How much of an activation's outliers goes into the weights: SmoothQuant's factors, and the search for alpha.
+"""SmoothQuant's factors, and the search for alpha, the share of an activation's outliers that moves into the weights.
 
-``X W = (X / s) (s W)`` for any ``s``, one factor a channel of the activation. One channel that is a hundred times as
-large as the others takes all of INT8's steps for itself, since an activation has one scale; divided by its factor it
-leaves them to the others, and its row of the weight, which has a scale for each *output* channel, grows by as much.
+``X W = (X / s) (s W)`` for any ``s`` with one factor for each channel of the activation. An activation has one INT8
+scale, so a channel that is a hundred times as large as the others leaves them almost no INT8 steps. Dividing it by its
+factor makes the channels similar, and multiplies its row of the weight, which has a scale for each *output* channel.
 Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", ICML 2023; in
 PaddleSlim, ``paddleslim.quant.advanced.Smooth`` and ``PieceWiseSearch``.
 
-A float is multiplied by a power of two without rounding. So factors that are rounded to powers of two leave what the
-float model computes as it is, bit by bit; they cost about 2 dB of what smoothing gains where there are no great
-outliers, and are kept for models that the exact ones would change.
+Multiplying a float by a power of two does not round. Factors that are rounded to powers of two therefore leave the
+float model's results identical bit by bit. Without large outliers they lose about 2 dB of the gain, so they are used
+only for models whose outputs the exact factors change.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from act_pipeline.calibration.observers import AbsHistogram
-from act_pipeline.calibration.thresholds import LEVELS, Algorithm, threshold
-from act_pipeline.graph.int8_rounding import to_int8, weight_threshold
+from act_pipeline.calibration.thresholds import threshold
+from act_pipeline.config.compression import CalibrationAlgorithm
+from act_pipeline.graph.int8_rounding import LEVELS, to_int8, weight_threshold
 
-# Of the largest: what is smaller is taken for that, so that no channel that is as good as dead is blown up.
+# Smallest value relative to the largest; smaller ones are clipped, so that no channel close to zero is scaled up.
 _FLOOR = 1e-5
-# Beyond, float16 engines would lose what was gained.
+# Larger factors would cost float16 engines more accuracy than smoothing gains.
 _LARGEST = 2.0**16
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What calibration images showed of an activation.
+    """Statistics of an activation on calibration images.
 
     Attributes:
-        by_image: float32 [images, channels], the largest absolute value of every channel.
-        rows: float32 [rows, channels], a random sample.
-        image: int64 [rows], the image of each.
+        by_image: float32 [images, channels], the largest absolute value of every channel on every image.
+        rows: float32 [rows, channels], a random sample of rows.
+        image: int64 [rows], the index of each row's image.
     """
 
     by_image: np.ndarray
@@ -44,11 +45,11 @@ class Sample:
 
     @property
     def abs_max(self) -> np.ndarray:
-        """float32 [channels]."""
+        """Largest absolute value of every channel, float32 [channels]."""
         return self.by_image.max(axis=0)
 
     def halves(self) -> tuple[Sample, Sample]:
-        """Return what to choose by and what to measure on, from different images if there are two or more."""
+        """Return two parts of the sample, from different images if possible: to choose alpha and to measure errors."""
         odd = self.image % 2 == 1
         if odd.all() or not odd.any():  # one image, or rows of one
             odd = np.arange(len(self.rows)) % 2 == 1
@@ -66,10 +67,10 @@ class Choice:
     """The best alpha of a layer.
 
     Attributes:
-        alpha: the best; 0 to 1.
+        alpha: the best alpha, in [0, 1].
         factors: float32 [channels]; the activation is divided by them.
-        error_before: mean over the weights of ``||X W - Q(X) Q(W)||^2 / ||X W||^2``, on rows and images by which
-            neither alpha nor any threshold was chosen.
+        error_before: mean over the weights of ``||X W - Q(X) Q(W)||^2 / ||X W||^2``, on the half of the sample that
+            neither alpha nor a threshold was chosen on.
         error_after: the same with ``Q(X / s) Q(s W)``.
     """
 
@@ -80,22 +81,24 @@ class Choice:
 
     @property
     def improvement(self) -> float:
-        """The share by which the error falls; negative where it grows."""
+        """Relative reduction of the error; negative if the error grows, 0 if there was none."""
         return 1 - self.error_after / self.error_before if self.error_before > 0 else 0.0
 
 
 def smoothing_factors(act_max: np.ndarray, weight_max: np.ndarray, alpha: float) -> np.ndarray:
-    """Return ``s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)``, equation 4 of the paper; float64 [channels].
+    """Return SmoothQuant's factors, ``s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)`` (equation 4 of the paper).
 
-    Their geometric mean is made 1, which changes no error (activation and weights have scales of their own) and keeps
-    both in the ranges they had. What is below 1e-5 of the largest counts as that. A channel that was zero on every
-    image
-    gets 1: it says nothing of how large it may become. All are within 2**-16 to 2**16.
+    The factors are normalized to a geometric mean of 1. This does not change the error, since activation and weights
+    have separate scales, and it preserves their ranges. Maxima below 1e-5 of the largest one are raised to that. A
+    channel that was zero on all images gets the factor 1, since its range is unknown.
 
     Args:
-        act_max: [channels], of the activation.
-        weight_max: [channels], of the rows of all weights that it is multiplied with.
-        alpha: 0: all weights get one range; 1: all channels of the activation do.
+        act_max: largest absolute value of each channel of the activation, [channels].
+        weight_max: largest absolute value of each input channel of all weights, [channels].
+        alpha: in [0, 1]. 0 equalizes the input channels of the weights, 1 the channels of the activation.
+
+    Returns:
+        float64 [channels], in [2**-16, 2**16].
     """
     act_max, weight_max = np.asarray(act_max, np.float64), np.asarray(weight_max, np.float64)
     factors = np.ones(len(act_max))
@@ -110,7 +113,7 @@ def smoothing_factors(act_max: np.ndarray, weight_max: np.ndarray, alpha: float)
 
 
 def powers_of_two(factors: np.ndarray) -> np.ndarray:
-    """Return the nearest powers of two."""
+    """Return the powers of two nearest to the factors (on a logarithmic scale), float64 [channels]."""
     return np.exp2(np.rint(np.log2(factors)))
 
 
@@ -118,22 +121,23 @@ def search(
     sample: Sample,
     weights: Sequence[np.ndarray],
     alphas: Sequence[float],
-    algo: Algorithm,
+    algo: CalibrationAlgorithm,
     hist_percent: float = 0.9999,
     rounded: bool = False,
 ) -> Choice | None:
-    """Return the alpha of the least error, and that error on other images.
+    """Search the alpha with the least error on one half of a sample, and measure the error on the other half.
 
     Args:
-        sample: of the activation.
-        weights: [channels, out] each, all of the matmuls that read it.
-        alphas: to try.
-        algo: how the activation's threshold will be chosen; see :func:`act_pipeline.calibration.thresholds.threshold`.
-        hist_percent: for ``hist``.
-        rounded: to powers of two.
+        sample: statistics of the activation.
+        weights: the weights of all matmuls that read it, float32 [channels, out] each.
+        alphas: the alphas to try.
+        algo: the algorithm for the activation's threshold; see
+            :func:`act_pipeline.calibration.thresholds.threshold`.
+        hist_percent: the quantile of ``hist``, in (0, 1].
+        rounded: whether to round the factors to powers of two.
 
     Returns:
-        None if the activation was zero on all images, or all weights are.
+        The best alpha; None if the activation or all weights are zero.
     """
     weights = [weight for weight in weights if weight.any()]
     if not weights or not sample.abs_max.any() or not sample.rows.any():
@@ -161,19 +165,19 @@ def layer_error(
     measured_on: Sample,
     weights: Sequence[np.ndarray],
     factors: np.ndarray,
-    algo: Algorithm,
+    algo: CalibrationAlgorithm,
     hist_percent: float = 0.9999,
 ) -> float:
     """Return the mean over the weights of ``||X W - Q(X / s) Q(s W)||^2 / ||X W||^2``.
 
-    Q rounds to INT8: the activation with one scale, the weights with one for each output channel.
+    Q rounds to INT8: the activation with one scale, the weights with one scale for each output channel.
 
     Args:
-        chosen_by: gives the activation's threshold.
-        measured_on: its rows are X.
-        weights: [channels, out] each, none of them all zero.
-        factors: [channels], s.
-        algo, hist_percent: how the threshold is chosen.
+        chosen_by: the sample that the activation's threshold is computed from.
+        measured_on: the sample whose rows are X.
+        weights: W, float32 [channels, out] each, none of them all zero.
+        factors: s, float32 [channels].
+        algo, hist_percent: the algorithm for the threshold.
     """
     limit = smoothed_threshold(chosen_by, factors, algo, hist_percent)
     rows = measured_on.rows / factors
@@ -188,10 +192,15 @@ def layer_error(
     return float(np.mean(errors))
 
 
-def smoothed_threshold(sample: Sample, factors: np.ndarray, algo: Algorithm, hist_percent: float = 0.9999) -> float:
-    """Return the threshold that calibration would give ``X / s``: exact for ``abs_max`` and ``avg``.
+def smoothed_threshold(
+    sample: Sample, factors: np.ndarray, algo: CalibrationAlgorithm, hist_percent: float = 0.9999
+) -> float:
+    """Return the threshold of ``X / s``: exact for ``abs_max`` and ``avg``, else estimated from the sampled rows.
 
-    ``hist``, ``mse`` and ``KL`` look at the sampled rows alone.
+    Args:
+        sample: statistics of X.
+        factors: s, float32 [channels].
+        algo, hist_percent: see :func:`act_pipeline.calibration.thresholds.threshold`.
     """
     largest = (sample.by_image / factors).max(axis=1)
     if algo == "abs_max":
@@ -204,6 +213,6 @@ def smoothed_threshold(sample: Sample, factors: np.ndarray, algo: Algorithm, his
 
 
 def _rounded(values: np.ndarray, limit: np.ndarray | np.float32) -> np.ndarray:
-    """Return the values as INT8 of these thresholds (broadcast) holds them, as Paddle's ``quantize_linear`` rounds."""
+    """Return the values rounded to INT8 with these thresholds (broadcast), as by Paddle's ``quantize_linear``."""
     step = limit / np.float32(LEVELS)
     return to_int8(values, step) * step

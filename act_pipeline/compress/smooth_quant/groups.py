@@ -1,9 +1,8 @@
-"""Which matmuls SmoothQuant can smooth, and where their factors go; see
-:mod:`act_pipeline.compress.smooth_quant.algorithm`.
+"""Find the matmuls that SmoothQuant can smooth, and apply their factors.
 
-Where all that reads a LayerNorm are matmuls, the factors go into its gamma and beta and cost nothing. RT-DETR is
-post-norm: the residual reads the norm as well, and q and k read it with the position embedding added. There one
-multiplication by a constant stands before the matmuls that share the activation, and all else is left as it was.
+If all readers of a LayerNorm are matmuls, the factors are folded into its gamma and beta and cost nothing. RT-DETR is
+post-norm: the residual connection reads the norm as well, and q and k read it after the position embedding is added. In
+that case one multiplication by a constant is inserted before the matmuls that share the activation.
 """
 
 from __future__ import annotations
@@ -19,24 +18,25 @@ from act_pipeline.graph.op_inserter import Inserter
 from act_pipeline.graph.static_graph import StaticGraph
 
 _MATMUL = "matmul_v2"
-# Ops that only move values: what goes in comes out, all of it.
+# Ops that only move values: the output has exactly the values of the input.
 _MOVERS = ("transpose2", "reshape2", "flatten_contiguous_range", "squeeze2", "unsqueeze2", "assign")
-# Ops that keep each channel to itself: the outliers of what goes in come out in the same channels.
+# Ops that do not mix channels: outliers of the input are in the same channels of the output.
 _KEEPERS = (*_MOVERS, "elementwise_add", "elementwise_sub", "gather_nd", "slice", "scale", "dropout")
 
 
 @dataclass(frozen=True)
 class SmoothGroup:
-    """Matmuls that share an activation, and so their factors.
+    """Matmuls that share an activation and therefore their factors.
 
     Attributes:
-        activation: the tensor whose channels (the last axis) are scaled; for a fold, the LayerNorm's output.
-        layer_norm: output of the LayerNorm that it comes from; None if it comes from none (``smooth_all_linears``).
-        folds: the factors can go into that LayerNorm's gamma and beta.
-        matmuls: output of each.
-        weights: of each matmul, [channels, out], or [out, channels] where ``transposed``.
-        transposed: of each matmul, its ``trans_y``.
-        channels: of the activation.
+        activation: the tensor whose channels (last axis) are scaled; if ``folds``, the LayerNorm's output.
+        layer_norm: output of the LayerNorm that the activation comes from; None if there is none
+            (``smooth_all_linears``).
+        folds: whether the factors can be folded into the gamma and beta of that LayerNorm.
+        matmuls: output of each matmul.
+        weights: name of each matmul's weight, [channels, out], or [out, channels] if ``transposed``.
+        transposed: ``trans_y`` of each matmul.
+        channels: the number of channels of the activation.
     """
 
     activation: str
@@ -59,12 +59,12 @@ class _ChannelIndex(GraphIndex):
         self.outputs = {target.name for target in graph.fetch_targets}
 
     def channels(self, name: str) -> int:
-        """Return the size of the last axis, -1 where it is not known."""
+        """Return the size of a tensor's last axis; -1 if it is unknown."""
         shape: Sequence[int] = self.block.var(name).shape if self.block.has_var(name) else ()
         return int(shape[-1]) if len(shape) else -1
 
     def keeps_channels(self, op: Any, source: str, output: str) -> bool:
-        """Whether channel j of ``source`` goes to channel j of ``output``, the last axis being that of the channels."""
+        """Return whether channel j (last axis) of an op's input is channel j of its output."""
         rank = len(self.block.var(source).shape)
         if self.channels(source) != self.channels(output) or self.channels(source) < 1:
             return False
@@ -77,7 +77,10 @@ class _ChannelIndex(GraphIndex):
         return op.type != "scale" or op.attr("bias") == 0
 
     def norm_before(self, name: str, seen: set[str] | None = None) -> str | None:
-        """Return the output of the LayerNorm over channels that a tensor comes from, channel by channel."""
+        """Return the output of the LayerNorm over channels that a tensor comes from; None if there is none.
+
+        Only ops that do not mix channels may be between the two.
+        """
         seen = set() if seen is None else seen
         op = self.producer.get(name)
         if op is None or name in seen:
@@ -97,7 +100,10 @@ class _ChannelIndex(GraphIndex):
         return None
 
     def leaves(self, name: str) -> list[Any] | None:
-        """Return the matmuls that read a tensor or what merely moves it; None if anything else does."""
+        """Return the matmuls that read a tensor, directly or through ops that only move values.
+
+        None if an op of another type reads it, or if it is an output of the graph.
+        """
         if name in self.outputs:
             return None
         found: list[Any] = []
@@ -117,17 +123,17 @@ class _ChannelIndex(GraphIndex):
 def find_groups(
     graph: StaticGraph, smooth_all_linears: bool = False, exclude: Collection[str] = ()
 ) -> list[SmoothGroup]:
-    """Return the matmuls that can be smoothed, by the activation that they share, in the order of the graph.
+    """Return the matmuls that can be smoothed, grouped by the activation that they share, in the order of the graph.
 
-    A ``matmul_v2`` can if its ``Y`` is a 2-D weight that no other op reads, and its ``X`` comes from a LayerNorm over
-    the channels, directly or through ops that keep the channels apart (a position embedding added, a reshape, a
-    gather).
+    A ``matmul_v2`` can be smoothed if its ``Y`` is a 2-D float32 weight that no other op reads, and its ``X`` comes
+    from a LayerNorm over the channels, directly or through ops that do not mix channels (addition of a position
+    embedding, reshape, gather).
 
     Args:
-        graph: a float graph, its constants folded.
-        smooth_all_linears: take the matmuls that follow no LayerNorm too (the name is PaddleSlim's); each costs a
-            multiplication.
-        exclude: outputs of matmuls that are left alone, because they stay float.
+        graph: a float graph with folded constants.
+        smooth_all_linears: also include matmuls that do not follow a LayerNorm (PaddleSlim's name); each such
+            activation costs one multiplication.
+        exclude: outputs of matmuls that stay float and are not smoothed.
     """
     channel_index = _ChannelIndex(graph)
     shared: dict[str, list[Any]] = {}
@@ -185,12 +191,13 @@ def _has_own_affine(channel_index: _ChannelIndex, norm: str) -> bool:
 
 
 def apply_factors(graph: StaticGraph, group: SmoothGroup, factors: np.ndarray) -> None:
-    """Divide a group's activation by factors and multiply its weights' input channels by them.
+    """Divide a group's activation by factors, and multiply the input channels of its weights by them.
 
     Args:
-        graph: is changed: by value where the group folds, by one ``elementwise_mul`` elsewhere.
-        group: of :func:`find_groups` on this graph.
-        factors: float32 [channels]; powers of two leave every result as it was, bit by bit.
+        graph: the float graph. Parameters are changed, and one ``elementwise_mul`` is inserted if the group does not
+            fold.
+        group: a group of :func:`find_groups` on this graph.
+        factors: float32 [channels]; with powers of two the results of the graph are identical bit by bit.
     """
     block = graph.program.global_block()
     inverse = (1 / factors).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The ONNX file that a runtime loads: lowered from a model's folder or given, and looked into before a runtime does."""
+"""The ONNX file that a runtime loads, exported from a model folder or given by the user; checks before loading."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from act_pipeline.engines.arrays import require_outputs
 from act_pipeline.engines.interface import Artifact
 
 _INTEGER_OPS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
-# How activations are rounded -> the --target of deploy/export_onnx.py that writes them so.
+# Type of rounded activations -> the --target of deploy/export_onnx.py that writes this type.
 _QDQ_FORMATS = {"int8": "tensorrt", "uint8": "cpu"}
 
 
 @dataclass(frozen=True)
 class OnnxSummary:
-    """What an ONNX file takes, gives and is made of.
+    """Inputs, outputs, ops and Q/DQ format of an ONNX file.
 
     Attributes:
-        inputs: name -> shape, -1 where any size goes.
-        outputs: names.
-        output_shapes: name -> shape of these, -1 where any size goes.
-        op_counts: op type -> how many.
+        inputs: name -> shape, -1 for a dynamic dimension.
+        outputs: names in the order of the graph.
+        output_shapes: output name -> shape, -1 for a dynamic dimension.
+        op_counts: op type -> number of nodes.
         rounded_to: type that activations are rounded to, ``int8`` or ``uint8``; None for a float file.
-        symmetric: each of them has one scale, and the zero point 0 of ``int8`` or 128 of ``uint8``.
-        float16: it holds FP16 constants.
+        symmetric: whether each rounded activation has a single zero point: 0 for ``int8``, 128 for ``uint8``.
+        float16: whether the file holds FP16 constants.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
@@ -41,21 +41,24 @@ class OnnxSummary:
 
     @property
     def quantized(self) -> bool:
-        """The file holds Q/DQ pairs or integer ops: it is an INT8 model."""
+        """Whether the file holds Q/DQ pairs or integer ops, that is, is an INT8 model."""
         return any(op in self.op_counts for op in _INTEGER_OPS)
 
     @property
     def input_size(self) -> tuple[int, int] | None:
-        """Height and width that the network takes, pixels; None if any."""
+        """Height and width of the network's input in pixels; None if they are dynamic."""
         shape = self.inputs.get("image", ())
         return (shape[2], shape[3]) if len(shape) == 4 and shape[2] > 0 and shape[3] > 0 else None
 
 
 def inspect_onnx(model: OnnxModel) -> OnnxSummary:
-    """Read the file.
+    """Return a summary of an ONNX file.
+
+    Args:
+        model: the file; external data is not read.
 
     Raises:
-        UserError: it is truncated or no ONNX file, or lacks an output; or ``onnx`` is missing.
+        UserError: the file is truncated, is not ONNX or lacks an output of a detector, or ``onnx`` is not installed.
     """
     from google.protobuf.message import DecodeError
 
@@ -77,7 +80,7 @@ def inspect_onnx(model: OnnxModel) -> OnnxSummary:
     constants.update({node.output[0]: node.attribute[0].t for node in values if node.attribute[0].name == "value"})
     try:
         rounded_to, symmetric = _rounding(onnx, graph, constants)
-    except Exception:  # onnx raises whatever comes up when a constant's type, shape and bytes contradict each other
+    except Exception:  # onnx raises exceptions of many types when a constant's type, shape and bytes do not match
         raise damaged from None
     summary = OnnxSummary(
         inputs={value.name: _shape(value) for value in graph.input if value.name not in constants},
@@ -93,15 +96,15 @@ def inspect_onnx(model: OnnxModel) -> OnnxSummary:
 
 
 def onnx_artifact(model: Artifact, target: str = "cpu", float16: bool = False) -> tuple[OnnxModel, OnnxSummary]:
-    """Return the file for a runtime and what it holds: a folder is lowered, a file is taken as it is.
+    """Return the ONNX file for a runtime and its summary: a folder is exported, a file is used unchanged.
 
     Args:
-        model: a model's folder, or an ONNX file.
-        target: how a folder is spelled, a key of :data:`act_pipeline.onnx_export.TARGETS`.
-        float16: float work in FP16; a float file must have it, or must not, accordingly.
+        model: a Paddle model folder, or an ONNX file.
+        target: Q/DQ format for a folder, a key of :data:`act_pipeline.onnx_export.TARGETS`.
+        float16: compute in FP16 what is not INT8. A float ONNX file must be FP16 if set, FP32 otherwise.
 
     Raises:
-        UserError: as the lowering; or the file's floats are of another type.
+        UserError: the export to ONNX fails, or the file's float type is not the requested one.
     """
     if isinstance(model, InferenceModel):
         from act_pipeline.onnx_export import lowered_onnx
@@ -119,12 +122,22 @@ def onnx_artifact(model: Artifact, target: str = "cpu", float16: bool = False) -
 
 
 def require_qdq_format(model: OnnxModel, summary: OnnxSummary, target: str, why: str) -> None:
-    """Raise a UserError unless an INT8 file is spelled for ``target``; ``why`` says what happens otherwise."""
+    """Check the Q/DQ format of an INT8 file; a float file passes.
+
+    Args:
+        model: the ONNX file, for the message.
+        summary: its summary.
+        target: the required Q/DQ format, ``cpu`` (uint8 activations) or ``tensorrt`` (int8 activations).
+        why: what happens with the other format, for the message.
+
+    Raises:
+        UserError: the file has the other format.
+    """
     found = _QDQ_FORMATS.get(summary.rounded_to or "")
     if found is not None and found != target:
         zero_points = {"tensorrt": "int8 activations, zero point 0", "cpu": "uint8 activations, zero point 128"}
         raise UserError(
-            f"{model.path} is spelled for --target {found} ({zero_points[found]}), {why}; write it with "
+            f"{model.path} has the Q/DQ of --target {found} ({zero_points[found]}), {why}; write it with "
             f"deploy/export_onnx.py --target {target}, or give the model's folder"
         )
 
@@ -137,7 +150,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def _rounding(onnx: Any, graph: Any, constants: Mapping[str, Any]) -> tuple[str | None, bool]:
-    """Return the type that activations are rounded to, and whether around zero with one scale each.
+    """Return the type that activations are rounded to, and whether each is symmetric with one zero point.
 
     A QuantizeLinear rounds to the type of its zero point; without one to uint8 (or ``output_dtype``, opset 21).
     """
@@ -154,6 +167,6 @@ def _rounding(onnx: Any, graph: Any, constants: Mapping[str, Any]) -> tuple[str 
         value = onnx.numpy_helper.to_array(zero_point).reshape(-1) if zero_point is not None else [0]
         kinds.add(kind)
         symmetric = symmetric and len(value) == 1 and middle.get(kind) == value[0]
-    if onnx.TensorProto.INT8 in kinds:  # one such pair is enough to be computed wrong
+    if onnx.TensorProto.INT8 in kinds:  # a single int8 pair makes the file unfit for the other target
         return "int8", symmetric
     return "uint8" if onnx.TensorProto.UINT8 in kinds else None, symmetric

@@ -1,4 +1,4 @@
-"""ONNX Runtime: its own CPU kernels, and on a GPU its CUDA and TensorRT providers."""
+"""ONNX Runtime: the CPU provider, and on a GPU the CUDA and TensorRT providers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ PROVIDERS = {
 }
 _PACKAGE = 'pip install "act_pipeline[onnxruntime]", or -r requirements/onnxruntime.txt'
 _ERRORS_ONLY = 3
-# It rounds float biases (1.31), and rounds what is added to them anew: scores move by up to 0.2 instead of 0.05.
+# In 1.31 it rounds float biases and requantizes their sums: scores change by up to 0.2 instead of 0.05.
 _INEXACT_OPTIMIZERS = ["WeightBiasQuantization"]
 
 
 class OnnxRuntimeEngine:
-    """A session of ONNX Runtime as an :class:`act_pipeline.engines.interface.Engine`; one session takes every batch
-    size.
+    """A session of ONNX Runtime as an :class:`act_pipeline.engines.interface.Engine`.
+
+    One session runs every batch size.
+
+    Attributes:
+        provider: ``cpu``, ``cuda`` or ``tensorrt``.
     """
 
     name = "onnxruntime"
@@ -43,20 +47,20 @@ class OnnxRuntimeEngine:
         batch_size: int = 1,
         provider: str | None = None,
     ) -> None:
-        """Lower the model if it is a folder, and load it.
+        """Export the model to ONNX if it is a folder, and load it.
 
         Args:
             model: float for ``fp32`` and ``fp16``, with Q/DQ for ``int8``; a folder, or an ONNX file.
             precision: ``fp32`` or ``int8``; on a GPU also ``fp16``.
             device: ``CPU`` or ``GPU``.
-            threads: CPU threads; None: all that this process may use.
+            threads: number of CPU threads; None: all CPUs that this process may use.
             batch_size: the largest batch.
-            provider: ``cpu``; on a GPU ``cuda`` or ``tensorrt``. None: ``cpu``, and on a GPU ``tensorrt`` for ``int8``
-                (CUDA's kernels have no INT8), else ``cuda``.
+            provider: ``cpu``; on a GPU ``cuda`` or ``tensorrt``. None: ``cpu`` on the CPU; on a GPU ``tensorrt`` for
+                ``int8`` (the CUDA provider has no INT8 kernels), otherwise ``cuda``.
 
         Raises:
-            UserError: the package or the provider is missing, the file is damaged or spelled for another runtime, or
-                ONNX Runtime refuses it.
+            UserError: the package or the provider is missing, the file is damaged or in the Q/DQ format of another
+                runtime, or ONNX Runtime cannot load it.
         """
         self.precision, self.device = precision, device
         self.threads = threads or available_cpus()
@@ -83,7 +87,7 @@ class OnnxRuntimeEngine:
                 disabled_optimizers=_INEXACT_OPTIMIZERS,
             )
         used = self._session.get_providers()
-        if PROVIDERS[self.provider] not in used:  # it falls back without an error
+        if PROVIDERS[self.provider] not in used:  # ONNX Runtime falls back to another provider without an error
             self.close()
             raise UserError(
                 f"ONNX Runtime cannot use its {self.provider} provider here, only {', '.join(used)}; check that CUDA "
@@ -92,7 +96,7 @@ class OnnxRuntimeEngine:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What else decides the figures; goes into records."""
+        """Settings other than precision and device that affect results, for the records."""
         return {"provider": self.provider}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -107,11 +111,11 @@ class OnnxRuntimeEngine:
         self._session = None
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of ONNX Runtime and of what lowered the model."""
+        """Return the versions of ONNX Runtime and of the packages that exported the model, by name."""
         return {**package_versions(), "onnxruntime": self._runtime.__version__}
 
     def _providers(self, summary: OnnxSummary, batch_size: int) -> list[Any]:
-        """Return the providers in the order in which they get ops, the CPU last for what no other takes."""
+        """Return the providers in order of priority; the CPU comes last for ops that no other supports."""
         if self.provider == "cpu":
             return [PROVIDERS["cpu"]]
         if self.provider == "cuda":
@@ -124,7 +128,7 @@ class OnnxRuntimeEngine:
 
 
 def _tensorrt_options(model: OnnxModel, summary: OnnxSummary, precision: str, batch_size: int) -> dict[str, str]:
-    """Return the TensorRT provider's settings: batches of 1 to ``batch_size``, the engine kept beside the model."""
+    """Return the TensorRT provider's settings: batches of 1 to ``batch_size``, the engine cached next to the model."""
 
     def shapes(batch: int) -> str:
         return ",".join(
@@ -147,7 +151,7 @@ def _tensorrt_options(model: OnnxModel, summary: OnnxSummary, precision: str, ba
 
 
 def import_onnxruntime() -> Any:
-    """Return the package; :mod:`act_pipeline` has switched off its telemetry.
+    """Return the module ``onnxruntime``; importing :mod:`act_pipeline` has switched off its telemetry.
 
     Raises:
         UserError: it cannot be imported.
@@ -160,7 +164,7 @@ def import_onnxruntime() -> Any:
 
 
 def _errors(runtime: Any) -> tuple[type[BaseException], ...]:
-    """Return ONNX Runtime's exception types, which derive from ``Exception`` alone."""
+    """Return the exception types of ONNX Runtime, which derive from ``Exception`` alone."""
     state = runtime.capi.onnxruntime_pybind11_state
     return tuple(found for found in vars(state).values() if isinstance(found, type) and issubclass(found, Exception))
 

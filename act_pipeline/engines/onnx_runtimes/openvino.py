@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: where INT8 is really faster."""
+"""OpenVINO on the CPU, with INT8 kernels for convolutions and matmuls."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ _PACKAGE = 'pip install "act_pipeline[openvino]", or -r requirements/openvino.tx
 class OpenVINOEngine:
     """A model compiled by OpenVINO's CPU plugin, as an :class:`act_pipeline.engines.interface.Engine`.
 
-    Each batch size that comes is compiled once, with that size fixed: a fixed one runs about 8% faster than an open
-    one. The size is set on the inputs and inferred from there, since ``Model.reshape`` runs passes after which half of
-    the convolutions fall out of INT8 (OpenVINO 2026.4). Q/DQ pairs are said as FakeQuantize, see
+    Each batch size is compiled on first use, as a fixed size, which runs about 8% faster than a dynamic one. The size
+    is set on the inputs (:func:`set_batch`) and not by ``Model.reshape``, which runs passes after which half of the
+    convolutions no longer compute in INT8 (OpenVINO 2026.4). Q/DQ pairs are replaced with FakeQuantize, see
     :mod:`act_pipeline.engines.onnx_runtimes.openvino_quantization`.
 
-    INT8 graphs of other origin are sometimes refused with a fixed batch and taken with an open one (2026.4:
-    ``MatMulTransformation``). These are compiled once, open.
+    For some INT8 graphs written by other tools, compilation fails with a fixed batch and succeeds with a dynamic one
+    (2026.4: ``MatMulTransformation``). These are compiled once, with a dynamic batch.
+
+    Attributes:
+        float_precision: ``f32`` or ``bf16``, the precision of what is not INT8.
     """
 
     name = "openvino"
@@ -44,21 +47,23 @@ class OpenVINOEngine:
         float_precision: str = "auto",
         summary: OnnxSummary | None = None,
     ) -> None:
-        """Lower the model if it is a folder, and compile it for ``batch_size``.
+        """Export the model to ONNX if it is a folder, and compile it for ``batch_size``.
 
         Args:
-            model: float for ``fp32`` and ``bf16``, with Q/DQ for ``int8``; a folder, or an ONNX file for the CPU.
+            model: float for ``fp32`` and ``bf16``, with Q/DQ for ``int8``; a folder, or an ONNX file written with
+                ``--target cpu``.
             precision: ``fp32``, ``bf16`` or ``int8``.
             device: ``CPU``.
-            threads: CPU threads; None: all that this process may use.
+            threads: number of CPU threads; None: all CPUs that this process may use.
             batch_size: the largest batch.
-            float_precision: for ``int8``, how what is not INT8 computes: ``f32``, ``bf16``, or ``auto``: f32. With
+            float_precision: for ``int8``, the precision of what is not INT8: ``f32``, ``bf16``, or ``auto`` (f32). With
                 bf16, R18 is 4% faster, but coordinates are rounded to 8 bits: the sample loses 0.004 mAP (480 images),
-                and boxes agree with Paddle's to an IoU of 0.975 instead of 0.988.
-            summary: of an artifact that is no ONNX file and is loaded as it is: OpenVINO's own ``.xml``.
+                and the mean IoU with Paddle's boxes is 0.975 instead of 0.988.
+            summary: for an artifact that is not ONNX (OpenVINO's ``.xml``) and is loaded unchanged: its summary.
 
         Raises:
-            UserError: the package is missing, the file is damaged or spelled for another runtime, or OpenVINO refuses.
+            UserError: the package is missing, the file is damaged or in the Q/DQ format of another runtime, or OpenVINO
+                cannot load or compile it.
         """
         self.precision, self.device = precision, device
         self.threads = threads or available_cpus()
@@ -88,7 +93,7 @@ class OpenVINOEngine:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What else decides the figures; goes into records."""
+        """Settings other than precision and device that affect results, for the records."""
         return {"float_precision": self.float_precision, "batch": self._batch}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -105,11 +110,11 @@ class OpenVINOEngine:
         self._requests, self._open_request, self._model, self._core = {}, None, None, None
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of OpenVINO and of what lowered the model."""
+        """Return the versions of OpenVINO and of the packages that exported the model, by name."""
         return {**package_versions(), "openvino": self._openvino.__version__}
 
     def _request(self, batch: int) -> Any:
-        """Return the inference request for a batch size, compiled now if it is the first of this size."""
+        """Return the inference request for a batch size; compile the model for it on first use."""
         if self._open_request is not None:
             return self._open_request
         if batch not in self._requests:
@@ -131,21 +136,21 @@ class OpenVINOEngine:
             "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": self.float_precision,
-            # OpenVINO binds the threads of every model to the first cores: engines side by side would share one.
+            # OpenVINO pins the threads of every model to the first cores: engines in parallel would share these.
             "ENABLE_CPU_PINNING": self.threads >= available_cpus(),
         }
         return self._core.compile_model(model, "CPU", settings).create_infer_request()
 
 
 def set_batch(model: Any, batch: int, names: Collection[str] | None = None) -> None:
-    """Give the inputs of an ``openvino.Model`` a batch size, and infer all shapes from there.
+    """Set the batch size of the inputs of an ``openvino.Model`` and infer all shapes from it.
 
-    ``Model.reshape`` would run passes after which half of the convolutions fall out of INT8 (OpenVINO 2026.4).
+    ``Model.reshape`` would run passes after which half of the convolutions no longer compute in INT8 (OpenVINO 2026.4).
 
     Args:
-        model: is changed.
-        batch: the size; -1: any.
-        names: of the inputs; None: all.
+        model: the model, changed in place.
+        batch: the batch size; -1: dynamic.
+        names: names of the inputs to change; None: all.
     """
     for parameter in model.get_parameters():
         if names is None or parameter.output(0).get_names() & set(names):
@@ -156,10 +161,10 @@ def set_batch(model: Any, batch: int, names: Collection[str] | None = None) -> N
 
 
 def import_openvino() -> Any:
-    """Return the package, imported without its telemetry.
+    """Return the module ``openvino``, imported with its telemetry disabled.
 
-    ``import openvino`` (2026.4) reports itself through the package ``openvino_telemetry`` and writes ``~/intel``,
-    without asking. It does without that package where it is missing: so it is, for as long as the import takes.
+    ``import openvino`` (2026.4) sends a report through the package ``openvino_telemetry`` and writes ``~/intel``,
+    without consent. OpenVINO works without that package, so the package is hidden during the import.
 
     Raises:
         UserError: it cannot be imported.
@@ -178,7 +183,7 @@ def import_openvino() -> Any:
 
 
 def _float_precision(precision: str, asked: str) -> str:
-    """Return ``f32`` or ``bf16`` for what is not INT8."""
+    """Return the precision of what is not INT8, ``f32`` or ``bf16``."""
     if asked not in FLOAT_PRECISIONS:
         raise UserError(f"float_precision is {asked!r}, expected one of {', '.join(FLOAT_PRECISIONS)}")
     fixed = {"fp32": "f32", "bf16": "bf16"}.get(precision)

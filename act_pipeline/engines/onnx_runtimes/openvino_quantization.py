@@ -1,10 +1,10 @@
-"""Q/DQ as OpenVINO's own quantizer writes it.
+"""Replace Q/DQ pairs in an OpenVINO model with FakeQuantize, the form that NNCF writes.
 
-OpenVINO (2026.4) reads a QuantizeLinear/DequantizeLinear pair as FakeQuantize, two conversions, a subtraction and a
-multiplication, and its low-precision passes have to guess what they were. They guess well enough on ``uint8`` with the
-zero point 128, lose 0.01 to 0.05 mAP on ``int8`` with 0, fail on a batch size that is set afterwards (half of the
-convolutions fall out of INT8) and on ``Where`` between a pair and a matmul (the model is refused). One FakeQuantize in
-the place of the five, which is what NNCF writes, says the same and leaves nothing to guess.
+OpenVINO (2026.4) converts a QuantizeLinear/DequantizeLinear pair to FakeQuantize, two Converts, a Subtract and a
+Multiply, from which its low-precision passes must recover the pair. They do so for ``uint8`` with zero point 128. For
+``int8`` with zero point 0 the model loses 0.01 to 0.05 mAP. With a batch size that is set later, half of the
+convolutions no longer compute in INT8; with ``Where`` between a pair and a matmul, the model does not compile. A single
+FakeQuantize in place of the five ops computes the same and avoids these failures.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ _LEVELS = 256
 
 
 def say_fake_quantize(model: Any) -> int:
-    """Replace the activations' Q/DQ pairs in an ``openvino.Model`` that was read from ONNX; returns how many there
-    were.
+    """Replace the activations' Q/DQ pairs in an ``openvino.Model`` that was read from ONNX.
 
-    A pair of the scale s stays ``clip(round(x / s), -128, 127) * s``.
+    A pair with scale ``s`` still computes ``clip(round(x / s), -128, 127) * s``.
+
+    Args:
+        model: the model, changed in place; each pair has one scale and is symmetric.
+
+    Returns:
+        Number of pairs replaced.
     """
     from openvino import opset13 as ops
 
@@ -43,7 +48,7 @@ def say_fake_quantize(model: Any) -> int:
 
 
 def _end_of_pair(rounding: Any) -> Any:
-    """Return the multiplication that ends a pair: FakeQuantize, Convert, Convert, (Subtract,) Multiply."""
+    """Return the Multiply that ends a pair (FakeQuantize, Convert, Convert, [Subtract,] Multiply), or None."""
     node = rounding
     for expected in (("Convert",), ("Convert",), ("Subtract", "Multiply"), ("Multiply",)):
         readers = list(node.output(0).get_target_inputs())

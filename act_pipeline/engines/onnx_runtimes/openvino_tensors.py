@@ -1,5 +1,6 @@
-"""Tensors from within a float graph, by OpenVINO: RT-DETR-R18 at 640 in three fifths of the time of oneDNN in
-Paddle.
+"""Computation of intermediate tensors of a float graph by OpenVINO.
+
+RT-DETR-R18 at 640 takes three fifths of the time of oneDNN in Paddle Inference.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ from act_pipeline.onnx_export import lowered_onnx
 
 
 class OpenVINOTensors:
-    """A compiled float model whose outputs may be any tensors; images are run one by one, on one core each.
+    """A compiled float model whose outputs may be any tensors; several images run in parallel, on one thread each.
 
     Attributes:
-        single: True: :meth:`run` takes batches of one image.
+        single: True: :meth:`run` takes batches of one image only.
     """
 
     single = True
 
     def __init__(self, model: InferenceModel, device: str = "CPU", threads: int | None = None) -> None:
-        """Lower and compile the model.
+        """Export the model to ONNX and compile it.
 
         Args:
-            model: a float model; its outputs are what :meth:`run` gives.
+            model: a float model; its outputs are those of :meth:`run`.
             device: ``CPU``.
-            threads: how many images are computed at once, on a thread each; None: as many as there are CPUs.
+            threads: number of images computed in parallel, on one thread each; None: as many as this process has CPUs.
 
         Raises:
-            UserError: an op cannot be lowered, or OpenVINO refuses the model.
+            UserError: an op cannot be exported to ONNX, or OpenVINO cannot load the model.
         """
         count = threads or available_cpus()
         openvino = import_openvino()
@@ -52,18 +53,21 @@ class OpenVINOTensors:
             }
             compiled = core.compile_model(network, "CPU", settings)
         self._names = [port.get_any_name() for port in network.inputs]
-        # In the order of the Paddle model's outputs; the lowering keeps it.
+        # The export to ONNX preserves the order of the Paddle model's outputs.
         self._count = len(network.outputs)
         self._free = deque(compiled.create_infer_request() for _ in range(count))
 
     def run(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Iterator[np.ndarray]]:
-        """Run images and yield the outputs of each in the model's order, valid until the next ones are asked for.
+        """Run images and yield the outputs of each in the model's order.
 
         Args:
-            batches: the model's inputs by name, one image each; others are left out.
+            batches: the model's inputs by name, one image each; arrays of other names are ignored.
+
+        Yields:
+            An iterator over the outputs of one image, in the order of ``batches``, valid until the next is requested.
 
         Raises:
-            UserError: OpenVINO refuses an image.
+            UserError: OpenVINO fails on an image.
         """
         running: deque[Any] = deque()
         try:

@@ -1,1 +1,1 @@
-"""Paddle Inference: its own kernels, oneDNN, TensorRT, and the INT8 reference."""
+"""Engines on Paddle Inference: Paddle's own kernels, oneDNN, TensorRT, and the INT8 reference."""

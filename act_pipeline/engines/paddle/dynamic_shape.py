@@ -1,7 +1,7 @@
-"""The shapes of every tensor, which TensorRT needs to know beforehand: collected once, kept beside the model.
+"""Shape ranges of every tensor, which TensorRT needs at build time: collected once, stored next to the model.
 
-``dynamic_shape.txt`` is Paddle's own file (a ``ShapeRangeInfos`` protobuf as text); ``dynamic_shape.json`` beside it
-says what it was collected from, so that a file of another model or input size is noticed.
+``dynamic_shape.txt`` is Paddle's own file (a ``ShapeRangeInfos`` protobuf as text). ``dynamic_shape.json`` next to it
+records the model and the input size that the shapes were collected with, so that a file of another one is detected.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ SCHEMA = "act_pipeline.dynamic_shape/1"
 
 @dataclass(frozen=True)
 class ShapeKey:
-    """What the shapes depend on.
+    """Everything that the shapes depend on.
 
     Attributes:
-        model_hash: of the program and the parameters.
-        input_size: (height, width) of the image, pixels.
-        max_batch_size: the largest batch; smaller ones are covered.
-        paddle: Paddle's version: another one may name tensors otherwise.
+        model_hash: hash of the program and the parameters.
+        input_size: (height, width) of the network's input, pixels.
+        max_batch_size: the largest batch; the shapes are valid for smaller ones too.
+        paddle: version of Paddle; other versions may name tensors differently.
     """
 
     model_hash: str
@@ -47,17 +47,25 @@ class ShapeKey:
 
 
 def shapes_path(model: InferenceModel) -> Path:
-    """Return where the shapes of ``model`` are kept."""
+    """Return the path of ``dynamic_shape.txt`` of a model."""
     return model.directory / SHAPES_FILENAME
 
 
 def record_path(model: InferenceModel) -> Path:
-    """Return where it is kept what the shapes were collected from."""
+    """Return the path of ``dynamic_shape.json`` of a model, which records what the shapes were collected from."""
     return model.directory / RECORD_FILENAME
 
 
 def stale_reason(model: InferenceModel, key: ShapeKey) -> str | None:
-    """Return why the shapes must be collected (anew), in a few words; None if the file can be used."""
+    """Return why the shapes must be collected (again); None if the file can be used.
+
+    Args:
+        model: the model whose files are read.
+        key: what the shapes are needed for.
+
+    Returns:
+        One line for users, or None.
+    """
     shapes, record = shapes_path(model), record_path(model)
     if not shapes.exists():
         return f"{shapes} is not there yet"
@@ -98,22 +106,26 @@ def collect(
     summary: ModelSummary | None = None,
     inference: Any = None,
 ) -> Path:
-    """Run ``batches`` through the model without optimizations and write the range of every tensor's shape.
+    """Run batches through the model with shape collection and write the range of every tensor's shape.
 
     Args:
-        model: the model; the two files are written into its folder, and are there whole or not at all.
-        key: what is recorded beside the shapes.
-        batches: inputs as :meth:`Engine.run` takes them, the smallest and the largest batch among them.
-        device: ``CPU`` works without a GPU and without TensorRT, for a file that is used on another machine.
-        threads: CPU threads.
-        summary: of ``model``, if it is at hand.
-        inference: ``paddle.inference``, or a stand-in with its names.
+        model: the model; both files are written to its folder, each atomically.
+        key: what the shapes depend on, written to the record.
+        batches: inputs of :meth:`act_pipeline.engines.interface.Engine.run`, including the smallest and the largest
+            batch.
+        device: ``GPU``, or ``CPU``, which needs neither a GPU nor TensorRT; the file can be used on another machine.
+        threads: number of CPU threads.
+        summary: summary of ``model``; None: it is read.
+        inference: ``paddle.inference`` or a stand-in; None: imported.
 
     Returns:
         The path of ``dynamic_shape.txt``.
+
+    Raises:
+        UserError: Paddle cannot run the model, or wrote no shapes.
     """
     target, record = shapes_path(model), record_path(model)
-    # Paddle says nothing when it cannot write its file: find out about permissions here.
+    # Paddle raises nothing when it cannot write its file: creating one here reveals missing permissions.
     handle, name = tempfile.mkstemp(prefix=f".{SHAPES_FILENAME}.", dir=model.directory)
     os.close(handle)
 
@@ -136,7 +148,7 @@ def collect(
                 f"Paddle collected no shapes into {target}; free some disk space, or run with --use_dynamic_shape=False"
             )
         with suppress(FileNotFoundError):
-            record.unlink()  # a kill between the two files leaves shapes without a record, which are collected anew
+            record.unlink()  # a kill between the two writes leaves shapes without a record: they are collected again
         os.chmod(name, 0o644)
         os.replace(name, target)
         write_record(

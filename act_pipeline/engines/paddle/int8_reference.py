@@ -1,18 +1,18 @@
-"""INT8 models in Paddle Inference as they stand, by oneDNN: every Q/DQ rounds, and nothing is slower than it must be.
+"""INT8 models in Paddle Inference with every Q/DQ computed, by oneDNN: the arithmetic of the engine ``paddle``, faster.
 
 Paddle's own CPU kernels spend most of an INT8 model's time in float convolutions without oneDNN and in rounding one
-element at a time. Here the same program runs with changes that leave its arithmetic as it is, but for the order in
-which floats are added:
+element at a time. Here the program is rewritten so that its arithmetic stays the same, except for the order in which
+floats are added:
 
-- weights are dequantized once, when the model is loaded, to what ``dequantize_linear`` gives, bit by bit;
+- Weights are dequantized once, when the model is loaded, to exactly the output of ``dequantize_linear``.
 - ``quantize_linear`` and ``dequantize_linear`` of an activation become oneDNN's ``quantize`` and ``dequantize``
-  (``x * 127 / scale``, rounded to the nearest with ties to even, saturated to -128..127; and back);
-- on a CPU with 8-bit dot products (AVX512-VNNI) a convolution of rounded activations by rounded weights, or a matmul
-  with a bias, multiplies and adds the integers, exactly, and gives floats, to which its bias is added:
-  ``sum(q_x * q_w) * s_x * s_w / 127**2``. On other CPUs the products are added in float, because oneDNN's INT8 halves
-  the weights there;
-- deformable attention gathers rows (`deformable_attention`);
-- all else runs in oneDNN's float kernels.
+  (``x * 127 / scale``, rounded to the nearest with ties to even, saturated to -128..127; and back).
+- On a CPU with 8-bit dot products (AVX512-VNNI), a convolution of rounded activations by rounded weights, or such a
+  matmul with a bias, accumulates integer products exactly, outputs float and then adds its bias:
+  ``sum(q_x * q_w) * s_x * s_w / 127**2``. On other CPUs products are accumulated in float, because oneDNN's INT8
+  kernels halve the weights there.
+- Deformable attention gathers rows (:mod:`act_pipeline.graph.deformable_attention`).
+- Everything else runs in oneDNN's float kernels.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from act_pipeline.graph.op_types import CONVOLUTIONS
 from act_pipeline.graph.program_desc import argument, flag, keep, parsed, variables, whole
 
 _LARGEST = 127
-# Paddle's kernels divide by smaller ones in a way of their own.
+# Paddle's kernels treat smaller scales specially.
 _LEAST_SCALE = 1e-30
 _FLOAT32 = 5  # VarType.FP32
 _ROUNDING_OPS = ("quantize_linear", "dequantize_linear")
@@ -49,8 +49,8 @@ _RESIDUAL_PASS = "conv_elementwise_add_mkldnn_fuse_pass"
 class Int8ReferenceEngine(PredictorEngine):
     """An INT8 model with every Q/DQ computed, as an :class:`act_pipeline.engines.interface.Engine`; CPU only.
 
-    It stands for the engine ``paddle``, of which it is the quick form: single scores differ where a sum falls on
-    another side of a rounding boundary, and mAP by what such noise makes.
+    A faster equivalent of the engine ``paddle``. Single scores differ where a sum falls on the other side of a rounding
+    boundary, and the mAP changes accordingly.
     """
 
     def __init__(
@@ -64,20 +64,20 @@ class Int8ReferenceEngine(PredictorEngine):
         inference: Any = None,
         machine: Machine | None = None,
     ) -> None:
-        """Load the model; its program and parameters are written anew, to a temporary folder.
+        """Rewrite the model to a temporary folder and load it.
 
         Args:
-            model: with Q/DQ ops.
+            model: a model with Q/DQ ops.
             precision: ``int8``.
             device: ``CPU``.
-            threads: CPU threads; None: all that this process may use.
-            batch_size: the largest batch; None: any.
-            summary: of ``model``, if it is at hand.
-            inference: a stand-in for ``paddle.inference``.
-            machine: this machine, or a stand-in.
+            threads: number of CPU threads; None: all CPUs that this process may use.
+            batch_size: the largest batch; None: no limit.
+            summary: summary of ``model``; None: it is read.
+            inference: ``paddle.inference`` or a stand-in; None: imported.
+            machine: this machine, or a stand-in; None: :func:`act_pipeline.engines.machine.machine`.
 
         Raises:
-            UserError: the files are damaged, or Paddle refuses them.
+            UserError: the files are damaged, or Paddle cannot load them.
         """
         self.name = "int8_reference"
         self.precision, self.device = precision, device
@@ -91,14 +91,19 @@ class Int8ReferenceEngine(PredictorEngine):
         with tempfile.TemporaryDirectory(prefix="act_pipeline_simulated_") as folder:
             summary = summary or inspect_model(model)
             rewritten = with_onednn_rounding(model, Path(folder), integers, summary)
-            # It takes and gives the same.
+            # The summary of the original model is valid: inputs and outputs are the same.
             self._predictor = Predictor(
                 rewritten, configure, summary, inference, "; --engine=paddle runs it", batch_size
             )
 
 
 def use_onednn(config: Any, threads: int) -> None:
-    """Make a ``paddle.inference.Config`` run what :func:`with_onednn_rounding` writes."""
+    """Configure Paddle Inference for a model that :func:`with_onednn_rounding` wrote.
+
+    Args:
+        config: a ``paddle.inference.Config``, changed in place.
+        threads: number of CPU threads.
+    """
     config.set_cpu_math_library_num_threads(threads)
     config.enable_mkldnn()
     config.delete_pass(_RESIDUAL_PASS)
@@ -107,17 +112,21 @@ def use_onednn(config: Any, threads: int) -> None:
 def with_onednn_rounding(
     model: InferenceModel, directory: Path, integers: bool, summary: ModelSummary | None = None
 ) -> InferenceModel:
-    """Write an INT8 model with float weights (rounded) and oneDNN's ops for the rounding of activations.
+    """Write an INT8 model with dequantized weights, whose activations are rounded by oneDNN's ops.
 
-    The two files are rewritten as they lie, without a graph of Paddle's: it is done at every evaluation. Activations
-    that are rounded per channel, or to other than 8 bits, keep Paddle's ops; ACT makes none of RT-DETR's.
+    The two files are edited as protobuf, without building a Paddle graph, because this happens at every evaluation.
+    Activations that are rounded per channel or to other than 8 bits keep Paddle's ops; ACT creates none in RT-DETR.
 
     Args:
-        model: with Q/DQ ops, as `act_pipeline.compress` and PaddleSlim's ACT (``onnx_format: true``) write them.
-        directory: an existing folder.
-        integers: convolutions, and matmuls with a bias, read the integers of their input and round their weights back
-            to integers, where both are rounded to 8 bits and the weight has one scale, or one for each output channel.
-        summary: of ``model``, if it is at hand.
+        model: a model with Q/DQ ops, written by `act_pipeline.compress` or PaddleSlim's ACT (``onnx_format: true``).
+        directory: an existing folder to write to.
+        integers: let convolutions, and matmuls with a bias, read the integers of their input and convert their weights
+            back to integers, where both are rounded to 8 bits and the weight has one scale, or one for each output
+            channel.
+        summary: summary of ``model``; None: it is read.
+
+    Returns:
+        The model in ``directory``.
 
     Raises:
         UserError: the files are damaged.
@@ -131,7 +140,7 @@ def with_onednn_rounding(
     biases = _biases(block.ops, parameters)
     rounded: dict[str, str] = {}  # activation -> its integers
     weights: dict[str, _Weight] = {}
-    added: set[str] = set()  # what `fc` gives in place of an addition
+    added: set[str] = set()  # outputs of additions that are fused into `fc`
     for op in block.ops:
         source, result = argument(op.inputs, "X"), argument(op.outputs, "Y")
         if op.type == "dequantize_linear" and source in parameters and whole(op, "bit_length") == 8:
@@ -175,14 +184,14 @@ def with_onednn_rounding(
 
 @dataclass(frozen=True)
 class _Weight:
-    """Along which axis a weight has its scales, None if it has one; and 127 / scale."""
+    """The axis of a weight's scales, None for a single scale; and 127 / scale, of shape [channels] or [1]."""
 
     axis: int | None
     factors: np.ndarray
 
 
 def _whole_pairs(ops: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return integer tensor -> 127 / scale, of those that one op makes and dequantizations by the same scale read."""
+    """Return integer tensor -> 127 / scale, for tensors that only ``dequantize_linear`` of the same scale reads."""
 
     def factor(op: Any) -> float | None:
         scale = parameters.get(argument(op.inputs, "Scale"))
@@ -226,7 +235,7 @@ def _become_onednn(op: Any, factor: float) -> None:
 
 
 def _biases(ops: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return product -> the op that adds a parameter to it, of those by a weight that only one op reads."""
+    """Return matmul output -> the op that adds a parameter to it, for matmuls whose weight has one reader."""
     reads = Counter(name for op in ops for name in variables(op.inputs))
     products = {
         argument(op.outputs, "Out")
@@ -243,7 +252,7 @@ def _biases(ops: Any, parameters: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _is_fully_connected(op: Any, adding: Any, parameters: Mapping[str, np.ndarray], weight: _Weight) -> bool:
-    """Say whether the weight is a matrix with a scale, and a bias, for each number that comes out, or one scale."""
+    """Return whether the weight is a matrix with one scale, or one for each output, and the bias has one per output."""
     matrix, bias = parameters[argument(op.inputs, "Y")], parameters[argument(adding.inputs, "Y")]
     columns = 0 if flag(op, "trans_y") else 1
     return (
@@ -255,7 +264,7 @@ def _is_fully_connected(op: Any, adding: Any, parameters: Mapping[str, np.ndarra
 
 
 def _become_fully_connected(op: Any, adding: Any, rank: int) -> None:
-    """Let a product take in the addition of its bias; the weight has a column for each number that comes out."""
+    """Convert a matmul and the addition of its bias to ``fc``; the weight is [inputs, outputs]."""
     from paddle.base.proto import framework_pb2
 
     op.type = "fc"
@@ -271,7 +280,7 @@ def _become_fully_connected(op: Any, adding: Any, rank: int) -> None:
 
 
 def _read_integers(op: Any, source: str, factor: float, weight_factors: np.ndarray) -> None:
-    """Let a convolution or ``fc`` read integers: its float weights, times these factors, are integers too."""
+    """Let a convolution or ``fc`` read integers; oneDNN converts its float weights to integers by the given factors."""
     from paddle.base.proto import framework_pb2
 
     next(slot for slot in op.inputs if slot.parameter == "Input").arguments[:] = [source]
@@ -286,7 +295,7 @@ def _read_integers(op: Any, source: str, factor: float, weight_factors: np.ndarr
 
 
 def _dequantized(weight: np.ndarray, scale: np.ndarray, axis: int) -> np.ndarray:
-    """Return a weight as ``dequantize_linear`` gives it, bit by bit: ``weight * scale / 127`` in float32."""
+    """Return the output of ``dequantize_linear`` for a weight, bit for bit: ``weight * scale / 127`` in float32."""
     scale = scale.astype(np.float32).reshape(-1)
     if scale.size > 1:
         scale = scale.reshape([-1 if dimension == axis else 1 for dimension in range(weight.ndim)])

@@ -26,7 +26,7 @@ _Engine = TypeVar("_Engine", bound="PredictorEngine")
 
 
 class PredictorEngine:
-    """What all of Paddle Inference's engines do with their predictor, which the derived class loads."""
+    """Base class of the engines on Paddle Inference; the derived class creates ``_predictor``."""
 
     _predictor: Predictor
 
@@ -35,7 +35,7 @@ class PredictorEngine:
         return self._predictor.run(inputs)
 
     def clone(self: _Engine) -> _Engine:
-        """Return another engine of the same weights, for another thread; both are to be closed."""
+        """Return another engine that shares the weights, for another thread; close both."""
         other = copy.copy(self)
         other._predictor = self._predictor.clone()
         return other
@@ -45,23 +45,23 @@ class PredictorEngine:
         self._predictor.close()
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of Paddle and its companions."""
+        """Return the versions of Paddle and the packages used with it, by name."""
         return package_versions()
 
 
 class PaddleEngine(PredictorEngine):
     """A Paddle Inference predictor as an :class:`act_pipeline.engines.interface.Engine`.
 
-    How each choice computes an INT8 model (Q/DQ ops in the program):
+    An INT8 model (Q/DQ ops in the program) is computed as follows:
 
-    - ``paddle`` runs every Q/DQ as it stands, in float arithmetic: what the model was made to compute, slowly, and
-      bit for bit what the training executor computes.
-    - ``paddle_onednn`` runs convolutions with INT8 kernels and drops the other activation Q/DQ: faster, and without
-      the rounding of the matmuls.
+    - ``paddle`` computes every Q/DQ pair in float arithmetic: slow, and bit for bit the result of the training
+      executor.
+    - ``paddle_onednn`` runs convolutions with INT8 kernels and drops the other Q/DQ of activations: faster, and without
+      the rounding of the matmuls' inputs.
 
-    Paddle 2.6 switches oneDNN on by itself; ``paddle`` switches it off. On a float model the two agree to 4e-6. On an
-    INT8 model another order of the same sums moves single values across a rounding boundary, and from there every
-    rounding falls anew: scores move by up to 0.03, as they do when a single bias changes by 3e-6.
+    Paddle 2.6 enables oneDNN by default; ``paddle`` disables it. On a float model the two agree to 4e-6. On an INT8
+    model, a different order of the same sums moves single values across a rounding boundary, which changes later
+    roundings: scores change by up to 0.03, as they do when a single bias changes by 3e-6.
     """
 
     def __init__(
@@ -79,16 +79,16 @@ class PaddleEngine(PredictorEngine):
 
         Args:
             model: float for ``fp32`` and ``fp16``, with Q/DQ ops for ``int8``.
-            precision: ``fp32`` or ``int8``; on a GPU also ``fp16`` (mixed, chosen by Paddle).
+            precision: ``fp32`` or ``int8``; on a GPU also ``fp16`` (mixed precision, assigned by Paddle).
             device: ``CPU`` or ``GPU``.
-            threads: CPU threads; None: all that this process may use.
-            batch_size: the largest batch; None: any.
+            threads: number of CPU threads; None: all CPUs that this process may use.
+            batch_size: the largest batch; None: no limit.
             onednn: use oneDNN (CPU only).
-            summary: of ``model``, if it is at hand.
-            inference: ``paddle.inference``, or a stand-in with its names.
+            summary: summary of ``model``; None: it is read.
+            inference: ``paddle.inference`` or a stand-in; None: imported.
 
         Raises:
-            UserError: the files are damaged, or Paddle refuses the model.
+            UserError: the files are damaged, or Paddle cannot load the model.
         """
         self.name = "paddle_onednn" if onednn else "paddle"
         self.precision, self.device, self.artifact = precision, device, model
@@ -113,7 +113,11 @@ class PaddleEngine(PredictorEngine):
 
 
 class Predictor:
-    """``paddle.inference``'s predictor, with its inputs checked and its refusals in one line."""
+    """A ``paddle.inference`` predictor that checks its inputs and raises one-line errors.
+
+    Attributes:
+        summary: summary of the model.
+    """
 
     def __init__(
         self,
@@ -124,15 +128,18 @@ class Predictor:
         remedy: str = "",
         batch_size: int | None = None,
     ) -> None:
-        """Check the files, configure, load.
+        """Check the files and load the model.
 
         Args:
             model: the model.
-            configure: gets the ``Config`` and the namespace it is from; sets what is particular to an engine.
-            summary: of ``model``, if it is at hand.
-            inference: ``paddle.inference``, or a stand-in with its names.
-            remedy: what the user can do when Paddle refuses the model, appended to the error.
-            batch_size: the largest batch; None: any.
+            configure: called with the ``Config`` and the ``inference`` namespace; sets the options of an engine.
+            summary: summary of ``model``; None: it is read.
+            inference: ``paddle.inference`` or a stand-in; None: imported.
+            remedy: what the user can do when Paddle cannot load the model, appended to the error.
+            batch_size: the largest batch; None: no limit.
+
+        Raises:
+            UserError: the files are damaged or lack the outputs of a detector, or Paddle cannot load the model.
         """
         self.summary = summary or inspect_model(model)
         self._remedy = remedy
@@ -158,19 +165,19 @@ class Predictor:
         self._ran = False
 
     def clone(self) -> Predictor:
-        """Return another predictor of the same weights: it is there at once, and runs beside this one."""
+        """Return another predictor that shares the weights and can run in parallel with this one."""
         other = copy.copy(self)
         other._predictor = self._predictor.clone()
         other._take_handles()
         return other
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Copy in, run, copy out. See :meth:`act_pipeline.engines.interface.Engine.run`."""
+        """See :meth:`act_pipeline.engines.interface.Engine.run`."""
         for name, array in self._check(inputs).items():
             self._inputs[name].copy_from_cpu(array)
         if self._ran:
             self._predictor.run()
-        else:  # kernels are chosen in the first run: refusals come then
+        else:  # Paddle chooses kernels in the first run, so unsupported ops raise there
             with refusals(f"Paddle Inference cannot run {self._where}", self._remedy):
                 self._predictor.run()
             self._ran = True
@@ -178,6 +185,6 @@ class Predictor:
         return detections(bbox, bbox_num, self._where)
 
     def close(self) -> None:
-        """Drop the predictor; Paddle writes what it collected and frees its memory when the last reference goes."""
+        """Free the predictor; Paddle writes collected shapes when its last reference is deleted."""
         self._inputs, self._outputs, self._predictor = {}, [], None
         gc.collect()

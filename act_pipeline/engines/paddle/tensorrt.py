@@ -1,4 +1,4 @@
-"""Paddle Inference with its TensorRT subgraphs, on a GPU."""
+"""Paddle Inference with TensorRT subgraphs, on a GPU."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _PRECISION_NAMES = {"fp32": "Float32", "fp16": "Half", "int8": "Int8"}
 
 
 class PaddleTensorRTEngine(PredictorEngine):
-    """A Paddle Inference predictor whose subgraphs run in TensorRT, as an :class:`Engine`.
+    """A Paddle Inference predictor with TensorRT subgraphs, as an :class:`act_pipeline.engines.interface.Engine`.
 
-    The first load builds TensorRT's engines, which takes minutes; they are kept in ``trt_cache/`` in the model's
-    folder and loaded from there as long as model, shapes, precision, GPU and versions are the same.
+    The first load builds the TensorRT engines, which takes minutes. They are cached in ``trt_cache/`` in the model's
+    folder and reused as long as model, shapes, precision, GPU and versions are the same.
     """
 
     name = "paddle_trt"
@@ -45,22 +45,22 @@ class PaddleTensorRTEngine(PredictorEngine):
         inference: Any = None,
         machine: Machine | None = None,
     ) -> None:
-        """Load the model; builds the engine if it is not cached.
+        """Load the model; build the TensorRT engines unless they are cached.
 
         Args:
             model: float for ``fp32`` and ``fp16``, with Q/DQ ops for ``int8`` (float with ``calibrate``).
             precision: ``fp32``, ``fp16`` or ``int8``.
             device: ``GPU``.
-            threads: CPU threads for what stays outside TensorRT; None: all.
+            threads: recorded only, never passed to Paddle; None: all CPUs that this process may use.
             batch_size: the largest batch.
             dynamic_shape: use the shapes that :mod:`act_pipeline.engines.paddle.dynamic_shape` collected.
-            calibrate: let TensorRT calibrate INT8 scales itself (``use_calib_mode``), for a model without any.
-            summary: of ``model``, if it is at hand.
-            inference: ``paddle.inference``, or a stand-in with its names.
-            machine: this machine, or a stand-in.
+            calibrate: let TensorRT calibrate INT8 scales (``use_calib_mode``), for a model without scales.
+            summary: summary of ``model``; None: it is read.
+            inference: ``paddle.inference`` or a stand-in; None: imported.
+            machine: this machine, or a stand-in; None: :func:`act_pipeline.engines.machine.machine`.
 
         Raises:
-            UserError: the shapes were not collected, the files are damaged, or Paddle refuses the model.
+            UserError: the shapes were not collected, the files are damaged, or Paddle cannot load the model.
         """
         self.precision, self.artifact = precision, model
         self.threads = threads or available_cpus()
@@ -90,8 +90,9 @@ class PaddleTensorRTEngine(PredictorEngine):
         self._predictor = Predictor(model, configure, summary, inference, remedy, batch_size)
 
     def _cache_directory(self, model: InferenceModel, batch_size: int, dynamic_shape: bool, calibrate: bool) -> Any:
-        # Paddle 2.6 names an engine after the subgraph's inputs and the precision only: the same graph with other
-        # weights, other shapes or on another GPU would get the old engine. So everything else is in the folder's name.
+        # Paddle 2.6 derives the name of a cached engine from the subgraph's inputs and the precision only: the same
+        # graph with other weights, other shapes or on another GPU would load the old engine. So the folder's name
+        # depends on everything else.
         shapes = shapes_path(model)
         key = json.dumps(
             [
@@ -109,7 +110,7 @@ class PaddleTensorRTEngine(PredictorEngine):
         return model.directory / CACHE_DIRECTORY / hashlib.sha256(key.encode()).hexdigest()[:16]
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of Paddle, CUDA, cuDNN and TensorRT."""
+        """Return the versions of Paddle, CUDA, cuDNN and TensorRT, by name."""
         found = super().versions()
         machine = self._machine
         for name, value in (("cuda", machine.cuda), ("cudnn", machine.cudnn)):

@@ -1,4 +1,7 @@
-"""Tensors from within a float graph, by Paddle Inference: oneDNN on the CPU runs it twice as fast as the executor."""
+"""Computation of intermediate tensors of a float graph by Paddle Inference.
+
+On the CPU it uses oneDNN, which is twice as fast as ``paddle.static.Executor``.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.engines.interface import runtime_error_line, without_pass_log
 from act_pipeline.engines.paddle.native import GPU_MEMORY_POOL_MB
 
-# Saving puts an identity `scale` op behind every output. These passes of Paddle 2.6.2 take it into the matmul before
-# it, and fail ("The node to be removed does not exist") where that matmul's output has another reader.
+# Saving appends an identity `scale` op to every output. These passes of Paddle 2.6.2 fuse it into the matmul before it,
+# and fail ("The node to be removed does not exist") where the matmul's output has another reader.
 _SCALE_FUSIONS = ("matmul_v2_scale_fuse_pass", "matmul_scale_fuse_pass")
 
 
 class PaddleTensors:
-    """A predictor of a model whose outputs may be any tensors, handed out one at a time.
+    """A predictor of a model whose outputs may be any tensors, copied to the host one at a time.
 
     Attributes:
         single: False: :meth:`run` takes batches of any size.
@@ -31,12 +34,12 @@ class PaddleTensors:
         """Load the model.
 
         Args:
-            model: a float model; its outputs are what :meth:`run` gives.
+            model: a float model; its outputs are those of :meth:`run`.
             device: ``CPU`` or ``GPU``.
-            threads: CPU threads; None: all that this process may use.
+            threads: number of CPU threads; None: all CPUs that this process may use.
 
         Raises:
-            UserError: Paddle refuses the model.
+            UserError: Paddle cannot load the model.
         """
         from paddle import inference
 
@@ -60,13 +63,17 @@ class PaddleTensors:
         self._outputs = [self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()]
 
     def run(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Iterator[np.ndarray]]:
-        """Run batches and yield the outputs of each in the model's order, copied one at a time as they are asked for.
+        """Run batches and yield the outputs of each in the model's order.
 
         Args:
-            batches: the model's inputs by name; others are left out.
+            batches: the model's inputs by name; arrays of other names are ignored.
+
+        Yields:
+            An iterator over the outputs of one batch, each copied to the host when it is requested; valid until the
+            next batch is requested.
 
         Raises:
-            UserError: memory does not suffice, or Paddle refuses a batch.
+            UserError: memory does not suffice, or Paddle fails on a batch.
         """
         for inputs in batches:
             for name, handle in self._inputs.items():
@@ -81,7 +88,7 @@ class PaddleTensors:
             yield self._copies()
 
     def _copies(self) -> Iterator[np.ndarray]:
-        # Holds the predictor, without which its handles point nowhere.
+        # As a method it keeps a reference to the predictor, without which the handles are invalid.
         for handle in self._outputs:
             yield handle.copy_to_cpu()
 

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX, by their Python modules."""
+"""Engines on TensorRT and TensorRT-RTX, through NVIDIA's Python modules."""

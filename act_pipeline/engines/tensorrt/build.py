@@ -1,4 +1,4 @@
-"""From an ONNX file to TensorRT's plan: parse, say what it may do, build. With ``tensorrt_rtx`` no GPU is needed."""
+"""Build of a TensorRT plan from an ONNX file; with ``tensorrt_rtx`` no GPU is needed."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from act_pipeline.engines.tensorrt.module import TensorRT, make_log
 
 PRECISIONS = ("fp32", "fp16", "int8")
 WORKSPACE_BYTES = 4 << 30
-# A plan of TensorRT-RTX that names no compute capability goes with every one from 8.0 on; its kernels are compiled by
-# the machine that loads it. Turing must be named.
+# A TensorRT-RTX plan built without a compute capability runs on every one from 8.0 on; the machine that loads it
+# compiles its kernels. Turing must be requested explicitly.
 PORTABLE = "portable"
 _TURING = (7, 5)
 
-# Input name -> its shapes: the smallest, the one to be fastest at, the largest.
+# Input name -> the smallest, the optimal and the largest shape.
 Profile = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What else decides what is built.
+    """Builder options.
 
     Attributes:
-        float16_rest: what of an INT8 model is float computes in FP16; the post-process always in FP32.
-        workspace_bytes: the most memory that a layer may take beside its tensors, bytes.
-        detailed: keep what the engine inspector shows of every layer.
-        compute_capability: for TensorRT-RTX, the one to build for (``8.9``); None: every one from 8.0 on.
+        float16_rest: for an INT8 model, compute what is not INT8 in FP16, except for the post-process, which stays
+            FP32.
+        workspace_bytes: the most memory that a layer may use in addition to its tensors, bytes.
+        detailed: store the layer details that the engine inspector shows.
+        compute_capability: for TensorRT-RTX, the compute capability to build for (``8.9``); None: every one from 8.0
+            on.
     """
 
     float16_rest: bool = True
@@ -45,16 +47,16 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a plan depends on; two plans of one recipe are the same.
+    """Everything that a plan depends on; plans of equal recipes are interchangeable.
 
     Attributes:
-        onnx_hash: of the file, ``sha256:<hex>``.
+        onnx_hash: hash of the ONNX file, ``sha256:<hex>``.
         precision: one of :data:`PRECISIONS`.
-        profile: the shapes.
+        profile: input name -> the smallest, the optimal and the largest shape.
         module: ``tensorrt`` or ``tensorrt_rtx``.
-        version: of it.
-        built_for: the GPU, the compute capability, or :data:`PORTABLE`.
-        options: builder options.
+        version: version of the module.
+        built_for: the GPU, the compute capability (``SM89``), or :data:`PORTABLE`.
+        options: the fields of :class:`BuildOptions`.
     """
 
     onnx_hash: str
@@ -66,19 +68,19 @@ class Recipe:
     options: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return the recipe as a dictionary for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Built:
-    """What came of a build.
+    """The result of a build.
 
     Attributes:
-        plan: the engine, serialized.
-        seconds: parsing and building.
-        layers: of the network as parsed, before any fusion: type -> how many.
-        int8_layers: those whose inputs all come from DequantizeLinear: type -> how many.
+        plan: the serialized engine.
+        seconds: time for parsing and building, s.
+        layers: layer type -> number of layers of the parsed network, before any fusion.
+        int8_layers: ``convolution`` or ``matmul`` -> number of those whose two operands come from DequantizeLinear.
     """
 
     plan: bytes
@@ -88,7 +90,7 @@ class Built:
 
 
 def strongly_typed(trt: TensorRT) -> bool:
-    """Return whether the network's types are the file's (TensorRT 10 on), not the builder's to choose (8, 9)."""
+    """Return whether the ONNX file determines the types (TensorRT 10 on), or the builder chooses them (8 and 9)."""
     return hasattr(trt.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or not hasattr(
         trt.module.BuilderFlag, "FP16"
     )
@@ -97,13 +99,20 @@ def strongly_typed(trt: TensorRT) -> bool:
 def plan_source(
     model: InferenceModel | OnnxModel, precision: str, trt: TensorRT, float16_rest: bool
 ) -> tuple[OnnxModel, OnnxSummary]:
-    """Return the ONNX file to build from: a folder is lowered for TensorRT, a file taken as it is.
+    """Return the ONNX file to build from and its summary: a folder is exported, a file is used unchanged.
 
-    A strongly typed network computes in FP16 where the file says so. A weakly typed one (TensorRT 8 and 9, whose parser
-    knows no Q/DQ of FP16) gets the FP32 file, and builder flags.
+    A strongly typed network computes in FP16 where the tensors of the file are FP16. A weakly typed one (TensorRT 8 and
+    9, whose parser does not support FP16 Q/DQ) gets an FP32 file and builder flags.
+
+    Args:
+        model: a Paddle model folder, or an ONNX file written with ``--target tensorrt``.
+        precision: one of :data:`PRECISIONS`.
+        trt: NVIDIA's module.
+        float16_rest: see :class:`BuildOptions`.
 
     Raises:
-        UserError: precision and model do not fit, the file is spelled for another runtime, or as the lowering.
+        UserError: the precision does not match the model, the file has the Q/DQ format of another runtime, or the
+            export to ONNX fails.
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision is {precision!r}, TensorRT has {', '.join(PRECISIONS)}")
@@ -111,7 +120,7 @@ def plan_source(
     if isinstance(model, OnnxModel):
         onnx_model, summary = model, inspect_onnx(model)
         if strongly_typed(trt) and not summary.quantized:
-            onnx_artifact(model, "tensorrt", precision == "fp16")  # refuses floats of the other type
+            onnx_artifact(model, "tensorrt", precision == "fp16")  # raises if the floats are of the other type
     else:
         onnx_model, summary = onnx_artifact(model, "tensorrt_rtx" if trt.rtx else "tensorrt", float16)
     if (precision == "int8") != summary.quantized:
@@ -126,10 +135,19 @@ def plan_source(
 
 
 def make_profile(onnx_model: OnnxModel, summary: OnnxSummary, batch_size: int) -> dict[str, Any]:
-    """Return the shapes that the plan is for: batches of 1 to ``batch_size``, fastest at that.
+    """Return the optimization profile: batches of 1 to ``batch_size``, optimized for ``batch_size``.
+
+    Args:
+        onnx_model: the file, for messages.
+        summary: its summary.
+        batch_size: the largest batch.
+
+    Returns:
+        Input name -> the smallest, the optimal and the largest shape.
 
     Raises:
-        UserError: the batch size is not positive, or not the file's fixed one, or more than the batch is left open.
+        UserError: the batch size is not positive, the file has another fixed batch size, or a dimension other than the
+            batch is dynamic.
     """
     if batch_size < 1:
         raise UserError(f"--batch_size is {batch_size}, expected a positive integer")
@@ -138,7 +156,7 @@ def make_profile(onnx_model: OnnxModel, summary: OnnxSummary, batch_size: int) -
         if -1 in shape[1:]:
             raise UserError(
                 f"{onnx_model.path}: input {name} has the shape {list(shape)}, expected a fixed height and width; "
-                "export the model with a fixed size (tools/export_model.py), then lower it again"
+                "export the model with a fixed size (tools/export_model.py), then export it to ONNX again"
             )
         if shape and shape[0] not in (-1, batch_size):
             raise UserError(
@@ -159,10 +177,19 @@ def make_recipe(
     batch_size: int,
     options: BuildOptions,
 ) -> Recipe:
-    """Return what is to be built, here.
+    """Return the recipe of a plan to build on this machine.
+
+    Args:
+        trt: NVIDIA's module.
+        gpu: the GPU of this machine; None: there is none.
+        onnx_model: the file to build from.
+        summary: its summary.
+        precision: one of :data:`PRECISIONS`.
+        batch_size: the largest batch.
+        options: builder options.
 
     Raises:
-        UserError: as :func:`make_profile`; TensorRT without a GPU; no such compute capability.
+        UserError: as :func:`make_profile`; ``tensorrt`` is used without a GPU; or the compute capability is unknown.
     """
     return Recipe(
         onnx_hash=onnx_model.content_hash(),
@@ -201,10 +228,19 @@ def _built_for(trt: TensorRT, gpu: Gpu | None, compute_capability: str | None) -
 
 
 def build(trt: TensorRT, onnx_model: OnnxModel, recipe: Recipe, timing_cache: bytes = b"") -> tuple[Built, bytes]:
-    """Build the plan, and return it with the timing cache as it is now (empty where the module has none).
+    """Build the plan, and return it with the updated timing cache.
+
+    Args:
+        trt: NVIDIA's module.
+        onnx_model: the file to build from.
+        recipe: what to build.
+        timing_cache: the serialized timing cache of earlier builds; empty: none.
+
+    Returns:
+        The result, and the serialized timing cache; empty for TensorRT-RTX, which has none.
 
     Raises:
-        UserError: NVIDIA's parser or builder refuses: the node, its op, and NVIDIA's words.
+        UserError: NVIDIA's parser or builder fails; the message names the node, its op and NVIDIA's reason.
     """
     started = time.perf_counter()
     log = make_log(trt.module)
@@ -245,8 +281,7 @@ def _configure(trt: TensorRT, config: Any, recipe: Recipe) -> None:
     module, options = trt.module, recipe.options
     config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options["workspace_bytes"])
     if not strongly_typed(trt):
-        # Without INT8 the Q/DQ pairs would be computed as they stand; with it no calibrator is asked, since the file
-        # has its scales.
+        # Without this flag Q/DQ pairs would be computed in float. No calibrator is needed, since the file has scales.
         if recipe.precision == "int8":
             config.set_flag(module.BuilderFlag.INT8)
         if recipe.precision == "fp16" or (recipe.precision == "int8" and options["float16_rest"]):
@@ -264,22 +299,22 @@ def _is_open(network: Any) -> bool:
 
 
 def _parser_error(trt: TensorRT, onnx_model: OnnxModel, parser: Any, log: Any) -> str:
-    """Return the first error, which is the one that stopped it."""
-    ours = bool(onnx_model.record())  # then the lowering is wrong, and writing the file again is no help
+    """Return a line about the parser's first error, which is the cause of the others."""
+    ours = bool(onnx_model.record())  # the error is then in our export, and writing the file again does not help
     remedy = "" if ours else "; write the file with deploy/export_onnx.py --target tensorrt, or give the model's folder"
     if parser.num_errors == 0:
         return f"{trt} cannot parse {onnx_model.path}: {log.first_error()}{remedy}"
     error = parser.get_error(0)
-    # The two names came with TensorRT 10; before, the node's number is all there is.
+    # TensorRT 10 introduced the two names; older versions have only the node's number.
     op, node = (getattr(error, name, lambda: "")() for name in ("node_operator", "node_name"))
     where = f"node {node!r} ({op})" if op else f"node number {error.node()}"
-    # Without a driver the words end with that of TensorRT-RTX's, which is not why the node is refused.
+    # Without a driver TensorRT-RTX appends a CUDA error, which is not the reason why parsing failed.
     said = " ".join(error.desc().split()).split(" [checkMacros.cpp::catchCudaError")[0]
     return f"{trt} cannot parse {onnx_model.path}: {where}: {said}{remedy}"
 
 
 def _count_layers(trt: TensorRT, network: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """Return how many layers of each type the network has, and how many convolutions and matmuls take INT8."""
+    """Return the number of layers of each type, and of the convolutions and matmuls with INT8 operands."""
     types = trt.module.LayerType
     counted = {types.CONVOLUTION: "convolution", types.MATRIX_MULTIPLY: "matmul"}
     layers: Counter[str] = Counter()
@@ -293,7 +328,7 @@ def _count_layers(trt: TensorRT, network: Any) -> tuple[dict[str, int], dict[str
             counting.append(layer)
 
     def dequantized(tensor: Any) -> bool:
-        """The parser puts shuffles between, to give both sides of a product as many dimensions."""
+        """Return whether a tensor comes from DequantizeLinear, past shuffles that the parser adds to equalize ranks."""
         layer = made_by.get(tensor.name) if tensor is not None else None
         while layer is not None and layer.type == types.SHUFFLE:
             layer = made_by.get(layer.get_input(0).name)

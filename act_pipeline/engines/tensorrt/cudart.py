@@ -1,6 +1,6 @@
-"""The few calls of the CUDA runtime that running a plan takes, on one stream, through NVIDIA's ``cuda-bindings``.
+"""The CUDA runtime calls that running a plan needs, on one stream, through NVIDIA's ``cuda-bindings``.
 
-``cuda-bindings`` carries its own CUDA runtime and needs nothing but the driver; it imports on a machine without one.
+``cuda-bindings`` contains the CUDA runtime and needs only the driver; importing it works without a driver.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 
 from act_pipeline.core.errors import UserError
 
-# Up to 12.6 `cuda-python` had it under the second name.
+# `cuda-python` up to 12.6 uses the second name.
 _MODULES = ("cuda.bindings.runtime", "cuda.cudart")
 PACKAGE = 'pip install "act_pipeline[tensorrt-rtx]" (cuda-bindings)'
 
 
 class CudaError(RuntimeError):
-    """A call of the CUDA runtime that did not succeed."""
+    """A CUDA runtime call failed."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Gpu:
     """The GPU in use.
 
     Attributes:
-        name: NVIDIA's.
+        name: NVIDIA's product name.
         compute_capability: (major, minor).
     """
 
@@ -41,25 +41,25 @@ class Gpu:
 
 
 def has_cudart() -> bool:
-    """Return whether the package is installed; imports no more than ``cuda``, a folder without code."""
+    """Return whether ``cuda-bindings`` is installed; imports only ``cuda``, a package without code."""
     return _is_there("cuda.bindings") or _is_there("cuda.cudart")
 
 
 def _is_there(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ImportError:  # no `cuda`, or one of another package's
+    except ImportError:  # there is no `cuda`, or another distribution's `cuda`
         return False
 
 
 class Cuda:
-    """One CUDA stream, and memory for it."""
+    """One CUDA stream, and the memory used with it."""
 
     def __init__(self, runtime: Any = None) -> None:
-        """Take the first GPU that CUDA shows (``CUDA_VISIBLE_DEVICES``); the stream is made when it is first used.
+        """Use the current CUDA device; the stream is created on first use.
 
         Args:
-            runtime: ``cuda.bindings.runtime``, or a stand-in with its names.
+            runtime: ``cuda.bindings.runtime`` or a stand-in; None: imported.
 
         Raises:
             UserError: the package is missing.
@@ -69,10 +69,17 @@ class Cuda:
         self._freeing: dict[int, Any] = {}
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Return what a function of the runtime gives beside its error code.
+        """Call a function of the CUDA runtime and return its first result after the error code.
+
+        Args:
+            name: the function, such as ``cudaMalloc``.
+            *arguments: its arguments.
+
+        Returns:
+            The first result, None if the function returns an error code only.
 
         Raises:
-            CudaError: the code is not ``cudaSuccess``.
+            CudaError: the error code is not ``cudaSuccess``.
         """
         error, *values = getattr(self._runtime, name)(*arguments)
         if int(error) != 0:
@@ -80,7 +87,7 @@ class Cuda:
         return values[0] if values else None
 
     def gpu(self) -> Gpu | None:
-        """Return the GPU, None if there is none, or no driver."""
+        """Return the GPU; None if there is no GPU or no driver."""
         try:
             if self.call("cudaGetDeviceCount") == 0:
                 return None
@@ -91,57 +98,67 @@ class Cuda:
         return Gpu(name.rstrip("\0"), (int(found.major), int(found.minor)))
 
     def version(self) -> str:
-        """Return the version of the CUDA runtime, ``12.9``."""
+        """Return the version of the CUDA runtime, such as ``12.9``."""
         number = int(self.call("cudaRuntimeGetVersion"))
         return f"{number // 1000}.{number % 1000 // 10}"
 
     @property
     def stream(self) -> int:
-        """The stream's handle."""
+        """Handle of the stream."""
         if self._stream is None:
             self._stream = self.call("cudaStreamCreate")
         return int(self._stream)
 
     def device_memory(self, size: int) -> int:
-        """Return the address of ``size`` bytes on the GPU; freed by :meth:`free` or :meth:`close`."""
+        """Allocate ``size`` bytes on the GPU and return their address; :meth:`free` or :meth:`close` frees them."""
         address = int(self.call("cudaMalloc", max(size, 1)))
         self._freeing[address] = "cudaFree"
         return address
 
     def pinned_memory(self, size: int) -> np.ndarray:
-        """Return ``size`` page-locked bytes of the host as uint8; freed by :meth:`close`."""
+        """Allocate page-locked host memory and return it as uint8 [``size``]; :meth:`close` frees it."""
         address = int(self.call("cudaMallocHost", max(size, 1)))
         self._freeing[address] = "cudaFreeHost"
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def free(self, address: int) -> None:
-        """Free what :meth:`device_memory` gave."""
+        """Free memory of :meth:`device_memory`."""
         self.call(self._freeing.pop(address), address)
 
     def to_device(self, address: int, source: np.ndarray) -> None:
-        """Copy pinned bytes to the GPU, in the stream's order."""
+        """Enqueue a copy of a pinned array to the GPU.
+
+        Args:
+            address: address on the GPU.
+            source: array in pinned memory, which must not change before :meth:`synchronize`.
+        """
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self.call("cudaMemcpyAsync", address, source.ctypes.data, source.nbytes, kind, self._stream)
 
     def to_host(self, target: np.ndarray, address: int) -> None:
-        """Copy from the GPU to pinned bytes, in the stream's order; there after :meth:`synchronize`."""
+        """Enqueue a copy from the GPU to a pinned array.
+
+        Args:
+            target: array in pinned memory, valid after :meth:`synchronize`; its size determines the number of bytes.
+            address: address on the GPU.
+        """
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self.call("cudaMemcpyAsync", target.ctypes.data, address, target.nbytes, kind, self._stream)
 
     def event(self) -> Any:
-        """Return an event that measures time; lives until the process ends."""
+        """Create a timing event; it is never destroyed."""
         return self.call("cudaEventCreate")
 
     def record(self, event: Any) -> None:
-        """Put an event into the stream."""
+        """Enqueue an event."""
         self.call("cudaEventRecord", event, self._stream)
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
-        """Return the milliseconds between two events that have passed."""
+        """Return the milliseconds between two completed events."""
         return float(self.call("cudaEventElapsedTime", start, end))
 
     def synchronize(self) -> None:
-        """Wait until all that was put into the stream is done."""
+        """Wait until all enqueued work is done."""
         self.call("cudaStreamSynchronize", self._stream)
 
     def close(self) -> None:
@@ -162,5 +179,5 @@ def _import_cudart() -> Any:
 
 
 def current_gpu() -> Gpu | None:
-    """Return the GPU that CUDA shows first, None if there is none or ``cuda-bindings`` is missing."""
+    """Return the current CUDA device; None if there is no GPU or ``cuda-bindings`` is not installed."""
     return Cuda().gpu() if has_cudart() else None

@@ -1,4 +1,4 @@
-"""TensorRT, or TensorRT-RTX, on an NVIDIA GPU: one plan, one stream, pinned host memory."""
+"""TensorRT or TensorRT-RTX on an NVIDIA GPU: one plan, one stream, pinned host memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,14 @@ _ELSEWHERE = "deploy/build_engine.py builds engines without a GPU; to run the mo
 
 
 def tensorrt_refusal(here: Machine) -> tuple[str, str] | None:
-    """Return why TensorRT cannot run here, and what to do; None if it can. Imports nothing of NVIDIA's."""
+    """Return why TensorRT cannot run on a machine, and a remedy, without importing NVIDIA's modules.
+
+    Args:
+        here: the machine.
+
+    Returns:
+        The reason and the remedy, one line each; None if TensorRT can run.
+    """
     if not installed():
         return "neither tensorrt nor tensorrt_rtx is installed", INSTALL
     if "onnx" not in here.packages:
@@ -44,20 +51,21 @@ def tensorrt_refusal(here: Machine) -> tuple[str, str] | None:
 
 
 def tensorrt_versions() -> str:
-    """Return which of NVIDIA's modules is installed and its version, without importing it."""
+    """Return the name and version of the installed module of NVIDIA, without importing it; empty if there is none."""
     return ", ".join(f"{flavour.title} {installed_version(flavour)}".rstrip() for flavour in installed()[:1])
 
 
 class TensorRTEngine:
-    """A plan on a GPU as an :class:`act_pipeline.engines.interface.Engine`.
+    """A TensorRT plan on a GPU as an :class:`act_pipeline.engines.interface.Engine`.
 
-    The first load builds the plan, which takes seconds to minutes; it is kept in ``trt_cache/`` in the model's folder
-    and loaded from there as long as model, profile, options, version and GPU are the same.
+    The first load builds the plan, which takes seconds to minutes. It is cached in ``trt_cache/`` in the model's folder
+    and reused as long as model, profile, options, version and GPU are the same.
 
     Attributes:
-        last_device_ms: milliseconds on the GPU of the last run, between events before and after the engine, without
-            the copies; None before the first run.
-        gpu: the GPU that runs it.
+        last_device_ms: GPU time of the last run in ms, between events before and after the engine, without the copies
+            of inputs and outputs; None before the first run.
+        gpu: the GPU that runs the plan.
+        plan_path: the plan on disk.
     """
 
     name = "tensorrt"
@@ -74,22 +82,23 @@ class TensorRTEngine:
         tensorrt: TensorRT | None = None,
         cuda: Cuda | None = None,
     ) -> None:
-        """Lower the model if it is a folder, build the plan unless it is kept, and load it.
+        """Export the model to ONNX if it is a folder, build the plan unless it is cached, and load it.
 
         Args:
             model: float for ``fp32`` and ``fp16``, with Q/DQ for ``int8``; a folder, or an ONNX file for TensorRT.
             precision: ``fp32``, ``fp16`` or ``int8``.
             device: ``GPU``.
-            threads: has no effect; what the record says.
-            batch_size: the largest batch, at which the plan is fastest.
-            float16_rest: for ``int8``, what is not INT8 computes in FP16, the post-process in FP32; else all in FP32.
-            say: takes a line about why a plan is built; None: stderr.
-            tensorrt: NVIDIA's module, or a stand-in.
-            cuda: the CUDA runtime, or a stand-in.
+            threads: recorded only, without effect on TensorRT; None: all CPUs that this process may use.
+            batch_size: the largest batch, for which the plan is optimized.
+            float16_rest: for ``int8``, compute what is not INT8 in FP16, except for the post-process in FP32;
+                otherwise all of it in FP32.
+            say: called with a line about why a plan is built; None: printed to stderr.
+            tensorrt: NVIDIA's module or a stand-in; None: imported.
+            cuda: the CUDA runtime or a stand-in; None: imported.
 
         Raises:
-            UserError: a package or the GPU is missing, the file is damaged or spelled for another runtime, or TensorRT
-                refuses it.
+            UserError: a package or the GPU is missing, the file is damaged or in the Q/DQ format of another runtime, or
+                TensorRT cannot build or load it.
         """
         from act_pipeline.engines.tensorrt.build import BuildOptions, make_recipe, plan_source
         from act_pipeline.engines.tensorrt.plan import load_or_build, say_on_stderr
@@ -131,7 +140,7 @@ class TensorRTEngine:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What else decides the figures; goes into records."""
+        """Settings other than precision and device that affect results, for the records."""
         return dict(self._settings)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -147,11 +156,11 @@ class TensorRTEngine:
             if not context.execute_async_v3(stream):
                 raise UserError(f"{self._trt} cannot run {self._where}: {self._log.first_error()}")
             cuda.record(self._end)
-            # The shapes are known by now: TensorRT tells them before execute_async_v3 returns.
+            # TensorRT calls notify_shape before execute_async_v3 returns, so the shapes are known here.
             arrays = [self._allocator.fetch(name, self._dtype(name)) for name in self._outputs]
             cuda.synchronize()
             self.last_device_ms = cuda.elapsed_ms(self._start, self._end)
-        bbox, bbox_num = (array.copy() for array in arrays)  # the pinned memory is written again by the next run
+        bbox, bbox_num = (array.copy() for array in arrays)  # the next run overwrites the pinned memory
         return detections(bbox, bbox_num, self._where)
 
     def close(self) -> None:
@@ -160,7 +169,7 @@ class TensorRTEngine:
         self._cuda.close()
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of TensorRT and CUDA, and of what lowered the model."""
+        """Return the versions of TensorRT, CUDA and the packages that exported the model, by name."""
         return {**package_versions(), self._trt.name: self._trt.version, "cuda": self._cuda.version()}
 
     def _output_names(self) -> list[str]:
@@ -176,20 +185,20 @@ class TensorRTEngine:
 
 
 class _Buffer:
-    """As many bytes on the GPU as in pinned memory of the host."""
+    """A buffer on the GPU and one of the same size in pinned host memory."""
 
     def __init__(self, cuda: Cuda, size: int) -> None:
         self.address, self.host = cuda.device_memory(size), cuda.pinned_memory(size)
 
     def fill(self, array: np.ndarray) -> np.ndarray:
-        """Write an array into the pinned memory, and return the bytes that it takes."""
+        """Copy an array into the pinned memory, and return the bytes that it occupies there."""
         used = self.host[: array.nbytes]
         used.view(array.dtype).reshape(array.shape)[...] = array
         return used
 
 
 def _output_allocator(module: Any, cuda: Cuda) -> Any:
-    """Return what gives TensorRT memory for outputs, whose sizes it says only while it runs ([K, 6])."""
+    """Return an ``IOutputAllocator``: the sizes of the outputs ([K, 6]) are known only while TensorRT runs."""
 
     class Allocator(module.IOutputAllocator):
         def __init__(self) -> None:
@@ -203,7 +212,7 @@ def _output_allocator(module: Any, cuda: Cuda) -> Any:
             if name not in self._sizes or size > self._sizes[name]:
                 if name in self._device:
                     cuda.free(self._device.pop(name))
-                # cudaMalloc aligns to 256 bytes and more, TensorRT asks for that at most.
+                # cudaMalloc aligns to at least 256 bytes, the most that TensorRT requests.
                 self._device[name], self._sizes[name] = cuda.device_memory(size), size
             return self._device[name]
 
@@ -214,7 +223,7 @@ def _output_allocator(module: Any, cuda: Cuda) -> Any:
             self._shapes[name] = tuple(int(length) for length in shape)
 
         def fetch(self, name: str, dtype: np.dtype) -> np.ndarray:
-            """Put the copy to the host into the stream, and return where it will be."""
+            """Enqueue the copy of an output to the host, and return the array that will hold it."""
             shape = self._shapes[name]
             size = dtype.itemsize * math.prod(shape)
             if name not in self._host or self._host[name].size < size:

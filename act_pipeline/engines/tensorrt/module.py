@@ -1,7 +1,7 @@
-"""Which of NVIDIA's two modules is here: ``tensorrt``, or ``tensorrt_rtx``, the same interface for RTX GPUs.
+"""Import of NVIDIA's module: ``tensorrt``, or ``tensorrt_rtx``, which has the same interface for RTX GPUs.
 
-``tensorrt`` builds on the GPU that it builds for. ``tensorrt_rtx`` parses and builds anywhere, without a GPU and
-without a driver, and leaves the choice of kernels to the machine that loads the plan.
+``tensorrt`` builds on the GPU that it builds for. ``tensorrt_rtx`` parses and builds without a GPU and without a
+driver; the machine that loads the plan chooses the kernels.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ INSTALL = 'pip install "act_pipeline[tensorrt-rtx]", or -r requirements/tensorrt
 
 @dataclass(frozen=True)
 class Flavour:
-    """One of the two.
+    """TensorRT or TensorRT-RTX, and how it is installed.
 
     Attributes:
-        name: the module.
-        title: what a user calls it.
-        modules: what to import, the first that is there. The sdist ``tensorrt-rtx-cu12`` adds to the wheels of its
-            parts nothing but the module ``tensorrt_rtx``, which imports ``tensorrt_rtx_bindings``.
-        distributions: packages that may have brought it.
+        name: ``tensorrt`` or ``tensorrt_rtx``.
+        title: the product name, for messages.
+        modules: modules to import; the first installed one is used. The sdist ``tensorrt-rtx-cu12`` only adds the
+            module ``tensorrt_rtx``, which imports ``tensorrt_rtx_bindings``, to the wheels that it depends on.
+        distributions: distributions that may contain it.
     """
 
     name: str
@@ -50,12 +50,12 @@ FLAVOURS = (
 
 @dataclass(frozen=True)
 class TensorRT:
-    """The module that was imported, or a stand-in.
+    """NVIDIA's imported module, or a stand-in.
 
     Attributes:
-        module: ``tensorrt`` or ``tensorrt_rtx``.
-        name: which.
-        title: what a user calls it.
+        module: the module.
+        name: ``tensorrt`` or ``tensorrt_rtx``.
+        title: the product name, for messages.
     """
 
     module: Any
@@ -68,7 +68,7 @@ class TensorRT:
 
     @property
     def rtx(self) -> bool:
-        """It builds without a GPU."""
+        """Whether it is TensorRT-RTX, which builds without a GPU."""
         return self.name == "tensorrt_rtx"
 
     def __str__(self) -> str:
@@ -76,12 +76,12 @@ class TensorRT:
 
 
 def installed() -> list[Flavour]:
-    """Return those that are installed, the better one for running first; imports none."""
+    """Return the installed flavours without importing them, ``tensorrt`` first."""
     return [flavour for flavour in FLAVOURS if any(importlib.util.find_spec(name) for name in flavour.modules)]
 
 
 def installed_version(flavour: Flavour) -> str:
-    """Return the version of an installed one without importing it, empty if its package does not say."""
+    """Return the version of a flavour without importing it; empty if no distribution of it is installed."""
     for name in flavour.distributions:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
@@ -89,13 +89,16 @@ def installed_version(flavour: Flavour) -> str:
 
 
 def import_tensorrt(prefer: Iterable[str] = ()) -> TensorRT:
-    """Return the module.
+    """Import ``tensorrt`` or ``tensorrt_rtx``.
 
     Args:
         prefer: names to try first; then ``tensorrt``, then ``tensorrt_rtx``.
 
+    Returns:
+        The first module that can be imported.
+
     Raises:
-        UserError: neither is installed, or none of those installed can be imported.
+        UserError: neither is installed, or no installed one can be imported.
     """
     order = list(prefer)
     flavours = sorted(
@@ -106,14 +109,14 @@ def import_tensorrt(prefer: Iterable[str] = ()) -> TensorRT:
         name = next(name for name in flavour.modules if importlib.util.find_spec(name))
         try:
             return TensorRT(importlib.import_module(name), flavour.name, flavour.title)
-        except (ImportError, OSError, AttributeError, RuntimeError) as error:  # a shell without its libraries
+        except (ImportError, OSError, AttributeError, RuntimeError) as error:  # such as a wheel without its libraries
             failures.append(f"{name} cannot be imported ({' '.join(str(error).split())})")
     why = " and ".join(failures) or "neither tensorrt nor tensorrt_rtx is installed"
     raise UserError(f"{why}; install it: {INSTALL}")
 
 
 def make_log(module: Any) -> Any:
-    """Return an ``ILogger`` that prints nothing and keeps what is an error, in its ``errors``."""
+    """Return an ``ILogger`` that prints nothing and collects error messages in ``errors``."""
     severity = module.ILogger.Severity
 
     class Log(module.ILogger):
@@ -126,7 +129,7 @@ def make_log(module: Any) -> Any:
                 self.errors.append(" ".join(str(message).split()))
 
         def first_error(self) -> str:
-            """Return the first error, which is the cause of the others."""
+            """Return the first error message, which names the cause of the others."""
             return self.errors[0] if self.errors else "it does not say why"
 
     return Log()

@@ -1,4 +1,4 @@
-"""TensorRT's plans on disk: built once for a model, a profile, a version and a GPU, and kept with a record."""
+"""TensorRT plans on disk: built once for each model, profile, version and GPU, and stored with a record."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ Say = Callable[[str], None]
 
 
 def say_on_stderr(line: str) -> None:
-    """Print a line about what happens next, beside what a command prints."""
+    """Print a progress line to stderr, which keeps it out of a command's output."""
     print(line, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """A plan on disk; the record beside it (``.json``) holds the same.
+    """A plan on disk; the record next to it (``.json``) holds the same.
 
     Attributes:
         path: the plan.
-        bytes: its size.
-        onnx_path: the file that it was built from.
-        onnx_bytes: its size.
-        recipe: what it was built of, for and with.
-        seconds: that the build took.
-        layers: of the network as parsed: type -> how many.
-        int8_layers: convolutions and matmuls whose inputs come from DequantizeLinear -> how many.
+        bytes: size of the plan.
+        onnx_path: the ONNX file that the plan was built from.
+        onnx_bytes: size of the ONNX file.
+        recipe: what the plan depends on.
+        seconds: build time, s.
+        layers: layer type -> number of layers of the parsed network.
+        int8_layers: ``convolution`` or ``matmul`` -> number of those whose two operands come from DequantizeLinear.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class PlanRecord:
     int8_layers: dict[str, int]
 
     def summary(self) -> str:
-        """Return what was built, in a few lines."""
+        """Return a description of the build for users, of a few lines."""
         recipe = self.recipe
         batches = " to ".join(str(recipe.profile["image"][index][0]) for index in (0, 2))
         found = [
@@ -83,21 +83,25 @@ def build_plan(
     trt: TensorRT | None = None,
     gpu: Gpu | None = None,
 ) -> PlanRecord:
-    """Build an engine and write it; on a machine without a GPU too, where ``tensorrt_rtx`` is installed.
+    """Build a plan and write it to disk; works without a GPU where ``tensorrt_rtx`` is installed.
 
     Args:
-        model: a model's folder, which is lowered, or an ONNX file for TensorRT.
-        path: the plan to write, and its record beside it; None: into the model's cache, where
+        model: a Paddle model folder, which is exported to ONNX, or an ONNX file for TensorRT.
+        path: the plan to write, with its record next to it; None: in the model's cache, where
             :class:`act_pipeline.engines.tensorrt.engine.TensorRTEngine` finds it.
-        precision: ``fp32``, ``fp16`` (float models) or ``int8`` (INT8 models).
-        batch_size: the largest batch, at which the plan is fastest.
-        say: takes a line about what happens next.
-        options: what else decides what is built.
-        trt: NVIDIA's module; None: ``tensorrt``, or ``tensorrt_rtx`` if it is the one installed or there is no GPU.
-        gpu: the GPU to build on; None: looked for.
+        precision: ``fp32`` or ``fp16`` for float models, ``int8`` for INT8 models.
+        batch_size: the largest batch, for which the plan is optimized.
+        say: called with a progress line.
+        options: builder options; None: the defaults.
+        trt: NVIDIA's module; None: ``tensorrt``, or ``tensorrt_rtx`` if only that is installed or there is no GPU.
+        gpu: the GPU to build on; None: the current CUDA device, if any.
+
+    Returns:
+        The record of the plan.
 
     Raises:
-        UserError: the module is missing, or it or the lowering refuses the model.
+        UserError: the module is missing, the export to ONNX fails, TensorRT cannot build the model, or ``path`` is a
+            folder.
 
     Example:
         >>> model = InferenceModel.load("output/rtdetr_sample_int8")  # doctest: +SKIP
@@ -116,12 +120,12 @@ def build_plan(
 
 
 def cache_directory(model: InferenceModel | OnnxModel) -> Path:
-    """Return where a model's plans are kept: in its folder, or in the user's cache if that cannot be written to."""
+    """Return the folder of a model's plans: in the model's folder, or in the user's cache if that is read-only."""
     return writable_directory(model, CACHE_DIRECTORY)
 
 
 def plan_name(recipe: Recipe) -> str:
-    """Return the file name of a recipe's plan: a hash of all that decides it."""
+    """Return the file name of a recipe's plan, a hash of the recipe."""
     text = json.dumps(recipe.as_dict(), sort_keys=True)
     return f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.plan"
 
@@ -134,18 +138,18 @@ def load_or_build(
     deserialize: Callable[[bytes], Any],
     say: Say,
 ) -> tuple[Any, Path]:
-    """Return the engine of a recipe and its plan's path: from the cache, or built now, for a reason that is said.
+    """Return the engine of a recipe and the path of its plan, from the cache or built now.
 
     Args:
         trt: NVIDIA's module.
-        model: whose cache is used.
-        onnx_model: what to build from.
+        model: the model whose cache is used.
+        onnx_model: the file to build from.
         recipe: what to build.
-        deserialize: makes an engine of a plan, None if it does not load.
-        say: takes the reason.
+        deserialize: returns the engine of a serialized plan, or None if it does not load.
+        say: called with the reason for a build.
 
     Raises:
-        UserError: it cannot be built, or what was built does not load.
+        UserError: the plan cannot be built, or does not load after the build.
     """
     cache = cache_directory(model)
     path = cache / plan_name(recipe)
@@ -210,7 +214,7 @@ def _write(built: Built, onnx_model: OnnxModel, recipe: Recipe, target: Path) ->
 
 
 def _whole(path: Path) -> bytes | None:
-    """Return a plan as it was written, None if it is not that: a damaged one can end the process that loads it."""
+    """Return the bytes of a plan, None if they do not match its record: loading a damaged one can end the process."""
     plan = path.read_bytes()
     try:
         record = read_record(path.with_suffix(".json"), PLAN_SCHEMA)
@@ -224,7 +228,7 @@ def _hash(plan: bytes) -> str:
 
 
 def _other_plan(cache: Path, recipe: Recipe) -> str:
-    """Return a line on a plan that differs in version or GPU alone, empty if there is none."""
+    """Return a line about a cached plan that differs only in version or GPU; empty if there is none."""
     wanted = recipe.as_dict()
     machine = ("module", "version", "built_for")
     for path in sorted(cache.glob("*.json")) if cache.is_dir() else ():
@@ -246,10 +250,14 @@ def _for(built_for: Any) -> str:
 
 
 def inspect_plan(path: str | os.PathLike[str], trt: TensorRT | None = None) -> str:
-    """Return what the engine inspector says of a plan, as JSON, layer by layer; needs the GPU that runs it.
+    """Return the output of TensorRT's engine inspector for a plan, layer by layer, as JSON.
+
+    Args:
+        path: the plan.
+        trt: NVIDIA's module; None: imported.
 
     Raises:
-        UserError: there is no GPU, or the plan does not load.
+        UserError: there is no GPU, or the plan does not load on it.
     """
     trt = trt or import_tensorrt()
     require_gpu_for_layers()
@@ -262,6 +270,10 @@ def inspect_plan(path: str | os.PathLike[str], trt: TensorRT | None = None) -> s
 
 
 def require_gpu_for_layers() -> None:
-    """Raise a UserError without a GPU: NVIDIA's inspector takes a loaded engine, and one loads on a GPU only."""
+    """Check that there is a GPU: NVIDIA's inspector needs a loaded engine, and an engine loads only on a GPU.
+
+    Raises:
+        UserError: there is no GPU.
+    """
     if current_gpu() is None:
         raise UserError("--layers needs an NVIDIA GPU with its driver, since an engine only loads on one; leave it out")

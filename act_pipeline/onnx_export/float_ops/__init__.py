@@ -1,1 +1,1 @@
-"""Paddle's float ops as ONNX nodes: one function an op type."""
+"""Export rules of ops that stay float, by Paddle op type."""

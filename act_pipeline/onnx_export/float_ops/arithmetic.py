@@ -1,4 +1,4 @@
-"""Ops that compute values, in float32 or integers: elementwise ones, norms, reductions, pooling and sampling."""
+"""Export rules of ops that compute values: elementwise ops, norms, reductions, pooling and sampling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BINARY = {
     "elementwise_sub": "Sub",
     "elementwise_mul": "Mul",
     "elementwise_div": "Div",
-    # Of RT-DETR's indices, which are not negative: there Paddle's floor and ONNX's truncation agree.
+    # RT-DETR divides indices, which are not negative: there Paddle's floor and ONNX's truncation agree.
     "elementwise_floordiv": "Div",
     "elementwise_mod": "Mod",
 }
@@ -25,7 +25,7 @@ _REDUCTIONS = {"reduce_sum": "ReduceSum", "reduce_max": "ReduceMax"}
 
 
 def _trailing(build: GraphBuilder, op: Op) -> int:
-    """Return how many axes the second operand lacks at its end; ONNX, like NumPy, aligns at the end."""
+    """Return how many axes to append to the second operand, because ONNX, like NumPy, aligns the last axes."""
     axis, ranks = int(op.attrs.get("axis", -1)), [len(build.shapes[op.input(slot)]) for slot in ("X", "Y")]
     return max(ranks[0] - axis - ranks[1], 0) if axis >= 0 and ranks[1] > 0 else 0
 
@@ -44,7 +44,7 @@ def _binary(build: GraphBuilder, op: Op) -> str:
 
 
 def _multiply(build: GraphBuilder, op: Op) -> str:
-    """Multiply; by a mask of zeros and ones, which OpenVINO would fold into a scale and divide by, it is Where."""
+    """Add a Mul, or a Where for a mask of zeros and ones, which OpenVINO would fold into a scale and divide by."""
     mask, value = build.constants.get(op.input("Y")), op.input("X")
     if mask is None or not np.isin(mask, (0, 1)).all() or build.shapes[op.output] != build.shapes[value]:
         return _binary(build, op)

@@ -1,4 +1,4 @@
-"""Ops that stay float: one rule for each kind that RT-DETR's graphs hold."""
+"""Registry of the export rules of float ops, for the op types in RT-DETR's graphs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ _RULES: dict[str, Rule] = {**arithmetic.RULES, **shapes.RULES}
 
 
 def add_op(build: GraphBuilder, op: Op) -> None:
-    """Add what an op computes.
+    """Add the ONNX nodes of a float op.
+
+    Args:
+        build: the graph to extend.
+        op: the op.
 
     Raises:
-        UserError: there is no rule for it, named with its output.
+        UserError: there is no rule for the op or its attributes; the message names its type and output.
     """
     rule = _RULES.get(op.type)
     try:
@@ -25,7 +29,7 @@ def add_op(build: GraphBuilder, op: Op) -> None:
     except (CannotLower, KeyError) as reason:
         why = f"it needs {reason}, which is missing or not constant" if isinstance(reason, KeyError) else reason
         raise UserError(
-            f"op {op.type} with the output {op.output!r} cannot be lowered to ONNX: {why}; expected an RT-DETR as "
+            f"op {op.type} with the output {op.output!r} cannot be exported to ONNX: {why}; expected an RT-DETR as "
             "tools/export_model.py writes it"
         ) from None
     if made is not None:

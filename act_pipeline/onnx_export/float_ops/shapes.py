@@ -1,4 +1,4 @@
-"""Ops that compute no values: they move and choose elements, look at shapes, and give constants."""
+"""Export rules of ops that compute no values: they move or select elements, return shapes, or create constants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INT64_MIN = -(2**63)
 
 
 def _shape_operand(build: GraphBuilder, names: list[str]) -> str:
-    """Return an int64 vector of the elements that Paddle gives as several tensors of one element each."""
+    """Return an int64 vector of the values that Paddle passes as several tensors of one element each."""
     parts = []
     for name in names:
         if name in build.constants:
@@ -79,7 +79,7 @@ def _slice(build: GraphBuilder, op: Op) -> str | None:
     axes, starts, ends = ([int(number) for number in op.attrs[key]] for key in ("axes", "starts", "ends"))
     dropped = [int(axis) for axis in op.attrs.get("decrease_axis") or ()]
     name = op.input("Input")
-    if name in build.constants:  # q, k and v are slices of one weight: constants, to be stored as integers
+    if name in build.constants:  # q, k and v are slices of one weight; as constants they can be stored as integers
         value = build.constants[name]
         for axis, start, end in zip(axes, starts, ends):
             value = value[(slice(None),) * axis + (slice(start, end),)]

@@ -1,1 +1,1 @@
-"""Rewrites of the program before it becomes ONNX, each for what a runtime computes faster or at all."""
+"""Rewrites of the program or the ONNX graph that a runtime needs or that make it faster."""

@@ -1,8 +1,8 @@
-"""Features between the layout of convolutions and that of attention, said as a change of layout.
+"""Conversion between feature maps and sequences as a four-dimensional transpose and a reshape.
 
-Paddle's programs flatten a map and turn it in three dimensions. Runtimes compute convolutions with the channels last,
-where the same move costs nothing, but they see that only if it is said in four dimensions: ``[N, C, H, W]`` to
-``[N, H, W, C]``, then flattened. Nothing is computed otherwise; moves only are said in another order.
+Paddle's programs flatten a feature map and transpose it in three dimensions. Runtimes compute convolutions in
+channels-last layout, where this conversion costs nothing, but they recognize it only in four dimensions:
+``[N, C, H, W]`` to ``[N, H, W, C]``, then flattened. The values are unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
 def say_layouts(source: Source) -> None:
-    """Rewrite the moves in ``source`` between maps ``[N, C, H, W]`` and sequences ``[N, H * W, C]``."""
+    """Rewrite conversions between feature maps ``[N, C, H, W]`` and sequences ``[N, H * W, C]``.
+
+    Args:
+        source: the program, changed in place.
+    """
     for first, second in list(_pairs(source)):
         kinds, shape = (first.type, second.type), source.shapes[first.input("X")]
         turned = [int(axis) for op in (first, second) if op.type == "transpose2" for axis in op.attrs["axis"]]
@@ -31,14 +35,14 @@ def say_layouts(source: Source) -> None:
                 # [N, H * W, C] -> [N, C, H, W]
                 _replace(source, first, second, [(_SHAPE, [-1, height, width, shape[2]]), (_TURN, _TO_FIRST)])
             elif turned == _TO_LAST and shape[1] == height * width and shape[3] == result[1]:
-                # [N, H * W, heads, C] -> [N * heads, C, H, W], the values that deformable attention samples
+                # [N, H * W, heads, C] -> [N * heads, C, H, W], the values sampled by deformable attention
                 sizes = [-1, height, width, shape[2] * shape[3]]
                 steps = [(_SHAPE, sizes), (_TURN, _TO_FIRST), (_SHAPE, [-1, *result[1:]])]
                 _replace(source, first, second, steps)
 
 
 def _pairs(source: Source) -> Iterator[tuple[Op, Op]]:
-    """Yield ops that move elements with the op that alone reads their result."""
+    """Yield each flatten or transpose together with the only op that reads its result."""
     readers: dict[str, list[Op | None]] = {name: [None] for name in source.outputs}
     for tensor in source.quantized.values():
         readers.setdefault(tensor.source, []).append(None)
@@ -53,7 +57,7 @@ def _pairs(source: Source) -> Iterator[tuple[Op, Op]]:
 
 
 def _replace(source: Source, first: Op, second: Op, steps: list[tuple[str, list[int]]]) -> None:
-    """Put ``steps``, each a permutation or a shape, in the place of two ops."""
+    """Replace two ops with ``steps``, each a permutation of the axes or a shape."""
     made, name = [], first.input("X")
     for number, (kind, numbers) in enumerate(steps):
         before = source.shapes[name]

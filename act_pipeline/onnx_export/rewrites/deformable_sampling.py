@@ -1,8 +1,8 @@
-"""Deformable attention's sum over levels and points, level by level.
+"""The weighted sum of deformable attention, computed for each level separately.
 
-Programs put the samples of all levels side by side, multiply them with the attention weights, and add them up. The
-samples are the largest tensors of the decoder; to put them side by side is to copy them once more. The sum of the sums
-over each level is the same, but for the order of the additions.
+Programs concatenate the samples of all levels, multiply them by the attention weights and sum them. The samples are the
+largest tensors of the decoder, and the concatenation copies them. Summing each level and adding the sums avoids the
+copy; only the order of the additions changes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from act_pipeline.onnx_export.program import Op, Source
 
 
 def sum_by_level(source: Source) -> None:
-    """Rewrite ``sum(concat(samples) * weights, -1)`` in ``source``, and the same of a flattened stack."""
+    """Rewrite ``sum(concat(samples) * weights, -1)``, also where a flattened stack takes the place of ``concat``.
+
+    Args:
+        source: the program, changed in place.
+    """
     producers = {name: op for op in source.ops for names in op.outputs.values() for name in names}
     count: dict[str, int] = dict.fromkeys(source.outputs, 1)
     for name in (name for op in source.ops for names in op.inputs.values() for name in names):
@@ -40,7 +44,7 @@ def sum_by_level(source: Source) -> None:
 
 
 def _side_by_side(source: Source, name: str, alone: Callable[[str, str], Op | None]) -> list[Op] | None:
-    """Return the ops that put the levels side by side along the last axis, the one that reads them last."""
+    """Return the ops that concatenate the levels along the last axis, the op that reads the samples last, or None."""
     rank = len(source.shapes[name])
     concat = alone(name, "concat")
     if concat is not None:

@@ -1,4 +1,4 @@
-"""Float work in half precision, for GPUs: everything up to the last matmul; what comes after it stays in FP32."""
+"""Conversion of float ops to FP16, for GPUs: everything up to the last matmul; later ops stay FP32."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from typing import Any
 
 import numpy as np
 
-# QuantizeLinear and DequantizeLinear take FP16 scales from this opset on.
+# QuantizeLinear and DequantizeLinear support FP16 scales from this opset on.
 QUANTIZED_OPSET = 19
 _COMPUTING = ("Conv", "MatMul")
 
 
 def to_float16(proto: Any) -> None:
-    """Change an ONNX model in place: FP16 weights, scales and float tensors, with inputs and outputs as they were.
+    """Convert weights, scales and float tensors of an ONNX model to FP16; inputs and outputs keep their types.
 
-    The nodes after the last convolution or matmul (scores, boxes in pixels, the choice of the best) stay FP32: FP16
-    has 11 bits, a coordinate of 1,000 pixels would be rounded to half a pixel.
+    The nodes after the last convolution or matmul (scores, boxes in pixels, top-k) stay FP32: FP16 has 11 significant
+    bits, so a coordinate of 1,000 pixels would be rounded to half a pixel.
+
+    Args:
+        proto: an ``onnx.ModelProto``, changed in place.
     """
     import onnx
 
@@ -31,7 +34,7 @@ def to_float16(proto: Any) -> None:
     nodes, casts = [], {}
 
     def as_type(name: str, wanted: int) -> str:
-        """Return the name of the tensor in the wanted float type."""
+        """Return the name of the tensor in the wanted float type; add a Cast or an initializer if needed."""
         if types.get(name) != single or (wanted == half) == is_half.get(name, False):
             return name
         key = (name, wanted)
@@ -40,7 +43,7 @@ def to_float16(proto: Any) -> None:
             if name in constants:
                 limit = np.finfo(np.float16).max
                 value = onnx.numpy_helper.to_array(constants[name])
-                if name in scales:  # zero is no scale
+                if name in scales:  # a scale must not underflow to zero
                     value = np.maximum(value, np.finfo(np.float16).smallest_subnormal)
                 value = np.where(np.isinf(value), value, np.clip(value, -limit, limit)).astype(np.float16)
                 graph.initializer.append(onnx.numpy_helper.from_array(value, casts[key]))
@@ -51,7 +54,7 @@ def to_float16(proto: Any) -> None:
     for node in graph.node:
         wanted = single if node.name in kept else half
         for index, name in enumerate(node.input):
-            if node.op_type != "Resize" or index == 0:  # its scales are FP32 by the standard
+            if node.op_type != "Resize" or index == 0:  # the ONNX specification requires FP32 scales
                 node.input[index] = as_type(name, wanted)
         if wanted == half:
             for name in node.output:
@@ -71,7 +74,7 @@ def to_float16(proto: Any) -> None:
 
 
 def _after_the_last_matmul(graph: Any) -> set[str]:
-    """Return the names of the nodes from which no convolution or matmul is reached."""
+    """Return the names of the nodes on whose outputs no convolution or matmul depends."""
     reaching: set[str] = set()  # tensors
     kept = set()
     for node in reversed(graph.node):

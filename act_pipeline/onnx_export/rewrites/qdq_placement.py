@@ -1,9 +1,8 @@
-"""Where a tensor is rounded: as near to what computes it as the arithmetic allows.
+"""Placement of Q/DQ pairs as early as the arithmetic allows.
 
-Rounding all of a tensor by one scale and moving its elements about give the same in either order. Rounded first, a
-tensor is moved as bytes, and a runtime can make the rounding a part of the convolution or matmul before it. TensorRT
-and ONNX Runtime find that out for themselves; OpenVINO carries a DequantizeLinear down past what moves elements, but
-never a QuantizeLinear up.
+Rounding a tensor with one scale commutes with ops that only move its elements. Rounded first, the tensor is moved as
+bytes, and a runtime can fuse the rounding into the convolution or matmul before it. TensorRT and ONNX Runtime do this
+on their own. OpenVINO moves a DequantizeLinear down past such ops, but never a QuantizeLinear up.
 """
 
 from __future__ import annotations
@@ -24,9 +23,12 @@ _MOVING = (
 
 
 def round_early(source: Source) -> None:
-    """Move roundings in ``source`` up, past ops that only move elements and whose result nothing reads unrounded.
+    """Move Q/DQ pairs up past ops that only move elements and whose result no op reads unrounded.
 
-    Those ops then read rounded tensors; the names of their results are in ``source.rounded``.
+    These ops then read rounded tensors, and ``source.rounded`` contains the names of their results.
+
+    Args:
+        source: the program, changed in place.
     """
     producers = {name: op for op in source.ops for names in op.outputs.values() for name in names}
     readers: dict[str, set[int]] = {name: {0} for name in source.outputs}
@@ -60,6 +62,6 @@ def round_early(source: Source) -> None:
 
 
 def _only_moves(op: Op) -> bool:
-    # The largest of rounded values is the rounded largest; an average is not.
+    # The maximum commutes with rounding, the average does not.
     maximum = op.type == "pool2d" and op.attrs["pooling_type"] == "max"
     return maximum or op.type in _MOVING

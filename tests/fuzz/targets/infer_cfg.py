@@ -11,7 +11,7 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.core.paddledet import import_ppdet
 from act_pipeline.data.infer_cfg import Described, check_transforms
 from act_pipeline.data.reader_settings import load_settings
-from act_pipeline.inference.run import _class_names
+from act_pipeline.inference.picture import class_names
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import raw, yaml_files
 
@@ -66,7 +66,7 @@ def _examples(folder: Path) -> st.SearchStrategy[bytes]:
 def _read(folder: Path, content: bytes) -> None:
     model = InferenceModel(folder)
     (folder / INFER_CFG_FILENAME).write_bytes(content)
-    assert all(isinstance(name, str) for name in _class_names(_NoData(), model))
+    assert all(isinstance(name, str) for name in class_names(_NoData(), model))
     assert isinstance(model.infer_cfg(), dict)
     reader = folder / "reader.yml"
     reader.write_text(_READER)

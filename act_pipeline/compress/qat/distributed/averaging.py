@@ -1,15 +1,15 @@
-"""What differs between the ranks of a training, averaged within the training program, once a step.
+"""Average all values that differ between the ranks of a training, within the training program, in every step.
 
-These are the gradients, the loss, and what the forward pass keeps between steps: the moving averages of the
-activations' scales. One collective operation takes all of them as one vector, between backward and optimizer: the
-order of a program's ops, and the numbers in variables' names, differ from process to process (`compress.qat.state`), so
-that many operations would not meet their like.
+These are the gradients, the loss, and the state of the forward pass: the moving averages of the activations' scales.
+A single all-reduce takes all of them as one vector, between backward and optimizer. Several operations would not be
+matched correctly between the ranks, since the order of a program's ops and the numbers in variable names differ between
+processes (`compress.qat.state`).
 
-Afterwards weights, optimizer and scales are equal on all ranks, bit by bit. A scale is then the moving average of the
-mean over the ranks of the batches' maxima; one process with a batch as large as all of these would take their maximum.
+Afterwards weights, optimizer state and scales are equal on all ranks bit by bit. A scale is the moving average of the
+mean, over the ranks, of each batch's maximum; a single process with the whole batch would use the maximum instead.
 
-PaddleSlim 2.6.0 averages the gradients alone, by ``fleet``, and saves the scales of rank 0. Paddle 2.6.2's ``fleet``
-fails with protobuf 7 (``FieldDescriptor.label``), so the ops are put in here; they are the ones it would take.
+PaddleSlim 2.6.0 averages only the gradients, by ``fleet``, and saves the scales of rank 0. Paddle 2.6.2's ``fleet``
+fails with protobuf 7 (``FieldDescriptor.label``), so this module inserts the same ops that ``fleet`` would insert.
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ _RING = 0
 def connect(ranks: Ranks, device: str) -> None:
     """Let collective operations work between the ranks: by NCCL on ``GPU``, by Gloo on ``CPU``; once.
 
-    Call it in static mode.
+    Only the first call in a process has an effect, and only with several ranks.
+
+    Args:
+        ranks: the processes that train together.
+        device: ``CPU`` or ``GPU``.
     """
     if ranks.world == 1 or ranks.connected:
         return
     if device == "GPU":
         import paddle
 
-        # In static mode it would look for the communicators of Paddle 1.
+        # In static mode Paddle would look for the communicators of Paddle 1.
         paddle.disable_static()
         try:
             paddle.distributed.init_parallel_env()
@@ -49,12 +53,12 @@ def connect(ranks: Ranks, device: str) -> None:
 
 
 def _connect_gloo(ranks: Ranks) -> None:
-    """As ``paddle.distributed.gloo_init_parallel_env``, without the seconds that it waits."""
+    """Do the same as ``paddle.distributed.gloo_init_parallel_env``, without its fixed waiting times."""
     if isinstance(ranks, Leader):
         with gloo_store.running(ranks.host) as port:
             ranks.tell("gloo", host=ranks.host, port=port)
             _start_gloo(ranks, ranks.host, port)
-            ranks.hear_all()  # the others may still be looking for addresses
+            ranks.hear_all()  # the store has to run until all ranks have read the addresses
     else:
         assert isinstance(ranks, Follower)
         place = ranks.receive()
@@ -68,20 +72,24 @@ def _start_gloo(ranks: Ranks, host: str, port: int) -> None:
     strategy = core.GlooParallelStrategy()
     strategy.rank, strategy.rank_num = ranks.rank, ranks.world
     strategy.ip_address, strategy.ip_port = host, port
-    # Between steps nobody is within a collective operation, so that the second one is never reached.
+    # Between steps no rank is in a collective operation (followers wait for a message), so that the run timeout is
+    # never reached.
     strategy.init_seconds, strategy.run_seconds = 120, 9_999_999
     core.GlooParallelContext(strategy).init()
 
 
 def average(info: Any, world: int) -> list[str]:
-    """Put the averaging into a training program.
+    """Insert the averaging into a training program.
 
     Args:
         info: PaddleSlim's ``ProgramInfo``; its program is changed in place.
-        world: how many ranks there are.
+        world: the number of ranks.
 
     Returns:
-        the averaged variables.
+        The names of the averaged variables.
+
+    Raises:
+        RuntimeError: an op of the backward pass follows the optimizer's first op.
     """
     program = info.program
     block = program.global_block()

@@ -1,4 +1,4 @@
-"""What the ranks other than the first do: train when rank 0 does, with the model that it has."""
+"""Followers, the ranks other than rank 0: they train whenever rank 0 trains, with the model that it sends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from act_pipeline.graph.static_graph import static_mode
 
 
 def shared_identity(config: Config, reader: Reader, device: str) -> dict[str, Any]:
-    """Return what must be the same on all ranks, in types that JSON has."""
+    """Return everything that has to be equal on all ranks, in JSON types."""
     return {
         "config": {**config.as_dict(), "batch_size": reader.settings.reader.batch_size},
         "the training data": reader.fingerprint("train"),
@@ -34,30 +34,35 @@ def shared_identity(config: Config, reader: Reader, device: str) -> dict[str, An
 
 
 def call_followers(ranks: Ranks, model: InferenceModel) -> None:
-    """Let the others begin to train ``model``, whose files are sent to them."""
+    """Send a float model to the followers, which starts their training; without several ranks do nothing.
+
+    Args:
+        ranks: this process's part; only the leader sends.
+        model: the float model.
+    """
     if isinstance(ranks, Leader):
         files = ((MODEL_FILENAME, model.model_path), (PARAMS_FILENAME, model.params_path))
         ranks.tell("train", {name: np.frombuffer(path.read_bytes(), np.uint8) for name, path in files})
 
 
 def follow(config: Config, device: str, ranks: Ranks, reader_overrides: Sequence[str] = ()) -> NoReturn:
-    """Do what rank 0 says, until it says that it is over, which ends :meth:`Ranks.run`.
+    """Follow the commands of rank 0 until the end of its run, which also ends :meth:`Ranks.run`.
 
     Args:
-        config: as rank 0 has it; ``save_dir`` is that one's alone.
+        config: the same config as on rank 0.
         device: ``CPU``, ``GPU`` or ``auto``.
-        ranks: this process's part.
-        reader_overrides: as rank 0 has them.
+        ranks: this process's part, a :class:`Follower`.
+        reader_overrides: the same as on rank 0.
 
     Raises:
-        UserError: data and config do not fit together, the device is not there, or rank 0 is gone.
+        UserError: data and config do not fit together, the device is missing, or rank 0 has ended.
     """
     from act_pipeline.engines.device import choose_device
 
     assert isinstance(ranks, Follower)
     global_ = config.global_
     reader = Reader.load(global_.reader_config, reader_overrides)
-    with contextlib.suppress(UserError):  # rank 0 says what is wrong; the model may lie on its host alone
+    with contextlib.suppress(UserError):  # rank 0 reports errors; the model may exist on its host only
         source = InferenceModel.load(global_.model_dir, global_.model_filename, global_.params_filename)
         reader, _ = open_reader(config, source, reader_overrides)
     reader.check("train")
@@ -67,7 +72,17 @@ def follow(config: Config, device: str, ranks: Ranks, reader_overrides: Sequence
 
 
 def train_when_told(config: Config, load: Callable[[], Loader], device: str, ranks: Follower) -> NoReturn:
-    """Train each model that rank 0 sends, on this rank's share of the batches that ``load`` gives."""
+    """Train each model that rank 0 sends, on this rank's share of the batches.
+
+    Args:
+        config: the same config as on rank 0.
+        load: makes the loader of the training images; called for each training.
+        device: ``CPU`` or ``GPU``.
+        ranks: this process's part.
+
+    Raises:
+        UserError: rank 0 has ended, or see `compress.qat.trainer.train`.
+    """
     while True:
         files = ranks.receive()["arrays"]
         with tempfile.TemporaryDirectory(prefix="act_pipeline.") as work, static_mode(), freed_memory_kept(device):

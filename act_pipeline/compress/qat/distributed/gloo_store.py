@@ -1,8 +1,8 @@
-"""Where the processes of a training on the CPU leave their addresses for Gloo, while they connect.
+"""An HTTP store through which the processes of a training on CPUs exchange their addresses for Gloo.
 
-A process of its own, from the standard library alone: Paddle 2.6.2 connects Gloo with Python's interpreter lock held,
-so that a thread of rank 0 could not answer it. Run as ``python gloo_store.py HOST``; prints its port, and ends when
-its standard input does.
+It runs in a separate process and uses the standard library only: Paddle 2.6.2 holds Python's global interpreter lock
+while it connects Gloo, so a thread of rank 0 could not answer. Run as ``python gloo_store.py HOST``; it prints its port
+and ends when its standard input is closed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 class _Handler(BaseHTTPRequestHandler):
-    # Gloo's client must get an answer in one piece.
+    # Buffered writing, since Gloo's client needs each answer in one piece.
     wbufsize = -1
     values: dict[str, bytes] = {}
 
@@ -32,7 +32,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Suppress the log of requests."""
 
     def _answer(self, code: int, content: bytes = b"") -> None:
         self.send_response(code)
@@ -43,7 +43,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def running(host: str) -> Iterator[int]:
-    """Run the store on an address of this machine; give its port."""
+    """Run the store in a process while the ``with`` block runs.
+
+    Args:
+        host: an address of this machine to listen on.
+
+    Yields:
+        The store's port.
+    """
     process = subprocess.Popen([sys.executable, __file__, host], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None and process.stdout is not None
     with process:

@@ -1,4 +1,4 @@
-"""How the processes of ``python -m paddle.distributed.launch`` find each other."""
+"""Connect the processes that ``python -m paddle.distributed.launch`` starts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from act_pipeline.compress.qat.distributed.ranks import ALONE, Follower, Leader,
 from act_pipeline.core.errors import UserError
 
 _KEY = "act_pipeline/leader"
-# They import Paddle meanwhile.
+# Timeout of the connections; the processes import Paddle at different speeds.
 _MEETING_SECONDS = 300
 
 
 def join() -> Ranks:
-    """Return this process's part in the launch it belongs to, connected to the others; :data:`ALONE` without one.
+    """Connect this process to the others of its launch.
+
+    The environment variables of Paddle's launcher are read.
+
+    Returns:
+        This process's part: a :class:`Leader` on rank 0, else a :class:`Follower`; :data:`ALONE` without a launcher.
 
     Raises:
-        UserError: the others do not come.
+        UserError: the processes do not find each other within five minutes.
     """
     world = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
     if world < 2:
@@ -31,7 +36,7 @@ def join() -> Ranks:
     from paddle.base import core
 
     try:
-        # The store that Paddle's own `init_parallel_env` would open; it knows all launchers' ways to name its place.
+        # The store of Paddle's `init_parallel_env`, which handles the address variables of all launchers.
         store = core.create_or_get_global_tcp_store()
         if rank:
             host, port, token = store.get(_KEY).decode().rsplit(" ", 2)

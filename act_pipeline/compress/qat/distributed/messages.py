@@ -1,8 +1,7 @@
 """Messages between the processes of one compression: JSON and arrays over a TCP connection.
 
-A connection says at once that the process at its other end is gone, since the kernel closes it, however long nothing
-was said before; of a host that has vanished, the kernel's own probes say it within about a minute. So whoever waits
-for a message needs no timeout.
+Waiting for a message needs no timeout. If the process at the other end ends, the kernel closes the connection at once.
+If its host fails, the kernel's keep-alive probes detect it within about a minute.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from typing import Any, Optional
 import numpy as np
 
 _HEADER = struct.Struct(">QQ")
-# Seconds until a silent connection is probed, between two probes, and how many may fail.
+# TCP keep-alive: seconds until an idle connection is probed, seconds between probes, probes that may fail.
 _PROBES = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 4))
 _TEXT_LIMIT = 1 << 26
 
 
 class Link:
-    """A connection to another process, read by a thread.
+    """A connection to another process.
 
     Attributes:
-        closed: set when the other end is gone.
+        closed: set when the connection is closed and :meth:`listen` was called.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -43,7 +42,12 @@ class Link:
         self._sending = threading.Lock()
 
     def listen(self, heard: Callable[[dict[str, Any]], None], gone: Callable[[], None]) -> None:
-        """Start the thread: ``heard`` is called with each message, ``gone`` when there will be no more."""
+        """Start a thread that reads messages.
+
+        Args:
+            heard: called with each message, in that thread.
+            gone: called once, after the last message, when the connection is closed.
+        """
 
         def read() -> None:
             with contextlib.suppress(OSError, ValueError):
@@ -58,12 +62,12 @@ class Link:
         threading.Thread(target=read, name="ranks", daemon=True).start()
 
     def send(self, kind: str, arrays: Optional[Mapping[str, np.ndarray]] = None, **fields: Any) -> None:
-        """Send a message; one to a process that is gone is lost, and :meth:`listen` says so.
+        """Send a message; if the other process has ended, it is lost, which :meth:`listen` reports.
 
         Args:
-            kind: what it is about.
-            arrays: of any shapes and types but objects.
-            fields: of types that JSON has.
+            kind: the kind of the message.
+            arrays: arrays by name, of any shape and any dtype but object.
+            fields: further entries, in JSON types.
         """
         blob = io.BytesIO()
         if arrays is not None:
@@ -75,7 +79,15 @@ class Link:
             self._connection.sendall(blob.getbuffer())
 
     def receive(self) -> Optional[dict[str, Any]]:
-        """Wait for a message, and return it with its ``arrays`` by name; None: the other end is gone."""
+        """Wait for a message.
+
+        Returns:
+            The fields of the message, ``kind``, and ``arrays`` (name -> array) if it has any; None: the connection is
+            closed.
+
+        Raises:
+            ValueError: the data is not a message.
+        """
         header = self._read(_HEADER.size)
         if header is None:
             return None
@@ -92,7 +104,7 @@ class Link:
         return message
 
     def close(self) -> None:
-        """Close the connection; the other end hears of it."""
+        """Close the connection, which the other end detects."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()

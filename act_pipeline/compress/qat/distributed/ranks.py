@@ -1,14 +1,14 @@
-"""The processes of ``python -m paddle.distributed.launch``: rank 0 leads, the others train with it.
+"""Coordinate the processes of ``python -m paddle.distributed.launch``: rank 0 is the leader, the others are followers.
 
-Rank 0 alone holds the lock, calibrates, evaluates, writes and prints; it says what happens next, and the others wait
-for its word without a timeout (`messages`: who waits hears at once that the other process is gone). A training step is
+Only rank 0 holds the lock, calibrates, evaluates, writes and prints. It sends commands to the followers, which wait for
+them without a timeout (`messages`: the end of another process is detected at once). A training step is:
 
-1. rank 0 says that there is one (:meth:`Ranks.go_on`), after an evaluation or a checkpoint if one is due;
-2. every rank reads its batch, and says where in the data it is (:meth:`Ranks.ready`);
-3. all run the step, which averages what differs between them (`averaging`), so that they are equal after it.
+1. rank 0 announces the step (:meth:`Ranks.go_on`), after an evaluation or a checkpoint if one is due;
+2. every rank reads its batch and sends its position in the data to rank 0 (:meth:`Ranks.ready`);
+3. all ranks run the step, which averages all values that differ between them (`averaging`).
 
-So what rank 0 knows after a step is the state of all, and its checkpoint is that of the run. Without a launcher there
-is one process, :data:`ALONE`, for which all of this is nothing.
+The state of rank 0 after a step is therefore the state of all ranks, and its checkpoint is valid for all. Without a
+launcher there is one process, :data:`ALONE`, whose methods do nothing or return their argument.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from act_pipeline.compress.qat.training import Batches
 from act_pipeline.core.errors import Interrupted, UserError, describe_os_error
 from act_pipeline.core.interruption import GRACE_SECONDS
 
-# Between the death of a rank and what a collective operation of another makes of it.
+# Time between the end of a rank and the failure of a collective operation on another rank.
 _NOTICE_SECONDS = 10.0
-# In rank 0's position in the data: those of the others, by rank.
+# Key in rank 0's position in the data that holds the positions of the other ranks.
 _OTHERS = "others"
 _SILENT = "has ended without a word (killed, out of memory, or its host is gone)"
 
 
 class Ranks:
-    """The only process there is.
+    """A single process; base class of :class:`Leader` and :class:`Follower`.
 
     Attributes:
         rank: this process, from 0.
@@ -64,55 +64,75 @@ class Ranks:
         return self.rank == 0
 
     def run(self, work: Callable[[Ranks], int]) -> int:
-        """Return the exit code that ``work`` returns."""
+        """Run the program of this rank, and end together with the other ranks.
+
+        Args:
+            work: the program; it returns an exit code.
+
+        Returns:
+            The exit code of this process.
+        """
         return work(self)
 
     def shard(self, batches: Batches) -> Batches:
-        """Return the batches, of which this rank has its share from now on."""
+        """Restrict batches to this rank's share, and return them."""
         if self.world > 1:
             batches.shard(self.rank, self.world)
         return batches
 
     def go_on(self, wanted: bool) -> bool:
-        """Return whether rank 0 wants another step, which it says by ``wanted``."""
+        """Return whether rank 0 runs another step; on rank 0, ``wanted`` decides and is sent to the followers."""
         return wanted
 
     def ready(self, position: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Wait until all have their batch.
+        """Report that this rank has read its batch; on rank 0, wait until all ranks have.
 
         Args:
-            position: where this rank is in its share, after that batch.
+            position: this rank's position in its share of the data, after that batch.
 
         Returns:
-            where this rank is, and, if it leads, where the others are.
+            This rank's position; on rank 0, also those of the others.
+
+        Raises:
+            UserError: another rank failed.
         """
         return position
 
     def positions(self, position: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """Return the positions in what :meth:`ready` returned, this rank's as the last.
+        """Return the positions of all ranks that are known here, this rank's last.
+
+        Args:
+            position: an output of :meth:`ready`.
 
         Raises:
-            KeyError, TypeError: it was not returned by that.
+            KeyError, TypeError: ``position`` is not an output of :meth:`ready`.
         """
         return [position]
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
-        """Run a step; a collective operation that fails because a rank is gone becomes a line."""
+        """Run a step in the ``with`` block; raise UserError if it fails because another rank has ended."""
         yield
 
     def share(self, snapshot: Callable[[], Snapshot]) -> Optional[Snapshot]:
-        """Give all ranks the state of rank 0; return it where it came from there."""
+        """Send the state of rank 0 to all ranks.
+
+        Args:
+            snapshot: returns the state; called on rank 0 only.
+
+        Returns:
+            The state, on a follower; None on rank 0 and without several ranks.
+        """
         return None
 
     @contextlib.contextmanager
     def leading(self) -> Iterator[None]:
-        """Interrupt the block, by SIGTERM to this process, when another rank fails."""
+        """Interrupt the ``with`` block on rank 0, by SIGTERM to this process, when another rank fails."""
         yield
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn that interruption into a :class:`UserError` that says what happened to which rank."""
+        """Turn the interruption of :meth:`leading` into a :class:`UserError` that names the failed rank."""
         yield
 
 
@@ -120,10 +140,19 @@ ALONE = Ranks()
 
 
 class Leader(Ranks):
-    """Rank 0 of several."""
+    """Rank 0 of several ranks.
+
+    Attributes:
+        host: the name by which the other ranks reach this host.
+    """
 
     def __init__(self, links: Mapping[int, Link], host: str) -> None:
-        """Take the connections to the other ranks, by rank, and the name that they know this host by."""
+        """Start to listen to the other ranks.
+
+        Args:
+            links: rank -> connection.
+            host: the name by which the other ranks reach this host.
+        """
         self.host = host
         self.world = 1 + len(links)
         self._links = dict(links)
@@ -143,28 +172,34 @@ class Leader(Ranks):
         return code
 
     def end(self, code: int) -> None:
-        """Tell the others to leave, with an exit code, once this process has."""
+        """Tell the followers to end with an exit code once this process has ended."""
         self._ended = True
         self.tell("end", code=code)
 
     def tell(self, kind: str, arrays: Optional[Mapping[str, np.ndarray]] = None, **fields: Any) -> None:
-        """Send a message to all others."""
+        """Send a message to all followers; the arguments are those of :meth:`Link.send`."""
         for link in self._links.values():
             link.send(kind, arrays, **fields)
 
     def hear_all(self) -> dict[int, dict[str, Any]]:
-        """Wait for a message from each of the others.
+        """Wait for a message from each follower.
+
+        Returns:
+            Rank -> message.
 
         Raises:
-            UserError: one of them failed.
+            UserError: a follower failed.
         """
         return {rank: self._receive(rank) for rank in self._links}
 
     def agree(self, identity: Mapping[str, Any]) -> None:
-        """Wait until the others have started with the same.
+        """Wait until all followers have started, and check that they compress the same.
+
+        Args:
+            identity: the output of `compress.qat.distributed.follower.shared_identity` on this rank.
 
         Raises:
-            UserError: one has something else, or did not get so far.
+            UserError: a follower has another identity, or failed.
         """
         plain = json.loads(json.dumps(identity))
         for rank, message in self.hear_all().items():
@@ -196,7 +231,7 @@ class Leader(Ranks):
 
     def share(self, snapshot: Callable[[], Snapshot]) -> Optional[Snapshot]:
         state = snapshot()
-        positions = state.progress["position"].get(_OTHERS, {})  # none before the first step
+        positions = state.progress["position"].get(_OTHERS, {})  # empty before the first step
         for rank, link in self._links.items():
             progress = {**state.progress, "position": positions.get(str(rank))}
             link.send("state", state.variables, progress=progress)
@@ -250,7 +285,7 @@ class Leader(Ranks):
 
 
 class _Ended(BaseException):
-    """Rank 0 has said that it is over."""
+    """Rank 0 has ended the run, with an exit code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -258,10 +293,16 @@ class _Ended(BaseException):
 
 
 class Follower(Ranks):
-    """A rank that does what rank 0 says."""
+    """A rank that follows the commands of rank 0."""
 
     def __init__(self, rank: int, world: int, link: Link) -> None:
-        """Take the connection to rank 0."""
+        """Start to listen to rank 0.
+
+        Args:
+            rank: rank of this process.
+            world: the number of ranks.
+            link: the connection to rank 0.
+        """
         self.rank, self.world = rank, world
         self._link = link
         self._inbox: queue.Queue[Optional[dict[str, Any]]] = queue.Queue()
@@ -282,20 +323,20 @@ class Follower(Ranks):
             except Exception as error:
                 traceback.print_exc()
                 self._link.send("failed", words=_words(error))
-            # Rank 0 prints the line; a launcher that sees us leave first would end it before it has.
+            # Rank 0 prints the error. If this process ended first, the launcher would kill rank 0 before that.
             while self._link.closed.wait(_NOTICE_SECONDS) is False:
                 continue
             return self._leave(1 if self._code is None else self._code)
 
     def say(self, kind: str, **fields: Any) -> None:
-        """Send a message to rank 0."""
+        """Send a message of a kind to rank 0, with fields in JSON types."""
         self._link.send(kind, **fields)
 
     def receive(self) -> dict[str, Any]:
-        """Wait for rank 0's word, however long that takes.
+        """Wait for a message from rank 0, without a timeout.
 
         Raises:
-            UserError: it is gone.
+            UserError: rank 0 has ended unexpectedly.
         """
         message = self._inbox.get()
         if message is None:
@@ -316,7 +357,7 @@ class Follower(Ranks):
         try:
             yield
         except RuntimeError:
-            # Either rank 0 is gone, or it says that another one is.
+            # Either rank 0 has ended, or it reports within this time that another rank has.
             end = time.monotonic() + _NOTICE_SECONDS
             while time.monotonic() < end:
                 if self._code is not None or self._link.closed.is_set():
@@ -335,7 +376,7 @@ class Follower(Ranks):
 
     def _gone(self) -> None:
         self._inbox.put(None)
-        # The main thread may be within a collective operation that waits for the dead.
+        # The main thread may be in a collective operation that waits for an ended rank.
         if self._over.wait(_NOTICE_SECONDS + 2):
             return
         if self._code is None:
@@ -349,7 +390,7 @@ class Follower(Ranks):
 
     @contextlib.contextmanager
     def _signals_passed_on(self) -> Iterator[None]:
-        """Let rank 0 end the run in order when a signal comes here; leave by force if it does not."""
+        """Forward SIGINT and SIGTERM to rank 0, which ends the run; exit by force if it does not end in time."""
 
         def pass_on(signum: int) -> None:
             self._link.send("signal", signum=signum)

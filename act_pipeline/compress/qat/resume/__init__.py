@@ -1,1 +1,1 @@
-"""A training that was broken off goes on from its checkpoint, to the same bits."""
+"""Resume an interrupted training from its checkpoint, with results that are identical bit by bit."""

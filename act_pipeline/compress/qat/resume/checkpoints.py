@@ -1,8 +1,8 @@
-"""What a training needs to go on as if it had never been broken off, in a folder beside its ``save_dir``.
+"""Training checkpoints on disk, in a folder next to ``save_dir``.
 
-The folder ``NAME.checkpoint`` holds ``checkpoint.json`` (what was being trained, and how far it is), ``variables.npz``
-(weights, optimizer, scales) and ``best`` (the best INT8 model so far, which can be run as it is). It is whole or
-absent, and is removed when the run has ended well.
+The folder ``NAME.checkpoint`` contains ``checkpoint.json`` (identity and progress of the training), ``variables.npz``
+(weights, optimizer state, scales) and ``best`` (the best INT8 model so far, ready to run). It is written atomically,
+and removed after a successful run.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Snapshot:
     """The state of a training between two steps.
 
     Attributes:
-        progress: what JSON holds: ``iteration``, ``best`` (``[iteration, mAP]`` or None), and what else
-            `act.Compression` wants back.
+        progress: JSON types: ``iteration``, ``best`` (``[iteration, agreement]`` or None), and the other entries that
+            `compress.qat.resume.training_checkpoint` writes.
         variables: name -> value of every variable that training changes.
-        best_model: folder of the best INT8 model so far; None: there was no evaluation yet.
+        best_model: folder of the best INT8 model so far; None: no model has been evaluated.
     """
 
     progress: dict[str, Any]
@@ -43,24 +43,24 @@ class Snapshot:
 
 
 class Checkpoints:
-    """The checkpoint of one run.
+    """Read and write the checkpoint of one run.
 
     Attributes:
-        directory: its folder, there or not.
+        directory: folder of the checkpoint; it need not exist.
         every: iterations between checkpoints; None: only at each new best and at the end.
-        resumed: what a broken run left, if it is to go on.
+        resumed: the state of the interrupted run to resume; None: a new run.
     """
 
     def __init__(
         self, save_dir: Path, identity: Mapping[str, Any], every: Optional[int], infer_cfg: Optional[Path] = None
     ) -> None:
-        """Say what is trained, and where.
+        """Store the settings; nothing is read or written yet.
 
         Args:
-            save_dir: where the INT8 model will be.
-            identity: all that decides the result, in types that JSON has.
-            every: iterations between checkpoints.
-            infer_cfg: the float model's ``infer_cfg.yml``, to lie beside the best model.
+            save_dir: folder for the INT8 model.
+            identity: everything that determines the result, in JSON types.
+            every: iterations between checkpoints; None: only at each new best and at the end.
+            infer_cfg: the float model's ``infer_cfg.yml``, which is copied next to the best model.
         """
         target = self._save_dir = Path(save_dir)
         self.directory = target.with_name(f"{target.name}.checkpoint")
@@ -73,10 +73,13 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def open(self, resume: bool) -> Iterator[None]:
-        """Take up what an earlier run left, or only say that it is there; remove the folder if the block ends well.
+        """Read the checkpoint of an earlier run, and remove the folder after the ``with`` block unless it raises.
+
+        Args:
+            resume: resume from the checkpoint. If False, an existing checkpoint is only reported on stderr.
 
         Raises:
-            UserError: the checkpoint to go on from is damaged, or is of another run.
+            UserError: the checkpoint to resume from is damaged or belongs to another run.
         """
         clear_leftovers(self._save_dir)
         clear_leftovers(self.directory)
@@ -119,18 +122,18 @@ class Checkpoints:
                 variables = {name: archive[name] for name in archive.files}
             if not all(
                 isinstance(value, np.ndarray) for value in variables.values()
-            ):  # np.load gives other files as bytes
+            ):  # np.load returns other files as bytes
                 raise ValueError(f"{_VARIABLES} holds more than arrays")
             progress = record["progress"]
             best = self.directory / _BEST if progress["best"] else None
             if best is not None and not best.is_dir():
                 raise ValueError(f"{best} is missing")
-        except Exception as error:  # zipfile and NumPy's header reader raise whatever comes up
+        except Exception as error:  # zipfile and NumPy's header reader raise exceptions of many types
             raise self.damaged(error) from None
         return Snapshot(progress, variables, best)
 
     def damaged(self, error: Exception) -> UserError:
-        """Return the error of a checkpoint that does not hold what it should."""
+        """Return the error of a damaged checkpoint, for the exception that reading it raised."""
         reason = f"{type(error).__name__}: {error}"
         return UserError(
             f"{self.directory}: the checkpoint is damaged ({reason}); delete it and start from the beginning"
@@ -138,15 +141,22 @@ class Checkpoints:
 
     @property
     def written(self) -> bool:
-        """Whether there is a checkpoint of this run, by it or by the one it goes on with."""
+        """Whether this run, or the interrupted run that it resumes, has written a checkpoint."""
         return self._iteration is not None
 
     def due(self, iteration: int) -> bool:
-        """Return whether a checkpoint is to be written after ``iteration``."""
+        """Return whether a regular checkpoint is due after ``iteration``."""
         return self.every is not None and iteration % self.every == 0 and iteration != self._iteration
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write a checkpoint over the last one, which stays if this one does not become whole."""
+        """Replace the checkpoint atomically; if writing fails, the last one remains.
+
+        Args:
+            snapshot: the state of the training.
+
+        Raises:
+            OSError: the checkpoint cannot be written.
+        """
         with new_artifact(self.directory) as staging:
             np.savez(staging / _VARIABLES, **{name: value for name, value in snapshot.variables.items()})
             if snapshot.best_model is not None:
@@ -162,13 +172,13 @@ class Checkpoints:
         self._iteration, self._best = snapshot.progress["iteration"], snapshot.progress["best"]
 
     def way_on(self) -> str:
-        """Return how to go on, for a message."""
+        """Return how to resume the run, for a message."""
         if self._iteration is None:
             return "no iteration is saved yet: start it again"
         return f"saved up to iteration {self._iteration}: the same command with --resume goes on from there"
 
     def best(self) -> str:
-        """Return where the best model is, for a message; empty if there is none."""
+        """Return the location of the best INT8 model, for a message; empty if there is none."""
         if not self._best:
             return ""
         iteration, score = self._best
@@ -176,7 +186,12 @@ class Checkpoints:
 
 
 def difference(before: Any, now: Any) -> str:
-    """Return the first difference of two identities in words (``TrainConfig.train_iter was 6, is 8``), or nothing."""
+    """Return the first difference of two identities, as ``TrainConfig.train_iter was 6, is 8``; empty: equal.
+
+    Args:
+        before: the identity of the checkpoint or of rank 0, nested mappings in JSON types.
+        now: the other identity.
+    """
     first, second = dict(_flatten(before)), dict(_flatten(now))
     for name in [*second, *first]:
         if first.get(name) != second.get(name):
@@ -194,7 +209,7 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """Link, since both lie beside the save_dir and neither is written to again; copy where links are refused."""
+    """Make a hard link, since the files are on one disk and never change; copy where links are not supported."""
     try:
         os.link(source, target)
     except OSError:

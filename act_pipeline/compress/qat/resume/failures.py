@@ -1,4 +1,4 @@
-"""What ends a run from outside becomes one line that says what is kept and how to go on."""
+"""Turn failures of a run into one line that states what is saved and how to resume."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _OUT_OF_MEMORY = ("ResourceExhausted", "Out of memory", "bad_alloc", "Cannot all
 
 @contextlib.contextmanager
 def explained(checkpoints: Checkpoints, batch_size: int) -> Iterator[None]:
-    """Turn what the user can mend into a :class:`UserError`, and say what of the run is kept.
+    """Turn failures in the ``with`` block that a user can fix into a :class:`UserError` that states what is saved.
 
     Args:
-        checkpoints: what is kept.
-        batch_size: of the training.
+        checkpoints: the checkpoint of the run.
+        batch_size: the batch size of the training.
 
     Raises:
-        UserError: of a diverged training, lacking memory, a full disk, data that is gone.
-        Interrupted: with a message.
+        UserError: the training diverged, memory or disk space does not suffice, or a data file is missing.
+        Interrupted: the run was interrupted; the message states how to resume.
     """
     try:
         yield
     except Interrupted as error:
         raise Interrupted(error.signum, _join(checkpoints.way_on(), checkpoints.best())) from None
     except Diverged as error:
-        # Going on would meet the same numbers again.
+        # No hint to resume: the run would diverge again in the same way.
         raise UserError(_join(str(error), checkpoints.best())) from error
     except UserError as error:
         raise UserError(_join(str(error), _kept(checkpoints))) from error
@@ -45,7 +45,7 @@ def explained(checkpoints: Checkpoints, batch_size: int) -> Iterator[None]:
         if not isinstance(error, MemoryError) and not any(word in str(error) for word in _OUT_OF_MEMORY):
             raise
         if batch_size > 1:
-            # Another batch size is another training.
+            # No hint to resume: a checkpoint is valid only for the same batch size.
             reason = (
                 f"memory does not suffice for batches of {batch_size}: set EvalReader.batch_size to {batch_size // 2} "
                 "in the reader and start again"

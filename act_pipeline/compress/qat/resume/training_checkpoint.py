@@ -1,4 +1,4 @@
-"""Between a training that runs in Paddle and its checkpoint on disk."""
+"""Save the state of a training that runs in Paddle to a checkpoint, and restore it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SEED = 0
 
 
 class TrainingCheckpoint:
-    """Takes a training up where a broken run left it, and writes down how far it is.
+    """Restore the state of an interrupted training, and save the state of the running one.
 
     Attributes:
-        checkpoints: where; None: nowhere.
+        checkpoints: the checkpoint on disk; None: nothing is restored or saved.
     """
 
     def __init__(
@@ -36,19 +36,20 @@ class TrainingCheckpoint:
         best_dir: Path,
         ranks: Ranks = ALONE,
     ) -> None:
-        """Start all random generators, and go on from the checkpoint if there is one to go on from.
+        """Seed all random generators, and restore the state of the checkpoint if a run is resumed.
 
         Args:
-            checkpoints: where; None: nowhere.
-            training: set to what the broken run had done.
-            batches: set to the batch after the last.
-            infos: PaddleSlim's ``ProgramInfo`` of the training and of the test program, started and not yet run.
-            place: where their variables live.
-            best_dir: where the best INT8 model lies or will lie.
-            ranks: the processes that train together; all start from what rank 0 has.
+            checkpoints: the checkpoint on disk; None: nothing is restored or saved.
+            training: the progress; set to that of the interrupted run.
+            batches: the training data; set to the batch after the last one of the interrupted run.
+            infos: PaddleSlim's ``ProgramInfo`` of the training and of the test program; their variables are
+                initialized, and no step was run.
+            place: the device of the variables.
+            best_dir: folder of the best INT8 model, existing or not.
+            ranks: the processes that train together; all start from the state of rank 0.
 
         Raises:
-            UserError: the checkpoint is damaged or of another program.
+            UserError: the checkpoint is damaged or belongs to another program.
         """
         self.checkpoints = checkpoints
         self._training, self._batches, self._best_dir = training, batches, best_dir
@@ -56,7 +57,7 @@ class TrainingCheckpoint:
         self._names = state.changing_variables(infos)
         self._position: Mapping[str, int] = {}
         values = state.read_variables(self._names)
-        # RT-DETR's anchors hold infinity where they are masked, and so does what observers see of them.
+        # RT-DETR's masked anchors are infinite, and so are the ranges observed on tensors computed from them.
         observed = state.observed_only(infos)
         self._never_finite = {name for name in values if state.first_not_finite({name: values[name]})}
         self._never_finite |= {key for key, name in self._names.items() if name in observed}
@@ -76,25 +77,25 @@ class TrainingCheckpoint:
             if progress["scheduler"] is not None:
                 self._learning_rate.set_state_dict(dict(progress["scheduler"]))
             self._position = progress["position"]
-            if self._position:  # empty: another rank's, before the first step
+            if self._position:  # empty on a follower before the first step
                 for position in self._ranks.positions(self._position):
                     self._batches.seek(position)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
-            raise damaged(error) from None  # RuntimeError: Paddle's, of a schedule that lacks a key
+            raise damaged(error) from None  # Paddle raises RuntimeError for a schedule whose state lacks a key
         state.write_variables(snapshot.variables, self._names, place)
         if snapshot.best_model is not None:
             shutil.copytree(snapshot.best_model, self._best_dir)
 
     def note_step(self, position: Mapping[str, int]) -> None:
-        """Note where the batches were after the one of the step that is done."""
+        """Store the position in the training data after the batch of the last step."""
         self._position = dict(position)
 
     def save(self) -> None:
-        """Write a checkpoint, if there has been a step.
+        """Write a checkpoint unless no step has been run; if it fails, the last checkpoint remains.
 
         Raises:
-            Diverged: a weight, a scale or a moving average is not finite; the last checkpoint stays.
-            OSError: it cannot be written; the last checkpoint stays.
+            Diverged: a weight, a scale or a moving average is not finite.
+            OSError: the checkpoint cannot be written.
         """
         if self.checkpoints is None or not self._training.iterations:
             return

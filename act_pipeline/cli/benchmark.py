@@ -1,15 +1,24 @@
-"""The flags of ``deploy/benchmark.py``."""
+"""Time and evaluate one model in all engines and precisions that this machine has, side by side."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 from act_pipeline.benchmark.plan import MIN_REPEATS, QUICK_REPEATS, BenchmarkRequest
+from act_pipeline.benchmark.run import run_benchmark
 from act_pipeline.cli.flags import Parser, at_least, device
 from act_pipeline.engines import ENGINES, PRECISIONS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, print."""
+    for line in run_benchmark(parse_request(list(sys.argv[1:] if argv is None else argv))).lines:
+        print(line)
+    return 0
 
 
 def parse_request(argv: Sequence[str]) -> BenchmarkRequest:

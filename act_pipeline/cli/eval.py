@@ -1,34 +1,29 @@
-"""The flags of ``deploy/infer_eval.py``: PaddleSlim's names, with booleans read as people mean them."""
+"""Evaluate, time or show a model in an inference engine; the flags are those of PaddleSlim's detection example."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from act_pipeline.cli.flags import Parser, at_least, device
+from act_pipeline.cli.flags import Parser, at_least, device, parse_bool
 from act_pipeline.core.errors import suggest
 from act_pipeline.core.process_pool import EXECUTORS
 from act_pipeline.engines import ENGINES, PRECISIONS
 from act_pipeline.inference.engine_selection import ALL, AUTO
-from act_pipeline.inference.request import InferenceRequest
-
-_TRUE = ("true", "1", "yes", "y", "on")
-_FALSE = ("false", "0", "no", "n", "off")
+from act_pipeline.inference.run import InferenceRequest, run_inference
 
 
-def parse_bool(text: str) -> bool:
-    """Return what ``text`` means; ``False`` means False.
-
-    Raises:
-        argparse.ArgumentTypeError: it means neither.
-    """
-    if text.strip().lower() in _TRUE:
-        return True
-    if text.strip().lower() in _FALSE:
-        return False
-    raise argparse.ArgumentTypeError(f"found {text!r}, expected True or False")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, print."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    again = [sys.executable, "-m", "act_pipeline.cli.main", "eval", *arguments]
+    outcome = run_inference(parse_request(arguments), rerun=again)
+    for line in outcome.lines:
+        print(line)
+    return outcome.exit_code
 
 
 def parse_request(argv: Sequence[str]) -> InferenceRequest:

@@ -1,0 +1,69 @@
+"""Compress an RT-DETR to INT8: by calibration, SmoothQuant or training (PaddleSlim's ACT), as Strategy.name says.
+
+By default (`auto`) the cheapest way that keeps the mAP within Strategy.max_drop; exit code 3 if there is none.
+Several GPUs or hosts train together under `python -m paddle.distributed.launch tools/compress.py ...`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from act_pipeline.cli.flags import Parser, add_config, add_devices, add_opt
+from act_pipeline.core.defaults import CONFIGS
+
+if TYPE_CHECKING:
+    from act_pipeline.compress.qat.distributed.ranks import Ranks
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, print."""
+    parser = Parser(description=__doc__)
+    add_config(
+        parser,
+        CONFIGS / "sample.yml",
+        "config in PaddleSlim's schema (Global, Strategy, quantize, QuantPost, SmoothQuant, Distillation, QuantAware, "
+        "TrainConfig)",
+        "--config_path",
+    )
+    parser.add_argument(
+        "--save_dir", default="output/rtdetr_sample_int8", help="folder of the INT8 model; default: %(default)s"
+    )
+    add_devices(parser, "where to train or calibrate")
+    add_opt(parser, "set keys of the config: TrainConfig.train_iter=100 Global.model_dir=output/my_rtdetr")
+    parser.add_argument(
+        "-r",
+        "--resume",
+        action="store_true",
+        help="go on with a run that was broken off, from its checkpoint beside --save_dir, to the same result",
+    )
+    parser.add_argument(
+        "--lang",
+        default="en",
+        choices=["en", "zh", "none"],
+        help="language of report.html beside the model; none: no report; default: %(default)s",
+    )
+    arguments = parser.parse(argv)
+
+    from act_pipeline.compress.qat.distributed.launch import join
+
+    return join().run(lambda ranks: _compress(arguments, ranks))
+
+
+def _compress(arguments: argparse.Namespace, ranks: Ranks) -> int:
+    from act_pipeline.compress import compress
+    from act_pipeline.compress.qat.distributed.follower import follow
+    from act_pipeline.config import load_config
+    from act_pipeline.core.tables import compression_table
+
+    config = load_config(arguments.config, arguments.opt)
+    if not ranks.leads:
+        follow(config, arguments.devices, ranks)
+    report = None if arguments.lang == "none" else arguments.lang
+    result = compress(
+        config, arguments.save_dir, arguments.devices, resume=arguments.resume, report=report, ranks=ranks
+    )
+    print(compression_table(result.record))
+    print(f"INT8 model, act.json{'' if report is None else ' and report.html'}: {result.model.directory}")
+    return 0

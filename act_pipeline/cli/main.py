@@ -1,0 +1,86 @@
+"""The command ``act-pipeline``: finds the command that is asked for, and imports no other."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from act_pipeline.core.errors import UserError, run_command, suggest
+from act_pipeline.core.version import __version__
+
+PROGRAM = "act-pipeline"
+# Command -> the module with its `main`, and what it is for.
+COMMANDS = {
+    "export": ("act_pipeline.cli.export", "a trained RT-DETR as a static graph"),
+    "compress": ("act_pipeline.cli.compress", "a static graph to INT8, by calibration, SmoothQuant or training"),
+    "eval": ("act_pipeline.cli.eval", "mAP and latency in an inference engine, or one picture"),
+    "analyze": ("act_pipeline.cli.analyze", "a float model before compression: distributions, sensitivity to INT8"),
+    "benchmark": ("act_pipeline.cli.benchmark", "all engines and precisions of this machine, side by side"),
+    "report": ("act_pipeline.cli.report", "report.html beside an INT8 model: what it gains, what it loses, and where"),
+    "onnx": ("act_pipeline.cli.onnx", "a model as an ONNX file, INT8 with Q/DQ"),
+    "engine": ("act_pipeline.cli.engine", "a TensorRT engine of a model"),
+    "doctor": ("act_pipeline.doctor", "what is installed, what this machine has, which engines run here"),
+    "demo": ("act_pipeline.cli.demo", "the whole path on the built-in sample"),
+    "make-sample": ("act_pipeline.cli.make_sample", "the built-in sample's pictures and annotations"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``act-pipeline COMMAND ...``.
+
+    Args:
+        argv: the command and its flags; None: those of the process.
+
+    Returns:
+        the command's exit code; 2 for a command that there is not, and where ``run_command`` says so.
+    """
+    return run_command(_dispatch, argv)
+
+
+def run_module(module: str) -> NoReturn:
+    """End the process with what a module's ``main`` makes of the command line; for the scripts of the repository."""
+    sys.exit(run_command(importlib.import_module(module).main))
+
+
+def _dispatch(argv: Sequence[str] | None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments.pop(0) if arguments else ""
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"{PROGRAM} {__version__}")
+        return 0
+    if name not in COMMANDS:
+        found = f"unknown command {name!r}" if name else "no command is given"
+        near = suggest(name, COMMANDS) or f", expected one of {', '.join(COMMANDS)}"
+        raise UserError(f"{found}{near}; see {PROGRAM} --help")
+    before = sys.argv
+    sys.argv = [f"{PROGRAM} {name}", *arguments]  # argparse names the program after it
+    try:
+        return importlib.import_module(COMMANDS[name][0]).main(arguments)
+    finally:
+        sys.argv = before
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {purpose}" for name, (_, purpose) in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: {PROGRAM} COMMAND [flags]",
+            "",
+            "From a trained RT-DETR (PaddleDetection) to an INT8 model that detects as well.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            f"{PROGRAM} COMMAND --help lists a command's flags; {PROGRAM} --version tells the version.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Time a model: on images of a data set, on one image, or on random input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.core.defaults import DEFAULT_READER
+from act_pipeline.core.errors import UserError
+from act_pipeline.engines import Artifact, Engine
+from act_pipeline.evaluation import engine_record
+from act_pipeline.evaluation.batches import measure_latency
+from act_pipeline.inference.outcome import InferenceOutcome, Say, finished, latency_line
+from act_pipeline.inference.request import InferenceRequest
+
+BENCHMARK_IMAGES = 16
+
+
+def time_engine(
+    request: InferenceRequest, engine: Engine, model: Artifact, reader: Any, summary: Any, say: Say
+) -> InferenceOutcome:
+    """Time ``engine.run`` on up to :data:`BENCHMARK_IMAGES` images, in batches of the request\'s size."""
+    count = max(request.batch_size, min(request.limit or BENCHMARK_IMAGES, BENCHMARK_IMAGES))
+    try:
+        images = first_images(request, reader, count)
+        source = request.image_file or request.reader_config or str(DEFAULT_READER)
+    except UserError as error:
+        if request.image_file:
+            raise
+        # Speed does not depend on the image content.
+        images, source = _random_images(reader, summary, count), "random"
+        say(f"timing on random input, since the data set cannot be read: {error}")
+    size = request.batch_size
+    batches = [
+        {name: array[start : start + size] for name, array in images.items()}
+        for start in range(0, count - size + 1, size)
+    ]
+    latency_ms, images_per_second = measure_latency(engine, batches)
+    record = {
+        **engine_record(engine, model, reader),
+        "images": count,
+        "map": None,
+        "map50": None,
+        "latency_ms": latency_ms,
+        "images_per_second": images_per_second,
+        "batch_size": size,
+        "input": source,
+    }
+    lines = [
+        f"[Benchmark]Inference time(ms): min={latency_ms['min']:.2f}, max={latency_ms['max']:.2f}, "
+        f"avg={latency_ms['mean']:.2f}",
+        latency_line(latency_ms, images_per_second, size),
+    ]
+    return finished(request, InferenceOutcome(lines=lines, record=record))
+
+
+def first_images(request: InferenceRequest, reader: Any, count: int) -> dict[str, np.ndarray]:
+    """Return a batch of ``count`` from the requested image or the data set, repeated if there are fewer."""
+    if request.image_file:
+        batch: Mapping[str, np.ndarray] = reader.preprocess(request.image_file)
+    else:
+        loader = reader.loader("eval", batch_size=count, shuffle=False, drop_last=False)
+        batch = next(iter(loader), {})
+        if not batch:
+            raise UserError(f"{reader.annotation_file('eval')} gives no image, expected at least one")
+    return {name: np.resize(array, (count, *array.shape[1:])) for name, array in batch.items()}
+
+
+def _random_images(reader: Any, summary: Any, count: int) -> dict[str, np.ndarray]:
+    height, width = summary.input_size or reader.input_size
+    random = np.random.default_rng(0)
+    return {
+        "image": random.random((count, 3, height, width), np.float32),
+        "im_shape": np.tile(np.array([height, width], np.float32), (count, 1)),
+        "scale_factor": np.ones((count, 2), np.float32),
+    }
