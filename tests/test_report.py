@@ -104,7 +104,7 @@ def whole(request, data, tmp_path_factory):
             ("openvino", "fp32", 20.0), ("openvino", "int8", 8.0), ("openvino", "bf16", 11.0), ("onnxruntime", "fp32", 22.0),
         )
     ]  # fmt: skip
-    path = write_report(artifact, data, evals, request.param)
+    path = write_report(artifact, data, evals, lang=request.param)
     return Page(path.read_text(encoding="utf-8")), read_record(artifact / "report.json", REPORT_SCHEMA), artifact
 
 

@@ -89,7 +89,7 @@ def report(request, tmp_path_factory) -> Path:
         write_eval(folder / f"{precision}.json", "openvino", precision, p50)
         for precision, p50 in (("fp32", 20.0), ("int8", 8.0), ("bf16", 11.0))
     ]
-    return write_report(artifact, reader, evals, request.param)
+    return write_report(artifact, reader, evals, lang=request.param)
 
 
 def run(browser: str, folder: Path, *options: str) -> str:

@@ -63,11 +63,13 @@ def quiet(line: str) -> None:
 
 def test_rtx_builds_our_file_and_refuses_paddle2onnx_one_of_the_same_model(rtx, tmp_path, monkeypatch) -> None:
     model = export_biased_model(tmp_path / "model", monkeypatch)
-    record = build_plan(model, tmp_path / "ours.plan", "int8", 4, quiet, FLOAT32_REST, rtx)
+    record = build_plan(model, tmp_path / "ours.plan", "int8", 4, say=quiet, options=FLOAT32_REST, trt=rtx)
     assert record.int8_layers == {"convolution": 1} and record.layers["convolution"] == 1
     assert record.bytes == (tmp_path / "ours.plan").stat().st_size > record.onnx_bytes
     with pytest.raises(UserError) as refused:
-        build_plan(OnnxModel.load(PADDLE2ONNX), tmp_path / "theirs.plan", "int8", 1, quiet, FLOAT32_REST, rtx)
+        build_plan(
+            OnnxModel.load(PADDLE2ONNX), tmp_path / "theirs.plan", "int8", 1, say=quiet, options=FLOAT32_REST, trt=rtx
+        )
     message = str(refused.value)
     assert "(DequantizeLinear)" in message and "Int32" in message and "--target tensorrt" in message
     assert "cudaError" not in message, "that there is no driver is not the reason"
@@ -76,7 +78,7 @@ def test_rtx_builds_our_file_and_refuses_paddle2onnx_one_of_the_same_model(rtx, 
 
 def test_rtx_builds_the_sample_in_int8_with_every_convolution_and_matmul(rtx, demo, tmp_path) -> None:
     model = demo.compressed.model
-    record = build_plan(model, tmp_path / "sample.plan", "int8", 8, quiet, FLOAT32_REST, rtx)
+    record = build_plan(model, tmp_path / "sample.plan", "int8", 8, say=quiet, options=FLOAT32_REST, trt=rtx)
     quantized = lowered_onnx(model, "tensorrt").record()["quantized"]
     convolutions = sum(count for kind, count in quantized.items() if "conv2d" in kind)
     assert record.int8_layers == {"convolution": convolutions, "matmul": quantized["matmul_v2"]}
@@ -87,7 +89,7 @@ def test_rtx_builds_the_sample_in_int8_with_every_convolution_and_matmul(rtx, de
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_rtx_builds_the_float_sample(rtx, demo, tmp_path, precision) -> None:
-    record = build_plan(demo.fp32, tmp_path / "sample.plan", precision, 1, quiet, trt=rtx)
+    record = build_plan(demo.fp32, tmp_path / "sample.plan", precision, 1, say=quiet, trt=rtx)
     assert record.int8_layers == {} and record.layers["convolution"] > 0
     weights = demo.fp32.params_path.stat().st_size
     assert record.bytes > weights if precision == "fp32" else record.onnx_bytes < 0.55 * weights
@@ -127,7 +129,7 @@ def test_rtx_builds_r18_in_int8_at_two_fifths_of_fp32(rtx, tmp_path) -> None:
     config = load_config(REPOSITORY / "configs/act/rtdetr_r18vd_qat_dis.yaml", overrides)
     int8 = compress(config, tmp_path / "int8", progress=False).model
     whole, small = (
-        build_plan(model, tmp_path / f"{precision}.plan", precision, 1, quiet, FLOAT32_REST, rtx)
+        build_plan(model, tmp_path / f"{precision}.plan", precision, 1, say=quiet, options=FLOAT32_REST, trt=rtx)
         for model, precision in ((fp32, "fp32"), (int8, "int8"))
     )
     assert small.int8_layers == {"convolution": 57, "matmul": 65}
@@ -142,13 +144,18 @@ def test_rtx_builds_a_model_that_stock_act_wrote(rtx, tmp_path) -> None:
     from act_pipeline.onnx_export import lower
 
     lower(model, lowered, "tensorrt")
-    record = build_plan(OnnxModel.load(lowered), tmp_path / "stock.plan", "int8", 1, quiet, FLOAT32_REST, rtx)
+    record = build_plan(
+        OnnxModel.load(lowered), tmp_path / "stock.plan", "int8", 1, say=quiet, options=FLOAT32_REST, trt=rtx
+    )
     assert record.int8_layers["convolution"] == record.layers["convolution"]
 
 
 def test_rtx_names_the_compute_capabilities_that_it_builds_for(rtx, model, tmp_path) -> None:
     options = BuildOptions(float16_rest=False, compute_capability="8.9")
-    assert build_plan(model, tmp_path / "a.plan", "int8", 1, quiet, options, rtx).recipe.built_for == "SM89"
+    assert (
+        build_plan(model, tmp_path / "a.plan", "int8", 1, say=quiet, options=options, trt=rtx).recipe.built_for
+        == "SM89"
+    )
     with pytest.raises(UserError, match=r"--compute_capability is '9.0', TensorRT-RTX \S+ builds for 7.5, 8.0"):
         build_plan(model, tmp_path / "b.plan", trt=rtx, options=BuildOptions(compute_capability="9.0"), say=quiet)
 
@@ -189,7 +196,9 @@ def test_cuda_bindings_has_what_is_called() -> None:
 
 
 def plan_of(model, tmp_path, trt, precision="int8", batch_size=1, **options) -> dict:
-    record = build_plan(model, tmp_path / "a.plan", precision, batch_size, quiet, BuildOptions(**options), trt, GPU)
+    record = build_plan(
+        model, tmp_path / "a.plan", precision, batch_size, say=quiet, options=BuildOptions(**options), trt=trt, gpu=GPU
+    )
     return json.loads(record.path.read_bytes())
 
 
@@ -224,7 +233,7 @@ def test_a_float_model_at_fp16(float_model, tmp_path) -> None:
 def test_a_typed_network_is_given_a_file_of_fp16(model, float_model, tmp_path) -> None:
     """FP16 is set in the file, so that no builder can apply it to the post-processing."""
     for which, precision in ((model, "int8"), (float_model, "fp16")):
-        record = build_plan(which, tmp_path / "a.plan", precision, 1, quiet, trt=fake_tensorrt(), gpu=GPU)
+        record = build_plan(which, tmp_path / "a.plan", precision, 1, say=quiet, trt=fake_tensorrt(), gpu=GPU)
         assert record.onnx_path.name == "model_tensorrt_fp16.onnx"
         assert json.loads(record.path.read_bytes())["flags"] == []
 
@@ -233,7 +242,7 @@ def test_rtx_builds_for_turing_only_where_turing_is(model, tmp_path) -> None:
     trt = fake_tensorrt("1.7.1", "tensorrt_rtx")
     assert "capability" not in plan_of(model, tmp_path, trt, float16_rest=False)
     turing = Gpu("T4", (7, 5))
-    record = build_plan(model, tmp_path / "b.plan", "int8", 1, quiet, FLOAT32_REST, trt, turing)
+    record = build_plan(model, tmp_path / "b.plan", "int8", 1, say=quiet, options=FLOAT32_REST, trt=trt, gpu=turing)
     assert json.loads(record.path.read_bytes())["capability"] == "SM75"
 
 
@@ -284,7 +293,7 @@ def test_a_plan_is_built_once(model) -> None:
 
 def test_build_plan_fills_the_cache_that_the_engine_looks_in(model) -> None:
     trt = fake_tensorrt()
-    build_plan(model, None, "int8", 1, quiet, FLOAT32_REST, trt, GPU)
+    build_plan(model, None, "int8", 1, say=quiet, options=FLOAT32_REST, trt=trt, gpu=GPU)
     assert load(model, trt)[1] == []
 
 

@@ -62,6 +62,7 @@ class Analysis:
 def analyze(
     config: Config,
     output_dir: str | os.PathLike[str],
+    *,
     device: str = "auto",
     images: int | None = None,
     sensitivity: bool = True,

@@ -78,6 +78,7 @@ def nncf_candidate(
     model: InferenceModel,
     reader: Any,
     images: int,
+    *,
     threads: int,
     batch_size: int,
     folder: Path,

@@ -177,7 +177,14 @@ def _peer(request: BenchmarkRequest, models: Models, reader: Any, threads: int, 
     folder = Path(request.work_dir) if request.work_dir else scratch
     max_drop = request.peer_max_drop if request.peer == "nncf_accuracy_control" else None
     return nncf_candidate(
-        models.float_, reader, request.peer_images, threads, request.batch_size, folder, say, max_drop
+        models.float_,
+        reader,
+        request.peer_images,
+        threads=threads,
+        batch_size=request.batch_size,
+        folder=folder,
+        say=say,
+        max_drop=max_drop,
     )
 
 

@@ -47,14 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = analyze(
         load_config(arguments.config, arguments.opt),
         arguments.output_dir,
-        arguments.devices,
-        arguments.images,
-        not arguments.no_sensitivity,
-        arguments.sensitivity_images,
-        arguments.map_images,
-        arguments.workers,
-        arguments.executor,
-        arguments.ray_address,
+        device=arguments.devices,
+        images=arguments.images,
+        sensitivity=not arguments.no_sensitivity,
+        sensitivity_images=arguments.sensitivity_images,
+        map_images=arguments.map_images,
+        workers=arguments.workers,
+        executor=arguments.executor,
+        ray_address=arguments.ray_address,
     )
     print(analysis_table(result.record))
     print(f"analysis.json and {len(result.plots)} plots: {result.directory}")

@@ -50,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         model,
         output,
         arguments.target,
-        arguments.opset,
-        _batch(arguments.batch),
-        arguments.precision,
-        arguments.float16,
+        opset=arguments.opset,
+        batch=_batch(arguments.batch),
+        precision=arguments.precision,
+        float16=arguments.float16,
     )
     print(lowered.summary())
     return 0

@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.model_path,
         Reader.load(arguments.reader_config),
         arguments.eval,
-        arguments.lang,
-        arguments.analysis,
-        lambda line: print(line, file=sys.stderr),
-        arguments.benchmark,
+        lang=arguments.lang,
+        analysis=arguments.analysis,
+        progress=lambda line: print(line, file=sys.stderr),
+        benchmark=arguments.benchmark,
     )
     print(f"report: {path}")
     return 0

@@ -69,6 +69,7 @@ def compress(
     config: Config,
     save_dir: str | os.PathLike[str],
     device: str = "auto",
+    *,
     progress: bool = True,
     reuse: bool = False,
     reader_overrides: Sequence[str] = (),

@@ -174,6 +174,7 @@ def evaluate_in_shards(
     model: Artifact,
     reader: Reader,
     shards: int | None,
+    *,
     executor: str = "local",
     ray_address: str | None = None,
     limit: int | None = None,

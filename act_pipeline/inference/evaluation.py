@@ -42,9 +42,16 @@ def evaluate_sharded(
         "threads each"
     )
     sharded = evaluate_in_shards(
-        engine, model, reader, request.shards, request.executor, request.ray_address, request.limit,
-        request.batch_size, options=options,
-    )  # fmt: skip
+        engine,
+        model,
+        reader,
+        request.shards,
+        executor=request.executor,
+        ray_address=request.ray_address,
+        limit=request.limit,
+        batch_size=request.batch_size,
+        options=options,
+    )
     evaluation = sharded.evaluation
     compared, said = against_float(model, evaluation, reader)
     lines = [

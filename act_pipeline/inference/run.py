@@ -75,7 +75,9 @@ def run_inference(
     if isinstance(model, InferenceModel) and (
         request.collect_shape_only or (name == "paddle_trt" and request.use_dynamic_shape)
     ):
-        collected = collect_if_stale(request, model, reader, summary, device, threads, here, inference, say)
+        collected = collect_if_stale(
+            request, model, reader, summary, device=device, threads=threads, here=here, inference=inference, say=say
+        )
         if request.collect_shape_only:
             from act_pipeline.engines.paddle.dynamic_shape import shapes_path
 

@@ -25,6 +25,7 @@ def collect_if_stale(
     model: InferenceModel,
     reader: Any,
     summary: Any,
+    *,
     device: str,
     threads: int,
     here: Machine,

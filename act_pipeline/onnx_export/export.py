@@ -96,6 +96,7 @@ def lower(
     model: InferenceModel,
     output: str | os.PathLike[str],
     target: str = "cpu",
+    *,
     opset: int = 17,
     batch: int | None = None,
     precision: str = "auto",

@@ -28,6 +28,7 @@ def write_report(
     artifact: str | os.PathLike[str],
     reader: ReportReader,
     evals: Sequence[str | os.PathLike[str]] = (),
+    *,
     lang: str = "en",
     analysis: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,

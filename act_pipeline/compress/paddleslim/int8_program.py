@@ -183,6 +183,7 @@ def save_int8(
     program: Any,
     scope: Any,
     place: Any,
+    *,
     feed_names: Sequence[str],
     fetch_names: Sequence[str],
     op_types: Collection[str],

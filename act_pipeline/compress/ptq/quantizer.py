@@ -250,11 +250,11 @@ def write(
             inserted.program,
             graph.scope,
             graph.executor.place,
-            graph.feed_names,
-            [target.name for target in graph.fetch_targets],
-            settings.quantize_op_types,
-            save_dir,
-            "QuantPost",
+            feed_names=graph.feed_names,
+            fetch_names=[target.name for target in graph.fetch_targets],
+            op_types=settings.quantize_op_types,
+            directory=save_dir,
+            section="QuantPost",
             selection=selection,
         )
     graph.close()

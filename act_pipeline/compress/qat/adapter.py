@@ -116,12 +116,12 @@ def make_adapter() -> type:
                 self.setup,
                 train_config,
                 (train_info, test_info),
-                self._runner,
-                self._teacher,
-                self.train_dataloader,
-                self._op_order,
-                self._exe.place,
-                Path(self.tmp_dir),
+                runner=self._runner,
+                teacher=self._teacher,
+                feeds=self.train_dataloader,
+                op_order=self._op_order,
+                place=self._exe.place,
+                work=Path(self.tmp_dir),
             )
             self.training = self._loop.training
             self._loop.run()

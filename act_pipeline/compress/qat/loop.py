@@ -47,6 +47,7 @@ class TrainingLoop:
         setup: Setup,
         train_config: Any,
         infos: tuple[Any, Any],
+        *,
         runner: Runner,
         teacher: Teacher | None,
         feeds: Callable[[], Iterator[_Feed]],
@@ -87,7 +88,13 @@ class TrainingLoop:
             state.start_moving_averages(self._train_info, thresholds, place)
             state.start_biases(self._train_info, setup.start, place)
         self._checkpoint = TrainingCheckpoint(
-            setup.checkpoints, self.training, setup.batches, infos, place, self.best_dir, setup.ranks
+            setup.checkpoints,
+            self.training,
+            setup.batches,
+            infos,
+            place=place,
+            best_dir=self.best_dir,
+            ranks=setup.ranks,
         )
 
     def run(self) -> None:

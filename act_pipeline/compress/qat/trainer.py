@@ -38,6 +38,7 @@ def train(
     batches_per_epoch: int,
     scorer: Scorer | None,
     save_dir: Path,
+    *,
     device: str = "CPU",
     origin_metric: float | None = None,
     progress: bool = True,

@@ -86,6 +86,7 @@ def gather_rows(
     model: InferenceModel,
     groups: Sequence[SmoothGroup],
     feeds: Iterator[Mapping[str, np.ndarray]],
+    *,
     rows: int = 1024,
     seed: int = 0,
     device: str = "CPU",
@@ -129,6 +130,7 @@ def smooth(
     groups: Sequence[SmoothGroup],
     samples: Mapping[str, Sample],
     settings: SmoothQuant,
+    *,
     algo: CalibrationAlgorithm = "mse",
     hist_percent: float = 0.9999,
     powers_of_two: bool = False,
@@ -189,6 +191,7 @@ def smooth_model(
     feeds: Callable[[], Iterator[Mapping[str, np.ndarray]]],
     directory: Path,
     settings: SmoothQuant,
+    *,
     algo: CalibrationAlgorithm = "mse",
     hist_percent: float = 0.9999,
     device: str = "CPU",
@@ -222,13 +225,21 @@ def smooth_model(
     if not groups:
         return Smoothed(model, [], 0)
     samples = gather_rows(
-        model, groups, _first_images(feeds(), settings.calib_images), settings.sample_rows, settings.seed, device, where
+        model,
+        groups,
+        _first_images(feeds(), settings.calib_images),
+        rows=settings.sample_rows,
+        seed=settings.seed,
+        device=device,
+        where=where,
     )
     images = max(len(sample.by_image) for sample in samples.values())
     first = next(_first_images(feeds(), 1))
     expected = _outputs(graph, first)
     for powers_of_two in (False, True):
-        layers = smooth(graph, groups, samples, settings, algo, hist_percent, powers_of_two)
+        layers = smooth(
+            graph, groups, samples, settings, algo=algo, hist_percent=hist_percent, powers_of_two=powers_of_two
+        )
         if not any(layer.smoothed for layer in layers):
             return Smoothed(model, layers, images)
         difference = largest_difference(expected, _outputs(graph, first))

@@ -173,6 +173,7 @@ def make_recipe(
     gpu: Gpu | None,
     onnx_model: OnnxModel,
     summary: OnnxSummary,
+    *,
     precision: str,
     batch_size: int,
     options: BuildOptions,

@@ -117,7 +117,9 @@ class TensorRTEngine:
         self._where = location(model)
         self._check = InputCheck(self._where, summary.inputs, batch_size)
         self._settings = {"module": self._trt.name, "gpu": str(gpu), "float16_rest": str(float16_rest)}
-        recipe = make_recipe(self._trt, gpu, self.artifact, summary, precision, batch_size, options)
+        recipe = make_recipe(
+            self._trt, gpu, self.artifact, summary, precision=precision, batch_size=batch_size, options=options
+        )
         log = make_log(self._trt.module)
         self._runtime = self._trt.module.Runtime(log)
         engine, self.plan_path = load_or_build(

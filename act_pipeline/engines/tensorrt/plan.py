@@ -78,6 +78,7 @@ def build_plan(
     path: str | os.PathLike[str] | None = None,
     precision: str = "int8",
     batch_size: int = 1,
+    *,
     say: Say = say_on_stderr,
     options: BuildOptions | None = None,
     trt: TensorRT | None = None,
@@ -111,7 +112,7 @@ def build_plan(
     trt = trt or import_tensorrt(() if gpu is not None else ("tensorrt_rtx",))
     options = options or BuildOptions()
     onnx_model, summary = plan_source(model, precision, trt, options.float16_rest)
-    recipe = make_recipe(trt, gpu, onnx_model, summary, precision, batch_size, options)
+    recipe = make_recipe(trt, gpu, onnx_model, summary, precision=precision, batch_size=batch_size, options=options)
     cache = cache_directory(model)
     target = Path(path) if path is not None else cache / plan_name(recipe)
     if target.is_dir():

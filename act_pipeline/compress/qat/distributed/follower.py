@@ -93,4 +93,4 @@ def train_when_told(config: Config, load: Callable[[], Loader], device: str, ran
                 (float_model / name).write_bytes(content.tobytes())
             batches = ranks.shard(load())
             model = InferenceModel.load(float_model)
-            train(model, config, batches, len(batches), None, save_dir, device, progress=False, ranks=ranks)
+            train(model, config, batches, len(batches), None, save_dir, device=device, progress=False, ranks=ranks)

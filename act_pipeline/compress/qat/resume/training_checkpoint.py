@@ -32,6 +32,7 @@ class TrainingCheckpoint:
         training: Training,
         batches: Batches,
         infos: tuple[Any, Any],
+        *,
         place: Any,
         best_dir: Path,
         ranks: Ranks = ALONE,
