@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from act_pipeline.config import Config, load_config
-from act_pipeline.config import compression as config_module
+from act_pipeline.config import sections as config_module
 from act_pipeline.config.schema import Source, build, key
+from act_pipeline.config.training import TrainConfig
 from act_pipeline.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,13 +125,13 @@ def test_what_act_gets_is_what_paddleslim_takes(act_config: Path) -> None:
     for ours, theirs in (
         (config_module.QuantAware, strategy_config.QuantAware),
         (config_module.Distillation, strategy_config.Distillation),
-        (config_module.TrainConfig, strategy_config.TrainConfig),
+        (TrainConfig, strategy_config.TrainConfig),
     ):
         default = theirs()
         attributes = {name: value for name, value in vars(default).items() if name != "name"}
         own = {"snapshot_iter", "patience", "teacher_cache_mb"}  # not an ACT key
         assert {field.name for field in dataclasses.fields(ours)} - own == set(attributes)
-        if ours is not config_module.TrainConfig:
+        if ours is not TrainConfig:
             assert {name: getattr(ours(), name) for name in attributes} == attributes
     quanter = sys.modules["paddleslim.quant.quanter"]
     known = {*quanter.TRANSFORM_PASS_OP_TYPES, *quanter.QUANT_DEQUANT_PASS_OP_TYPES}

@@ -19,7 +19,7 @@ from act_pipeline.compress import compress
 from act_pipeline.compress.ptq.bias_correction import Bias, correct_biases, find_biases, output_shift
 from act_pipeline.compress.ptq.quantizer import PostTraining
 from act_pipeline.config import load_config
-from act_pipeline.config.compression import CalibrationAlgorithm
+from act_pipeline.config.sections import CalibrationAlgorithm
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.demo import READER_CONFIG

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from act_pipeline.calibration.algorithms import ALGORITHMS
 from act_pipeline.calibration.observers import AbsHistogram
-from act_pipeline.config.compression import CalibrationAlgorithm
+from act_pipeline.config.sections import CalibrationAlgorithm
 
 
 def threshold(statistics: AbsHistogram, algo: CalibrationAlgorithm, hist_percent: float = 0.9999) -> float:

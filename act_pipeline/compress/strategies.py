@@ -25,7 +25,7 @@ from act_pipeline.compress.qat.distributed.follower import call_followers
 from act_pipeline.compress.qat.int8_snapshots import Scorer
 from act_pipeline.compress.qat.trainer import train
 from act_pipeline.compress.smooth_quant.algorithm import smooth_model
-from act_pipeline.config.compression import CalibrationAlgorithm, WeightedOp
+from act_pipeline.config.sections import CalibrationAlgorithm, WeightedOp
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.data.model_fit import told
 from act_pipeline.graph.quantizable_ops import quantizable_ops

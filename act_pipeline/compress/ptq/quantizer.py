@@ -29,7 +29,7 @@ from act_pipeline.compress.plan.op_inventory import OpInventory, inventory_of
 from act_pipeline.compress.plan.op_selection import Selection, skip_patterns
 from act_pipeline.compress.ptq.bias_correction import correct_biases, find_biases
 from act_pipeline.config import Config, QuantPost
-from act_pipeline.config.compression import CalibrationAlgorithm
+from act_pipeline.config.sections import CalibrationAlgorithm
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.quiet import quiet_upstream

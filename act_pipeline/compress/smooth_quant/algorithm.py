@@ -19,7 +19,7 @@ from act_pipeline.calibration.row_sample import ChannelAbsMax, RowSample
 from act_pipeline.compress.smooth_quant.factors import Choice, Sample, search
 from act_pipeline.compress.smooth_quant.groups import SmoothGroup, apply_factors, find_groups
 from act_pipeline.config import SmoothQuant
-from act_pipeline.config.compression import CalibrationAlgorithm
+from act_pipeline.config.sections import CalibrationAlgorithm
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.quiet import quiet_upstream

@@ -20,7 +20,7 @@ import numpy as np
 
 from act_pipeline.calibration.observers import AbsHistogram
 from act_pipeline.calibration.thresholds import threshold
-from act_pipeline.config.compression import CalibrationAlgorithm
+from act_pipeline.config.sections import CalibrationAlgorithm
 from act_pipeline.graph.int8_rounding import LEVELS, to_int8, weight_threshold
 
 # Smallest value relative to the largest; smaller ones are clipped, so that no channel close to zero is scaled up.
