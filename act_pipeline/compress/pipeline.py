@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from typing import Any
 from act_pipeline.calibration.feeds import open_reader
 from act_pipeline.compress.act_record import compression_record
 from act_pipeline.compress.float_checks import check_origin, check_outputs, check_worth
+from act_pipeline.compress.identity import processes, shared_identity, source_identity, training_identity
 from act_pipeline.compress.job import MEASURED, Candidate, Job, timed
 from act_pipeline.compress.judge import choose_judge
 from act_pipeline.compress.outcome import measure_chosen
 from act_pipeline.compress.plan.op_selection import Selection, mark_float, select
-from act_pipeline.compress.qat.distributed.follower import shared_identity
 from act_pipeline.compress.qat.distributed.ranks import ALONE, Leader, Ranks
 from act_pipeline.compress.qat.resume.checkpoints import Checkpoints
 from act_pipeline.compress.qat.resume.failures import explained
@@ -26,7 +27,7 @@ from act_pipeline.compress.strategies import STRATEGIES
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.core.errors import BelowFloor, UserError
-from act_pipeline.core.interruption import interruptible
+from act_pipeline.core.interruption import Interruption, interruptible
 from act_pipeline.core.locking import hold_lock
 from act_pipeline.core.records import (
     ACT_FILENAME,
@@ -36,7 +37,6 @@ from act_pipeline.core.records import (
     BELOW_SUFFIX,
     new_artifact,
     read_record,
-    versions,
     write_record,
 )
 from act_pipeline.core.tables import rounded_up
@@ -112,12 +112,7 @@ def compress(
     splits = ["train", "eval"] if config.global_.evaluation else ["train"]
     reader.check(*splits)
     device = choose_device(device)
-    source = {
-        "config": config.as_dict(),
-        "source_hash": model.content_hash(),
-        "data_hash": {split: reader.fingerprint(split) for split in splits},
-        "versions": versions(),
-    }
+    source = source_identity(config, model, reader, splits)
     if reuse:
         current = _current(Path(save_dir), source)
         if current is not None:
@@ -126,27 +121,14 @@ def compress(
         ranks.agree(shared_identity(config, reader, device))
     checkpoints = Checkpoints(
         Path(save_dir),
-        {**_identity(config, source, reader, device), **_processes(ranks)},
+        {**training_identity(config, source, reader, device), **processes(ranks)},
         config.train_config.snapshot_iter if config.train_config else None,
         model.infer_cfg_path,
     )
-    batch_size = reader.settings.reader.batch_size
-    with (
-        ranks.explained(),
-        freed_memory_kept(device),
-        hold_lock(save_dir),
-        checkpoints.open(resume),
-        explained(checkpoints, batch_size),
-        interruptible(
-            lambda: "; ".join(part for part in (ranks.failure, checkpoints.way_on()) if part)
-        ) as interruption,
-        ranks.leading(),
-        tempfile.TemporaryDirectory(**_beside(save_dir)) as work,
-        static_mode(),
-    ):
+    with _running(config, reader, Path(save_dir), device, checkpoints, resume, ranks) as (work, interruption):
         seconds: dict[str, float] = {}
         with timed(seconds, "prepare"):
-            prepared, selection = _prepare(model, config, Path(work, "float"))
+            prepared, selection = _prepare(model, config, work / "float")
             check_outputs(config, prepared, reader)
             judge = choose_judge(config.strategy.engine, device, model)
         fp32, cached = None, False
@@ -157,7 +139,7 @@ def compress(
                 print(f"FP32: {fp32.map:.4f} mAP on {fp32.images} images, {judge.name('fp32')}", file=sys.stderr)
             check_origin(config, fp32)
             check_worth(config, fp32, reader)
-        folder = Path(work, "strategies")
+        folder = work / "strategies"
         folder.mkdir()
         job = Job(
             config,
@@ -178,7 +160,7 @@ def compress(
         met = job.meets(chosen)
         target = Path(save_dir) if met else Path(f"{Path(save_dir)}{BELOW_SUFFIX}")
         found = measure_chosen(job, chosen, model)
-        record = {**compression_record(job, chosen, model, seconds, found), **source, **_processes(ranks)}
+        record = {**compression_record(job, chosen, model, seconds, found), **source, **processes(ranks)}
         _write(target, model, chosen, job, record)
         if report is not None:
             write_report(target, reader, lang=report)
@@ -190,6 +172,40 @@ def compress(
             f"{_remedies(config, record)}"
         )
     return Compressed(InferenceModel.load(save_dir), read_record(Path(save_dir) / ACT_FILENAME, ACT_SCHEMA))
+
+
+@contextlib.contextmanager
+def _running(
+    config: Config,
+    reader: Reader,
+    save_dir: Path,
+    device: str,
+    checkpoints: Checkpoints,
+    resume: bool,
+    ranks: Ranks,
+) -> Iterator[tuple[Path, Interruption]]:
+    """Hold what a run needs from its first step to its end, and explain what ends it early.
+
+    Yields:
+        A temporary folder next to ``save_dir``, and the signals.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ranks.explained())
+        stack.enter_context(freed_memory_kept(device))
+        stack.enter_context(hold_lock(save_dir))
+        stack.enter_context(checkpoints.open(resume))
+        stack.enter_context(explained(checkpoints, reader.settings.reader.batch_size))
+        interruption = stack.enter_context(
+            interruptible(lambda: "; ".join(part for part in (ranks.failure, checkpoints.way_on()) if part))
+        )
+        stack.enter_context(ranks.leading())
+        save_dir.parent.mkdir(parents=True, exist_ok=True)
+        if save_dir.exists() and not save_dir.is_dir():
+            raise UserError(f"{save_dir} is a file, expected a folder to write to: choose another --save_dir")
+        hidden = tempfile.TemporaryDirectory(prefix=f".{save_dir.name}.", dir=save_dir.parent)
+        work = Path(stack.enter_context(hidden))
+        stack.enter_context(static_mode())
+        yield work, interruption
 
 
 def _asked(config: Config, record: Mapping[str, Any]) -> str:
@@ -205,15 +221,6 @@ def _remedies(config: Config, record: Mapping[str, Any]) -> str:
     more = "" if needed is None else f"evaluate on more images (some {rounded_up(needed):,} would tell), "
     surer = "" if config.strategy.confidence == MEASURED else "lower Strategy.confidence, "
     return f"{more}{surer}raise Strategy.max_drop, calibrate on more images, or train longer"
-
-
-def _beside(save_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the arguments of the temporary folder: next to the result on the same disk, with a hidden name."""
-    target = Path(save_dir)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file, expected a folder to write to: choose another --save_dir")
-    return {"prefix": f".{target.name}.", "dir": target.parent}
 
 
 def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[InferenceModel, Selection]:
@@ -242,50 +249,6 @@ def _write(target: Path, model: InferenceModel, chosen: Candidate, job: Job, rec
         if job.analysis is not None:
             write_record(staging / ANALYSIS_FILENAME, ANALYSIS_SCHEMA, job.analysis)
         write_record(staging / ACT_FILENAME, ACT_SCHEMA, dict(record))
-
-
-def _identity(config: Config, source: Mapping[str, Any], reader: Reader, device: str) -> dict[str, Any]:
-    """Return everything that determines a training's result, without paths; a checkpoint is valid only for the same."""
-    settings = source["config"]
-    loading = reader.settings.reader
-    places = ("teacher_model_dir", "teacher_model_filename", "teacher_params_filename")
-
-    def without(section: str, names: Sequence[str]) -> dict[str, Any]:
-        return {name: value for name, value in (settings.get(section) or {}).items() if name not in names}
-
-    return {
-        "Distillation": without("Distillation", places),
-        "Strategy": settings.get("Strategy"),
-        "quantize": settings.get("quantize"),
-        "QuantAware": settings.get("QuantAware"),
-        # What `auto` does before it trains decides which model is trained, and from which scales.
-        **{
-            name: settings.get(name) if config.strategy.name == "auto" else None
-            for name in ("QuantPost", "SmoothQuant")
-        },
-        "TrainConfig": without("TrainConfig", ("snapshot_iter", "logging_iter")),
-        "Global": {name: settings["Global"].get(name) for name in ("Evaluation", "input_list")},
-        "EvalReader": {"batch_size": loading.batch_size, "drop_last": loading.drop_last},
-        "the float model": source["source_hash"],
-        "the teacher": _teacher_hash(config),
-        "the data": source["data_hash"],
-        "device": device,
-        "version": {
-            name: version
-            for name, version in source["versions"].items()
-            if name in ("act_pipeline", "paddlepaddle", "paddlepaddle-gpu", "paddleslim", "numpy")
-        },
-    }
-
-
-def _processes(ranks: Ranks) -> dict[str, Any]:
-    """Return the entry of a record for several processes, whose number changes the result."""
-    return {"processes": ranks.world} if ranks.world > 1 else {}
-
-
-def _teacher_hash(config: Config) -> str | None:
-    teacher = config.distillation.teacher() if config.distillation is not None else None
-    return teacher.content_hash() if teacher is not None else None
 
 
 def _current(save_dir: Path, source: Mapping[str, Any]) -> Compressed | None:

@@ -6,31 +6,21 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
 from act_pipeline.calibration.feeds import open_reader, training_reader
+from act_pipeline.compress.identity import shared_identity
 from act_pipeline.compress.qat.distributed.ranks import Follower, Leader, Ranks
 from act_pipeline.compress.qat.trainer import train
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import versions
 from act_pipeline.data import Reader
 from act_pipeline.data.loader import Loader
 from act_pipeline.execution.memory import freed_memory_kept
 from act_pipeline.graph.static_graph import static_mode
-
-
-def shared_identity(config: Config, reader: Reader, device: str) -> dict[str, Any]:
-    """Return everything that has to be equal on all ranks, in JSON types."""
-    return {
-        "config": {**config.as_dict(), "batch_size": reader.settings.reader.batch_size},
-        "the training data": reader.fingerprint("train"),
-        "device": device,
-        "versions": {name: version for name, version in versions().items() if name != "platform"},
-    }
 
 
 def call_followers(ranks: Ranks, model: InferenceModel) -> None:

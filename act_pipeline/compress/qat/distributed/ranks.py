@@ -196,7 +196,7 @@ class Leader(Ranks):
         """Wait until all followers have started, and check that they compress the same.
 
         Args:
-            identity: the output of `compress.qat.distributed.follower.shared_identity` on this rank.
+            identity: the output of `compress.identity.shared_identity` on this rank.
 
         Raises:
             UserError: a follower has another identity, or failed.
