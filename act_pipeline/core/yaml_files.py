@@ -90,24 +90,19 @@ _DataLoader.add_multi_constructor("!", _construct_tagged)
 def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a YAML file and the files in its ``_BASE_`` list.
 
-    <<<<<<< HEAD
-        As in PaddleDetection, each base overrides the ones before it, and the file overrides its bases. Mappings are
-        merged key by key, other values are replaced. Paths in ``_BASE_`` are relative to the file.
+    As in PaddleDetection, each base overrides the ones before it, and the file overrides its bases. Mappings are merged
+    key by key, other values are replaced. Paths in ``_BASE_`` are relative to the file, or ``configs/...`` of this
+    package.
 
-        Args:
-            path: the file.
-    =======
-        As in PaddleDetection, the bases are merged in order, each over the ones before, and the file's own keys over
-        all of them; mappings are merged key by key, everything else is replaced. ``_BASE_`` names are relative to the
-        file, or else ``configs/...`` of this package.
-    >>>>>>> wt-cli
+    Args:
+        path: the file.
 
-        Returns:
-            The mapping, of plain Python values and :class:`Tagged`.
+    Returns:
+        The mapping, of plain Python values and :class:`Tagged`.
 
-        Raises:
-            UserError: the file is missing or too large, is not a YAML mapping, has a duplicate key or two nodes under
-                one key, uses an unknown tag, or includes itself.
+    Raises:
+        UserError: the file is missing or too large, is not a YAML mapping, has a duplicate key or two nodes under
+            one key, uses an unknown tag, or includes itself.
     """
     return _load_with_bases(Path(path), ())
 
@@ -175,21 +170,16 @@ def apply_overrides(config: Mapping[str, Any], overrides: Iterable[str] = ()) ->
 def resolve_path(value: str, named_in: str | os.PathLike[str]) -> Path:
     """Resolve a path in a config file.
 
-    <<<<<<< HEAD
-        A relative path is tried relative to the current folder, to the file's folder, to its parent folder
-        (PaddleSlim's examples have their configs in ``configs/``) and to the root of this repository, in this order.
+    A relative path is tried relative to the current folder, to the file's folder, to its parent folder (PaddleSlim's
+    examples have their configs in ``configs/``) and to what comes with this package (:func:`find_shipped`), in this
+    order.
 
-        Args:
-            value: the path; ``~`` is expanded.
-            named_in: the config file that contains it.
+    Args:
+        value: the path; ``~`` is expanded.
+        named_in: the config file that contains it.
 
-        Returns:
-            The first path that exists, otherwise the given path.
-    =======
-        The first that exists of: relative to the current directory, to the file's folder, to the folder above it (where
-        PaddleSlim's examples stand, with their files in ``configs/``), what comes with this package
-        (:func:`find_shipped`). If none exists, the path as it was given.
-    >>>>>>> wt-cli
+    Returns:
+        The first path that exists, otherwise the given path.
     """
     # os.path, because pathlib raises on impossible names: an unknown user, too long, with a NUL.
     given = Path(os.path.expanduser(value))

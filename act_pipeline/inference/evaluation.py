@@ -16,7 +16,7 @@ from act_pipeline.inference.request import InferenceRequest
 def evaluate_once(
     request: InferenceRequest, engine: Engine, model: Artifact, reader: Any, say: Say
 ) -> InferenceOutcome:
-    """Evaluate in this process, and compare with the float model\'s detections where an INT8 model has them."""
+    """Evaluate in this process, and compare with the float model's detections where an INT8 model has them."""
     say(f"evaluating {location(model)}: {engine.name} {engine.precision} on {engine.device}, {engine.threads} threads")
     evaluation = evaluate(engine, reader, "eval", limit=request.limit, batch_size=request.batch_size)
     assert evaluation.latency_ms is not None, "one engine ran, alone"
