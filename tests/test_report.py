@@ -288,7 +288,7 @@ def test_a_model_that_was_not_evaluated_has_a_report(data, tmp_path, lang):
         tmp_path / "m", data, fp32=nothing, int8=nothing, map_drop=None, steps=[], evaluation={"images": 0}
     )
     (artifact / "detections.npz").unlink()
-    page, record = written(artifact, data, (), lang)
+    page, record = written(artifact, data, lang=lang)
     assert record["verdict"]["state"] == "not_measured"
     assert texts(lang)["not_measured"] in " ".join(text for text, _ in page.texts)
 
@@ -320,7 +320,7 @@ def test_the_verdict_says_how_sure_it_is(data, tmp_path, lang):
         tmp_path / "m", data, max_drop=0.02, map_drop_interval=INTERVAL, probability_within_max_drop=0.8125,
         images_needed=1234, agreement=AGREED,
     )  # fmt: skip
-    page, record = written(artifact, data, (), lang)
+    page, record = written(artifact, data, lang=lang)
     verdict = record["verdict"]
     assert (verdict["interval"]["low"], verdict["interval"]["high"]) == (-0.031, 0.012)
     assert (verdict["probability"], verdict["tells"], verdict["images_needed"]) == (0.8125, False, 1300)
@@ -530,7 +530,7 @@ def said_in(page: Page, section: str | None = None) -> str:
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_speed_is_what_the_compression_timed_in_turns(data, tmp_path, lang):
-    page, record = written(make_artifact(tmp_path / "m", data), data, (), lang)
+    page, record = written(make_artifact(tmp_path / "m", data), data, lang=lang)
     rows = {row["name"]: (row["engine"], row["latency_ms"], row["times_as_fast"]) for row in record["models"]}
     assert rows == {"FP32": ("openvino", 33.25, 1.0), "INT8": ("openvino", 12.5, 2.75)}
     said = said_in(page)
@@ -546,7 +546,7 @@ def test_two_evaluations_alone_give_no_ratio(data, tmp_path, lang):
     act = read_record(artifact / "act.json", "act_pipeline.act/1")
     del act["latency"]
     write_record(artifact / "act.json", "act_pipeline.act/1", act)
-    page, record = written(artifact, data, (), lang)
+    page, record = written(artifact, data, lang=lang)
     assert record["verdict"]["speed"] is None and texts(lang)["tile_latency_none"] in said_in(page)
     assert [(row["latency_ms"], row["times_as_fast"]) for row in record["models"]] == [(34.5, None), (137.25, None)]
 
@@ -564,7 +564,7 @@ def test_an_engine_that_is_faster_than_the_judge_gives_the_speed(data, tmp_path)
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_engine_is_the_one_of_the_record(data, tmp_path, lang):
-    page, record = written(make_artifact(tmp_path / "m", data), data, (), lang)
+    page, record = written(make_artifact(tmp_path / "m", data), data, lang=lang)
     said = said_in(page)
     assert "Paddle Inference" not in said and "paddle_onednn" not in said
     words = texts(lang)
@@ -581,7 +581,7 @@ def test_a_judge_without_float_is_named_beside_the_engine_of_fp32(data, tmp_path
     """The speed of an engine that is not for deployment is not part of the verdict."""
     judge = {"engine": "int8_reference", "fp32_engine": "paddle_onednn", "device": "CPU", "threads": 2, "images": 5}
     slow = {"rounds": 10, "fp32": {"p50_ms": 30, "p90_ms": 31}, "int8": {"p50_ms": 150, "p90_ms": 151}, "ratio": 0.2}
-    page, record = written(make_artifact(tmp_path / "m", data, evaluation=judge, latency=slow), data, (), lang)
+    page, record = written(make_artifact(tmp_path / "m", data, evaluation=judge, latency=slow), data, lang=lang)
     assert [row["engine"] for row in record["models"]] == ["paddle_onednn", "int8_reference"]
     said, both = said_in(page), "int8_reference (FP32: paddle_onednn)"
     assert texts(lang)["models_note_float"].format(engine="int8_reference") in said
@@ -597,7 +597,7 @@ def test_a_judge_without_float_is_named_beside_the_engine_of_fp32(data, tmp_path
 def test_the_command_is_the_one_that_was_given(data, tmp_path, lang):
     given = ["Global.model_dir=my models/it's", "Strategy={name: ptq, max_drop: null}", "QuantPost.calib_images=200"]
     artifact = make_artifact(tmp_path / "a & b" / "m.below_max_drop", data, overrides=given)
-    page, record = written(artifact, data, (), lang)
+    page, record = written(artifact, data, lang=lang)
     shown = "".join(text for text, stack in page.texts if [tag for tag, _ in stack][-2:] == ["pre", "code"])
     assert shown.split("\n") == record["rerun"]["commands"]
     compress, report = map(shlex.split, record["rerun"]["commands"])
@@ -617,7 +617,7 @@ def test_without_overrides_in_the_record_the_same_are_asked_for(data, tmp_path, 
         if overrides is not None:
             act["overrides"] = overrides
         write_record(artifact / "act.json", "act_pipeline.act/1", act)
-        page, record = written(artifact, data, (), lang)
+        page, record = written(artifact, data, lang=lang)
         assert shlex.split(record["rerun"]["commands"][0])[4:] == ["--save_dir", str(artifact)]
         assert texts(lang)[text] in said_in(page, "again") and record["rerun"]["overrides"] == overrides
 
@@ -634,7 +634,7 @@ def test_a_compression_records_its_overrides():
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_a_box_of_one_model_alone_is_explained(data, tmp_path, lang):
     """The other model may have a box below the threshold, which the text must state."""
-    page, record = written(make_artifact(tmp_path / "m", data), data, (), lang)
+    page, record = written(make_artifact(tmp_path / "m", data), data, lang=lang)
     clause = texts(lang)["pictures_lead"].split("{new}")[1]
     threshold = f"{record['pairs']['threshold']:.2f}"
     assert clause.count("{threshold}") == 1
