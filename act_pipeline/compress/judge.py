@@ -17,7 +17,8 @@ from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.data import Reader
 from act_pipeline.data.reader_settings import ReaderSettings
-from act_pipeline.engines import Engine, Machine, create_engine, fastest_engine, find_support, machine
+from act_pipeline.engines import Engine, Machine, create_engine, fastest_engine, find_support, machine, support
+from act_pipeline.engines.registry import find_runtime
 from act_pipeline.evaluation import Evaluation, evaluate_beside
 from act_pipeline.evaluation.batches import Latencies, NotFinite, measure_in_turns
 from act_pipeline.graph.deformable_attention import samples_by_rows
@@ -83,7 +84,7 @@ class Judge:
             UserError: the engine refuses the model, or the shapes could not be collected.
         """
         name = self.name(precision)
-        if name == "paddle_trt":
+        if find_runtime(name).shapes:
             collect_shapes(model, reader, self.device)
         return create_engine(name, model, precision, self.device, threads)
 
@@ -214,7 +215,8 @@ def choose_judge(asked: str, device: str, model: InferenceModel, here: Machine |
         return _judge(REFERENCE, "CPU", f"{name} does not take the model", here)
     devices = [entry for entry in ("GPU", "CPU") if _available(asked, entry, here)]
     if not devices:  # raises the error that names what is missing
-        find_support(asked, "int8", "GPU" if asked in ("paddle_trt", "tensorrt") else "CPU", here).require()
+        rows = [entry for entry in support(here) if (entry.engine, entry.precision) == (asked, "int8")]
+        (rows[-1] if rows else find_support(asked, "int8", "CPU", here)).require()
     return _judge(asked, device if device in devices else devices[0], "Strategy.engine names it", here)
 
 
@@ -234,7 +236,6 @@ def _available(name: str, device: str, here: Machine) -> bool:
 
 def _refusal(name: str, model: InferenceModel) -> Optional[str]:
     """Return why an engine cannot run a model, as far as that is known without loading it; None: no reason."""
-    from act_pipeline.engines.registry import find_runtime
     from act_pipeline.onnx_export import lowered_onnx
 
     if not find_runtime(name).onnx:

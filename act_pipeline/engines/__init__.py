@@ -94,13 +94,12 @@ def create_engine(
             f"{where} is an INT8 model, asked for {precision}; run it with --precision=int8, or give "
             "the float model's folder"
         )
-    onednn_int8 = name == "paddle_onednn" and precision == "int8"
-    if onednn_int8 and isinstance(model, InferenceModel) and summary.float_stored_weights:
-        # oneDNN's weight pass of Paddle 2.6.2 reads them as int8 bytes: wrong results, and no error.
+    int8_weights = runtime.int8_weights and precision == "int8"
+    if int8_weights and isinstance(model, InferenceModel) and summary.float_stored_weights:
         weights = summary.float_stored_weights
         raise UserError(
             f"{model.params_path} holds {len(weights)} quantized weights in another type than int8 ({weights[0]}, "
-            "...), which oneDNN computes wrong; save the model with int8 weights, or run it with --use_mkldnn=False"
+            f"...), which {name} computes wrong; save the model with int8 weights, or run it with {runtime.otherwise}"
         )
     known = {"summary": summary, "inference": options.pop("inference", None), "machine": here}
     stand_ins = {key: known[key] for key in runtime.stand_ins}

@@ -15,6 +15,7 @@ from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import Artifact, Machine, create_engine, find_support, inspect_artifact, machine
 from act_pipeline.engines.interface import location
+from act_pipeline.engines.registry import find_runtime
 from act_pipeline.inference.engine_selection import ALL, choose_engine, load_model
 from act_pipeline.inference.evaluation import evaluate_once, evaluate_sharded
 from act_pipeline.inference.outcome import InferenceOutcome, Say
@@ -64,6 +65,7 @@ def run_inference(
     if choice.why:
         say(f"--engine=auto takes {choice.name}: {choice.why}")
     name, precision, device = choice.name, choice.precision, choice.device
+    runtime = find_runtime(name)
     if not request.collect_shape_only:
         find_support(name, precision, device, here).require()
     threads = request.cpu_threads or available_cpus()
@@ -73,7 +75,7 @@ def run_inference(
         threads = shard_threads(request.cpu_threads, request.executor, request.shards)
     reader = _reader(request, reader, model, say)
     if isinstance(model, InferenceModel) and (
-        request.collect_shape_only or (name == "paddle_trt" and request.use_dynamic_shape)
+        request.collect_shape_only or (runtime.shapes and request.use_dynamic_shape)
     ):
         collected = collect_if_stale(
             request, model, reader, summary, device=device, threads=threads, here=here, inference=inference, say=say
@@ -87,18 +89,15 @@ def run_inference(
             return continue_in_a_new_process(rerun, say)
     if not request.include_nms:
         say("--include_nms=False has no effect: RT-DETR picks its boxes without NMS")
-    if name in ("paddle_trt", "tensorrt"):
-        say(f"loading the TensorRT engine of {location(model)}; the first time it is built, which takes minutes")
+    if runtime.slow_start:
+        say(f"loading {location(model)} in {name}; {runtime.slow_start}")
     options: dict[str, Any] = {}
-    if name == "paddle_trt":
+    if runtime.shapes:
         options.update(dynamic_shape=request.use_dynamic_shape, calibrate=request.trt_calib_mode)
     known = {"summary": summary, "inference": inference, "machine": here}
     engine = create_engine(name, model, precision, device, threads, batch_size=request.batch_size, **known, **options)
-    if precision == "int8" and name == "paddle":
-        say(
-            "int8 in Paddle's own kernels computes every Q/DQ in float: the accuracy is what the model was made for, "
-            "the latency is not what INT8 kernels reach; --engine=auto takes the engine that is fastest here"
-        )
+    if precision == "int8" and runtime.int8_note:
+        say(runtime.int8_note)
     with contextlib.closing(engine):
         if request.benchmark:
             return time_engine(request, engine, model, reader, summary, say)
