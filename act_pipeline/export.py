@@ -15,7 +15,7 @@ from act_pipeline.core.artifacts import INFER_CFG_FILENAME, InferenceModel
 from act_pipeline.core.defaults import find_shipped
 from act_pipeline.core.downloads import fetch, is_url
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import hash_files, new_artifact, read_record, versions, write_record
+from act_pipeline.core.records import hash_files, new_artifact, read_record, require_replaceable, versions, write_record
 from act_pipeline.core.yaml_files import apply_overrides, load_yaml, resolve_path
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.data.classes import check_count, read_label_list
@@ -85,6 +85,7 @@ def export_model(
     }
     if reuse and _is_current(directory, record):
         return InferenceModel.load(directory)
+    require_replaceable(directory, RECORD_FILENAME, "--output_dir")
     model = build_model(content, source=str(config))
     check_model(str(config), model, size)
     load_weights(model, weights)

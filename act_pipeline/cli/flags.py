@@ -87,4 +87,4 @@ def add_devices(parser: argparse.ArgumentParser, help: str) -> None:
 
 def add_opt(parser: argparse.ArgumentParser, help: str, metavar: str = "SECTION.KEY=VALUE") -> None:
     """Add ``-o KEY=VALUE ...``."""
-    parser.add_argument("-o", "--opt", nargs="*", default=[], metavar=metavar, help=help)
+    parser.add_argument("-o", "--opt", action="extend", nargs="*", default=[], metavar=metavar, help=help)

@@ -37,6 +37,7 @@ from act_pipeline.core.records import (
     BELOW_SUFFIX,
     new_artifact,
     read_record,
+    require_replaceable,
     write_record,
 )
 from act_pipeline.core.tables import rounded_up
@@ -100,11 +101,13 @@ def compress(
 
     Raises:
         BelowFloor: no INT8 model is within ``Strategy.max_drop``; the best is saved in ``<save_dir>.below_max_drop``.
-        UserError: model, data and config do not fit together, the device is missing, another process writes to
-            ``save_dir``, the checkpoint belongs to another run, the training diverges, or disk or memory do not
-            suffice.
+        UserError: model, data and config do not fit together, the device is missing, ``save_dir`` holds something
+            else than an earlier result, another process writes to it, the checkpoint belongs to another run, the
+            training diverges, or disk or memory do not suffice.
         Interrupted: the process received SIGINT or SIGTERM.
     """
+    for place in (save_dir, f"{Path(save_dir)}{BELOW_SUFFIX}"):
+        require_replaceable(place, ACT_FILENAME, "--save_dir")
     model = InferenceModel.load(config.global_.model_dir, config.global_.model_filename, config.global_.params_filename)
     require_float(model)
     reader, notes = open_reader(config, model, reader_overrides)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import errno
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
 
 from act_pipeline.core.command_names import name_commands
 
@@ -23,6 +26,7 @@ _DISK_ERRORS = {
     errno.EEXIST: "a file is there, expected a folder",
     errno.ENOTDIR: "a file is there, expected a folder",
     errno.ELOOP: "the links lead in a circle",
+    errno.EISDIR: "a folder is there, expected a file",
 }
 
 
@@ -89,6 +93,7 @@ def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str]
     Raises:
         Exception: any other exception of ``main``, which is a bug.
     """
+    pressed = _noted_interrupts()
     try:
         return main(argv)
     except UserError as error:
@@ -102,5 +107,26 @@ def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str]
         if described is None:
             raise
         message, exit_code = described, EXIT_USER_ERROR
+    except Exception:
+        # Modules in C turn a KeyboardInterrupt that comes while they are imported into an error of their own.
+        if not pressed:
+            raise
+        print("interrupted: nothing half-written is left behind", file=sys.stderr)
+        return EXIT_INTERRUPTED
     print(f"error: {name_commands(message)}", file=sys.stderr)
     return exit_code
+
+
+def _noted_interrupts() -> list[int]:
+    """Return a list that gets an entry for each Ctrl-C from now on, where Python's own handler answers it."""
+    pressed: list[int] = []
+    if threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):
+
+        def note(signum: int, frame: FrameType | None) -> None:
+            pressed.append(signum)
+            signal.default_int_handler(signum, frame)
+
+        signal.signal(signal.SIGINT, note)
+    return pressed

@@ -78,6 +78,28 @@ def new_artifact(directory: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def require_replaceable(directory: str | os.PathLike[str], record: str, flag: str) -> None:
+    """Check that :func:`new_artifact` may replace a folder: it is absent, empty, or what an earlier run wrote.
+
+    Args:
+        directory: the folder.
+        record: name of the record that every such folder has, ``act.json`` say.
+        flag: the command's flag that names another place, for the message.
+
+    Raises:
+        UserError: it holds something else, which would be lost.
+    """
+    folder = Path(directory)
+    if not folder.is_dir() or (folder / record).is_file():
+        return
+    found = sorted(path.name for path in folder.iterdir())
+    if found:
+        raise UserError(
+            f"{folder} holds {', '.join(found[:3])}{' and more' if len(found) > 3 else ''} and no {record}: it is not "
+            f"what an earlier run wrote, and would be replaced as a whole; choose another {flag}"
+        )
+
+
 def clear_leftovers(directory: str | os.PathLike[str]) -> None:
     """Remove temporary folders that killed runs of :func:`new_artifact` left; call it when no other run is writing.
 
