@@ -29,7 +29,7 @@ from act_pipeline.compress.plan.op_inventory import inventory_of
 
 # Number of top-ranked ops that are tried before a step, and number of images that they are compared on.
 _SHORTLIST = 3
-_TRIAL_IMAGES = 16
+_TRIAL_IMAGES = 12
 # Number of steps that revert one op; after that each step reverts twice as many ops as the one before.
 _SINGLE_STEPS = 4
 
