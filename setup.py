@@ -73,6 +73,8 @@ setup(
         "onnx": [],
         "openvino": [],
         "onnxruntime": ["onnxruntime>=1.19,<1.32"],
+        # `act-pipeline import --onnx`.
+        "importers": ["onnxruntime>=1.19,<1.32", "onnxslim>=0.1.60"],
         # `act-pipeline benchmark --peer nncf`. It asks for numpy>=1.24 and runs on 1.23.5, which is what its lock has.
         "nncf": [
             'nncf>=3.4,<3.5; python_version >= "3.10"',
