@@ -17,6 +17,7 @@ LAYERS = (
     "graph",
     "execution",
     "onnx_export",
+    "families",
     "engines",
     "data",
     "rtdetr",

@@ -146,6 +146,7 @@ def test_batches_have_the_shapes_and_types_that_the_graph_takes(reader_file: Pat
         "image": ((2, 3, 32, 48), "float32"),
         "im_shape": ((2, 2), "float32"),
         "scale_factor": ((2, 2), "float32"),
+        "pad_offset": ((2, 2), "float32"),
         "im_id": ((2,), "int64"),
     }
     assert all(value.flags["C_CONTIGUOUS"] for value in first.values())

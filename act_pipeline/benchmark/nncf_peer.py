@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -27,7 +27,8 @@ from act_pipeline.benchmark.plan import Candidate
 from act_pipeline.core.artifacts import InferenceModel, OnnxModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import hash_files
-from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary
+from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, inspect_onnx
+from act_pipeline.families.registry import Decoder, decoder_of
 
 LABELS = {"nncf": "nncf int8 in openvino", "nncf_accuracy_control": "nncf int8, accuracy control, in openvino"}
 _IR_NAME = "nncf_int8.xml"
@@ -40,9 +41,13 @@ class OpenVINOModel(OnnxModel):
 
     Attributes:
         inputs: name -> shape, -1 for dynamic dimensions.
+        outputs: names in the order of the graph.
+        decoder: turns the outputs into detections, as for the float model.
     """
 
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    decoder: Optional[Decoder] = None
 
     @property
     def weights_path(self) -> Path:
@@ -146,6 +151,8 @@ def quantize(
     nncf, openvino = import_nncf()
     with stage("prepare"):
         onnx_model = lowered_onnx(model, "cpu")
+        summary = inspect_onnx(onnx_model)
+        decoder = decoder_of(model, summary.output_shapes)
         network = openvino.Core().read_model(str(onnx_model.path))
         set_batch(network, 1)  # calibration uses batches of one; the batch is made dynamic again below
     inputs = {
@@ -161,7 +168,7 @@ def quantize(
         if max_drop is None:
             quantized = nncf.quantize(network, calibration, **settings)
         else:
-            score, eval_batches = _scoring(reader)
+            score, eval_batches = _scoring(reader, decoder)
             quantized = nncf.quantize_with_accuracy_control(
                 network,
                 calibration,
@@ -175,10 +182,12 @@ def quantize(
     with stage("save"):
         path.parent.mkdir(parents=True, exist_ok=True)
         openvino.save_model(quantized, str(path), compress_to_fp16=False)
-    return OpenVINOModel(path, inputs)
+    return OpenVINOModel(path, inputs, summary.outputs, decoder)
 
 
-def _scoring(reader: Any) -> tuple[Callable[[Any, Any], tuple[float, None]], list[Mapping[str, np.ndarray]]]:
+def _scoring(
+    reader: Any, decoder: Decoder
+) -> tuple[Callable[[Any, Any], tuple[float, None]], list[Mapping[str, np.ndarray]]]:
     """Return NNCF's validation function, which computes the mAP on given batches, and the eval split's batches."""
     from types import SimpleNamespace
 
@@ -189,7 +198,7 @@ def _scoring(reader: Any) -> tuple[Callable[[Any, Any], tuple[float, None]], lis
 
         def run(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             found = network({name: batch[name] for name in names})
-            return {"bbox": found["bbox"], "bbox_num": found["bbox_num"]}
+            return decoder({port.get_any_name(): found[port] for port in network.outputs}, batch)
 
         engine = SimpleNamespace(device="CPU", threads=1, run=run)
         handed = SimpleNamespace(
@@ -211,8 +220,8 @@ def load_peer(model: OpenVINOModel, threads: int, batch_size: int) -> Any:
     """
     from act_pipeline.engines.onnx_runtimes.openvino import OpenVINOEngine
 
-    summary = OnnxSummary(model.inputs, ("bbox", "bbox_num"), {"FakeQuantize": 1})
-    return OpenVINOEngine(model, "int8", "CPU", threads, batch_size=batch_size, summary=summary)
+    summary = OnnxSummary(model.inputs, model.outputs, {"FakeQuantize": 1})
+    return OpenVINOEngine(model, "int8", "CPU", threads, batch_size=batch_size, summary=summary, decoder=model.decoder)
 
 
 class _Calibration:

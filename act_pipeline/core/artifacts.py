@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import hash_files, read_record
@@ -26,12 +26,13 @@ ONNX_SCHEMA = "act_pipeline.onnx/1"
 
 @dataclass(frozen=True)
 class InferenceModel:
-    """A static graph on disk, as written by PaddleDetection's exporter and PaddleSlim's ACT.
+    """A static graph on disk, as written by PaddleDetection's exporter, PaddleSlim's ACT and this package's importers.
 
-    Inputs: ``image [N, 3, H, W]`` float32 as the reader normalizes it, ``im_shape [N, 2]`` float32 (height, width of
-    the network's input, pixels), ``scale_factor [N, 2]`` float32 (input size / original size, y then x).
-    Outputs: ``bbox [K, 6]`` float32 (class, score, x1, y1, x2, y2 in pixels of the original image) and
-    ``bbox_num [N]`` int32.
+    Inputs: ``image [N, 3, H, W]`` float32 as the reader normalizes it; where the post-process is in the graph also
+    ``im_shape [N, 2]`` float32 (height, width of the network's input, pixels) and ``scale_factor [N, 2]`` float32
+    (input size / original size, y then x).
+    Outputs: those of a detector family (:mod:`act_pipeline.families`), such as ``bbox [K, 6]`` float32 (class, score,
+    x1, y1, x2, y2 in pixels of the original image) and ``bbox_num [N]`` int32.
 
     Attributes:
         directory: the folder.
@@ -216,6 +217,25 @@ class OnnxModel:
             UserError: the file at :attr:`record_path` is not such a record.
         """
         return read_record(self.record_path, ONNX_SCHEMA) if self.record_path.exists() else {}
+
+
+Artifact = Union[InferenceModel, OnnxModel]
+
+
+def location(model: Artifact) -> Path:
+    """Return the path by which messages name a model: the folder, or the ONNX file."""
+    return model.path if isinstance(model, OnnxModel) else model.directory
+
+
+def described_by(model: Artifact) -> InferenceModel | None:
+    """Return the folder whose ``infer_cfg.yml`` describes a model; None: an ONNX file without one.
+
+    Exported ONNX files are in ``onnx/`` in their model's folder.
+    """
+    if isinstance(model, InferenceModel):
+        return model
+    folders = [InferenceModel(folder) for folder in (model.directory, model.directory.parent)]
+    return next((folder for folder in folders if folder.infer_cfg_path.is_file()), None)
 
 
 def open_model(

@@ -11,6 +11,7 @@ import numpy as np
 
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.paddledet import import_ppdet
+from act_pipeline.data.padding import PADDING
 from act_pipeline.data.reader_settings import ReaderSettings
 
 Step = tuple[str, dict[str, Any]]
@@ -71,7 +72,7 @@ def without_normalization(settings: ReaderSettings) -> list[dict[str, Any]]:
 def pads(settings: ReaderSettings) -> Optional[str]:
     """Return the name of the transform with which a reader pads the image; None if it does not pad."""
     names = [name for step in settings.reader.sample_transforms for name in step]
-    return next((name for name in names if name in ("Pad", "LetterBoxResize")), None)
+    return next((name for name in names if name in PADDING), None)
 
 
 def pads_right_and_below(settings: ReaderSettings) -> bool:

@@ -18,8 +18,9 @@ class Loader:
     """An iterable over the batches of a data set; every ``iter()`` is one epoch.
 
     A batch has ``image`` float32 [N, 3, H, W], ``im_shape`` float32 [N, 2] (height, width of the resized image,
-    pixels), ``scale_factor`` float32 [N, 2] (resized size / original size, y then x) and ``im_id`` int64 [N] (COCO
-    image ids). An unreadable image is replaced by the next one.
+    pixels), ``scale_factor`` float32 [N, 2] (resized size / original size, y then x), ``pad_offset`` float32 [N, 2]
+    (pixels of padding above and left of the image) and ``im_id`` int64 [N] (COCO image ids). An unreadable image is
+    replaced by the next one.
 
     The order depends only on the seed and the epoch, not on the number of workers. Calling a loader is equivalent to
     ``iter()``, as PaddleSlim's ACT requires.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.artifacts import InferenceModel, described_by
 from act_pipeline.core.errors import UserError
 from act_pipeline.data.classes import ModelClasses
 from act_pipeline.data.infer_cfg import (
@@ -104,21 +104,12 @@ def told(notes: Sequence[str]) -> None:
 
 def _known(model: Artifact) -> tuple[Described, DetectorGraph, Any]:
     """Return a model's preprocessing, its graph, and its ``label_list``, read from its folder."""
-    folder = _folder(model)
+    folder = described_by(model)
     if folder is None:
         return Described(None, str(model.directory)), DetectorGraph(), None
     content = folder.infer_cfg()
     graph = read_detector_graph(folder) if folder.model_path.is_file() else DetectorGraph()
     return Described.of(content, str(folder.infer_cfg_path)), graph, content.get("label_list")
-
-
-def _folder(model: Artifact) -> InferenceModel | None:
-    """Return the folder with the ``infer_cfg.yml``; exported ONNX files are in ``onnx/`` in their model's folder."""
-    if isinstance(model, InferenceModel):
-        return model
-    assert isinstance(model, OnnxModel)
-    folders = [InferenceModel(folder) for folder in (model.directory, model.directory.parent)]
-    return next((folder for folder in folders if folder.infer_cfg_path.is_file()), None)
 
 
 def _check_size(model: Artifact, size: tuple[int, int] | None, reader: Reader) -> None:

@@ -13,11 +13,12 @@ import numpy as np
 from act_pipeline.config.schema import Source
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.core.paddledet import import_ppdet
+from act_pipeline.data.padding import PADDING, padding_above_and_left
 
 # DecodeCache unpickles files from a configurable folder; the others write images to a folder.
 _REFUSED = ("DecodeCache", "DebugVisibleImage", "VisibleRBox")
-# Inputs of an exported RT-DETR and their dtypes.
-INPUTS = {"image": np.float32, "im_shape": np.float32, "scale_factor": np.float32}
+# Arrays of a batch and their dtypes: the inputs of an exported RT-DETR, and the position of the image on its padding.
+INPUTS = {"image": np.float32, "im_shape": np.float32, "scale_factor": np.float32, "pad_offset": np.float32}
 
 
 class UnreadableImage(Exception):
@@ -82,14 +83,15 @@ class Preprocess:
 
         Returns:
             ``image`` float32 [3, H, W], ``im_shape`` [2] (height and width of the resized image in pixels, without
-            padding), ``scale_factor`` [2] (resized size / original size, y then x), ``im_id`` int64 [1], and other
-            entries of the transforms.
+            padding), ``scale_factor`` [2] (resized size / original size, y then x), ``pad_offset`` [2] (pixels of
+            padding above and left of the image), ``im_id`` int64 [1], and other entries of the transforms.
 
         Raises:
             UnreadableImage: the file is missing or not an image.
             UserError: a transform fails.
         """
         sample: dict[str, Any] = {"im_file": str(image_file), "im_id": np.array([image_id], np.int64)}
+        pad_offset = np.zeros(2, np.float32)
         for index, (name, transform) in enumerate(self._sample_transforms):
             try:
                 sample = transform(sample)
@@ -104,6 +106,9 @@ class Preprocess:
                 raise UserError(message) from None
             if not isinstance(sample, dict):
                 raise UserError(f"{self._where}: {name} gives {type(sample).__name__}, expected a sample; take it out")
+            if name in PADDING and "im_shape" in sample:
+                pad_offset = pad_offset + padding_above_and_left(name, transform, sample["image"], sample["im_shape"])
+        sample["pad_offset"] = pad_offset
         for key in (*INPUTS, "im_id"):
             if key not in sample:
                 raise UserError(f"{self._where} give no '{key}', expected Decode first and Resize after it; add them")
@@ -113,7 +118,7 @@ class Preprocess:
         """Apply the batch transforms and stack the samples.
 
         Returns:
-            float32 ``image`` [N, 3, H, W], ``im_shape`` [N, 2], ``scale_factor`` [N, 2], and int64 ``im_id`` [N].
+            float32 ``image`` [N, 3, H, W], ``im_shape``, ``scale_factor``, ``pad_offset`` [N, 2]; int64 ``im_id`` [N].
 
         Raises:
             UserError: a transform fails, or the samples cannot be stacked.

@@ -8,13 +8,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.artifacts import Artifact, InferenceModel, OnnxModel
 from act_pipeline.core.errors import UserError
-from act_pipeline.engines.arrays import require_outputs
-from act_pipeline.engines.interface import DEVICES, PRECISIONS, Artifact, Engine, EngineSupport
+from act_pipeline.engines.interface import DEVICES, PRECISIONS, Engine, EngineSupport
 from act_pipeline.engines.machine import Machine, machine
 from act_pipeline.engines.ranking import best_engine, fastest_engine
 from act_pipeline.engines.registry import REGISTRY, find_runtime, find_support, paddle_refusal, support
+from act_pipeline.families.registry import decoder_of
 
 __all__ = [
     "DEVICES",
@@ -83,7 +83,7 @@ def create_engine(
         )
     summary = options.pop("summary", None) or inspect_artifact(model, here)
     where = model.path if isinstance(model, OnnxModel) else model.model_path
-    require_outputs(summary.output_shapes, where)
+    decoder_of(model, summary.output_shapes)
     if precision == "int8" and not summary.quantized and not options.get("calibrate"):
         raise UserError(
             f"{where} holds no INT8 scales, expected an INT8 model for --precision=int8; compress it with "

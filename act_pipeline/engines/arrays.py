@@ -65,50 +65,6 @@ class InputCheck:
         return array
 
 
-def detections(bbox: np.ndarray, bbox_num: np.ndarray, where: Path) -> dict[str, np.ndarray]:
-    """Return a model's first two outputs in the form of :meth:`act_pipeline.engines.interface.Engine.run`.
-
-    Args:
-        bbox: [K, 6]; an empty array of any shape where nothing was detected.
-        bbox_num: rows of ``bbox`` for each image, of any shape and numeric type.
-        where: path of the model, for error messages.
-
-    Returns:
-        ``bbox [K, 6]`` float32 and ``bbox_num [N]`` int32.
-
-    Raises:
-        UserError: ``bbox`` is not empty and not [K, 6].
-    """
-    bbox = np.asarray(bbox, np.float32)
-    if bbox.ndim != 2 or bbox.shape[1] != 6:
-        if bbox.size:
-            raise UserError(
-                f"the first output of {where} is {list(bbox.shape)}, expected bbox [K, 6] (class, score, "
-                "x1, y1, x2, y2); export the model again with its post-process (tools/export_model.py does)"
-            )
-        bbox = bbox.reshape(0, 6)
-    return {"bbox": bbox, "bbox_num": np.asarray(bbox_num, np.int32).reshape(-1)}
-
-
-def require_outputs(outputs: Mapping[str, tuple[int, ...]], where: Path) -> None:
-    """Check that a model has the two outputs of a detector.
-
-    Args:
-        outputs: name -> shape in the model's order, -1 for a dynamic dimension; ``()``: the shape is not known.
-        where: path of the model, for error messages.
-
-    Raises:
-        UserError: there are fewer than two outputs, or the first one is not [K, 6].
-    """
-    first = next(iter(outputs.values()), ())
-    if len(outputs) < 2 or (first and (len(first) != 2 or first[1] not in (-1, 6))):
-        found = ", ".join(f"{name} {_dimensions(shape) if shape else ''}".strip() for name, shape in outputs.items())
-        raise UserError(
-            f"{where} gives {found or 'nothing'}, expected bbox [K, 6] and bbox_num [N], without which no box can be "
-            "scored: export the model with its post-process (without exclude_post_process=True)"
-        )
-
-
 def _remedy(name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> str:
     if len(expected) == len(found) and expected[0] not in (-1, found[0]) and expected[1:] == found[1:]:
         return f"; set --batch_size={expected[0]}, or write the file for any batch (deploy/export_onnx.py)"

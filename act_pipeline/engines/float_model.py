@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
-from act_pipeline.engines.arrays import require_outputs
+from act_pipeline.families.registry import decoder_of
 from act_pipeline.graph.model_files import inspect_model
 
 # Ops that only the graph optimization of Paddle Inference creates.
@@ -39,4 +39,4 @@ def require_float(model: InferenceModel) -> None:
             f"{model.model_path} is of mixed precision ({len(summary.half_parameters)} parameters in 16 bits, such as "
             f"{summary.half_parameters[0]}), expected float32; give the model as it was exported"
         )
-    require_outputs(summary.output_shapes, model.model_path)
+    decoder_of(model, summary.output_shapes)

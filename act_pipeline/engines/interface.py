@@ -8,17 +8,15 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol, Union, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.artifacts import Artifact
 from act_pipeline.core.errors import UserError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 DEVICES = ("CPU", "GPU")
-Artifact = Union[InferenceModel, OnnxModel]
 _PASS_STATISTICS = b"---    "
 # The Python exceptions that pybind11 raises for a runtime's C++ exceptions.
 _RUNTIME_ERRORS = (RuntimeError, ValueError, OSError, MemoryError, NotImplementedError, IndexError, SystemError)
@@ -95,11 +93,6 @@ class EngineSupport:
             raise UserError(
                 f"{self.engine} {self.precision} on {self.device} cannot run here: {self.why}; {self.remedy}"
             )
-
-
-def location(model: Artifact) -> Path:
-    """Return the path by which messages name a model: the folder, or the ONNX file."""
-    return model.path if isinstance(model, OnnxModel) else model.directory
 
 
 def runtime_error_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.artifacts import InferenceModel, OnnxModel, location
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.process_pool import Work, run_work
@@ -20,7 +20,6 @@ from act_pipeline.data.loader import Loader
 from act_pipeline.data.reader import Reader
 from act_pipeline.data.reader_settings import ReaderSettings
 from act_pipeline.engines import Artifact, Engine, create_engine
-from act_pipeline.engines.interface import location
 from act_pipeline.evaluation import Evaluation, GroundTruth, score
 from act_pipeline.evaluation.batches import BatchRun, run_batches
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from act_pipeline.core.artifacts import location
 from act_pipeline.engines import Artifact, Engine
-from act_pipeline.engines.interface import location
 from act_pipeline.evaluation import Evaluation, evaluate
 from act_pipeline.inference.float_comparison import against_float
 from act_pipeline.inference.outcome import InferenceOutcome, Say, finished, latency_line

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.artifacts import InferenceModel, location
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import Artifact, Machine, create_engine, find_support, inspect_artifact, machine
-from act_pipeline.engines.interface import location
 from act_pipeline.engines.registry import find_runtime
 from act_pipeline.inference.engine_selection import ALL, choose_engine, load_model
 from act_pipeline.inference.evaluation import evaluate_once, evaluate_sharded

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.artifacts import Artifact, InferenceModel, OnnxModel
 from act_pipeline.core.errors import UserError
-from act_pipeline.engines.arrays import require_outputs
-from act_pipeline.engines.interface import Artifact
+from act_pipeline.families.registry import decoder_of
 
 _INTEGER_OPS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 # Type of rounded activations -> the --target of deploy/export_onnx.py that writes this type.
@@ -91,7 +90,7 @@ def inspect_onnx(model: OnnxModel) -> OnnxSummary:
         float16=any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in constants.values()),
         output_shapes={value.name: _shape(value) for value in graph.output},
     )
-    require_outputs(summary.output_shapes, model.path)
+    decoder_of(model, summary.output_shapes)
     return summary
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.core.artifacts import OnnxModel
+from act_pipeline.core.artifacts import Artifact, OnnxModel, location
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import versions as package_versions
-from act_pipeline.engines.arrays import InputCheck, detections
-from act_pipeline.engines.interface import Artifact, location, refusals
+from act_pipeline.engines.arrays import InputCheck
+from act_pipeline.engines.interface import refusals
 from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, onnx_artifact, require_qdq_format
+from act_pipeline.families.registry import decoder_of
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -74,7 +75,8 @@ class OnnxRuntimeEngine:
             require_qdq_format(self.artifact, summary, "tensorrt", "which TensorRT refuses")
         self._where = location(model)
         self._check = InputCheck(self._where, summary.inputs, batch_size)
-        self._outputs = list(summary.outputs[:2])
+        self._decode = decoder_of(model, summary.output_shapes)
+        self._outputs = list(summary.outputs)
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
@@ -103,8 +105,8 @@ class OnnxRuntimeEngine:
         """See :meth:`act_pipeline.engines.interface.Engine.run`."""
         checked = self._check(inputs)
         with refusals(f"ONNX Runtime cannot run {self._where}", also=_errors(self._runtime)):
-            bbox, bbox_num = self._session.run(self._outputs, checked)
-        return detections(bbox, bbox_num, self._where)
+            arrays = self._session.run(self._outputs, checked)
+        return self._decode(dict(zip(self._outputs, arrays)), inputs)
 
     def close(self) -> None:
         """Free the session."""

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.core.artifacts import OnnxModel
+from act_pipeline.core.artifacts import Artifact, OnnxModel, location
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import versions as package_versions
-from act_pipeline.engines.arrays import InputCheck, detections
-from act_pipeline.engines.interface import Artifact, location, refusals
+from act_pipeline.engines.arrays import InputCheck
+from act_pipeline.engines.interface import refusals
 from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, onnx_artifact, require_qdq_format
+from act_pipeline.families.registry import Decoder, decoder_of
 
 FLOAT_PRECISIONS = ("auto", "f32", "bf16")
 _PACKAGE = 'pip install "act_pipeline[openvino]", or -r requirements/openvino.txt'
@@ -46,6 +47,7 @@ class OpenVINOEngine:
         batch_size: int = 1,
         float_precision: str = "auto",
         summary: OnnxSummary | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         """Export the model to ONNX if it is a folder, and compile it for ``batch_size``.
 
@@ -60,6 +62,7 @@ class OpenVINOEngine:
                 bf16, R18 is 4% faster, but coordinates are rounded to 8 bits: the sample loses 0.004 mAP (480 images),
                 and the mean IoU with Paddle's boxes is 0.975 instead of 0.988.
             summary: for an artifact that is not ONNX (OpenVINO's ``.xml``) and is loaded unchanged: its summary.
+            decoder: turns its outputs into detections; None: chosen by the model's description and outputs.
 
         Raises:
             UserError: the package is missing, the file is damaged or in the Q/DQ format of another runtime, or OpenVINO
@@ -78,6 +81,8 @@ class OpenVINOEngine:
         require_qdq_format(artifact, summary, "cpu", "on which OpenVINO loses 0.05 mAP")
         self._where = location(model)
         self._check = InputCheck(self._where, summary.inputs, batch_size)
+        self._decode = decoder or decoder_of(model, summary.output_shapes)
+        self._outputs = summary.outputs
         self._openvino, self._core = openvino, core
         self._batched = {name for name, shape in summary.inputs.items() if shape and shape[0] == -1}
         self._requests: dict[int, Any] = {}
@@ -102,8 +107,8 @@ class OpenVINOEngine:
         request = self._request(next((len(checked[name]) for name in sorted(self._batched)), 1))
         with refusals(f"OpenVINO cannot run {self._where}"):
             request.infer(checked, share_inputs=True)
-        bbox, bbox_num = (request.get_output_tensor(index).data.copy() for index in range(2))
-        return detections(bbox, bbox_num, self._where)
+        arrays = {name: request.get_output_tensor(index).data.copy() for index, name in enumerate(self._outputs)}
+        return self._decode(arrays, inputs)
 
     def close(self) -> None:
         """Free the compiled models."""

@@ -12,8 +12,9 @@ import numpy as np
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.records import versions as package_versions
-from act_pipeline.engines.arrays import InputCheck, detections, require_outputs
+from act_pipeline.engines.arrays import InputCheck
 from act_pipeline.engines.interface import refusals, without_pass_log
+from act_pipeline.families.registry import decoder_of
 from act_pipeline.graph.model_files import ModelSummary, inspect_model
 from act_pipeline.graph.op_types import CONVOLUTIONS
 
@@ -144,7 +145,7 @@ class Predictor:
         self.summary = summary or inspect_model(model)
         self._remedy = remedy
         self._where = model.directory
-        require_outputs(self.summary.output_shapes, model.model_path)
+        self._decode = decoder_of(model, self.summary.output_shapes)
         if inference is None:
             import paddle.inference
 
@@ -161,7 +162,8 @@ class Predictor:
 
     def _take_handles(self) -> None:
         self._inputs = {name: self._predictor.get_input_handle(name) for name in self._predictor.get_input_names()}
-        self._outputs = [self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()[:2]]
+        names = self._predictor.get_output_names()
+        self._outputs = {name: self._predictor.get_output_handle(name) for name in names}
         self._ran = False
 
     def clone(self) -> Predictor:
@@ -181,10 +183,9 @@ class Predictor:
             with refusals(f"Paddle Inference cannot run {self._where}", self._remedy):
                 self._predictor.run()
             self._ran = True
-        bbox, bbox_num = (handle.copy_to_cpu() for handle in self._outputs)
-        return detections(bbox, bbox_num, self._where)
+        return self._decode({name: handle.copy_to_cpu() for name, handle in self._outputs.items()}, inputs)
 
     def close(self) -> None:
         """Free the predictor; Paddle writes collected shapes when its last reference is deleted."""
-        self._inputs, self._outputs, self._predictor = {}, [], None
+        self._inputs, self._outputs, self._predictor = {}, {}, None
         gc.collect()

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.artifacts import InferenceModel, OnnxModel, location
 from act_pipeline.core.errors import UserError
-from act_pipeline.engines.interface import location
 from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, inspect_onnx, onnx_artifact, require_qdq_format
 from act_pipeline.engines.tensorrt.cudart import Gpu
 from act_pipeline.engines.tensorrt.module import TensorRT, make_log

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from act_pipeline.core.artifacts import Artifact, location
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import versions as package_versions
-from act_pipeline.engines.arrays import InputCheck, detections
-from act_pipeline.engines.interface import Artifact, location, refusals
+from act_pipeline.engines.arrays import InputCheck
+from act_pipeline.engines.interface import refusals
 from act_pipeline.engines.machine import Machine
 from act_pipeline.engines.tensorrt.cudart import PACKAGE, Cuda, CudaError, Gpu, has_cudart
 from act_pipeline.engines.tensorrt.module import (
@@ -23,6 +24,7 @@ from act_pipeline.engines.tensorrt.module import (
     installed_version,
     make_log,
 )
+from act_pipeline.families.registry import decoder_of
 
 if TYPE_CHECKING:
     from act_pipeline.engines.tensorrt.plan import Say
@@ -126,7 +128,8 @@ class TensorRTEngine:
             self._trt, model, self.artifact, recipe, self._runtime.deserialize_cuda_engine, say or say_on_stderr
         )
         self._log, self._engine = log, engine
-        self._outputs = summary.outputs[:2]
+        self._decode = decoder_of(model, summary.output_shapes)
+        self._outputs = summary.outputs
         with self._refusals("load"):
             self._context = engine.create_execution_context()
             if self._context is None:
@@ -162,8 +165,8 @@ class TensorRTEngine:
             arrays = [self._allocator.fetch(name, self._dtype(name)) for name in self._outputs]
             cuda.synchronize()
             self.last_device_ms = cuda.elapsed_ms(self._start, self._end)
-        bbox, bbox_num = (array.copy() for array in arrays)  # the next run overwrites the pinned memory
-        return detections(bbox, bbox_num, self._where)
+        # The next run overwrites the pinned memory.
+        return self._decode({name: array.copy() for name, array in zip(self._outputs, arrays)}, inputs)
 
     def close(self) -> None:
         """Free the plan and its memory."""

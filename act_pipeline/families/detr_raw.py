@@ -1,0 +1,55 @@
+"""DETRs that end with logits and boxes: RT-DETR, RT-DETRv2 and D-FINE of transformers, exports without post-process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from act_pipeline.families.interface import Detections, Geometry, PostProcess, Shapes, joined
+from act_pipeline.families.nms import best_pairs, corners
+
+
+class RawDetr:
+    """Logits [N, Q, C], whose sigmoids are the scores, and boxes [N, Q, 4] relative to the input (cx, cy, w, h).
+
+    The input is resized without keeping the ratio, or padded as the reader says; boxes are relative to the whole input.
+    """
+
+    name = "detr_raw"
+    archs = ("rt_detr", "rt_detr_v2", "d_fine")
+    outputs = "logits [N, Q, C] and boxes [N, Q, 4] (centre x, centre y, width, height, 0 to 1)"
+
+    def fits(self, shapes: Shapes) -> bool:
+        return _roles(shapes) is not None
+
+    def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
+        roles = _roles({name: array.shape for name, array in outputs.items()})
+        assert roles is not None  # `fits` was true of the same outputs
+        logits, boxes = (np.asarray(outputs[name], np.float32) for name in roles)
+        height, width = geometry.input_size
+        pixels = corners(boxes) * np.array([width, height, width, height], np.float32)
+        scores = 1 / (1 + np.exp(-np.clip(logits, -60, 60)))
+        scores[~np.isfinite(logits)] = 0  # -inf marks what is no class; NaN is caught by the boxes
+        return joined(
+            [
+                best_pairs(scores[image], geometry.to_original(pixels[image], image, post.clip), post)
+                for image in range(len(logits))
+            ]
+        )
+
+
+def _roles(shapes: Shapes) -> tuple[str, str] | None:
+    """Return the names of logits and boxes; None: there is no such pair."""
+    three = {name: shape for name, shape in shapes.items() if len(shape) == 3}
+    boxes = [name for name, shape in three.items() if shape[2] == 4]
+    # With four classes both end in 4: then names decide, and otherwise the order.
+    boxes.sort(key=lambda name: "box" not in name)
+    for box in boxes[:1] if len(boxes) < 2 or "box" in boxes[0] else boxes[-1:]:
+        for name, shape in three.items():
+            if name != box and shape[1] == three[box][1] and shape[1] != -1:
+                return name, box
+    return None
+
+
+FAMILY = RawDetr()

@@ -1,0 +1,128 @@
+"""The families, and which one a model is of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.core.artifacts import Artifact, described_by, location
+from act_pipeline.core.errors import UserError, suggest
+from act_pipeline.families import detr_raw, end2end, ppyoloe, rtdetr, yolo
+from act_pipeline.families.interface import DetectorFamily, Geometry, PostProcess, Shapes
+
+FAMILIES: tuple[DetectorFamily, ...] = (rtdetr.FAMILY, detr_raw.FAMILY, ppyoloe.FAMILY, yolo.FAMILY, end2end.FAMILY)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Turns the outputs of one model into detections.
+
+    Attributes:
+        family: the model's family.
+        post: thresholds, from the section ``NMS`` of ``infer_cfg.yml``.
+        where: path of the model, for messages.
+    """
+
+    family: DetectorFamily
+    post: PostProcess
+    where: Path
+
+    def __call__(self, outputs: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return ``bbox`` and ``bbox_num`` of a batch, see :class:`act_pipeline.families.interface.Detections`.
+
+        Args:
+            outputs: name -> array, in the model's order.
+            inputs: the reader's batch, from which ``scale_factor``, ``im_shape`` and ``pad_offset`` are read.
+
+        Raises:
+            UserError: the outputs do not have the form of the family.
+        """
+        shapes = {name: np.shape(array) for name, array in outputs.items()}
+        if not self.family.fits({name: shape if np.prod(shape) else () for name, shape in shapes.items()}):
+            raise _no_fit(self.where, shapes, self.family)
+        images = len(next(iter(inputs.values()), ()))
+        found = self.family.decode(outputs, Geometry.of(inputs, images), self.post)
+        return {"bbox": found.bbox, "bbox_num": found.bbox_num}
+
+
+def decoder_of(model: Artifact, shapes: Shapes) -> Decoder:
+    """Return the decoder of a model.
+
+    Args:
+        model: the model. ``arch`` in its ``infer_cfg.yml`` selects the family where it names one; otherwise the outputs
+            do.
+        shapes: its outputs.
+
+    Raises:
+        UserError: no family has such outputs, or the one that ``arch`` names has not.
+    """
+    where = location(model)
+    folder = described_by(model)
+    described: Mapping[str, Any] = folder.infer_cfg() if folder is not None else {}
+    post = PostProcess.of(described, str(folder.infer_cfg_path) if folder is not None else "")
+    return Decoder(find_family(shapes, where, described.get("arch")), post, where)
+
+
+def find_family(shapes: Shapes, where: Path, arch: object = None) -> DetectorFamily:
+    """Return the family of a model.
+
+    Args:
+        shapes: the model's outputs.
+        where: path of the model, for messages.
+        arch: ``arch`` of ``infer_cfg.yml`` or ``Global.arch``. A value that names no family (PaddleDetection writes
+            ``YOLO`` for PP-YOLOE, and names of which nothing is known here) leaves the choice to the outputs.
+
+    Raises:
+        UserError: the outputs fit no family, or not the one named.
+    """
+    named = next((family for family in FAMILIES if family.name == arch), None)
+    if named is not None:
+        if not named.fits(shapes):
+            raise _no_fit(where, shapes, named)
+        return named
+    fitting = [family for family in FAMILIES if family.fits(shapes)]
+    wanted = [family for family in fitting if isinstance(arch, str) and arch.lower() in family.archs]
+    if not fitting:
+        raise _no_fit(where, shapes, None)
+    return (wanted or fitting)[0]
+
+
+def family_named(name: str, where: str) -> DetectorFamily:
+    """Return the family of a name, or of one of PaddleSlim's ``arch`` names.
+
+    Args:
+        name: such as ``yolo`` or ``YOLOv5``.
+        where: file and key, for messages.
+
+    Raises:
+        UserError: there is no such family.
+    """
+    names = [family.name for family in FAMILIES]
+    if name in names:
+        return FAMILIES[names.index(name)]
+    for family in FAMILIES:
+        if name.lower() in family.archs:
+            return family
+    raise UserError(f"{where} is {name!r}, expected one of {', '.join(names)}{suggest(name, names)}")
+
+
+def _no_fit(where: Path, shapes: Shapes, family: DetectorFamily | None) -> UserError:
+    found = ", ".join(f"{name} {_dimensions(shape) if shape else ''}".strip() for name, shape in shapes.items())
+    if family is not None and family is not rtdetr.FAMILY:
+        others = [entry.name for entry in FAMILIES if entry.fits(shapes)]
+        remedy = f"; {others[0]} fits: set arch so" if others else ""
+        gives = found or "nothing"
+        return UserError(f"{where} gives {gives}, but the family {family.name} has {family.outputs}{remedy}")
+    return UserError(
+        f"{where} gives {found or 'nothing'}, expected bbox [K, 6] and bbox_num [N] (export an RT-DETR with its "
+        "post-process, without exclude_post_process=True), or the outputs of "
+        + "; ".join(f"{entry.name}: {entry.outputs}" for entry in FAMILIES[1:])
+    )
+
+
+def _dimensions(shape: tuple[int, ...]) -> str:
+    return "[" + ", ".join("N" if size == -1 else str(size) for size in shape) + "]"

@@ -1,0 +1,60 @@
+"""YOLOv5 to v8 and v11 that end with all boxes of all levels in one array, before NMS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from act_pipeline.families.interface import Detections, Geometry, PostProcess, Shapes, joined
+from act_pipeline.families.nms import corners, multiclass_nms
+
+# Exports with NMS inside have 100 to 300 rows of six numbers; the smallest input of a YOLO has more boxes.
+_MOST_AFTER_NMS = 1000
+
+
+class Yolo:
+    """One array of boxes (cx, cy, w, h in pixels of the input) and scores after the sigmoid.
+
+    ``[N, 4 + C, A]``: v8, v11 and Ultralytics' v5u. ``[N, A, 5 + C]``: v5, v6 and v7; column 4 is the objectness, which
+    multiplies the scores.
+    """
+
+    name = "yolo"
+    archs = ("yolov5", "yolov6", "yolov7", "yolov8", "yolov11", "yolo11", "yolov5u")
+    outputs = "one array [N, 4 + C, A] (v8, v11) or [N, A, 5 + C] (v5, v6, v7) of boxes before NMS"
+
+    def fits(self, shapes: Shapes) -> bool:
+        if len(shapes) != 1:
+            return False
+        (shape,) = shapes.values()
+        if len(shape) != 3 or min(shape[1:]) < 5:
+            return False
+        return not (shape[2] == 6 and shape[1] <= _MOST_AFTER_NMS)
+
+    def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
+        (array,) = (np.asarray(array, np.float32) for array in outputs.values())
+        if _has_objectness(array.shape, post.num_classes):
+            scores = array[..., 5:] * array[..., 4:5]
+        else:
+            array = array.transpose(0, 2, 1)
+            scores = array[..., 4:]
+        images = []
+        for image in range(len(array)):
+            # NMS in pixels of the input, as these detectors' own post-process does.
+            rows = multiclass_nms(corners(array[image, :, :4]), scores[image], post)
+            rows[:, 2:] = geometry.to_original(rows[:, 2:], image, post.clip)
+            images.append(rows)
+        return joined(images)
+
+
+def _has_objectness(shape: tuple[int, ...], num_classes: int | None) -> bool:
+    """Return whether the array is [N, A, 5 + C] rather than [N, 4 + C, A]."""
+    if num_classes is not None:
+        first, second = shape[1] == 4 + num_classes, shape[2] == 5 + num_classes
+        if first != second:
+            return second
+    return shape[1] > shape[2]
+
+
+FAMILY = Yolo()
