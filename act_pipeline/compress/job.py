@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -20,6 +17,7 @@ from act_pipeline.compress.qat.resume.checkpoints import Checkpoints
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.interruption import Interruption
+from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
 from act_pipeline.evaluation import Comparison, Evaluation, GroundTruth, compare, detection_change
 
@@ -192,11 +190,3 @@ class Job:
         candidate.bytes = candidate.model.bytes
         self.tried.append(candidate)
         return candidate
-
-
-@contextlib.contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the wall-clock seconds of the ``with`` block to ``seconds[stage]``."""
-    start = time.perf_counter()
-    yield
-    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

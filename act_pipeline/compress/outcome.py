@@ -6,11 +6,12 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from act_pipeline.compress.job import Candidate, Job, timed
+from act_pipeline.compress.job import Candidate, Job
 from act_pipeline.compress.judge import REFERENCE, Judge
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.timing import timed
 from act_pipeline.engines import find_support
 from act_pipeline.evaluation import compare_on_some
 

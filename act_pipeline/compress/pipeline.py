@@ -16,7 +16,7 @@ from act_pipeline.calibration.feeds import open_reader
 from act_pipeline.compress.act_record import compression_record
 from act_pipeline.compress.float_checks import check_origin, check_outputs, check_worth
 from act_pipeline.compress.identity import processes, shared_identity, source_identity, training_identity
-from act_pipeline.compress.job import MEASURED, Candidate, Job, timed
+from act_pipeline.compress.job import MEASURED, Candidate, Job
 from act_pipeline.compress.judge import choose_judge
 from act_pipeline.compress.outcome import measure_chosen
 from act_pipeline.compress.plan.op_selection import Selection, mark_float, select
@@ -41,6 +41,7 @@ from act_pipeline.core.records import (
     write_record,
 )
 from act_pipeline.core.tables import rounded_up
+from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
 from act_pipeline.data.model_fit import told
 from act_pipeline.engines.device import choose_device

@@ -16,7 +16,7 @@ from act_pipeline.calibration.feeds import feeds_of, training_reader
 from act_pipeline.calibration.images import calibration_batches
 from act_pipeline.compress.accuracy_control.algorithm import control_accuracy
 from act_pipeline.compress.accuracy_control.revert import rescaled, revert_to_float
-from act_pipeline.compress.job import Candidate, Job, timed
+from act_pipeline.compress.job import Candidate, Job
 from act_pipeline.compress.plan.op_inventory import inventory_of
 from act_pipeline.compress.plan.op_selection import Selection
 from act_pipeline.compress.ptq.quantizer import PostTraining
@@ -27,6 +27,7 @@ from act_pipeline.compress.qat.trainer import train
 from act_pipeline.compress.smooth_quant.algorithm import smooth_model
 from act_pipeline.config.sections import CalibrationAlgorithm, WeightedOp
 from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.timing import timed
 from act_pipeline.data.model_fit import told
 from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.static_graph import StaticGraph
