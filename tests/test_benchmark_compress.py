@@ -17,12 +17,11 @@ from act_pipeline.calibration.images import calibration_batches
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.core.records import read_record
-from act_pipeline.core.tables import compress_benchmark_table
 from act_pipeline.data import Reader
 from act_pipeline.demo import COMPRESS_CONFIG, READER_CONFIG
 from act_pipeline.onnx_export import lowered_onnx
 from tools.dev import benchmark_compress, compress_run, peer_run
-from tools.dev.compress_run import Clock, Request, compare, ratios
+from tools.dev.compress_run import Clock, Request, compare, compress_table, ratios
 
 
 def row(scale: float, failure: str | None = None) -> dict:
@@ -39,10 +38,10 @@ def test_ratios_are_stocks_seconds_over_ours_where_both_ran() -> None:
 def test_the_table_has_a_ratio_and_says_what_failed() -> None:
     asked = {"eval_iter": 1, "eval_images": 50}
     rows = {"stock": row(5), "ours": row(1)}
-    text = compress_benchmark_table({"rows": rows, "ratios": ratios(rows), "request": asked, "cpus": 2})
+    text = compress_table({"rows": rows, "ratios": ratios(rows), "request": asked, "cpus": 2})
     assert re.search(r"total +150.0 +30.0 +5.0", text) and "stock: 2 iterations, mAP 0.2500, 0.5000" in text
     rows = {"stock": row(5), "ours": {"seconds": {}, "failure": "its process ended with 2: no memory"}}
-    text = compress_benchmark_table({"rows": rows, "ratios": ratios(rows), "request": asked, "cpus": 2})
+    text = compress_table({"rows": rows, "ratios": ratios(rows), "request": asked, "cpus": 2})
     assert "ours failed: its process ended with 2: no memory" in text and "  ratio" not in text
 
 

@@ -69,12 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = compare_peer(PeerRequest(arguments.config, options, images, arguments.no_map))
         schema, table = PEER_SCHEMA, peer_table(record)
     else:
-        from act_pipeline.core.tables import compress_benchmark_table
-        from tools.dev.compress_run import COMPRESS_SCHEMA, SIDES, Request, compare
+        from tools.dev.compress_run import COMPRESS_SCHEMA, SIDES, Request, compare, compress_table
 
         request = Request(arguments.config, options, arguments.train_iter, arguments.eval_iter, images)
         record = compare(request, (arguments.only,) if arguments.only else SIDES)
-        schema, table = COMPRESS_SCHEMA, compress_benchmark_table(record)
+        schema, table = COMPRESS_SCHEMA, compress_table(record)
     if arguments.json:
         write_record(arguments.json, schema, record)
     print(table)

@@ -28,6 +28,7 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import read_record, versions, write_record, write_text_atomically
+from act_pipeline.core.tables import text_table
 from act_pipeline.data import Reader
 from act_pipeline.data.model_fit import fit_reader
 
@@ -129,6 +130,36 @@ def ratios(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         return {}
     stock, ours = (rows[side]["seconds"] for side in SIDES)
     return {stage: stock[stage] / ours[stage] for stage in stock if ours.get(stage)}
+
+
+def compress_table(record: Mapping[str, Any]) -> str:
+    """Return a table of seconds by stage, a column for each tool, and the reason if one failed.
+
+    Args:
+        record: a record of ``tools/benchmark_compress.py``.
+    """
+    rows, found = record["rows"], record["ratios"]
+    done = {side: row for side, row in rows.items() if row["failure"] is None}
+    stages = list(dict.fromkeys(stage for row in done.values() for stage in row["seconds"]))
+    body = [
+        [
+            stage,
+            *(f"{row['seconds'][stage]:.1f}" for row in done.values()),
+            *([f"{found[stage]:.1f}" if stage in found else "-"] if found else []),
+        ]
+        for stage in stages
+    ]
+    asked = record["request"]
+    lines = [text_table(["seconds", *done, *(["ratio"] if found else [])], body)] if done else []
+    for side, row in rows.items():
+        if row["failure"] is not None:
+            lines.append(f"{side} failed: {row['failure']}")
+        else:
+            maps = ", ".join(f"{value:.4f}" for value in row["evaluations"])
+            lines.append(f"{side}: {row['steps']} iterations, mAP {maps or '-'}")
+    images = "all images" if asked["eval_images"] is None else f"{asked['eval_images']} images"
+    lines.append(f"an evaluation every {asked['eval_iter']} iterations, on {images}; {record['cpus']} CPUs")
+    return "\n".join(lines)
 
 
 def run_side(
