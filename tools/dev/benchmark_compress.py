@@ -1,4 +1,4 @@
-"""Time a training by stock PaddleSlim and by this package side by side: seconds by stage, and their ratio.
+"""Time a training by stock PaddleSlim and by this package side by side: seconds by stage, and the ratio of the totals.
 
 With --peer nncf, instead: NNCF's post-training quantization beside this package's `ptq` and `auto`.
 """
