@@ -492,7 +492,7 @@ def test_the_speed_is_of_the_fastest_engine_that_ran_both_of_these_models(tmp_pa
     write_record(tmp_path / "b.json", "act_pipeline.benchmark/1", benchmark)
     sources = Sources.read(artifact, [], None, tmp_path / "b.json")
     fp32, int8 = fastest_pair(sources.engine_rows())
-    assert (fp32["label"], int8["label"], int8["speed_ratio"]) == ("openvino fp32", "openvino int8", 1.8)
+    assert (fp32.label, int8.label, int8.speed_ratio) == ("openvino fp32", "openvino int8", 1.8)
     page, record = written(artifact, data, benchmark=tmp_path / "b.json")
     assert "no GPU" in page.text_of("models") and record["verdict"]["speed"]["int8_ms"] == 8.0
     benchmark["models"]["int8"]["hash"] = "sha256:other"

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Optional
 
+from act_pipeline.config.sections import CalibrationAlgorithm
+
 
 @dataclass(frozen=True)
 class CalibrationDetails:
@@ -31,7 +33,7 @@ class CalibrationDetails:
     bias_correction: bool
     corrected_biases: int
     zero_tensors: Sequence[str]
-    compared: Mapping[str, float] = field(default_factory=dict)
+    compared: Mapping[CalibrationAlgorithm, float] = field(default_factory=dict)
     compared_images: Optional[int] = None
 
     def as_json(self) -> dict[str, Any]:

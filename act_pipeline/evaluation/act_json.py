@@ -147,7 +147,7 @@ class FloatOp:
         map_after: mAP of the candidate in which it was reverted to float.
     """
 
-    output: str | None
+    output: str
     type: str | None = None
     module: str | None = None
     group: str | None = None
@@ -159,7 +159,7 @@ class FloatOp:
     def from_json(cls, found: Mapping[str, Any]) -> FloatOp:
         """Read an entry of ``kept_ops``, ``weight_only_ops`` or ``given_back``."""
         more = {name: found.get(name) for name in cls.__dataclass_fields__ if name != "output"}
-        return cls(found.get("output") or found.get("name"), **more)
+        return cls(found.get("output") or found.get("name") or "", **more)
 
     def as_json(self) -> dict[str, Any]:
         """Return the entry, without what is None."""
@@ -222,8 +222,8 @@ class LatencyPair:
     def from_json(cls, found: Mapping[str, Any] | None) -> LatencyPair | None:
         if not found:
             return None
-        sides = (ImageLatency(found[side]["p50_ms"], found[side]["p90_ms"]) for side in ("fp32", "int8"))
-        return cls(found.get("rounds"), *sides, found["ratio"])
+        fp32, int8 = (ImageLatency(found[side]["p50_ms"], found[side]["p90_ms"]) for side in ("fp32", "int8"))
+        return cls(found.get("rounds"), fp32, int8, found["ratio"])
 
 
 @dataclass(frozen=True)
@@ -318,24 +318,37 @@ class ActRecord:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> ActRecord:
         """Read the content of an ``act.json``."""
-        same = (
-            "strategy", "chosen", "max_drop", "confidence", "map_drop", "bytes_ratio", "quantizable_ops", "model_hash",
-            "overrides", "source_hash",
-        )  # fmt: skip
-        mappings = ("seconds", "quantized_ops", "data_hash", "config", "versions")
-        ops = ("kept_ops", "weight_only_ops", "given_back")
+
+        def ops(name: str) -> tuple[FloatOp, ...]:
+            return tuple(FloatOp.from_json(op) for op in found.get(name) or ())
+
         return cls(
+            strategy=found.get("strategy"),
+            chosen=found.get("chosen"),
+            max_drop=found.get("max_drop"),
             fp32=ModelFigures.from_json(found.get("fp32") or {}),
             int8=ModelFigures.from_json(found.get("int8") or {}),
+            confidence=found.get("confidence"),
+            map_drop=found.get("map_drop"),
             comparison=ComparisonFigures.from_json(found),
+            bytes_ratio=found.get("bytes_ratio"),
+            seconds=found.get("seconds") or {},
+            quantizable_ops=found.get("quantizable_ops"),
+            quantized_ops=found.get("quantized_ops") or {},
+            kept_ops=ops("kept_ops"),
+            weight_only_ops=ops("weight_only_ops"),
+            given_back=ops("given_back"),
             details={name: found[name] for name in _DETAILS if name in found},
             steps=tuple(Step.from_json(step) for step in found.get("steps") or ()),
             evaluation=EvaluatedIn.from_json(found.get("evaluation") or {}),
             latency=LatencyPair.from_json(found.get("latency")),
             reference=ReferenceCheck.from_json(found.get("reference")),
-            **{name: found.get(name) for name in same},
-            **{name: found.get(name) or {} for name in mappings},
-            **{name: tuple(FloatOp.from_json(op) for op in found.get(name) or ()) for name in ops},
+            model_hash=found.get("model_hash"),
+            overrides=found.get("overrides"),
+            source_hash=found.get("source_hash"),
+            data_hash=found.get("data_hash") or {},
+            config=found.get("config") or {},
+            versions=found.get("versions") or {},
         )
 
     def as_json(self) -> dict[str, Any]:

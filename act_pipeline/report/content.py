@@ -242,10 +242,10 @@ def _curves(scores: Mapping[str, Scores]) -> dict[str, Any] | None:
     if not fp32.curves:
         return None
     changes = {
-        name: abs(int8.per_class[name] - ap) for name, ap in fp32.per_class.items()
-        if ap is not None and int8.per_class.get(name) is not None
+        name: change for name, ap in fp32.per_class.items()
+        if (change := change_of(ap, int8.per_class.get(name))) is not None
     }  # fmt: skip
-    classes = sorted(changes, key=lambda name: -changes[name])[:CLASS_CURVES]
+    classes = sorted(changes, key=lambda name: -abs(changes[name]))[:CLASS_CURVES]
     return {
         "recall": list(RECALLS),
         "by_iou": {iou: {"fp32": fp32.curves[iou], "int8": int8.curves[iou]} for iou in fp32.curves},
@@ -253,7 +253,7 @@ def _curves(scores: Mapping[str, Scores]) -> dict[str, Any] | None:
             name: {
                 "fp32": fp32.class_curves[name],
                 "int8": int8.class_curves[name],
-                "change": int8.per_class[name] - fp32.per_class[name],
+                "change": changes[name],
             }
             for name in classes
         },

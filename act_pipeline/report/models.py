@@ -247,9 +247,16 @@ def before_and_after(
     half = _half(engines, pair)
     if half is not None:
         rows.append(TableRow(half.precision.upper(), **_scores(_figures_of(half), fp32), **_timed(half)))
-    quantized, interval = sum(act.quantized_ops.values()), ChangeInterval.of(act.comparison.map_drop_interval)
-    more = {"quantized": quantized, "kept": len(act.kept_ops), "interval": interval}
-    rows.append(TableRow("INT8", **_scores(int8, fp32), **speed(int8, "int8", after), **more))
+    rows.append(
+        TableRow(
+            "INT8",
+            **_scores(int8, fp32),
+            **speed(int8, "int8", after),
+            quantized=sum(act.quantized_ops.values()),
+            kept=len(act.kept_ops),
+            interval=ChangeInterval.of(act.comparison.map_drop_interval),
+        )
+    )
     return rows
 
 
