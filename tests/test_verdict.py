@@ -16,6 +16,7 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.evaluation import Agreement, Comparison, ComparisonFigures, MapDifference
 from act_pipeline.evaluation.act_json import ActRecord
 from act_pipeline.evaluation.certainty import agreement_line, certainty_lines, rounded_up
+from act_pipeline.evaluation.result import EvalRecord
 from act_pipeline.evaluation.table import evaluation_table
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "custom.yml"
@@ -175,7 +176,8 @@ def test_the_table_of_evaluations_names_the_file_that_it_counts():
     """An exported ONNX file and a Paddle folder are not of one format: no size ratio between them."""
 
     def record(artifact, size):
-        return {"map": 0.5, "map50": 0.7, "model_bytes": size, "artifact": artifact, "latency_ms": {"p50": 2.0}}
+        scores = {"map": 0.5, "map50": 0.7, "latency_ms": {"p50": 2.0}}
+        return EvalRecord("openvino", "int8", "CPU", **scores, model_bytes=size, artifact=artifact)
 
     table = evaluation_table(
         {

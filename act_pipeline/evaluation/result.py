@@ -104,13 +104,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """The content of an ``eval.json``, as far as a report uses it; None where it is not in the file.
+    """The content of an ``eval.json``, as far as other commands read it; None where it is not in the file.
 
     Attributes:
         engine, precision, device: of the engine.
         map, map50, stats, latency_ms, batch_size: see :class:`Evaluation`.
         model_bytes, model_hash, artifact: size, hash and path of what the engine loaded.
         model: the model that the user named.
+        reader_hash: hash of the data.
         shards: number of processes that evaluated in parallel.
     """
 
@@ -126,6 +127,7 @@ class EvalRecord:
     model_hash: str | None = None
     artifact: str | None = None
     model: str | None = None
+    reader_hash: str | None = None
     shards: int = 1
 
     @classmethod
