@@ -20,7 +20,7 @@ def evaluation_table(records: Mapping[str, EvalRecord]) -> str:
     first = next(iter(records.values()))
     rows = []
     for label, record in records.items():
-        same = _format(record) == _format(first) and record.model_bytes and first.model_bytes
+        size, whole = record.model_bytes, first.model_bytes if _format(record) == _format(first) else None
         p50, base = _p50(record), _p50(first)
         rows.append(
             [
@@ -28,7 +28,7 @@ def evaluation_table(records: Mapping[str, EvalRecord]) -> str:
                 figure(record.map),
                 figure(record.map50),
                 f"{_format(record)} {megabytes(record.model_bytes)}",
-                f"{record.model_bytes / first.model_bytes:.3f}" if same else "-",
+                f"{size / whole:.3f}" if size and whole else "-",
                 "-" if p50 is None else f"{p50:.1f}",
                 "-" if p50 is None or base is None else f"{base / p50:.2f}",
             ]
