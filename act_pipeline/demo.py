@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from act_pipeline.compress import Compressed, compress
 from act_pipeline.config import load_config
@@ -20,6 +19,8 @@ from act_pipeline.data.builtin_sample import make_sample
 from act_pipeline.engines import Artifact, find_support
 from act_pipeline.engines.registry import find_runtime
 from act_pipeline.evaluation import EVAL_SCHEMA
+from act_pipeline.evaluation.act_json import ActRecord
+from act_pipeline.evaluation.result import EvalRecord
 from act_pipeline.export import export_model
 from act_pipeline.inference import InferenceRequest, run_inference
 from act_pipeline.onnx_export import lowered_onnx
@@ -40,12 +41,12 @@ class Demo:
     Attributes:
         fp32: the exported float model.
         compressed: the INT8 model and its ``act.json``.
-        evaluations: label -> ``eval.json``, the float model's first.
+        evaluations: label -> its ``eval.json``, the float model's first.
     """
 
     fp32: InferenceModel
     compressed: Compressed
-    evaluations: dict[str, dict[str, Any]]
+    evaluations: dict[str, EvalRecord]
 
 
 def run_demo(
@@ -76,10 +77,11 @@ def run_demo(
     config = load_config(COMPRESS_CONFIG, [f"Global.model_dir={fp32.directory}", *overrides])
     compressed = compress(config, save_dir, reuse=True, reader_overrides=reader)
 
-    judged = compressed.record["evaluation"]
+    judged = ActRecord.from_json(compressed.record).evaluation
+    assert judged.engine is not None and judged.fp32_engine is not None, "a compression records its engines"
     runs = {
-        f"FP32, {judged['fp32_engine']}": (fp32, "fp32", judged["fp32_engine"]),
-        f"INT8, {judged['engine']}": (compressed.model, "int8", judged["engine"]),
+        f"FP32, {judged.fp32_engine}": (fp32, "fp32", judged.fp32_engine),
+        f"INT8, {judged.engine}": (compressed.model, "int8", judged.engine),
         REFERENCE_LABEL: (compressed.model, "int8", "int8_reference"),
     }
     evaluations, records = {}, []
@@ -97,7 +99,7 @@ def run_demo(
 
 def _evaluate(
     model: InferenceModel, precision: str, engine: str, json_file: Path, reader_overrides: Sequence[str]
-) -> dict[str, Any]:
+) -> EvalRecord:
     reader = Reader.load(READER_CONFIG, reader_overrides)
     kept = _kept_evaluation(json_file, _loaded_by(engine, model), reader)
     if kept is not None:
@@ -106,7 +108,7 @@ def _evaluate(
         model_path=str(model.directory), device="CPU", precision=precision, engine=engine, json=str(json_file)
     )
     run_inference(request, reader=reader, say=lambda line: None)
-    return read_record(json_file, EVAL_SCHEMA)
+    return EvalRecord.from_json(read_record(json_file, EVAL_SCHEMA))
 
 
 def _loaded_by(engine: str, model: InferenceModel) -> Artifact:
@@ -114,13 +116,13 @@ def _loaded_by(engine: str, model: InferenceModel) -> Artifact:
     return lowered_onnx(model, "cpu") if find_runtime(engine).onnx else model
 
 
-def _kept_evaluation(json_file: Path, model: Artifact, reader: Any) -> dict[str, Any] | None:
+def _kept_evaluation(json_file: Path, model: Artifact, reader: Reader) -> EvalRecord | None:
     """Return the record of an earlier run, if it is of this model on these data."""
     try:
-        record = read_record(json_file, EVAL_SCHEMA)
+        record = EvalRecord.from_json(read_record(json_file, EVAL_SCHEMA))
     except UserError:
         return None
-    same = record.get("model_hash") == model.content_hash() and record.get("reader_hash") == reader.fingerprint()
+    same = record.model_hash == model.content_hash() and record.reader_hash == reader.fingerprint()
     return record if same else None
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from act_pipeline.core.errors import run_command
 from act_pipeline.core.fresh_process import package_environment
+from act_pipeline.core.tables import text_table
 from act_pipeline.core.version import __version__
 
 EXIT_CANNOT_RUN = 1
@@ -351,15 +352,6 @@ def judge(checks: list[Check], machine: dict[str, str], engines: list[dict[str, 
     return Diagnosis(checks, machine, engines, not broken and not lacking, verdict)
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in plain text, its columns as wide as what stands in them; the last one is left ragged."""
-    table = [list(header)] + [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header) - 1)]
-    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]).rstrip() for row in table]
-    lines.insert(1, "  ".join("-" * width for width in [*widths, len(header[-1])]))
-    return "\n".join(lines)
-
-
 def format_diagnosis(diagnosis: Diagnosis) -> str:
     """Return the three tables and the verdict as text."""
     packages = [(c.name, c.found, c.expected or "any", "ok" if c.ok else f"NOT OK: {c.why}") for c in diagnosis.checks]
@@ -371,12 +363,12 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
         precisions.setdefault(key, []).append(entry["precision"])
     engines = [(key[0], ", ".join(found), *key[1:]) for key, found in precisions.items()]
     parts = [
-        format_table(("package", "found", "expected", "verdict"), packages),
-        format_table(("machine", "found"), list(diagnosis.machine.items())),
+        text_table(("package", "found", "expected", "verdict"), packages, prose=True),
+        text_table(("machine", "found"), list(diagnosis.machine.items()), prose=True),
     ]
     if engines:
         header = ("engine", "precision", "device", "runs here", "how, or why not and what to do")
-        parts.append(format_table(header, engines))
+        parts.append(text_table(header, engines, prose=True))
     return "\n\n".join([*parts, diagnosis.verdict])
 
 

@@ -27,11 +27,11 @@ from act_pipeline.analysis.sensitivity import (
     ranked,
     summarize,
 )
+from act_pipeline.analysis.table import analysis_table
 from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import ANALYSIS_SCHEMA, read_record
-from act_pipeline.core.tables import analysis_table
 from act_pipeline.demo import READER_CONFIG
 from act_pipeline.evaluation.matching import agreement_of, iou, match
 from act_pipeline.graph.quantizable_ops import quantizable_ops

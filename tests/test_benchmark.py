@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -26,6 +27,7 @@ from act_pipeline.benchmark import plan
 from act_pipeline.benchmark.chart import draw_chart
 from act_pipeline.benchmark.nncf_peer import LABELS as NNCF_LABELS
 from act_pipeline.benchmark.plan import BenchmarkRequest
+from act_pipeline.benchmark.rows import BenchmarkRecord
 from act_pipeline.benchmark.run import run_benchmark
 from act_pipeline.benchmark.timing import rounds, speed_ratio
 from act_pipeline.benchmark.worker import UNTIMED_RUNS
@@ -77,7 +79,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.alone  # it creates the outcome that the tests below check
 def test_times_and_ratios_are_those_of_the_engines(outcome) -> None:
-    rows = by_label(outcome[0].record)
+    rows = by_label(outcome[0].record.as_json())
     assert set(rows) == set(LABELS)
     for (engine, precision), sleep_ms in SLEEP_MS.items():
         row = rows[f"{engine} {precision}"]
@@ -113,15 +115,15 @@ def test_engines_take_turns_one_at_a_time(outcome) -> None:
 
 def test_a_ratio_by_round_does_not_see_the_machine_slow_down() -> None:
     slowing = np.linspace(1, 9, 30)
-    assert speed_ratio(0.2 * slowing, 0.1 * slowing, "x")["by_round"] == 2
+    assert speed_ratio(0.2 * slowing, 0.1 * slowing, "x").by_round == 2
     # Measured one after the other, these two engines would have had the same latency.
-    assert speed_ratio(0.2 * slowing[:15], 0.1 * slowing[15:], "x")["of_p50"] < 1
+    assert speed_ratio(0.2 * slowing[:15], 0.1 * slowing[15:], "x").of_p50 < 1
 
 
 def test_the_record_has_all_of_it(outcome) -> None:
     path = outcome[1] / "out" / "benchmark.json"
     record = read_record(path, BENCHMARK_SCHEMA)
-    assert record == {**json.loads(json.dumps(outcome[0].record)), "schema": BENCHMARK_SCHEMA}
+    assert record == {**json.loads(json.dumps(outcome[0].record.as_json())), "schema": BENCHMARK_SCHEMA}
     assert record["machine"]["cpu"] == "Test CPU"
     assert record["versions"]["sleep"] == "1.0" and record["versions"]["numpy"] == np.__version__
     settings = record["settings"]
@@ -138,8 +140,16 @@ def test_the_record_has_all_of_it(outcome) -> None:
     assert row["map"] > 0.9 and row["unsettled_runs"] == 0 and 0 < row["start_seconds"] < 5
 
 
+def test_the_file_is_read_back_as_it_was_written(outcome) -> None:
+    content = json.loads((outcome[1] / "out" / "benchmark.json").read_text(encoding="utf-8"))
+    again = BenchmarkRecord.from_json(content)
+    assert list(again.as_json()) == [name for name in content if name != "schema"]
+    assert json.dumps({"schema": content["schema"], **again.as_json()}) == json.dumps(content)
+    assert again.rows[0].memory == outcome[0].record.rows[0].memory and again.fp32 == outcome[0].record.fp32
+
+
 def test_memory_is_that_of_the_engine_alone(outcome) -> None:
-    memory = {label: row["memory"] for label, row in by_label(outcome[0].record).items()}
+    memory = {label: row["memory"] for label, row in by_label(outcome[0].record.as_json()).items()}
     assert 150e6 < memory["openvino int8"]["engine_bytes"] < 170e6  # the memory that it allocates on purpose
     assert all(found["engine_bytes"] < 20e6 for label, found in memory.items() if label != "openvino int8")
     assert all(found["peak_bytes"] - found["engine_bytes"] == found["bare_bytes"] > 1e7 for found in memory.values())
@@ -171,9 +181,8 @@ def test_the_chart_shows_a_bar_a_row(outcome, tmp_path: Path) -> None:
     assert areas[fp32] / areas[int8] == pytest.approx(expected, rel=0.25)
     ink = (picture < 250).any(axis=2)
     assert not ink[:, -3:].any() and not ink[:3].any(), "something reaches out of the picture"
-    record = dict(outcome[0].record)
-    record["rows"] = record["rows"][:1]
-    draw_chart(record, tmp_path / "one.png")
+    record = outcome[0].record
+    draw_chart(dataclasses.replace(record, rows=record.rows[:1]), tmp_path / "one.png")
     assert cv2.imread(str(tmp_path / "one.png")).shape[0] < height
 
 
@@ -188,13 +197,13 @@ def test_the_chart_shows_a_bar_a_row(outcome, tmp_path: Path) -> None:
 def test_an_engine_that_fails_is_a_row_with_its_reason(sleeping, monkeypatch, how: str, reason: str) -> None:
     monkeypatch.setenv(FAIL_VARIABLE, f"openvino_int8:{how}")
     ended = sleeping(precisions=("fp32", "int8"), engines=("openvino",), no_map=True, warmup=1, repeats=6)
-    rows = by_label(ended.record)
+    rows = by_label(ended.record.as_json())
     assert rows["openvino int8"]["failure"] == reason
     assert rows["openvino int8"]["latency_ms"] is None and rows["openvino int8"]["ratio_to_fp32"] is None
     assert rows["openvino fp32"]["failure"] is None and len(rows["openvino fp32"]["timings_ms"]) == 6
     assert f"failed: openvino int8: {reason}" in ended.lines
-    assert [row["label"] for row in ended.record["rows"]] == ["openvino fp32", "openvino int8"]
-    json.dumps(ended.record, allow_nan=False)
+    assert [row.label for row in ended.record.rows] == ["openvino fp32", "openvino int8"]
+    json.dumps(ended.record.as_json(), allow_nan=False)
 
 
 def test_all_failing_is_an_error(sleeping, monkeypatch) -> None:
@@ -206,7 +215,7 @@ def test_all_failing_is_an_error(sleeping, monkeypatch) -> None:
 def test_a_score_that_fails_leaves_the_times(sleeping, monkeypatch) -> None:
     monkeypatch.setenv(FAIL_VARIABLE, "openvino_int8:score")
     ended = sleeping(engines=("openvino",), warmup=0, repeats=2)
-    rows = by_label(ended.record)
+    rows = by_label(ended.record.as_json())
     assert rows["openvino int8"]["map"] is None and rows["openvino int8"]["latency_ms"]["p50"] > 3
     assert rows["openvino fp32"]["map"] > 0.9
     assert any(line.startswith("no mAP: openvino int8: the model found class 99") for line in ended.lines)
@@ -214,21 +223,21 @@ def test_a_score_that_fails_leaves_the_times(sleeping, monkeypatch) -> None:
 
 def test_only_a_float_model_is_float_rows_and_a_line(sleeping) -> None:
     ended = sleeping(int8_model_path=None, engines=("openvino",), no_map=True, random=True, warmup=0, repeats=1)
-    assert [row["label"] for row in ended.record["rows"]] == ["openvino fp32"]
+    assert [row.label for row in ended.record.rows] == ["openvino fp32"]
     assert "no --int8_model_path: float rows only" in ended.lines
-    assert ended.record["settings"]["input"] == "random" and ended.record["rows"][0]["ratio_to_paddle_fp32"] is None
+    assert ended.record.settings.input == "random" and ended.record.rows[0].ratio_to_paddle_fp32 is None
 
 
 def test_batches_count_as_images(sleeping) -> None:
     ended = sleeping(engines=("openvino",), precisions=("fp32",), no_map=True, batch_size=3, warmup=0, repeats=4)
-    row = ended.record["rows"][0]
-    assert ended.record["settings"]["input_shape"] == [3, 3, 32, 32]
+    row = ended.record.as_json()["rows"][0]
+    assert ended.record.settings.input_shape == [3, 3, 32, 32]
     assert row["images_per_second"] == pytest.approx(3000 / row["latency_ms"]["mean"], rel=0.01)
 
 
 def test_an_engine_that_was_named_and_is_not_here_is_a_row(sleeping) -> None:
     ended = sleeping(engines=("openvino", "onnxruntime", "tensorrt"), no_map=True, warmup=0, repeats=1)
-    assert by_label(ended.record)["onnxruntime fp32"]["failure"] == "onnxruntime is not installed; install it"
+    assert by_label(ended.record.as_json())["onnxruntime fp32"]["failure"] == "onnxruntime is not installed; install it"
     assert "tensorrt has none of what is asked for on the CPU; it has fp16 on GPU" in ended.lines
 
 
@@ -335,7 +344,7 @@ def test_nncf_for_real(tmp_path: Path, name: str) -> None:
         model_path=str(tmp_path / "fp32"), engines=("openvino",), precisions=("fp32",), device="CPU", quick=True,
         repeats=3, cpu_threads=1, peer=name, peer_images=4, work_dir=str(tmp_path / "peer"), batch_size=2,
     )  # fmt: skip
-    rows = by_label(run_benchmark(request, lambda line: None, reader).record)
+    rows = by_label(run_benchmark(request, lambda line: None, reader).record.as_json())
     peer = rows[NNCF_LABELS[name]]
     assert peer["failure"] is None and peer["made_seconds"] > 0
     assert peer["map"] == pytest.approx(rows["openvino fp32"]["map"], abs=0.05)

@@ -21,6 +21,7 @@ from act_pipeline.core.records import read_record
 from act_pipeline.demo import COMPRESS_CONFIG, run_demo
 from act_pipeline.engines import create_engine
 from act_pipeline.evaluation import detection_change, evaluate
+from act_pipeline.evaluation.result import EvalRecord
 from act_pipeline.graph.folding import fold_batch_norm, fold_constants
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
@@ -78,7 +79,8 @@ def test_act_json_is_as_designed(demo) -> None:
 
 
 def test_eval_json_is_as_designed_and_agrees_with_act_json(demo) -> None:
-    record = demo.evaluations["INT8, openvino"]
+    record = json.loads((demo.root / "output" / "eval_int8_openvino.json").read_text(encoding="utf-8"))
+    assert EvalRecord.from_json(record) == demo.evaluations["INT8, openvino"]
     assert {
         "engine",
         "precision",
@@ -111,7 +113,7 @@ def test_what_is_saved_computes_what_was_evaluated_in_training(demo) -> None:
 
 def test_every_way_of_running_it_detects_as_well(demo) -> None:
     """Paddle's oneDNN applies scales of square matmul weights along the wrong axis, unless these are transposed."""
-    scores = {label: record["map"] for label, record in demo.evaluations.items()}
+    scores = {label: record.map for label, record in demo.evaluations.items()}
     assert len(scores) == 3
     with contextlib.closing(create_engine("paddle_onednn", demo.compressed.model, "int8")) as engine:
         scores["oneDNN"] = evaluate(engine, demo.reader(), progress=False).map

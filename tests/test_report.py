@@ -26,6 +26,7 @@ from report_fixtures import (
 )
 
 from act_pipeline.compress.act_record import compression_record
+from act_pipeline.compress.candidate_details import CandidateDetails
 from act_pipeline.compress.outcome import Measured
 from act_pipeline.config import load_config
 from act_pipeline.core.errors import UserError
@@ -491,7 +492,7 @@ def test_the_speed_is_of_the_fastest_engine_that_ran_both_of_these_models(tmp_pa
     write_record(tmp_path / "b.json", "act_pipeline.benchmark/1", benchmark)
     sources = Sources.read(artifact, [], None, tmp_path / "b.json")
     fp32, int8 = fastest_pair(sources.engine_rows())
-    assert (fp32["label"], int8["label"], int8["speed_ratio"]) == ("openvino fp32", "openvino int8", 1.8)
+    assert (fp32.label, int8.label, int8.speed_ratio) == ("openvino fp32", "openvino int8", 1.8)
     page, record = written(artifact, data, benchmark=tmp_path / "b.json")
     assert "no GPU" in page.text_of("models") and record["verdict"]["speed"]["int8_ms"] == 8.0
     benchmark["models"]["int8"]["hash"] = "sha256:other"
@@ -626,9 +627,10 @@ def test_a_compression_records_its_overrides():
     given = ["QuantPost.calib_images=12", "Strategy.max_drop=null"]
     job = mock.MagicMock(config=load_config(ROOT / "configs" / "sample.yml", given), tried=[], fp32=None, max_drop=None)
     job.judge.parallel, job.compare.return_value = (1, 2), None
-    chosen = mock.MagicMock(evaluation=None, bytes=1, record={})
+    chosen = mock.MagicMock(evaluation=None, bytes=1, details=CandidateDetails(), reverted=[])
+    chosen.inventory.quantized, chosen.inventory.kept, chosen.inventory.weight_only = {}, [], []
     record = compression_record(job, chosen, mock.MagicMock(bytes=4), {}, Measured())
-    assert record["overrides"] == given and "overrides" not in job.config.as_dict()
+    assert record.as_json()["overrides"] == given and "overrides" not in job.config.as_dict()
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
@@ -644,9 +646,9 @@ def test_a_box_of_one_model_alone_is_explained(data, tmp_path, lang):
 def test_the_training_goes_to_visualdl(tmp_path):
     visualdl = pytest.importorskip("visualdl", reason="visualdl is not installed")
     training = {"loss": [3.5, 2.5], "evaluations": [{"iteration": 2, "agreement": 0.625}]}
-    assert write_scalars({}, tmp_path) is None
+    assert write_scalars(None, tmp_path) is None
     for _ in range(2):  # a second report replaces the log of the first
-        path = write_scalars({"training": training}, tmp_path)
+        path = write_scalars(training, tmp_path)
         assert path == tmp_path / LOG_FILENAME
         reader = visualdl.LogReader(file_path=str(path))
         points = {
@@ -658,4 +660,4 @@ def test_the_training_goes_to_visualdl(tmp_path):
 
 def test_without_visualdl_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
-    assert write_scalars({"training": {"loss": [1.0]}}, tmp_path) is None and not list(tmp_path.iterdir())
+    assert write_scalars({"loss": [1.0]}, tmp_path) is None and not list(tmp_path.iterdir())

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.process_pool import EXECUTORS
 from act_pipeline.core.records import ANALYSIS_FILENAME, ANALYSIS_SCHEMA, read_record, write_record
+from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
 from act_pipeline.data.model_fit import fit_reader, told
 from act_pipeline.graph.model_files import inspect_model
@@ -127,9 +126,9 @@ def analyze(
             else []
         )
         record = study.record(sensitivities, {"executor": executor, "workers": workers})
-        start = time.perf_counter()
-        plots = draw_plots(record, target)
-        record["seconds"]["plot"] = round(time.perf_counter() - start, 2)
+        with timed(study.seconds, "plot"):
+            plots = draw_plots(record, target)
+        record["seconds"]["plot"] = round(study.seconds["plot"], 2)
         write_record(target / ANALYSIS_FILENAME, ANALYSIS_SCHEMA, record)
     return Analysis(target, read_record(target / ANALYSIS_FILENAME, ANALYSIS_SCHEMA), sensitivities, plots)
 
@@ -145,7 +144,7 @@ class _Study:
         self.config, self.model, self.reader = config, model, reader
         self.device, self.progress = device, progress
         self.seconds: dict[str, float] = {}
-        with self._timed("prepare"):
+        with timed(self.seconds, "prepare"):
             self.prepared = prepare(model, work / "float")
             self.graph = StaticGraph.load(self.prepared)
             self.ops: list[QuantizableOp] = quantizable_ops(self.graph, config.op_types)
@@ -169,7 +168,7 @@ class _Study:
 
         settings = self.config.quant_post
         where = str(self.config.global_.model_dir)
-        with self._timed("collect"):
+        with timed(self.seconds, "collect"):
             try:
                 self.weights = weight_statistics(self.graph, self.ops)
             except NotFiniteError as error:
@@ -184,7 +183,7 @@ class _Study:
             self.images = collect(self.prepared, watched, feeds(), self.device, readers, where)
         if not self.images:
             raise UserError(f"{self.reader.path}: TrainDataset gave no calibration image, expected at least one")
-        with self._timed("thresholds"):
+        with timed(self.seconds, "thresholds"):
             self.thresholds = {
                 name: threshold(observer.histogram, settings.algo, settings.hist_percent)
                 for name, observer in self.observers.items()
@@ -211,7 +210,7 @@ class _Study:
         """Measure the sensitivity of every op; see :func:`analyze` for the arguments."""
         from act_pipeline.calibration.feeds import held_out_feeds, model_feed
 
-        with self._timed("sensitivity"):
+        with timed(self.seconds, "sensitivity"):
             feeds = held_out_feeds(self.config, self.reader, self.prepared, images)
             batches = [_joined(feeds[at : at + _BATCH_IMAGES]) for at in range(0, len(feeds), _BATCH_IMAGES)]
             if subset is not None:
@@ -261,12 +260,6 @@ class _Study:
             ],
             "weight": {"name": op.weight, **self.weights[op.weight]} if op.weight else None,
         }
-
-    @contextlib.contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - start
 
 
 def _check_arguments(images: int | None, sensitivity_images: int, map_images: int, workers: int, executor: str) -> None:

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.benchmark.plan import BenchmarkRequest, Candidate, Models, candidates
-from act_pipeline.benchmark.record import Run, as_record, heading, remarks, run_settings
+from act_pipeline.benchmark.record import Run, benchmark_record, heading, remarks, run_settings
+from act_pipeline.benchmark.rows import BenchmarkRecord
+from act_pipeline.benchmark.table import benchmark_table
 from act_pipeline.benchmark.timing import rounds
 from act_pipeline.benchmark.worker import Worker, WorkerFailed
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import BENCHMARK_SCHEMA, write_record
-from act_pipeline.core.tables import benchmark_table
 from act_pipeline.engines import Machine, create_engine, machine
 from act_pipeline.evaluation import evaluate
 
@@ -35,11 +36,11 @@ class BenchmarkOutcome:
     """Result of a benchmark.
 
     Attributes:
-        record: content of the JSON file; ``rows`` has one entry per engine and precision.
+        record: the settings and the rows, one per engine and precision; the content of ``benchmark.json``.
         lines: the text to print.
     """
 
-    record: dict[str, Any]
+    record: BenchmarkRecord
     lines: list[str] = field(default_factory=list)
 
 
@@ -95,7 +96,7 @@ def run_benchmark(
     if all(run.failure for run in runs):
         raise UserError("no engine could run: " + "; ".join(f"{run.label}: {run.failure}" for run in runs))
     settings = run_settings(request, threads, source, batches)
-    return _finish(request, as_record(runs, models, here, settings, reader, notes))
+    return _finish(request, benchmark_record(runs, models, here, settings, reader, notes))
 
 
 def _inputs(request: BenchmarkRequest, models: Models, reader: Any) -> tuple[Any, dict[str, np.ndarray], str]:
@@ -217,10 +218,10 @@ def _load(runs: Sequence[Run], inputs: Path, say: Say) -> None:
         assert create is not None, f"{run.label} is not refused, and nothing makes it"
         try:
             run.worker = first = Worker(run.label, create, inputs)
-            run.row["first_start_seconds"] = round(first.load()["start_seconds"], 3)
+            run.first_start_seconds = round(first.load().start_seconds, 3)
             first.close()
             run.worker = Worker(run.label, create, inputs)
-            run.row["start_seconds"] = round(run.running.load()["start_seconds"], 3)
+            run.start_seconds = round(run.running.load().start_seconds, 3)
         except WorkerFailed as error:
             run.fail(error)
 
@@ -244,7 +245,7 @@ def _time(runs: Sequence[Run], request: BenchmarkRequest) -> None:
     for run in by_label.values():
         if run.failure is None:
             try:
-                run.row["memory"] = run.running.memory()
+                run.memory = run.running.memory()
             except WorkerFailed as error:
                 run.fail(error)
 
@@ -255,10 +256,10 @@ def _timed_run(run: Run, index: int) -> None:
     except WorkerFailed as error:
         run.fail(error)
         return
-    run.seconds.append(timed["seconds"])
-    run.unsettled += not timed["settled"]
-    if timed["device_ms"] is not None:
-        run.device_ms.append(float(timed["device_ms"]))
+    run.seconds.append(timed.seconds)
+    run.unsettled += not timed.settled
+    if timed.device_ms is not None:
+        run.device_ms.append(float(timed.device_ms))
 
 
 def _evaluate(runs: Sequence[Run], request: BenchmarkRequest, reader: Any, say: Say) -> None:
@@ -270,14 +271,14 @@ def _evaluate(runs: Sequence[Run], request: BenchmarkRequest, reader: Any, say: 
             found = evaluate(run.running, reader, "eval", limit=request.limit, batch_size=request.batch_size)
         except (WorkerFailed, UserError) as error:
             # The timings remain valid; only the scores are missing.
-            run.row["map_failure"] = str(error)
+            run.map_failure = str(error)
             if isinstance(error, WorkerFailed):
                 run.running.kill()
             continue
-        run.row.update(map=found.map, map50=found.map50, images=found.images)
+        run.map, run.map50, run.images = found.map, found.map50, found.images
 
 
-def _finish(request: BenchmarkRequest, record: dict[str, Any]) -> BenchmarkOutcome:
+def _finish(request: BenchmarkRequest, record: BenchmarkRecord) -> BenchmarkOutcome:
     lines = [heading(record), "", benchmark_table(record), "", *remarks(record)]
     if request.chart is not None:
         from act_pipeline.benchmark.chart import draw_chart
@@ -285,7 +286,7 @@ def _finish(request: BenchmarkRequest, record: dict[str, Any]) -> BenchmarkOutco
         draw_chart(record, request.chart)
         lines.append(f"chart: {request.chart}")
     if request.json is not None:
-        write_record(request.json, BENCHMARK_SCHEMA, record)
+        write_record(request.json, BENCHMARK_SCHEMA, record.as_json())
         lines.append(f"record: {request.json}")
     return BenchmarkOutcome(record, lines)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
+from act_pipeline.benchmark.rows import SpeedRatio
 from act_pipeline.evaluation.batches import latency_percentiles
 
 
@@ -31,23 +31,18 @@ def latency(seconds: Sequence[float]) -> dict[str, float]:
     return {**latency_percentiles(seconds), "mean": round(float(np.mean(seconds)) * 1000, 4)}
 
 
-def speed_ratio(baseline: Sequence[float], seconds: Sequence[float], name: str) -> dict[str, Any]:
-    """Return the speed-up over a baseline; 2.0 means half the duration.
+def speed_ratio(baseline: Sequence[float], seconds: Sequence[float], name: str) -> SpeedRatio:
+    """Return the speed-up over a baseline.
 
     Args:
         baseline: durations of the baseline in each round, seconds.
         seconds: durations of the compared engine in the same rounds, seconds.
         name: name of the baseline.
-
-    Returns:
-        ``to``: the name. ``by_round``: the median over the rounds of the ratio within a round; temporary slow-downs of
-        the machine affect both and cancel out, so this one is printed. ``of_p50``: the ratio of the two medians, as
-        computed from two latencies in a table.
     """
     count = min(len(baseline), len(seconds))
     ours, theirs = np.asarray(seconds[:count]), np.asarray(baseline[:count])
-    return {
-        "to": name,
-        "by_round": round(float(np.median(theirs / ours)), 4),
-        "of_p50": round(float(np.median(theirs) / np.median(ours)), 4),
-    }
+    return SpeedRatio(
+        to=name,
+        by_round=round(float(np.median(theirs / ours)), 4),
+        of_p50=round(float(np.median(theirs) / np.median(ours)), 4),
+    )

@@ -15,11 +15,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from act_pipeline.benchmark.rows import Memory
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines.interface import Engine
 
@@ -37,6 +39,45 @@ class WorkerFailed(Exception):
     """The engine raised an error or its process ended; the message is one line."""
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A loaded engine.
+
+    Attributes:
+        name, precision, device, threads: of the engine.
+        start_seconds: duration of creating the engine and of its first run, including imports.
+        versions: library -> version.
+        settings: settings that the engine reports.
+        artifact, artifact_bytes, artifact_hash: path, size and hash of what it loaded; None if it does not tell.
+    """
+
+    name: str
+    precision: str
+    device: str
+    threads: int
+    start_seconds: float
+    versions: Mapping[str, str]
+    settings: Mapping[str, Any]
+    artifact: str | None
+    artifact_bytes: int | None
+    artifact_hash: str | None
+
+
+@dataclass(frozen=True)
+class TimedRun:
+    """A timed run.
+
+    Attributes:
+        seconds: duration of ``engine.run``.
+        device_ms: the duration by the device's clock; None if the engine does not provide it.
+        settled: whether the engine's threads went to sleep afterwards.
+    """
+
+    seconds: float
+    device_ms: float | None
+    settled: bool
+
+
 class Worker:
     """An :class:`act_pipeline.engines.interface.Engine` in its own process.
 
@@ -46,9 +87,7 @@ class Worker:
     Attributes:
         label: for messages.
         name, precision, device, threads: of the engine, after ``load``.
-        loaded: the result of ``load``: ``name``, ``precision``, ``device``, ``threads``, ``start_seconds`` (creation of
-            the engine and its first run, including imports), ``artifact_bytes``, ``artifact_hash``, ``artifact``
-            (path), ``settings``, ``versions``.
+        loaded: the result of ``load``; None before.
     """
 
     def __init__(self, label: str, create: CreateEngine, inputs: Path) -> None:
@@ -65,7 +104,7 @@ class Worker:
         self.label = label
         self.name = self.precision = self.device = ""
         self.threads = 0
-        self.loaded: dict[str, Any] = {}
+        self.loaded: Loaded | None = None
         context = multiprocessing.get_context("spawn")  # a fork would inherit what the parent has loaded
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, create, str(inputs)), daemon=True, name=label)
@@ -77,40 +116,33 @@ class Worker:
             self._process.kill()
             raise
 
-    def load(self) -> dict[str, Any]:
+    def load(self) -> Loaded:
         """Create the engine, run it once, and return ``loaded``.
 
         Raises:
             WorkerFailed: see :class:`WorkerFailed`.
         """
-        self.loaded = self._ask("load")
-        for attribute in ("name", "precision", "device", "threads"):
-            setattr(self, attribute, self.loaded[attribute])
-        return self.loaded
+        loaded: Loaded = self._ask("load")
+        self.loaded = loaded
+        self.name, self.precision, self.device, self.threads = (
+            loaded.name, loaded.precision, loaded.device, loaded.threads,
+        )  # fmt: skip
+        return loaded
 
     def warm_up(self, runs: int) -> None:
         """Run the engine ``runs`` times without timing."""
         self._ask("warm_up", runs)
 
-    def timed_run(self, index: int) -> dict[str, Any]:
+    def timed_run(self, index: int) -> TimedRun:
         """Time one run, after untimed runs on the same batch.
 
         Args:
             index: index of the batch, modulo their number.
-
-        Returns:
-            ``seconds`` of ``engine.run``; ``device_ms`` by the device's clock if the engine provides it, otherwise
-            None; ``settled``: whether the engine's threads went to sleep afterwards.
         """
         return self._ask("timed_run", index)
 
-    def memory(self) -> dict[str, int]:
-        """Return the peak memory of the process.
-
-        Returns:
-            ``peak_bytes`` so far; ``bare_bytes``, the peak before the engine was loaded (Python, this package and the
-            batches); ``engine_bytes``, the difference: the runtime, the model and its buffers.
-        """
+    def memory(self) -> Memory:
+        """Return the peak memory of the process."""
         return self._ask("memory")
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -119,7 +151,7 @@ class Worker:
 
     def versions(self) -> dict[str, str]:
         """Return the library versions that the engine reported; empty before ``load``."""
-        return dict(self.loaded.get("versions", {}))
+        return dict(self.loaded.versions) if self.loaded is not None else {}
 
     def close(self) -> None:
         """End the process; further calls have no effect."""
@@ -188,7 +220,7 @@ def _serve(pipe: Any, create: CreateEngine, inputs: str) -> None:
                 started = time.perf_counter()
                 engine = create()
                 engine.run(batches[0])
-                answer = {"start_seconds": time.perf_counter() - started, **_description(engine)}
+                answer = _description(engine, time.perf_counter() - started)
             elif command == "warm_up":
                 for index in range(arguments[0]):
                     engine.run(batches[index % count])
@@ -196,7 +228,7 @@ def _serve(pipe: Any, create: CreateEngine, inputs: str) -> None:
                 answer = _timed_run(engine, batches[arguments[0] % count])
             elif command == "memory":
                 peak = peak_bytes()
-                answer = {"bare_bytes": bare_bytes, "peak_bytes": peak, "engine_bytes": peak - bare_bytes}
+                answer = Memory(bare_bytes, peak, peak - bare_bytes)
             elif command == "run":
                 answer = engine.run(arguments[0])
             if command != "run":
@@ -214,13 +246,13 @@ def _serve(pipe: Any, create: CreateEngine, inputs: str) -> None:
         engine.close()
 
 
-def _timed_run(engine: Any, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _timed_run(engine: Any, batch: Mapping[str, np.ndarray]) -> TimedRun:
     for _ in range(UNTIMED_RUNS):
         engine.run(batch)
     start = time.perf_counter()
     engine.run(batch)
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "device_ms": getattr(engine, "last_device_ms", None), "settled": _settle()}
+    return TimedRun(seconds, getattr(engine, "last_device_ms", None), _settle())
 
 
 def _settle() -> bool:
@@ -234,15 +266,20 @@ def _settle() -> bool:
     return False
 
 
-def _description(engine: Any) -> dict[str, Any]:
+def _description(engine: Any, start_seconds: float) -> Loaded:
     artifact = getattr(engine, "artifact", None)
-    found: dict[str, Any] = {name: getattr(engine, name) for name in ("name", "precision", "device", "threads")}
-    found["versions"] = dict(engine.versions())
-    found["settings"] = dict(getattr(engine, "settings", None) or {})
-    found["artifact"] = str(getattr(artifact, "path", None) or artifact.directory) if artifact else None
-    found["artifact_bytes"] = artifact.bytes if artifact else None
-    found["artifact_hash"] = artifact.content_hash() if artifact else None
-    return found
+    return Loaded(
+        name=engine.name,
+        precision=engine.precision,
+        device=engine.device,
+        threads=engine.threads,
+        start_seconds=start_seconds,
+        versions=dict(engine.versions()),
+        settings=dict(getattr(engine, "settings", None) or {}),
+        artifact=str(getattr(artifact, "path", None) or artifact.directory) if artifact else None,
+        artifact_bytes=artifact.bytes if artifact else None,
+        artifact_hash=artifact.content_hash() if artifact else None,
+    )
 
 
 def peak_bytes() -> int:

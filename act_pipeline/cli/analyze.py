@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse(argv)
 
     from act_pipeline.analysis.analyze import analyze
+    from act_pipeline.analysis.table import analysis_table
     from act_pipeline.config import load_config
-    from act_pipeline.core.tables import analysis_table
 
     result = analyze(
         load_config(arguments.config, arguments.opt),

@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compress(arguments: argparse.Namespace, ranks: Ranks) -> int:
     from act_pipeline.compress import compress
     from act_pipeline.compress.qat.distributed.follower import follow
+    from act_pipeline.compress.summary import compression_table
     from act_pipeline.config import load_config
-    from act_pipeline.core.tables import compression_table
 
     config = load_config(arguments.config, arguments.opt)
     if not ranks.leads:

@@ -14,8 +14,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_opt(parser, "set keys of configs/sample.yml")
     arguments = parser.parse(argv)
 
-    from act_pipeline.core.tables import compression_table, evaluation_table
+    from act_pipeline.compress.summary import compression_table
     from act_pipeline.demo import run_demo
+    from act_pipeline.evaluation.table import evaluation_table
 
     demo = run_demo(output_dir=arguments.output_dir, overrides=arguments.opt)
     print(compression_table(demo.compressed.record))

@@ -1,20 +1,20 @@
-"""The content of ``act.json``: inputs, settings and results of a compression."""
+"""The content of ``act.json`` from a finished compression: inputs, settings and results."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Optional
 
 from act_pipeline.compress.job import Candidate, Job
 from act_pipeline.compress.outcome import Measured
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.evaluation import NOT_COMPARED, Evaluation
+from act_pipeline.evaluation import ComparisonFigures
+from act_pipeline.evaluation.act_json import ActRecord, EvaluatedIn, FloatOp, ModelFigures, Step
 
 
 def compression_record(
     job: Job, chosen: Candidate, model: InferenceModel, seconds: Mapping[str, float], measured: Measured
-) -> dict[str, Any]:
-    """Return the entries of ``act.json`` that describe the result of a compression.
+) -> ActRecord:
+    """Return the part of ``act.json`` that describes the result of a compression.
 
     Args:
         job: the compression, with all candidates.
@@ -29,79 +29,59 @@ def compression_record(
     for taken in (*(candidate.seconds for candidate in job.tried), measured.seconds):
         for stage, value in taken.items():
             stages[stage] = stages.get(stage, 0.0) + value
-    return {
-        "strategy": job.config.strategy.name,
-        "chosen": chosen.name,
-        "max_drop": job.max_drop,
-        "fp32": _figures(job.fp32, model.bytes),
-        "int8": _figures(chosen.evaluation, chosen.bytes),
-        "confidence": job.config.strategy.confidence if job.max_drop is not None else None,
-        "map_drop": job.drop(chosen) if chosen.evaluation else None,
-        **_compared(job, chosen),
-        "bytes_ratio": chosen.bytes / model.bytes,
-        "seconds": {name: round(value, 2) for name, value in stages.items()},
-        "quantizable_ops": len(job.selection.ops),
-        "quantized_ops": chosen.inventory.quantized,
-        "kept_ops": chosen.inventory.kept,
-        "weight_only_ops": chosen.inventory.weight_only,
-        "given_back": [],
-        **chosen.record,
-        "steps": steps,
-        "evaluation": {
-            "engine": job.judge.engine,
-            "fp32_engine": job.judge.fp32_engine,
-            "why": job.judge.why,
-            "fp32_cached": job.fp32_cached,
-            "device": job.judge.device,
-            "engines": engines,
-            "threads": engines * threads,
-            "images": chosen.evaluation.images if chosen.evaluation else 0,
-        },
-        "latency": measured.latency,
-        "reference": measured.reference,
-        "model_hash": chosen.model.content_hash(),
-        "overrides": list(job.config.overrides),
-    }
+    return ActRecord(
+        strategy=job.config.strategy.name,
+        chosen=chosen.name,
+        max_drop=job.max_drop,
+        fp32=ModelFigures.of(job.fp32, model.bytes),
+        int8=ModelFigures.of(chosen.evaluation, chosen.bytes),
+        confidence=job.config.strategy.confidence if job.max_drop is not None else None,
+        map_drop=job.drop(chosen) if chosen.evaluation else None,
+        comparison=_compared(job, chosen),
+        bytes_ratio=chosen.bytes / model.bytes,
+        seconds={name: round(value, 2) for name, value in stages.items()},
+        quantizable_ops=len(job.selection.ops),
+        quantized_ops=chosen.inventory.quantized,
+        kept_ops=[FloatOp.from_json(op) for op in chosen.inventory.kept],
+        weight_only_ops=[FloatOp.from_json(op) for op in chosen.inventory.weight_only],
+        given_back=chosen.reverted,
+        details=chosen.details.as_json(),
+        steps=steps,
+        evaluation=EvaluatedIn(
+            engine=job.judge.engine,
+            fp32_engine=job.judge.fp32_engine,
+            why=job.judge.why,
+            fp32_cached=job.fp32_cached,
+            device=job.judge.device,
+            engines=engines,
+            threads=engines * threads,
+            images=chosen.evaluation.images if chosen.evaluation else 0,
+        ),
+        latency=measured.latency,
+        reference=measured.reference,
+        model_hash=chosen.model.content_hash(),
+        overrides=job.config.overrides,
+    )
 
 
-def _figures(evaluation: Optional[Evaluation], size: int) -> dict[str, Any]:
-    figures: dict[str, Any] = {
-        "map": evaluation.map if evaluation else None,
-        "map50": evaluation.map50 if evaluation else None,
-        "bytes": size,
-    }
-    if evaluation:
-        figures.update(
-            stats=evaluation.stats,
-            per_class=evaluation.per_class,
-            latency_ms=evaluation.latency_ms,
-            images_per_second=evaluation.images_per_second,
-        )
-    return figures
-
-
-def _compared(job: Job, candidate: Candidate) -> dict[str, Any]:
+def _compared(job: Job, candidate: Candidate) -> ComparisonFigures:
     found = job.compare(candidate)
-    return dict(NOT_COMPARED) if found is None else found.as_record(job.max_drop)
+    return ComparisonFigures() if found is None else found.figures(job.max_drop)
 
 
-def _step(job: Job, candidate: Candidate, chosen: bool) -> dict[str, Any]:
+def _step(job: Job, candidate: Candidate, chosen: bool) -> Step:
     inventory = candidate.inventory
-    return {
-        "name": candidate.name,
-        "strategy": candidate.strategy,
-        "note": candidate.note,
-        **{
-            name: value
-            for name, value in _figures(candidate.evaluation, candidate.bytes).items()
-            if name != "per_class"
-        },
-        "map_drop": job.drop(candidate) if candidate.evaluation else None,
-        **_compared(job, candidate),
-        "quantized": sum(inventory.quantized.values()),
-        "kept": len(inventory.kept),
-        "weight_only": len(inventory.weight_only),
-        "seconds": round(sum(candidate.seconds.values()), 2),
-        "meets_max_drop": job.meets(candidate),
-        "chosen": chosen,
-    }
+    return Step(
+        name=candidate.name,
+        strategy=candidate.strategy,
+        note=candidate.note,
+        figures=ModelFigures.of(candidate.evaluation, candidate.bytes, per_class=False),
+        map_drop=job.drop(candidate) if candidate.evaluation else None,
+        comparison=_compared(job, candidate),
+        quantized=sum(inventory.quantized.values()),
+        kept=len(inventory.kept),
+        weight_only=len(inventory.weight_only),
+        seconds=round(sum(candidate.seconds.values()), 2),
+        meets_max_drop=job.meets(candidate),
+        chosen=chosen,
+    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -12,6 +10,7 @@ from typing import Any, Optional
 import numpy as np
 
 from act_pipeline.calibration.feeds import held_out_feeds
+from act_pipeline.compress.candidate_details import CandidateDetails
 from act_pipeline.compress.judge import Judge
 from act_pipeline.compress.plan.op_inventory import OpInventory
 from act_pipeline.compress.plan.op_selection import Selection
@@ -20,8 +19,10 @@ from act_pipeline.compress.qat.resume.checkpoints import Checkpoints
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.interruption import Interruption
+from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
 from act_pipeline.evaluation import Comparison, Evaluation, GroundTruth, compare, detection_change
+from act_pipeline.evaluation.act_json import FloatOp
 
 # The Strategy.confidence at which the measured drop decides.
 MEASURED = 0.5
@@ -38,11 +39,12 @@ class Candidate:
         source: the float model that it was quantized from; None: it was trained, and its weights have changed.
         selection: the ops that are meant to compute in INT8.
         inventory: the ops that compute in INT8 in ``model``.
-        record: entries that the strategy adds to ``act.json``.
+        details: how it was made, for ``act.json``.
         seconds: stage -> seconds.
         evaluation: evaluation on the eval split; None: not evaluated.
         comparison: comparison of ``evaluation`` with the float model's; None until :meth:`Job.compare` is called.
         note: how the model differs from the strategy's usual output, in a few words.
+        reverted: ops that accuracy control reverted to float.
         bytes: size of the model, set by :meth:`Job.add`, since the files of a rejected model may be deleted later.
     """
 
@@ -52,11 +54,12 @@ class Candidate:
     source: Optional[InferenceModel]
     selection: Selection
     inventory: OpInventory
-    record: dict[str, Any] = field(default_factory=dict)
+    details: CandidateDetails = CandidateDetails()
     seconds: dict[str, float] = field(default_factory=dict)
     evaluation: Optional[Evaluation] = None
     comparison: Optional[Comparison] = None
     note: str = ""
+    reverted: Sequence[FloatOp] = ()
     bytes: int = 0
 
     @property
@@ -192,11 +195,3 @@ class Job:
         candidate.bytes = candidate.model.bytes
         self.tried.append(candidate)
         return candidate
-
-
-@contextlib.contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the wall-clock seconds of the ``with`` block to ``seconds[stage]``."""
-    start = time.perf_counter()
-    yield
-    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Optional
 
-from act_pipeline.compress.job import Candidate, Job, timed
+from act_pipeline.compress.job import Candidate, Job
 from act_pipeline.compress.judge import REFERENCE, Judge
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.timing import timed
 from act_pipeline.engines import find_support
 from act_pipeline.evaluation import compare_on_some
+from act_pipeline.evaluation.act_json import ImageLatency, LatencyPair, ReferenceCheck
 
 _logger = logging.getLogger(__name__)
 # Images of the eval split, from the first on: the reference takes 0.2 s an image for RT-DETR-R18 at 640 on two cores.
@@ -24,17 +26,14 @@ class Measured:
     """Measurements of the saved INT8 model.
 
     Attributes:
-        latency: ``rounds``; ``fp32`` and ``int8``, each with ``p50_ms`` and ``p90_ms``; ``ratio``, how many times as
-            fast INT8 is. None: nothing was evaluated.
-        reference: ``engine``, ``images`` and ``map`` of the reference engine; ``judged_map``, the mAP of the evaluation
-            engine on the same images; ``difference``, the 95% interval of ``judged_map`` - ``map``. The last two are
-            missing if the images have no ground truth. None: the evaluation engine is the reference, or the reference
-            cannot run here.
+        latency: latencies of the float and the INT8 model. None: nothing was evaluated.
+        reference: the evaluation in the reference engine. None: the evaluation engine is the reference, or the
+            reference cannot run here.
         seconds: stage -> seconds.
     """
 
-    latency: Optional[dict[str, Any]] = None
-    reference: Optional[dict[str, Any]] = None
+    latency: Optional[LatencyPair] = None
+    reference: Optional[ReferenceCheck] = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -51,18 +50,17 @@ def measure_chosen(job: Job, chosen: Candidate, model: InferenceModel) -> Measur
         return measured
     with timed(measured.seconds, "latency"):
         found, rounds = job.judge.latencies({"fp32": (model, "fp32"), "int8": (chosen.model, "int8")}, job.reader)
-    measured.latency = {
-        "rounds": rounds,
-        **{label: {"p50_ms": one.latency_ms["p50"], "p90_ms": one.latency_ms["p90"]} for label, one in found.items()},
-        "ratio": found["int8"].ratio,
-    }
+    fp32, int8 = (
+        ImageLatency(found[label].latency_ms["p50"], found[label].latency_ms["p90"]) for label in ("fp32", "int8")
+    )
+    measured.latency = LatencyPair(rounds, fp32, int8, found["int8"].ratio)
     if not job.judge.is_reference and find_support(REFERENCE, "int8", "CPU").available:
         with timed(measured.seconds, "reference"):
             measured.reference = _reference(job, chosen)
     return measured
 
 
-def _reference(job: Job, chosen: Candidate) -> Optional[dict[str, Any]]:
+def _reference(job: Job, chosen: Candidate) -> Optional[ReferenceCheck]:
     """Evaluate the INT8 model in the reference engine; warn if the difference of the engines is significant."""
     judge = Judge(REFERENCE, REFERENCE, "CPU", "")
     try:
@@ -72,17 +70,13 @@ def _reference(job: Job, chosen: Candidate) -> Optional[dict[str, Any]]:
         return None
     assert chosen.evaluation is not None
     difference = compare_on_some(chosen.evaluation, found, job.truth)
-    record = {"engine": REFERENCE, "images": found.images, "map": found.map}
     if difference is None:
-        return record
+        return ReferenceCheck(REFERENCE, found.images, found.map)
     if difference.low > 0 or difference.high < 0:
         _logger.warning(
             "%s gives the INT8 model %+.4f mAP beside %s (%+.4f to %+.4f with 95%%, %d images): the loss is of "
             "one runtime; " + name_commands("`deploy/infer_eval.py --engine=all` shows all of them"),
             job.judge.engine, -difference.difference, REFERENCE, -difference.high, -difference.low, found.images,
         )  # fmt: skip
-    return {
-        **record,
-        "judged_map": found.map - difference.difference,
-        "difference": {"low": -difference.high, "high": -difference.low},
-    }
+    judged_map = found.map - difference.difference
+    return ReferenceCheck(REFERENCE, found.images, found.map, judged_map, -difference.high, -difference.low)

@@ -16,7 +16,7 @@ from act_pipeline.calibration.feeds import open_reader
 from act_pipeline.compress.act_record import compression_record
 from act_pipeline.compress.float_checks import check_origin, check_outputs, check_worth
 from act_pipeline.compress.identity import processes, shared_identity, source_identity, training_identity
-from act_pipeline.compress.job import MEASURED, Candidate, Job, timed
+from act_pipeline.compress.job import MEASURED, Candidate, Job
 from act_pipeline.compress.judge import choose_judge
 from act_pipeline.compress.outcome import measure_chosen
 from act_pipeline.compress.plan.op_selection import Selection, mark_float, select
@@ -40,12 +40,13 @@ from act_pipeline.core.records import (
     require_replaceable,
     write_record,
 )
-from act_pipeline.core.tables import rounded_up
+from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
 from act_pipeline.data.model_fit import told
 from act_pipeline.engines.device import choose_device
 from act_pipeline.engines.float_model import require_float
-from act_pipeline.evaluation import DETECTIONS_FILENAME, save_detections
+from act_pipeline.evaluation import DETECTIONS_FILENAME, ComparisonFigures, save_detections
+from act_pipeline.evaluation.certainty import rounded_up
 from act_pipeline.execution.memory import freed_memory_kept
 from act_pipeline.graph.folding import fold, save_folded
 from act_pipeline.graph.quantizable_ops import quantizable_ops
@@ -163,16 +164,16 @@ def compress(
         met = job.meets(chosen)
         target = Path(save_dir) if met else Path(f"{Path(save_dir)}{BELOW_SUFFIX}")
         found = measure_chosen(job, chosen, model)
-        record = {**compression_record(job, chosen, model, seconds, found), **source, **processes(ranks)}
-        _write(target, model, chosen, job, record)
+        act = compression_record(job, chosen, model, seconds, found)
+        _write(target, model, chosen, job, {**act.as_json(), **source, **processes(ranks)})
         if report is not None:
             write_report(target, reader, lang=report)
     if not met:
         assert fp32 is not None, "there is no max_drop without the float model's mAP"
         raise BelowFloor(
             f"no INT8 model is within max_drop {job.max_drop} of the float model's {fp32.map:.4f} mAP"
-            f"{_asked(config, record)}: the best, {chosen.name}, has {chosen.map:.4f}, and is kept in {target}; "
-            f"{_remedies(config, record)}"
+            f"{_asked(config, act.comparison)}: the best, {chosen.name}, has {chosen.map:.4f}, and is kept in "
+            f"{target}; {_remedies(config, act.comparison)}"
         )
     return Compressed(InferenceModel.load(save_dir), read_record(Path(save_dir) / ACT_FILENAME, ACT_SCHEMA))
 
@@ -211,16 +212,16 @@ def _running(
         yield work, interruption
 
 
-def _asked(config: Config, record: Mapping[str, Any]) -> str:
+def _asked(config: Config, found: ComparisonFigures) -> str:
     """Return the required and the best probability for the message; empty where the measured drop decides."""
-    probability, confidence = record["probability_within_max_drop"], config.strategy.confidence
+    probability, confidence = found.probability_within_max_drop, config.strategy.confidence
     if confidence == MEASURED or probability is None:
         return ""
     return f" with a probability of {confidence:g} (Strategy.confidence; the best has {probability:.3g})"
 
 
-def _remedies(config: Config, record: Mapping[str, Any]) -> str:
-    needed = record["images_needed"]
+def _remedies(config: Config, found: ComparisonFigures) -> str:
+    needed = found.images_needed
     more = "" if needed is None else f"evaluate on more images (some {rounded_up(needed):,} would tell), "
     surer = "" if config.strategy.confidence == MEASURED else "lower Strategy.confidence, "
     return f"{more}{surer}raise Strategy.max_drop, calibrate on more images, or train longer"

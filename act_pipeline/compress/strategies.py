@@ -6,17 +6,23 @@ import contextlib
 import dataclasses
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from act_pipeline.calibration.algorithms import ALGORITHMS
 from act_pipeline.calibration.feeds import feeds_of, training_reader
 from act_pipeline.calibration.images import calibration_batches
 from act_pipeline.compress.accuracy_control.algorithm import control_accuracy
 from act_pipeline.compress.accuracy_control.revert import rescaled, revert_to_float
-from act_pipeline.compress.job import Candidate, Job, timed
+from act_pipeline.compress.candidate_details import (
+    CalibrationDetails,
+    CandidateDetails,
+    SmoothQuantDetails,
+    TrainingDetails,
+    TrainingPoint,
+)
+from act_pipeline.compress.job import Candidate, Job
 from act_pipeline.compress.plan.op_inventory import inventory_of
 from act_pipeline.compress.plan.op_selection import Selection
 from act_pipeline.compress.ptq.quantizer import PostTraining
@@ -27,6 +33,7 @@ from act_pipeline.compress.qat.trainer import train
 from act_pipeline.compress.smooth_quant.algorithm import smooth_model
 from act_pipeline.config.sections import CalibrationAlgorithm, WeightedOp
 from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.timing import timed
 from act_pipeline.data.model_fit import told
 from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.static_graph import StaticGraph
@@ -56,7 +63,7 @@ def ptq(job: Job) -> Candidate:
 def smooth_quant(job: Job) -> Candidate:
     """Move outliers of activations into weights, then proceed as :func:`ptq`, with the same argument and result."""
     smoothed, selection, found = _smoothed(job)
-    return _lifted(job, _calibrated(job, smoothed, selection, "smooth_quant", record=found))
+    return _lifted(job, _calibrated(job, smoothed, selection, "smooth_quant", smoothing=found))
 
 
 def qat_dis(job: Job) -> Candidate:
@@ -79,8 +86,8 @@ def auto(job: Job) -> Candidate:
     if job.meets(candidate):
         return candidate
     smoothed, selection, found = _smoothed(job)
-    if found["smooth_quant"]["smoothed"]:
-        smooth = _calibrated(job, smoothed, selection, "smooth_quant", choose=True, record=found)
+    if found.smoothed:
+        smooth = _calibrated(job, smoothed, selection, "smooth_quant", choose=True, smoothing=found)
         if job.meets(smooth):
             return smooth
         if job.drop(candidate) - job.drop(smooth) > _SMOOTHING_GAIN * job.drop(candidate):
@@ -117,7 +124,7 @@ def _calibrated(
     selection: Selection,
     strategy: str,
     choose: bool = False,
-    record: dict[str, Any] | None = None,
+    smoothing: SmoothQuantDetails | None = None,
 ) -> Candidate:
     """Return a candidate by calibration of ``model``.
 
@@ -127,12 +134,12 @@ def _calibrated(
         selection: the ops to quantize.
         strategy: ``ptq`` or ``smooth_quant``.
         choose: use the algorithm that changes the detections least, instead of ``QuantPost.algo``.
-        record: further entries for ``act.json``.
+        smoothing: the transformation that made ``model``; None: it is not smoothed.
     """
     settings = job.config.quant_post
     batches = calibration_batches(job.reader, settings, job.progress)
     post = PostTraining(model, job.config, batches, job.device, selection)
-    seconds = {"smooth": record["smooth_quant"]["seconds"]} if record else {}
+    seconds = {"smooth": smoothing.seconds} if smoothing else {}
     algo: CalibrationAlgorithm = settings.algo
     compared: dict[CalibrationAlgorithm, float] = {}
     if choose:
@@ -141,17 +148,18 @@ def _calibrated(
             algo = min(compared, key=compared.__getitem__)
     calibration = post.write(job.folder(strategy), algo)
     seconds.update(calibration.seconds)
-    described = {
-        "algo": algo,
-        "hist_percent": settings.hist_percent if algo == "hist" else None,
-        "images": calibration.images,
-        "images_asked": settings.images,
-        "seed": settings.seed,
-        "bias_correction": settings.bias_correction,
-        "corrected_biases": calibration.corrected_biases,
-        "zero_tensors": calibration.zero_tensors,
-        **({"compared": compared, "compared_images": len(job.held_out)} if compared else {}),
-    }
+    described = CalibrationDetails(
+        algo=algo,
+        hist_percent=settings.hist_percent if algo == "hist" else None,
+        images=calibration.images,
+        images_asked=settings.images,
+        seed=settings.seed,
+        bias_correction=settings.bias_correction,
+        corrected_biases=calibration.corrected_biases,
+        zero_tensors=calibration.zero_tensors,
+        compared=compared,
+        compared_images=len(job.held_out) if compared else None,
+    )
     return job.add(
         Candidate(
             f"{strategy}:{algo}",
@@ -160,7 +168,7 @@ def _calibrated(
             model,
             selection,
             calibration.inventory,
-            {"calibration": described, **(record or {})},
+            CandidateDetails(described, smoothing),
             seconds,
         )
     )
@@ -182,33 +190,34 @@ def _compare(job: Job, post: PostTraining) -> dict[CalibrationAlgorithm, float]:
     return found
 
 
-def _smoothed(job: Job) -> tuple[InferenceModel, Selection, dict[str, Any]]:
-    """Return the smoothed float model, the selection of its ops, and its entries for ``act.json``."""
-    start = time.perf_counter()
+def _smoothed(job: Job) -> tuple[InferenceModel, Selection, SmoothQuantDetails]:
+    """Return the smoothed float model, the selection of its ops, and how it was smoothed."""
+    seconds: dict[str, float] = {}
     settings = job.config.quant_post
-    smoothed = smooth_model(
-        job.model,
-        feeds_of(job.config, job.model, calibration_batches(job.reader, settings, job.progress)),
-        job.folder("smoothed"),
-        job.config.smooth_quant,
-        algo=settings.algo,
-        hist_percent=settings.hist_percent,
-        device=job.device,
-        exclude=[*job.selection.kept, *job.selection.weight_only],
-        where=str(job.config.global_.model_dir),
+    with timed(seconds, "smooth"):
+        smoothed = smooth_model(
+            job.model,
+            feeds_of(job.config, job.model, calibration_batches(job.reader, settings, job.progress)),
+            job.folder("smoothed"),
+            job.config.smooth_quant,
+            algo=settings.algo,
+            hist_percent=settings.hist_percent,
+            device=job.device,
+            exclude=[*job.selection.kept, *job.selection.weight_only],
+            where=str(job.config.global_.model_dir),
+        )
+    details = SmoothQuantDetails(
+        layers=[dataclasses.asdict(layer) for layer in smoothed.layers],
+        smoothed=len(smoothed.smoothed),
+        images=smoothed.images,
+        difference=smoothed.difference,
+        seconds=round(seconds["smooth"], 2),
     )
-    record = {
-        "layers": [dataclasses.asdict(layer) for layer in smoothed.layers],
-        "smoothed": len(smoothed.smoothed),
-        "images": smoothed.images,
-        "difference": smoothed.difference,
-        "seconds": round(time.perf_counter() - start, 2),
-    }
     # The names of the ops do not change, but some read a different tensor now.
     with contextlib.closing(StaticGraph.load(smoothed.model)) as graph:
         ops = quantizable_ops(graph, job.config.op_types)
     selection = dataclasses.replace(job.selection, ops=tuple(ops))
-    return smoothed.model, selection, {"smooth_quant": record}
+    return smoothed.model, selection, details
 
 
 def _calibrated_start(job: Job) -> InferenceModel:
@@ -268,20 +277,17 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
     seconds["train"] += training.earlier_seconds
     if training.stopped:
         told([f"the training ended after {training.iterations} iterations: {training.stopped}"])
-    record = {
-        "iterations": training.iterations,
-        "evaluations": [
-            {"iteration": iteration, "agreement": agreement} for iteration, agreement in training.evaluations
-        ],
-        "loss": [round(loss, 6) for _, loss in training.losses],
-        "stopped": training.stopped,
-        "scales_from": started_from,
-        "held_out_images": len(job.held_out) if job.fp32 is not None else 0,
-    }
+    details = TrainingDetails(
+        iterations=training.iterations,
+        evaluations=[TrainingPoint(iteration, agreement) for iteration, agreement in training.evaluations],
+        loss=[round(loss, 6) for _, loss in training.losses],
+        stopped=training.stopped,
+        scales_from=started_from,
+        held_out_images=len(job.held_out) if job.fp32 is not None else 0,
+    )
     model = training.model
     if job.selection.weight_only:
         model = revert_to_float(model, job.selection.weight_only, job.folder("weight_only"))
     inventory = inventory_of(model, config.op_types, config.op_section, job.selection)
-    return job.add(
-        Candidate("qat_dis", "qat_dis", model, None, job.selection, inventory, {"training": record}, seconds)
-    )
+    made = CandidateDetails(training=details)
+    return job.add(Candidate("qat_dis", "qat_dis", model, None, job.selection, inventory, made, seconds))

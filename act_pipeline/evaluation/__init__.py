@@ -3,8 +3,8 @@
 from act_pipeline.evaluation.agreement import Agreement, agreement, detection_change
 from act_pipeline.evaluation.coco import STAT_NAMES, GroundTruth
 from act_pipeline.evaluation.comparison import (
-    NOT_COMPARED,
     Comparison,
+    ComparisonFigures,
     compare,
     compare_on_some,
     compare_with_kept,
@@ -25,10 +25,10 @@ __all__ = [
     "DETECTIONS_FILENAME",
     "EVAL_SCHEMA",
     "KEPT_DETECTIONS",
-    "NOT_COMPARED",
     "STAT_NAMES",
     "Agreement",
     "Comparison",
+    "ComparisonFigures",
     "Detections",
     "Evaluation",
     "EvaluationReader",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Optional
+from dataclasses import dataclass
+from typing import Optional
 
 import numpy as np
 
@@ -28,10 +28,6 @@ class Agreement:
     matched: Optional[float]
     mean_iou: Optional[float]
     mean_score_change: Optional[float]
-
-    def as_record(self) -> dict[str, Any]:
-        """Return the fields as stored in ``act.json``."""
-        return asdict(self)
 
 
 def agreement(reference: np.ndarray, other: np.ndarray, min_score: float = MIN_SCORE) -> Agreement:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
 from act_pipeline.evaluation.agreement import Agreement, agreement
@@ -12,6 +12,69 @@ from act_pipeline.evaluation.coco import GroundTruth, Matches, match_detections,
 from act_pipeline.evaluation.confidence import LEVEL, MapDifference, map_difference
 from act_pipeline.evaluation.detections_file import load_detections
 from act_pipeline.evaluation.result import Evaluation
+
+
+@dataclass(frozen=True)
+class DropInterval:
+    """Interval of the mAP drop (reference - model) over resamples of the images.
+
+    Attributes:
+        low, high: the bounds that contain ``level`` of the resampled drops.
+        level: confidence level, in [0, 1].
+        resamples: number of resamples.
+        standard_error: standard deviation of the resampled drops.
+    """
+
+    low: float
+    high: float
+    level: float
+    resamples: int
+    standard_error: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class ComparisonFigures:
+    """Figures of a comparison with the float model, as in ``act.json`` and ``eval.json``; None where not measured.
+
+    Attributes:
+        map_drop_interval: two-sided confidence interval of the mAP drop.
+        probability_within_max_drop: share of the resamples within ``max_drop``, in [0, 1]; None without ``max_drop``.
+        images_needed: number of images that would decide whether the drop is within ``max_drop``; None if the present
+            images decide it or no number would.
+        agreement: agreement of the detections.
+    """
+
+    map_drop_interval: Optional[DropInterval] = None
+    probability_within_max_drop: Optional[float] = None
+    images_needed: Optional[int] = None
+    agreement: Optional[Agreement] = None
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> ComparisonFigures:
+        """Read the figures from a record, which may have other keys, and lack these in earlier versions."""
+        interval, agreed = record.get("map_drop_interval"), record.get("agreement")
+        return cls(
+            None if interval is None else DropInterval(**interval),
+            record.get("probability_within_max_drop"),
+            record.get("images_needed"),
+            None if agreed is None else Agreement(**agreed),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entries of a record: one for each attribute."""
+        return asdict(self)
+
+    def decides(self, max_drop: Optional[float]) -> bool:
+        """Return whether the confidence interval of the mAP drop is on one side of ``max_drop``.
+
+        Args:
+            max_drop: the largest allowed mAP drop; None: any.
+
+        Returns:
+            False if the interval contains ``max_drop``; True also without an interval or a ``max_drop``.
+        """
+        found = self.map_drop_interval
+        return found is None or max_drop is None or not found.low <= max_drop < found.high
 
 
 @dataclass(frozen=True)
@@ -28,40 +91,20 @@ class Comparison:
     agreement: Agreement
     images: int
 
-    def as_record(self, max_drop: Optional[float]) -> dict[str, Any]:
-        """Return the comparison as stored in ``act.json`` and ``eval.json``.
+    def figures(self, max_drop: Optional[float]) -> ComparisonFigures:
+        """Return the figures stored in ``act.json`` and ``eval.json``.
 
         Args:
             max_drop: the allowed mAP drop, in [0, 1]; None for no limit.
-
-        Returns:
-            * ``map_drop_interval``: interval of the drop (reference - model) with ``low`` and ``high`` (the bounds
-              containing ``level`` of the resamples), ``level``, ``resamples`` and ``standard_error``;
-            * ``probability_within_max_drop``: share of the resamples within ``max_drop``;
-            * ``images_needed``: number of images that would decide whether the drop is within ``max_drop``; None if the
-              present images decide it or no number would;
-            * ``agreement``: see :class:`act_pipeline.evaluation.agreement.Agreement`.
         """
         found = self.difference
-        record = {**NOT_COMPARED, "agreement": self.agreement.as_record()}
         if found is None:
-            return record
-        record["map_drop_interval"] = {
-            "low": -found.high,
-            "high": -found.low,
-            "level": LEVEL,
-            "resamples": found.resamples,
-            "standard_error": found.standard_error,
-        }
-        if max_drop is not None:
-            record["probability_within_max_drop"] = found.probability(max_drop)
-            record["images_needed"] = None if found.tells(max_drop) else found.images_needed(max_drop)
-        return record
-
-
-NOT_COMPARED: Mapping[str, Any] = {
-    "map_drop_interval": None, "probability_within_max_drop": None, "images_needed": None, "agreement": None,
-}  # fmt: skip
+            return ComparisonFigures(agreement=self.agreement)
+        interval = DropInterval(-found.high, -found.low, LEVEL, found.resamples, found.standard_error)
+        if max_drop is None:
+            return ComparisonFigures(interval, agreement=self.agreement)
+        needed = None if found.tells(max_drop) else found.images_needed(max_drop)
+        return ComparisonFigures(interval, found.probability(max_drop), needed, self.agreement)
 
 
 def compare(reference: Evaluation, other: Evaluation, truth: GroundTruth) -> Comparison:

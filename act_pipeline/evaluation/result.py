@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +101,40 @@ class Evaluation:
             for place, *box, score, category_id in self.detections.tolist()
         ]
         write_text_atomically(path, json.dumps(rows) + "\n")
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """The content of an ``eval.json``, as far as other commands read it; None where it is not in the file.
+
+    Attributes:
+        engine, precision, device: of the engine.
+        map, map50, stats, latency_ms, batch_size: see :class:`Evaluation`.
+        model_bytes, model_hash, artifact: size, hash and path of what the engine loaded.
+        model: the model that the user named.
+        reader_hash: hash of the data.
+        shards: number of processes that evaluated in parallel.
+    """
+
+    engine: str
+    precision: str
+    device: str
+    map: float | None = None
+    map50: float | None = None
+    stats: Mapping[str, float | None] | None = None
+    latency_ms: Mapping[str, float] | None = None
+    batch_size: int | None = None
+    model_bytes: int | None = None
+    model_hash: str | None = None
+    artifact: str | None = None
+    model: str | None = None
+    reader_hash: str | None = None
+    shards: int = 1
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> EvalRecord:
+        """Read the content of an ``eval.json``; further keys are ignored."""
+        return cls(**{name: found[name] for name in cls.__dataclass_fields__ if name in found})
 
 
 def engine_record(engine: Engine, model: Artifact | None = None, reader: Any = None) -> dict[str, Any]:

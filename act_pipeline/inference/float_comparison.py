@@ -9,15 +9,15 @@ from typing import Any, Optional
 from act_pipeline.core.artifacts import OnnxModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, as_number, read_record
-from act_pipeline.core.tables import agreement_line
 from act_pipeline.engines import Artifact
 from act_pipeline.evaluation import (
     DETECTIONS_FILENAME,
-    NOT_COMPARED,
+    ComparisonFigures,
     Evaluation,
     GroundTruth,
     compare_with_kept,
 )
+from act_pipeline.evaluation.certainty import agreement_line
 
 
 def against_float(model: Artifact, evaluation: Evaluation, reader: Any) -> tuple[dict[str, Any], list[str]]:
@@ -30,9 +30,9 @@ def against_float(model: Artifact, evaluation: Evaluation, reader: Any) -> tuple
 
     Returns:
         entries of ``eval.json``: ``compared_images``, ``map_drop`` and the keys of
-        :meth:`act_pipeline.evaluation.Comparison.as_record`, None if nothing was compared; and the lines to print.
+        :class:`act_pipeline.evaluation.ComparisonFigures`, None if nothing was compared; and the lines to print.
     """
-    nothing = {"compared_images": None, "map_drop": None, **NOT_COMPARED}
+    nothing = {"compared_images": None, "map_drop": None, **ComparisonFigures().as_json()}
     path = _kept(model)
     if path is None:
         return nothing, []
@@ -46,7 +46,7 @@ def against_float(model: Artifact, evaluation: Evaluation, reader: Any) -> tuple
     record = {
         "compared_images": found.images,
         "map_drop": None if difference is None else -difference.difference,
-        **found.as_record(_max_drop(path.parent)),
+        **found.figures(_max_drop(path.parent)).as_json(),
     }
     said = "the images have no objects"
     if difference is not None:
@@ -54,7 +54,7 @@ def against_float(model: Artifact, evaluation: Evaluation, reader: Any) -> tuple
             f"mAP {difference.difference:+.4f} (95% of {difference.resamples:,} resamples: {difference.low:+.4f} to "
             f"{difference.high:+.4f})"
         )
-    return record, [f"against FP32 on {found.images:,} images: {said}; {agreement_line(record['agreement'])}"]
+    return record, [f"against FP32 on {found.images:,} images: {said}; {agreement_line(found.agreement)}"]
 
 
 def _kept(model: Artifact) -> Optional[Path]:

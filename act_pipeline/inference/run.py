@@ -56,7 +56,7 @@ def run_inference(
         from act_pipeline.inference.every_engine import run_in_every_engine
 
         found = run_in_every_engine(request, say, reader)
-        return InferenceOutcome(lines=found.lines, record=found.record)
+        return InferenceOutcome(lines=found.lines, record=found.record.as_json())
     model = load_model(request)
     here = here or machine()
     summary = inspect_artifact(model, here)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.records import BELOW_SUFFIX
 from act_pipeline.data.annotations import Annotations
-from act_pipeline.report.curves import RECALLS, score
+from act_pipeline.evaluation.act_json import ActRecord, FloatOp, ModelFigures
+from act_pipeline.report.curves import RECALLS, Scores, score
 from act_pipeline.report.differences import iou_map, most_different, pair_images, summarize
 from act_pipeline.report.errors import KINDS, best_threshold, count_errors, judge
 from act_pipeline.report.models import before_and_after, change_of, engine_row, model_figures, strategy_row, verdict_of
@@ -38,6 +40,38 @@ class ReportReader(Protocol):
         """Return the folder of a split's images."""
 
 
+@dataclass(frozen=True)
+class ClassRow:
+    """AP of a class in both models, its change, and the number of its objects; None where not measured."""
+
+    name: str
+    fp32: float | None
+    int8: float | None
+    change: float | None
+    objects: int | None
+
+
+@dataclass(frozen=True)
+class FromDetections:
+    """Figures computed from the stored detections of both models; None or empty without detections.
+
+    Attributes:
+        scores: ``fp32`` and ``int8`` -> scores and curves.
+        objects: class name -> number of objects.
+        curves, pairs, iou_map, pictures, errors: the parts of ``report.json`` with these names.
+        notes: keys of texts and their values.
+    """
+
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+    objects: Mapping[str, int] = field(default_factory=dict)
+    curves: Mapping[str, Any] | None = None
+    pairs: Mapping[str, Any] | None = None
+    iou_map: Mapping[str, Any] | None = None
+    pictures: Sequence[Mapping[str, Any]] = ()
+    errors: Mapping[str, Any] | None = None
+    notes: Sequence[Mapping[str, Any]] = ()
+
+
 def build(sources: Sources, reader: ReportReader, name: str) -> dict[str, Any]:
     """Return the content of ``report.json`` (schema ``act_pipeline.report/1``).
 
@@ -55,59 +89,59 @@ def build(sources: Sources, reader: ReportReader, name: str) -> dict[str, Any]:
     measured = _from_detections(sources, reader)
     engines = sources.engine_rows()
     pair = fastest_pair(engines, sources.timed_by_compression())
-    figures = {name: model_figures(act.get(name) or {}, measured["scores"].get(name)) for name in ("fp32", "int8")}
-    classes = _per_class(figures, measured["objects"])
+    fp32 = model_figures(act.fp32, measured.scores.get("fp32"))
+    int8 = model_figures(act.int8, measured.scores.get("int8"))
+    classes = _per_class(fp32, int8, measured.objects)
     return {
         "artifact": name,
         "sources": sources.files,
-        "images": (act.get("evaluation") or {}).get("images"),
-        "verdict": verdict_of(act, figures, pair),
-        "models": before_and_after(act, figures, engines, pair),
-        "strategies": [strategy_row(step, act, figures["fp32"]) for step in act.get("steps") or ()],
-        "engines": [engine_row(row, figures["fp32"]) for row in engines],
-        "per_class": classes,
+        "images": act.evaluation.images,
+        "verdict": verdict_of(act, fp32, int8, pair).as_json(),
+        "models": [row.as_json() for row in before_and_after(act, fp32, int8, engines, pair)],
+        "strategies": [strategy_row(step, act, fp32).as_json() for step in act.steps],
+        "engines": [engine_row(row, fp32).as_json() for row in engines],
+        "per_class": [asdict(row) for row in classes],
         "class_counts": _class_counts(classes),
-        "curves": measured["curves"],
-        "pairs": measured["pairs"],
-        "iou_map": measured["iou_map"],
-        "pictures": measured["pictures"],
-        "errors": measured["errors"],
+        "curves": measured.curves,
+        "pairs": measured.pairs,
+        "iou_map": measured.iou_map,
+        "pictures": measured.pictures,
+        "errors": measured.errors,
         "sensitivity": sensitivity(sources.analysis),
-        "kept": {key: _ops(act.get(key) or ()) for key in ("kept_ops", "weight_only_ops", "given_back")},
+        "kept": {
+            "kept_ops": _ops(act.kept_ops),
+            "weight_only_ops": _ops(act.weight_only_ops),
+            "given_back": _ops(act.given_back),
+        },
         "distributions": distributions(sources.analysis),
-        "training": act.get("training"),
-        "seconds": _seconds(act.get("seconds") or {}),
+        "training": act.training,
+        "seconds": _seconds(act.seconds),
         "rerun": _rerun(sources, reader),
-        "notes": measured["notes"],
-        "versions": act.get("versions") or {},
+        "notes": measured.notes,
+        "versions": act.versions,
     }
 
 
-def _per_class(figures: Mapping[str, Any], objects: Mapping[str, int]) -> list[dict[str, Any]]:
+def _per_class(fp32: ModelFigures, int8: ModelFigures, objects: Mapping[str, int]) -> list[ClassRow]:
     """Return the classes in order of their AP change, the largest loss first, those without ground truth last."""
-    before, after = figures["fp32"]["per_class"], figures["int8"]["per_class"]
+    before, after = fp32.per_class or {}, int8.per_class or {}
     rows = [
-        {
-            "name": name,
-            "fp32": before.get(name),
-            "int8": after.get(name),
-            "change": change_of(before.get(name), after.get(name)),
-            "objects": objects.get(name),
-        }
+        ClassRow(
+            name, before.get(name), after.get(name), change_of(before.get(name), after.get(name)), objects.get(name)
+        )
         for name in dict.fromkeys([*before, *after])
     ]
-    return sorted(rows, key=lambda row: (row["change"] is None, row["change"] or 0.0))
+    return sorted(rows, key=lambda row: (row.change is None, row.change or 0.0))
 
 
-def _ops(found: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return the ops that are not entirely in INT8 with all recorded properties; None for those not recorded."""
-    names = ("name", "type", "module", "group", "reason", "sensitivity", "map_after")
-    return [{**{name: op.get(name) for name in names}, "name": op.get("output") or op.get("name")} for op in found]
+def _ops(found: Sequence[FloatOp]) -> list[dict[str, Any]]:
+    """Return the ops that are not entirely in INT8 with all properties; None for those not recorded."""
+    return [{("name" if name == "output" else name): value for name, value in asdict(op).items()} for op in found]
 
 
-def _class_counts(classes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def _class_counts(classes: Sequence[ClassRow]) -> dict[str, int]:
     """Return how many classes have AP in both models, how many have a lower AP, and how many are shown at once."""
-    changes = [row["change"] for row in classes if row["change"] is not None]
+    changes = [row.change for row in classes if row.change is not None]
     shown = len(classes) if len(classes) <= MOST_CLASSES else CLASSES_OF_MORE
     return {
         "known": len(changes),
@@ -128,22 +162,25 @@ def _seconds(seconds: Mapping[str, float]) -> dict[str, Any]:
 
 def _rerun(sources: Sources, reader: ReportReader) -> dict[str, Any]:
     act = sources.act
-    config, judged = act.get("config") or {}, act.get("evaluation") or {}
+    evaluated = act.evaluation
     return {
-        "config": config,
-        "overrides": act.get("overrides"),
-        "commands": _commands(sources, config.get("path") or "config.yml", reader),
+        "config": act.config,
+        "overrides": act.overrides,
+        "commands": _commands(sources, act.config.get("path") or "config.yml", reader),
         "reader": str(reader.path),
-        **{name: judged.get(name) for name in ("engine", "fp32_engine", "device", "threads")},
-        "source_hash": act.get("source_hash"),
-        "model_hash": act.get("model_hash"),
-        "data_hash": act.get("data_hash") or {},
+        "engine": evaluated.engine,
+        "fp32_engine": evaluated.fp32_engine,
+        "device": evaluated.device,
+        "threads": evaluated.threads,
+        "source_hash": act.source_hash,
+        "model_hash": act.model_hash,
+        "data_hash": act.data_hash,
     }
 
 
 def _commands(sources: Sources, config: str, reader: ReportReader) -> list[str]:
     """Return the shell commands that make the model (with overrides, if recorded) and the report."""
-    folder, overrides = str(sources.artifact), sources.act.get("overrides")
+    folder, overrides = str(sources.artifact), sources.act.overrides
     # tools/compress.py appends the suffix itself.
     save_dir = folder[: -len(BELOW_SUFFIX)] if folder.endswith(BELOW_SUFFIX) else folder
     compress = ["python", "tools/compress.py", "-c", config, "--save_dir", save_dir]
@@ -152,20 +189,16 @@ def _commands(sources: Sources, config: str, reader: ReportReader) -> list[str]:
     return [name_commands(shlex.join(command)) for command in commands]
 
 
-def _from_detections(sources: Sources, reader: ReportReader) -> dict[str, Any]:
-    """Return the figures computed from both models' detections, and ``notes``: keys of texts and their values."""
-    nothing: dict[str, Any] = {
-        "scores": {}, "objects": {}, "curves": None, "pairs": None, "iou_map": None, "pictures": [], "errors": None,
-        "notes": [],
-    }  # fmt: skip
+def _from_detections(sources: Sources, reader: ReportReader) -> FromDetections:
+    """Return the figures computed from both models' detections."""
     if sources.detections is None:
-        return nothing
+        return FromDetections()
     annotations = reader.annotations("eval")
     images = {image["id"]: image for image in annotations.images}
     image_ids = sources.detections.image_ids
     known = set(sources.detections.known({number: image["file_name"] for number, image in images.items()}))
     if len(known) < len(image_ids):
-        return {**nothing, "notes": [{"text": "other_data", "images": len(image_ids) - len(known)}]}
+        return FromDetections(notes=[{"text": "other_data", "images": len(image_ids) - len(known)}])
     before, after = sources.detections.rows["fp32"], sources.detections.rows["int8"]
     scores = {"fp32": score(annotations, before, image_ids), "int8": score(annotations, after, image_ids)}
     judged = {name: judge(rows, annotations.boxes or (), image_ids) for name, rows in sources.detections.rows.items()}
@@ -180,19 +213,19 @@ def _from_detections(sources: Sources, reader: ReportReader) -> dict[str, Any]:
         image_id: (image["width"], image["height"])
         for image_id, image in images.items() if image.get("width") and image.get("height")
     }  # fmt: skip
-    return {
-        "scores": scores,
-        "objects": _object_counts(objects, names),
-        "curves": _curves(scores),
-        "pairs": {"threshold": threshold, **summarize(pairs, threshold)},
-        "iou_map": iou_map(pairs, sizes, threshold) if sizes else None,
-        "pictures": [
+    return FromDetections(
+        scores=scores,
+        objects=_object_counts(objects, names),
+        curves=_curves(scores),
+        pairs={"threshold": threshold, **summarize(pairs, threshold)},
+        iou_map=iou_map(pairs, sizes, threshold) if sizes else None,
+        pictures=[
             describe(images[image_id], pairs[image_id], objects.get(image_id, ()), names, difference, threshold)
             for image_id, difference in most_different(pairs, PICTURES)
         ],
-        "errors": _errors(judged, threshold),
-        "notes": _notes(sources.act, scores),
-    }
+        errors=_errors(judged, threshold),
+        notes=_notes(sources.act, scores),
+    )
 
 
 def _object_counts(objects: Mapping[int, Sequence[Mapping[str, Any]]], names: Mapping[int, str]) -> dict[str, int]:
@@ -204,15 +237,15 @@ def _object_counts(objects: Mapping[int, Sequence[Mapping[str, Any]]], names: Ma
     return counts
 
 
-def _curves(scores: Mapping[str, Any]) -> dict[str, Any] | None:
+def _curves(scores: Mapping[str, Scores]) -> dict[str, Any] | None:
     fp32, int8 = scores["fp32"], scores["int8"]
     if not fp32.curves:
         return None
     changes = {
-        name: abs(int8.per_class[name] - ap) for name, ap in fp32.per_class.items()
-        if ap is not None and int8.per_class.get(name) is not None
+        name: change for name, ap in fp32.per_class.items()
+        if (change := change_of(ap, int8.per_class.get(name))) is not None
     }  # fmt: skip
-    classes = sorted(changes, key=lambda name: -changes[name])[:CLASS_CURVES]
+    classes = sorted(changes, key=lambda name: -abs(changes[name]))[:CLASS_CURVES]
     return {
         "recall": list(RECALLS),
         "by_iou": {iou: {"fp32": fp32.curves[iou], "int8": int8.curves[iou]} for iou in fp32.curves},
@@ -220,7 +253,7 @@ def _curves(scores: Mapping[str, Any]) -> dict[str, Any] | None:
             name: {
                 "fp32": fp32.class_curves[name],
                 "int8": int8.class_curves[name],
-                "change": int8.per_class[name] - fp32.per_class[name],
+                "change": changes[name],
             }
             for name in classes
         },
@@ -243,10 +276,10 @@ def _errors(judged: Mapping[str, Any], threshold: float) -> dict[str, Any]:
     }
 
 
-def _notes(act: Mapping[str, Any], scores: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _notes(act: ActRecord, scores: Mapping[str, Scores]) -> list[dict[str, Any]]:
     notes = []
-    for name in ("fp32", "int8"):
-        recorded, found = (act.get(name) or {}).get("map"), scores[name].stats["ap"]
+    for name, part in (("fp32", act.fp32), ("int8", act.int8)):
+        recorded, found = part.map, scores[name].stats["ap"]
         if recorded is not None and found is not None and abs(recorded - found) > _MAP_TOLERANCE:
             notes.append({"text": "other_detections", "model": name.upper(), "found": found, "recorded": recorded})
     return notes

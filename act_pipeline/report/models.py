@@ -3,229 +3,333 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from act_pipeline.core.tables import images_tell, rounded_up
+from act_pipeline.evaluation.act_json import ActRecord, ModelFigures, Step
+from act_pipeline.evaluation.certainty import rounded_up
+from act_pipeline.evaluation.comparison import DropInterval
+from act_pipeline.report.curves import Scores
 from act_pipeline.report.errors import SIZES
-from act_pipeline.report.sources import HALF_PRECISIONS
+from act_pipeline.report.sources import HALF_PRECISIONS, EnginePair, EngineRow
 
 _SIZE_STATS = tuple(f"ap_{size}" for size in SIZES)
 
 
-def model_figures(part: Mapping[str, Any], scores: Any) -> dict[str, Any]:
-    """Return the figures of one model of an ``act.json``.
+@dataclass(frozen=True)
+class ChangeInterval:
+    """Confidence interval of the mAP change (INT8 - FP32); see :class:`DropInterval` for the attributes."""
+
+    low: float
+    high: float
+    level: float
+    resamples: int
+
+    @classmethod
+    def of(cls, found: DropInterval | None) -> ChangeInterval | None:
+        """Return the interval of the change for one of the drop."""
+        return None if found is None else cls(-found.high, -found.low, found.level, found.resamples)
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row of the table of models; unknown entries are None.
+
+    Attributes:
+        name: name of the row.
+        map, map50, ap_small, ap_medium, ap_large: scores in [0, 1].
+        map_change: mAP - FP32's mAP.
+        interval: confidence interval of the change.
+        bytes: size.
+        times_smaller: FP32's size / size.
+        latency_ms: median latency in ms.
+        times_as_fast: FP32's latency / latency, where both were timed in the same way.
+        engine: the engine of the latency.
+        quantized, kept: number of ops in INT8 and in float.
+        seconds: duration of making the model.
+        meets_max_drop: whether it is within the allowed drop.
+        chosen: whether it is the saved model.
+        failure: why it did not run.
+        note: how it differs from the strategy's usual output.
+    """
+
+    name: str
+    map: float | None = None
+    map_change: float | None = None
+    interval: ChangeInterval | None = None
+    map50: float | None = None
+    ap_small: float | None = None
+    ap_medium: float | None = None
+    ap_large: float | None = None
+    bytes: int | None = None
+    times_smaller: float | None = None
+    latency_ms: float | None = None
+    times_as_fast: float | None = None
+    engine: str | None = None
+    quantized: int | None = None
+    kept: int | None = None
+    seconds: float | None = None
+    meets_max_drop: bool | None = None
+    chosen: bool = False
+    failure: str | None = None
+    note: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class StrategyRow(TableRow):
+    """The row of a candidate, with the strategy that made it and its settings."""
+
+    strategy: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Speed of the pair of the verdict: see :class:`act_pipeline.report.sources.EngineRow`."""
+
+    engine: str | None
+    fp32_engine: str | None
+    device: str | None
+    fp32_ms: float | None
+    int8_ms: float | None
+    times_as_fast: float | None
+    map: float | None
+    in_turns: bool
+    batch_size: int | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict: whether INT8 is within the allowed drop, and its size and speed; None where not measured.
+
+    Attributes:
+        state: ``holds``, ``below``, ``no_limit`` (no allowed drop) or ``not_measured``.
+        map_fp32, map_int8, map_change: scores, and their difference.
+        max_drop: allowed mAP drop.
+        interval: confidence interval of the change.
+        probability: share of the resamples within ``max_drop``.
+        tells: whether the interval lies on one side of ``max_drop``.
+        images_needed: how many images would decide it, rounded up.
+        agreement: agreement of the boxes.
+        lowest_map: the lowest allowed mAP.
+        bytes_fp32, bytes_int8, times_smaller: sizes, and their ratio.
+        speed: the fastest pair of engines.
+        strategy: name of the saved candidate.
+        quantized, kept, quantizable: number of ops in INT8, in float, and in all.
+    """
+
+    state: str
+    map_fp32: float | None
+    map_int8: float | None
+    map_change: float | None
+    max_drop: float | None
+    interval: ChangeInterval | None
+    probability: float | None
+    tells: bool | None
+    images_needed: int | None
+    agreement: Any
+    lowest_map: float | None
+    bytes_fp32: int | None
+    bytes_int8: int | None
+    times_smaller: float | None
+    speed: Speed | None
+    strategy: str | None
+    quantized: int
+    kept: int
+    quantizable: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return asdict(self)
+
+
+def model_figures(part: ModelFigures, scores: Scores | None) -> ModelFigures:
+    """Return the figures of one model, those that are not in its record from recomputed scores.
 
     Args:
         part: ``fp32`` or ``int8`` of ``act.json``.
-        scores: scores recomputed from the detections, used for entries that older records lack; None if there are none.
+        scores: scores recomputed from the detections; None if there are none.
     """
-    stats = part.get("stats") or (scores.stats if scores else {})
-    return {
-        "map": part.get("map"),
-        "map50": part.get("map50"),
-        **{name: _known(stats.get(name)) for name in _SIZE_STATS},
-        "bytes": part.get("bytes"),
-        "latency_ms": part.get("latency_ms"),
-        "per_class": part.get("per_class") or (scores.per_class if scores else {}),
-    }
+    stats = part.stats or (scores.stats if scores else {})
+    per_class = part.per_class or (scores.per_class if scores else {})
+    return ModelFigures(part.bytes, part.map, part.map50, stats, per_class, part.latency_ms, part.images_per_second)
 
 
-def verdict_of(act: Mapping[str, Any], figures: Mapping[str, Any], pair: Any) -> dict[str, Any]:
-    """Return the figures of the verdict: whether INT8 is within the allowed drop, and its size and speed.
+def verdict_of(act: ActRecord, fp32: ModelFigures, int8: ModelFigures, pair: EnginePair | None) -> Verdict:
+    """Return the verdict.
 
     Args:
-        act: the content of ``act.json``.
-        figures: ``fp32`` and ``int8`` -> the output of :func:`model_figures`.
+        act: ``act.json``.
+        fp32, int8: the models' figures.
         pair: the output of :func:`act_pipeline.report.sources.fastest_pair`.
     """
-    fp32, int8 = figures["fp32"], figures["int8"]
-    change, max_drop = change_of(fp32["map"], int8["map"]), act.get("max_drop")
+    change, max_drop, found = change_of(fp32.map, int8.map), act.max_drop, act.comparison
     if change is None:
         state = "not_measured"
     elif max_drop is None:
         state = "no_limit"
     else:
         state = "holds" if _holds(act, change, max_drop) else "below"
-    chosen: Mapping[str, Any] = next((step for step in act.get("steps") or () if step.get("chosen")), {})
-    quantized = sum((act.get("quantized_ops") or {}).values())
-    return {
-        "state": state,
-        "map_fp32": fp32["map"],
-        "map_int8": int8["map"],
-        "map_change": change,
-        "max_drop": max_drop,
-        **certainty_of(act, max_drop),
-        "lowest_map": None if max_drop is None or fp32["map"] is None else fp32["map"] - max_drop,
-        "bytes_fp32": fp32["bytes"],
-        "bytes_int8": int8["bytes"],
-        "times_smaller": _ratio(fp32["bytes"], int8["bytes"]),
-        "speed": None if pair is None else {
-            "engine": pair[1]["engine"],
-            "fp32_engine": pair[0]["engine"],
-            "device": pair[1]["device"],
-            "fp32_ms": _p50(pair[0]["latency_ms"]),
-            "int8_ms": _p50(pair[1]["latency_ms"]),
-            "times_as_fast": pair[1]["speed_ratio"],
-            "map": pair[1]["map"],
-            "in_turns": pair[1]["together"] is not None,
-            "batch_size": pair[1]["batch_size"],
-        },
-        "strategy": chosen.get("name") or act.get("strategy"),
-        "quantized": quantized,
-        "kept": len(act.get("kept_ops") or ()),
-        "quantizable": act.get("quantizable_ops") or quantized + len(act.get("kept_ops") or ()),
-    }  # fmt: skip
+    chosen = next((step.name for step in act.steps if step.chosen), None)
+    quantized = sum(act.quantized_ops.values())
+    measured = found.map_drop_interval is not None and max_drop is not None
+    return Verdict(
+        state=state,
+        map_fp32=fp32.map,
+        map_int8=int8.map,
+        map_change=change,
+        max_drop=max_drop,
+        interval=ChangeInterval.of(found.map_drop_interval),
+        probability=found.probability_within_max_drop,
+        tells=found.decides(max_drop) if measured else None,
+        images_needed=None if found.images_needed is None else rounded_up(found.images_needed),
+        agreement=found.agreement,
+        lowest_map=None if max_drop is None or fp32.map is None else fp32.map - max_drop,
+        bytes_fp32=fp32.bytes,
+        bytes_int8=int8.bytes,
+        times_smaller=_ratio(fp32.bytes, int8.bytes),
+        speed=None if pair is None else _speed(*pair),
+        strategy=chosen or act.strategy,
+        quantized=quantized,
+        kept=len(act.kept_ops),
+        quantizable=act.quantizable_ops or quantized + len(act.kept_ops),
+    )
 
 
-def _holds(act: Mapping[str, Any], change: float, max_drop: float) -> bool:
+def _speed(fp32: EngineRow, int8: EngineRow) -> Speed:
+    return Speed(
+        engine=int8.engine,
+        fp32_engine=fp32.engine,
+        device=int8.device,
+        fp32_ms=fp32.p50,
+        int8_ms=int8.p50,
+        times_as_fast=int8.speed_ratio,
+        map=int8.map,
+        in_turns=int8.together is not None,
+        batch_size=int8.batch_size,
+    )
+
+
+def _holds(act: ActRecord, change: float, max_drop: float) -> bool:
     """Return whether INT8 is within ``max_drop`` at the configured confidence; at 0.5 the measured drop decides."""
-    confidence, probability = act.get("confidence"), act.get("probability_within_max_drop")
+    confidence, probability = act.confidence, act.comparison.probability_within_max_drop
     if confidence is None or confidence == 0.5 or probability is None:
         return -change <= max_drop
     return probability >= confidence
 
 
-def certainty_of(act: Mapping[str, Any], max_drop: float | None) -> dict[str, Any]:
-    """Return the confidence of the mAP change.
-
-    Args:
-        act: the content of ``act.json``.
-        max_drop: the allowed mAP drop; None for no limit.
-
-    Returns:
-        ``interval`` of the change (``low``, ``high``, ``level``, ``resamples``), ``probability`` of a drop within
-        ``max_drop``, ``tells``: whether the images decide this, ``images_needed`` (rounded up), and the models'
-        ``agreement``; None where not measured.
-    """
-    found, needed = act.get("map_drop_interval"), act.get("images_needed")
-    return {
-        "interval": _interval(found),
-        "probability": act.get("probability_within_max_drop"),
-        "tells": None if found is None or max_drop is None else images_tell(act, max_drop),
-        "images_needed": None if needed is None else rounded_up(needed),
-        "agreement": act.get("agreement"),
-    }
-
-
-def _interval(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    return {"low": -found["high"], "high": -found["low"], "level": found["level"], "resamples": found["resamples"]}
-
-
 def before_and_after(
-    act: Mapping[str, Any], figures: Mapping[str, Any], engines: Sequence[Mapping[str, Any]], pair: Any
-) -> list[dict[str, Any]]:
+    act: ActRecord, fp32: ModelFigures, int8: ModelFigures, engines: Sequence[EngineRow], pair: EnginePair | None
+) -> list[TableRow]:
     """Return rows for FP32, FP16 (or BF16) if it was measured, and INT8, with latencies in the fastest engine for INT8.
 
     Without a ``pair`` the latencies are those of the two evaluations; no ratio is computed, since these ran at
     different times.
 
     Args:
-        act: the content of ``act.json``.
-        figures: ``fp32`` and ``int8`` -> the output of :func:`model_figures`.
+        act: ``act.json``.
+        fp32, int8: the models' figures.
         engines: the output of :meth:`act_pipeline.report.sources.Sources.engine_rows`.
         pair: the output of :func:`act_pipeline.report.sources.fastest_pair`.
     """
-    fp32 = figures["fp32"]
-    rows = []
-    for index, (name, part) in enumerate((("FP32", fp32), ("INT8", figures["int8"]))):
-        row = _row(name, part, fp32, engine=_own_engine(act, name.lower()) if part["latency_ms"] else None)
-        if pair is not None:
-            timed = pair[index]
-            row.update(latency_ms=_p50(timed["latency_ms"]), times_as_fast=timed["speed_ratio"], engine=timed["engine"])
-        rows.append(row)
-    quantized = sum((act.get("quantized_ops") or {}).values())
-    rows[1].update(
-        quantized=quantized, kept=len(act.get("kept_ops") or ()), interval=_interval(act.get("map_drop_interval"))
-    )
+
+    def speed(part: ModelFigures, precision: str, timed: EngineRow | None) -> dict[str, Any]:
+        if timed is not None:
+            return {"latency_ms": timed.p50, "times_as_fast": timed.speed_ratio, "engine": timed.engine}
+        return {"latency_ms": _p50(part), "engine": _own_engine(act, precision) if part.latency_ms else None}
+
+    before, after = (None, None) if pair is None else pair
+    rows = [TableRow("FP32", **_scores(fp32, fp32), **speed(fp32, "fp32", before))]
     half = _half(engines, pair)
     if half is not None:
-        figures_of_half = {**half, **{key: (half["stats"] or {}).get(key) for key in _SIZE_STATS}}
-        rows.insert(
-            1,
-            _row(
-                half["precision"].upper(), figures_of_half, fp32,
-                engine=half["engine"], times_as_fast=half["speed_ratio"],
-            ),
-        )  # fmt: skip
+        rows.append(TableRow(half.precision.upper(), **_scores(_figures_of(half), fp32), **_timed(half)))
+    rows.append(
+        TableRow(
+            "INT8",
+            **_scores(int8, fp32),
+            **speed(int8, "int8", after),
+            quantized=sum(act.quantized_ops.values()),
+            kept=len(act.kept_ops),
+            interval=ChangeInterval.of(act.comparison.map_drop_interval),
+        )
+    )
     return rows
 
 
-def strategy_row(step: Mapping[str, Any], act: Mapping[str, Any], fp32: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of one strategy; it has no speed ratio, since its latency is from its own evaluation.
+def strategy_row(step: Step, act: ActRecord, fp32: ModelFigures) -> StrategyRow:
+    """Return the row of one candidate; it has no speed ratio, since its latency is from its own evaluation.
 
     Args:
-        step: an entry of ``steps`` in ``act.json``.
-        act: the content of ``act.json``.
-        fp32: the float model's output of :func:`model_figures`.
+        step: the candidate.
+        act: ``act.json``.
+        fp32: the float model's figures.
     """
-    stats = step.get("stats") or {}
-    return _row(
-        str(step.get("name")),
-        {**step, **{key: stats.get(key) for key in _SIZE_STATS}},
-        fp32,
-        engine=_own_engine(act, "int8") if step.get("latency_ms") else None,
-        **{key: step.get(key) for key in ("quantized", "kept", "seconds", "meets_max_drop")},
-        interval=_interval(step.get("map_drop_interval")),
-        chosen=bool(step.get("chosen")),
-        note=step.get("note") or None,
-        strategy=step.get("strategy"),
-        settings=step.get("settings") or {},
+    return StrategyRow(
+        step.name,
+        **_scores(step.figures, fp32),
+        latency_ms=_p50(step.figures),
+        engine=_own_engine(act, "int8") if step.figures.latency_ms else None,
+        quantized=step.quantized,
+        kept=step.kept,
+        seconds=step.seconds,
+        meets_max_drop=step.meets_max_drop,
+        interval=ChangeInterval.of(step.comparison.map_drop_interval),
+        chosen=step.chosen,
+        note=step.note or None,
+        strategy=step.strategy,
+        settings=step.settings,
     )
 
 
-def engine_row(row: Mapping[str, Any], fp32: Mapping[str, Any]) -> dict[str, Any]:
+def engine_row(row: EngineRow, fp32: ModelFigures) -> TableRow:
     """Return the row of one engine's measurement.
 
     Args:
         row: an element of :meth:`act_pipeline.report.sources.Sources.engine_rows`.
-        fp32: the float model's output of :func:`model_figures`.
+        fp32: the float model's figures.
     """
-    figures = {**row, **{key: (row["stats"] or {}).get(key) for key in _SIZE_STATS}}
-    return _row(
-        row["label"], figures, fp32, engine=row["engine"], times_as_fast=row["speed_ratio"], failure=row["failure"]
-    )
+    return TableRow(row.label, **_scores(_figures_of(row), fp32), **_timed(row), failure=row.failure)
 
 
-def _row(name: str, figures: Mapping[str, Any], fp32: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return a row of the table of models; unknown entries are None."""
+def _figures_of(row: EngineRow) -> ModelFigures:
+    return ModelFigures(row.bytes, row.map, row.map50, row.stats, latency_ms=row.latency_ms)
+
+
+def _timed(row: EngineRow) -> dict[str, Any]:
+    """Return the entries of a table row that describe a measurement's speed."""
+    return {"latency_ms": row.p50, "times_as_fast": row.speed_ratio, "engine": row.engine}
+
+
+def _scores(found: ModelFigures, fp32: ModelFigures) -> dict[str, Any]:
+    """Return the entries of a table row that describe a model's scores and size."""
+    stats = found.stats or {}
     return {
-        "name": name,
-        "map": figures.get("map"),
-        "map_change": change_of(fp32["map"], figures.get("map")),
-        "interval": None,
-        "map50": figures.get("map50"),
-        **{key: _known(figures.get(key)) for key in _SIZE_STATS},
-        "bytes": figures.get("bytes"),
-        "times_smaller": _ratio(fp32["bytes"], figures.get("bytes")),
-        "latency_ms": _p50(figures.get("latency_ms")),
-        "times_as_fast": None,
-        "engine": None,
-        "quantized": None,
-        "kept": None,
-        "seconds": None,
-        "meets_max_drop": None,
-        "chosen": False,
-        "failure": None,
-        "note": None,
-        **more,
+        "map": found.map,
+        "map_change": change_of(fp32.map, found.map),
+        "map50": found.map50,
+        **{name: _known(stats.get(name)) for name in _SIZE_STATS},
+        "bytes": found.bytes,
+        "times_smaller": _ratio(fp32.bytes, found.bytes),
     }
 
 
-def _own_engine(act: Mapping[str, Any], precision: str) -> str | None:
+def _own_engine(act: ActRecord, precision: str) -> str | None:
     """Return the engine in which the compression evaluated a model."""
-    measured = act.get("evaluation") or {}
-    return measured.get(f"{precision}_engine") or measured.get("engine")
+    own = act.evaluation.fp32_engine if precision == "fp32" else None
+    return own or act.evaluation.engine
 
 
-def _half(engines: Sequence[Mapping[str, Any]], pair: Any) -> Mapping[str, Any] | None:
+def _half(engines: Sequence[EngineRow], pair: EnginePair | None) -> EngineRow | None:
     """Return the half-precision row to show: FP16 before BF16, INT8's engine before others, then the fastest."""
-    rows = [row for row in engines if row["own"] and row["precision"] in HALF_PRECISIONS and not row["failure"]]
-    engine = pair[1]["engine"] if pair is not None else None
+    rows = [row for row in engines if row.own and row.precision in HALF_PRECISIONS and not row.failure]
+    engine = pair[1].engine if pair is not None else None
 
-    def rank(row: Mapping[str, Any]) -> tuple[bool, bool, float]:
-        return row["precision"] != "fp16", row["engine"] != engine, _p50(row["latency_ms"]) or 1e9
+    def rank(row: EngineRow) -> tuple[bool, bool, float]:
+        return row.precision != "fp16", row.engine != engine, row.p50 or 1e9
 
     return min(rows, key=rank, default=None)
 
@@ -243,5 +347,5 @@ def _ratio(before: float | None, after: float | None) -> float | None:
     return None if not before or not after else before / after
 
 
-def _p50(latency_ms: Mapping[str, float] | None) -> float | None:
-    return latency_ms["p50"] if latency_ms else None
+def _p50(found: ModelFigures) -> float | None:
+    return found.latency_ms["p50"] if found.latency_ms else None

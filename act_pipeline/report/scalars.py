@@ -56,17 +56,17 @@ class Scalars:
             self._writer = None
 
 
-def write_scalars(act: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path | None:
-    """Write the training in an ``act.json``: ``train/loss`` of every iteration, ``eval/agreement`` of every evaluation.
+def write_scalars(training: Mapping[str, Any] | None, directory: str | os.PathLike[str]) -> Path | None:
+    """Write the curves of a training: ``train/loss`` of every iteration, ``eval/agreement`` of every evaluation.
 
     Args:
-        act: the content of ``act.json``.
+        training: ``training`` of an ``act.json``; None: nothing was trained.
         directory: the folder of the log.
 
     Returns:
         the file; None if nothing was trained or VisualDL is not installed.
     """
-    training = act.get("training") or {}
+    training = training or {}
     if not training.get("loss") and not training.get("evaluations"):
         return None
     with contextlib.closing(Scalars(directory)) as scalars:

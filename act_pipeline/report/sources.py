@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from act_pipeline.benchmark.rows import BenchmarkRecord, Row
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import (
     ACT_FILENAME,
@@ -18,6 +19,8 @@ from act_pipeline.core.records import (
     read_record,
 )
 from act_pipeline.evaluation import DETECTIONS_FILENAME, EVAL_SCHEMA, Detections, load_detections
+from act_pipeline.evaluation.act_json import ActRecord, ImageLatency, ModelFigures
+from act_pipeline.evaluation.result import EvalRecord
 
 HALF_PRECISIONS = ("fp16", "bf16")
 
@@ -33,24 +36,74 @@ def _whole(path: str | os.PathLike[str], schema: str, keys: Sequence[str]) -> di
     return record
 
 
+@dataclass(frozen=True)
+class EngineRow:
+    """A measurement of an engine; what was not measured is None.
+
+    Attributes:
+        label: name of the row.
+        engine, precision, device: of the engine.
+        own: whether it ran one of the two reported models, not one of another tool or run.
+        map, map50, stats: scores, see :class:`act_pipeline.evaluation.result.Evaluation`.
+        bytes: size of what the engine loaded.
+        latency_ms: percentiles, at least ``p50``.
+        speed_ratio: how many times as fast as the same engine in FP32.
+        batch_size: images per run.
+        together: equal for rows that were timed in one run; None for evaluations.
+        failure: why the engine did not run.
+    """
+
+    label: str
+    engine: str | None
+    precision: str
+    device: str | None
+    own: bool
+    map: float | None = None
+    map50: float | None = None
+    stats: Mapping[str, float | None] | None = None
+    bytes: int | None = None
+    latency_ms: Mapping[str, float] | None = None
+    speed_ratio: float | None = None
+    batch_size: int | None = None
+    together: int | None = None
+    failure: str | None = None
+
+    @property
+    def p50(self) -> float | None:
+        """The median latency in ms."""
+        return self.latency_ms["p50"] if self.latency_ms else None
+
+    def measures(self, other: EngineRow) -> bool:
+        """Return whether both are of the same engine, precision and device."""
+        return (self.engine, self.precision, self.device) == (other.engine, other.precision, other.device)
+
+    def same_setting(self, other: EngineRow) -> bool:
+        """Return whether both are of the same engine, device and batch size."""
+        return (self.engine, self.device, self.batch_size) == (other.engine, other.device, other.batch_size)
+
+
+# FP32 and INT8, timed in the same way.
+EnginePair = tuple[EngineRow, EngineRow]
+
+
 @dataclass
 class Sources:
     """The records found.
 
     Attributes:
         artifact: the folder of the INT8 model.
-        act: content of ``act.json``.
-        evals: contents of ``eval.json`` files.
-        benchmark: content of ``benchmark.json``, or None.
+        act: ``act.json``.
+        evals: the given ``eval.json`` files.
+        benchmark: the given ``benchmark.json``, or None.
         analysis: content of ``analysis.json``, or None.
         detections: detections of ``fp32`` and ``int8``, or None.
         files: file names of the records.
     """
 
     artifact: Path
-    act: dict[str, Any]
-    evals: list[dict[str, Any]] = field(default_factory=list)
-    benchmark: dict[str, Any] | None = None
+    act: ActRecord
+    evals: list[EvalRecord] = field(default_factory=list)
+    benchmark: BenchmarkRecord | None = None
     analysis: dict[str, Any] | None = None
     detections: Detections | None = None
     files: list[str] = field(default_factory=list)
@@ -74,12 +127,16 @@ class Sources:
         Raises:
             UserError: ``act.json`` or a given file is missing or has other content.
         """
-        found = cls(artifact, _whole(artifact / ACT_FILENAME, ACT_SCHEMA, _ACT_KEYS), files=[ACT_FILENAME])
+        found = cls(
+            artifact,
+            ActRecord.from_json(_whole(artifact / ACT_FILENAME, ACT_SCHEMA, _ACT_KEYS)),
+            files=[ACT_FILENAME],
+        )
         for path in evals:
-            found.evals.append(_whole(path, EVAL_SCHEMA, _EVAL_KEYS))
+            found.evals.append(EvalRecord.from_json(_whole(path, EVAL_SCHEMA, _EVAL_KEYS)))
             found.files.append(Path(path).name)
         if benchmark is not None:
-            found.benchmark = read_record(benchmark, BENCHMARK_SCHEMA)
+            found.benchmark = BenchmarkRecord.from_json(read_record(benchmark, BENCHMARK_SCHEMA))
             found.files.append(Path(benchmark).name)
         beside = artifact / ANALYSIS_FILENAME
         if analysis is not None or beside.is_file():
@@ -97,144 +154,122 @@ class Sources:
             found.files.append(DETECTIONS_FILENAME)
         return found
 
-    def engine_rows(self) -> list[dict[str, Any]]:
-        """Return a row for every measurement of an engine, benchmark rows first.
-
-        Returns:
-            dicts with ``engine``, ``precision``, ``device``, ``label``, ``own`` (one of the two reported models, not
-            one of another tool), ``map``, ``map50``, ``stats``, ``bytes``, ``latency_ms`` (or None), ``speed_ratio``
-            (to the same engine in FP32, or None), ``batch_size``, ``together`` (equal for rows timed in one run, None
-            for evaluations) and ``failure``.
-        """
-        rows = [self._benchmark_row(row) for row in (self.benchmark or {}).get("rows", ())]
-        seen = {(row["engine"], row["precision"], row["device"]) for row in rows if row["own"] and not row["failure"]}
-        for record in self.evals:
-            row = self._eval_row(record)
-            timed = next((other for other in rows if _same(other, row) and other["own"] and row["own"]), None)
-            if timed is not None and _same_key(row) in seen:
+    def engine_rows(self) -> list[EngineRow]:
+        """Return a row for every measurement of an engine, benchmark rows first."""
+        rows = [self._benchmark_row(row, self.benchmark) for row in self.benchmark.rows] if self.benchmark else []
+        benchmarked = [row for row in rows if row.own and not row.failure]
+        for evaluation in self.evals:
+            row = self._eval_row(evaluation)
+            timed = next((other for other in rows if other.measures(row) and other.own and row.own), None)
+            if timed is not None and any(other.measures(row) for other in benchmarked):
                 # The benchmark's interleaved timings are preferred; the evaluation adds only missing scores.
-                timed["stats"] = timed["stats"] or row["stats"]
+                rows[rows.index(timed)] = replace(timed, stats=timed.stats or row.stats)
                 continue
             rows.append(row)
-        for row in rows:
-            if row["speed_ratio"] is None and row["together"] is None and row["latency_ms"]:
-                base = next(
-                    (
-                        other for other in rows
-                        if other["together"] is None and other["own"] and other["precision"] == "fp32"
-                        and other["latency_ms"] and (other["engine"], other["device"], other["batch_size"])
-                        == (row["engine"], row["device"], row["batch_size"])
-                    ),
-                    None,
-                )  # fmt: skip
-                if base is not None:
-                    row["speed_ratio"] = round(base["latency_ms"]["p50"] / row["latency_ms"]["p50"], 4)
-        return rows
+        return [replace(row, speed_ratio=_speed_ratio(row, rows)) for row in rows]
 
-    def timed_by_compression(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    def timed_by_compression(self) -> EnginePair | None:
         """Return FP32 and INT8 as timed by the compression in interleaved rounds with one image per run.
 
         The engines of the two differ if INT8's engine has no float precision.
 
         Returns:
-            two rows as in :meth:`engine_rows`, without ``label``, ``map50``, ``stats`` and ``bytes``; None if
-            ``act.json`` has no such timings.
+            two rows; None if ``act.json`` has no such timings.
         """
-        timed, judged = self.act.get("latency"), self.act.get("evaluation") or {}
-        if not timed:
+        timed, evaluated = self.act.latency, self.act.evaluation
+        if timed is None:
             return None
 
-        def row(precision: str, engine: str | None, ratio: float) -> dict[str, Any]:
-            return {
-                "engine": engine,
-                "precision": precision,
-                "device": judged.get("device"),
-                "own": True,
-                "map": (self.act.get(precision) or {}).get("map"),
-                "latency_ms": {"p50": timed[precision]["p50_ms"], "p90": timed[precision]["p90_ms"]},
-                "speed_ratio": ratio,
-                "batch_size": 1,
-                "together": 1,
-                "failure": None,
-            }
+        def row(precision: str, engine: str | None, model: ModelFigures, one: ImageLatency, ratio: float) -> EngineRow:
+            return EngineRow(
+                label=f"{engine} {precision}",
+                engine=engine,
+                precision=precision,
+                device=evaluated.device,
+                own=True,
+                map=model.map,
+                latency_ms={"p50": one.p50_ms, "p90": one.p90_ms},
+                speed_ratio=ratio,
+                batch_size=1,
+                together=1,
+            )
 
-        engine = judged.get("engine")
-        return row("fp32", judged.get("fp32_engine") or engine, 1.0), row("int8", engine, timed["ratio"])
+        return (
+            row("fp32", evaluated.fp32_engine or evaluated.engine, self.act.fp32, timed.fp32, 1.0),
+            row("int8", evaluated.engine, self.act.int8, timed.int8, timed.ratio),
+        )
 
-    def _benchmark_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        precision = row["precision"]
-        models = self.benchmark["models"] if self.benchmark else {}
-        model = models.get("int8" if precision == "int8" else "fp32") or {}
-        ratio = row.get("ratio_to_fp32")
-        return {
-            "engine": row["engine"],
-            "precision": precision,
-            "device": row["device"],
-            "label": row["label"],
-            "own": row["label"] == f"{row['engine']} {precision}" and self._is_own(model, precision, "path", "hash"),
-            "map": row.get("map"),
-            "map50": row.get("map50"),
-            "stats": None,
-            "bytes": row.get("model_bytes"),
-            "latency_ms": row.get("latency_ms"),
-            "speed_ratio": ratio["by_round"] if ratio else None,
-            "batch_size": (self.benchmark or {}).get("settings", {}).get("batch_size"),
-            "together": 0,
-            "failure": row.get("failure"),
-        }
+    def _benchmark_row(self, row: Row, benchmark: BenchmarkRecord) -> EngineRow:
+        model = benchmark.int8 if row.precision == "int8" else benchmark.fp32
+        ratio = row.ratio_to_fp32
+        of_this_package = row.label == f"{row.engine} {row.precision}"
+        return EngineRow(
+            label=row.label,
+            engine=row.engine,
+            precision=row.precision,
+            device=row.device,
+            own=of_this_package and model is not None and self._has_hash(model.hash, row.precision),
+            map=row.map,
+            map50=row.map50,
+            bytes=row.model_bytes,
+            latency_ms=row.latency_ms,
+            speed_ratio=ratio.by_round if ratio else None,
+            batch_size=benchmark.settings.batch_size,
+            together=0,
+            failure=row.failure,
+        )
 
-    def _eval_row(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        precision, own = record["precision"], self._is_own(record, record["precision"], "model", "model_hash")
-        label = f"{record['engine']} {precision}"
-        if not own and record.get("model"):
-            label += f" ({os.path.basename(os.path.normpath(record['model']))})"
-        return {
-            "engine": record["engine"],
-            "precision": precision,
-            "device": record["device"],
-            "label": label,
-            "own": own,
-            "map": record.get("map"),
-            "map50": record.get("map50"),
-            "stats": record.get("stats"),
-            "bytes": record.get("model_bytes"),
+    def _eval_row(self, found: EvalRecord) -> EngineRow:
+        own, label = self._is_own(found), f"{found.engine} {found.precision}"
+        if not own and found.model:
+            label += f" ({os.path.basename(os.path.normpath(found.model))})"
+        return EngineRow(
+            label=label,
+            engine=found.engine,
+            precision=found.precision,
+            device=found.device,
+            own=own,
+            map=found.map,
+            map50=found.map50,
+            stats=found.stats,
+            bytes=found.model_bytes,
             # Engines that ran in parallel are slower than a single one.
-            "latency_ms": record.get("latency_ms") if record.get("shards", 1) == 1 else None,
-            "speed_ratio": None,
-            "batch_size": record.get("batch_size"),
-            "together": None,
-            "failure": None,
-        }
+            latency_ms=found.latency_ms if found.shards == 1 else None,
+            batch_size=found.batch_size,
+        )
 
-    def _is_own(self, model: Mapping[str, Any], precision: str, path_key: str, hash_key: str) -> bool:
-        """Return whether a record is of this INT8 model, or of the float model that it was made from.
+    def _has_hash(self, content_hash: str | None, precision: str) -> bool:
+        expected = self.act.model_hash if precision == "int8" else self.act.source_hash
+        return expected is not None and content_hash == expected
+
+    def _is_own(self, found: EvalRecord) -> bool:
+        """Return whether an evaluation is of this INT8 model, or of the float model that it was made from.
 
         An exported ONNX file has its own hash; then the folder that it was exported from decides.
         """
-        int8 = precision == "int8"
-        expected = self.act.get("model_hash" if int8 else "source_hash")
-        if model.get(hash_key) == expected and expected is not None:
+        if self._has_hash(found.model_hash, found.precision):
             return True
-        if path_key == "path" or model.get("artifact") == model.get("model"):
+        if found.artifact == found.model:
             return False  # the hash is of the model itself and differs
-        directory = self.artifact if int8 else (self.act.get("config", {}).get("Global") or {}).get("model_dir")
-        named = model.get(path_key)
-        if not directory or not named:
+        float_folder = (self.act.config.get("Global") or {}).get("model_dir")
+        directory = self.artifact if found.precision == "int8" else float_folder
+        if not directory or not found.model:
             return False
-        return Path(directory).resolve().name == Path(named).resolve().name
+        return Path(directory).resolve().name == Path(found.model).resolve().name
 
 
-def _same_key(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return row["engine"], row["precision"], row["device"]
+def _speed_ratio(row: EngineRow, rows: Sequence[EngineRow]) -> float | None:
+    """Return the row's speed ratio; of an evaluation, that to the same engine's FP32 evaluation, if there is one."""
+    if row.speed_ratio is not None or row.together is not None or not row.latency_ms:
+        return row.speed_ratio
+    for other in rows:
+        is_float = other.together is None and other.own and other.precision == "fp32"
+        if is_float and other.latency_ms and other.same_setting(row):
+            return round(other.latency_ms["p50"] / row.latency_ms["p50"], 4)
+    return None
 
 
-def _same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    return _same_key(first) == _same_key(second)
-
-
-def fastest_pair(
-    rows: Sequence[Mapping[str, Any]], compression: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None
-) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+def fastest_pair(rows: Sequence[EngineRow], compression: EnginePair | None = None) -> EnginePair | None:
     """Return FP32 and INT8 in the engine that runs INT8 fastest, of those that timed both in the same way; or None.
 
     Args:
@@ -243,16 +278,14 @@ def fastest_pair(
             number of rounds has priority over it, and it has priority over two evaluations, which ran at different
             times.
     """
-    timed = [row for row in rows if row["own"] and row["latency_ms"] and not row["failure"]]
+    timed = [row for row in rows if row.own and row.latency_ms and not row.failure]
     pairs = [
         (fp32, int8)
-        for int8 in timed if int8["precision"] == "int8" and int8["speed_ratio"] is not None
-        for fp32 in timed if fp32["precision"] == "fp32" and fp32["together"] == int8["together"]
-        and (fp32["engine"], fp32["device"], fp32["batch_size"])
-        == (int8["engine"], int8["device"], int8["batch_size"])
+        for int8 in timed if int8.precision == "int8" and int8.speed_ratio is not None
+        for fp32 in timed if fp32.precision == "fp32" and fp32.together == int8.together and fp32.same_setting(int8)
     ]  # fmt: skip
     if compression is not None:
-        same = [pair for pair in pairs if _same(pair[1], compression[1])]
-        if all(pair[1]["together"] is None for pair in same):
+        same = [pair for pair in pairs if pair[1].measures(compression[1])]
+        if all(pair[1].together is None for pair in same):
             pairs = [*(pair for pair in pairs if pair not in same), compression]
-    return min(pairs, key=lambda pair: pair[1]["latency_ms"]["p50"], default=None)
+    return min(pairs, key=lambda pair: pair[1].p50 or 0.0, default=None)

@@ -77,5 +77,5 @@ def write_report(
     page = render(record, lang, picture)
     write_record(folder / RECORD_FILENAME, REPORT_SCHEMA, record)
     write_text_atomically(folder / REPORT_FILENAME, page)
-    write_scalars(sources.act, folder / SCALARS_DIRECTORY)
+    write_scalars(sources.act.training, folder / SCALARS_DIRECTORY)
     return folder / REPORT_FILENAME

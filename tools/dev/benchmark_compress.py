@@ -1,4 +1,4 @@
-"""Time a training by stock PaddleSlim and by this package side by side: seconds by stage, and their ratio.
+"""Time a training by stock PaddleSlim and by this package side by side: seconds by stage, and the ratio of the totals.
 
 With --peer nncf, instead: NNCF's post-training quantization beside this package's `ptq` and `auto`.
 """
@@ -69,12 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = compare_peer(PeerRequest(arguments.config, options, images, arguments.no_map))
         schema, table = PEER_SCHEMA, peer_table(record)
     else:
-        from act_pipeline.core.tables import compress_benchmark_table
-        from tools.dev.compress_run import COMPRESS_SCHEMA, SIDES, Request, compare
+        from tools.dev.compress_run import COMPRESS_SCHEMA, SIDES, Request, compare, compress_table
 
         request = Request(arguments.config, options, arguments.train_iter, arguments.eval_iter, images)
         record = compare(request, (arguments.only,) if arguments.only else SIDES)
-        schema, table = COMPRESS_SCHEMA, compress_benchmark_table(record)
+        schema, table = COMPRESS_SCHEMA, compress_table(record)
     if arguments.json:
         write_record(arguments.json, schema, record)
     print(table)

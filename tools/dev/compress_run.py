@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,13 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import read_record, versions, write_record, write_text_atomically
+from act_pipeline.core.tables import text_table
 from act_pipeline.data import Reader
 from act_pipeline.data.model_fit import fit_reader
 
 COMPRESS_SCHEMA = "act_pipeline.benchmark_compress/1"
-STAGES = ("prepare", "train", "evaluate", "save")
+STAGES = ("prepare", "train", "evaluate", "save")  # of stock; ours has those of act.json
+TOTAL = "total"
 SIDES = ("stock", "ours")
 _REQUEST, _RESULT = "request.json", "result.json"
 
@@ -80,7 +83,7 @@ class Request:
         ]
         config = load_config(self.config, overrides)
         # Neither shall stop early, or evaluate the float model in the training's executor.
-        train_config = dataclasses.replace(config.train_config, origin_metric=None, target_metric=None)
+        train_config = dataclasses.replace(config.train_config, origin_metric=None, target_metric=None, patience=None)
         return dataclasses.replace(config, train_config=train_config)
 
 
@@ -97,7 +100,7 @@ def compare(
 
     Returns:
         ``rows``: side -> ``seconds`` by stage and ``total``, ``steps``, ``evaluations`` (mAP of each), ``loss`` (first
-        and last), ``failure`` (None, or what ended it); ``ratios``: stage -> stock's seconds / ours, where both ran.
+        and last), ``failure`` (None, or what ended it); ``ratios``: ``total`` -> stock's seconds / ours, if both ran.
 
     Raises:
         UserError: the config, the model or the data are wrong.
@@ -124,11 +127,41 @@ def _reader(config: Config) -> Reader:
 
 
 def ratios(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return stage -> stock's seconds / ours, of what both have finished."""
+    """Return ``total`` -> stock's seconds / ours, if both have finished; their stages do not have the same limits."""
     if any(rows.get(side) is None or rows[side]["failure"] is not None for side in SIDES):
         return {}
     stock, ours = (rows[side]["seconds"] for side in SIDES)
-    return {stage: stock[stage] / ours[stage] for stage in stock if ours.get(stage)}
+    return {TOTAL: stock[TOTAL] / ours[TOTAL]}
+
+
+def compress_table(record: Mapping[str, Any]) -> str:
+    """Return a table of seconds by stage, a column for each tool, the ratio of the totals, and why one failed.
+
+    Args:
+        record: a record of ``tools/benchmark_compress.py``.
+    """
+    rows, found = record["rows"], record["ratios"]
+    done = {side: row for side, row in rows.items() if row["failure"] is None}
+    stages = list(dict.fromkeys(stage for row in done.values() for stage in row["seconds"]))
+    body = [
+        [
+            stage,
+            *(f"{row['seconds'][stage]:.1f}" if stage in row["seconds"] else "" for row in done.values()),
+            *([f"{found[stage]:.1f}" if stage in found else ""] if found else []),
+        ]
+        for stage in sorted(stages, key=lambda stage: (stage == TOTAL, stage == "other"))
+    ]
+    asked = record["request"]
+    lines = [text_table(["seconds", *done, *(["ratio"] if found else [])], body)] if done else []
+    for side, row in rows.items():
+        if row["failure"] is not None:
+            lines.append(f"{side} failed: {row['failure']}")
+        else:
+            maps = ", ".join(f"{value:.4f}" for value in row["evaluations"])
+            lines.append(f"{side}: {row['steps']} iterations, mAP {maps or '-'}")
+    images = "all images" if asked["eval_images"] is None else f"{asked['eval_images']} images"
+    lines.append(f"an evaluation every {asked['eval_iter']} iterations, on {images}; {record['cpus']} CPUs")
+    return "\n".join(lines)
 
 
 def run_side(
@@ -194,11 +227,22 @@ class Clock:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since
         self._since = now
 
+    def add(self, seconds: Mapping[str, float], names: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Add seconds that a record has.
+
+        Args:
+            seconds: stage of the record -> seconds.
+            names: stage of the record -> stage here, where they differ.
+        """
+        for stage, value in seconds.items():
+            name = names.get(stage, stage)
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
+
     def row(self) -> dict[str, float]:
         """Return the seconds, with what is no stage's as ``other``, and ``total``."""
         total = time.perf_counter() - self.start
         counted = {name: round(value, 3) for name, value in self.seconds.items()}
-        return {**counted, "other": round(total - sum(self.seconds.values()), 3), "total": round(total, 3)}
+        return {**counted, "other": round(total - sum(self.seconds.values()), 3), TOTAL: round(total, 3)}
 
 
 def first_images(reader: Reader, count: int | None, directory: Path) -> Reader:
@@ -233,7 +277,7 @@ def main(argv: list[str]) -> int:
 
     config = request.load()
     reader = first_images(_reader(config), request.eval_images, work)
-    clock = Clock(side)
+    clock = Clock(side, STAGES if side == "stock" else ())
     run = {"stock": compress_sides.run_stock, "ours": compress_sides.run_ours}[side]
     write_row(work, {**run(config, reader, work, clock), "seconds": clock.row(), "failure": None})
     return 0

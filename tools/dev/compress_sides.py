@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from act_pipeline.compress.qat.detection_loss import DETECTION
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.cpus import available_cpus
+from act_pipeline.core.errors import UserError
 from act_pipeline.core.quiet import quiet_upstream
 from act_pipeline.data import Reader
 from act_pipeline.evaluation import evaluate
+from act_pipeline.evaluation.act_json import ActRecord
 from act_pipeline.graph.model_files import inspect_model
-from act_pipeline.graph.static_graph import static_mode
 from tools.dev.compress_run import Clock
 
 
@@ -76,7 +78,8 @@ def run_stock(config: Config, reader: Reader, work: Path, clock: Clock) -> dict[
         metrics.append(found.map)
         return found.map
 
-    class Timed(AutoCompression):  # reads the clock, and notes the losses that go by
+    # PaddleSlim records no seconds and no losses and has no callbacks for them, so its methods are wrapped, unchanged.
+    class Timed(AutoCompression):
         def _prepare_program(self, *args: Any) -> Any:
             with clock.stage("prepare"):
                 return super()._prepare_program(*args)
@@ -117,52 +120,26 @@ def run_stock(config: Config, reader: Reader, work: Path, clock: Clock) -> dict[
 
 
 def run_ours(config: Config, reader: Reader, work: Path, clock: Clock) -> dict[str, Any]:
-    """Run :func:`act_pipeline.compress.compress`; what it does beyond stock counts, such as the float model's mAP."""
-    from act_pipeline.compress import pipeline
-    from act_pipeline.compress.judge import Judge
-    from act_pipeline.compress.paddleslim import int8_program
-    from act_pipeline.compress.qat import loop, trainer
+    """Run :func:`act_pipeline.compress.compress`; what it does beyond stock counts, such as the float model's mAP.
 
-    def timed(stage: str, function: Any) -> Any:
-        def run(*args: Any, **options: Any) -> Any:
-            with clock.stage(stage):
-                return function(*args, **options)
+    The stages are those of ``act.json``. Building the training's program, the evaluations within the training and the
+    saving of its INT8 model are in ``train`` there, so only ``total`` is comparable with stock's.
 
-        return run
+    Raises:
+        UserError: the training stopped early, so that the sides did not run as many iterations.
+    """
+    from act_pipeline.compress import compress
 
-    make_adapter = trainer.make_adapter
-
-    def timed_adapter() -> type:
-        class Timed(make_adapter()):  # type: ignore[misc]
-            def _prepare_program(self, *args: Any) -> Any:
-                with clock.stage("prepare"):
-                    return super()._prepare_program(*args)
-
-            def _start_train(self, *args: Any) -> Any:
-                with clock.stage("train"):
-                    return super()._start_train(*args)
-
-        return Timed
-
-    patches = (
-        (trainer, "make_adapter", timed_adapter),
-        (loop, "why_stop", lambda *arguments: ""),  # both sides run as many iterations
-        (pipeline, "check_worth", lambda *arguments: None),  # seconds do not depend on it, and random weights have none
-        (pipeline, "_prepare", timed("prepare", pipeline._prepare)),
-        (Judge, "evaluate_float", timed("evaluate", Judge.evaluate_float)),
-        (Judge, "detect", timed("evaluate", Judge.detect)),
-        (pipeline, "_write", timed("save", pipeline._write)),
-        (pipeline.Reader, "load", lambda *args, **options: reader),
-        (int8_program, "save_int8", timed("save", int8_program.save_int8)),
-    )
-    for target, name, replacement in patches:
-        patch = mock.patch.object(target, name, replacement)
-        patch.start()
-    with static_mode():
-        record = pipeline.compress(config, work / "int8", device="CPU", progress=False).record
-    training = record["training"]
-    row = _row(training["loss"], [entry["agreement"] for entry in training["evaluations"]], work / "int8")
-    return {**row, "fp32_map": record["fp32"]["map"]}
+    annotations = f"EvalDataset.anno_path={reader.annotation_file('eval')}"
+    print(f"{clock.side}: compress", file=sys.stderr, flush=True)
+    record = compress(config, work / "int8", "CPU", progress=False, reader_overrides=[annotations]).record
+    act = ActRecord.from_json(record)
+    clock.add(act.seconds)
+    training = act.training or {}
+    if training["stopped"]:
+        raise UserError(f"the training ended after {training['iterations']} iterations: {training['stopped']}")
+    row = _row(training["loss"], [point["agreement"] for point in training["evaluations"]], work / "int8")
+    return {**row, "fp32_map": act.fp32.map}
 
 
 def _row(losses: Sequence[float], metrics: Sequence[float], directory: Path) -> dict[str, Any]:

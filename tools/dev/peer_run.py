@@ -27,6 +27,7 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.core.tables import BYTES_PER_MB, text_table
 from act_pipeline.data import Reader
 from act_pipeline.engines.interface import Artifact
+from act_pipeline.evaluation.act_json import ActRecord
 from tools.dev.compress_run import Clock, first_images, read_request, run_side, write_row
 
 PEER_SCHEMA = "act_pipeline.benchmark_peer/1"
@@ -38,8 +39,8 @@ FLOAT = "fp32"
 QUANTIZATION, UNEVALUATED, TOTAL = "quantization", "total - evaluate", "total"
 _AROUND = ("start", "prepare", "save", "evaluate", "other")
 _DERIVED = (QUANTIZATION, UNEVALUATED, TOTAL)
-# What `act.json` has beside the evaluations and is none of the quantization.
-_MEASUREMENTS = ("latency", "reference")
+# Stages of `act.json` that evaluate or measure, and are none of the quantization.
+_EVALUATIONS = ("evaluate_fp32", "evaluate_int8", "latency", "reference")
 _IR = Path("nncf", "nncf_int8.xml")
 
 
@@ -194,11 +195,10 @@ def run_compress(config: Config, reader: Reader, work: Path, clock: Clock) -> tu
     annotations = f"EvalDataset.anno_path={reader.annotation_file('eval')}"
     print(f"{clock.side}: compress", file=sys.stderr, flush=True)
     done = compress(config, work / "int8", "CPU", progress=False, reader_overrides=[annotations])
-    for stage, seconds in done.record["seconds"].items():
-        # The float model's and each candidate's; those of a training are within its own seconds.
-        name = "evaluate" if stage.startswith("evaluate") or stage in _MEASUREMENTS else stage
-        clock.seconds[name] = clock.seconds.get(name, 0.0) + seconds
-    return done.model, done.record["chosen"]
+    act = ActRecord.from_json(done.record)
+    # The float model's and each candidate's evaluation; those of a training are within its own seconds.
+    clock.add(act.seconds, dict.fromkeys(_EVALUATIONS, "evaluate"))
+    return done.model, act.chosen or ""
 
 
 def own_copy(model: InferenceModel, directory: Path) -> InferenceModel:

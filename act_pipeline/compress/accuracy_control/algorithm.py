@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from act_pipeline.compress.accuracy_control.revert import (
 )
 from act_pipeline.compress.job import Candidate, Job
 from act_pipeline.compress.plan.op_inventory import inventory_of
+from act_pipeline.evaluation.act_json import FloatOp
 
 # Number of top-ranked ops that are tried before a step, and number of images that they are compared on.
 _SHORTLIST = 3
@@ -68,7 +69,7 @@ class _AccuracyControl:
             job.rankings[candidate.name] = Ranker(job, candidate, model, quantized, thresholds)
         self.ranker: Ranker = job.rankings[candidate.name]
         self.ranker.restart()
-        self.reverted: list[dict[str, Any]] = []
+        self.reverted: list[FloatOp] = []
         self.best = candidate
 
     def run(self, limit: Optional[int]) -> Candidate:
@@ -87,7 +88,7 @@ class _AccuracyControl:
             made = self._without(chosen)
             if self.job.meets(made):
                 return self._fewest(chosen, made)
-            self.reverted = made.record["given_back"]
+            self.reverted = list(made.reverted)
             self.ranker.remove(chosen)
             step += 1
             size = 1 if step < _SINGLE_STEPS else size * 2
@@ -102,7 +103,7 @@ class _AccuracyControl:
             return shortlist
         if size > 1:  # with several ops in a step, the order within the shortlist matters less than a trial costs
             return shortlist[:size]
-        reverted = [entry["output"] for entry in self.reverted]
+        reverted = [op.output for op in self.reverted]
         changes = []
         for name in tqdm(shortlist, desc="revert to float", unit="op", disable=not self.job.progress, leave=False):
             with tempfile.TemporaryDirectory(dir=self.job.work) as folder:
@@ -114,7 +115,7 @@ class _AccuracyControl:
     def _without(self, chosen: Sequence[str]) -> Candidate:
         """Return the candidate with ``chosen`` and all previously reverted ops in float, evaluated and recorded."""
         job, candidate = self.job, self.candidate
-        names = [*(entry["output"] for entry in self.reverted), *chosen]
+        names = [*(op.output for op in self.reverted), *chosen]
         selection = candidate.selection.revert_to_float(names, f"given back for max_drop {job.max_drop}")
         model = revert_to_float(candidate.model, names, job.folder("mixed"), candidate.source)
         inventory = inventory_of(model, job.config.op_types, job.config.op_section, selection)
@@ -125,17 +126,20 @@ class _AccuracyControl:
             candidate.source,
             selection,
             inventory,
-            dict(candidate.record),
+            candidate.details,
             {"give_back": time.perf_counter() - self.clock},
             note=f"{len(names)} ops given back to float",
         )
         job.add(made)
         self.clock = time.perf_counter()
         added = [
-            {**entry, "sensitivity": self.ranker.detection_change(entry["output"]), "map_after": made.map}
-            for entry in selection.describe(chosen)
-        ]
-        made.record["given_back"] = [*self.reverted, *added]
+            FloatOp(
+                op.name, op.type, op.module, op.group,
+                sensitivity=self.ranker.detection_change(op.name), map_after=made.map,
+            )
+            for op in selection.ops if op.name in chosen
+        ]  # fmt: skip
+        made.reverted = [*self.reverted, *added]
         worse = made
         if made.map > self.best.map or job.meets(made):
             worse, self.best = self.best, made

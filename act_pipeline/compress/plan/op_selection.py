@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import Union
 
 from act_pipeline.config import Quantize
 from act_pipeline.core.errors import UserError, suggest
@@ -45,23 +45,6 @@ class Selection:
         """
         kept = {**self.kept, **{name: reason for name in names}}
         return Selection(self.ops, kept, tuple(name for name in self.weight_only if name not in kept))
-
-    def describe(self, names: Sequence[str], **more: Any) -> list[dict[str, Any]]:
-        """Return a record of each of these ops, in the order of the program.
-
-        Args:
-            names: names of the ops.
-            more: further entries of every record.
-
-        Returns:
-            ``{"type", "output", "module", "group", ...}`` each.
-        """
-        wanted = set(names)
-        return [
-            {"type": op.type, "output": op.name, "module": op.module, "group": op.group, **more}
-            for op in self.ops
-            if op.name in wanted
-        ]
 
 
 def select(ops: Sequence[QuantizableOp], quantize: Quantize, path: Path) -> Selection:

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import logging
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -33,6 +32,7 @@ from act_pipeline.config.sections import CalibrationAlgorithm
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.quiet import quiet_upstream
+from act_pipeline.core.timing import timed
 from act_pipeline.graph.static_graph import StaticGraph
 
 _logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class PostTraining:
     Attributes:
         model: the float model.
         statistics: statistics of the calibration images.
-        seconds: time that the calibration images took.
+        seconds: ``calibrate`` -> seconds that the calibration images took.
     """
 
     def __init__(
@@ -116,13 +116,13 @@ class PostTraining:
         Raises:
             UserError: a weight or tensor is NaN or infinite, no op can be quantized, or memory does not suffice.
         """
-        start = time.perf_counter()
         self.model = model
         self._config = config
         self._selection = selection
-        self._inserted: Inserted | None = insert(model, config.quant_post)
-        self.statistics = gather(model, self._inserted, config, batches, device)
-        self.seconds = time.perf_counter() - start
+        self.seconds: dict[str, float] = {}
+        with timed(self.seconds, "calibrate"):
+            self._inserted: Inserted | None = insert(model, config.quant_post)
+            self.statistics = gather(model, self._inserted, config, batches, device)
 
     def thresholds(self, algo: CalibrationAlgorithm) -> dict[str, float]:
         """Return quantized activation -> its threshold by ``algo``; see `calibration.thresholds.threshold`."""
@@ -136,22 +136,23 @@ class PostTraining:
             save_dir: an existing folder for the model.
             algo: the calibration algorithm; None: ``QuantPost.algo``.
         """
-        start = time.perf_counter()
-        settings = self._config.quant_post
-        settings = settings if algo is None else dataclasses.replace(settings, algo=algo)
-        # Writing replaces the scope's float weights by integers, so a second call has to load the model again.
-        inserted, self._inserted = self._inserted or insert(self.model, settings), None
-        weight_only = self._selection.weight_only if self._selection else ()
-        whole = save_dir / ".whole" if weight_only else save_dir
-        whole.mkdir(exist_ok=True)
-        calibration = write(inserted, settings, self.statistics, whole, self._selection)
-        if weight_only:
-            calibration.model = revert_to_float(calibration.model, weight_only, save_dir)
-            calibration.inventory = inventory_of(
-                calibration.model, settings.quantize_op_types, "QuantPost", self._selection
-            )
-            shutil.rmtree(whole)
-        calibration.seconds = {"calibrate": self.seconds, "quantize": time.perf_counter() - start}
+        seconds = dict(self.seconds)
+        with timed(seconds, "quantize"):
+            settings = self._config.quant_post
+            settings = settings if algo is None else dataclasses.replace(settings, algo=algo)
+            # Writing replaces the scope's float weights by integers, so a second call has to load the model again.
+            inserted, self._inserted = self._inserted or insert(self.model, settings), None
+            weight_only = self._selection.weight_only if self._selection else ()
+            whole = save_dir / ".whole" if weight_only else save_dir
+            whole.mkdir(exist_ok=True)
+            calibration = write(inserted, settings, self.statistics, whole, self._selection)
+            if weight_only:
+                calibration.model = revert_to_float(calibration.model, weight_only, save_dir)
+                calibration.inventory = inventory_of(
+                    calibration.model, settings.quantize_op_types, "QuantPost", self._selection
+                )
+                shutil.rmtree(whole)
+        calibration.seconds = seconds
         return calibration
 
 

@@ -1,0 +1,110 @@
+"""How a candidate was made, as stored in ``act.json``: its calibration, SmoothQuant and training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Optional
+
+from act_pipeline.config.sections import CalibrationAlgorithm
+
+
+@dataclass(frozen=True)
+class CalibrationDetails:
+    """A calibration.
+
+    Attributes:
+        algo: the algorithm that the scales are from.
+        hist_percent: ``QuantPost.hist_percent``; None for other algorithms than ``hist``.
+        images, images_asked: number of calibration images, and the number in the config.
+        seed: of the order of the images.
+        bias_correction: ``QuantPost.bias_correction``.
+        corrected_biases: number of biases that were corrected.
+        zero_tensors: activations that are zero on all images.
+        compared: algorithm -> change of the detections, where the best algorithm was chosen; else empty.
+        compared_images: number of images of that comparison; None: none.
+    """
+
+    algo: str
+    hist_percent: Optional[float]
+    images: int
+    images_asked: int
+    seed: int
+    bias_correction: bool
+    corrected_biases: int
+    zero_tensors: Sequence[str]
+    compared: Mapping[CalibrationAlgorithm, float] = field(default_factory=dict)
+    compared_images: Optional[int] = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry ``calibration``, without the comparison if there was none."""
+        record = asdict(self)
+        if not self.compared:
+            del record["compared"], record["compared_images"]
+        return record
+
+
+@dataclass(frozen=True)
+class SmoothQuantDetails:
+    """A SmoothQuant transformation.
+
+    Attributes:
+        layers: one entry for each candidate layer, see :mod:`act_pipeline.compress.smooth_quant`.
+        smoothed: number of smoothed layers.
+        images: number of images.
+        difference: difference of the smoothed float model's outputs from the original's.
+        seconds: duration.
+    """
+
+    layers: Sequence[Mapping[str, Any]]
+    smoothed: int
+    images: int
+    difference: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingPoint:
+    """Agreement of the trained model's detections with the float model's after an iteration, in [0, 1]."""
+
+    iteration: int
+    agreement: float
+
+
+@dataclass(frozen=True)
+class TrainingDetails:
+    """A training.
+
+    Attributes:
+        iterations: number of iterations.
+        evaluations: the evaluations during the training.
+        loss: loss by iteration.
+        stopped: why it ended early; None or empty: it did not.
+        scales_from: what the scales started from.
+        held_out_images: number of images of the evaluations.
+    """
+
+    iterations: int
+    evaluations: Sequence[TrainingPoint]
+    loss: Sequence[float]
+    stopped: Optional[str]
+    scales_from: Optional[str]
+    held_out_images: int
+
+
+@dataclass(frozen=True)
+class CandidateDetails:
+    """How a candidate was made; what does not apply is None."""
+
+    calibration: Optional[CalibrationDetails] = None
+    smooth_quant: Optional[SmoothQuantDetails] = None
+    training: Optional[TrainingDetails] = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entries of ``act.json`` that apply."""
+        record = {
+            "calibration": self.calibration and self.calibration.as_json(),
+            "smooth_quant": self.smooth_quant and asdict(self.smooth_quant),
+            "training": self.training and asdict(self.training),
+        }
+        return {name: entry for name, entry in record.items() if entry is not None}
