@@ -26,6 +26,7 @@ from act_pipeline.compress.accuracy_control.revert import (
 )
 from act_pipeline.compress.job import Candidate, Job
 from act_pipeline.compress.plan.op_inventory import inventory_of
+from act_pipeline.core.progress import each
 
 # Number of top-ranked ops that are tried before a step, and number of images that they are compared on.
 _SHORTLIST = 3
@@ -95,8 +96,6 @@ class _AccuracyControl:
 
     def _next(self, size: int) -> list[str]:
         """Return the names of the next ``size`` ops to revert."""
-        from tqdm import tqdm
-
         shortlist = self.ranker.foremost(max(_SHORTLIST, size))
         if len(shortlist) <= size:
             return shortlist
@@ -104,7 +103,7 @@ class _AccuracyControl:
             return shortlist[:size]
         reverted = [entry["output"] for entry in self.reverted]
         changes = []
-        for name in tqdm(shortlist, desc="revert to float", unit="op", disable=not self.job.progress, leave=False):
+        for name in each(shortlist, "revert to float", "op", shown=self.job.progress):
             with tempfile.TemporaryDirectory(dir=self.job.work) as folder:
                 target = Path(folder, "tried")
                 tried = revert_to_float(self.candidate.model, [*reverted, name], target, self.candidate.source)
