@@ -174,6 +174,25 @@ def test_messages_name_what_there_is() -> None:
     assert all((ROOT / script).is_file() for script in SCRIPTS)
 
 
+@pytest.mark.parametrize("command", ["compress", "analyze"])
+def test_a_command_without_a_config_says_which_it_took(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([command, "-o", "Global.model_dir=nowhere"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: model folder nowhere does not exist, expected by the default config, {CONFIGS / 'sample.yml'}, since "
+        "no other is given; give yours with -c FILE, or run `make demo`, which makes the sample's model\n"
+    )
+    (tmp_path / "empty").mkdir()
+    assert main([command, "-o", "Global.model_dir=empty"]) == 2
+    default, error = capsys.readouterr().err.splitlines()
+    assert default == f"config: {CONFIGS / 'sample.yml'}, the default; -c FILE gives another"
+    assert error.startswith("error: empty/model.pdmodel is missing")
+    assert main([command, "-c", "configs/sample.yml", "-o", "Global.model_dir=empty"]) == 2
+    assert capsys.readouterr().err.splitlines() == [error]
+
+
 def test_all_scripts_find_the_package_the_same_way() -> None:
     assert (ROOT / "tools" / "_clone.py").read_text() == (ROOT / "deploy" / "_clone.py").read_text()
     scripts = [path for folder in ("tools", "deploy") for path in (ROOT / folder).glob("[a-z]*.py")]

@@ -95,7 +95,7 @@ def test_the_configs_came_with_it(place: Place) -> None:
 
 
 def test_messages_name_its_commands(place: Place) -> None:
-    said = place.run("compress", "-o", "Global.model_dir=none", code=2)
+    said = place.run("compress", "-c", "configs/sample.yml", "-o", "Global.model_dir=none", code=2)
     assert said == "error: model folder none does not exist; export a model with act-pipeline export first\n"
     assert "act-pipeline onnx" in " ".join(place.run("eval", "--help").split())
     assert "tools/" not in place.run("compress", "--help")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -10,8 +11,10 @@ import random
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -34,19 +37,24 @@ TINY = [sys.executable, str(REPOSITORY / "tests" / "tiny_training.py")]
 
 
 class Run:
-    """A training process whose progress is read from stderr."""
+    """A training process whose progress is read from stderr, a terminal: elsewhere there is no bar."""
 
     def __init__(self, command: list[str], **options) -> None:
+        self._terminal, end = os.openpty()
+        fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
         self.process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, **options
+            command, stderr=end, stdout=subprocess.DEVNULL, start_new_session=True, **options
         )
+        os.close(end)
         self.text = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        while chunk := os.read(self.process.stderr.fileno(), 4096):
-            self.text += chunk.decode("utf-8", "replace")
+        with contextlib.suppress(OSError):  # what a terminal reports when the last process has closed it
+            while chunk := os.read(self._terminal, 4096):
+                self.text += chunk.decode("utf-8", "replace")
+        os.close(self._terminal)
 
     def iteration(self) -> int:
         shown = re.findall(r"(\d+)/\d+ \[", self.text.split("train:", 1)[-1]) if "train:" in self.text else []

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from act_pipeline.cli.flags import Parser, add_config, add_devices, add_opt
-from act_pipeline.core.defaults import CONFIGS
+from act_pipeline.cli.flags import Parser, add_config, add_devices, add_opt, load_config_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -13,7 +12,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     add_config(
         parser,
-        CONFIGS / "sample.yml",
         "the config that tools/compress.py takes; Global and QuantPost are read",
         "--config_path",
     )
@@ -41,11 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse(argv)
 
     from act_pipeline.analysis.analyze import analyze
-    from act_pipeline.config import load_config
     from act_pipeline.core.tables import analysis_table
 
     result = analyze(
-        load_config(arguments.config, arguments.opt),
+        load_config_of(arguments),
         arguments.output_dir,
         device=arguments.devices,
         images=arguments.images,

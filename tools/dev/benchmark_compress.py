@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from act_pipeline.cli.flags import add_config, add_opt
+from act_pipeline.cli.flags import add_opt
 from act_pipeline.core.defaults import CONFIGS
 from act_pipeline.core.errors import UserError
 
@@ -37,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=_PEER_HELP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    add_config(
-        parser,
-        CONFIGS / "sample_qat_dis.yml",
-        "a config with Distillation, QuantAware and TrainConfig",
+    parser.add_argument(
+        "-c",
+        "--config",
+        default=str(CONFIGS / "sample_qat_dis.yml"),
+        help="a config with Distillation, QuantAware and TrainConfig; default: %(default)s",
     )
     add_opt(parser, "set keys of the config: Global.model_dir=output/my_rtdetr")
     parser.add_argument("--train_iter", type=int, default=50, help="iterations of training; default: %(default)s")
