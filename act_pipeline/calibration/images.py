@@ -44,7 +44,7 @@ def calibration_batches(
     found = loader.dataset.readable()
     if found < settings.images:
         _logger.warning(
-            "%s: TrainDataset has %d images, %d were asked for (QuantPost.%s); calibrating on all of them",
+            "%s: TrainDataset has %d images, %d are required by the config (QuantPost.%s); calibrating on all of them",
             reader.path,
             found,
             settings.images,

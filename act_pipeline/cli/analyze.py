@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_devices(parser, "where to run")
     add_opt(parser, "set keys of the config: QuantPost.algo=mse Global.model_dir=output/my_rtdetr")
     parser.add_argument("--images", type=int, help="calibration images; default: those of QuantPost")
-    parser.add_argument("--no_sensitivity", action="store_true", help="the distributions alone")
+    parser.add_argument("--no_sensitivity", action="store_true", help="only the distributions")
     parser.add_argument(
         "--sensitivity_images",
         type=int,

@@ -1,4 +1,4 @@
-"""Write report.html and report.json beside an INT8 model: what it gains, what it loses, and where."""
+"""Write report.html and report.json into the folder of an INT8 model: accuracy, size and latency, compared with FP32."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ _PARENT = Path(__file__).resolve().parents[2]
 def package_environment(**more: str) -> dict[str, str]:
     """Return the environment in which ``python -m act_pipeline...`` finds this package, from any working directory.
 
-    A script of the repository runs the package beside it without an installation, which a new process knows nothing of.
+    A script of the repository runs the package of that repository without an installation, which a new process knows nothing of.
 
     Args:
         more: further variables.

@@ -114,7 +114,7 @@ class _AccuracyControl:
         """Return the candidate with ``chosen`` and all previously reverted ops in float, evaluated and recorded."""
         job, candidate = self.job, self.candidate
         names = [*(entry["output"] for entry in self.reverted), *chosen]
-        selection = candidate.selection.revert_to_float(names, f"given back for max_drop {job.max_drop}")
+        selection = candidate.selection.revert_to_float(names, f"reverted to float for max_drop {job.max_drop}")
         model = revert_to_float(candidate.model, names, job.folder("mixed"), candidate.source)
         inventory = inventory_of(model, job.config.op_types, job.config.op_section, selection)
         made = Candidate(
@@ -126,7 +126,7 @@ class _AccuracyControl:
             inventory,
             dict(candidate.record),
             {"give_back": time.perf_counter() - self.clock},
-            note=f"{len(names)} ops given back to float",
+            note=f"{len(names)} ops reverted to float",
         )
         job.add(made)
         self.clock = time.perf_counter()
