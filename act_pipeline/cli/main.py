@@ -20,7 +20,7 @@ COMMANDS = {
     "benchmark": ("act_pipeline.cli.benchmark", "all engines and precisions of this machine, side by side"),
     "report": (
         "act_pipeline.cli.report",
-        "report.html in the folder of an INT8 model: accuracy, size and latency compared with the float model",
+        "report.html of an INT8 model: what it gains and loses, compared with FP32",
     ),
     "onnx": ("act_pipeline.cli.onnx", "a model as an ONNX file, INT8 with Q/DQ"),
     "engine": ("act_pipeline.cli.engine", "a TensorRT engine of a model"),

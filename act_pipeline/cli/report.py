@@ -1,4 +1,4 @@
-"""Write report.html and report.json into the folder of an INT8 model: accuracy, size and latency, compared with FP32."""
+"""Write report.html and report.json into an INT8 model's folder: what it gains and loses, compared with FP32."""
 
 from __future__ import annotations
 

@@ -177,9 +177,7 @@ class OptimizerBuilder:
 
     def __post_init__(self) -> None:
         if self.weight_decay is not None and self.regularizer is not None:
-            raise Invalid(
-                "weight_decay", "is given together with 'regularizer', and ACT would use only that; delete one"
-            )
+            raise Invalid("weight_decay", "is given together with 'regularizer', which ACT uses instead; delete one")
         if self.optimizer.type == "AdamW" and self.weight_decay is None:
             raise Invalid("weight_decay", "is missing, expected a number: AdamW needs it; add it")
 

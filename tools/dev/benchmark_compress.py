@@ -52,9 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--eval_images", type=int, default=50, help="images of each evaluation; 0: all; default: %(default)s"
     )
     parser.add_argument("--only", choices=["stock", "ours"], help="one of the two; default: both, stock first")
-    parser.add_argument(
-        "--peer", choices=["nncf"], help="compare NNCF with ptq and auto, instead of the training; see below"
-    )
+    parser.add_argument("--peer", choices=["nncf"], help="compare NNCF with ptq and auto instead; see below")
     parser.add_argument("--no_map", action="store_true", help="with --peer: do not evaluate the models in OpenVINO")
     parser.add_argument("--json", metavar="FILE", help="write the record there")
     arguments = parser.parse_args(argv)
