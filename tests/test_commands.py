@@ -179,11 +179,16 @@ def test_a_command_without_a_config_says_which_it_took(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    searched = f", looked for in {tmp_path}, {CONFIGS} and {ROOT}; "
     assert main([command, "-o", "Global.model_dir=nowhere"]) == 2
     assert capsys.readouterr().err == (
-        f"error: model folder nowhere does not exist, expected by the default config, {CONFIGS / 'sample.yml'}, since "
-        "no other is given; give yours with -c FILE, or run `make demo`, which makes the sample's model\n"
+        f"error: model folder nowhere does not exist, named by the default config, {CONFIGS / 'sample.yml'}: "
+        f"Global.model_dir{searched}give yours with -c FILE, or run `make demo`, which makes the sample's model\n"
     )
+    assert main([command, "-c", "configs/sample.yml", "-o", "Global.model_dir=nowhere"]) == 2
+    assert searched + "export a model with tools/export_model.py first, or correct it" in capsys.readouterr().err
+    assert main([command, "-o", "Global.model_dir=.", "Global.reader_config=nowhere.yml"]) == 2
+    assert "error: reader nowhere.yml does not exist, named by the default config, " in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main([command, "-o", "Global.model_dir=empty"]) == 2
     default, error = capsys.readouterr().err.splitlines()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.defaults import DEFAULT_CONFIG, find_shipped
 from act_pipeline.core.errors import UserError, suggest
+from act_pipeline.core.yaml_files import describe_search
 
 if TYPE_CHECKING:
     from act_pipeline.config import Config
@@ -91,20 +92,27 @@ def load_config_of(arguments: argparse.Namespace, announce: bool = True) -> Conf
         announce: write a line to stderr if the config is the default one.
 
     Raises:
-        UserError: the config is invalid, or the float model of the default config does not exist.
+        UserError: the config is invalid, or its model folder or its reader does not exist.
     """
     from act_pipeline.config import load_config
 
     config = load_config(arguments.config or find_shipped(DEFAULT_CONFIG), arguments.opt)
-    if arguments.config is None:
-        folder = config.global_.model_dir
-        if not folder.exists():
-            raise UserError(
-                f"model folder {folder} does not exist, expected by the default config, {config.path}, since no other "
-                "is given; give yours with -c FILE, or run `make demo`, which makes the sample's model"
-            )
-        if announce:
-            print(f"config: {config.path}, the default; -c FILE gives another", file=sys.stderr)
+    is_default = arguments.config is None
+    named_by = f"named by {'the default config, ' if is_default else ''}{config.path}"
+    folder, reader = config.global_.model_dir, config.global_.reader_config
+    if not folder.exists():
+        remedy = (
+            "give yours with -c FILE, or run `make demo`, which makes the sample's model"
+            if is_default
+            else "export a model with tools/export_model.py first, or correct it"
+        )
+        searched = describe_search(folder, config.path)
+        raise UserError(f"model folder {folder} does not exist, {named_by}: Global.model_dir{searched}; {remedy}")
+    if not reader.exists():
+        searched = describe_search(reader, config.path)
+        raise UserError(f"reader {reader} does not exist, {named_by}: Global.reader_config{searched}; correct it")
+    if is_default and announce:
+        print(f"config: {config.path}, the default; -c FILE gives another", file=sys.stderr)
     return config
 
 
