@@ -148,4 +148,4 @@ class _AboveBars(logging.Handler):
 def _log_above_bars() -> None:
     """Replace Python's handler of last resort, which writes the warnings of a program that configures no logging."""
     if not isinstance(logging.lastResort, _AboveBars):
-        logging.lastResort = _AboveBars(logging.WARNING)  # type: ignore[assignment]
+        logging.lastResort = _AboveBars(logging.WARNING)
