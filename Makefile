@@ -7,6 +7,10 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 # Processes that share the tests of `make test`, file by file; each takes up to 4 GB (0: one process, for --pdb say).
 WORKERS ?= 2
+# Files of `make test-quick`, in one process: they show what differs between Python versions.
+QUICK := config yaml_file reader commands user_files doctor install packaging architecture cpus threads cache_dir \
+  course ahead agreement confidence evaluation progress report report_parts split upstream deformable_attention \
+  model_folder lowering installed fuzz sample
 # What `make lint` reads; mypy reads act_pipeline (pyproject.toml).
 LINTED := act_pipeline tools deploy tests requirements notebooks
 # Locks of what is optional that `make benchmark` compares.
@@ -17,7 +21,7 @@ INSTALL = $(PYTHON) requirements/install.py --venv $(VENV)
 LOCK_TOOL := .venv-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo benchmark test test-all lint doctor lock clean env env-dev check-python
+.PHONY: help demo benchmark test test-quick test-all lint doctor lock clean env env-dev check-python
 
 help: ## what there is to make
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -25,13 +29,17 @@ help: ## what there is to make
 demo: env ## the whole path on the built-in sample: export, compress, evaluate, a table
 	@$(VENV_PYTHON) tools/demo.py
 
-benchmark: demo ## the sample in every engine and precision that this machine has, beside NNCF's INT8 (Python 3.10 or later)
+benchmark: demo ## the sample in every engine and precision that this machine has, compared with NNCF's INT8 (Python 3.10 or later)
 	@$(INSTALL) requirements/$(LOCK).txt $(RUNTIMES:%=requirements/%.txt)
 	@$(VENV_PYTHON) deploy/benchmark.py --peer nncf --json output/benchmark.json --chart output/benchmark.png
 
 test: env-dev ## the tests, with one run of the whole path, without the slow ones
 	@echo "test: running the tests (make test-all runs the slow ones too)"
 	@$(VENV_PYTHON) -m pytest -q -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-quick: env-dev ## the tests that neither compress nor train, for another Python: make test-quick PYTHON=python3.12 VENV=.venv-3.12
+	@echo "test-quick: running the tests that neither compress nor train"
+	@$(VENV_PYTHON) -m pytest -q -m "not slow" $(QUICK:%=tests/test_%.py) $(PYTEST_ARGS)
 
 test-all: env-dev ## all tests
 	@echo "test: running all tests, the slow ones too"
@@ -57,7 +65,7 @@ clean: ## remove .venv and what the commands made (dataset/, output/)
 env: check-python ## .venv with what the commands need
 	@$(INSTALL) requirements/$(LOCK).txt
 
-env-dev: check-python # .venv with what the tests need besides
+env-dev: check-python # .venv with what the tests need too
 	@$(INSTALL) requirements/$(LOCK).txt requirements/dev.txt
 
 check-python:

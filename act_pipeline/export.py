@@ -16,7 +16,7 @@ from act_pipeline.core.defaults import find_shipped
 from act_pipeline.core.downloads import fetch, is_url
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import hash_files, new_artifact, read_record, require_replaceable, versions, write_record
-from act_pipeline.core.yaml_files import apply_overrides, load_yaml, resolve_path
+from act_pipeline.core.yaml_files import apply_overrides, describe_search, load_yaml, resolve_path
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.data.classes import check_count, read_label_list
 from act_pipeline.data.infer_cfg import normalization
@@ -279,7 +279,8 @@ def _label_list(config: Any, content: Mapping[str, Any]) -> list[str]:
         where = f"{config}: {section}.anno_path"
         path = resolve_path(str(Path(fields.get("dataset_dir") or "", fields["anno_path"])), config)
         if not path.is_file():
-            _logger.warning("%s: %s is not here; without another, the classes get %s", where, path, instead)
+            searched = describe_search(path, config)
+            _logger.warning("%s: %s does not exist%s; the classes get %s", where, path, searched, instead)
             continue
         names = _names(path, where, num_classes)
         if len(names) != num_classes:

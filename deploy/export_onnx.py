@@ -1,4 +1,4 @@
-"""Lower a model to ONNX: `act-pipeline onnx` in this clone."""
+"""Export a model to ONNX: `act-pipeline onnx` in this clone."""
 
 if __name__ == "__main__":  # processes that the command starts import this file too
     from _clone import run_module

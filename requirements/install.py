@@ -244,7 +244,7 @@ def main(argv=None):  # type: (list) -> int
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted: the next run goes on with the installation", file=sys.stderr)
+        print("interrupted: the next run continues the installation", file=sys.stderr)
         return 130
     except OSError as error:
         print(

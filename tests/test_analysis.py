@@ -435,7 +435,7 @@ def test_fewer_images_than_asked_for_are_said(demo, tmp_path: Path, caplog: pyte
             config_of(demo, tmp_path), tmp_path / "out", sensitivity=False, progress=False, reader_overrides=reader
         )
     assert made.record["images"] == 3 and made.record["images_asked"] == 6
-    assert any("has 3 images, 6 were asked for" in entry.getMessage() for entry in caplog.records)
+    assert any("has 3 images, 6 are required" in entry.getMessage() for entry in caplog.records)
 
 
 def test_the_command_prints_the_most_sensitive(demo, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

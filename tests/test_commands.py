@@ -174,6 +174,30 @@ def test_messages_name_what_there_is() -> None:
     assert all((ROOT / script).is_file() for script in SCRIPTS)
 
 
+@pytest.mark.parametrize("command", ["compress", "analyze"])
+def test_a_command_without_a_config_says_which_it_took(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    searched = f", looked for in {tmp_path}, {CONFIGS} and {ROOT}; "
+    assert main([command, "-o", "Global.model_dir=nowhere"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: model folder nowhere does not exist, named by the default config, {CONFIGS / 'sample.yml'}: "
+        f"Global.model_dir{searched}give yours with -c FILE, or run `make demo`, which makes the sample's model\n"
+    )
+    assert main([command, "-c", "configs/sample.yml", "-o", "Global.model_dir=nowhere"]) == 2
+    assert searched + "export a model with tools/export_model.py first, or correct it" in capsys.readouterr().err
+    assert main([command, "-o", "Global.model_dir=.", "Global.reader_config=nowhere.yml"]) == 2
+    assert "error: reader nowhere.yml does not exist, named by the default config, " in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main([command, "-o", "Global.model_dir=empty"]) == 2
+    default, error = capsys.readouterr().err.splitlines()
+    assert default == f"config: {CONFIGS / 'sample.yml'}, the default; -c FILE gives another"
+    assert error.startswith("error: empty/model.pdmodel is missing")
+    assert main([command, "-c", "configs/sample.yml", "-o", "Global.model_dir=empty"]) == 2
+    assert capsys.readouterr().err.splitlines() == [error]
+
+
 def test_all_scripts_find_the_package_the_same_way() -> None:
     assert (ROOT / "tools" / "_clone.py").read_text() == (ROOT / "deploy" / "_clone.py").read_text()
     scripts = [path for folder in ("tools", "deploy") for path in (ROOT / folder).glob("[a-z]*.py")]

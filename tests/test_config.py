@@ -14,6 +14,7 @@ from act_pipeline.config import Config, load_config
 from act_pipeline.config import sections as config_module
 from act_pipeline.config.schema import Source, build, key
 from act_pipeline.config.training import TrainConfig
+from act_pipeline.core.defaults import CONFIGS
 from act_pipeline.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -319,7 +320,6 @@ def test_paths_are_resolved(act_config: Path, monkeypatch: pytest.MonkeyPatch) -
                 "did you mean 'T_max'?",
             ],
         ),
-        ("    T_max: 10000", "", ["TrainConfig.learning_rate.T_max is missing"]),
         (
             "    T_max: 10000",
             "    T_max: soon",
@@ -394,6 +394,34 @@ def test_a_mistake_on_the_command_line_is_named_as_one(act_config: Path) -> None
     # A mistake in the file is still reported for the file.
     act_config.write_text(ACT_CONFIG.replace("alpha: 1.0", "alpha: x"), encoding="utf-8")
     assert message_of(act_config, "TrainConfig.train_iter=3").startswith(f"{act_config}: Distillation.alpha")
+
+
+def period_of(path: Path, *overrides: str) -> int:
+    return load_config(path, overrides).to_act()[1]["learning_rate"]["T_max"]
+
+
+def test_a_cosine_schedule_lasts_as_long_as_the_training(act_config: Path, caplog: pytest.LogCaptureFixture) -> None:
+    act_config.write_text(ACT_CONFIG.replace("    T_max: 10000\n", ""), encoding="utf-8")
+    assert period_of(act_config) == 200
+    assert period_of(act_config, "TrainConfig.train_iter=60") == 60
+    assert period_of(act_config, "TrainConfig.train_iter=60", "TrainConfig.learning_rate.T_max=80") == 80
+    epochs = ["TrainConfig.train_iter=null", "TrainConfig.epochs=2"]
+    assert "TrainConfig.learning_rate.T_max is missing, expected the argument" in message_of(act_config, *epochs)
+    for path in ("sample.yml", "custom.yml", "auto/rtdetr_r50vd.yaml"):
+        assert period_of(CONFIGS / path, "TrainConfig.train_iter=7") == 7
+    assert not caplog.messages
+
+
+def test_a_period_that_an_override_leaves_behind_is_named(act_config: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert period_of(act_config, "TrainConfig.train_iter=60") == 10000 and not caplog.messages  # PaddleSlim's own
+    act_config.write_text(ACT_CONFIG.replace("T_max: 10000", "T_max: 200"), encoding="utf-8")
+    assert period_of(act_config) == 200 and not caplog.messages
+    assert period_of(act_config, "TrainConfig.train_iter=60", "TrainConfig.learning_rate.T_max=60") == 60
+    assert not caplog.messages
+    assert period_of(act_config, "TrainConfig.train_iter=60") == 200
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith(
+        f"{act_config}: TrainConfig.learning_rate.T_max is 200, as train_iter in the file, but train_iter is set to 60"
+    )
 
 
 def test_a_new_section_is_one_dataclass(tmp_path: Path) -> None:

@@ -165,5 +165,5 @@ def test_the_student_decodes_the_teachers_queries() -> None:
 
 @pytest.mark.parametrize("override", ["Distillation.node=[a, b]", "Distillation.node=[[a], [b]]"])
 def test_nodes_beside_it_are_refused(override: str) -> None:
-    with pytest.raises(UserError, match="Distillation.loss is detection, which finds what it compares"):
+    with pytest.raises(UserError, match="Distillation.loss is detection, which selects its tensors itself"):
         load_config(COMPRESS_CONFIG, ["Distillation.loss=detection", override])

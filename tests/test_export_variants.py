@@ -134,7 +134,7 @@ def test_a_list_of_names_is_read(tmp_path, caplog) -> None:
 def test_a_slip_in_the_path_is_said(tmp_path, caplog) -> None:
     assert labels(tmp_path, {"anno_path": "label_lst.txt"}) == ["class_0", "class_1"]
     assert len(caplog.records) == 1
-    assert "TestDataset.anno_path" in caplog.text and "label_lst.txt is not here" in caplog.text
+    assert "TestDataset.anno_path" in caplog.text and "label_lst.txt does not exist" in caplog.text
     assert "class_0" in caplog.text
     assert labels(tmp_path, {"anno_path": "val.json"}, 80)[0] == "person" and "COCO's names" in caplog.text
 

@@ -95,8 +95,12 @@ def test_the_configs_came_with_it(place: Place) -> None:
 
 
 def test_messages_name_its_commands(place: Place) -> None:
-    said = place.run("compress", "-o", "Global.model_dir=none", code=2)
-    assert said == "error: model folder none does not exist; export a model with act-pipeline export first\n"
+    said = place.run("compress", "-c", "configs/sample.yml", "-o", "Global.model_dir=none", code=2)
+    assert said.startswith("error: model folder none does not exist, named by ") and said.count("\n") == 1
+    assert said.endswith(
+        f", looked for in {place.folder}, {place.installed / 'act_pipeline' / 'configs'} and "
+        f"{place.installed / 'act_pipeline'}; export a model with act-pipeline export first, or correct it\n"
+    )
     assert "act-pipeline onnx" in " ".join(place.run("eval", "--help").split())
     assert "tools/" not in place.run("compress", "--help")
 

@@ -224,6 +224,7 @@ def test_make_offers_what_the_documentation_names() -> None:
     commands = {
         "demo": "tools/demo.py",
         "test": '-m "not slow"',
+        "test-quick": "tests/test_config.py",
         "test-all": "-m pytest",
         "lint": "-m mypy",
         "doctor": "-m act_pipeline.doctor",

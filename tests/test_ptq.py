@@ -454,7 +454,7 @@ def test_fewer_images_than_asked_for_are_used_and_said(demo, tmp_path: Path, cap
         made = compress(config_of(demo, tmp_path), tmp_path / "int8", progress=False, reader_overrides=reader)
     assert made.record["calibration"]["images"] == 6 and made.record["calibration"]["images_asked"] == 100
     lines = [line.getMessage() for line in caplog.records if "TrainDataset" in line.getMessage()]
-    assert len(lines) == 1 and "has 6 images, 100 were asked for (QuantPost.calib_images)" in lines[0]
+    assert len(lines) == 1 and "has 6 images, 100 are required by the config (QuantPost.calib_images)" in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ def test_fewer_images_than_asked_for_are_used_and_said(demo, tmp_path: Path, cap
         (["QuantPost.algoo=mse"], [], "did you mean 'algo'?"),
         (["QuantPost.hist_percent=1.5"], [], "QuantPost.hist_percent"),
         (["QuantPost.calib_images=0"], [], "QuantPost.calib_images"),
-        (["QuantPost.batch_nums=3"], [], "QuantPost.batch_nums is given beside 'calib_images'"),
+        (["QuantPost.batch_nums=3"], [], "QuantPost.batch_nums is given together with 'calib_images'"),
         (["QuantPost.quantize_op_types=[]"], [], "QuantPost.quantize_op_types is empty"),
         (["QuantPost.quantize_op_types=[conv2d_transpose]"], [], "has no op of QuantPost.quantize_op_types"),
         (

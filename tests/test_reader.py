@@ -725,3 +725,22 @@ def test_a_picture_too_narrow_for_a_letterbox_is_skipped(reader_file: Path, capl
     reader = Reader.load(reader_file, [f"EvalReader.sample_transforms={steps}", "max_bad_share=0.3"])
     assert ids_of(reader.loader("eval")) == [8, 12, 70, 99]
     assert "35.png: not readable (Resize leaves nothing of 900 x 1 pixels); skipped" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "split"),
+    [
+        (["EvalDataset={name: COCODataSet, dataset_dir: dataset/coco, anno_path: a.json}"], "eval"),
+        (["EvalDataset={name: COCODataSet, image_dir: images, anno_path: dataset/a.json}"], "eval"),
+        (["TestDataset={name: ImageFolder, image_dir: dataset/coco}"], "test"),
+    ],
+)
+def test_a_relative_path_that_is_nowhere_names_the_folders_that_were_searched(
+    reader_file: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], split: str
+) -> None:
+    elsewhere = reader_file.parent / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    message = message_of(reader_file, *overrides, split=split)
+    assert f", looked for in {elsewhere}, {reader_file.parent}, {reader_file.parent.parent} and {ROOT}" in message
+    assert "\n" not in message

@@ -661,3 +661,29 @@ def test_the_training_goes_to_visualdl(tmp_path):
 def test_without_visualdl_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
     assert write_scalars({"loss": [1.0]}, tmp_path) is None and not list(tmp_path.iterdir())
+
+
+def run_report(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "tools" / "report.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_command_takes_the_reader_that_the_model_names(data, tmp_path):
+    """The data of the stub reader, named by act.json, and not the sample's."""
+    reader = tmp_path / "my_reader.yml"
+    reader.write_text(
+        "metric: COCO\n"
+        f"EvalDataset: !COCODataSet {{image_dir: {data.image_dir('eval')}, anno_path: {data.annotations('eval').path}}}\n"
+        "EvalReader:\n  sample_transforms:\n    - Decode: {}\n    - Resize: {target_size: [64, 64], keep_ratio: false}\n"
+        "    - Permute: {}\n  batch_size: 1\n"
+    )
+    artifact = make_artifact(tmp_path / "int8", data, config={"Global": {"reader_config": str(reader)}})
+    ended = run_report("--model_path", str(artifact), cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert read_record(artifact / "report.json", REPORT_SCHEMA)["rerun"]["reader"] == str(reader)
+    reader.unlink()
+    ended = run_report("--model_path", str(artifact), cwd=tmp_path)
+    assert ended.returncode == 2 and ended.stderr == (
+        f"error: reader {reader} does not exist, named by {artifact / 'act.json'}: config.Global.reader_config; run in "
+        "the folder of the compression, or give --reader_config\n"
+    )

@@ -404,7 +404,7 @@ def test_below_the_floor_nothing_lies_under_the_good_name(
     assert run_command(command) == 3
     error = capsys.readouterr().err.strip().splitlines()[-1]
     below = sample.root / "floored.below_max_drop"
-    assert "has 0.3100, and is kept in" in error and str(below) in error
+    assert "has 0.3100, and is saved in" in error and str(below) in error
     assert not (sample.root / "floored").exists()
     record = json.loads((below / "act.json").read_text())
     assert record["int8"]["map"] == 0.31 and len(record["given_back"]) == 1 and len(record["steps"]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -10,8 +11,10 @@ import random
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -34,19 +37,24 @@ TINY = [sys.executable, str(REPOSITORY / "tests" / "tiny_training.py")]
 
 
 class Run:
-    """A training process whose progress is read from stderr."""
+    """A training process whose progress is read from stderr, a terminal: elsewhere there is no bar."""
 
     def __init__(self, command: list[str], **options) -> None:
+        self._terminal, end = os.openpty()
+        fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
         self.process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, **options
+            command, stderr=end, stdout=subprocess.DEVNULL, start_new_session=True, **options
         )
+        os.close(end)
         self.text = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        while chunk := os.read(self.process.stderr.fileno(), 4096):
-            self.text += chunk.decode("utf-8", "replace")
+        with contextlib.suppress(OSError):  # what a terminal reports when the last process has closed it
+            while chunk := os.read(self._terminal, 4096):
+                self.text += chunk.decode("utf-8", "replace")
+        os.close(self._terminal)
 
     def iteration(self) -> int:
         shown = re.findall(r"(\d+)/\d+ \[", self.text.split("train:", 1)[-1]) if "train:" in self.text else []
@@ -104,7 +112,7 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path, optimizer: str,
         assert run.end() == -signal.SIGKILL, run.text
     again = train_tiny(broken, resume=True, **settings)
     assert again.end() == 0, again.text
-    assert "going on from iteration" in again.text
+    assert "resuming from iteration" in again.text
     assert tiny_result(broken) == unbroken
     for name in ("model.pdmodel", "model.pdiparams"):
         assert (broken / "int8" / name).read_bytes() == (tmp_path / "unbroken" / "int8" / name).read_bytes()
@@ -169,7 +177,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_a_line(tmp_path: Path, signum
     assert run.end() == 128 + signum, run.text
     assert time.monotonic() - sent < 10
     assert re.fullmatch(
-        r"interrupted: saved up to iteration (\d+): the same command with --resume goes on from there; the best INT8 "
+        r"interrupted: saved up to iteration (\d+): the same command with --resume continues from there; the best INT8 "
         r"model so far \(agreement 0\.\d+, iteration [05]\) is .*int8.checkpoint/best",
         run.lines()[-1],
     )
@@ -180,7 +188,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_a_line(tmp_path: Path, signum
     again.wait_for(saved + 1)
     again.send(signum)
     assert again.end() == 128 + signum, again.text
-    assert f"going on from iteration {saved} " in again.text
+    assert f"resuming from iteration {saved} " in again.text
     # No process of the two sessions remains.
     for session in (run, again):
         assert subprocess.run(["ps", "-o", "pid=", "-s", str(session.process.pid)], stdout=-1).stdout == b""
@@ -593,13 +601,13 @@ def test_data_that_vanishes_is_one_line_and_the_best_is_kept(small: list[str], t
     assert run.end() == 2, run.text
     line = run.lines()[-1]
     assert line.startswith("error: ") and "cannot be used" in line or "is gone" in line, run.text
-    assert "--resume goes on" in line and ", iteration 7) is" in line
+    assert "--resume continues" in line and ", iteration 7) is" in line
     (tmp_path / "elsewhere").rename(copied)
     again = Run([*command[:-2], "--save_dir", str(tmp_path / "int8"), "--resume"])
     again.wait_for(10)
     again.send(signal.SIGTERM)
     assert again.end() == 143
-    assert "going on from iteration" in again.text
+    assert "resuming from iteration" in again.text
 
 
 def test_a_float_model_of_nan_is_one_line(demo, tmp_path: Path) -> None:

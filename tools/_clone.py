@@ -1,4 +1,4 @@
-"""Finds the package for the scripts beside this file: the one of this clone, whether one is installed or not."""
+"""Finds the package for the scripts in this folder: the one of this clone, whether one is installed or not."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Time a training, or calibration, beside what others do; for developers of this repository."""
+"""Time a training, or calibration, compared with other tools; for developers of this repository."""
 
 if __name__ == "__main__":  # processes that the command starts import this file too
     from _clone import run_module

@@ -1,4 +1,4 @@
-"""Write report.html beside an INT8 model: `act-pipeline report` in this clone."""
+"""Write report.html into an INT8 model's folder: `act-pipeline report` in this clone."""
 
 if __name__ == "__main__":  # processes that the command starts import this file too
     from _clone import run_module

@@ -10,6 +10,7 @@ from act_pipeline.analysis.ledger import Ledger
 from act_pipeline.analysis.sensitivity import OpSensitivity, SensitivityRunner, Task, Unit, summarize
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.process_pool import Work, run_work
+from act_pipeline.core.progress import each
 
 # Paddle's math libraries read these environment variables when they are loaded.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -67,8 +68,6 @@ def measure_sensitivity(
     Raises:
         UserError: see :func:`run_units`.
     """
-    from tqdm import tqdm
-
     wanted = set(task.units)
     kept = ledger.measurements if ledger is not None else []
     measurements = [found for found in kept if (found["op"], found["batch"]) in wanted]
@@ -78,15 +77,7 @@ def measure_sensitivity(
     with contextlib.ExitStack() as stack:
         if units:
             results = stack.enter_context(contextlib.closing(run_units(task, units, executor, workers, ray_address)))
-        for found in tqdm(
-            results,
-            total=len(task.units),
-            initial=len(done),
-            desc="sensitivity",
-            unit="op",
-            disable=not progress,
-            leave=False,
-        ):
+        for found in each(results, "sensitivity", "op", len(task.units), done=len(done), shown=progress):
             measurements.append(found)
             if ledger is not None:
                 ledger.add(found)

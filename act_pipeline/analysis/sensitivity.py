@@ -24,6 +24,7 @@ from act_pipeline.analysis.simulation import Simulation
 from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.progress import each
 from act_pipeline.data.reader_settings import ReaderSettings
 from act_pipeline.evaluation import evaluate
 from act_pipeline.evaluation.matching import agreement_of
@@ -219,7 +220,7 @@ class SensitivityRunner:
             UserError: the outputs are not finite, or memory does not suffice.
         """
         units = [(op.name, batch) for batch in range(len(self.task.batches)) for op in ops]
-        return summarize(ops, [self.measure(*unit) for unit in _shown(units, "sensitivity", "op", progress)])
+        return summarize(ops, [self.measure(*unit) for unit in each(units, "sensitivity", "op", shown=progress)])
 
     def block_errors(self, blocks: Sequence[Sequence[QuantizableOp]], progress: bool = True) -> list[BlockError]:
         """Measure blocks of the task's ops on every batch, each block quantized alone.
@@ -236,7 +237,7 @@ class SensitivityRunner:
         """
         sums = np.zeros((len(blocks), 2))
         units = [(index, batch) for batch in range(len(self.task.batches)) for index in range(len(blocks))]
-        for index, batch in _shown(units, "blocks", "block", progress):
+        for index, batch in each(units, "blocks", "block", shown=progress):
             sums[index] += self.signal_and_noise([op.name for op in blocks[index]], batch)[:2]
         return [
             BlockError(block[0].group, len(block), noise / signal if signal else 0.0)
@@ -390,12 +391,6 @@ def _shares(
             entry["ops"] += 1
             entry["share"] += op.share
     return list(shares.values())
-
-
-def _shown(units: list[Any], what: str, unit: str, progress: bool) -> Iterable[Any]:
-    from tqdm import tqdm
-
-    return tqdm(units, desc=what, unit=unit, disable=not progress, leave=False)
 
 
 def _detects(outputs: Mapping[str, np.ndarray]) -> bool:

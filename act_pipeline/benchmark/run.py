@@ -22,6 +22,7 @@ from act_pipeline.benchmark.worker import Worker, WorkerFailed
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.progress import Progress
 from act_pipeline.core.records import BENCHMARK_SCHEMA, write_record
 from act_pipeline.engines import Machine, create_engine, machine
 from act_pipeline.evaluation import evaluate
@@ -227,8 +228,6 @@ def _load(runs: Sequence[Run], inputs: Path, say: Say) -> None:
 
 
 def _time(runs: Sequence[Run], request: BenchmarkRequest) -> None:
-    from tqdm import tqdm
-
     by_label = {run.label: run for run in runs if run.failure is None}
     for run in by_label.values():
         try:
@@ -236,7 +235,7 @@ def _time(runs: Sequence[Run], request: BenchmarkRequest) -> None:
         except WorkerFailed as error:
             run.fail(error)
     order = rounds(list(by_label), request.rounds, request.seed)
-    with tqdm(total=request.rounds, desc="time", unit="round", leave=False) as bar:
+    with Progress("time", "round", request.rounds) as bar:
         for index, labels in enumerate(order):
             for run in (by_label[label] for label in labels):
                 if run.failure is None:

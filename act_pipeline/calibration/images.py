@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from act_pipeline.config import QuantPost
+from act_pipeline.core.progress import each
 from act_pipeline.data import Reader
 
 _logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def calibration_batches(
     found = loader.dataset.readable()
     if found < settings.images:
         _logger.warning(
-            "%s: TrainDataset has %d images, %d were asked for (QuantPost.%s); calibrating on all of them",
+            "%s: TrainDataset has %d images, %d are required by the config (QuantPost.%s); calibrating on all of them",
             reader.path,
             found,
             settings.images,
@@ -51,11 +52,7 @@ def calibration_batches(
         )
 
     def batches() -> Iterator[Mapping[str, np.ndarray]]:
-        from tqdm import tqdm
-
         with contextlib.closing(iter(loader)) as images:
-            yield from tqdm(
-                images, total=len(loader), desc="calibrate", unit="batch", disable=not progress, leave=False
-            )
+            yield from each(images, "calibrate", "batch", len(loader), shown=progress)
 
     return batches

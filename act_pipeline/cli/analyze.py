@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from act_pipeline.cli.flags import Parser, add_config, add_devices, add_opt
-from act_pipeline.core.defaults import CONFIGS
+from act_pipeline.cli.flags import Parser, add_config, add_devices, add_opt, load_config_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -13,7 +12,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     add_config(
         parser,
-        CONFIGS / "sample.yml",
         "the config that tools/compress.py takes; Global and QuantPost are read",
         "--config_path",
     )
@@ -23,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_devices(parser, "where to run")
     add_opt(parser, "set keys of the config: QuantPost.algo=mse Global.model_dir=output/my_rtdetr")
     parser.add_argument("--images", type=int, help="calibration images; default: those of QuantPost")
-    parser.add_argument("--no_sensitivity", action="store_true", help="the distributions alone")
+    parser.add_argument("--no_sensitivity", action="store_true", help="only the distributions")
     parser.add_argument(
         "--sensitivity_images",
         type=int,
@@ -42,10 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from act_pipeline.analysis.analyze import analyze
     from act_pipeline.analysis.table import analysis_table
-    from act_pipeline.config import load_config
 
     result = analyze(
-        load_config(arguments.config, arguments.opt),
+        load_config_of(arguments),
         arguments.output_dir,
         device=arguments.devices,
         images=arguments.images,

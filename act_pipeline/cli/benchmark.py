@@ -76,10 +76,10 @@ def _parser() -> Parser:
     )  # fmt: skip
     flag("peer_max_drop", "drop of mAP for nncf_accuracy_control (default %(default)s)", type=float, metavar="DROP")
     flag(
-        "peer_images", "images of the train split that the peer is calibrated on (default %(default)s)",
+        "peer_images", "images of the train split that the other tool calibrates on (default %(default)s)",
         type=at_least(1), metavar="N",
     )  # fmt: skip
-    flag("work_dir", "keep the peer's model in this folder (default: it is not kept)", metavar="DIR")
+    flag("work_dir", "save the other tool's model in this folder (default: it is deleted)", metavar="DIR")
     flag("seed", "of the order of the engines within the rounds (default %(default)s)", type=int, metavar="N")
     flag("json", "write the record (benchmark.json) to this file", metavar="FILE")
     flag("chart", "draw a bar chart into this file", metavar="FILE.png")

@@ -10,8 +10,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from act_pipeline.cli.flags import Parser, add_config, add_devices, add_opt
-from act_pipeline.core.defaults import CONFIGS
+from act_pipeline.cli.flags import Parser, add_config, add_devices, add_opt, load_config_of
 
 if TYPE_CHECKING:
     from act_pipeline.compress.qat.distributed.ranks import Ranks
@@ -22,7 +21,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     add_config(
         parser,
-        CONFIGS / "sample.yml",
         "config in PaddleSlim's schema (Global, Strategy, quantize, QuantPost, SmoothQuant, Distillation, QuantAware, "
         "TrainConfig)",
         "--config_path",
@@ -36,13 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-r",
         "--resume",
         action="store_true",
-        help="go on with a run that was broken off, from its checkpoint beside --save_dir, to the same result",
+        help="resume an interrupted run, from its checkpoint next to --save_dir, to the same result",
     )
     parser.add_argument(
         "--lang",
         default="en",
         choices=["en", "zh", "none"],
-        help="language of report.html beside the model; none: no report; default: %(default)s",
+        help="language of report.html in the model's folder; none: no report; default: %(default)s",
     )
     arguments = parser.parse(argv)
 
@@ -55,9 +53,8 @@ def _compress(arguments: argparse.Namespace, ranks: Ranks) -> int:
     from act_pipeline.compress import compress
     from act_pipeline.compress.qat.distributed.follower import follow
     from act_pipeline.compress.summary import compression_table
-    from act_pipeline.config import load_config
 
-    config = load_config(arguments.config, arguments.opt)
+    config = load_config_of(arguments, announce=ranks.leads)
     if not ranks.leads:
         follow(config, arguments.devices, ranks)
     report = None if arguments.lang == "none" else arguments.lang

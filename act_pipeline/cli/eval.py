@@ -66,9 +66,9 @@ def _parser() -> Parser:
     flag(
         "engine",
         "what runs the model; auto: the fastest that this machine has for the precision, on a CPU openvino; all: "
-        "mAP and latency in every engine of this machine, beside the float model's. openvino, "
-        "onnxruntime and tensorrt lower a model folder to ONNX, which is kept in it (default: paddle, or what "
-        "--use_trt and --use_mkldnn say; auto for an ONNX file)",
+        "mAP and latency in every engine of this machine, next to those of the float model. openvino, "
+        "onnxruntime and tensorrt export a model folder to ONNX and save the file in it (default: paddle, or the "
+        "engine of --use_trt or --use_mkldnn; auto for an ONNX file)",
         type=_engine,
         metavar="|".join((AUTO, ALL, *ENGINES)),
     )
@@ -98,7 +98,7 @@ def _parser() -> Parser:
     boolean(
         "benchmark", "measure latency only, on images (or --image_file) read beforehand: 5 runs to warm up, 50 timed"
     )
-    boolean("include_nms", "kept for PaddleSlim's command lines; RT-DETR has no NMS, so it changes nothing")
+    boolean("include_nms", "accepted for PaddleSlim's command lines and ignored: RT-DETR has no NMS")
     boolean(
         "trt_calib_mode",
         "TensorRT calibrates INT8 scales itself, for a float model with --precision=int8 --use_trt=True",
@@ -107,8 +107,7 @@ def _parser() -> Parser:
     flag("batch_size", "images in a run (default %(default)s)", type=at_least(1), metavar="N")
     flag(
         "shards",
-        "evaluate in N processes beside each other: the same mAP sooner, and latencies of engines that do not "
-        "run alone "
+        "evaluate in N parallel processes: the same mAP sooner, but with latencies under the load of the others "
         "(default: 1; with --executor=ray as many as the cluster has room for)",
         type=at_least(1),
         metavar="N",

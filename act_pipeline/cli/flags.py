@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from act_pipeline.core.command_names import name_commands
+from act_pipeline.core.defaults import DEFAULT_CONFIG, find_shipped
 from act_pipeline.core.errors import UserError, suggest
+from act_pipeline.core.yaml_files import describe_search
+
+if TYPE_CHECKING:
+    from act_pipeline.config import Config
 
 _TRUE = ("true", "1", "yes", "y", "on")
 _FALSE = ("false", "0", "no", "n", "off")
@@ -73,9 +79,41 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
-def add_config(parser: argparse.ArgumentParser, default: object, help: str, *aliases: str) -> None:
-    """Add ``-c FILE``."""
-    parser.add_argument("-c", "--config", *aliases, default=str(default), help=f"{help}; default: %(default)s")
+def add_config(parser: argparse.ArgumentParser, help: str, *aliases: str) -> None:
+    """Add ``-c FILE``, a compression config, which :func:`load_config_of` reads."""
+    parser.add_argument("-c", "--config", *aliases, help=f"{help}; default: {DEFAULT_CONFIG}, of the built-in sample")
+
+
+def load_config_of(arguments: argparse.Namespace, announce: bool = True) -> Config:
+    """Return the compression config that ``-c`` and ``-o`` describe.
+
+    Args:
+        arguments: the flags of :func:`add_config` and :func:`add_opt`.
+        announce: write a line to stderr if the config is the default one.
+
+    Raises:
+        UserError: the config is invalid, or its model folder or its reader does not exist.
+    """
+    from act_pipeline.config import load_config
+
+    config = load_config(arguments.config or find_shipped(DEFAULT_CONFIG), arguments.opt)
+    is_default = arguments.config is None
+    named_by = f"named by {'the default config, ' if is_default else ''}{config.path}"
+    folder, reader = config.global_.model_dir, config.global_.reader_config
+    if not folder.exists():
+        remedy = (
+            "give yours with -c FILE, or run `make demo`, which makes the sample's model"
+            if is_default
+            else "export a model with tools/export_model.py first, or correct it"
+        )
+        searched = describe_search(folder, config.path)
+        raise UserError(f"model folder {folder} does not exist, {named_by}: Global.model_dir{searched}; {remedy}")
+    if not reader.exists():
+        searched = describe_search(reader, config.path)
+        raise UserError(f"reader {reader} does not exist, {named_by}: Global.reader_config{searched}; correct it")
+    if is_default and announce:
+        print(f"config: {config.path}, the default; -c FILE gives another", file=sys.stderr)
+    return config
 
 
 def add_devices(parser: argparse.ArgumentParser, help: str) -> None:

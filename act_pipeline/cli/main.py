@@ -18,7 +18,10 @@ COMMANDS = {
     "eval": ("act_pipeline.cli.eval", "mAP and latency in an inference engine, or one picture"),
     "analyze": ("act_pipeline.cli.analyze", "a float model before compression: distributions, sensitivity to INT8"),
     "benchmark": ("act_pipeline.cli.benchmark", "all engines and precisions of this machine, side by side"),
-    "report": ("act_pipeline.cli.report", "report.html beside an INT8 model: what it gains, what it loses, and where"),
+    "report": (
+        "act_pipeline.cli.report",
+        "report.html of an INT8 model: what it gains and loses, compared with FP32",
+    ),
     "onnx": ("act_pipeline.cli.onnx", "a model as an ONNX file, INT8 with Q/DQ"),
     "engine": ("act_pipeline.cli.engine", "a TensorRT engine of a model"),
     "doctor": ("act_pipeline.doctor", "what is installed, what this machine has, which engines run here"),

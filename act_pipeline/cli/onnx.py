@@ -1,4 +1,4 @@
-"""Lower a model to ONNX, INT8 with Q/DQ where it has scales, spelled for the runtime that will take it."""
+"""Export a model to ONNX, an INT8 model with Q/DQ in the format of the runtime that will load it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", default="dynamic", help="a fixed batch size, or dynamic")
     arguments = parser.parse(argv)
 
-    from act_pipeline.core.artifacts import InferenceModel
+    from act_pipeline.core.artifacts import InferenceModel, OnnxModel
     from act_pipeline.onnx_export import lower
 
     model = InferenceModel.load(arguments.model_path, arguments.model_filename, arguments.params_filename)
@@ -56,4 +56,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         float16=arguments.float16,
     )
     print(lowered.summary())
+    print(f"record of the export, for the engines of this package: {OnnxModel(lowered.path).record_path}")
     return 0

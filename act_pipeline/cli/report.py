@@ -1,12 +1,18 @@
-"""Write report.html and report.json beside an INT8 model: what it gains, what it loses, and where."""
+"""Write report.html and report.json into an INT8 model's folder: what it gains and loses, compared with FP32."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from act_pipeline.cli.flags import Parser
-from act_pipeline.core.defaults import CONFIGS
+from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
+from act_pipeline.core.errors import UserError
+
+if TYPE_CHECKING:
+    from act_pipeline.data import Reader
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,8 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model_path", required=True, help="folder of the INT8 model, with its act.json")
     parser.add_argument(
         "--reader_config",
-        default=str(CONFIGS / "readers" / "sample_reader.yml"),
-        help="reader of the data that it was evaluated on; default: %(default)s",
+        help="reader of the data that it was evaluated on; default: the one that the model's act.json names",
     )
     parser.add_argument(
         "--eval",
@@ -33,12 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lang", default="en", help="language of the report, en or zh; default: %(default)s")
     arguments = parser.parse(argv)
 
-    from act_pipeline.data import Reader
     from act_pipeline.report import write_report
 
     path = write_report(
         arguments.model_path,
-        Reader.load(arguments.reader_config),
+        _reader(arguments.reader_config, Path(arguments.model_path)),
         arguments.eval,
         lang=arguments.lang,
         analysis=arguments.analysis,
@@ -47,3 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(f"report: {path}")
     return 0
+
+
+def _reader(given: str | None, model: Path) -> Reader:
+    """Return the given reader, else the one of the compression, else the sample's."""
+    from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, read_record
+    from act_pipeline.data import Reader
+
+    record = model / ACT_FILENAME
+    if given is not None or not record.is_file():
+        return Reader.load(given or find_shipped(DEFAULT_READER))
+    named = ((read_record(record, ACT_SCHEMA).get("config") or {}).get("Global") or {}).get("reader_config")
+    path = find_shipped(named or DEFAULT_READER)
+    if not path.is_file():
+        raise UserError(
+            f"reader {path} does not exist, named by {record}: config.Global.reader_config; run in the folder of the "
+            "compression, or give --reader_config"
+        )
+    return Reader.load(path)

@@ -211,7 +211,7 @@ def choose_judge(asked: str, device: str, model: InferenceModel, here: Machine |
         refusal = _refusal(name, model) if name != REFERENCE else None
         if refusal is None:
             return _judge(name, found, why, here)
-        _logger.warning("judging in %s: %s does not take the model: %s", REFERENCE, name, refusal)
+        _logger.warning("evaluating in %s: %s does not accept the model: %s", REFERENCE, name, refusal)
         return _judge(REFERENCE, "CPU", f"{name} does not take the model", here)
     devices = [entry for entry in ("GPU", "CPU") if _available(asked, entry, here)]
     if not devices:  # raises the error that names what is missing

@@ -74,7 +74,7 @@ def _reference(job: Job, chosen: Candidate) -> Optional[ReferenceCheck]:
         return ReferenceCheck(REFERENCE, found.images, found.map)
     if difference.low > 0 or difference.high < 0:
         _logger.warning(
-            "%s gives the INT8 model %+.4f mAP beside %s (%+.4f to %+.4f with 95%%, %d images): the loss is of "
+            "%s gives the INT8 model %+.4f mAP compared with %s (%+.4f to %+.4f with 95%%, %d images): the loss is of "
             "one runtime; " + name_commands("`deploy/infer_eval.py --engine=all` shows all of them"),
             job.judge.engine, -difference.difference, REFERENCE, -difference.high, -difference.low, found.images,
         )  # fmt: skip

@@ -172,7 +172,7 @@ def compress(
         assert fp32 is not None, "there is no max_drop without the float model's mAP"
         raise BelowFloor(
             f"no INT8 model is within max_drop {job.max_drop} of the float model's {fp32.map:.4f} mAP"
-            f"{_asked(config, act.comparison)}: the best, {chosen.name}, has {chosen.map:.4f}, and is kept in "
+            f"{_asked(config, act.comparison)}: the best, {chosen.name}, has {chosen.map:.4f}, and is saved in "
             f"{target}; {_remedies(config, act.comparison)}"
         )
     return Compressed(InferenceModel.load(save_dir), read_record(Path(save_dir) / ACT_FILENAME, ACT_SCHEMA))

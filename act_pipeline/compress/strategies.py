@@ -33,6 +33,7 @@ from act_pipeline.compress.qat.trainer import train
 from act_pipeline.compress.smooth_quant.algorithm import smooth_model
 from act_pipeline.config.sections import CalibrationAlgorithm, WeightedOp
 from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.progress import each
 from act_pipeline.core.timing import timed
 from act_pipeline.data.model_fit import told
 from act_pipeline.graph.quantizable_ops import quantizable_ops
@@ -176,16 +177,13 @@ def _calibrated(
 
 def _compare(job: Job, post: PostTraining) -> dict[CalibrationAlgorithm, float]:
     """Return algorithm -> the change of the detections on the held-out training images, see :meth:`Job.change`."""
-    from tqdm import tqdm
-
     found: dict[CalibrationAlgorithm, float] = {}
     folder = job.folder("compared")
     written = post.write(folder, next(iter(ALGORITHMS))).model
-    with tqdm(ALGORITHMS, desc="choose", unit="algorithm", disable=not job.progress, leave=False) as bar:
-        for algo in bar:
-            thresholds = post.thresholds(algo)
-            with tempfile.TemporaryDirectory(dir=folder) as other:
-                found[algo] = job.change(rescaled(written, thresholds, Path(other)))
+    for algo in each(ALGORITHMS, "choose", "algorithm", shown=job.progress):
+        thresholds = post.thresholds(algo)
+        with tempfile.TemporaryDirectory(dir=folder) as other:
+            found[algo] = job.change(rescaled(written, thresholds, Path(other)))
     shutil.rmtree(folder)
     return found
 

@@ -18,7 +18,7 @@ from act_pipeline.config.schema import Invalid, Source, build, key, to_mapping
 # `detection`, and the losses of paddleslim.dist that ACT can call with one teacher and one student tensor (`fsp` takes
 # four tensors). ACT runs `eval` on this name, so only names listed here may reach it.
 from act_pipeline.config.sections import Distillation, Global, QuantAware, Quantize, QuantPost, SmoothQuant, Strategy
-from act_pipeline.config.training import TrainConfig
+from act_pipeline.config.training import TrainConfig, with_period
 from act_pipeline.core.defaults import find_shipped
 from act_pipeline.core.yaml_files import apply_overrides, load_yaml, parse_override
 
@@ -136,7 +136,8 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
         UserError: the file is not YAML, or a section, key, type or value does not fit the schema.
     """
     path, overrides = find_shipped(path), list(overrides)
-    content = apply_overrides(load_yaml(path), overrides)
+    in_file = load_yaml(path)
+    content = with_period(apply_overrides(in_file, overrides), in_file, str(path))
     # An empty section counts as present, with its defaults.
     content = {name: {} if value is None else value for name, value in content.items()}
     source = Source(path, tuple(".".join(parse_override(override)[0]) for override in overrides))

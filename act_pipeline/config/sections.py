@@ -174,7 +174,7 @@ class Distillation:
         ):
             raise Invalid(
                 "loss",
-                "is detection, which finds what it compares, beside 'node'; delete 'node', or name soft_label or l2",
+                "is detection, which selects its tensors itself, but 'node' is given; delete it, or set another loss",
             )
         groups = len(self.node) if self.node and isinstance(self.node[0], list) else None
         for name, value in (("loss", self.loss), ("alpha", self.alpha)):
@@ -279,7 +279,7 @@ class QuantPost:
         if not self.quantize_op_types:
             raise Invalid("quantize_op_types", "is empty, expected the ops to quantize, conv2d and matmul_v2 say")
         if self.calib_images is not None and self.batch_nums is not None:
-            raise Invalid("batch_nums", "is given beside 'calib_images', which says the same in images; delete one")
+            raise Invalid("batch_nums", "is given together with 'calib_images', which sets the same; delete one")
 
     @property
     def images(self) -> int:

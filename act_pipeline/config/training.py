@@ -9,12 +9,43 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 from act_pipeline.config.schema import Invalid, key
 from act_pipeline.core.errors import suggest
+
+_COSINE, _PERIOD = "CosineAnnealingDecay", "T_max"
+_logger = logging.getLogger(__name__)
+
+
+def with_period(content: Mapping[str, Any], in_file: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a config whose cosine schedule has a ``T_max``: ``train_iter``, where the file leaves it out.
+
+    A rate that reaches 0 with the last iteration is what a training needs; ``T_max`` in a file does not change with
+    ``-o TrainConfig.train_iter``, hence the warning.
+
+    Args:
+        content: the config with its overrides.
+        in_file: the config without them.
+        where: the file, for the warning.
+    """
+    train, before = content.get("TrainConfig"), in_file.get("TrainConfig")
+    rate = train.get("learning_rate") if isinstance(train, dict) else None
+    if not isinstance(train, dict) or not isinstance(rate, dict) or rate.get("type") != _COSINE:
+        return dict(content)
+    iterations, period = train.get("train_iter"), rate.get(_PERIOD)
+    if period is None and type(iterations) is int:
+        return {**content, "TrainConfig": {**train, "learning_rate": {**rate, _PERIOD: iterations}}}
+    if isinstance(before, dict) and period == before.get("train_iter") != iterations and period is not None:
+        _logger.warning(
+            "%s: TrainConfig.learning_rate.T_max is %s, as train_iter in the file, but train_iter is set to %s, so the "
+            "learning rate does not fall to 0 with the last iteration; set T_max to it too, or leave T_max out",
+            where, period, iterations,
+        )  # fmt: skip
+    return dict(content)
 
 
 @dataclass(frozen=True)
@@ -146,7 +177,7 @@ class OptimizerBuilder:
 
     def __post_init__(self) -> None:
         if self.weight_decay is not None and self.regularizer is not None:
-            raise Invalid("weight_decay", "is given beside 'regularizer', which ACT would use alone; delete one")
+            raise Invalid("weight_decay", "is given together with 'regularizer', which ACT uses instead; delete one")
         if self.optimizer.type == "AdamW" and self.weight_decay is None:
             raise Invalid("weight_decay", "is missing, expected a number: AdamW needs it; add it")
 
@@ -158,7 +189,7 @@ class TrainConfig:
     Attributes:
         epochs: epochs of training; required if ``train_iter`` is not given.
         train_iter: iterations of training; required if ``epochs`` is not given.
-        learning_rate: a number or a schedule.
+        learning_rate: a number or a schedule. ``T_max`` of ``CosineAnnealingDecay`` is ``train_iter`` if left out.
         optimizer_builder: the optimizer and its regularization.
         eval_iter: iterations between evaluations.
         snapshot_iter: iterations between training checkpoints (PaddleDetection's ``snapshot_epoch``, in iterations);

@@ -10,6 +10,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 INSTALLED = (_PACKAGE / "configs").is_dir()
 CONFIGS = _PACKAGE / "configs" if INSTALLED else _PACKAGE.parent / "configs"
 DEFAULT_MODELS = {"int8": Path("output/rtdetr_sample_int8"), "float": Path("output/rtdetr_sample")}
+DEFAULT_CONFIG = Path("configs/sample.yml")
 DEFAULT_READER = Path("configs/readers/sample_reader.yml")
 
 

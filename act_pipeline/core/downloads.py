@@ -12,6 +12,7 @@ from urllib.parse import urldefrag, urlparse
 
 from act_pipeline.core.cache_dir import cache_directory, readable_caches
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.progress import Progress
 from act_pipeline.core.records import hash_files
 
 _CHUNK_BYTES = 1 << 16
@@ -84,7 +85,6 @@ def _length(headers: Mapping[str, str]) -> int:
 
 def _download(address: str, target: Path, expected: str | None, progress: bool) -> str:
     import requests
-    from tqdm import tqdm
 
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     partial = Path(name)
@@ -96,14 +96,7 @@ def _download(address: str, target: Path, expected: str | None, progress: bool) 
                 with requests.get(address, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
                     response.raise_for_status()
                     total = _length(response.headers)
-                    with tqdm(
-                        total=total or None,
-                        desc=target.name,
-                        unit="B",
-                        unit_scale=True,
-                        disable=not progress,
-                        leave=False,
-                    ) as bar:
+                    with Progress(target.name, "B", total or None, shown=progress) as bar:
                         for chunk in response.iter_content(_CHUNK_BYTES):
                             file.write(chunk)
                             bar.update(len(chunk))

@@ -12,7 +12,8 @@ _PARENT = Path(__file__).resolve().parents[2]
 def package_environment(**more: str) -> dict[str, str]:
     """Return the environment in which ``python -m act_pipeline...`` finds this package, from any working directory.
 
-    A script of the repository runs the package beside it without an installation, which a new process knows nothing of.
+    A script of the repository runs that repository's package without an installation, and a new process would not find
+    it.
 
     Args:
         more: further variables.

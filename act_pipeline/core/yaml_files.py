@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from act_pipeline.core.defaults import find_shipped
+from act_pipeline.core.defaults import CONFIGS, INSTALLED, find_shipped
 from act_pipeline.core.errors import UserError, suggest
 
 # Tags in the YAML files of ppdet 2.6: data sets (ppdet/data/source) and learning rate schedules (ppdet/optimizer).
@@ -185,11 +185,33 @@ def resolve_path(value: str, named_in: str | os.PathLike[str]) -> Path:
     given = Path(os.path.expanduser(value))
     if given.is_absolute():
         return given
-    folder = Path(os.path.realpath(named_in)).parent
-    for root in (Path(), folder, folder.parent):
+    for root in _search_folders(named_in):
         if os.path.exists(root / given):
             return root / given
     return find_shipped(given)
+
+
+def describe_search(path: str | os.PathLike[str], named_in: str | os.PathLike[str]) -> str:
+    """Return where a relative path that :func:`resolve_path` did not find was looked for, to be added to a message.
+
+    Args:
+        path: the path that :func:`resolve_path` returned.
+        named_in: the config file that contains it.
+
+    Returns:
+        ``, looked for in /work, /work/configs and /``; empty for an absolute path and for one that exists.
+    """
+    if Path(path).is_absolute() or os.path.exists(path):
+        return ""
+    folders = [*map(str, _search_folders(named_in)), *([] if INSTALLED else [str(CONFIGS.parent)])]
+    folders[0] = os.getcwd()
+    *others, last = dict.fromkeys(folders)
+    return f", looked for in {', '.join(others)} and {last}" if others else f", looked for in {last}"
+
+
+def _search_folders(named_in: str | os.PathLike[str]) -> tuple[Path, Path, Path]:
+    folder = Path(os.path.realpath(named_in)).parent
+    return Path(), folder, folder.parent
 
 
 def _load_with_bases(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:

@@ -28,9 +28,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.progress import each
 from act_pipeline.core.records import hash_files, new_artifact, read_record, write_record
 from act_pipeline.data.dataset import is_hidden
 
@@ -284,7 +284,7 @@ def _write_split(folder: Path, split: str, count: int, seed: int, size: int, pro
     images_dir.mkdir(parents=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index in tqdm(range(count), desc=f"{split} scenes", unit="scene", disable=None if progress else True):
+    for index in each(range(count), f"{split} scenes", "scene", shown=progress):
         scene = make_scene(split, seed, index, size)
         name = f"{split}_{index:05d}.jpg"
         whole, encoded = cv2.imencode(".jpg", scene.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])

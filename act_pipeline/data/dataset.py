@@ -125,7 +125,7 @@ class Dataset:
         if bad > self._max_bad_share * self.total or bad == self.total:
             raise UserError(
                 f"{named}: {reason}; {bad} of the {self.total} images of {self._where} cannot be used, expected at "
-                f"most {self._max_bad_share:.1%}; check image_dir and dataset_dir, mend the files, or raise "
+                f"most {self._max_bad_share:.1%}; check image_dir and dataset_dir, repair the files, or raise "
                 "max_bad_share"
             )
         _logger.warning("%s: %s; skipped (%d of %d images so far)", named, reason, bad, self.total)

@@ -16,7 +16,7 @@ import numpy as np
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import hash_files
-from act_pipeline.core.yaml_files import resolve_path
+from act_pipeline.core.yaml_files import describe_search, resolve_path
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.data.classes import ModelClasses, check_count, match_classes, read_label_list
 from act_pipeline.data.dataset import Dataset, coco_records, folder_records
@@ -116,7 +116,7 @@ class Reader:
         for split in self._annotated_splits():
             path = self.annotation_file(split)
             if path.suffix == ".txt":
-                return read_label_list(path, f"{self._locate(split)}.anno_path")
+                return read_label_list(path, f"{self._locate(split)}.anno_path{self._searched(split, path)}")
             annotations = self.annotations(split)
             by_id = dict(zip(annotations.category_ids, annotations.class_names))
             return [by_id[category_id] for category_id in self.class_ids(annotations)]
@@ -194,7 +194,8 @@ class Reader:
         """
         path = self.annotation_file(split)
         if str(path) not in self.parsed_annotations:
-            self.parsed_annotations[str(path)] = Annotations.load(path, f"{self._locate(split)}.anno_path")
+            named_by = f"{self._locate(split)}.anno_path{self._searched(split, path)}"
+            self.parsed_annotations[str(path)] = Annotations.load(path, named_by)
         annotations = self.parsed_annotations[str(path)]
         if split != "train" or self.settings.classes is None:  # no box of the training images is used
             self.class_ids(annotations)
@@ -221,6 +222,7 @@ class Reader:
                 if not settings.image_dir:
                     raise UserError(f"{self._locate(split)}.image_dir is missing, expected a folder; add it")
                 records, where, repeat = folder_records(settings, folder), str(folder), 1
+            where += self._searched(split, folder)
             only = self.settings.only.get(split)
             if only is not None:
                 records = [record for record in records if str(record.file) in only]
@@ -414,6 +416,10 @@ class Reader:
 
     def _locate(self, split: str) -> str:
         return self.settings.source.locate(SPLITS[split])
+
+    def _searched(self, split: str, path: Path) -> str:
+        """Return where a missing path of a split, or the ``dataset_dir`` that it is in, was looked for."""
+        return describe_search(self._dataset_settings(split).dataset_dir or path, self.path)
 
     def _resolve(self, dataset_dir: Optional[Path], name: str) -> Path:
         return resolve_path(name, self.path) if dataset_dir is None else dataset_dir / Path(name).expanduser()

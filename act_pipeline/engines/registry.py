@@ -139,7 +139,7 @@ def _simulated_rows(here: Machine) -> list[Row]:
     refusal = paddle_refusal(here)
     if refusal is None and not here.paddle_onednn:
         refusal = ("this Paddle was built without oneDNN", "run with --engine=paddle")
-    return [("int8", "CPU", refusal, "every Q/DQ computed as it stands, by oneDNN: as paddle, sooner")]
+    return [("int8", "CPU", refusal, "every Q/DQ op computed as written, by oneDNN: the results of paddle, sooner")]
 
 
 def _paddle_trt_rows(here: Machine) -> list[Row]:

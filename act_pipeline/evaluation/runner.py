@@ -11,6 +11,7 @@ import numpy as np
 
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.progress import Progress
 from act_pipeline.data.annotations import distinct_names
 from act_pipeline.engines.interface import Engine
 from act_pipeline.evaluation.batches import BatchRun, Detector, latency_percentiles, run_batches, run_in_parallel
@@ -137,14 +138,12 @@ def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Eval
 def _batches(
     loader: Iterable[Mapping[str, np.ndarray]], limit: int | None, batch_size: int, progress: bool
 ) -> Iterator[Mapping[str, np.ndarray]]:
-    from tqdm import tqdm
-
     total = len(loader) if isinstance(loader, Sized) else None
     if limit is not None:
         wanted = -(-limit // batch_size)
         total = wanted if total is None else min(total, wanted)
     left = limit
-    with tqdm(total=total, desc="evaluate", unit="batch", disable=not progress, leave=False) as bar:
+    with Progress("evaluate", "batch", total, shown=progress) as bar:
         for batch in loader:
             if left is not None:
                 if left <= 0:

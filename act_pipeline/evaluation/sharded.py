@@ -15,6 +15,7 @@ from act_pipeline.core.artifacts import InferenceModel, OnnxModel, location
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.process_pool import Work, run_work
+from act_pipeline.core.progress import Progress
 from act_pipeline.data.dataset import Dataset, ImageRecord
 from act_pipeline.data.loader import Loader
 from act_pipeline.data.reader import Reader
@@ -239,18 +240,16 @@ def _run(
     progress: bool,
 ) -> tuple[list[BatchRun], int]:
     """Return the results of all batches in order, and how many processes took part."""
-    from tqdm import tqdm
-
     done: dict[tuple[int, ...], BatchRun] = {}
     workers: set[str] = set()
-    with tqdm(desc="evaluate", unit="image", disable=not progress, leave=False) as bar:
+    with Progress("evaluate", "image", shown=progress) as bar:
         while True:
             batches = _batches(dataset, limit, batch_size)
             missing = [batch for batch in batches if _ids(batch) not in done]
             if not missing:
                 return [done[_ids(batch)] for batch in batches], len(workers)
             units = list(_units(missing, batch_size, shards or 1))
-            bar.total = bar.n + sum(map(len, units))
+            bar.total = bar.done + sum(map(len, units))
             skipped = len(dataset.skipped)
             with contextlib.closing(run_work(work, units, executor, shards, ray_address)) as results:
                 for result in results:

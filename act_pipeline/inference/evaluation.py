@@ -58,7 +58,7 @@ def evaluate_sharded(
         *_score_lines(evaluation),
         *said,
         f"{evaluation.images_per_second:.2f} images/s in {sharded.shards} processes, {sharded.wall_seconds:.1f} s with "
-        "their start; for latencies, run one engine alone",
+        "their start; for latencies, run in one process",
     ]
     record = evaluation.as_record(engine, model, reader, **sharded.more, **compared)
     return finished(request, InferenceOutcome(lines=lines, evaluation=evaluation, record=record))

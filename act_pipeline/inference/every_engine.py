@@ -42,7 +42,7 @@ def run_in_every_engine(request: InferenceRequest, say: Callable[[str], None], r
     quantized = inspect_artifact(model).quantized
     source = float_source(model) if quantized else model
     if source is None:
-        say(f"the float model that {model.directory} was made from is not where it was: INT8 alone is measured")
+        say(f"the float model that {model.directory} was made from is no longer there: only INT8 is measured")
     return run_benchmark(
         BenchmarkRequest(
             model_path=str(source.directory) if source else None,

@@ -1,6 +1,6 @@
 """Time a training by stock PaddleSlim and by this package side by side: seconds by stage, and the ratio of the totals.
 
-With --peer nncf, instead: NNCF's post-training quantization beside this package's `ptq` and `auto`.
+With --peer nncf, instead: NNCF's post-training quantization compared with this package's `ptq` and `auto`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from act_pipeline.cli.flags import add_config, add_opt
+from act_pipeline.cli.flags import add_opt
 from act_pipeline.core.defaults import CONFIGS
 from act_pipeline.core.errors import UserError
 
@@ -37,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=_PEER_HELP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    add_config(
-        parser,
-        CONFIGS / "sample_qat_dis.yml",
-        "a config with Distillation, QuantAware and TrainConfig",
+    parser.add_argument(
+        "-c",
+        "--config",
+        default=str(CONFIGS / "sample_qat_dis.yml"),
+        help="a config with Distillation, QuantAware and TrainConfig; default: %(default)s",
     )
     add_opt(parser, "set keys of the config: Global.model_dir=output/my_rtdetr")
     parser.add_argument("--train_iter", type=int, default=50, help="iterations of training; default: %(default)s")
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--eval_images", type=int, default=50, help="images of each evaluation; 0: all; default: %(default)s"
     )
     parser.add_argument("--only", choices=["stock", "ours"], help="one of the two; default: both, stock first")
-    parser.add_argument("--peer", choices=["nncf"], help="NNCF beside ptq and auto, instead of the training; see below")
+    parser.add_argument("--peer", choices=["nncf"], help="compare NNCF with ptq and auto instead; see below")
     parser.add_argument("--no_map", action="store_true", help="with --peer: do not evaluate the models in OpenVINO")
     parser.add_argument("--json", metavar="FILE", help="write the record there")
     arguments = parser.parse_args(argv)

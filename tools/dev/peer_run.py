@@ -4,7 +4,7 @@ Three sides: `nncf` (``nncf.quantize`` with the transformer's settings, on the m
 OpenVINO), `ptq` (calibration by the config's ``QuantPost``) and `auto` (the cheapest strategy that keeps the mAP of
 ``Strategy.max_drop``). Each has a process of its own, one after the other, with a cache and a copy of the float model
 of
-its own: neither the model's evaluation nor the ONNX file that lies beside it is there yet. `nncf` evaluates nothing, so
+its own: neither the model's evaluation nor the ONNX file of a model exists yet. `nncf` evaluates nothing, so
 there is a ratio without the evaluations of the others. When a side's clock has stopped, its model is evaluated in
 OpenVINO.
 """
@@ -202,7 +202,7 @@ def run_compress(config: Config, reader: Reader, work: Path, clock: Clock) -> tu
 
 
 def own_copy(model: InferenceModel, directory: Path) -> InferenceModel:
-    """Copy a model without what lies in folders beside it: the ONNX file that another side, or another run, lowered."""
+    """Copy a model without its subfolders: the ONNX file that another side, or another run, exported."""
     directory.mkdir(parents=True)
     for path in model.directory.iterdir():
         if path.is_file():

@@ -343,7 +343,7 @@ def train(
 
     Args:
         model_yaml: a model YAML in PaddleDetection's form.
-        output: the ``.pdparams`` to write; what is needed to go on lies beside it, as ``.state.pt``, until the end.
+        output: the ``.pdparams`` to write; the state needed to resume is next to it, as ``.state.pt``, until the end.
         settings: how to train.
         resume: go on from that state.
 

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-c", "--config", default=str(CONFIGS / "rtdetr" / "rtdetr_sample.yml"))
     parser.add_argument("--output", default="output/sample/rtdetr_sample.pdparams", help="default: %(default)s")
-    parser.add_argument("--resume", action="store_true", help="go on from the state beside --output")
+    parser.add_argument("--resume", action="store_true", help="resume from the state next to --output")
     for name in ("iters", "batch_size", "lr", "warmup", "seed", "eval_every", "eval_scenes", "threads"):
         value = getattr(default, name)
         parser.add_argument(f"--{name}", type=type(value), default=value, help="default: %(default)s")

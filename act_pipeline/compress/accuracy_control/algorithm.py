@@ -26,6 +26,7 @@ from act_pipeline.compress.accuracy_control.revert import (
 )
 from act_pipeline.compress.job import Candidate, Job
 from act_pipeline.compress.plan.op_inventory import inventory_of
+from act_pipeline.core.progress import each
 from act_pipeline.evaluation.act_json import FloatOp
 
 # Number of top-ranked ops that are tried before a step, and number of images that they are compared on.
@@ -96,8 +97,6 @@ class _AccuracyControl:
 
     def _next(self, size: int) -> list[str]:
         """Return the names of the next ``size`` ops to revert."""
-        from tqdm import tqdm
-
         shortlist = self.ranker.foremost(max(_SHORTLIST, size))
         if len(shortlist) <= size:
             return shortlist
@@ -105,7 +104,7 @@ class _AccuracyControl:
             return shortlist[:size]
         reverted = [op.output for op in self.reverted]
         changes = []
-        for name in tqdm(shortlist, desc="revert to float", unit="op", disable=not self.job.progress, leave=False):
+        for name in each(shortlist, "revert to float", "op", shown=self.job.progress):
             with tempfile.TemporaryDirectory(dir=self.job.work) as folder:
                 target = Path(folder, "tried")
                 tried = revert_to_float(self.candidate.model, [*reverted, name], target, self.candidate.source)
@@ -116,7 +115,7 @@ class _AccuracyControl:
         """Return the candidate with ``chosen`` and all previously reverted ops in float, evaluated and recorded."""
         job, candidate = self.job, self.candidate
         names = [*(op.output for op in self.reverted), *chosen]
-        selection = candidate.selection.revert_to_float(names, f"given back for max_drop {job.max_drop}")
+        selection = candidate.selection.revert_to_float(names, f"reverted to float for max_drop {job.max_drop}")
         model = revert_to_float(candidate.model, names, job.folder("mixed"), candidate.source)
         inventory = inventory_of(model, job.config.op_types, job.config.op_section, selection)
         made = Candidate(
@@ -128,7 +127,7 @@ class _AccuracyControl:
             inventory,
             candidate.details,
             {"give_back": time.perf_counter() - self.clock},
-            note=f"{len(names)} ops given back to float",
+            note=f"{len(names)} ops reverted to float",
         )
         job.add(made)
         self.clock = time.perf_counter()

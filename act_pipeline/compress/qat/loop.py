@@ -22,6 +22,7 @@ from act_pipeline.compress.qat.training import Training
 from act_pipeline.compress.qat.unfolded_weights import weight_ends
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import Interrupted, UserError
+from act_pipeline.core.progress import Progress
 from act_pipeline.execution import cpu_kernels
 from act_pipeline.execution.finite_checks import LOWER_RATE, Diverged
 from act_pipeline.execution.prefetcher import Prefetcher
@@ -105,8 +106,6 @@ class TrainingLoop:
             UserError: the reader yields no batch, or another rank failed.
             Interrupted: the process received a signal; the checkpoint has been written.
         """
-        from tqdm import tqdm
-
         setup, training, total = self.setup, self.training, self._total
         batches = Prefetcher(
             self._endless_batches(), self._taught, lambda: setup.batches.position, in_advance=cpu_kernels.on_cpu()
@@ -114,9 +113,7 @@ class TrainingLoop:
         with (
             cpu_kernels.op_after_op(),
             what_there_is_stays(),
-            tqdm(
-                total=total, initial=training.iterations, desc="train", unit="iter", disable=not setup.progress
-            ) as bar,
+            Progress("train", "iteration", total, done=training.iterations, shown=setup.progress, stays=True) as bar,
         ):
             try:
                 while True:
@@ -130,8 +127,7 @@ class TrainingLoop:
                     with setup.interruption.held(), setup.ranks.stepping(), cores:
                         self._step(data)
                         self._checkpoint.note_step(position)
-                    bar.update()
-                    bar.set_postfix(self._shown())
+                    bar.update(1, **self._shown())
             except Interrupted:
                 with setup.interruption.ignored():
                     self._checkpoint.save()

@@ -340,7 +340,7 @@ class Follower(Ranks):
         """
         message = self._inbox.get()
         if message is None:
-            raise UserError(f"rank 0 {_SILENT}; its log says more, and --resume goes on from its last checkpoint")
+            raise UserError(f"rank 0 {_SILENT}; its log says more, and --resume continues from its last checkpoint")
         if message["kind"] == "end":
             raise _Ended(message["code"])
         return message

@@ -93,7 +93,7 @@ class Checkpoints:
                 _say(f"there is no checkpoint in {self.directory}: starting from the beginning")
             return
         if not resume:
-            _say(f"{self.directory} holds an unfinished run, which this one will replace; --resume goes on with it")
+            _say(f"{self.directory} holds an unfinished run, which this one will replace; --resume continues it")
             return
         self.resumed = self._load()
         try:
@@ -104,7 +104,7 @@ class Checkpoints:
                 self._best = [int(iteration), float(score)]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self.damaged(error) from None
-        _say(f"going on from iteration {self._iteration} ({self.directory})")
+        _say(f"resuming from iteration {self._iteration} ({self.directory})")
 
     def _load(self) -> Snapshot:
         path = self.directory / _RECORD
@@ -175,7 +175,7 @@ class Checkpoints:
         """Return how to resume the run, for a message."""
         if self._iteration is None:
             return "no iteration is saved yet: start it again"
-        return f"saved up to iteration {self._iteration}: the same command with --resume goes on from there"
+        return f"saved up to iteration {self._iteration}: the same command with --resume continues from there"
 
     def best(self) -> str:
         """Return the location of the best INT8 model, for a message; empty if there is none."""
