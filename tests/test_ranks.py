@@ -18,7 +18,7 @@ import pytest
 import tiny_training
 
 from act_pipeline.compress.qat.distributed.averaging import average
-from act_pipeline.compress.qat.distributed.ranks import Leader
+from act_pipeline.compress.qat.distributed.leader import Leader
 from act_pipeline.core.errors import UserError
 from act_pipeline.data.loader import Loader
 from act_pipeline.graph.static_graph import static_mode

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compress(arguments: argparse.Namespace, ranks: Ranks) -> int:
     from act_pipeline.compress import compress
-    from act_pipeline.compress.qat.distributed.follower import follow
+    from act_pipeline.compress.qat.distributed.remote_training import follow
     from act_pipeline.config import load_config
     from act_pipeline.core.tables import compression_table
 

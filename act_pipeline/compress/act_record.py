@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from act_pipeline.compress.job import Candidate, Job
+from act_pipeline.compress.candidates import Candidate
+from act_pipeline.compress.job import Job
 from act_pipeline.compress.outcome import Measured
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.evaluation import NOT_COMPARED, Evaluation
@@ -32,11 +33,11 @@ def compression_record(
     return {
         "strategy": job.config.strategy.name,
         "chosen": chosen.name,
-        "max_drop": job.max_drop,
+        "max_drop": job.tried.max_drop,
         "fp32": _figures(job.fp32, model.bytes),
         "int8": _figures(chosen.evaluation, chosen.bytes),
-        "confidence": job.config.strategy.confidence if job.max_drop is not None else None,
-        "map_drop": job.drop(chosen) if chosen.evaluation else None,
+        "confidence": job.config.strategy.confidence if job.tried.max_drop is not None else None,
+        "map_drop": job.tried.drop(chosen) if chosen.evaluation else None,
         **_compared(job, chosen),
         "bytes_ratio": chosen.bytes / model.bytes,
         "seconds": {name: round(value, 2) for name, value in stages.items()},
@@ -81,8 +82,8 @@ def _figures(evaluation: Optional[Evaluation], size: int) -> dict[str, Any]:
 
 
 def _compared(job: Job, candidate: Candidate) -> dict[str, Any]:
-    found = job.compare(candidate)
-    return dict(NOT_COMPARED) if found is None else found.as_record(job.max_drop)
+    found = job.tried.compare(candidate)
+    return dict(NOT_COMPARED) if found is None else found.as_record(job.tried.max_drop)
 
 
 def _step(job: Job, candidate: Candidate, chosen: bool) -> dict[str, Any]:
@@ -96,12 +97,12 @@ def _step(job: Job, candidate: Candidate, chosen: bool) -> dict[str, Any]:
             for name, value in _figures(candidate.evaluation, candidate.bytes).items()
             if name != "per_class"
         },
-        "map_drop": job.drop(candidate) if candidate.evaluation else None,
+        "map_drop": job.tried.drop(candidate) if candidate.evaluation else None,
         **_compared(job, candidate),
         "quantized": sum(inventory.quantized.values()),
         "kept": len(inventory.kept),
         "weight_only": len(inventory.weight_only),
         "seconds": round(sum(candidate.seconds.values()), 2),
-        "meets_max_drop": job.meets(candidate),
+        "meets_max_drop": job.tried.meets(candidate),
         "chosen": chosen,
     }

@@ -6,7 +6,8 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from act_pipeline.compress.job import Candidate, Job, timed
+from act_pipeline.compress.candidates import Candidate
+from act_pipeline.compress.job import Job, timed
 from act_pipeline.compress.judge import REFERENCE, Judge
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.command_names import name_commands
@@ -71,7 +72,7 @@ def _reference(job: Job, chosen: Candidate) -> Optional[dict[str, Any]]:
         _logger.warning("%s cannot run the INT8 model: %s", REFERENCE, error)
         return None
     assert chosen.evaluation is not None
-    difference = compare_on_some(chosen.evaluation, found, job.truth)
+    difference = compare_on_some(chosen.evaluation, found, job.tried.truth)
     record = {"engine": REFERENCE, "images": found.images, "map": found.map}
     if difference is None:
         return record

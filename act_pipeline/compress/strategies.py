@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,15 +17,18 @@ from act_pipeline.calibration.feeds import feeds_of, training_reader
 from act_pipeline.calibration.images import calibration_batches
 from act_pipeline.compress.accuracy_control.algorithm import control_accuracy
 from act_pipeline.compress.accuracy_control.revert import rescaled, revert_to_float
-from act_pipeline.compress.job import Candidate, Job, timed
+from act_pipeline.compress.candidates import Candidate
+from act_pipeline.compress.job import Job, timed
 from act_pipeline.compress.plan.op_inventory import inventory_of
 from act_pipeline.compress.plan.op_selection import Selection
-from act_pipeline.compress.ptq.quantizer import PostTraining
+from act_pipeline.compress.ptq.quantizer import Calibration, PostTraining
 from act_pipeline.compress.qat.detection_loss import unaligned_rows
-from act_pipeline.compress.qat.distributed.follower import call_followers
+from act_pipeline.compress.qat.distributed.remote_training import call_followers
 from act_pipeline.compress.qat.int8_snapshots import Scorer
 from act_pipeline.compress.qat.trainer import train
+from act_pipeline.compress.qat.training import Training
 from act_pipeline.compress.smooth_quant.algorithm import smooth_model
+from act_pipeline.config import QuantPost
 from act_pipeline.config.sections import CalibrationAlgorithm, WeightedOp
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.data.model_fit import told
@@ -50,13 +54,13 @@ def ptq(job: Job) -> Candidate:
     Returns:
         The candidate to save: within ``max_drop``, or the best one.
     """
-    return _lifted(job, _calibrated(job, job.model, job.selection, "ptq"))
+    return _within_max_drop(job, _calibrated(job, job.model, job.selection, "ptq"))
 
 
 def smooth_quant(job: Job) -> Candidate:
     """Move outliers of activations into weights, then proceed as :func:`ptq`, with the same argument and result."""
     smoothed, selection, found = _smoothed(job)
-    return _lifted(job, _calibrated(job, smoothed, selection, "smooth_quant", record=found))
+    return _within_max_drop(job, _calibrated(job, smoothed, selection, "smooth_quant", record=found))
 
 
 def qat_dis(job: Job) -> Candidate:
@@ -64,7 +68,7 @@ def qat_dis(job: Job) -> Candidate:
 
     Args and result are those of :func:`ptq`.
     """
-    return _lifted(job, _trained(job))
+    return _within_max_drop(job, _trained(job))
 
 
 def auto(job: Job) -> Candidate:
@@ -76,24 +80,24 @@ def auto(job: Job) -> Candidate:
     Args and result are those of :func:`ptq`.
     """
     candidate = _calibrated(job, job.model, job.selection, "ptq", choose=True)
-    if job.meets(candidate):
+    if job.tried.meets(candidate):
         return candidate
     smoothed, selection, found = _smoothed(job)
     if found["smooth_quant"]["smoothed"]:
         smooth = _calibrated(job, smoothed, selection, "smooth_quant", choose=True, record=found)
-        if job.meets(smooth):
+        if job.tried.meets(smooth):
             return smooth
-        if job.drop(candidate) - job.drop(smooth) > _SMOOTHING_GAIN * job.drop(candidate):
+        if job.tried.drop(candidate) - job.tried.drop(smooth) > _SMOOTHING_GAIN * job.tried.drop(candidate):
             candidate = smooth
     mixed = control_accuracy(job, candidate, int(_MIXED_SHARE * len(candidate.selection.ops)))
-    if job.meets(mixed):
+    if job.tried.meets(mixed):
         return mixed
     if job.config.trains:
         trained = _trained(job, candidate)
-        if job.meets(trained):
+        if job.tried.meets(trained):
             return trained
         candidate = max(candidate, trained, key=lambda found: found.map)
-    return _lifted(job, candidate)
+    return _within_max_drop(job, candidate)
 
 
 STRATEGIES: dict[str, Callable[[Job], Candidate]] = {
@@ -104,11 +108,12 @@ STRATEGIES: dict[str, Callable[[Job], Candidate]] = {
 }
 
 
-def _lifted(job: Job, candidate: Candidate) -> Candidate:
-    if job.meets(candidate):
+def _within_max_drop(job: Job, candidate: Candidate) -> Candidate:
+    """Return a candidate, with ops reverted to float if it exceeds ``max_drop``; the best one if that fails."""
+    if job.tried.meets(candidate):
         return candidate
     found = control_accuracy(job, candidate)
-    return found if job.meets(found) else job.best()
+    return found if job.tried.meets(found) else job.tried.best()
 
 
 def _calibrated(
@@ -116,6 +121,7 @@ def _calibrated(
     model: InferenceModel,
     selection: Selection,
     strategy: str,
+    *,
     choose: bool = False,
     record: dict[str, Any] | None = None,
 ) -> Candidate:
@@ -141,18 +147,10 @@ def _calibrated(
             algo = min(compared, key=compared.__getitem__)
     calibration = post.write(job.folder(strategy), algo)
     seconds.update(calibration.seconds)
-    described = {
-        "algo": algo,
-        "hist_percent": settings.hist_percent if algo == "hist" else None,
-        "images": calibration.images,
-        "images_asked": settings.images,
-        "seed": settings.seed,
-        "bias_correction": settings.bias_correction,
-        "corrected_biases": calibration.corrected_biases,
-        "zero_tensors": calibration.zero_tensors,
-        **({"compared": compared, "compared_images": len(job.held_out)} if compared else {}),
-    }
-    return job.add(
+    described = _calibration_record(settings, algo, calibration)
+    if compared:
+        described.update(compared=compared, compared_images=len(job.held_out.feeds))
+    return job.tried.add(
         Candidate(
             f"{strategy}:{algo}",
             strategy,
@@ -166,8 +164,22 @@ def _calibrated(
     )
 
 
+def _calibration_record(settings: QuantPost, algo: CalibrationAlgorithm, calibration: Calibration) -> dict[str, Any]:
+    """Return the entry ``calibration`` of ``act.json``."""
+    return {
+        "algo": algo,
+        "hist_percent": settings.hist_percent if algo == "hist" else None,
+        "images": calibration.images,
+        "images_asked": settings.images,
+        "seed": settings.seed,
+        "bias_correction": settings.bias_correction,
+        "corrected_biases": calibration.corrected_biases,
+        "zero_tensors": calibration.zero_tensors,
+    }
+
+
 def _compare(job: Job, post: PostTraining) -> dict[CalibrationAlgorithm, float]:
-    """Return algorithm -> the change of the detections on the held-out training images, see :meth:`Job.change`."""
+    """Return algorithm -> the change of the detections on the held-out training images, see :meth:`HeldOut.change`."""
     from tqdm import tqdm
 
     found: dict[CalibrationAlgorithm, float] = {}
@@ -177,7 +189,7 @@ def _compare(job: Job, post: PostTraining) -> dict[CalibrationAlgorithm, float]:
         for algo in bar:
             thresholds = post.thresholds(algo)
             with tempfile.TemporaryDirectory(dir=folder) as other:
-                found[algo] = job.change(rescaled(written, thresholds, Path(other)))
+                found[algo] = job.held_out.change(rescaled(written, thresholds, Path(other)))
     shutil.rmtree(folder)
     return found
 
@@ -211,6 +223,56 @@ def _smoothed(job: Job) -> tuple[InferenceModel, Selection, dict[str, Any]]:
     return smoothed.model, selection, {"smooth_quant": record}
 
 
+def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
+    """Return a candidate by training.
+
+    Args:
+        job: the compression.
+        start_from: the candidate whose scales and biases the training starts from; None: a short calibration, or
+            PaddleSlim's start if nothing is evaluated.
+    """
+    seconds: dict[str, float] = {}
+    start = _training_start(job, start_from, seconds)
+    note = unaligned_rows(job.config, job.model)
+    told([note] if note else [])
+    with timed(seconds, "train"):
+        training = _train(job, start.model)
+    seconds["train"] += training.earlier_seconds
+    if training.stopped:
+        told([f"the training ended after {training.iterations} iterations: {training.stopped}"])
+    model = training.model
+    if job.selection.weight_only:
+        model = revert_to_float(model, job.selection.weight_only, job.folder("weight_only"))
+    inventory = inventory_of(model, job.config.op_types, job.config.op_section, job.selection)
+    record = {"training": _training_record(job, training, start)}
+    return job.tried.add(Candidate("qat_dis", "qat_dis", model, None, job.selection, inventory, record, seconds))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What the scales and biases of a training start from.
+
+    Attributes:
+        name: for ``act.json``; None: PaddleSlim's start.
+        model: the INT8 model; None: PaddleSlim's start, or the checkpoint has the scales.
+    """
+
+    name: str | None
+    model: InferenceModel | None
+
+
+def _training_start(job: Job, start_from: Candidate | None, seconds: dict[str, float]) -> _Start:
+    if start_from is not None:
+        return _Start(start_from.name, start_from.model)
+    if job.fp32 is None:
+        return _Start(None, None)
+    name = f"ptq:avg, {_SCALE_IMAGES} images"
+    if job.checkpoints.resumed is not None:
+        return _Start(name, None)
+    with timed(seconds, "calibrate"):
+        return _Start(name, _calibrated_start(job))
+
+
 def _calibrated_start(job: Job) -> InferenceModel:
     """Return an INT8 model calibrated on a few images, whose scales and biases the training starts from."""
     types = [_WEIGHTED[name] for name in job.config.training.quant_aware.quantize_op_types if name in _WEIGHTED]
@@ -222,66 +284,41 @@ def _calibrated_start(job: Job) -> InferenceModel:
     return PostTraining(job.model, config, batches, job.device, job.selection).write(job.folder("start"), "avg").model
 
 
-def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
-    """Return a candidate by training.
-
-    Args:
-        job: the compression.
-        start_from: the candidate whose scales and biases the training starts from; None: a short calibration, or
-            PaddleSlim's start if nothing is evaluated.
-    """
-    config = job.config
-    seconds: dict[str, float] = {}
+def _train(job: Job, start: InferenceModel | None) -> Training:
+    """Train on all ranks, and score INT8 models if the float model was evaluated."""
+    config, fp32 = job.config, job.fp32
     loader = job.ranks.shard(training_reader(config, job.reader).loader("train"))
     scorer = Scorer(
-        lambda model: 1 - job.change(model),
+        lambda model: 1 - job.held_out.change(model),
         lambda model: job.judge.evaluate(model, "int8", job.reader, job.progress).map,
         job.judge.survives_nan,
     )
-    start, started_from = None, None
-    if start_from is not None:
-        start, started_from = start_from.model, start_from.name
-    elif job.fp32 is not None:
-        started_from = f"ptq:avg, {_SCALE_IMAGES} images"
-        if job.checkpoints.resumed is None:  # a resumed training takes its scales from the checkpoint
-            with timed(seconds, "calibrate"):
-                start = _calibrated_start(job)
-    note = unaligned_rows(config, job.model)
-    told([note] if note else [])
-    with timed(seconds, "train"):
-        call_followers(job.ranks, job.model)
-        training = train(
-            job.model,
-            config,
-            loader,
-            len(loader),
-            scorer if job.fp32 is not None else None,
-            job.folder("qat_dis"),
-            device=job.device,
-            origin_metric=job.fp32.map if job.fp32 and config.training.train_config.origin_metric is not None else None,
-            progress=job.progress,
-            checkpoints=job.checkpoints,
-            interruption=job.interruption,
-            start=start,
-            ranks=job.ranks,
-        )
-    seconds["train"] += training.earlier_seconds
-    if training.stopped:
-        told([f"the training ended after {training.iterations} iterations: {training.stopped}"])
-    record = {
+    call_followers(job.ranks, job.model)
+    return train(
+        job.model,
+        config,
+        loader,
+        scorer if fp32 is not None else None,
+        job.folder("qat_dis"),
+        device=job.device,
+        origin_metric=fp32.map if fp32 and config.training.train_config.origin_metric is not None else None,
+        progress=job.progress,
+        checkpoints=job.checkpoints,
+        interruption=job.interruption,
+        start=start,
+        ranks=job.ranks,
+    )
+
+
+def _training_record(job: Job, training: Training, start: _Start) -> dict[str, Any]:
+    """Return the entry ``training`` of ``act.json``."""
+    return {
         "iterations": training.iterations,
         "evaluations": [
             {"iteration": iteration, "agreement": agreement} for iteration, agreement in training.evaluations
         ],
         "loss": [round(loss, 6) for _, loss in training.losses],
         "stopped": training.stopped,
-        "scales_from": started_from,
-        "held_out_images": len(job.held_out) if job.fp32 is not None else 0,
+        "scales_from": start.name,
+        "held_out_images": len(job.held_out.feeds) if job.fp32 is not None else 0,
     }
-    model = training.model
-    if job.selection.weight_only:
-        model = revert_to_float(model, job.selection.weight_only, job.folder("weight_only"))
-    inventory = inventory_of(model, config.op_types, config.op_section, job.selection)
-    return job.add(
-        Candidate("qat_dis", "qat_dis", model, None, job.selection, inventory, {"training": record}, seconds)
-    )

@@ -120,8 +120,8 @@ def run_ours(config: Config, reader: Reader, work: Path, clock: Clock) -> dict[s
     """Run :func:`act_pipeline.compress.compress`; what it does beyond stock counts, such as the float model's mAP."""
     from act_pipeline.compress import pipeline
     from act_pipeline.compress.judge import Judge
-    from act_pipeline.compress.paddleslim import int8_program
-    from act_pipeline.compress.qat import loop, trainer
+    from act_pipeline.compress.ptq import quantizer
+    from act_pipeline.compress.qat import int8_snapshots, loop, trainer
 
     def timed(stage: str, function: Any) -> Any:
         def run(*args: Any, **options: Any) -> Any:
@@ -151,9 +151,10 @@ def run_ours(config: Config, reader: Reader, work: Path, clock: Clock) -> dict[s
         (pipeline, "_prepare", timed("prepare", pipeline._prepare)),
         (Judge, "evaluate_float", timed("evaluate", Judge.evaluate_float)),
         (Judge, "detect", timed("evaluate", Judge.detect)),
-        (pipeline, "_write", timed("save", pipeline._write)),
+        (pipeline, "write_result", timed("save", pipeline.write_result)),
         (pipeline.Reader, "load", lambda *args, **options: reader),
-        (int8_program, "save_int8", timed("save", int8_program.save_int8)),
+        (quantizer, "save_int8", timed("save", quantizer.save_int8)),
+        (int8_snapshots, "save_int8", timed("save", int8_snapshots.save_int8)),
     )
     for target, name, replacement in patches:
         patch = mock.patch.object(target, name, replacement)

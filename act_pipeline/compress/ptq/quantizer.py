@@ -24,7 +24,8 @@ from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, Observer
 from act_pipeline.calibration.feeds import feeds_of
 from act_pipeline.calibration.thresholds import threshold
 from act_pipeline.compress.accuracy_control.revert import revert_to_float
-from act_pipeline.compress.paddleslim import int8_program
+from act_pipeline.compress.paddleslim import qdq_program
+from act_pipeline.compress.paddleslim.int8_program import save_int8
 from act_pipeline.compress.plan.op_inventory import OpInventory, inventory_of
 from act_pipeline.compress.plan.op_selection import Selection, skip_patterns
 from act_pipeline.compress.ptq.bias_correction import correct_biases, find_biases
@@ -172,7 +173,7 @@ def gather(
         UserError: as :class:`PostTraining`.
     """
     settings, graph = config.quant_post, inserted.graph
-    names = int8_program.quantized_tensors(inserted.program)
+    names = qdq_program.quantized_tensors(inserted.program)
     if not names:
         raise UserError(
             f"{config.path}: {model.directory} has no op of QuantPost.quantize_op_types "
@@ -189,7 +190,7 @@ def gather(
         if bias.source in observers and bias.source not in means:
             means[bias.source] = ChannelMean(bias.channel_axis)
             observers[bias.source].append(means[bias.source])
-    observed = [name for name in int8_program.observed_tensors(inserted.program) if name not in activations]
+    observed = [name for name in qdq_program.observed_tensors(inserted.program) if name not in activations]
     ranges = {name: AbsMax(finite_only=True) for name in observed}
     with contextlib.closing(feeds()) as images:
         # All tensors are observed on the first images, so that a damaged tensor is found on the first one.
@@ -245,8 +246,8 @@ def write(
                 means,
                 settings.weight_quantize_type == "channel_wise_abs_max",
             )
-        int8_program.set_scales(inserted.program, graph, used)
-        saved, inventory = int8_program.save_int8(
+        qdq_program.set_scales(inserted.program, graph, used)
+        saved, inventory = save_int8(
             inserted.program,
             graph.scope,
             graph.executor.place,
@@ -285,7 +286,7 @@ def insert(model: InferenceModel, settings: QuantPost) -> Inserted:
     with quiet_upstream():
         graph = StaticGraph.load(model)
         graph.unwrap_outputs()
-        program = int8_program.insert_quantization(
+        program = qdq_program.insert_quantization(
             graph,
             {
                 "quantize_op_types": settings.quantize_op_types,

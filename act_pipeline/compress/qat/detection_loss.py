@@ -23,14 +23,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
+from act_pipeline.compress.paddleslim.prefixes import LOSS_PREFIX
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.graph.detection_tensors import DetectionTensors, find_detection_tensors
 
 DETECTION = "detection"
-# Prefix of all variables of the loss, which are not part of the model and need no observers.
-LOSS_PREFIX = "detection_loss/"
 _BOX_WEIGHT, _GIOU_WEIGHT = 5.0, 2.0
 _LEAST_WEIGHT = 0.02
 

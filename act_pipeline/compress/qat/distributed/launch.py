@@ -7,8 +7,10 @@ import secrets
 import socket
 from typing import Any
 
+from act_pipeline.compress.qat.distributed.follower import Follower
+from act_pipeline.compress.qat.distributed.leader import Leader
 from act_pipeline.compress.qat.distributed.messages import Link
-from act_pipeline.compress.qat.distributed.ranks import ALONE, Follower, Leader, Ranks
+from act_pipeline.compress.qat.distributed.ranks import ALONE, Ranks
 from act_pipeline.core.errors import UserError
 
 _KEY = "act_pipeline/leader"
