@@ -18,7 +18,8 @@ import work_fixtures
 from work_fixtures import Die, Refuse, Sleep, Times
 
 from act_pipeline.core.errors import EXIT_INTERRUPTED, UserError
-from act_pipeline.core.process_pool import Work, run_work
+from act_pipeline.core.process_pool import run_work
+from act_pipeline.core.work import Work
 
 SOON = 20  # seconds; a sleeping unit takes sixty
 

@@ -13,7 +13,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from act_pipeline.core.errors import UserError, run_command  # noqa: E402
-from act_pipeline.core.process_pool import Work, run_work  # noqa: E402
+from act_pipeline.core.process_pool import run_work  # noqa: E402
+from act_pipeline.core.work import Work  # noqa: E402
 
 
 class Session:
