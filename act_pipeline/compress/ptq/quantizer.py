@@ -34,6 +34,7 @@ from act_pipeline.config.sections import CalibrationAlgorithm
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.quiet import quiet_upstream
+from act_pipeline.graph.op_index import GraphIndex
 from act_pipeline.graph.static_graph import StaticGraph
 
 _logger = logging.getLogger(__name__)
@@ -303,14 +304,11 @@ def insert(model: InferenceModel, settings: QuantPost) -> Inserted:
 
 def _check_weights(inserted: Inserted, where: str) -> None:
     """Raise UserError for weights with NaN or infinite values, since a ReLU may hide the NaN from the observers."""
-    readers: dict[str, Any] = {}
-    for op in inserted.graph.program.global_block().ops:
-        for name in op.input_arg_names:
-            readers.setdefault(name, op)
+    readers = GraphIndex(inserted.graph.program.global_block().ops).readers
     for op in inserted.program.global_block().ops:
         name = op.input("X")[0] if op.type == "quantize_linear" else ""
         if inserted.graph.is_parameter(name) and not np.isfinite(inserted.graph.parameter(name)).all():
-            reader = readers[name]
+            reader = readers[name][0]
             raise UserError(
                 f"{where}: weight {name} of {reader.type} ({reader.output_arg_names[0]}) holds NaN or infinite values; "
                 "its training or its file is damaged: evaluate the float model, and export it again"
