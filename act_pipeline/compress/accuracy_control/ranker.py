@@ -13,7 +13,7 @@ from act_pipeline.analysis.sensitivity import BlockError, OpSensitivity, Sensiti
 from act_pipeline.compress.candidates import Candidate
 from act_pipeline.compress.job import Job
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.execution.cpu_kernels import all_cores
+from act_pipeline.execution.cpu_cores import all_cores
 from act_pipeline.graph.quantizable_ops import QuantizableOp
 
 RANK_IMAGES = 1

@@ -32,6 +32,7 @@ from act_pipeline.compress.qat.trainable_weights import trainable_weights
 from act_pipeline.compress.qat.training import Training
 from act_pipeline.compress.qat.unfolded_weights import unfold
 from act_pipeline.execution import cpu_kernels, finite_checks
+from act_pipeline.execution.cpu_cores import on_cpu
 from act_pipeline.execution.runners import Runner, make_runner
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class _ReplacedMethods(AutoCompression):
         if self.setup.ranks.world > 1:
             averaging.average(info, self.setup.ranks.world)
         fetches = [target.name for target in info.fetch_targets] + [finite_checks.watch_weights(info.program)]
-        trained = cpu_kernels.in_quick_kernels(info.program) if cpu_kernels.on_cpu() else None
+        trained = cpu_kernels.in_quick_kernels(info.program) if on_cpu() else None
         compiled = super()._compiled_program(info, strategy)
         self._runner = make_runner(trained or compiled.program, fetches, self._exe.place)
         return compiled

@@ -22,7 +22,7 @@ from act_pipeline.compress.qat.training import Training
 from act_pipeline.compress.qat.unfolded_weights import weight_ends
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import Interrupted, UserError
-from act_pipeline.execution import cpu_kernels
+from act_pipeline.execution import cpu_cores
 from act_pipeline.execution.finite_checks import LOWER_RATE, Diverged
 from act_pipeline.execution.prefetcher import Prefetcher
 from act_pipeline.graph.static_graph import what_there_is_stays
@@ -87,10 +87,10 @@ class TrainingLoop:
 
         setup, training, total = self.setup, self.training, self._schedule.iterations
         batches = Prefetcher(
-            self._endless_batches(), self._with_teacher, lambda: setup.batches.position, in_advance=cpu_kernels.on_cpu()
+            self._endless_batches(), self._with_teacher, lambda: setup.batches.position, in_advance=cpu_cores.on_cpu()
         )
         with (
-            cpu_kernels.op_after_op(),
+            cpu_cores.op_after_op(),
             what_there_is_stays(),
             tqdm(
                 total=total, initial=training.iterations, desc="train", unit="iter", disable=not setup.progress
@@ -104,7 +104,7 @@ class TrainingLoop:
                     data, position = batches.take(last=training.iterations + 1 == total)
                     position = setup.ranks.ready(position)
                     # In every step, since an evaluation in Paddle leaves the process with one thread.
-                    cores = cpu_kernels.all_cores(setup.ranks.on_this_host)
+                    cores = cpu_cores.all_cores(setup.ranks.on_this_host)
                     with setup.interruption.held(), setup.ranks.stepping(), cores:
                         self._step(data)
                         self._checkpoint.note_step(position)

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.compress.paddleslim.prefixes import TEACHER_PREFIX
-from act_pipeline.execution.cpu_kernels import all_cores, on_cpu, run_in_onednn
+from act_pipeline.execution.cpu_cores import all_cores, on_cpu
+from act_pipeline.execution.cpu_kernels import run_in_onednn
 from act_pipeline.execution.runners import Runner, make_runner
 from act_pipeline.graph.deformable_attention import attend_by_rows
 from act_pipeline.graph.program_desc import parsed
