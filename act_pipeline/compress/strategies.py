@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -54,13 +54,12 @@ def ptq(job: Job) -> Candidate:
     Returns:
         The candidate to save: within ``max_drop``, or the best one.
     """
-    return _within_max_drop(job, _calibrated(job, job.model, job.selection, "ptq"))
+    return _within_max_drop(job, _calibrated(job, _unchanged(job)))
 
 
 def smooth_quant(job: Job) -> Candidate:
     """Move outliers of activations into weights, then proceed as :func:`ptq`, with the same argument and result."""
-    smoothed, selection, found = _smoothed(job)
-    return _within_max_drop(job, _calibrated(job, smoothed, selection, "smooth_quant", record=found))
+    return _within_max_drop(job, _calibrated(job, _smoothed(job)))
 
 
 def qat_dis(job: Job) -> Candidate:
@@ -79,12 +78,12 @@ def auto(job: Job) -> Candidate:
 
     Args and result are those of :func:`ptq`.
     """
-    candidate = _calibrated(job, job.model, job.selection, "ptq", choose=True)
+    candidate = _calibrated(job, _unchanged(job), choose=True)
     if job.tried.meets(candidate):
         return candidate
-    smoothed, selection, found = _smoothed(job)
-    if found["smooth_quant"]["smoothed"]:
-        smooth = _calibrated(job, smoothed, selection, "smooth_quant", choose=True, record=found)
+    smoothed = _smoothed(job)
+    if smoothed.record["smoothed"]:
+        smooth = _calibrated(job, smoothed, choose=True)
         if job.tried.meets(smooth):
             return smooth
         if job.tried.drop(candidate) - job.tried.drop(smooth) > _SMOOTHING_GAIN * job.tried.drop(candidate):
@@ -116,49 +115,60 @@ def _within_max_drop(job: Job, candidate: Candidate) -> Candidate:
     return found if job.tried.meets(found) else job.tried.best()
 
 
-def _calibrated(
-    job: Job,
-    model: InferenceModel,
-    selection: Selection,
-    strategy: str,
-    *,
-    choose: bool = False,
-    record: dict[str, Any] | None = None,
-) -> Candidate:
-    """Return a candidate by calibration of ``model``.
+@dataclass(frozen=True)
+class _FloatModel:
+    """A float model to calibrate.
+
+    Attributes:
+        strategy: ``ptq`` or ``smooth_quant``.
+        model: the model, smoothed or not.
+        selection: the ops to quantize.
+        record: the entry ``smooth_quant`` of ``act.json``; empty: the model is not smoothed.
+    """
+
+    strategy: str
+    model: InferenceModel
+    selection: Selection
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def _unchanged(job: Job) -> _FloatModel:
+    return _FloatModel("ptq", job.model, job.selection)
+
+
+def _calibrated(job: Job, source: _FloatModel, *, choose: bool = False) -> Candidate:
+    """Return a candidate by calibration.
 
     Args:
         job: the compression.
-        model: the float model, smoothed or not.
-        selection: the ops to quantize.
-        strategy: ``ptq`` or ``smooth_quant``.
+        source: the float model.
         choose: use the algorithm that changes the detections least, instead of ``QuantPost.algo``.
-        record: further entries for ``act.json``.
     """
     settings = job.config.quant_post
     batches = calibration_batches(job.reader, settings, job.progress)
-    post = PostTraining(model, job.config, batches, job.device, selection)
-    seconds = {"smooth": record["smooth_quant"]["seconds"]} if record else {}
+    post = PostTraining(source.model, job.config, batches, job.device, source.selection)
+    seconds: dict[str, float] = {"smooth": source.record["seconds"]} if source.record else {}
     algo: CalibrationAlgorithm = settings.algo
     compared: dict[CalibrationAlgorithm, float] = {}
     if choose:
         with timed(seconds, "choose"):
             compared = _compare(job, post)
             algo = min(compared, key=compared.__getitem__)
-    calibration = post.write(job.folder(strategy), algo)
+    calibration = post.write(job.folder(source.strategy), algo)
     seconds.update(calibration.seconds)
     described = _calibration_record(settings, algo, calibration)
     if compared:
         described.update(compared=compared, compared_images=len(job.held_out.feeds))
+    record = {"calibration": described, **({"smooth_quant": source.record} if source.record else {})}
     return job.tried.add(
         Candidate(
-            f"{strategy}:{algo}",
-            strategy,
+            f"{source.strategy}:{algo}",
+            source.strategy,
             calibration.model,
-            model,
-            selection,
+            source.model,
+            source.selection,
             calibration.inventory,
-            {"calibration": described, **(record or {})},
+            record,
             seconds,
         )
     )
@@ -194,8 +204,8 @@ def _compare(job: Job, post: PostTraining) -> dict[CalibrationAlgorithm, float]:
     return found
 
 
-def _smoothed(job: Job) -> tuple[InferenceModel, Selection, dict[str, Any]]:
-    """Return the smoothed float model, the selection of its ops, and its entries for ``act.json``."""
+def _smoothed(job: Job) -> _FloatModel:
+    """Return the smoothed float model; it is unchanged if nothing was smoothed."""
     start = time.perf_counter()
     settings = job.config.quant_post
     smoothed = smooth_model(
@@ -220,7 +230,7 @@ def _smoothed(job: Job) -> tuple[InferenceModel, Selection, dict[str, Any]]:
     with contextlib.closing(StaticGraph.load(smoothed.model)) as graph:
         ops = quantizable_ops(graph, job.config.op_types)
     selection = dataclasses.replace(job.selection, ops=tuple(ops))
-    return smoothed.model, selection, {"smooth_quant": record}
+    return _FloatModel("smooth_quant", smoothed.model, selection, record)
 
 
 def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:

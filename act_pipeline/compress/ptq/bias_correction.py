@@ -74,7 +74,7 @@ def _bias_after(graph: StaticGraph, index: GraphIndex, op: Any) -> Optional[Bias
     if not convolution and (len(shape) != 2 or op.attr("trans_x")):
         return None
     output = op.output_arg_names[0]
-    readers = index.readers.get(output, ())
+    readers = index.readers.get(output, [])
     if [reader.type for reader in readers] != ["elementwise_add"] or readers[0].input("X")[0] != output:
         return None
     transposed = not convolution and bool(op.attr("trans_y"))

@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -185,19 +185,16 @@ def gather(
     readers = quantizable_tensors(graph, settings.quantize_op_types)
     feeds = feeds_of(config, model, batches)
     activations = {name: AbsHistogram(_SAMPLED_VALUES) for name in names}
-    observers: dict[str, list[Observer]] = {name: [histogram] for name, histogram in activations.items()}
-    means: dict[str, ChannelMean] = {}
-    for bias in find_biases(graph, settings.quantize_op_types) if settings.bias_correction else ():
-        if bias.source in observers and bias.source not in means:
-            means[bias.source] = ChannelMean(bias.channel_axis)
-            observers[bias.source].append(means[bias.source])
+    means = _channel_means(graph, settings, activations)
     observed = [name for name in qdq_program.observed_tensors(inserted.program) if name not in activations]
     ranges = {name: AbsMax(finite_only=True) for name in observed}
+    observers: dict[str, Sequence[Observer]] = {
+        name: [histogram, *([means[name]] if name in means else [])] for name, histogram in activations.items()
+    }
     with contextlib.closing(feeds()) as images:
         # All tensors are observed on the first images, so that a damaged tensor is found on the first one.
         few = islice(images, -(-_OBSERVED_IMAGES // settings.batch_size))
-        everything: dict[str, Sequence[Observer]] = {**observers}
-        everything.update((name, [observer]) for name, observer in ranges.items())
+        everything = {**observers, **{name: [observer] for name, observer in ranges.items()}}
         run = collect(model, everything, few, device, {**_producers(graph), **readers}, where)
         run += collect(model, observers, images, device, readers, where)
     zeros = [f"{name}, {readers[name]}" for name, seen in activations.items() if seen.abs_max == 0]
@@ -210,6 +207,15 @@ def gather(
             "; ".join(zeros[:_NAMED_TENSORS]) + " ..." * (len(zeros) > _NAMED_TENSORS),
         )
     return Statistics(run, activations, means, ranges)
+
+
+def _channel_means(graph: StaticGraph, settings: QuantPost, activations: Collection[str]) -> dict[str, ChannelMean]:
+    """Return the inputs of ops whose bias is corrected -> what measures the mean of each channel."""
+    if not settings.bias_correction:
+        return {}
+    biases = [bias for bias in find_biases(graph, settings.quantize_op_types) if bias.source in activations]
+    # The first bias of an activation decides on the axis of the channels.
+    return {bias.source: ChannelMean(bias.channel_axis) for bias in reversed(biases)}
 
 
 def write(
@@ -235,18 +241,8 @@ def write(
     # A tensor of zeros is exact at any scale. The threshold 1 is a guess for other values that may occur at inference.
     used = {name: value or 1.0 for name, value in thresholds.items()}
     used.update({name: observer.abs_max or 1.0 for name, observer in statistics.ranges.items()})
-    corrected = 0
     with quiet_upstream():
-        if settings.bias_correction:
-            biases = find_biases(graph, settings.quantize_op_types)
-            means = {name: observer.mean for name, observer in statistics.means.items()}
-            kept = selection.kept if selection else {}
-            corrected = correct_biases(
-                graph,
-                [bias for bias in biases if bias.source in means and bias.op not in kept],
-                means,
-                settings.weight_quantize_type == "channel_wise_abs_max",
-            )
+        corrected = _correct_biases(graph, settings, statistics, selection) if settings.bias_correction else 0
         qdq_program.set_scales(inserted.program, graph, used)
         saved, inventory = save_int8(
             inserted.program,
@@ -262,6 +258,18 @@ def write(
     graph.close()
     zeros = [name for name, value in thresholds.items() if value == 0]
     return Calibration(saved, inventory, statistics.images, thresholds, corrected, zeros)
+
+
+def _correct_biases(
+    graph: StaticGraph, settings: QuantPost, statistics: Statistics, selection: Selection | None
+) -> int:
+    """Correct the biases of the ops that are quantized; return their number."""
+    means = {name: observer.mean for name, observer in statistics.means.items()}
+    kept = selection.kept if selection else {}
+    biases = [
+        bias for bias in find_biases(graph, settings.quantize_op_types) if bias.source in means and bias.op not in kept
+    ]
+    return correct_biases(graph, biases, means, settings.weight_quantize_type == "channel_wise_abs_max")
 
 
 @dataclass
