@@ -47,6 +47,21 @@ class Die(Session):
         return unit
 
 
+class Fail(Session):
+    def __call__(self, unit: int) -> int:
+        raise ValueError(f"unit {unit} fails")
+
+
+class Unsendable(Session):
+    def __call__(self, unit: int) -> Any:
+        return lambda: unit
+
+
+class NoteClosing(Times):
+    def close(self) -> None:
+        Path(os.environ["WORK_FIXTURES"], f"{os.getpid()}.closed").touch()
+
+
 class Sleep(Session):
     def __call__(self, unit: int) -> int:
         """Leave a temporary folder and the process's number behind, and take a minute; unit 0 comes back at once."""
