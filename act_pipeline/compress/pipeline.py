@@ -96,10 +96,10 @@ def compress(
         return current
     if isinstance(ranks, Leader):
         ranks.agree(shared_identity(config, inputs.reader, inputs.device))
-    run = _Run(inputs, save_dir, ranks, progress)
-    with run.running(resume):
+    run = _Run(inputs, save_dir, ranks, _checkpoints(inputs, save_dir, ranks), progress)
+    with _running(run, resume=resume) as running:
         seconds: dict[str, float] = {}
-        job = _make_job(run, seconds)
+        job = _make_job(run, running, seconds)
         chosen = STRATEGIES[config.strategy.name](job)
         met = job.tried.meets(chosen)
         target = save_dir if met else below_dir
@@ -146,78 +146,93 @@ class _Inputs:
         return cls(config, model, reader, device, source_identity(config, model, reader, splits))
 
 
+@dataclass(frozen=True)
 class _Run:
-    """A run of a compression, from its first step to its end.
+    """A run of a compression.
 
     Attributes:
         inputs: the checked inputs.
+        save_dir: the folder for the result.
         ranks: the processes that train together.
-        progress: whether to show progress bars.
         checkpoints: the training checkpoints, next to ``save_dir``.
-        work: a temporary folder next to ``save_dir``; exists within :meth:`running`.
-        interruption: the handling of signals; set within :meth:`running`.
+        progress: whether to show progress bars.
     """
+
+    inputs: _Inputs
+    save_dir: Path
+    ranks: Ranks
+    checkpoints: Checkpoints
+    progress: bool
+
+    @property
+    def way_on(self) -> str:
+        """How to go on after an interruption, for a message."""
+        return "; ".join(part for part in (self.ranks.failure, self.checkpoints.way_on()) if part)
+
+
+def _checkpoints(inputs: _Inputs, save_dir: Path, ranks: Ranks) -> Checkpoints:
+    config = inputs.config
+    return Checkpoints(
+        save_dir,
+        {**training_identity(config, inputs.source, inputs.reader, inputs.device), **processes(ranks)},
+        config.train_config.snapshot_iter if config.train_config else None,
+        inputs.model.infer_cfg_path,
+    )
+
+
+@dataclass(frozen=True)
+class _Running:
+    """What exists while a run is in progress: a temporary folder next to ``save_dir``, and the signals' handling."""
 
     work: Path
     interruption: Interruption
 
-    def __init__(self, inputs: _Inputs, save_dir: Path, ranks: Ranks, progress: bool) -> None:
-        self.inputs, self.ranks, self.progress = inputs, ranks, progress
-        self._save_dir = save_dir
-        config = inputs.config
-        self.checkpoints = Checkpoints(
-            save_dir,
-            {**training_identity(config, inputs.source, inputs.reader, inputs.device), **processes(ranks)},
-            config.train_config.snapshot_iter if config.train_config else None,
-            inputs.model.infer_cfg_path,
-        )
 
-    @contextlib.contextmanager
-    def running(self, resume: bool) -> Iterator[None]:
-        """Hold what the run needs during the ``with`` block, and explain what ends it early.
+@contextlib.contextmanager
+def _running(run: _Run, *, resume: bool) -> Iterator[_Running]:
+    """Hold what a run needs from its first step to its end, and explain what ends it early.
 
-        Args:
-            resume: continue from the checkpoint.
-        """
-        inputs, save_dir = self.inputs, self._save_dir
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self.ranks.explained())
-            stack.enter_context(freed_memory_kept(inputs.device))
-            stack.enter_context(hold_lock(save_dir))
-            stack.enter_context(self.checkpoints.open(resume))
-            stack.enter_context(explained(self.checkpoints, inputs.reader.settings.reader.batch_size))
-            self.interruption = stack.enter_context(interruptible(self._when_interrupted))
-            stack.enter_context(self.ranks.leading())
-            save_dir.parent.mkdir(parents=True, exist_ok=True)
-            if save_dir.exists() and not save_dir.is_dir():
-                raise UserError(f"{save_dir} is a file, expected a folder to write to: choose another --save_dir")
-            hidden = tempfile.TemporaryDirectory(prefix=f".{save_dir.name}.", dir=save_dir.parent)
-            self.work = Path(stack.enter_context(hidden))
-            stack.enter_context(static_mode())
-            yield
-
-    def _when_interrupted(self) -> str:
-        return "; ".join(part for part in (self.ranks.failure, self.checkpoints.way_on()) if part)
+    Args:
+        run: the run.
+        resume: continue from the checkpoint.
+    """
+    save_dir = run.save_dir
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run.ranks.explained())
+        stack.enter_context(freed_memory_kept(run.inputs.device))
+        stack.enter_context(hold_lock(save_dir))
+        stack.enter_context(run.checkpoints.open(resume))
+        stack.enter_context(explained(run.checkpoints, run.inputs.reader.settings.reader.batch_size))
+        interruption = stack.enter_context(interruptible(lambda: run.way_on))
+        stack.enter_context(run.ranks.leading())
+        save_dir.parent.mkdir(parents=True, exist_ok=True)
+        if save_dir.exists() and not save_dir.is_dir():
+            raise UserError(f"{save_dir} is a file, expected a folder to write to: choose another --save_dir")
+        hidden = tempfile.TemporaryDirectory(prefix=f".{save_dir.name}.", dir=save_dir.parent)
+        work = Path(stack.enter_context(hidden))
+        stack.enter_context(static_mode())
+        yield _Running(work, interruption)
 
 
-def _make_job(run: _Run, seconds: dict[str, float]) -> Job:
+def _make_job(run: _Run, running: _Running, seconds: dict[str, float]) -> Job:
     """Prepare and evaluate the float model, and return what the strategies take.
 
     Args:
         run: the run.
+        running: its temporary folder and the handling of signals.
         seconds: the seconds of the stages are added to it.
     """
     inputs = run.inputs
     config, reader = inputs.config, inputs.reader
     with timed(seconds, "prepare"):
-        prepared, selection = _prepare(inputs.model, config, run.work / "float")
+        prepared, selection = _prepare(inputs.model, config, running.work / "float")
         check_outputs(config, prepared, reader)
         judge = choose_judge(config.strategy.engine, inputs.device, inputs.model)
     fp32, cached = None, False
     if config.global_.evaluation:
         with timed(seconds, "evaluate_fp32"):
             fp32, cached = _evaluate_float(inputs, judge, run.progress)
-    folder = run.work / "strategies"
+    folder = running.work / "strategies"
     folder.mkdir()
     return Job(
         config=config,
@@ -232,7 +247,7 @@ def _make_job(run: _Run, seconds: dict[str, float]) -> Job:
         device=inputs.device,
         progress=run.progress,
         checkpoints=run.checkpoints,
-        interruption=run.interruption,
+        interruption=running.interruption,
         fp32_cached=cached,
         ranks=run.ranks,
     )
