@@ -63,7 +63,7 @@ def _connect_gloo(ranks: Ranks) -> None:
             ranks.hear_all()  # the store has to run until all ranks have read the addresses
     else:
         assert isinstance(ranks, Follower)
-        place = ranks.receive()
+        place = ranks.receive().fields
         _start_gloo(ranks, place["host"], place["port"])
         ranks.say("connected")
 

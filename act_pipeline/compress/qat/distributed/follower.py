@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Optional
 
-from act_pipeline.compress.qat.distributed.messages import Link
+from act_pipeline.compress.qat.distributed.messages import Link, Message
 from act_pipeline.compress.qat.distributed.ranks import NOTICE_SECONDS, SILENT, Ranks
 from act_pipeline.compress.qat.resume.checkpoints import Snapshot
 from act_pipeline.core.errors import UserError, describe_os_error
@@ -41,7 +41,7 @@ class Follower(Ranks):
         """
         self.rank, self.world = rank, world
         self._link = link
-        self._inbox: queue.Queue[Optional[dict[str, Any]]] = queue.Queue()
+        self._inbox: queue.Queue[Optional[Message]] = queue.Queue()
         self._code: Optional[int] = None
         self._over = threading.Event()
         link.listen(self._hear, self._gone)
@@ -68,7 +68,7 @@ class Follower(Ranks):
         """Send a message of a kind to rank 0, with fields in JSON types."""
         self._link.send(kind, **fields)
 
-    def receive(self) -> dict[str, Any]:
+    def receive(self) -> Message:
         """Wait for a message from rank 0, without a timeout.
 
         Raises:
@@ -77,12 +77,12 @@ class Follower(Ranks):
         message = self._inbox.get()
         if message is None:
             raise UserError(f"rank 0 {SILENT}; its log says more, and --resume goes on from its last checkpoint")
-        if message["kind"] == "end":
-            raise _Ended(message["code"])
+        if message.kind == "end":
+            raise _Ended(message.fields["code"])
         return message
 
     def go_on(self, wanted: bool) -> bool:
-        return self.receive()["kind"] == "step"
+        return self.receive().kind == "step"
 
     def ready(self, position: Mapping[str, Any]) -> Mapping[str, Any]:
         self.say("ready", position=dict(position))
@@ -103,11 +103,11 @@ class Follower(Ranks):
 
     def share(self, snapshot: Callable[[], Snapshot]) -> Optional[Snapshot]:
         message = self.receive()
-        return Snapshot(message["progress"], message["arrays"])
+        return Snapshot(message.fields["progress"], message.arrays)
 
-    def _hear(self, message: dict[str, Any]) -> None:
-        if message["kind"] == "end":
-            self._code = message["code"]
+    def _hear(self, message: Message) -> None:
+        if message.kind == "end":
+            self._code = message.fields["code"]
         self._inbox.put(message)
 
     def _gone(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from act_pipeline.compress.qat.distributed.messages import Link
+from act_pipeline.compress.qat.distributed.messages import Link, Message
 from act_pipeline.compress.qat.distributed.ranks import NOTICE_SECONDS, SILENT, Ranks
 from act_pipeline.compress.qat.resume.checkpoints import Snapshot, difference
 from act_pipeline.core.errors import Interrupted, UserError
@@ -42,7 +42,7 @@ class Leader(Ranks):
         self.host = host
         self.world = 1 + len(links)
         self._links = dict(links)
-        self._inboxes: dict[int, queue.Queue[Optional[dict[str, Any]]]] = {rank: queue.Queue() for rank in links}
+        self._inboxes: dict[int, queue.Queue[Optional[Message]]] = {rank: queue.Queue() for rank in links}
         self._failed = threading.Event()
         self._ended = self._interruptible = False
         for rank, link in links.items():
@@ -67,7 +67,7 @@ class Leader(Ranks):
         for link in self._links.values():
             link.send(kind, arrays, **fields)
 
-    def hear_all(self) -> dict[int, dict[str, Any]]:
+    def hear_all(self) -> dict[int, Message]:
         """Wait for a message from each follower.
 
         Returns:
@@ -89,7 +89,7 @@ class Leader(Ranks):
         """
         plain = json.loads(json.dumps(identity))
         for rank, message in self.hear_all().items():
-            other = difference(plain, message["identity"])
+            other = difference(plain, message.fields["identity"])
             if other:
                 raise UserError(
                     f"rank {rank} does not compress the same as rank 0: {other}; start all hosts with the same "
@@ -101,7 +101,10 @@ class Leader(Ranks):
         return wanted
 
     def ready(self, position: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {**position, _OTHERS: {str(rank): message["position"] for rank, message in self.hear_all().items()}}
+        return {
+            **position,
+            _OTHERS: {str(rank): message.fields["position"] for rank, message in self.hear_all().items()},
+        }
 
     def positions(self, position: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         return [*(position[_OTHERS][str(rank)] for rank in self._links), position]
@@ -142,7 +145,7 @@ class Leader(Ranks):
                 raise
             raise UserError("; ".join(part for part in (self.failure, str(error)) if part)) from None
 
-    def _receive(self, rank: int) -> dict[str, Any]:
+    def _receive(self, rank: int) -> Message:
         message = self._inboxes[rank].get()
         if message is None:
             self._inboxes[rank].put(None)
@@ -151,11 +154,11 @@ class Leader(Ranks):
             raise UserError(self.failure)
         return message
 
-    def _hear(self, rank: int, message: dict[str, Any]) -> None:
-        if message["kind"] == "signal":
-            os.kill(os.getpid(), message["signum"])
-        elif message["kind"] == "failed":
-            self._fail(f"rank {rank}: {message['words']}")
+    def _hear(self, rank: int, message: Message) -> None:
+        if message.kind == "signal":
+            os.kill(os.getpid(), message.fields["signum"])
+        elif message.kind == "failed":
+            self._fail(f"rank {rank}: {message.fields['words']}")
         else:
             self._inboxes[rank].put(message)
 

@@ -76,7 +76,7 @@ def train_when_told(config: Config, load: Callable[[], Loader], device: str, ran
         UserError: rank 0 has ended, or see `compress.qat.trainer.train`.
     """
     while True:
-        files = ranks.receive()["arrays"]
+        files = ranks.receive().arrays
         with tempfile.TemporaryDirectory(prefix="act_pipeline.") as work, static_mode(), freed_memory_kept(device):
             float_model, save_dir = Path(work, "float"), Path(work, "int8")
             float_model.mkdir()
