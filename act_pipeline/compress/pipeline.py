@@ -19,7 +19,8 @@ from act_pipeline.compress.float_checks import check_origin, check_outputs, chec
 from act_pipeline.compress.held_out import HeldOut
 from act_pipeline.compress.identity import processes, shared_identity, source_identity, training_identity
 from act_pipeline.compress.job import Job, timed
-from act_pipeline.compress.judge import Judge, choose_judge
+from act_pipeline.compress.judge import Judge
+from act_pipeline.compress.judge_choice import choose_judge
 from act_pipeline.compress.outcome import measure_chosen
 from act_pipeline.compress.plan.op_selection import Selection, mark_float, select
 from act_pipeline.compress.qat.distributed.leader import Leader
