@@ -118,3 +118,22 @@ def test_modules_hold_no_state() -> None:
         if isinstance(node, ast.Global)
     ]
     assert not found, found
+
+
+def test_functions_write_no_attributes_of_classes() -> None:
+    """A class's attribute that a function of its module sets is a global variable under another name."""
+    found = []
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        classes = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+        for function in ast.walk(tree):
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                found += [
+                    f"{path.relative_to(PACKAGE)}:{node.lineno}"
+                    for node in ast.walk(function)
+                    if isinstance(node, ast.Attribute)
+                    and isinstance(node.ctx, ast.Store)
+                    and isinstance(node.value, ast.Name)
+                    and node.value.id in classes
+                ]
+    assert not found, found

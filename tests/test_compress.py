@@ -213,7 +213,7 @@ def test_constants_of_the_graph_are_not_trained(demo) -> None:
 def test_weights_are_rounded_to_the_same_integers_as_by_paddle(axis: int, shape: tuple[int, ...]) -> None:
     from paddle.static.quantization import utils
 
-    from act_pipeline.compress.paddleslim.int8_program import fast_passes
+    from act_pipeline.compress.paddleslim.fast_passes import fast_passes
 
     weight = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     np.moveaxis(weight, axis, 0)[2] = 0
@@ -232,7 +232,7 @@ def test_fast_passes_make_the_program_that_the_stock_passes_make(demo) -> None:
     import paddle
     from paddleslim.quant import quant_aware
 
-    from act_pipeline.compress.paddleslim.int8_program import fast_passes
+    from act_pipeline.compress.paddleslim.fast_passes import fast_passes
     from act_pipeline.core.quiet import quiet_upstream
 
     config = {

@@ -11,7 +11,9 @@ import tiny_training
 from one_op_model import in_executor, small_model
 
 from act_pipeline.execution import cpu_kernels
-from act_pipeline.execution.cpu_kernels import change_layout_once, measure_in_vectors, run_in_onednn, sum_rows_by_matmul
+from act_pipeline.execution.bias_gradient import sum_rows_by_matmul
+from act_pipeline.execution.cpu_kernels import change_layout_once, run_in_onednn
+from act_pipeline.execution.vector_observers import measure_in_vectors
 from act_pipeline.execution.vector_rounding import round_in_vectors
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 

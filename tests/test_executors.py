@@ -15,10 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 import work_fixtures
-from work_fixtures import Die, Refuse, Sleep, Times
+from work_fixtures import Die, Fail, NoteClosing, Refuse, Sleep, Times, Unsendable
 
 from act_pipeline.core.errors import EXIT_INTERRUPTED, UserError
-from act_pipeline.core.process_pool import Work, run_work
+from act_pipeline.core.process_pool import run_work
+from act_pipeline.core.work import Work
 
 SOON = 20  # seconds; a sleeping unit takes sixty
 
@@ -65,6 +66,23 @@ def test_a_session_here_is_closed() -> None:
         next(results)
         assert not closed
     assert closed == [True]
+
+
+def test_a_session_in_a_process_is_closed(tmp_path: Path) -> None:
+    work = Work(NoteClosing, 3, environment={"WORK_FIXTURES": str(tmp_path)})
+    workers = {found[1] for found in run_work(work, range(8), workers=2)}
+    assert {int(file.stem) for file in tmp_path.iterdir()} == workers
+
+
+def test_an_error_in_a_process_comes_with_its_traceback() -> None:
+    with pytest.raises(ValueError, match="^unit 1 fails$") as error:
+        list(run_work(Work(Fail, None), [1, 1, 1], workers=2))
+    assert "work_fixtures.py" in str(error.value.__cause__) and not multiprocessing.active_children()
+
+
+def test_a_result_that_cannot_be_sent_is_said_to_be_one() -> None:
+    with pytest.raises(RuntimeError, match="the result cannot be sent: "):
+        list(run_work(Work(Unsendable, None), [1, 2], workers=2))
 
 
 def test_a_process_that_outlives_a_work_takes_another_session(on_ray) -> None:

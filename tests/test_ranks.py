@@ -18,7 +18,9 @@ import pytest
 import tiny_training
 
 from act_pipeline.compress.qat.distributed.averaging import average
-from act_pipeline.compress.qat.distributed.ranks import Leader
+from act_pipeline.compress.qat.distributed.launch import _gather
+from act_pipeline.compress.qat.distributed.leader import Leader
+from act_pipeline.compress.qat.distributed.messages import Link
 from act_pipeline.core.errors import UserError
 from act_pipeline.data.loader import Loader
 from act_pipeline.graph.static_graph import static_mode
@@ -41,6 +43,28 @@ def test_a_damaged_position_of_another_rank_is_found_by_rank_0() -> None:
     for others in ({}, [other], None):
         with pytest.raises((KeyError, TypeError)):
             leader.positions({**own, "others": others})
+
+
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\0" * 7 + b"\3" + b"\0" * 8 + b"[1]"])
+def test_another_program_at_the_port_is_no_rank(said: bytes) -> None:
+    class Store:
+        """Connects another program, and then rank 1, as soon as the address is known."""
+
+        def set(self, key: str, value: str) -> None:
+            host, port, token = value.rsplit(" ", 2)
+            self.stranger, self.rank = (socket.create_connection((host, int(port))) for _ in range(2))
+            self.stranger.sendall(said)
+            Link(self.rank).send("hello", rank=1, token=token)
+
+    store = Store()
+    links = _gather(store, "127.0.0.1", 2)
+    Link(store.rank).send("ready", {"weights": np.arange(3)}, position=[4])
+    message = links[1].receive()
+    assert list(links) == [1] and (message.kind, message.fields) == ("ready", {"position": [4]})
+    assert message.arrays["weights"].tolist() == [0, 1, 2]
+    for connection in (store.stranger, store.rank):
+        connection.close()
+    links[1].close()
 
 
 class Launch:

@@ -625,8 +625,9 @@ def test_without_overrides_in_the_record_the_same_are_asked_for(data, tmp_path, 
 
 def test_a_compression_records_its_overrides():
     given = ["QuantPost.calib_images=12", "Strategy.max_drop=null"]
-    job = mock.MagicMock(config=load_config(ROOT / "configs" / "sample.yml", given), tried=[], fp32=None, max_drop=None)
-    job.judge.parallel, job.compare.return_value = (1, 2), None
+    job = mock.MagicMock(config=load_config(ROOT / "configs" / "sample.yml", given), fp32=None)
+    job.tried = mock.MagicMock(max_drop=None)
+    job.judge.parallel, job.tried.compare.return_value = (1, 2), None
     chosen = mock.MagicMock(evaluation=None, bytes=1, details=CandidateDetails(), reverted=[])
     chosen.inventory.quantized, chosen.inventory.kept, chosen.inventory.weight_only = {}, [], []
     record = compression_record(job, chosen, mock.MagicMock(bytes=4), {}, Measured())

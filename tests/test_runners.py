@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_training
 
-from act_pipeline.execution import cpu_kernels, runners
+from act_pipeline.execution import cpu_cores, runners
 from act_pipeline.graph.static_graph import static_mode
 
 
@@ -29,7 +29,7 @@ def test_op_by_op_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_the_learning_rate_follows_its_schedule(tmp_path: Path, on_cpu: bool) -> None:
     """PaddleSlim 2.6.0 trains at the initial rate throughout, since its quantized program has no schedule."""
-    with mock.patch.object(cpu_kernels, "on_cpu", return_value=on_cpu):
+    with mock.patch.object(cpu_cores, "on_cpu", return_value=on_cpu):
         constant = losses(tmp_path / "constant")
         dropped = losses(tmp_path / "dropped", "{type: PiecewiseDecay, boundaries: [2], values: [0.01, 0.001]}")
     # The third step is the first at the lower rate, and its loss is computed before its update.

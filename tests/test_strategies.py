@@ -356,7 +356,9 @@ def test_auto_trains_from_the_best_scales_when_nothing_cheaper_is_enough(
         return started[-1][0]
 
     monkeypatch.setattr(Judge, "evaluate", scored)
-    monkeypatch.setattr("act_pipeline.compress.strategies.lift", lambda job, candidate, limit=None: candidate)
+    monkeypatch.setattr(
+        "act_pipeline.compress.strategies.control_accuracy", lambda job, candidate, limit=None: candidate
+    )
     monkeypatch.setattr(state, "start_moving_averages", noted)
     settings = ["TrainConfig.train_iter=2", "TrainConfig.eval_iter=2", "TrainConfig.snapshot_iter=null"]
     record = sample.compress("trained", "Strategy={name: auto, max_drop: 0.15}", *settings).record

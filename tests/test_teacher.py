@@ -38,7 +38,7 @@ def other_teacher(directory: Path) -> tuple[str, ...]:
 def unrounded(split):
     """Prevent PaddleSlim's passes from quantizing the merged teacher, and keep the teacher in the program."""
 
-    def keep(program, *args):
+    def keep(program, *args, **options):
         for op in program.global_block().ops:
             if op.output_arg_names and all(name.startswith("teacher_") for name in op.output_arg_names):
                 op._set_attr("op_namescope", "/skip_quant/")
@@ -71,8 +71,8 @@ def test_an_image_is_run_once_and_a_full_budget_changes_nothing(tmp_path: Path) 
     made: list[Teacher] = []
     split = adapter.split_teacher
 
-    def noted(*args):
-        made.append(split(*args))
+    def noted(*args, **options):
+        made.append(split(*args, **options))
         return made[-1]
 
     with mock.patch.object(adapter, "split_teacher", noted):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from act_pipeline.compress.job import Candidate, Job
+from act_pipeline.compress.candidates import Candidate, Candidates
 from act_pipeline.compress.summary import compression_table
 from act_pipeline.config import load_config
 from act_pipeline.core.errors import UserError
@@ -43,10 +43,9 @@ def test_a_confidence_that_is_none_is_one_line(value):
         load_config(CONFIG, [f"Strategy.confidence={value}"])
 
 
-def job(max_drop, confidence, fp32=0.5):
+def tried(max_drop, confidence, fp32=0.5):
     strategy = SimpleNamespace(max_drop=max_drop, confidence=confidence)
-    config = SimpleNamespace(strategy=strategy)
-    return Job(config, *[None] * 4, SimpleNamespace(map=fp32), *[None] * 5)
+    return Candidates(strategy, None, None, SimpleNamespace(map=fp32), progress=False)
 
 
 def candidate(found, map_=0.497):
@@ -62,20 +61,20 @@ def candidate(found, map_=0.497):
 def test_a_drop_must_be_as_sure_as_asked(confidence, meets):
     """The measured drop is 0.003; three of the four resamples are within 0.005."""
     found = comparison([-0.001, -0.002, -0.005, -0.006])
-    assert job(0.005, confidence).meets(candidate(found)) is meets
+    assert tried(0.005, confidence).meets(candidate(found)) is meets
 
 
 def test_at_one_half_the_measured_drop_decides():
     """The resamples have no effect: exactly the rule without confidence."""
     most_lose, most_hold = comparison([-0.1, -0.1, -0.1]), comparison([0.0, 0.0, 0.0])
-    assert job(0.003, 0.5).meets(candidate(most_lose))
-    assert not job(0.003, 0.5).meets(candidate(most_hold, 0.4969))
-    assert job(0.003, 0.51).meets(candidate(most_hold, 0.4969)) and not job(0.003, 0.51).meets(candidate(most_lose))
+    assert tried(0.003, 0.5).meets(candidate(most_lose))
+    assert not tried(0.003, 0.5).meets(candidate(most_hold, 0.4969))
+    assert tried(0.003, 0.51).meets(candidate(most_hold, 0.4969)) and not tried(0.003, 0.51).meets(candidate(most_lose))
 
 
 def test_without_a_limit_or_objects_nothing_is_asked():
-    assert job(None, 0.9).meets(candidate(comparison([-0.5, -0.4])))
-    assert job(0.005, 0.9).meets(candidate(Comparison(None, Agreement(0, None, None, None), 50)))
+    assert tried(None, 0.9).meets(candidate(comparison([-0.5, -0.4])))
+    assert tried(0.005, 0.9).meets(candidate(Comparison(None, Agreement(0, None, None, None), 50)))
 
 
 def test_what_a_record_says():

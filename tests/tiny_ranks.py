@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tiny_training  # noqa: E402
 
-from act_pipeline.compress.qat.distributed.follower import train_when_told  # noqa: E402
 from act_pipeline.compress.qat.distributed.launch import join  # noqa: E402
 from act_pipeline.compress.qat.distributed.ranks import Ranks  # noqa: E402
+from act_pipeline.compress.qat.distributed.remote_training import train_when_told  # noqa: E402
 from act_pipeline.compress.qat.resume.training_checkpoint import TrainingCheckpoint  # noqa: E402
 from act_pipeline.core.errors import run_command  # noqa: E402
 

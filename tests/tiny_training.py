@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 
 import act_pipeline  # noqa: E402, F401  (before paddle)
-from act_pipeline.compress.qat.distributed.follower import call_followers  # noqa: E402
 from act_pipeline.compress.qat.distributed.ranks import ALONE, Ranks  # noqa: E402
+from act_pipeline.compress.qat.distributed.remote_training import call_followers  # noqa: E402
 from act_pipeline.compress.qat.int8_snapshots import Scorer  # noqa: E402
 from act_pipeline.compress.qat.resume.checkpoints import Checkpoints  # noqa: E402
 from act_pipeline.compress.qat.resume.failures import explained  # noqa: E402
@@ -199,7 +199,6 @@ def run(
                 model,
                 config,
                 numbers,
-                7 // ranks.world,
                 scorer if evaluate else None,
                 save_dir,
                 progress=progress,

@@ -13,7 +13,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from act_pipeline.core.errors import UserError, run_command  # noqa: E402
-from act_pipeline.core.process_pool import Work, run_work  # noqa: E402
+from act_pipeline.core.process_pool import run_work  # noqa: E402
+from act_pipeline.core.work import Work  # noqa: E402
 
 
 class Session:
@@ -44,6 +45,21 @@ class Die(Session):
         if unit == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return unit
+
+
+class Fail(Session):
+    def __call__(self, unit: int) -> int:
+        raise ValueError(f"unit {unit} fails")
+
+
+class Unsendable(Session):
+    def __call__(self, unit: int) -> Any:
+        return lambda: unit
+
+
+class NoteClosing(Times):
+    def close(self) -> None:
+        Path(os.environ["WORK_FIXTURES"], f"{os.getpid()}.closed").touch()
 
 
 class Sleep(Session):

@@ -9,8 +9,9 @@ from typing import Any
 from act_pipeline.analysis.ledger import Ledger
 from act_pipeline.analysis.sensitivity import OpSensitivity, SensitivityRunner, Task, Unit, summarize
 from act_pipeline.core.cpus import available_cpus
-from act_pipeline.core.process_pool import Work, run_work
+from act_pipeline.core.process_pool import run_work
 from act_pipeline.core.progress import each
+from act_pipeline.core.work import Work
 
 # Paddle's math libraries read these environment variables when they are loaded.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

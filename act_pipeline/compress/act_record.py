@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from act_pipeline.compress.job import Candidate, Job
+from act_pipeline.compress.candidates import Candidate
+from act_pipeline.compress.job import Job
 from act_pipeline.compress.outcome import Measured
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.evaluation import ComparisonFigures
@@ -32,11 +33,11 @@ def compression_record(
     return ActRecord(
         strategy=job.config.strategy.name,
         chosen=chosen.name,
-        max_drop=job.max_drop,
+        max_drop=job.tried.max_drop,
         fp32=ModelFigures.of(job.fp32, model.bytes),
         int8=ModelFigures.of(chosen.evaluation, chosen.bytes),
-        confidence=job.config.strategy.confidence if job.max_drop is not None else None,
-        map_drop=job.drop(chosen) if chosen.evaluation else None,
+        confidence=job.config.strategy.confidence if job.tried.max_drop is not None else None,
+        map_drop=job.tried.drop(chosen) if chosen.evaluation else None,
         comparison=_compared(job, chosen),
         bytes_ratio=chosen.bytes / model.bytes,
         seconds={name: round(value, 2) for name, value in stages.items()},
@@ -65,8 +66,8 @@ def compression_record(
 
 
 def _compared(job: Job, candidate: Candidate) -> ComparisonFigures:
-    found = job.compare(candidate)
-    return ComparisonFigures() if found is None else found.figures(job.max_drop)
+    found = job.tried.compare(candidate)
+    return ComparisonFigures() if found is None else found.figures(job.tried.max_drop)
 
 
 def _step(job: Job, candidate: Candidate, chosen: bool) -> Step:
@@ -76,12 +77,12 @@ def _step(job: Job, candidate: Candidate, chosen: bool) -> Step:
         strategy=candidate.strategy,
         note=candidate.note,
         figures=ModelFigures.of(candidate.evaluation, candidate.bytes, per_class=False),
-        map_drop=job.drop(candidate) if candidate.evaluation else None,
+        map_drop=job.tried.drop(candidate) if candidate.evaluation else None,
         comparison=_compared(job, candidate),
         quantized=sum(inventory.quantized.values()),
         kept=len(inventory.kept),
         weight_only=len(inventory.weight_only),
         seconds=round(sum(candidate.seconds.values()), 2),
-        meets_max_drop=job.meets(candidate),
+        meets_max_drop=job.tried.meets(candidate),
         chosen=chosen,
     )

@@ -1,23 +1,20 @@
-"""The engine that evaluates the models of a compression, by default the fastest INT8 engine of this machine."""
+"""Evaluate the models of a compression in an engine, see `compress.judge_choice` for which."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
 from act_pipeline.compress.float_evaluation import cached_evaluation
+from act_pipeline.compress.tensorrt_shapes import collect_shapes
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.cpus import available_cpus
-from act_pipeline.core.errors import UserError
 from act_pipeline.data import Reader
-from act_pipeline.data.reader_settings import ReaderSettings
-from act_pipeline.engines import Engine, Machine, create_engine, fastest_engine, find_support, machine, support
+from act_pipeline.engines import Engine, create_engine
 from act_pipeline.engines.registry import find_runtime
 from act_pipeline.evaluation import Evaluation, evaluate_beside
 from act_pipeline.evaluation.batches import Latencies, NotFinite, measure_in_turns
@@ -25,7 +22,6 @@ from act_pipeline.graph.deformable_attention import samples_by_rows
 from act_pipeline.graph.program_desc import parsed
 from act_pipeline.graph.static_graph import StaticGraph
 
-_logger = logging.getLogger(__name__)
 REFERENCE = "int8_reference"
 # Engines of the reference that run in parallel. Each takes about 1 GB of memory for RT-DETR at 640.
 _MOST_ENGINES = 4
@@ -190,93 +186,6 @@ class Judge:
                 for label, (model, precision) in models.items()
             }
             return measure_in_turns(engines, batches, _TIMED_ROUNDS), _TIMED_ROUNDS
-
-
-def choose_judge(asked: str, device: str, model: InferenceModel, here: Machine | None = None) -> Judge:
-    """Choose the engine that evaluates.
-
-    Args:
-        asked: ``Strategy.engine``: a name, or ``auto``: the engine that ``infer_eval --engine=auto`` chooses here for
-            INT8, or the reference if that engine cannot run the model.
-        device: ``CPU`` or ``GPU``, where the compression computes.
-        model: the float model.
-        here: the machine; None: this machine.
-
-    Raises:
-        UserError: the machine cannot run the engine.
-    """
-    here = here or machine()
-    if asked == "auto":
-        name, found, why = fastest_engine("int8", "auto" if device == "GPU" else "CPU", here)
-        refusal = _refusal(name, model) if name != REFERENCE else None
-        if refusal is None:
-            return _judge(name, found, why, here)
-        _logger.warning("evaluating in %s: %s does not accept the model: %s", REFERENCE, name, refusal)
-        return _judge(REFERENCE, "CPU", f"{name} does not take the model", here)
-    devices = [entry for entry in ("GPU", "CPU") if _available(asked, entry, here)]
-    if not devices:  # raises the error that names what is missing
-        rows = [entry for entry in support(here) if (entry.engine, entry.precision) == (asked, "int8")]
-        (rows[-1] if rows else find_support(asked, "int8", "CPU", here)).require()
-    return _judge(asked, device if device in devices else devices[0], "Strategy.engine names it", here)
-
-
-def _judge(name: str, device: str, why: str, here: Machine) -> Judge:
-    fp32 = name
-    if name == REFERENCE:
-        fp32 = "paddle_onednn" if find_support("paddle_onednn", "fp32", "CPU", here).available else "paddle"
-    return Judge(name, fp32, device, why)
-
-
-def _available(name: str, device: str, here: Machine) -> bool:
-    try:
-        return find_support(name, "int8", device, here).available
-    except UserError:  # the engine does not support the device
-        return False
-
-
-def _refusal(name: str, model: InferenceModel) -> Optional[str]:
-    """Return why an engine cannot run a model, as far as that is known without loading it; None: no reason."""
-    from act_pipeline.onnx_export import lowered_onnx
-
-    if not find_runtime(name).onnx:
-        return None
-    try:
-        lowered_onnx(model, "cpu")
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def collect_shapes(model: InferenceModel, reader: Reader, device: str) -> None:
-    """Collect ``dynamic_shape.txt`` for TensorRT in Paddle in a separate process, unless it exists and is valid.
-
-    Paddle 2.6.2 cannot build TensorRT engines in the process that collected the shapes.
-
-    Args:
-        model: the model, in whose folder the file is written.
-        reader: the data to run.
-        device: ``CPU`` or ``GPU``.
-
-    Raises:
-        UserError: the process failed.
-    """
-    process = get_context("spawn").Process(target=_collect_shapes, args=(model, reader.settings, device))
-    process.start()
-    process.join()
-    if process.exitcode != 0:
-        raise UserError(
-            f"the shapes of {model.directory} could not be collected for paddle_trt; run deploy/infer_eval.py "
-            f"--collect_shape_only=True --model_path={model.directory}, which says why"
-        )
-
-
-def _collect_shapes(model: InferenceModel, settings: ReaderSettings, device: str) -> None:
-    from act_pipeline.inference import InferenceRequest, run_inference
-
-    request = InferenceRequest(
-        str(model.directory), model.model_filename, model.params_filename, device=device, collect_shape_only=True
-    )
-    run_inference(request, say=_logger.info, reader=Reader(settings))
 
 
 def _first(batches: Iterable[Any], count: int) -> Iterable[Any]:

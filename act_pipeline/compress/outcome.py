@@ -6,7 +6,8 @@ import logging
 from dataclasses import dataclass, field
 from typing import Optional
 
-from act_pipeline.compress.job import Candidate, Job
+from act_pipeline.compress.candidates import Candidate
+from act_pipeline.compress.job import Job
 from act_pipeline.compress.judge import REFERENCE, Judge
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.command_names import name_commands
@@ -69,7 +70,7 @@ def _reference(job: Job, chosen: Candidate) -> Optional[ReferenceCheck]:
         _logger.warning("%s cannot run the INT8 model: %s", REFERENCE, error)
         return None
     assert chosen.evaluation is not None
-    difference = compare_on_some(chosen.evaluation, found, job.truth)
+    difference = compare_on_some(chosen.evaluation, found, job.tried.truth)
     if difference is None:
         return ReferenceCheck(REFERENCE, found.images, found.map)
     if difference.low > 0 or difference.high < 0:

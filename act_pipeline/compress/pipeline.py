@@ -4,67 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from act_pipeline.calibration.feeds import open_reader
 from act_pipeline.compress.act_record import compression_record
+from act_pipeline.compress.below_max_drop import below_max_drop
+from act_pipeline.compress.candidates import Candidates
 from act_pipeline.compress.float_checks import check_origin, check_outputs, check_worth
+from act_pipeline.compress.held_out import HeldOut
 from act_pipeline.compress.identity import processes, shared_identity, source_identity, training_identity
-from act_pipeline.compress.job import MEASURED, Candidate, Job
-from act_pipeline.compress.judge import choose_judge
+from act_pipeline.compress.job import Job
+from act_pipeline.compress.judge import Judge
+from act_pipeline.compress.judge_choice import choose_judge
 from act_pipeline.compress.outcome import measure_chosen
 from act_pipeline.compress.plan.op_selection import Selection, mark_float, select
-from act_pipeline.compress.qat.distributed.ranks import ALONE, Leader, Ranks
+from act_pipeline.compress.qat.distributed.leader import Leader
+from act_pipeline.compress.qat.distributed.ranks import ALONE, Ranks
 from act_pipeline.compress.qat.resume.checkpoints import Checkpoints
 from act_pipeline.compress.qat.resume.failures import explained
+from act_pipeline.compress.saved_result import Compressed, current_result, write_result
 from act_pipeline.compress.strategies import STRATEGIES
 from act_pipeline.config import Config
-from act_pipeline.core.artifacts import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
-from act_pipeline.core.errors import BelowFloor, UserError
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
 from act_pipeline.core.interruption import Interruption, interruptible
 from act_pipeline.core.locking import hold_lock
-from act_pipeline.core.records import (
-    ACT_FILENAME,
-    ACT_SCHEMA,
-    ANALYSIS_FILENAME,
-    ANALYSIS_SCHEMA,
-    BELOW_SUFFIX,
-    new_artifact,
-    read_record,
-    require_replaceable,
-    write_record,
-)
+from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, BELOW_SUFFIX, read_record, require_replaceable
 from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
 from act_pipeline.data.model_fit import told
 from act_pipeline.engines.device import choose_device
 from act_pipeline.engines.float_model import require_float
-from act_pipeline.evaluation import DETECTIONS_FILENAME, ComparisonFigures, save_detections
-from act_pipeline.evaluation.certainty import rounded_up
+from act_pipeline.evaluation import Evaluation
 from act_pipeline.execution.memory import freed_memory_kept
 from act_pipeline.graph.folding import fold, save_folded
 from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.static_graph import static_mode
 from act_pipeline.report import write_report
-
-
-@dataclass
-class Compressed:
-    """Result of a compression.
-
-    Attributes:
-        model: the INT8 model.
-        record: the content of ``act.json``.
-    """
-
-    model: InferenceModel
-    record: dict[str, Any]
 
 
 def compress(
@@ -95,7 +76,7 @@ def compress(
             interruption.
         report: language of the ``report.html`` to write into ``save_dir``, ``en`` or ``zh``; None: no report.
         ranks: the processes that train together. Only the leader calls this function; the others run
-            `compress.qat.distributed.follower.follow`.
+            `compress.qat.distributed.remote_training.follow`.
 
     Returns:
         The INT8 model in ``save_dir`` and its record.
@@ -107,124 +88,180 @@ def compress(
             training diverges, or disk or memory do not suffice.
         Interrupted: the process received SIGINT or SIGTERM.
     """
-    for place in (save_dir, f"{Path(save_dir)}{BELOW_SUFFIX}"):
+    save_dir = Path(save_dir)
+    below_dir = Path(f"{save_dir}{BELOW_SUFFIX}")
+    for place in (save_dir, below_dir):
         require_replaceable(place, ACT_FILENAME, "--save_dir")
-    model = InferenceModel.load(config.global_.model_dir, config.global_.model_filename, config.global_.params_filename)
-    require_float(model)
-    reader, notes = open_reader(config, model, reader_overrides)
-    told(notes)
-    splits = ["train", "eval"] if config.global_.evaluation else ["train"]
-    reader.check(*splits)
-    device = choose_device(device)
-    source = source_identity(config, model, reader, splits)
-    if reuse:
-        current = _current(Path(save_dir), source)
-        if current is not None:
-            return current
+    inputs = _Inputs.load(config, device, reader_overrides)
+    current = current_result(save_dir, inputs.source) if reuse else None
+    if current is not None:
+        return current
     if isinstance(ranks, Leader):
-        ranks.agree(shared_identity(config, reader, device))
-    checkpoints = Checkpoints(
-        Path(save_dir),
-        {**training_identity(config, source, reader, device), **processes(ranks)},
-        config.train_config.snapshot_iter if config.train_config else None,
-        model.infer_cfg_path,
-    )
-    with _running(config, reader, Path(save_dir), device, checkpoints, resume, ranks) as (work, interruption):
+        ranks.agree(shared_identity(config, inputs.reader, inputs.device))
+    run = _Run(inputs, save_dir, ranks, _checkpoints(inputs, save_dir, ranks), progress)
+    with _running(run, resume=resume) as running:
         seconds: dict[str, float] = {}
-        with timed(seconds, "prepare"):
-            prepared, selection = _prepare(model, config, work / "float")
-            check_outputs(config, prepared, reader)
-            judge = choose_judge(config.strategy.engine, device, model)
-        fp32, cached = None, False
-        if config.global_.evaluation:
-            with timed(seconds, "evaluate_fp32"):
-                fp32, cached = judge.evaluate_float(model, reader, progress)
-            if progress:
-                print(f"FP32: {fp32.map:.4f} mAP on {fp32.images} images, {judge.name('fp32')}", file=sys.stderr)
-            check_origin(config, fp32)
-            check_worth(config, fp32, reader)
-        folder = work / "strategies"
-        folder.mkdir()
-        job = Job(
-            config,
-            prepared,
-            selection,
-            reader,
-            judge,
-            fp32,
-            folder,
-            device,
-            progress,
-            checkpoints,
-            interruption,
-            fp32_cached=cached,
-            ranks=ranks,
-        )
+        job = _make_job(run, running, seconds)
         chosen = STRATEGIES[config.strategy.name](job)
-        met = job.meets(chosen)
-        target = Path(save_dir) if met else Path(f"{Path(save_dir)}{BELOW_SUFFIX}")
-        found = measure_chosen(job, chosen, model)
-        act = compression_record(job, chosen, model, seconds, found)
-        _write(target, model, chosen, job, {**act.as_json(), **source, **processes(ranks)})
+        met = job.tried.meets(chosen)
+        target = save_dir if met else below_dir
+        measured = measure_chosen(job, chosen, inputs.model)
+        act = compression_record(job, chosen, inputs.model, seconds, measured)
+        write_result(target, inputs.model, chosen, job, {**act.as_json(), **inputs.source, **processes(ranks)})
         if report is not None:
-            write_report(target, reader, lang=report)
+            write_report(target, inputs.reader, lang=report)
     if not met:
-        assert fp32 is not None, "there is no max_drop without the float model's mAP"
-        raise BelowFloor(
-            f"no INT8 model is within max_drop {job.max_drop} of the float model's {fp32.map:.4f} mAP"
-            f"{_asked(config, act.comparison)}: the best, {chosen.name}, has {chosen.map:.4f}, and is saved in "
-            f"{target}; {_remedies(config, act.comparison)}"
-        )
-    return Compressed(InferenceModel.load(save_dir), read_record(Path(save_dir) / ACT_FILENAME, ACT_SCHEMA))
+        raise below_max_drop(job, chosen, act.comparison, target)
+    return Compressed(InferenceModel.load(save_dir), read_record(save_dir / ACT_FILENAME, ACT_SCHEMA))
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The checked inputs of a compression.
+
+    Attributes:
+        config: model, data and settings.
+        model: the float model.
+        reader: the data.
+        device: ``CPU`` or ``GPU``.
+        source: the entries of ``act.json`` that identify the inputs, see `compress.identity.source_identity`.
+    """
+
+    config: Config
+    model: InferenceModel
+    reader: Reader
+    device: str
+    source: dict[str, Any]
+
+    @classmethod
+    def load(cls, config: Config, device: str, reader_overrides: Sequence[str]) -> _Inputs:
+        """Load and check the inputs; the arguments and errors are those of :func:`compress`."""
+        places = config.global_
+        model = InferenceModel.load(places.model_dir, places.model_filename, places.params_filename)
+        require_float(model)
+        reader, notes = open_reader(config, model, reader_overrides)
+        told(notes)
+        splits = ["train", "eval"] if places.evaluation else ["train"]
+        reader.check(*splits)
+        device = choose_device(device)
+        return cls(config, model, reader, device, source_identity(config, model, reader, splits))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run of a compression.
+
+    Attributes:
+        inputs: the checked inputs.
+        save_dir: the folder for the result.
+        ranks: the processes that train together.
+        checkpoints: the training checkpoints, next to ``save_dir``.
+        progress: whether to show progress bars.
+    """
+
+    inputs: _Inputs
+    save_dir: Path
+    ranks: Ranks
+    checkpoints: Checkpoints
+    progress: bool
+
+    @property
+    def way_on(self) -> str:
+        """How to go on after an interruption, for a message."""
+        return "; ".join(part for part in (self.ranks.failure, self.checkpoints.way_on()) if part)
+
+
+def _checkpoints(inputs: _Inputs, save_dir: Path, ranks: Ranks) -> Checkpoints:
+    config = inputs.config
+    return Checkpoints(
+        save_dir,
+        {**training_identity(config, inputs.source, inputs.reader, inputs.device), **processes(ranks)},
+        config.train_config.snapshot_iter if config.train_config else None,
+        inputs.model.infer_cfg_path,
+    )
+
+
+@dataclass(frozen=True)
+class _Running:
+    """What exists while a run is in progress: a temporary folder next to ``save_dir``, and the signals' handling."""
+
+    work: Path
+    interruption: Interruption
 
 
 @contextlib.contextmanager
-def _running(
-    config: Config,
-    reader: Reader,
-    save_dir: Path,
-    device: str,
-    checkpoints: Checkpoints,
-    resume: bool,
-    ranks: Ranks,
-) -> Iterator[tuple[Path, Interruption]]:
+def _running(run: _Run, *, resume: bool) -> Iterator[_Running]:
     """Hold what a run needs from its first step to its end, and explain what ends it early.
 
-    Yields:
-        A temporary folder next to ``save_dir``, and the signals.
+    Args:
+        run: the run.
+        resume: continue from the checkpoint.
     """
+    save_dir = run.save_dir
     with contextlib.ExitStack() as stack:
-        stack.enter_context(ranks.explained())
-        stack.enter_context(freed_memory_kept(device))
+        stack.enter_context(run.ranks.explained())
+        stack.enter_context(freed_memory_kept(run.inputs.device))
         stack.enter_context(hold_lock(save_dir))
-        stack.enter_context(checkpoints.open(resume))
-        stack.enter_context(explained(checkpoints, reader.settings.reader.batch_size))
-        interruption = stack.enter_context(
-            interruptible(lambda: "; ".join(part for part in (ranks.failure, checkpoints.way_on()) if part))
-        )
-        stack.enter_context(ranks.leading())
+        stack.enter_context(run.checkpoints.open(resume))
+        stack.enter_context(explained(run.checkpoints, run.inputs.reader.settings.reader.batch_size))
+        interruption = stack.enter_context(interruptible(lambda: run.way_on))
+        stack.enter_context(run.ranks.leading())
         save_dir.parent.mkdir(parents=True, exist_ok=True)
         if save_dir.exists() and not save_dir.is_dir():
             raise UserError(f"{save_dir} is a file, expected a folder to write to: choose another --save_dir")
         hidden = tempfile.TemporaryDirectory(prefix=f".{save_dir.name}.", dir=save_dir.parent)
         work = Path(stack.enter_context(hidden))
         stack.enter_context(static_mode())
-        yield work, interruption
+        yield _Running(work, interruption)
 
 
-def _asked(config: Config, found: ComparisonFigures) -> str:
-    """Return the required and the best probability for the message; empty where the measured drop decides."""
-    probability, confidence = found.probability_within_max_drop, config.strategy.confidence
-    if confidence == MEASURED or probability is None:
-        return ""
-    return f" with a probability of {confidence:g} (Strategy.confidence; the best has {probability:.3g})"
+def _make_job(run: _Run, running: _Running, seconds: dict[str, float]) -> Job:
+    """Prepare and evaluate the float model, and return what the strategies take.
+
+    Args:
+        run: the run.
+        running: its temporary folder and the handling of signals.
+        seconds: the seconds of the stages are added to it.
+    """
+    inputs = run.inputs
+    config, reader = inputs.config, inputs.reader
+    with timed(seconds, "prepare"):
+        prepared, selection = _prepare(inputs.model, config, running.work / "float")
+        check_outputs(config, prepared, reader)
+        judge = choose_judge(config.strategy.engine, inputs.device, inputs.model)
+    fp32, cached = None, False
+    if config.global_.evaluation:
+        with timed(seconds, "evaluate_fp32"):
+            fp32, cached = _evaluate_float(inputs, judge, run.progress)
+    folder = running.work / "strategies"
+    folder.mkdir()
+    return Job(
+        config=config,
+        model=prepared,
+        selection=selection,
+        reader=reader,
+        judge=judge,
+        fp32=fp32,
+        tried=Candidates(config.strategy, judge, reader, fp32, progress=run.progress),
+        held_out=HeldOut(config, reader, judge, prepared),
+        work=folder,
+        device=inputs.device,
+        progress=run.progress,
+        checkpoints=run.checkpoints,
+        interruption=running.interruption,
+        fp32_cached=cached,
+        ranks=run.ranks,
+    )
 
 
-def _remedies(config: Config, found: ComparisonFigures) -> str:
-    needed = found.images_needed
-    more = "" if needed is None else f"evaluate on more images (some {rounded_up(needed):,} would tell), "
-    surer = "" if config.strategy.confidence == MEASURED else "lower Strategy.confidence, "
-    return f"{more}{surer}raise Strategy.max_drop, calibrate on more images, or train longer"
+def _evaluate_float(inputs: _Inputs, judge: Judge, progress: bool) -> tuple[Evaluation, bool]:
+    """Return the float model's evaluation, and whether it comes from the cache; raise UserError if it is useless."""
+    fp32, cached = judge.evaluate_float(inputs.model, inputs.reader, progress)
+    if progress:
+        print(f"FP32: {fp32.map:.4f} mAP on {fp32.images} images, {judge.name('fp32')}", file=sys.stderr)
+    check_origin(inputs.config, fp32)
+    check_worth(inputs.config, fp32, inputs.reader)
+    return fp32, cached
 
 
 def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[InferenceModel, Selection]:
@@ -239,27 +276,3 @@ def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[In
     selection = select(ops, config.quantize, config.path)
     mark_float(graph, list(selection.kept))
     return save_folded(graph, directory), selection
-
-
-def _write(target: Path, model: InferenceModel, chosen: Candidate, job: Job, record: Mapping[str, Any]) -> None:
-    with new_artifact(target) as staging:
-        for path, name in ((chosen.model.model_path, MODEL_FILENAME), (chosen.model.params_path, PARAMS_FILENAME)):
-            shutil.copyfile(path, staging / name)
-        if model.infer_cfg_path.exists():
-            shutil.copyfile(model.infer_cfg_path, staging / INFER_CFG_FILENAME)
-        if job.fp32 is not None and chosen.evaluation is not None:
-            names = {image["id"]: image["file_name"] for image in job.reader.annotations("eval").images}
-            save_detections(staging / DETECTIONS_FILENAME, {"fp32": job.fp32, "int8": chosen.evaluation}, names)
-        if job.analysis is not None:
-            write_record(staging / ANALYSIS_FILENAME, ANALYSIS_SCHEMA, job.analysis)
-        write_record(staging / ACT_FILENAME, ACT_SCHEMA, dict(record))
-
-
-def _current(save_dir: Path, source: Mapping[str, Any]) -> Compressed | None:
-    try:
-        record = read_record(save_dir / ACT_FILENAME, ACT_SCHEMA)
-        model = InferenceModel.load(save_dir)
-    except UserError:
-        return None
-    same = all(record.get(key) == value for key, value in source.items())
-    return Compressed(model, record) if same and record.get("model_hash") == model.content_hash() else None

@@ -7,6 +7,7 @@ import dataclasses
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -22,14 +23,16 @@ from act_pipeline.compress.candidate_details import (
     TrainingDetails,
     TrainingPoint,
 )
-from act_pipeline.compress.job import Candidate, Job
+from act_pipeline.compress.candidates import Candidate
+from act_pipeline.compress.job import Job
 from act_pipeline.compress.plan.op_inventory import inventory_of
 from act_pipeline.compress.plan.op_selection import Selection
-from act_pipeline.compress.ptq.quantizer import PostTraining
+from act_pipeline.compress.ptq.quantizer import Calibration, PostTraining
 from act_pipeline.compress.qat.detection_loss import unaligned_rows
-from act_pipeline.compress.qat.distributed.follower import call_followers
+from act_pipeline.compress.qat.distributed.remote_training import call_followers
 from act_pipeline.compress.qat.int8_snapshots import Scorer
 from act_pipeline.compress.qat.trainer import train
+from act_pipeline.compress.qat.training import Training
 from act_pipeline.compress.smooth_quant.algorithm import smooth_model
 from act_pipeline.config.sections import CalibrationAlgorithm, WeightedOp
 from act_pipeline.core.artifacts import InferenceModel
@@ -58,13 +61,12 @@ def ptq(job: Job) -> Candidate:
     Returns:
         The candidate to save: within ``max_drop``, or the best one.
     """
-    return _lifted(job, _calibrated(job, job.model, job.selection, "ptq"))
+    return _within_max_drop(job, _calibrated(job, _unchanged(job)))
 
 
 def smooth_quant(job: Job) -> Candidate:
     """Move outliers of activations into weights, then proceed as :func:`ptq`, with the same argument and result."""
-    smoothed, selection, found = _smoothed(job)
-    return _lifted(job, _calibrated(job, smoothed, selection, "smooth_quant", smoothing=found))
+    return _within_max_drop(job, _calibrated(job, _smoothed(job)))
 
 
 def qat_dis(job: Job) -> Candidate:
@@ -72,7 +74,7 @@ def qat_dis(job: Job) -> Candidate:
 
     Args and result are those of :func:`ptq`.
     """
-    return _lifted(job, _trained(job))
+    return _within_max_drop(job, _trained(job))
 
 
 def auto(job: Job) -> Candidate:
@@ -83,25 +85,25 @@ def auto(job: Job) -> Candidate:
 
     Args and result are those of :func:`ptq`.
     """
-    candidate = _calibrated(job, job.model, job.selection, "ptq", choose=True)
-    if job.meets(candidate):
+    candidate = _calibrated(job, _unchanged(job), choose=True)
+    if job.tried.meets(candidate):
         return candidate
-    smoothed, selection, found = _smoothed(job)
-    if found.smoothed:
-        smooth = _calibrated(job, smoothed, selection, "smooth_quant", choose=True, smoothing=found)
-        if job.meets(smooth):
+    smoothed = _smoothed(job)
+    if smoothed.smoothing is not None and smoothed.smoothing.smoothed:
+        smooth = _calibrated(job, smoothed, choose=True)
+        if job.tried.meets(smooth):
             return smooth
-        if job.drop(candidate) - job.drop(smooth) > _SMOOTHING_GAIN * job.drop(candidate):
+        if job.tried.drop(candidate) - job.tried.drop(smooth) > _SMOOTHING_GAIN * job.tried.drop(candidate):
             candidate = smooth
     mixed = control_accuracy(job, candidate, int(_MIXED_SHARE * len(candidate.selection.ops)))
-    if job.meets(mixed):
+    if job.tried.meets(mixed):
         return mixed
     if job.config.trains:
         trained = _trained(job, candidate)
-        if job.meets(trained):
+        if job.tried.meets(trained):
             return trained
         candidate = max(candidate, trained, key=lambda found: found.map)
-    return _lifted(job, candidate)
+    return _within_max_drop(job, candidate)
 
 
 STRATEGIES: dict[str, Callable[[Job], Candidate]] = {
@@ -112,44 +114,78 @@ STRATEGIES: dict[str, Callable[[Job], Candidate]] = {
 }
 
 
-def _lifted(job: Job, candidate: Candidate) -> Candidate:
-    if job.meets(candidate):
+def _within_max_drop(job: Job, candidate: Candidate) -> Candidate:
+    """Return a candidate, with ops reverted to float if it exceeds ``max_drop``; the best one if that fails."""
+    if job.tried.meets(candidate):
         return candidate
     found = control_accuracy(job, candidate)
-    return found if job.meets(found) else job.best()
+    return found if job.tried.meets(found) else job.tried.best()
 
 
-def _calibrated(
-    job: Job,
-    model: InferenceModel,
-    selection: Selection,
-    strategy: str,
-    choose: bool = False,
-    smoothing: SmoothQuantDetails | None = None,
-) -> Candidate:
-    """Return a candidate by calibration of ``model``.
+@dataclass(frozen=True)
+class _FloatModel:
+    """A float model to calibrate.
+
+    Attributes:
+        strategy: ``ptq`` or ``smooth_quant``.
+        model: the model, smoothed or not.
+        selection: the ops to quantize.
+        smoothing: how it was smoothed; None: it is not.
+    """
+
+    strategy: str
+    model: InferenceModel
+    selection: Selection
+    smoothing: SmoothQuantDetails | None = None
+
+
+def _unchanged(job: Job) -> _FloatModel:
+    return _FloatModel("ptq", job.model, job.selection)
+
+
+def _calibrated(job: Job, source: _FloatModel, *, choose: bool = False) -> Candidate:
+    """Return a candidate by calibration.
 
     Args:
         job: the compression.
-        model: the float model, smoothed or not.
-        selection: the ops to quantize.
-        strategy: ``ptq`` or ``smooth_quant``.
+        source: the float model.
         choose: use the algorithm that changes the detections least, instead of ``QuantPost.algo``.
-        smoothing: the transformation that made ``model``; None: it is not smoothed.
     """
     settings = job.config.quant_post
     batches = calibration_batches(job.reader, settings, job.progress)
-    post = PostTraining(model, job.config, batches, job.device, selection)
-    seconds = {"smooth": smoothing.seconds} if smoothing else {}
+    post = PostTraining(source.model, job.config, batches, job.device, source.selection)
+    seconds = {"smooth": source.smoothing.seconds} if source.smoothing else {}
     algo: CalibrationAlgorithm = settings.algo
     compared: dict[CalibrationAlgorithm, float] = {}
     if choose:
         with timed(seconds, "choose"):
             compared = _compare(job, post)
             algo = min(compared, key=compared.__getitem__)
-    calibration = post.write(job.folder(strategy), algo)
+    calibration = post.write(job.folder(source.strategy), algo)
     seconds.update(calibration.seconds)
-    described = CalibrationDetails(
+    described = _calibration_details(job, algo, calibration, compared)
+    return job.tried.add(
+        Candidate(
+            f"{source.strategy}:{algo}",
+            source.strategy,
+            calibration.model,
+            source.model,
+            source.selection,
+            calibration.inventory,
+            CandidateDetails(described, source.smoothing),
+            seconds,
+        )
+    )
+
+
+def _calibration_details(
+    job: Job,
+    algo: CalibrationAlgorithm,
+    calibration: Calibration,
+    compared: dict[CalibrationAlgorithm, float],
+) -> CalibrationDetails:
+    settings = job.config.quant_post
+    return CalibrationDetails(
         algo=algo,
         hist_percent=settings.hist_percent if algo == "hist" else None,
         images=calibration.images,
@@ -159,37 +195,25 @@ def _calibrated(
         corrected_biases=calibration.corrected_biases,
         zero_tensors=calibration.zero_tensors,
         compared=compared,
-        compared_images=len(job.held_out) if compared else None,
-    )
-    return job.add(
-        Candidate(
-            f"{strategy}:{algo}",
-            strategy,
-            calibration.model,
-            model,
-            selection,
-            calibration.inventory,
-            CandidateDetails(described, smoothing),
-            seconds,
-        )
+        compared_images=len(job.held_out.feeds) if compared else None,
     )
 
 
 def _compare(job: Job, post: PostTraining) -> dict[CalibrationAlgorithm, float]:
-    """Return algorithm -> the change of the detections on the held-out training images, see :meth:`Job.change`."""
+    """Return algorithm -> the change of the detections on the held-out training images, see :meth:`HeldOut.change`."""
     found: dict[CalibrationAlgorithm, float] = {}
     folder = job.folder("compared")
     written = post.write(folder, next(iter(ALGORITHMS))).model
     for algo in each(ALGORITHMS, "choose", "algorithm", shown=job.progress):
         thresholds = post.thresholds(algo)
         with tempfile.TemporaryDirectory(dir=folder) as other:
-            found[algo] = job.change(rescaled(written, thresholds, Path(other)))
+            found[algo] = job.held_out.change(rescaled(written, thresholds, Path(other)))
     shutil.rmtree(folder)
     return found
 
 
-def _smoothed(job: Job) -> tuple[InferenceModel, Selection, SmoothQuantDetails]:
-    """Return the smoothed float model, the selection of its ops, and how it was smoothed."""
+def _smoothed(job: Job) -> _FloatModel:
+    """Return the smoothed float model; it is unchanged if nothing was smoothed."""
     seconds: dict[str, float] = {}
     settings = job.config.quant_post
     with timed(seconds, "smooth"):
@@ -215,7 +239,57 @@ def _smoothed(job: Job) -> tuple[InferenceModel, Selection, SmoothQuantDetails]:
     with contextlib.closing(StaticGraph.load(smoothed.model)) as graph:
         ops = quantizable_ops(graph, job.config.op_types)
     selection = dataclasses.replace(job.selection, ops=tuple(ops))
-    return smoothed.model, selection, details
+    return _FloatModel("smooth_quant", smoothed.model, selection, details)
+
+
+def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
+    """Return a candidate by training.
+
+    Args:
+        job: the compression.
+        start_from: the candidate whose scales and biases the training starts from; None: a short calibration, or
+            PaddleSlim's start if nothing is evaluated.
+    """
+    seconds: dict[str, float] = {}
+    start = _training_start(job, start_from, seconds)
+    note = unaligned_rows(job.config, job.model)
+    told([note] if note else [])
+    with timed(seconds, "train"):
+        training = _train(job, start.model)
+    seconds["train"] += training.earlier_seconds
+    if training.stopped:
+        told([f"the training ended after {training.iterations} iterations: {training.stopped}"])
+    model = training.model
+    if job.selection.weight_only:
+        model = revert_to_float(model, job.selection.weight_only, job.folder("weight_only"))
+    inventory = inventory_of(model, job.config.op_types, job.config.op_section, job.selection)
+    details = CandidateDetails(training=_training_details(job, training, start))
+    return job.tried.add(Candidate("qat_dis", "qat_dis", model, None, job.selection, inventory, details, seconds))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What the scales and biases of a training start from.
+
+    Attributes:
+        name: for ``act.json``; None: PaddleSlim's start.
+        model: the INT8 model; None: PaddleSlim's start, or the checkpoint has the scales.
+    """
+
+    name: str | None
+    model: InferenceModel | None
+
+
+def _training_start(job: Job, start_from: Candidate | None, seconds: dict[str, float]) -> _Start:
+    if start_from is not None:
+        return _Start(start_from.name, start_from.model)
+    if job.fp32 is None:
+        return _Start(None, None)
+    name = f"ptq:avg, {_SCALE_IMAGES} images"
+    if job.checkpoints.resumed is not None:
+        return _Start(name, None)
+    with timed(seconds, "calibrate"):
+        return _Start(name, _calibrated_start(job))
 
 
 def _calibrated_start(job: Job) -> InferenceModel:
@@ -229,63 +303,38 @@ def _calibrated_start(job: Job) -> InferenceModel:
     return PostTraining(job.model, config, batches, job.device, job.selection).write(job.folder("start"), "avg").model
 
 
-def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
-    """Return a candidate by training.
-
-    Args:
-        job: the compression.
-        start_from: the candidate whose scales and biases the training starts from; None: a short calibration, or
-            PaddleSlim's start if nothing is evaluated.
-    """
-    config = job.config
-    seconds: dict[str, float] = {}
+def _train(job: Job, start: InferenceModel | None) -> Training:
+    """Train on all ranks, and score INT8 models if the float model was evaluated."""
+    config, fp32 = job.config, job.fp32
     loader = job.ranks.shard(training_reader(config, job.reader).loader("train"))
     scorer = Scorer(
-        lambda model: 1 - job.change(model),
+        lambda model: 1 - job.held_out.change(model),
         lambda model: job.judge.evaluate(model, "int8", job.reader, job.progress).map,
         job.judge.survives_nan,
     )
-    start, started_from = None, None
-    if start_from is not None:
-        start, started_from = start_from.model, start_from.name
-    elif job.fp32 is not None:
-        started_from = f"ptq:avg, {_SCALE_IMAGES} images"
-        if job.checkpoints.resumed is None:  # a resumed training takes its scales from the checkpoint
-            with timed(seconds, "calibrate"):
-                start = _calibrated_start(job)
-    note = unaligned_rows(config, job.model)
-    told([note] if note else [])
-    with timed(seconds, "train"):
-        call_followers(job.ranks, job.model)
-        training = train(
-            job.model,
-            config,
-            loader,
-            len(loader),
-            scorer if job.fp32 is not None else None,
-            job.folder("qat_dis"),
-            device=job.device,
-            origin_metric=job.fp32.map if job.fp32 and config.training.train_config.origin_metric is not None else None,
-            progress=job.progress,
-            checkpoints=job.checkpoints,
-            interruption=job.interruption,
-            start=start,
-            ranks=job.ranks,
-        )
-    seconds["train"] += training.earlier_seconds
-    if training.stopped:
-        told([f"the training ended after {training.iterations} iterations: {training.stopped}"])
-    details = TrainingDetails(
+    call_followers(job.ranks, job.model)
+    return train(
+        job.model,
+        config,
+        loader,
+        scorer if fp32 is not None else None,
+        job.folder("qat_dis"),
+        device=job.device,
+        origin_metric=fp32.map if fp32 and config.training.train_config.origin_metric is not None else None,
+        progress=job.progress,
+        checkpoints=job.checkpoints,
+        interruption=job.interruption,
+        start=start,
+        ranks=job.ranks,
+    )
+
+
+def _training_details(job: Job, training: Training, start: _Start) -> TrainingDetails:
+    return TrainingDetails(
         iterations=training.iterations,
         evaluations=[TrainingPoint(iteration, agreement) for iteration, agreement in training.evaluations],
         loss=[round(loss, 6) for _, loss in training.losses],
         stopped=training.stopped,
-        scales_from=started_from,
-        held_out_images=len(job.held_out) if job.fp32 is not None else 0,
+        scales_from=start.name,
+        held_out_images=len(job.held_out.feeds) if job.fp32 is not None else 0,
     )
-    model = training.model
-    if job.selection.weight_only:
-        model = revert_to_float(model, job.selection.weight_only, job.folder("weight_only"))
-    inventory = inventory_of(model, config.op_types, config.op_section, job.selection)
-    made = CandidateDetails(training=details)
-    return job.add(Candidate("qat_dis", "qat_dis", model, None, job.selection, inventory, made, seconds))

@@ -14,8 +14,9 @@ from typing import Any
 from act_pipeline.core.artifacts import InferenceModel, OnnxModel, location
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.process_pool import Work, run_work
+from act_pipeline.core.process_pool import run_work
 from act_pipeline.core.progress import Progress
+from act_pipeline.core.work import Work
 from act_pipeline.data.dataset import Dataset, ImageRecord
 from act_pipeline.data.loader import Loader
 from act_pipeline.data.reader import Reader

@@ -17,11 +17,11 @@ from act_pipeline.graph.deformable_attention import (
     Search,
     Shape,
     corners,
-    remove_unread,
     serialized,
     tracing,
 )
 from act_pipeline.graph.program_desc import argument, parsed, splice, variables
+from act_pipeline.graph.unread_ops import remove_unread
 
 _OBSERVER = "moving_average_abs_max_scale"
 

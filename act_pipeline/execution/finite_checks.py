@@ -18,7 +18,8 @@ import numpy as np
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
-from act_pipeline.execution import cpu_kernels
+from act_pipeline.execution.cpu_cores import all_cores, on_cpu
+from act_pipeline.execution.cpu_kernels import run_in_onednn
 from act_pipeline.execution.runners import make_runner
 from act_pipeline.execution.vector_rounding import round_in_vectors
 from act_pipeline.graph.op_inserter import Inserter
@@ -103,12 +104,12 @@ def guarded_outputs(graph: StaticGraph, batch: Mapping[str, np.ndarray]) -> dict
     """
     program = graph.program.clone()
     guard_grids(program)
-    if cpu_kernels.on_cpu():
-        cpu_kernels.run_in_onednn(program)
+    if on_cpu():
+        run_in_onednn(program)
         round_in_vectors(program)
     names = [target.name for target in graph.fetch_targets]
     running = make_runner(program, names, graph.executor.place, graph.scope)
-    with cpu_kernels.all_cores():
+    with all_cores():
         return dict(zip(names, running.run({name: batch[name] for name in graph.feed_names})))
 
 

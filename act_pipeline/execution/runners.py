@@ -2,7 +2,7 @@
 
 ``paddle.static.Executor`` schedules ops for parallel execution: ``StreamAnalyzer`` and ``DependencyBuilder`` of Paddle
 2.6.2 store the order of each pair of ops of two steps. For the 4,700 ops of RT-DETR-R18's training this takes 6 s and
-1.4 GB, although the CPU runs one op at a time (`cpu_kernels`). Paddle's older executor, which 2.6.2 still contains,
+1.4 GB, although the CPU runs one op at a time (`cpu_cores`). Paddle's older executor, which 2.6.2 still contains,
 does no scheduling.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from act_pipeline.execution import cpu_kernels
+from act_pipeline.execution import cpu_cores
 
 
 class Runner(Protocol):
@@ -52,7 +52,7 @@ def make_runner(program: Any, fetches: Sequence[str], place: Any, scope: Any = N
     """
     import paddle
 
-    made = OpByOp if cpu_kernels.on_cpu() else Planned
+    made = OpByOp if cpu_cores.on_cpu() else Planned
     return made(program, fetches, place, scope or paddle.static.global_scope())
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from act_pipeline.graph.op_index import GraphIndex
 from act_pipeline.graph.op_inserter import Inserter
 
 _ROUNDING = 1.5 * 2**23
@@ -31,13 +32,10 @@ def round_in_vectors(program: Any) -> int:
         Number of pairs replaced.
     """
     block = program.global_block()
-    readers: dict[str, list[Any]] = {}
-    for op in block.ops:
-        for name in op.input_arg_names:
-            readers.setdefault(name, []).append(op)
+    index = GraphIndex(block.ops)
     pairs = []
-    for op in [op for op in block.ops if op.type == "quantize_linear"]:
-        reading = readers.get(op.output("Y")[0], [])
+    for op in [op for op in index.ops if op.type == "quantize_linear"]:
+        reading = index.readers.get(op.output("Y")[0], [])
         if [other.type for other in reading] == ["dequantize_linear"]:
             pair = _Pair(block, op, reading[0])
             if reading[0].input("Scale") == [pair.scale.name]:

@@ -17,7 +17,7 @@ class RawDetr:
     """
 
     name = "detr_raw"
-    archs = ("rt_detr", "rt_detr_v2", "d_fine")
+    archs: tuple[str, ...] = ("rt_detr", "rt_detr_v2", "d_fine")
     outputs = "logits [N, Q, C] and boxes [N, Q, 4] (centre x, centre y, width, height, 0 to 1)"
 
     def fits(self, shapes: Shapes) -> bool:

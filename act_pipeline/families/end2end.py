@@ -15,7 +15,7 @@ class EndToEnd:
     """One array [N, K, 6] of x1, y1, x2, y2 (pixels of the input), score and class."""
 
     name = "end2end"
-    archs = ("yolov10",)
+    archs: tuple[str, ...] = ("yolov10",)
     outputs = "one array [N, K, 6] (x1, y1, x2, y2, score, class) after NMS"
 
     def fits(self, shapes: Shapes) -> bool:

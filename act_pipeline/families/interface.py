@@ -127,7 +127,7 @@ class Geometry:
         """
         (scale_y, scale_x), (top, left) = self.scale_factor[image], self.pad_offset[image]
         height, width = self.im_shape[image]
-        moved = boxes - np.array([left, top, left, top], np.float32)
+        moved: np.ndarray = boxes - np.array([left, top, left, top], np.float32)
         limits = np.array([width, height, width, height], np.float32)
         moved = np.clip(moved, 0, limits) if clip else moved
         return moved / np.array([scale_x, scale_y, scale_x, scale_y], np.float32)

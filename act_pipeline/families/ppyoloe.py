@@ -18,7 +18,7 @@ class PPYoloe:
     """
 
     name = "ppyoloe"
-    archs = ("ppyoloe", "ppyoloe+", "ppyolo", "yolo")
+    archs: tuple[str, ...] = ("ppyoloe", "ppyoloe+", "ppyolo", "yolo")
     outputs = "boxes [N, A, 4] (x1, y1, x2, y2) and scores [N, C, A] before NMS"
 
     def fits(self, shapes: Shapes) -> bool:

@@ -13,7 +13,7 @@ class PostProcessInGraph:
     """``bbox [K, 6]`` and ``bbox_num [N]`` come out of the graph, in pixels of the original image."""
 
     name = "rtdetr"
-    archs = ("detr", "rt-detr")
+    archs: tuple[str, ...] = ("detr", "rt-detr")
     outputs = "bbox [K, 6] (class, score, x1, y1, x2, y2) and bbox_num [N]"
 
     def fits(self, shapes: Shapes) -> bool:

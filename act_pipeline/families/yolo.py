@@ -21,7 +21,7 @@ class Yolo:
     """
 
     name = "yolo"
-    archs = ("yolov5", "yolov6", "yolov7", "yolov8", "yolov11", "yolo11", "yolov5u")
+    archs: tuple[str, ...] = ("yolov5", "yolov6", "yolov7", "yolov8", "yolov11", "yolo11", "yolov5u")
     outputs = "one array [N, 4 + C, A] (v8, v11) or [N, A, 5 + C] (v5, v6, v7) of boxes before NMS"
 
     def fits(self, shapes: Shapes) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.graph.program_desc import argument, flag, parsed, splice, text, variables, whole, wholes
+from act_pipeline.graph.unread_ops import remove_unread
 
 
 @dataclass(frozen=True)
@@ -382,21 +382,3 @@ def corners(values: Any, grids: Any, shape: Shape, weights: Any = None) -> tuple
     image = paddle.reshape(paddle.cast(image, "int64") * (shape.pixels * shape.heads), [-1, 1, 1, 1])
     rows = paddle.reshape(rows + image, [-1])
     return shares, paddle.gather(paddle.reshape(values, [-1, shape.channels]), rows)
-
-
-def remove_unread(block: Any, names: set[str]) -> None:
-    """Remove ops whose outputs are no longer read, starting from the ops that write the given variables.
-
-    Args:
-        block: a block of a ``framework_pb2.ProgramDesc``, changed in place.
-        names: variables that may be unread; the inputs of removed ops are added to the set.
-    """
-    reads = Counter(name for op in block.ops for name in variables(op.inputs))
-    for index in reversed(range(len(block.ops))):
-        op = block.ops[index]
-        written = set(variables(op.outputs))
-        if written & names and not any(reads[name] for name in written):
-            read = list(variables(op.inputs))
-            reads.subtract(read)
-            names.update(read)
-            del block.ops[index]

@@ -24,7 +24,8 @@ from act_pipeline.compress.accuracy_control.revert import (
     read_thresholds,
     revert_to_float,
 )
-from act_pipeline.compress.job import Candidate, Job
+from act_pipeline.compress.candidates import Candidate
+from act_pipeline.compress.job import Job
 from act_pipeline.compress.plan.op_inventory import inventory_of
 from act_pipeline.core.progress import each
 from act_pipeline.evaluation.act_json import FloatOp
@@ -46,7 +47,7 @@ def control_accuracy(job: Job, candidate: Candidate, limit: Optional[int] = None
 
     Returns:
         The first model found within ``max_drop``, with the number of ops of the last step reduced by bisection. If none
-        is, the model with the highest mAP, which may be ``candidate``; see :meth:`Job.meets`.
+        is, the model with the highest mAP, which may be ``candidate``; see :meth:`Candidates.meets`.
     """
     return _AccuracyControl(job, candidate).run(limit)
 
@@ -87,7 +88,7 @@ class _AccuracyControl:
             size = min(size, most - len(self.reverted))
             chosen = self._next(size)
             made = self._without(chosen)
-            if self.job.meets(made):
+            if self.job.tried.meets(made):
                 return self._fewest(chosen, made)
             self.reverted = list(made.reverted)
             self.ranker.remove(chosen)
@@ -108,14 +109,14 @@ class _AccuracyControl:
             with tempfile.TemporaryDirectory(dir=self.job.work) as folder:
                 target = Path(folder, "tried")
                 tried = revert_to_float(self.candidate.model, [*reverted, name], target, self.candidate.source)
-                changes.append(self.job.change(tried, _TRIAL_IMAGES))
+                changes.append(self.job.held_out.change(tried, _TRIAL_IMAGES))
         return [shortlist[int(np.argmin(changes))]]
 
     def _without(self, chosen: Sequence[str]) -> Candidate:
         """Return the candidate with ``chosen`` and all previously reverted ops in float, evaluated and recorded."""
         job, candidate = self.job, self.candidate
         names = [*(op.output for op in self.reverted), *chosen]
-        selection = candidate.selection.revert_to_float(names, f"reverted to float for max_drop {job.max_drop}")
+        selection = candidate.selection.revert_to_float(names, f"reverted to float for max_drop {job.tried.max_drop}")
         model = revert_to_float(candidate.model, names, job.folder("mixed"), candidate.source)
         inventory = inventory_of(model, job.config.op_types, job.config.op_section, selection)
         made = Candidate(
@@ -129,7 +130,7 @@ class _AccuracyControl:
             {"give_back": time.perf_counter() - self.clock},
             note=f"{len(names)} ops reverted to float",
         )
-        job.add(made)
+        job.tried.add(made)
         self.clock = time.perf_counter()
         added = [
             FloatOp(
@@ -140,7 +141,7 @@ class _AccuracyControl:
         ]  # fmt: skip
         made.reverted = [*self.reverted, *added]
         worse = made
-        if made.map > self.best.map or job.meets(made):
+        if made.map > self.best.map or job.tried.meets(made):
             worse, self.best = self.best, made
         if worse is not candidate:
             shutil.rmtree(worse.model.directory, ignore_errors=True)
@@ -157,7 +158,7 @@ class _AccuracyControl:
         while enough - too_few > 1:
             count = (enough + too_few) // 2
             fewer = self._without(last[:count])
-            if self.job.meets(fewer):
+            if self.job.tried.meets(fewer):
                 enough, made = count, fewer
             else:
                 too_few = count

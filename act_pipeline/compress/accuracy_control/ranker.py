@@ -10,9 +10,10 @@ from typing import Any, Optional
 import numpy as np
 
 from act_pipeline.analysis.sensitivity import BlockError, OpSensitivity, SensitivityRunner, Task, ranked
-from act_pipeline.compress.job import Candidate, Job
+from act_pipeline.compress.candidates import Candidate
+from act_pipeline.compress.job import Job
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.execution.cpu_kernels import all_cores
+from act_pipeline.execution.cpu_cores import all_cores
 from act_pipeline.graph.quantizable_ops import QuantizableOp
 
 RANK_IMAGES = 1
@@ -47,7 +48,7 @@ class Ranker:
         """
         self.ops = list(ops)
         self._job, self._candidate, self._model, self._thresholds = job, candidate, model, thresholds
-        feeds = job.held_out[:RANK_IMAGES]
+        feeds = job.held_out.feeds[:RANK_IMAGES]
         self._batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
         self._blocks: list[list[QuantizableOp]] = []
         self._errors: list[BlockError] = []

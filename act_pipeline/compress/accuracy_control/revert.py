@@ -19,6 +19,7 @@ from act_pipeline.compress.ptq.bias_correction import find_biases
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.graph.folding import fold_constants
 from act_pipeline.graph.model_files import inspect_model, read_parameters, read_program, write_parameters
+from act_pipeline.graph.op_index import GraphIndex
 from act_pipeline.graph.program_desc import argument, parsed, variables
 from act_pipeline.graph.quantizable_ops import QuantizableOp
 from act_pipeline.graph.static_graph import StaticGraph
@@ -44,8 +45,7 @@ def revert_to_float(
     with contextlib.ExitStack() as stack:
         graph = stack.enter_context(contextlib.closing(StaticGraph.load(model)))
         original = stack.enter_context(contextlib.closing(StaticGraph.load(source))) if source is not None else None
-        block = graph.program.global_block()
-        producer = {name: op for op in block.ops for name in op.output_arg_names}
+        producer = GraphIndex(graph.program.global_block().ops).producer
         originals = {op.output_arg_names[0]: op for op in _named(original, names)} if original is not None else {}
         for op in _named(graph, names):
             for name in op.input_arg_names:

@@ -16,10 +16,12 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Optional
 
 import numpy as np
 
 from act_pipeline.graph.int8_rounding import LEVELS, to_int8, weight_threshold
+from act_pipeline.graph.op_index import GraphIndex
 from act_pipeline.graph.op_types import CONVOLUTIONS, QUANTIZABLE_OPS
 from act_pipeline.graph.static_graph import StaticGraph
 
@@ -54,35 +56,34 @@ def find_biases(graph: StaticGraph, op_types: Collection[str]) -> list[Bias]:
         graph: a float graph with folded BatchNorm.
         op_types: the op types that are quantized; only convolutions and ``matmul_v2`` are considered.
     """
-    block = graph.program.global_block()
-    readers: dict[str, list] = {}
-    for op in block.ops:
-        for name in op.input_arg_names:
-            readers.setdefault(name, []).append(op)
-    found = []
-    for op in block.ops:
-        if op.type not in op_types or op.type not in QUANTIZABLE_OPS:
-            continue
-        convolution = op.type in CONVOLUTIONS
-        source, weight = (op.input(slot)[0] for slot in (("Input", "Filter") if convolution else ("X", "Y")))
-        if not graph.is_parameter(weight) or graph.is_parameter(source):
-            continue
-        shape = block.var(weight).shape
-        if not convolution and (len(shape) != 2 or op.attr("trans_x")):
-            continue
-        transposed = not convolution and bool(op.attr("trans_y"))
-        channels = shape[0] if convolution or transposed else shape[1]
-        output = op.output_arg_names[0]
-        adds = [reader for reader in readers.get(output, ()) if reader.type == "elementwise_add"]
-        if len(adds) != 1 or len(readers[output]) != 1 or adds[0].input("X")[0] != output:
-            continue
-        name = adds[0].input("Y")[0]
-        if not graph.is_parameter(name) or math.prod(block.var(name).shape) != channels or len(readers[name]) != 1:
-            continue
-        groups = int(op.attr("groups")) if convolution else 1
-        found.append(Bias(output, name, weight, source, 1 if convolution else -1, groups, transposed))
+    index = GraphIndex(graph.program.global_block().ops)
+    weighted = [op for op in index.ops if op.type in op_types and op.type in QUANTIZABLE_OPS]
+    found = [bias for bias in (_bias_after(graph, index, op) for op in weighted) if bias is not None]
     shared = Counter(bias.weight for bias in found)
     return [bias for bias in found if shared[bias.weight] == 1]
+
+
+def _bias_after(graph: StaticGraph, index: GraphIndex, op: Any) -> Optional[Bias]:
+    """Return the bias that is added to an op's output; None if there is none, or others use it too."""
+    convolution = op.type in CONVOLUTIONS
+    source, weight = (op.input(slot)[0] for slot in (("Input", "Filter") if convolution else ("X", "Y")))
+    if not graph.is_parameter(weight) or graph.is_parameter(source):
+        return None
+    block = graph.program.global_block()
+    shape = block.var(weight).shape
+    if not convolution and (len(shape) != 2 or op.attr("trans_x")):
+        return None
+    output = op.output_arg_names[0]
+    readers = index.readers.get(output, [])
+    if [reader.type for reader in readers] != ["elementwise_add"] or readers[0].input("X")[0] != output:
+        return None
+    transposed = not convolution and bool(op.attr("trans_y"))
+    channels = shape[0] if convolution or transposed else shape[1]
+    name = readers[0].input("Y")[0]
+    if not graph.is_parameter(name) or math.prod(block.var(name).shape) != channels or len(index.readers[name]) != 1:
+        return None
+    groups = int(op.attr("groups")) if convolution else 1
+    return Bias(output, name, weight, source, 1 if convolution else -1, groups, transposed)
 
 
 def correct_biases(

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,8 @@ from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, Observer
 from act_pipeline.calibration.feeds import feeds_of
 from act_pipeline.calibration.thresholds import threshold
 from act_pipeline.compress.accuracy_control.revert import revert_to_float
-from act_pipeline.compress.paddleslim import int8_program
+from act_pipeline.compress.paddleslim import qdq_program
+from act_pipeline.compress.paddleslim.int8_program import save_int8
 from act_pipeline.compress.plan.op_inventory import OpInventory, inventory_of
 from act_pipeline.compress.plan.op_selection import Selection, skip_patterns
 from act_pipeline.compress.ptq.bias_correction import correct_biases, find_biases
@@ -33,6 +34,7 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.quiet import quiet_upstream
 from act_pipeline.core.timing import timed
+from act_pipeline.graph.op_index import GraphIndex
 from act_pipeline.graph.static_graph import StaticGraph
 
 _logger = logging.getLogger(__name__)
@@ -173,7 +175,7 @@ def gather(
         UserError: as :class:`PostTraining`.
     """
     settings, graph = config.quant_post, inserted.graph
-    names = int8_program.quantized_tensors(inserted.program)
+    names = qdq_program.quantized_tensors(inserted.program)
     if not names:
         raise UserError(
             f"{config.path}: {model.directory} has no op of QuantPost.quantize_op_types "
@@ -184,19 +186,16 @@ def gather(
     readers = quantizable_tensors(graph, settings.quantize_op_types)
     feeds = feeds_of(config, model, batches)
     activations = {name: AbsHistogram(_SAMPLED_VALUES) for name in names}
-    observers: dict[str, list[Observer]] = {name: [histogram] for name, histogram in activations.items()}
-    means: dict[str, ChannelMean] = {}
-    for bias in find_biases(graph, settings.quantize_op_types) if settings.bias_correction else ():
-        if bias.source in observers and bias.source not in means:
-            means[bias.source] = ChannelMean(bias.channel_axis)
-            observers[bias.source].append(means[bias.source])
-    observed = [name for name in int8_program.observed_tensors(inserted.program) if name not in activations]
+    means = _channel_means(graph, settings, activations)
+    observed = [name for name in qdq_program.observed_tensors(inserted.program) if name not in activations]
     ranges = {name: AbsMax(finite_only=True) for name in observed}
+    observers: dict[str, Sequence[Observer]] = {
+        name: [histogram, *([means[name]] if name in means else [])] for name, histogram in activations.items()
+    }
     with contextlib.closing(feeds()) as images:
         # All tensors are observed on the first images, so that a damaged tensor is found on the first one.
         few = islice(images, -(-_OBSERVED_IMAGES // settings.batch_size))
-        everything: dict[str, Sequence[Observer]] = {**observers}
-        everything.update((name, [observer]) for name, observer in ranges.items())
+        everything = {**observers, **{name: [observer] for name, observer in ranges.items()}}
         run = collect(model, everything, few, device, {**_producers(graph), **readers}, where)
         run += collect(model, observers, images, device, readers, where)
     zeros = [f"{name}, {readers[name]}" for name, seen in activations.items() if seen.abs_max == 0]
@@ -209,6 +208,15 @@ def gather(
             "; ".join(zeros[:_NAMED_TENSORS]) + " ..." * (len(zeros) > _NAMED_TENSORS),
         )
     return Statistics(run, activations, means, ranges)
+
+
+def _channel_means(graph: StaticGraph, settings: QuantPost, activations: Collection[str]) -> dict[str, ChannelMean]:
+    """Return the inputs of ops whose bias is corrected -> what measures the mean of each channel."""
+    if not settings.bias_correction:
+        return {}
+    biases = [bias for bias in find_biases(graph, settings.quantize_op_types) if bias.source in activations]
+    # The first bias of an activation decides on the axis of the channels.
+    return {bias.source: ChannelMean(bias.channel_axis) for bias in reversed(biases)}
 
 
 def write(
@@ -234,20 +242,10 @@ def write(
     # A tensor of zeros is exact at any scale. The threshold 1 is a guess for other values that may occur at inference.
     used = {name: value or 1.0 for name, value in thresholds.items()}
     used.update({name: observer.abs_max or 1.0 for name, observer in statistics.ranges.items()})
-    corrected = 0
     with quiet_upstream():
-        if settings.bias_correction:
-            biases = find_biases(graph, settings.quantize_op_types)
-            means = {name: observer.mean for name, observer in statistics.means.items()}
-            kept = selection.kept if selection else {}
-            corrected = correct_biases(
-                graph,
-                [bias for bias in biases if bias.source in means and bias.op not in kept],
-                means,
-                settings.weight_quantize_type == "channel_wise_abs_max",
-            )
-        int8_program.set_scales(inserted.program, graph, used)
-        saved, inventory = int8_program.save_int8(
+        corrected = _correct_biases(graph, settings, statistics, selection) if settings.bias_correction else 0
+        qdq_program.set_scales(inserted.program, graph, used)
+        saved, inventory = save_int8(
             inserted.program,
             graph.scope,
             graph.executor.place,
@@ -261,6 +259,18 @@ def write(
     graph.close()
     zeros = [name for name, value in thresholds.items() if value == 0]
     return Calibration(saved, inventory, statistics.images, thresholds, corrected, zeros)
+
+
+def _correct_biases(
+    graph: StaticGraph, settings: QuantPost, statistics: Statistics, selection: Selection | None
+) -> int:
+    """Correct the biases of the ops that are quantized; return their number."""
+    means = {name: observer.mean for name, observer in statistics.means.items()}
+    kept = selection.kept if selection else {}
+    biases = [
+        bias for bias in find_biases(graph, settings.quantize_op_types) if bias.source in means and bias.op not in kept
+    ]
+    return correct_biases(graph, biases, means, settings.weight_quantize_type == "channel_wise_abs_max")
 
 
 @dataclass
@@ -286,7 +296,7 @@ def insert(model: InferenceModel, settings: QuantPost) -> Inserted:
     with quiet_upstream():
         graph = StaticGraph.load(model)
         graph.unwrap_outputs()
-        program = int8_program.insert_quantization(
+        program = qdq_program.insert_quantization(
             graph,
             {
                 "quantize_op_types": settings.quantize_op_types,
@@ -303,14 +313,11 @@ def insert(model: InferenceModel, settings: QuantPost) -> Inserted:
 
 def _check_weights(inserted: Inserted, where: str) -> None:
     """Raise UserError for weights with NaN or infinite values, since a ReLU may hide the NaN from the observers."""
-    readers: dict[str, Any] = {}
-    for op in inserted.graph.program.global_block().ops:
-        for name in op.input_arg_names:
-            readers.setdefault(name, op)
+    readers = GraphIndex(inserted.graph.program.global_block().ops).readers
     for op in inserted.program.global_block().ops:
         name = op.input("X")[0] if op.type == "quantize_linear" else ""
         if inserted.graph.is_parameter(name) and not np.isfinite(inserted.graph.parameter(name)).all():
-            reader = readers[name]
+            reader = readers[name][0]
             raise UserError(
                 f"{where}: weight {name} of {reader.type} ({reader.output_arg_names[0]}) holds NaN or infinite values; "
                 "its training or its file is damaged: evaluate the float model, and export it again"

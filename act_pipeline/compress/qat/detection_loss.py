@@ -19,18 +19,17 @@ models count little. The loss is 0 if the outputs of student and teacher are equ
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
+from act_pipeline.compress.paddleslim.prefixes import LOSS_PREFIX
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.graph.detection_tensors import DetectionTensors, find_detection_tensors
+from act_pipeline.graph.unread_ops import remove_unread
 
 DETECTION = "detection"
-# Prefix of all variables of the loss, which are not part of the model and need no observers.
-LOSS_PREFIX = "detection_loss/"
 _BOX_WEIGHT, _GIOU_WEIGHT = 5.0, 2.0
 _LEAST_WEIGHT = 0.02
 
@@ -90,21 +89,8 @@ def align(block: Any, student: DetectionTensors, teacher: DetectionTensors, pref
     readers = [op for op in block.ops if student.queries in op.input_arg_names]
     for op in readers:
         op._rename_input(student.queries, other)
-    _remove_unread(block, student.queries, keep=student.taught)
+    remove_unread(block, [student.queries], keep=student.taught)
     return len(readers)
-
-
-def _remove_unread(block: Any, name: str, keep: Sequence[str]) -> None:
-    """Remove the producer of an unread tensor and, recursively, those of its inputs, except producers of ``keep``."""
-    ahead = deque([name])
-    while ahead:
-        name = ahead.popleft()
-        op = next((op for op in block.ops if name in op.output_arg_names), None)
-        if op is None or op.type == "feed" or not set(keep).isdisjoint(op.output_arg_names):
-            continue
-        if not any(output in other.input_arg_names for other in block.ops for output in op.output_arg_names):
-            ahead.extend(op.input_arg_names)
-            block._remove_op(block.ops.index(op), sync=False)
 
 
 def detection_loss(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> Any:

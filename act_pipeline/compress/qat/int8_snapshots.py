@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from act_pipeline.compress.paddleslim import int8_program
+from act_pipeline.compress.paddleslim.int8_program import save_int8
 from act_pipeline.compress.plan.op_inventory import OpInventory
 from act_pipeline.compress.qat.unfolded_weights import folded
 from act_pipeline.core.artifacts import InferenceModel
@@ -55,7 +55,7 @@ class Int8Snapshots:
             scorer: the functions for :meth:`score`; None: the models are not scored.
             probe: the feed of one training image, for the check of the outputs.
             op_types: the op types that are quantized.
-            order: outputs of the float program's ops, see `compress.paddleslim.int8_program.in_order`.
+            order: outputs of the float program's ops, see `compress.paddleslim.op_order.in_order`.
             factors: factors of the weights that are trained unfolded, see `compress.qat.unfolded_weights.unfold`.
         """
         self._scorer, self._probe, self._op_types, self._order = scorer, probe, op_types, order
@@ -95,7 +95,7 @@ class Int8Snapshots:
         )
         folder.mkdir()
         try:
-            return int8_program.save_int8(
+            return save_int8(
                 program,
                 scope,
                 place,

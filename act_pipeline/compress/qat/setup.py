@@ -23,7 +23,6 @@ class Setup:
 
     Attributes:
         batches: the training images in batches, under the reader's names.
-        batches_per_epoch: the number of batches of an epoch.
         probe: the feed of the first batch, under the names of the model's inputs.
         scorer: scores INT8 models; None: no evaluation.
         origin_metric: the float model's mAP, if the training has to stop when it is reached.
@@ -40,7 +39,6 @@ class Setup:
     """
 
     batches: Batches
-    batches_per_epoch: int
     probe: Mapping[str, np.ndarray]
     scorer: Optional[Scorer]
     origin_metric: Optional[float]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.compress.paddleslim.int8_program import TEACHER_PREFIX
+from act_pipeline.compress.paddleslim.prefixes import TEACHER_PREFIX
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.graph.model_files import inspect_model, read_parameters

@@ -15,12 +15,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from act_pipeline.compress.paddleslim.int8_program import TEACHER_PREFIX
-from act_pipeline.execution.cpu_kernels import all_cores, on_cpu, run_in_onednn
+from act_pipeline.compress.paddleslim.prefixes import TEACHER_PREFIX
+from act_pipeline.execution.cpu_cores import all_cores, on_cpu
+from act_pipeline.execution.cpu_kernels import run_in_onednn
 from act_pipeline.execution.runners import Runner, make_runner
 from act_pipeline.graph.deformable_attention import attend_by_rows
 from act_pipeline.graph.program_desc import parsed
@@ -160,6 +162,7 @@ def split_teacher(
     executor: Any,
     probe: Mapping[str, np.ndarray],
     batch_size: int,
+    *,
     budget_mb: float,
     queries: str | None = None,
 ) -> Teacher | None:
@@ -178,45 +181,70 @@ def split_teacher(
     Returns:
         The teacher; None: the program was not changed.
     """
-    block = program.global_block()
-    teaching = [op for op in block.ops if _is_teaching(op)]
-    inside = {id(op) for op in teaching}
-    written = {name for op in teaching for name in op.output_arg_names}
-    others = [op for op in block.ops if id(op) not in inside]
-    read = {name for op in others for name in op.input_arg_names}
-    outputs = sorted(written & read)
-    inputs = sorted(
-        {
-            name
-            for op in teaching
-            for name in op.input_arg_names
-            if name not in written and not (name.startswith(TEACHER_PREFIX) and block.var(name).persistable)
-        }
-    )
-    fed = {op.output("Out")[0] for op in others if op.type == "feed"}
-    if not outputs or not inputs or not set(inputs) <= fed & set(probe) or len(program.blocks) > 1:
+    part = _TeacherPart.of(program)
+    if part is None or not set(part.inputs) <= set(probe):
         return None
-    runner = _teaching_runner(program, teaching, outputs, executor.place)
-    teacher = Teacher(runner, inputs, outputs, budget_mb, queries)
+    runner = _teaching_runner(program, part.ops, part.outputs, executor.place)
+    teacher = Teacher(runner, part.inputs, part.outputs, budget_mb, queries)
     with all_cores():
         why_not = teacher.by_image(probe, batch_size)
     if why_not:
         _logger.warning("the teacher runs within every step: %s", why_not)
         return None
-    for op in reversed(teaching):
+    _remove_ops(program.global_block(), part.ops)
+    _feed_variables(program.global_block(), part.outputs)
+    return teacher
+
+
+@dataclass(frozen=True)
+class _TeacherPart:
+    """The teacher's ops in a merged program, the fed variables that they read, and those that other ops read."""
+
+    ops: list[Any]
+    inputs: list[str]
+    outputs: list[str]
+
+    @classmethod
+    def of(cls, program: Any) -> _TeacherPart | None:
+        """Return the teacher's part; None: it cannot be split off, since it reads more than the feed."""
+        block = program.global_block()
+        ops = [op for op in block.ops if _is_teaching(op)]
+        inside = {id(op) for op in ops}
+        others = [op for op in block.ops if id(op) not in inside]
+        written = {name for op in ops for name in op.output_arg_names}
+        read = {name for op in others for name in op.input_arg_names}
+        fed = {op.output("Out")[0] for op in others if op.type == "feed"}
+        inputs = {
+            name
+            for op in ops
+            for name in op.input_arg_names
+            if name not in written and not (name.startswith(TEACHER_PREFIX) and block.var(name).persistable)
+        }
+        outputs = written & read
+        if not outputs or not inputs or not inputs <= fed or len(program.blocks) > 1:
+            return None
+        return cls(ops, sorted(inputs), sorted(outputs))
+
+
+def _remove_ops(block: Any, ops: Sequence[Any]) -> None:
+    """Remove the teacher's ops, and its variables that no other op uses."""
+    for op in reversed(ops):
         block._remove_op(block.ops.index(op), sync=False)
     used = {name for op in block.ops for name in (*op.input_arg_names, *op.output_arg_names)}
     for name in [name for name in block.vars if name.startswith(TEACHER_PREFIX) and name not in used]:
         block._remove_var(name, sync=False)
+
+
+def _feed_variables(block: Any, names: Sequence[str]) -> None:
+    """Turn variables into inputs of the program, in columns after those of its other inputs."""
     column = 1 + max(op.attr("col") for op in block.ops if op.type == "feed")
-    for index, name in enumerate(outputs):
+    for index, name in enumerate(names):
         variable = block.var(name)
         variable.stop_gradient = True
         variable.is_data = True
         block._prepend_op(
             type="feed", inputs={"X": [block.var("feed")]}, outputs={"Out": [variable]}, attrs={"col": column + index}
         )
-    return teacher
 
 
 def _is_teaching(op: Any) -> bool:

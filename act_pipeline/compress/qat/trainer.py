@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from act_pipeline.calibration.feeds import model_feed
-from act_pipeline.compress.paddleslim import int8_program
 from act_pipeline.compress.paddleslim.patches import own_scope, quick_walks
+from act_pipeline.compress.paddleslim.prefixes import TEACHER_PREFIX
 from act_pipeline.compress.plan.op_selection import skip_patterns
 from act_pipeline.compress.qat.adapter import make_adapter
 from act_pipeline.compress.qat.detection_loss import DetectionDistillation
@@ -35,7 +36,6 @@ def train(
     model: InferenceModel,
     config: Config,
     batches: Batches,
-    batches_per_epoch: int,
     scorer: Scorer | None,
     save_dir: Path,
     *,
@@ -53,7 +53,6 @@ def train(
         model: the float model with folded constants; files are written to its folder.
         config: sections ``Distillation``, ``QuantAware`` and ``TrainConfig``.
         batches: yields the batches of an epoch, and can resume within an epoch.
-        batches_per_epoch: the number of batches of an epoch.
         scorer: scores INT8 models; None: no evaluation, and the last weights are saved.
         save_dir: an existing folder for the INT8 model.
         device: ``CPU`` or ``GPU``.
@@ -79,36 +78,20 @@ def train(
     paddle.set_device(device.lower())
     averaging.connect(ranks, device)
     with quiet_upstream(), own_scope(), paddle.utils.unique_name.guard():
-        strategies, train_config = config.to_act()
-        patterns = skip_patterns(strategies["QuantAware"]["not_quant_pattern"])
-        strategies["QuantAware"]["not_quant_pattern"] = patterns
-        distillation = DetectionDistillation.of(config, model, int8_program.TEACHER_PREFIX)
-        if distillation is not None:
-            strategies["Distillation"].update(node=distillation.nodes, loss="l2")
-        # The caller has compared it already; ACT would evaluate the float model again, in Paddle's slow executor.
-        train_config.pop("origin_metric", None)
-        feed_names = list(inspect_model(model).inputs)
-        first: dict[str, np.ndarray] = {}
-
-        def feeds() -> Iterator[dict[str, np.ndarray]]:
-            for batch in batches():
-                feed = model_feed(config, feed_names, batch)
-                first.update({} if first else feed)
-                yield feed
-
+        distillation = DetectionDistillation.of(config, model, TEACHER_PREFIX)
+        feeds = _Feeds(batches, config, model)
         with quick_walks():
             compression = make_adapter()(
                 model_dir=str(model.directory),
                 model_filename=model.model_filename,
                 params_filename=model.params_filename,
                 save_dir=str(save_dir),
-                config={**strategies, "TrainConfig": train_config},
+                config=_act_config(config, distillation),
                 train_dataloader=feeds,
             )
         compression.setup = Setup(
             batches=batches,
-            batches_per_epoch=batches_per_epoch,
-            probe=first,  # set, since PaddleSlim has read the first batch to check whether it is a dict
+            probe=feeds.first,  # set, since PaddleSlim has read the first batch to check whether it is a dict
             scorer=scorer,
             origin_metric=origin_metric,
             patience=config.training.train_config.patience,
@@ -127,3 +110,33 @@ def train(
     if ranks.leads:
         training.model = InferenceModel.load(save_dir)
     return training
+
+
+class _Feeds:
+    """The batches of an epoch under the names of the model's inputs, in the form of PaddleSlim's ``train_dataloader``.
+
+    Attributes:
+        first: the first feed that was read; empty: none yet.
+    """
+
+    def __init__(self, batches: Batches, config: Config, model: InferenceModel) -> None:
+        self.first: dict[str, np.ndarray] = {}
+        self._batches, self._config, self._names = batches, config, list(inspect_model(model).inputs)
+
+    def __call__(self) -> Iterator[dict[str, np.ndarray]]:
+        for batch in self._batches():
+            feed = model_feed(self._config, self._names, batch)
+            self.first = self.first or feed
+            yield feed
+
+
+def _act_config(config: Config, distillation: DetectionDistillation | None) -> dict[str, Any]:
+    """Return the config in the form of ``AutoCompression``."""
+    strategies, train_config = config.to_act()
+    quantization = strategies["QuantAware"]
+    quantization["not_quant_pattern"] = skip_patterns(quantization["not_quant_pattern"])
+    if distillation is not None:
+        strategies["Distillation"].update(node=distillation.nodes, loss="l2")
+    # The caller has compared it already; ACT would evaluate the float model again, in Paddle's slow executor.
+    train_config.pop("origin_metric", None)
+    return {**strategies, "TrainConfig": train_config}

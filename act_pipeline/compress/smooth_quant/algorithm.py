@@ -219,8 +219,7 @@ def smooth_model(
     Raises:
         UserError: see :func:`gather_rows`.
     """
-    graph = StaticGraph.load(model)
-    graph.unwrap_outputs()
+    graph = _load(model)
     groups = find_groups(graph, settings.smooth_all_linears, exclude)
     if not groups:
         return Smoothed(model, [], 0)
@@ -244,7 +243,9 @@ def smooth_model(
             return Smoothed(model, layers, images)
         difference = largest_difference(expected, _outputs(graph, first))
         if difference <= _TOLERANCE:
-            break
+            directory.mkdir(parents=True, exist_ok=True)
+            with quiet_upstream():
+                return Smoothed(graph.save(directory), layers, images, difference, powers_of_two)
         _logger.info(
             "%s: SmoothQuant's factors%s change the float model's outputs by %.1e, more than %.0e",
             where or model.directory,
@@ -252,17 +253,22 @@ def smooth_model(
             difference,
             _TOLERANCE,
         )
-        graph = StaticGraph.load(model)
-        graph.unwrap_outputs()
-    else:
-        undone = f"outputs would change by {difference:.1e}"
-        layers = [
-            replace(layer, smoothed=False, folded=False, reason=undone) if layer.smoothed else layer for layer in layers
-        ]
-        return Smoothed(model, layers, images, difference)
-    directory.mkdir(parents=True, exist_ok=True)
-    with quiet_upstream():
-        return Smoothed(graph.save(directory), layers, images, difference, powers_of_two)
+        graph = _load(model)
+    return Smoothed(model, _undone(layers, difference), images, difference)
+
+
+def _load(model: InferenceModel) -> StaticGraph:
+    graph = StaticGraph.load(model)
+    graph.unwrap_outputs()
+    return graph
+
+
+def _undone(layers: Sequence[SmoothedLayer], difference: float) -> list[SmoothedLayer]:
+    """Return the layers of a model that is not smoothed, since its outputs would change by ``difference``."""
+    reason = f"outputs would change by {difference:.1e}"
+    return [
+        replace(layer, smoothed=False, folded=False, reason=reason) if layer.smoothed else layer for layer in layers
+    ]
 
 
 def largest_difference(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:

@@ -13,7 +13,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from act_pipeline.compress.plan.op_inventory import OpInventory
-from act_pipeline.compress.qat.distributed.ranks import ALONE, Leader
+from act_pipeline.compress.qat.distributed.leader import Leader
+from act_pipeline.compress.qat.distributed.ranks import ALONE
 from act_pipeline.compress.qat.resume.checkpoints import CHECKPOINT_SCHEMA, Checkpoints
 from act_pipeline.compress.qat.resume.training_checkpoint import TrainingCheckpoint
 from act_pipeline.compress.qat.state import read_random_states

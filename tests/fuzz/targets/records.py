@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from act_pipeline.compress.pipeline import _current
+from act_pipeline.compress.saved_result import current_result
 from act_pipeline.core.artifacts import INFER_CFG_FILENAME, ONNX_SCHEMA, InferenceModel, OnnxModel
 from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, ANALYSIS_SCHEMA, read_record
 from act_pipeline.data import builtin_sample
@@ -67,7 +67,7 @@ def _read(folder: Path, example: tuple[str, bytes]) -> None:
     if schema == EVAL_SCHEMA:
         _kept_evaluation(path, model, _Reader())
     elif schema == ACT_SCHEMA:
-        _current(folder, {"source_hash": _HASH})
+        current_result(folder, {"source_hash": _HASH})
     elif schema == EXPORT_SCHEMA:
         _is_current(folder, {"source_hash": _HASH})
     elif schema == builtin_sample.SCHEMA:

@@ -19,7 +19,9 @@ from typing import Any
 
 from act_pipeline.compress.qat import state
 from act_pipeline.compress.qat.distributed import gloo_store
-from act_pipeline.compress.qat.distributed.ranks import Follower, Leader, Ranks
+from act_pipeline.compress.qat.distributed.follower import Follower
+from act_pipeline.compress.qat.distributed.leader import Leader
+from act_pipeline.compress.qat.distributed.ranks import Ranks
 from act_pipeline.graph.op_inserter import Inserter
 
 # Paddle's OpRole.
@@ -61,7 +63,7 @@ def _connect_gloo(ranks: Ranks) -> None:
             ranks.hear_all()  # the store has to run until all ranks have read the addresses
     else:
         assert isinstance(ranks, Follower)
-        place = ranks.receive()
+        place = ranks.receive().fields
         _start_gloo(ranks, place["host"], place["port"])
         ranks.say("connected")
 

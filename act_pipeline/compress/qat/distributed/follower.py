@@ -1,86 +1,151 @@
-"""Followers, the ranks other than rank 0: they train whenever rank 0 trains, with the model that it sends."""
+"""A rank that follows the commands of rank 0."""
 
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NoReturn
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Optional
 
-import numpy as np
-
-from act_pipeline.calibration.feeds import open_reader, training_reader
-from act_pipeline.compress.identity import shared_identity
-from act_pipeline.compress.qat.distributed.ranks import Follower, Leader, Ranks
-from act_pipeline.compress.qat.trainer import train
-from act_pipeline.config import Config
-from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
-from act_pipeline.core.errors import UserError
-from act_pipeline.data import Reader
-from act_pipeline.data.loader import Loader
-from act_pipeline.execution.memory import freed_memory_kept
-from act_pipeline.graph.static_graph import static_mode
+from act_pipeline.compress.qat.distributed.messages import Link, Message
+from act_pipeline.compress.qat.distributed.ranks import NOTICE_SECONDS, SILENT, Ranks
+from act_pipeline.compress.qat.resume.checkpoints import Snapshot
+from act_pipeline.core.errors import UserError, describe_os_error
+from act_pipeline.core.interruption import GRACE_SECONDS
 
 
-def call_followers(ranks: Ranks, model: InferenceModel) -> None:
-    """Send a float model to the followers, which starts their training; without several ranks do nothing.
+class _Ended(BaseException):
+    """Rank 0 has ended the run, with an exit code."""
 
-    Args:
-        ranks: this process's part; only the leader sends.
-        model: the float model.
-    """
-    if isinstance(ranks, Leader):
-        files = ((MODEL_FILENAME, model.model_path), (PARAMS_FILENAME, model.params_path))
-        ranks.tell("train", {name: np.frombuffer(path.read_bytes(), np.uint8) for name, path in files})
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
 
 
-def follow(config: Config, device: str, ranks: Ranks, reader_overrides: Sequence[str] = ()) -> NoReturn:
-    """Follow the commands of rank 0 until the end of its run, which also ends :meth:`Ranks.run`.
+class Follower(Ranks):
+    """A rank that follows the commands of rank 0."""
 
-    Args:
-        config: the same config as on rank 0.
-        device: ``CPU``, ``GPU`` or ``auto``.
-        ranks: this process's part, a :class:`Follower`.
-        reader_overrides: the same as on rank 0.
+    def __init__(self, rank: int, world: int, link: Link) -> None:
+        """Start to listen to rank 0.
 
-    Raises:
-        UserError: data and config do not fit together, the device is missing, or rank 0 has ended.
-    """
-    from act_pipeline.engines.device import choose_device
+        Args:
+            rank: rank of this process.
+            world: the number of ranks.
+            link: the connection to rank 0.
+        """
+        self.rank, self.world = rank, world
+        self._link = link
+        self._inbox: queue.Queue[Optional[Message]] = queue.Queue()
+        self._code: Optional[int] = None
+        self._over = threading.Event()
+        link.listen(self._hear, self._gone)
 
-    assert isinstance(ranks, Follower)
-    global_ = config.global_
-    reader = Reader.load(global_.reader_config, reader_overrides)
-    with contextlib.suppress(UserError):  # rank 0 reports errors; the model may exist on its host only
-        source = InferenceModel.load(global_.model_dir, global_.model_filename, global_.params_filename)
-        reader, _ = open_reader(config, source, reader_overrides)
-    reader.check("train")
-    device = choose_device(device)
-    ranks.say("identity", identity=shared_identity(config, reader, device))
-    train_when_told(config, lambda: training_reader(config, reader).loader("train"), device, ranks)
+    def run(self, work: Callable[[Ranks], int]) -> int:
+        with self._signals_passed_on():
+            try:
+                return work(self)
+            except _Ended as end:
+                return self._leave(end.code)
+            except (UserError, OSError, MemoryError) as error:
+                if self._link.closed.is_set() and self._code is None:
+                    raise
+                self._link.send("failed", words=_words(error))
+            except Exception as error:
+                traceback.print_exc()
+                self._link.send("failed", words=_words(error))
+            # Rank 0 prints the error. If this process ended first, the launcher would kill rank 0 before that.
+            while self._link.closed.wait(NOTICE_SECONDS) is False:
+                continue
+            return self._leave(1 if self._code is None else self._code)
+
+    def say(self, kind: str, **fields: Any) -> None:
+        """Send a message of a kind to rank 0, with fields in JSON types."""
+        self._link.send(kind, **fields)
+
+    def receive(self) -> Message:
+        """Wait for a message from rank 0, without a timeout.
+
+        Raises:
+            UserError: rank 0 has ended unexpectedly.
+        """
+        message = self._inbox.get()
+        if message is None:
+            raise UserError(f"rank 0 {SILENT}; its log says more, and --resume continues from its last checkpoint")
+        if message.kind == "end":
+            raise _Ended(message.fields["code"])
+        return message
+
+    def go_on(self, wanted: bool) -> bool:
+        return self.receive().kind == "step"
+
+    def ready(self, position: Mapping[str, Any]) -> Mapping[str, Any]:
+        self.say("ready", position=dict(position))
+        return position
+
+    @contextlib.contextmanager
+    def stepping(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError:
+            # Either rank 0 has ended, or it reports within this time that another rank has.
+            end = time.monotonic() + NOTICE_SECONDS
+            while time.monotonic() < end:
+                if self._code is not None or self._link.closed.is_set():
+                    self.receive()
+                time.sleep(0.05)
+            raise
+
+    def share(self, snapshot: Callable[[], Snapshot]) -> Optional[Snapshot]:
+        message = self.receive()
+        return Snapshot(message.fields["progress"], message.arrays)
+
+    def _hear(self, message: Message) -> None:
+        if message.kind == "end":
+            self._code = message.fields["code"]
+        self._inbox.put(message)
+
+    def _gone(self) -> None:
+        self._inbox.put(None)
+        # The main thread may be in a collective operation that waits for an ended rank.
+        if self._over.wait(NOTICE_SECONDS + 2):
+            return
+        if self._code is None:
+            print(f"error: rank 0 {SILENT}", file=sys.stderr, flush=True)
+        os._exit(1 if self._code is None else self._code)
+
+    def _leave(self, code: int) -> int:
+        self._link.closed.wait(NOTICE_SECONDS)
+        self._over.set()
+        return code
+
+    @contextlib.contextmanager
+    def _signals_passed_on(self) -> Iterator[None]:
+        """Forward SIGINT and SIGTERM to rank 0, which ends the run; exit by force if it does not end in time."""
+
+        def pass_on(signum: int) -> None:
+            self._link.send("signal", signum=signum)
+            if not self._over.wait(GRACE_SECONDS + 1.5):
+                os._exit(128 + signum)
+
+        def handle(signum: int, frame: Any) -> None:
+            threading.Thread(target=pass_on, args=(signum,), daemon=True).start()
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            self._over.set()
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def train_when_told(config: Config, load: Callable[[], Loader], device: str, ranks: Follower) -> NoReturn:
-    """Train each model that rank 0 sends, on this rank's share of the batches.
-
-    Args:
-        config: the same config as on rank 0.
-        load: makes the loader of the training images; called for each training.
-        device: ``CPU`` or ``GPU``.
-        ranks: this process's part.
-
-    Raises:
-        UserError: rank 0 has ended, or see `compress.qat.trainer.train`.
-    """
-    while True:
-        files = ranks.receive()["arrays"]
-        with tempfile.TemporaryDirectory(prefix="act_pipeline.") as work, static_mode(), freed_memory_kept(device):
-            float_model, save_dir = Path(work, "float"), Path(work, "int8")
-            float_model.mkdir()
-            save_dir.mkdir()
-            for name, content in files.items():
-                (float_model / name).write_bytes(content.tobytes())
-            batches = ranks.shard(load())
-            model = InferenceModel.load(float_model)
-            train(model, config, batches, len(batches), None, save_dir, device=device, progress=False, ranks=ranks)
+def _words(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return describe_os_error(error) or str(error)
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -16,16 +16,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
+class _Store(ThreadingHTTPServer):
+    """The server, which holds the stored values by path."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__((host, 0), _Handler)
+        self.values: dict[str, bytes] = {}
+
+
 class _Handler(BaseHTTPRequestHandler):
     # Buffered writing, since Gloo's client needs each answer in one piece.
     wbufsize = -1
-    values: dict[str, bytes] = {}
+    server: _Store
 
     def do_GET(self) -> None:
-        self._answer(200 if self.path in self.values else 404, self.values.get(self.path, b""))
+        value = self.server.values.get(self.path)
+        self._answer(404 if value is None else 200, value or b"")
 
     def do_PUT(self) -> None:
-        self.values[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.values[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
         self._answer(200)
 
     def do_DELETE(self) -> None:
@@ -59,7 +68,7 @@ def running(host: str) -> Iterator[int]:
 
 
 if __name__ == "__main__":
-    with ThreadingHTTPServer((sys.argv[1], 0), _Handler) as server:
+    with _Store(sys.argv[1]) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         print(server.server_address[1], flush=True)
         sys.stdin.read()

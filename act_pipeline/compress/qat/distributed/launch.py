@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from typing import Any
+from typing import Any, Optional
 
-from act_pipeline.compress.qat.distributed.messages import Link
-from act_pipeline.compress.qat.distributed.ranks import ALONE, Follower, Leader, Ranks
+from act_pipeline.compress.qat.distributed.follower import Follower
+from act_pipeline.compress.qat.distributed.leader import Leader
+from act_pipeline.compress.qat.distributed.messages import Link, Message
+from act_pipeline.compress.qat.distributed.ranks import ALONE, Ranks
 from act_pipeline.core.errors import UserError
 
 _KEY = "act_pipeline/leader"
@@ -62,9 +64,17 @@ def _gather(store: Any, host: str, world: int) -> dict[int, Link]:
         store.set(_KEY, f"{host} {server.getsockname()[1]} {token}")
         while len(links) < world - 1:
             link = Link(server.accept()[0])
-            hello = link.receive()
-            if hello is not None and secrets.compare_digest(str(hello.get("token")), token):
-                links[int(hello["rank"])] = link
+            hello = _hello(link)
+            if hello is not None and secrets.compare_digest(str(hello.fields.get("token")), token):
+                links[int(hello.fields["rank"])] = link
             else:
                 link.close()
     return dict(sorted(links.items()))
+
+
+def _hello(link: Link) -> Optional[Message]:
+    """Return the first message of a connection; None if it is closed, or another program has connected."""
+    try:
+        return link.receive()
+    except ValueError:
+        return None

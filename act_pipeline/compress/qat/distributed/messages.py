@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import numpy as np
@@ -21,6 +22,21 @@ _HEADER = struct.Struct(">QQ")
 # TCP keep-alive: seconds until an idle connection is probed, seconds between probes, probes that may fail.
 _PROBES = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 4))
 _TEXT_LIMIT = 1 << 26
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message of another process.
+
+    Attributes:
+        kind: what it is about, such as ``ready``.
+        fields: its entries, in JSON types.
+        arrays: its arrays by name.
+    """
+
+    kind: str
+    fields: dict[str, Any]
+    arrays: dict[str, np.ndarray]
 
 
 class Link:
@@ -41,7 +57,7 @@ class Link:
         self._connection = connection
         self._sending = threading.Lock()
 
-    def listen(self, heard: Callable[[dict[str, Any]], None], gone: Callable[[], None]) -> None:
+    def listen(self, heard: Callable[[Message], None], gone: Callable[[], None]) -> None:
         """Start a thread that reads messages.
 
         Args:
@@ -78,12 +94,11 @@ class Link:
             self._connection.sendall(_HEADER.pack(len(text), blob.tell()) + text)
             self._connection.sendall(blob.getbuffer())
 
-    def receive(self) -> Optional[dict[str, Any]]:
+    def receive(self) -> Optional[Message]:
         """Wait for a message.
 
         Returns:
-            The fields of the message, ``kind``, and ``arrays`` (name -> array) if it has any; None: the connection is
-            closed.
+            The message; None: the connection is closed.
 
         Raises:
             ValueError: the data is not a message.
@@ -97,11 +112,14 @@ class Link:
         text, blob = self._read(text_size), self._read(blob_size)
         if text is None or blob is None:
             return None
-        message = json.loads(text)
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError("this is no message")
+        names, arrays = fields.pop("arrays", ()), {}
         if blob:
             with np.load(io.BytesIO(blob), allow_pickle=False) as archive:
-                message["arrays"] = {name: archive[f"{index}"] for index, name in enumerate(message["arrays"])}
-        return message
+                arrays = {name: archive[f"{index}"] for index, name in enumerate(names)}
+        return Message(str(fields.pop("kind", "")), fields, arrays)
 
     def close(self) -> None:
         """Close the connection, which the other end detects."""

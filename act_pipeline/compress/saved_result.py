@@ -1,0 +1,76 @@
+"""The result of a compression in its folder: write it, and find whether an earlier one is current."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from act_pipeline.compress.candidates import Candidate
+from act_pipeline.compress.job import Job
+from act_pipeline.core.artifacts import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import (
+    ACT_FILENAME,
+    ACT_SCHEMA,
+    ANALYSIS_FILENAME,
+    ANALYSIS_SCHEMA,
+    new_artifact,
+    read_record,
+    write_record,
+)
+from act_pipeline.evaluation import DETECTIONS_FILENAME, save_detections
+
+
+@dataclass
+class Compressed:
+    """Result of a compression.
+
+    Attributes:
+        model: the INT8 model.
+        record: the content of ``act.json``.
+    """
+
+    model: InferenceModel
+    record: dict[str, Any]
+
+
+def write_result(target: Path, model: InferenceModel, chosen: Candidate, job: Job, record: Mapping[str, Any]) -> None:
+    """Write the INT8 model, ``act.json`` and what was measured; an older result is replaced once this is complete.
+
+    Args:
+        target: the folder.
+        model: the original float model, whose ``infer_cfg.yml`` is copied.
+        chosen: the candidate to save.
+        job: the compression.
+        record: the content of ``act.json``.
+    """
+    with new_artifact(target) as staging:
+        for path, name in ((chosen.model.model_path, MODEL_FILENAME), (chosen.model.params_path, PARAMS_FILENAME)):
+            shutil.copyfile(path, staging / name)
+        if model.infer_cfg_path.exists():
+            shutil.copyfile(model.infer_cfg_path, staging / INFER_CFG_FILENAME)
+        if job.fp32 is not None and chosen.evaluation is not None:
+            names = {image["id"]: image["file_name"] for image in job.reader.annotations("eval").images}
+            save_detections(staging / DETECTIONS_FILENAME, {"fp32": job.fp32, "int8": chosen.evaluation}, names)
+        if job.analysis is not None:
+            write_record(staging / ANALYSIS_FILENAME, ANALYSIS_SCHEMA, job.analysis)
+        write_record(staging / ACT_FILENAME, ACT_SCHEMA, dict(record))
+
+
+def current_result(save_dir: Path, source: Mapping[str, Any]) -> Compressed | None:
+    """Return the result in a folder if it was made from the same inputs and is unchanged, else None.
+
+    Args:
+        save_dir: the folder.
+        source: the output of `compress.identity.source_identity`.
+    """
+    try:
+        record = read_record(save_dir / ACT_FILENAME, ACT_SCHEMA)
+        model = InferenceModel.load(save_dir)
+    except UserError:
+        return None
+    same = all(record.get(key) == value for key, value in source.items())
+    return Compressed(model, record) if same and record.get("model_hash") == model.content_hash() else None
