@@ -13,7 +13,7 @@ from act_pipeline.benchmark.plan import PADDLE_INFERENCE, BenchmarkRequest, Cand
 from act_pipeline.benchmark.timing import latency, speed_ratio
 from act_pipeline.benchmark.worker import UNTIMED_RUNS, Worker
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.core.records import versions
+from act_pipeline.core.package_versions import versions
 from act_pipeline.engines import Machine
 
 

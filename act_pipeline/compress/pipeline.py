@@ -29,15 +29,13 @@ from act_pipeline.core.artifacts import INFER_CFG_FILENAME, MODEL_FILENAME, PARA
 from act_pipeline.core.errors import BelowFloor, UserError
 from act_pipeline.core.interruption import Interruption, interruptible
 from act_pipeline.core.locking import hold_lock
+from act_pipeline.core.output_folders import BELOW_SUFFIX, new_artifact, require_replaceable
 from act_pipeline.core.records import (
     ACT_FILENAME,
     ACT_SCHEMA,
     ANALYSIS_FILENAME,
     ANALYSIS_SCHEMA,
-    BELOW_SUFFIX,
-    new_artifact,
     read_record,
-    require_replaceable,
     write_record,
 )
 from act_pipeline.core.tables import rounded_up

@@ -15,7 +15,7 @@ import numpy as np
 
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import hash_files
+from act_pipeline.core.hashing import hash_files
 from act_pipeline.core.yaml_files import resolve_path
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.data.classes import ModelClasses, check_count, match_classes, read_label_list

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from act_pipeline.core.command_names import name_commands
-from act_pipeline.core.records import BELOW_SUFFIX
+from act_pipeline.core.output_folders import BELOW_SUFFIX
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.report.curves import RECALLS, score
 from act_pipeline.report.differences import iou_map, most_different, pair_images, summarize

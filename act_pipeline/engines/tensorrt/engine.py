@@ -10,7 +10,7 @@ import numpy as np
 
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import versions as package_versions
+from act_pipeline.core.package_versions import versions as package_versions
 from act_pipeline.engines.arrays import InputCheck, detections
 from act_pipeline.engines.interface import Artifact, location, refusals
 from act_pipeline.engines.machine import Machine
