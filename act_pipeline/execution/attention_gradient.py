@@ -12,15 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from act_pipeline.graph.deformable_attention import (
-    Attention,
-    Search,
-    Shape,
-    corners,
-    remove_unread,
-    serialized,
-    tracing,
-)
+from act_pipeline.graph.attention_search import Attention, Search, Shape
+from act_pipeline.graph.deformable_attention import corners, remove_unread, serialized, tracing
 from act_pipeline.graph.program_desc import argument, parsed, splice, variables
 
 _OBSERVER = "moving_average_abs_max_scale"
