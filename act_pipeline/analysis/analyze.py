@@ -19,7 +19,8 @@ from act_pipeline.analysis.distributions import TensorObserver, observe_activati
 from act_pipeline.analysis.executors import measure_sensitivity
 from act_pipeline.analysis.ledger import Ledger
 from act_pipeline.analysis.plots import draw_plots
-from act_pipeline.analysis.sensitivity import OpSensitivity, Subset, Task, attention_shares, group_shares, ranked
+from act_pipeline.analysis.sensitivity import OpSensitivity, attention_shares, group_shares, ranked
+from act_pipeline.analysis.sensitivity_task import Subset, Task
 from act_pipeline.calibration.collector import collect, quantizable_tensors
 from act_pipeline.calibration.observers import NotFiniteError
 from act_pipeline.config import Config
@@ -220,7 +221,13 @@ class _Study:
                 sources = model_feed(self.config, list(inspect_model(self.prepared).inputs), names)
                 subset = dataclasses.replace(subset, sources=sources)
             task = Task.of(
-                self.prepared, self.ops, self.thresholds, batches, self.device, subset, self.model.content_hash()
+                self.prepared,
+                self.ops,
+                self.thresholds,
+                batches,
+                device=self.device,
+                subset=subset,
+                source_hash=self.model.content_hash(),
             )
             self.sensitivity_images, self.key = task.images, task.key
             return measure_sensitivity(task, Ledger(ledger, task.key), executor, workers, ray_address, self.progress)
