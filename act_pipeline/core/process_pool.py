@@ -103,16 +103,35 @@ def _here(work: Work, units: Sequence[Any]) -> Generator[Any, None, None]:
             yield session(unit)
 
 
-class _Worker:
-    """What a worker process keeps from unit to unit; neither `concurrent.futures` nor Ray has a place for it."""
+class _ProcessSession:
+    """The session that a process keeps from unit to unit.
 
-    work: Optional[Work] = None
-    session: Optional[Session] = None
-    key: Optional[tuple[Any, str]] = None
+    Attributes:
+        work: the work of all units of this process; None if each unit comes with its own.
+    """
+
+    def __init__(self) -> None:
+        self.work: Optional[Work] = None
+        self._session: Optional[Session] = None
+        self._key: Optional[tuple[Any, str]] = None
+
+    def run(self, work: Work, unit: Any) -> Any:
+        """Return the result of a unit, from the open session if it is of the same work, otherwise from a new one."""
+        key = (work.open, work.key)
+        if self._session is None or self._key != key:
+            if self._session is not None:
+                self._session.close()
+            self._session, self._key = None, None
+            self._session, self._key = work.open(work.shared), key
+        return self._session(unit)
+
+
+# Of a worker process: neither `concurrent.futures` nor Ray has a place for what a process keeps from unit to unit.
+_PROCESS_SESSION = _ProcessSession()
 
 
 def _begin(work: Work) -> None:
-    _Worker.work = work
+    _PROCESS_SESSION.work = work
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
 
 
@@ -125,19 +144,12 @@ def _end_with_parent() -> None:
 
 
 def _do(unit: Any) -> Any:
-    assert _Worker.work is not None
-    return _do_given(_Worker.work, unit)
+    assert _PROCESS_SESSION.work is not None
+    return _PROCESS_SESSION.run(_PROCESS_SESSION.work, unit)
 
 
 def _do_given(work: Work, unit: Any) -> Any:
-    """Work on a unit in the session that this process has of the same work, or in a new one."""
-    key = (work.open, work.key)
-    if _Worker.session is None or _Worker.key != key:
-        if _Worker.session is not None:
-            _Worker.session.close()
-        _Worker.session, _Worker.key = None, None
-        _Worker.session, _Worker.key = work.open(work.shared), key
-    return _Worker.session(unit)
+    return _PROCESS_SESSION.run(work, unit)
 
 
 def _in_processes(work: Work, units: Sequence[Any], workers: int) -> Generator[Any, None, None]:
