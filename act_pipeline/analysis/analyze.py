@@ -100,7 +100,7 @@ def analyze(
             suffice.
     """
     from act_pipeline.core.locking import hold_lock
-    from act_pipeline.engines.device import choose_device
+    from act_pipeline.engines.device import paddle_device
     from act_pipeline.engines.float_model import require_float
 
     _check_arguments(images, sensitivity_images, map_images, workers, executor)
@@ -116,7 +116,7 @@ def analyze(
     reader = fit.reader
     told(fit.notes)
     reader.check("train", *(["eval"] if map_images else []))
-    device = choose_device(device)
+    device = paddle_device(device)
     subset = Subset(reader.settings, reader.fingerprint("eval"), map_images, {}) if map_images else None
     with hold_lock(target), tempfile.TemporaryDirectory(prefix="act_pipeline_") as work, static_mode():
         target.mkdir(parents=True, exist_ok=True)

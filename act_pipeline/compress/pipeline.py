@@ -41,7 +41,7 @@ from act_pipeline.core.records import (
 from act_pipeline.core.tables import rounded_up
 from act_pipeline.data import Reader
 from act_pipeline.data.model_fit import told
-from act_pipeline.engines.device import choose_device
+from act_pipeline.engines.device import paddle_device
 from act_pipeline.engines.float_model import require_float
 from act_pipeline.evaluation import DETECTIONS_FILENAME, save_detections
 from act_pipeline.execution.memory import freed_memory_kept
@@ -112,7 +112,7 @@ def compress(
     told(notes)
     splits = ["train", "eval"] if config.global_.evaluation else ["train"]
     reader.check(*splits)
-    device = choose_device(device)
+    device = paddle_device(device)
     source = source_identity(config, model, reader, splits)
     if reuse:
         current = _current(Path(save_dir), source)
