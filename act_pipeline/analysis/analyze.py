@@ -120,13 +120,18 @@ def analyze(
     subset = Subset(reader.settings, reader.fingerprint("eval"), map_images, {}) if map_images else None
     with hold_lock(target), tempfile.TemporaryDirectory(prefix="act_pipeline_") as work, static_mode():
         target.mkdir(parents=True, exist_ok=True)
-        study = _Study(config, model, reader, device, Path(work), progress)
+        study = _Study(config, model, reader, device=device, work=Path(work), progress=progress)
         study.distributions()
-        sensitivities = (
-            study.sensitivities(target / LEDGER_FILENAME, sensitivity_images, subset, executor, workers, ray_address)
-            if sensitivity
-            else []
-        )
+        sensitivities: list[OpSensitivity] = []
+        if sensitivity:
+            sensitivities = study.sensitivities(
+                target / LEDGER_FILENAME,
+                sensitivity_images,
+                subset,
+                executor=executor,
+                workers=workers,
+                ray_address=ray_address,
+            )
         record = study.record(sensitivities, {"executor": executor, "workers": workers})
         start = time.perf_counter()
         plots = draw_plots(record, target)
@@ -139,7 +144,7 @@ class _Study:
     """State of a running analysis: the prepared model, its ops and the results so far."""
 
     def __init__(
-        self, config: Config, model: InferenceModel, reader: Reader, device: str, work: Path, progress: bool
+        self, config: Config, model: InferenceModel, reader: Reader, *, device: str, work: Path, progress: bool
     ) -> None:
         from act_pipeline.graph.folding import prepare
 
@@ -205,6 +210,7 @@ class _Study:
         ledger: Path,
         images: int,
         subset: Subset | None,
+        *,
         executor: str,
         workers: int,
         ray_address: str | None,
