@@ -57,7 +57,8 @@ class SplitFiles:
             UserError: there is none.
         """
         named = self._settings.datasets
-        found = [split for split in ("eval", "train", "test") if split in named and named[split].anno_path is not None]
+        order: tuple[str, ...] = ("eval", "train", "test")
+        found = [split for split in order if split in named and named[split].anno_path is not None]
         if not found:
             path = self._settings.source.path
             raise UserError(f"{path} names no annotation file, expected EvalDataset.anno_path; add it")
