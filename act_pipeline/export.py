@@ -15,7 +15,10 @@ from act_pipeline.core.artifacts import INFER_CFG_FILENAME, InferenceModel
 from act_pipeline.core.defaults import find_shipped
 from act_pipeline.core.downloads import fetch, is_url
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import hash_files, new_artifact, read_record, require_replaceable, versions, write_record
+from act_pipeline.core.hashing import hash_files
+from act_pipeline.core.output_folders import new_artifact, require_replaceable
+from act_pipeline.core.package_versions import versions
+from act_pipeline.core.records import read_record, write_record
 from act_pipeline.core.yaml_files import apply_overrides, describe_search, load_yaml, resolve_path
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.data.classes import check_count, read_label_list

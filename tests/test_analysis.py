@@ -20,13 +20,13 @@ from act_pipeline.analysis.executors import measure_sensitivity
 from act_pipeline.analysis.ledger import Ledger
 from act_pipeline.analysis.sensitivity import (
     OpSensitivity,
-    SensitivityRunner,
-    Task,
     attention_shares,
     group_shares,
     ranked,
     summarize,
 )
+from act_pipeline.analysis.sensitivity_runner import SensitivityRunner
+from act_pipeline.analysis.sensitivity_task import Task
 from act_pipeline.analysis.table import analysis_table
 from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel

@@ -42,7 +42,6 @@ TOUCH_PADDLE = {
     "execution",
     "graph",
     "engines/paddle",
-    "analysis/simulation.py",
     "compress/accuracy_control/revert.py",
     "engines/machine.py",
 }

@@ -85,7 +85,7 @@ def test_a_file_in_the_way_is_no_cache(machine: Path, monkeypatch: pytest.Monkey
 def test_weights_in_a_cache_that_cannot_be_written_to_are_found(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container image that was built with the weights and runs read-only."""
     from act_pipeline.core import downloads
-    from act_pipeline.core.records import hash_files
+    from act_pipeline.core.hashing import hash_files
 
     home = machine / "read-only"
     monkeypatch.setenv("HOME", str(home))

@@ -390,13 +390,13 @@ def test_another_class_count_is_found_before_training(demo, tmp_path: Path) -> N
 def test_a_gpu_that_is_not_there_is_one_line() -> None:
     import paddle
 
-    from act_pipeline.engines.device import choose_device
+    from act_pipeline.engines.device import paddle_device
 
     if paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match="no GPU can be used"):
-        choose_device("gpu")
-    assert choose_device("auto") == "CPU"
+        paddle_device("gpu")
+    assert paddle_device("auto") == "CPU"
 
 
 @pytest.mark.slow

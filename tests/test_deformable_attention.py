@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import act_pipeline  # noqa: F401  (makes paddle importable)
-from act_pipeline.graph.deformable_attention import attend_by_rows, samples_by_rows, spread_for_onednn
+from act_pipeline.graph.deformable_attention import attend_by_rows, samples_by_rows
+from act_pipeline.graph.onednn_broadcasts import spread_for_onednn
 from act_pipeline.graph.program_desc import parsed
 from act_pipeline.graph.static_graph import static_mode
 

@@ -13,11 +13,25 @@ from pathlib import Path
 
 import pytest
 
-from act_pipeline import doctor
-from act_pipeline.doctor import Check, Requirement
+from act_pipeline.doctor import diagnosis as diagnosing
+from act_pipeline.doctor.command import EXIT_CANNOT_RUN
+from act_pipeline.doctor.diagnosis import Diagnosis, diagnose, judge
+from act_pipeline.doctor.machine import describe_machine, nvidia_driver
+from act_pipeline.doctor.probe import read_probe
+from act_pipeline.doctor.requirements import (
+    MISSING,
+    REQUIREMENTS,
+    Check,
+    Requirement,
+    check_package,
+    installed_version,
+    remedy_for,
+    version_fits,
+)
+from act_pipeline.doctor.tables import format_diagnosis
 
 ROOT = Path(__file__).resolve().parents[1]
-PADDLE = next(requirement for requirement in doctor.REQUIREMENTS if requirement.module == "paddle")
+PADDLE = next(requirement for requirement in REQUIREMENTS if requirement.module == "paddle")
 CPU_ENGINES = [
     {"engine": "paddle", "precision": precision, "device": "CPU", "available": True, "why": "native", "remedy": ""}
     for precision in ("fp32", "int8")
@@ -65,7 +79,7 @@ def run_doctor(python: str | Path, *arguments: str, **environment: str) -> subpr
     ],
 )
 def test_version_bounds(found: str, expected: str, fits: bool) -> None:
-    assert doctor.version_fits(found, expected) is fits
+    assert version_fits(found, expected) is fits
 
 
 @pytest.mark.parametrize(
@@ -84,29 +98,29 @@ def test_version_bounds(found: str, expected: str, fits: bool) -> None:
     ],
 )
 def test_remedies(failure: str, remedy: str) -> None:
-    assert remedy in doctor.remedy_for(failure)
+    assert remedy in remedy_for(failure)
 
 
 def test_a_missing_package_is_named() -> None:
-    check = doctor.check_package(PADDLE, {}, {})
+    check = check_package(PADDLE, {}, {})
     assert (check.name, check.found, check.ok) == ("paddlepaddle", "missing", False)
 
 
 def test_a_package_of_another_version_is_refused_with_the_reason() -> None:
-    check = doctor.check_package(PADDLE, {"paddle": ""}, {"paddlepaddle": "3.3.1"})
+    check = check_package(PADDLE, {"paddle": ""}, {"paddlepaddle": "3.3.1"})
     assert not check.ok and check.found == "3.3.1" and check.expected == "==2.6.2" and "ACT" in check.why
 
 
 def test_either_paddle_package_is_enough_but_not_both() -> None:
-    assert doctor.check_package(PADDLE, {"paddle": ""}, {"paddlepaddle-gpu": "2.6.2"}).ok
-    both = doctor.check_package(PADDLE, {"paddle": ""}, {"paddlepaddle": "2.6.2", "paddlepaddle-gpu": "2.6.2"})
+    assert check_package(PADDLE, {"paddle": ""}, {"paddlepaddle-gpu": "2.6.2"}).ok
+    both = check_package(PADDLE, {"paddle": ""}, {"paddlepaddle": "2.6.2", "paddlepaddle-gpu": "2.6.2"})
     assert not both.ok and "uninstall" in both.why
 
 
 def test_an_import_that_fails_outweighs_a_version_that_fits() -> None:
     requirement = Requirement(("opencv-python-headless", "opencv-python"), ">=4.5,<5", "cv2")
     failure = "ImportError: libGL.so.1: cannot open shared object file"
-    check = doctor.check_package(requirement, {"cv2": failure}, {"opencv-python": "4.6.0.66"})
+    check = check_package(requirement, {"cv2": failure}, {"opencv-python": "4.6.0.66"})
     assert not check.ok and check.name == "opencv-python" and "libGL.so.1" in check.why and "libgl1" in check.why
 
 
@@ -115,27 +129,27 @@ def test_an_import_that_fails_outweighs_a_version_that_fits() -> None:
 )
 def test_a_probe_that_died_blames_what_it_was_trying(ended: int | None, said: str) -> None:
     text = '{"trying": "numpy"}\n{"module": "numpy", "failure": ""}\n{"trying": "paddle"}\n{"modu'
-    result = doctor.read_probe(text, ended)
+    result = read_probe(text, ended)
     assert result["imports"]["numpy"] == "" and said in result["imports"]["paddle"]
     assert result["machine"] is None and result["engines"] == []
 
 
 def test_judgement() -> None:
     fine = Check("numpy", "1.23.5", "", True)
-    broken = Check("paddleslim", doctor.MISSING, "==2.6.0", False, "not installed")
-    assert doctor.judge([fine], {}, CPU_ENGINES + NO_GPU).can_run
-    without = doctor.judge([fine, broken], {}, CPU_ENGINES)
+    broken = Check("paddleslim", MISSING, "==2.6.0", False, "not installed")
+    assert judge([fine], {}, CPU_ENGINES + NO_GPU).can_run
+    without = judge([fine, broken], {}, CPU_ENGINES)
     assert not without.can_run and "paddleslim (missing)" in without.verdict
     assert "requirements/cpu.txt" in without.verdict
-    no_int8 = doctor.judge([fine], {}, CPU_ENGINES[:1] + NO_GPU)
+    no_int8 = judge([fine], {}, CPU_ENGINES[:1] + NO_GPU)
     assert not no_int8.can_run and "int8" in no_int8.verdict and "fp32" not in no_int8.verdict
     gpu = dict(NO_GPU[1], available=True)
-    assert "fp16 on the GPU" in doctor.judge([fine], {}, [*CPU_ENGINES, gpu]).verdict
+    assert "fp16 on the GPU" in judge([fine], {}, [*CPU_ENGINES, gpu]).verdict
 
 
 def test_tables_say_why_and_what_to_do_once() -> None:
     broken = Check("pillow", "12.0.0", "<11", False, "importing paddleslim crashed")
-    text = doctor.format_diagnosis(doctor.judge([broken], {"CUDA": "none (the CPU package)"}, CPU_ENGINES + NO_GPU))
+    text = format_diagnosis(judge([broken], {"CUDA": "none (the CPU package)"}, CPU_ENGINES + NO_GPU))
     assert "NOT OK: importing paddleslim crashed" in text and "none (the CPU package)" in text
     assert text.count("no NVIDIA GPU; check the driver") == 1 and "fp32, fp16, int8" in text
 
@@ -153,7 +167,7 @@ def test_machine_rows_give_the_reason_for_what_is_absent() -> None:
         "absent": {"tensorrt_runtime": "libnvinfer is missing"},
         "packages": {"openvino": "2026.4.1", "onnxruntime": "1.31"},
     }
-    rows = doctor.describe_machine(machine, "H100, 535.104")
+    rows = describe_machine(machine, "H100, 535.104")
     assert rows["GPUs for Paddle"] == "H100, H100" and rows["CUDA"] == "built for 11.8"
     assert rows["TensorRT, compiled"] == "8.5.3" and "libnvinfer is missing" in rows["TensorRT, runtime"]
     assert rows["cuDNN"].startswith("none") and rows["NVIDIA driver"] == "H100, 535.104" and "VNNI" in rows["CPU"]
@@ -162,26 +176,26 @@ def test_machine_rows_give_the_reason_for_what_is_absent() -> None:
 
 def test_nvidia_driver_tells_apart_absent_answering_and_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "no nvidia-smi" in doctor.nvidia_driver()
+    assert "no nvidia-smi" in nvidia_driver()
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'NVIDIA H100, 81559 MiB, 535.104'\n")
     tool.chmod(0o755)
-    assert doctor.nvidia_driver() == "NVIDIA H100, 81559 MiB, 535.104"
+    assert nvidia_driver() == "NVIDIA H100, 81559 MiB, 535.104"
     tool.write_text("#!/bin/sh\necho 'cannot talk to the driver' >&2\nexit 9\n")
-    assert doctor.nvidia_driver() == "cannot talk to the driver"
+    assert nvidia_driver() == "cannot talk to the driver"
 
 
 def test_without_any_package_it_runs_and_says_what_to_install(tmp_path: Path) -> None:
     venv.EnvBuilder(symlinks=True, with_pip=False).create(tmp_path / "bare")
     ended = run_doctor(tmp_path / "bare" / "bin" / "python")
-    assert ended.returncode == doctor.EXIT_CANNOT_RUN and ended.stderr == ""
+    assert ended.returncode == EXIT_CANNOT_RUN and ended.stderr == ""
     assert "paddlepaddle (missing)" in ended.stdout and "requirements/cpu.txt" in ended.stdout.splitlines()[-1]
 
 
 def test_a_package_that_crashes_on_import_becomes_a_line(tmp_path: Path) -> None:
     (tmp_path / "cv2.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     ended = run_doctor(sys.executable, "--json", PYTHONPATH=str(tmp_path))
-    assert ended.returncode == doctor.EXIT_CANNOT_RUN
+    assert ended.returncode == EXIT_CANNOT_RUN
     check = next(c for c in json.loads(ended.stdout)["checks"] if c["name"].startswith("opencv"))
     assert not check["ok"] and "SIGSEGV" in check["why"]
 
@@ -189,10 +203,11 @@ def test_a_package_that_crashes_on_import_becomes_a_line(tmp_path: Path) -> None
 @pytest.mark.parametrize("package", ["onnx", "openvino"])
 def test_what_int8_on_a_cpu_runs_with_counts_as_missing(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("paddle", reason="paddlepaddle is not installed")
-    installed = doctor.installed_version
-    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == package else installed(name))
-    monkeypatch.setattr(doctor, "run_probe", lambda: {"imports": {}, "machine": None, "engines": CPU_ENGINES})
-    diagnosis = doctor.diagnose()
+    monkeypatch.setattr(
+        diagnosing, "installed_version", lambda name: None if name == package else installed_version(name)
+    )
+    monkeypatch.setattr(diagnosing, "run_probe", lambda: {"imports": {}, "machine": None, "engines": CPU_ENGINES})
+    diagnosis = diagnose()
     assert not diagnosis.can_run and diagnosis.verdict.startswith(f"cannot run here yet: {package} (missing); ")
 
 
@@ -202,7 +217,7 @@ def test_here_the_basic_path_can_run(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert not (tmp_path / "intel").exists(), "openvino_telemetry was imported"
     report = json.loads(ended.stdout)
-    assert set(report) == {field.name for field in dataclasses.fields(doctor.Diagnosis)}
+    assert set(report) == {field.name for field in dataclasses.fields(Diagnosis)}
     found = {check["name"]: check["found"] for check in report["checks"]}
     for package in ("paddleslim", "paddledet", "numpy", "onnx", "openvino"):
         assert found[package] == importlib.metadata.version(package)

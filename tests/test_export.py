@@ -12,7 +12,8 @@ import pytest
 
 from act_pipeline.core.downloads import fetch
 from act_pipeline.core.errors import UserError, run_command
-from act_pipeline.core.records import hash_files, read_record
+from act_pipeline.core.hashing import hash_files
+from act_pipeline.core.records import read_record
 from act_pipeline.demo import MODEL_CONFIG, WEIGHTS
 from act_pipeline.export import export_model
 

@@ -18,7 +18,8 @@ from act_pipeline.engines.paddle.int8_reference import use_onednn, with_onednn_r
 from act_pipeline.evaluation import Evaluation, evaluate
 from act_pipeline.evaluation.batches import NotFinite
 from act_pipeline.graph.folding import fold_constants
-from act_pipeline.graph.model_files import inspect_model, read_parameters, write_parameters
+from act_pipeline.graph.model_files import inspect_model
+from act_pipeline.graph.parameters_file import read_parameters, write_parameters
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 REFERENCE = Judge("int8_reference", "paddle_onednn", "CPU", "")
@@ -27,7 +28,7 @@ REFERENCE = Judge("int8_reference", "paddle_onednn", "CPU", "")
 def test_weights_are_dequantized_to_the_bit(demo, tmp_path: Path) -> None:
     model = demo.compressed.model
     values = read_parameters(
-        with_onednn_rounding(model, tmp_path, integers=True), inspect_model(InferenceModel(tmp_path))
+        with_onednn_rounding(model, tmp_path, integers=True), inspect_model(InferenceModel(tmp_path)).parameters
     )
     with static_mode():
         graph = StaticGraph.load(model)
@@ -148,7 +149,7 @@ def test_an_evaluation_survives_models_of_nan(demo, tmp_path: Path, monkeypatch:
     assert REFERENCE.parallel == (2, 1)
     model = InferenceModel(tmp_path)
     model.model_path.write_bytes(demo.compressed.model.model_path.read_bytes())
-    values = read_parameters(demo.compressed.model, inspect_model(demo.compressed.model))
+    values = read_parameters(demo.compressed.model, inspect_model(demo.compressed.model).parameters)
     with static_mode(), contextlib.closing(StaticGraph.load(demo.compressed.model)) as graph:
         assert REFERENCE.survives_nan(graph)
         ops = graph.program.global_block().ops
@@ -172,7 +173,7 @@ def test_parameters_are_written_as_they_were_read(demo, tmp_path: Path) -> None:
     model = demo.compressed.model
     copy = InferenceModel(tmp_path)
     copy.model_path.write_bytes(model.model_path.read_bytes())
-    write_parameters(copy, read_parameters(model, inspect_model(model)))
+    write_parameters(copy, read_parameters(model, inspect_model(model).parameters))
     assert copy.params_path.read_bytes() == model.params_path.read_bytes()
 
 

@@ -23,7 +23,8 @@ from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel, OnnxModel
 from act_pipeline.core.downloads import fetch, is_url
 from act_pipeline.core.errors import UserError, run_command
-from act_pipeline.core.records import hash_files, read_record
+from act_pipeline.core.hashing import hash_files
+from act_pipeline.core.records import read_record
 from act_pipeline.core.yaml_files import resolve_path
 from act_pipeline.data import Reader
 from act_pipeline.data.annotations import Annotations

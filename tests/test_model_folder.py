@@ -180,10 +180,10 @@ def test_compress_refuses_a_model_of_mixed_precision(float_model: InferenceModel
     import numpy as np
 
     from act_pipeline.engines.float_model import require_float
-    from act_pipeline.graph.model_files import read_parameters, write_parameters
+    from act_pipeline.graph.parameters_file import read_parameters, write_parameters
 
     model = InferenceModel.load(renamed(float_model, tmp_path / "model", "model.pdmodel", "model.pdiparams"))
-    values = read_parameters(model, inspect_model(model))
+    values = read_parameters(model, inspect_model(model).parameters)
     write_parameters(model, {name: value.astype(np.float16) for name, value in values.items()})
     with pytest.raises(UserError, match=r"is of mixed precision \(1 parameters in 16 bits, such as w\)"):
         require_float(model)

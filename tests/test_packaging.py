@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from act_pipeline import __version__, doctor
+from act_pipeline import __version__
+from act_pipeline.doctor.requirements import REQUIREMENTS, version_fits
 
 ROOT = Path(__file__).resolve().parents[1]
 # Requirements of the package for the ONNX export and for INT8 on a CPU.
@@ -92,9 +93,9 @@ def test_the_versions_that_work_together(lock: str, python: str) -> None:
     }
     assert {name: found.get(name) for name in wanted} == wanted
     assert not {"sklearn", "opencv-python", *PADDLE.values()} - {PADDLE[lock]} & set(found)
-    for requirement in doctor.REQUIREMENTS:  # the doctor expects the versions of the lock
+    for requirement in REQUIREMENTS:  # the doctor expects the versions of the lock
         (name,) = [name for name in requirement.names if name in found]
-        assert doctor.version_fits(found[name], requirement.expected), (name, found[name])
+        assert version_fits(found[name], requirement.expected), (name, found[name])
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -212,7 +213,7 @@ def test_a_wheel_holds_the_whole_package(source_tree: Path, tmp_path: Path) -> N
         text=True,
         check=False,
     ).stdout.split()
-    assert "act_pipeline/doctor.py" in packed and "act_pipeline/engines/__init__.py" in packed
+    assert "act_pipeline/doctor/command.py" in packed and "act_pipeline/engines/__init__.py" in packed
     assert {f"act_pipeline/{name}" if name.startswith("configs/") else name for name in tracked} <= packed
     assert not [
         name for name in packed if name.split("/")[0] not in ("act_pipeline", f"act_pipeline-{__version__}.dist-info")

@@ -28,7 +28,7 @@ from act_pipeline.compress.qat.resume.checkpoints import Checkpoints, Snapshot, 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.core.locking import hold_lock
-from act_pipeline.core.records import clear_leftovers, new_artifact
+from act_pipeline.core.output_folders import clear_leftovers, new_artifact
 from act_pipeline.demo import COMPRESS_CONFIG, READER_CONFIG
 from act_pipeline.evaluation.batches import NotFinite
 

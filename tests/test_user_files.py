@@ -11,9 +11,10 @@ import pytest
 from act_pipeline.cli.flags import add_opt
 from act_pipeline.compress import compress
 from act_pipeline.config import load_config
+from act_pipeline.core.atomic_files import write_text_atomically
 from act_pipeline.core.defaults import CONFIGS
 from act_pipeline.core.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, run_command
-from act_pipeline.core.records import require_replaceable, write_text_atomically
+from act_pipeline.core.output_folders import require_replaceable
 
 
 def test_a_folder_of_other_files_is_not_replaced(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from act_pipeline.analysis.distributions import TensorObserver, observe_activati
 from act_pipeline.analysis.executors import measure_sensitivity
 from act_pipeline.analysis.ledger import Ledger
 from act_pipeline.analysis.plots import draw_plots
-from act_pipeline.analysis.sensitivity import OpSensitivity, Subset, Task, attention_shares, group_shares, ranked
+from act_pipeline.analysis.sensitivity import OpSensitivity, attention_shares, group_shares, ranked
+from act_pipeline.analysis.sensitivity_task import Subset, Task
 from act_pipeline.calibration.collector import collect, quantizable_tensors
 from act_pipeline.calibration.observers import NotFiniteError
 from act_pipeline.config import Config
@@ -98,7 +99,7 @@ def analyze(
             suffice.
     """
     from act_pipeline.core.locking import hold_lock
-    from act_pipeline.engines.device import choose_device
+    from act_pipeline.engines.device import paddle_device
     from act_pipeline.engines.float_model import require_float
 
     _check_arguments(images, sensitivity_images, map_images, workers, executor)
@@ -114,17 +115,22 @@ def analyze(
     reader = fit.reader
     told(fit.notes)
     reader.check("train", *(["eval"] if map_images else []))
-    device = choose_device(device)
+    device = paddle_device(device)
     subset = Subset(reader.settings, reader.fingerprint("eval"), map_images, {}) if map_images else None
     with hold_lock(target), tempfile.TemporaryDirectory(prefix="act_pipeline_") as work, static_mode():
         target.mkdir(parents=True, exist_ok=True)
-        study = _Study(config, model, reader, device, Path(work), progress)
+        study = _Study(config, model, reader, device=device, work=Path(work), progress=progress)
         study.distributions()
-        sensitivities = (
-            study.sensitivities(target / LEDGER_FILENAME, sensitivity_images, subset, executor, workers, ray_address)
-            if sensitivity
-            else []
-        )
+        sensitivities: list[OpSensitivity] = []
+        if sensitivity:
+            sensitivities = study.sensitivities(
+                target / LEDGER_FILENAME,
+                sensitivity_images,
+                subset,
+                executor=executor,
+                workers=workers,
+                ray_address=ray_address,
+            )
         record = study.record(sensitivities, {"executor": executor, "workers": workers})
         with timed(study.seconds, "plot"):
             plots = draw_plots(record, target)
@@ -137,7 +143,7 @@ class _Study:
     """State of a running analysis: the prepared model, its ops and the results so far."""
 
     def __init__(
-        self, config: Config, model: InferenceModel, reader: Reader, device: str, work: Path, progress: bool
+        self, config: Config, model: InferenceModel, reader: Reader, *, device: str, work: Path, progress: bool
     ) -> None:
         from act_pipeline.graph.folding import prepare
 
@@ -203,6 +209,7 @@ class _Study:
         ledger: Path,
         images: int,
         subset: Subset | None,
+        *,
         executor: str,
         workers: int,
         ray_address: str | None,
@@ -219,7 +226,13 @@ class _Study:
                 sources = model_feed(self.config, list(inspect_model(self.prepared).inputs), names)
                 subset = dataclasses.replace(subset, sources=sources)
             task = Task.of(
-                self.prepared, self.ops, self.thresholds, batches, self.device, subset, self.model.content_hash()
+                self.prepared,
+                self.ops,
+                self.thresholds,
+                batches,
+                device=self.device,
+                subset=subset,
+                source_hash=self.model.content_hash(),
             )
             self.sensitivity_images, self.key = task.images, task.key
             return measure_sensitivity(task, Ledger(ledger, task.key), executor, workers, ray_address, self.progress)

@@ -7,7 +7,9 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 from act_pipeline.analysis.ledger import Ledger
-from act_pipeline.analysis.sensitivity import OpSensitivity, SensitivityRunner, Task, Unit, summarize
+from act_pipeline.analysis.sensitivity import OpSensitivity, summarize
+from act_pipeline.analysis.sensitivity_runner import SensitivityRunner
+from act_pipeline.analysis.sensitivity_task import Task, Unit
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.process_pool import run_work
 from act_pipeline.core.progress import each
@@ -58,7 +60,7 @@ def measure_sensitivity(
     """Measure every op of a task, except for the units that a ledger already has.
 
     Args:
-        task: the task, see :meth:`act_pipeline.analysis.sensitivity.Task.of`.
+        task: the task, see :meth:`act_pipeline.analysis.sensitivity_task.Task.of`.
         ledger: stores each measurement as soon as it is complete; None to store nothing.
         executor, workers, ray_address: see :func:`run_units`.
         progress: show a progress bar on stderr.

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.core.records import as_number, write_text_atomically
+from act_pipeline.core.atomic_files import write_text_atomically
+from act_pipeline.core.records import as_number
 
 
 class Ledger:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.core.records import write_bytes_atomically
+from act_pipeline.core.atomic_files import write_bytes_atomically
 
 # Okabe and Ito's palette: distinguishable with colour-blindness and in greyscale.
 COLORS = {"backbone": "#0072B2", "encoder": "#009E73", "decoder": "#E69F00", "head": "#CC79A7"}

@@ -12,6 +12,7 @@ and runs all of it.
 
 from __future__ import annotations
 
+import enum
 import gc
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.analysis.dataflow import DataFlow
+from act_pipeline.analysis.simulated_program import ProgramBuilder, scale_name, set_tensor
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
-from act_pipeline.graph.int8_rounding import rounded_weight
 from act_pipeline.graph.op_types import QUANTIZABLE_OPS
 from act_pipeline.graph.program_desc import parsed
 from act_pipeline.graph.quantizable_ops import QuantizableOp
@@ -30,6 +32,12 @@ from act_pipeline.graph.static_graph import StaticGraph, static_mode
 # Each keeps tensors, some 30 MB an image of 224 x 224; a choice of ops is seldom asked for again later.
 _KEPT_PROGRAMS = 2
 _OUTPUTS = ("bbox", "bbox_num")
+
+
+class _Mode(enum.Enum):
+    WHOLE = "all ops"
+    HOLD = "all ops, and the tensors to cache"
+    FROM_HELD = "only the ops that depend on a quantized op, from cached tensors"
 
 
 class Simulation:
@@ -66,47 +74,28 @@ class Simulation:
             UserError: the files are damaged.
             ValueError: no op computes one of ``taps``.
         """
-        import paddle
-
         self._ops = {op.name: op for op in ops}
-        self._device = device
         with static_mode():
             graph = StaticGraph.load(model)
             graph.unwrap_outputs()
             if device == "GPU":
                 graph = _on_gpu(graph)
         self._loaded: StaticGraph | None = graph
-        self._place = graph.executor.place
-        desc = parsed(graph.program.desc.serialize_to_string())
-        block = desc.blocks[0]
-        nodes = [op for op in block.ops if op.type not in ("feed", "fetch")]
-        del block.ops[:]
+        template, nodes = _split(graph)
         if device == "CPU" and onednn:
-            for node in nodes:
-                if node.type in QUANTIZABLE_OPS:  # other kernels gain nothing measurable from oneDNN without fusions
-                    _set_bool(node, "use_mkldnn")
-        self._desc, self._nodes = desc, nodes
-        self._reads = [[name for slot in node.inputs for name in slot.arguments] for node in nodes]
-        self._writes = [[name for slot in node.outputs for name in slot.arguments] for node in nodes]
-        produced = {name for names in self._writes for name in names}
-        self._position = {names[0]: index for index, names in enumerate(self._writes) if names}
-        targets = [target.name for target in graph.fetch_targets]
-        self._keys = dict(zip((*_OUTPUTS, *(f"output_{n}" for n in range(2, len(targets)))), targets))
-        for name in taps:
-            if name not in produced:
-                raise ValueError(f"no op gives the tensor {name}")
-            self._keys[name] = name
-        self._parameters = {var.name for var in block.vars if var.persistable}
-        self._held_names = self._frontier(produced)
+            _compute_by_onednn(nodes)
+        self._flow = DataFlow(nodes)
+        self._outputs = {**_model_outputs(graph), **self._checked_taps(taps)}
+        self._held_names = self._frontier({var.name for var in template.blocks[0].vars if var.persistable})
         # Inputs and held tensors live in the scope from run to run, as parameters do.
-        for var in block.vars:
+        for var in template.blocks[0].vars:
             if var.name in self._held_names or var.name in graph.feed_names:
                 var.persistable = True
+        self._builder = ProgramBuilder(graph, template, self._flow, self._ops)
         self._thresholds: dict[str, float] = {}
         self._programs: dict[Any, tuple[Any, list[str]]] = {}
         self._held: bytes | None = None
         self._held_outputs: dict[str, np.ndarray] = {}
-        self._paddle = paddle
 
     def set_thresholds(self, thresholds: Mapping[str, float]) -> None:
         """Set the thresholds of activations; those set before are kept.
@@ -117,7 +106,7 @@ class Simulation:
         """
         for name, value in thresholds.items():
             self._thresholds[name] = float(value)
-            self._set(_scale_name(name), np.array([value or 1.0], np.float32))
+            set_tensor(self._graph, scale_name(name), np.array([value or 1.0], np.float32))
 
     def run(
         self, feed: Mapping[str, np.ndarray], quantized: Collection[str], weight_only: Collection[str] = ()
@@ -137,18 +126,13 @@ class Simulation:
             UserError: memory does not suffice.
         """
         quantized, weight_only = frozenset(quantized), frozenset(weight_only) - frozenset(quantized)
-        for name in quantized | weight_only:
-            if name not in self._ops:
-                raise ValueError(f"{name} is none of the {len(self._ops)} quantizable ops")
-        for name in quantized:
-            missing = [tensor for tensor in self._ops[name].activations if tensor not in self._thresholds]
-            if missing:
-                raise ValueError(f"{missing[0]}, read by {name}, has no threshold")
+        self._check_names(quantized, weight_only)
         if self._held is not None and self._held != self._digest(feed):
             self._held = None
-        if self._held is None:
-            self._feed(feed)
-        return self._execute(quantized, weight_only, "from held" if self._held is not None else "whole")
+        if self._held is not None:
+            return self._execute(_Mode.FROM_HELD, quantized, weight_only)
+        self._feed(feed)
+        return self._execute(_Mode.WHOLE, quantized, weight_only)
 
     def hold(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the float model and cache its tensors for later runs on the same batch.
@@ -164,7 +148,7 @@ class Simulation:
         """
         self._held = None
         self._feed(feed)
-        outputs = self._execute(frozenset(), frozenset(), "hold")
+        outputs = self._execute(_Mode.HOLD, frozenset(), frozenset())
         self._held, self._held_outputs = self._digest(feed), outputs
         return dict(outputs)
 
@@ -181,42 +165,33 @@ class Simulation:
             raise ValueError("the simulation is closed")
         return self._loaded
 
-    def _frontier(self, produced: set[str]) -> set[str]:
+    def _checked_taps(self, taps: Sequence[str]) -> dict[str, str]:
+        produced = self._flow.written()
+        for name in taps:
+            if name not in produced:
+                raise ValueError(f"no op gives the tensor {name}")
+        return {name: name for name in taps}
+
+    def _check_names(self, quantized: Collection[str], weight_only: Collection[str]) -> None:
+        for name in (*quantized, *weight_only):
+            if name not in self._ops:
+                raise ValueError(f"{name} is none of the {len(self._ops)} quantizable ops")
+        for name in quantized:
+            missing = [tensor for tensor in self._ops[name].activations if tensor not in self._thresholds]
+            if missing:
+                raise ValueError(f"{missing[0]}, read by {name}, has no threshold")
+
+    def _frontier(self, parameters: Collection[str]) -> set[str]:
         """Return the tensors to cache: unchanged inputs of the ops affected by any one op, and the outputs."""
-        held = set(self._keys.values())
-        for name in self._ops:
-            held.update(self._boundary(self._affected({name})))
-        return (held & produced) - self._parameters
+        wanted = set(self._outputs.values())
+        boundaries = (self._flow.boundary(self._flow.affected({name}, wanted)) for name in self._ops)
+        return (wanted.union(*boundaries) & self._flow.written()).difference(parameters)
 
-    def _affected(self, names: Collection[str]) -> list[int]:
-        """Return the positions of the ops that depend on ``names`` and contribute to the outputs."""
-        changed: set[str] = set()
-        starts = {self._position[name] for name in names}
-        positions = []
-        for index in range(min(starts, default=len(self._nodes)), len(self._nodes)):
-            if index in starts or not changed.isdisjoint(self._reads[index]):
-                changed.update(self._writes[index])
-                positions.append(index)
-        wanted = set(self._keys.values())
-        kept = []
-        for index in reversed(positions):
-            if not wanted.isdisjoint(self._writes[index]):
-                wanted.update(self._reads[index])
-                kept.append(index)
-        return kept[::-1]
+    def _execute(self, mode: _Mode, quantized: frozenset[str], weight_only: frozenset[str]) -> dict[str, np.ndarray]:
+        import paddle
 
-    def _boundary(self, positions: Sequence[int]) -> set[str]:
-        written = {name for index in positions for name in self._writes[index]}
-        return {name for index in positions for name in self._reads[index]} - written
-
-    def _execute(self, quantized: frozenset[str], weight_only: frozenset[str], mode: str) -> dict[str, np.ndarray]:
-        key = (quantized, weight_only, mode)
-        with static_mode(), self._paddle.static.scope_guard(self._graph.scope):
-            if key not in self._programs:
-                if len(self._programs) >= _KEPT_PROGRAMS:
-                    self._forget_programs()
-                self._programs[key] = self._build(quantized, weight_only, mode)
-            program, fetches = self._programs[key]
+        with static_mode(), paddle.static.scope_guard(self._graph.scope):
+            program, fetches = self._program(mode, quantized, weight_only)
             try:
                 values = self._graph.executor.run(program, fetch_list=fetches) if program is not None else []
             except (MemoryError, RuntimeError) as error:
@@ -226,114 +201,44 @@ class Simulation:
                 ) from error
         found = {name: np.asarray(value) for name, value in zip(fetches, values)}
         # Fetched rather than read from the scope, where oneDNN stores tensors in its own layout.
-        return {key: found[name] if name in found else self._held_outputs[key] for key, name in self._keys.items()}
+        return {key: found[name] if name in found else self._held_outputs[key] for key, name in self._outputs.items()}
 
-    def _build(self, quantized: frozenset[str], weight_only: frozenset[str], mode: str) -> tuple[Any, list[str]]:
-        """Return the program of a subset of ops and the tensors that it fetches; the other outputs are cached."""
-        from paddle.base.proto import framework_pb2
+    def _program(self, mode: _Mode, quantized: frozenset[str], weight_only: frozenset[str]) -> tuple[Any, list[str]]:
+        """Return the program of a subset of ops, None if it has none, and the tensors that it fetches."""
+        key = (mode, quantized, weight_only)
+        if key not in self._programs:
+            if len(self._programs) >= _KEPT_PROGRAMS:
+                self._forget_programs()
+            self._programs[key] = self._built(mode, quantized, weight_only)
+        return self._programs[key]
 
-        positions = self._affected(quantized | weight_only) if mode == "from held" else self._needed(mode)
-        written = {name for index in positions for name in self._writes[index]}
-        fetches = [name for name in dict.fromkeys(self._keys.values()) if name in written]
+    def _built(self, mode: _Mode, quantized: frozenset[str], weight_only: frozenset[str]) -> tuple[Any, list[str]]:
+        outputs = self._outputs.values()
+        if mode is _Mode.FROM_HELD:
+            positions = self._flow.affected(quantized | weight_only, outputs)
+        else:
+            positions = self._flow.needed({*outputs, *(self._held_names if mode is _Mode.HOLD else ())})
         if not positions:
             return None, []
-        desc = framework_pb2.ProgramDesc()
-        desc.CopyFrom(self._desc)
-        block = desc.blocks[0]
-        variables = {var.name: var for var in block.vars}
-        if mode != "hold":
-            for name in written:
-                variables[name].persistable = False
-        rounded: set[str] = set()
-        for index in positions:
-            node = self._nodes[index]
-            name = self._writes[index][0]
-            op = self._ops.get(name)
-            renamed: dict[str, str] = {}
-            if op is not None and name in quantized:
-                for tensor in op.activations:
-                    renamed[tensor] = f"{tensor}@dequantized"
-                    if tensor not in rounded:
-                        rounded.add(tensor)
-                        self._add_rounding(block, variables, tensor)
-            if op is not None and op.weight is not None and (name in quantized or name in weight_only):
-                renamed[op.weight] = self._rounded_weight(block, variables, op.weight, op.weight_axis)
-            added = block.ops.add()
-            added.CopyFrom(node)
-            for slot in added.inputs if renamed else ():
-                arguments = [renamed.get(argument, argument) for argument in slot.arguments]
-                del slot.arguments[:]
-                slot.arguments.extend(arguments)
-        return self._paddle.static.Program.parse_from_string(desc.SerializeToString()), fetches
-
-    def _needed(self, mode: str) -> list[int]:
-        wanted = set(self._keys.values()) | (self._held_names if mode == "hold" else set())
-        kept = []
-        for index in reversed(range(len(self._nodes))):
-            if not wanted.isdisjoint(self._writes[index]):
-                wanted.update(self._reads[index])
-                kept.append(index)
-        return kept[::-1]
-
-    def _add_rounding(self, block: Any, variables: dict[str, Any], tensor: str) -> None:
-        """Append the ops that round ``tensor`` to INT8, the same as in a saved INT8 model."""
-        scale, zero_point = _scale_name(tensor), "act_pipeline@zero_point"
-        self._declare(block, variables, scale, variables[tensor], [1])
-        if zero_point not in variables:
-            self._declare(block, variables, zero_point, variables[tensor], [1])
-            self._set(zero_point, np.zeros(1, np.float32))
-        source = tensor
-        for kind in ("quantize", "dequantize"):
-            result = f"{tensor}@{kind}d"
-            self._declare(block, variables, result, variables[tensor])
-            op = block.ops.add()
-            op.type = f"{kind}_linear"
-            for slots, slot, argument in (
-                (op.inputs, "X", source),
-                (op.inputs, "Scale", scale),
-                (op.inputs, "ZeroPoint", zero_point),
-                (op.outputs, "Y", result),
-            ):
-                slots.add(parameter=slot, arguments=[argument])
-            for name, value in (("quant_axis", -1), ("bit_length", 8)):
-                op.attrs.add(name=name, type=0, i=value)
-            source = result
-
-    def _rounded_weight(self, block: Any, variables: dict[str, Any], weight: str, axis: int) -> str:
-        """Return the name of the INT8-rounded copy of a weight, which is created at its first use."""
-        name = f"{weight}@rounded{axis}"
-        if name not in self._parameters:
-            self._set(name, rounded_weight(self._graph.parameter(weight), axis))
-            self._parameters.add(name)
-        self._declare(block, variables, name, variables[weight])
-        return name
-
-    def _declare(
-        self, block: Any, variables: dict[str, Any], name: str, like: Any, shape: Sequence[int] | None = None
-    ) -> None:
-        if name in variables:
-            return
-        var = block.vars.add()
-        var.CopyFrom(like)
-        var.name = name
-        var.persistable = shape is not None or name in self._parameters
-        if shape is not None:
-            tensor = var.type.lod_tensor.tensor
-            del tensor.dims[:]
-            tensor.dims.extend(shape)
-        variables[name] = var
+        written = self._flow.written(positions)
+        transient = written if mode is not _Mode.HOLD else ()
+        program = self._builder.build(positions, quantized, weight_only, transient)
+        return program, [name for name in dict.fromkeys(outputs) if name in written]  # the other outputs are cached
 
     def _forget_programs(self) -> None:
         """Free the prepared programs; each holds tensors in a child scope, 0.1 GB on a small model."""
+        import paddle
+
+        place = self._graph.executor.place
         self._programs.clear()
         self._graph.executor.close()
-        self._graph.executor = self._paddle.static.Executor(self._place)
+        self._graph.executor = paddle.static.Executor(place)
         gc.collect()  # Paddle's executor and its cache form a reference cycle
         self._graph.scope.drop_kids()
 
     def _feed(self, feed: Mapping[str, np.ndarray]) -> None:
         for name, array in self._inputs(feed):
-            self._set(name, array)
+            set_tensor(self._graph, name, array)
 
     def _digest(self, feed: Mapping[str, np.ndarray]) -> bytes:
         digest = hashlib.blake2b(digest_size=16)
@@ -348,12 +253,25 @@ class Simulation:
                 raise ValueError(f"the model takes an input {name!r}, which is none of {sorted(feed)}")
             yield name, np.ascontiguousarray(feed[name], np.float32)
 
-    def _set(self, name: str, value: np.ndarray) -> None:
-        self._graph.scope.var(name).get_tensor().set(np.ascontiguousarray(value), self._place)
+
+def _split(graph: StaticGraph) -> tuple[Any, list[Any]]:
+    """Return a graph's program as a protobuf message without ops, and its ops except feed and fetch."""
+    template = parsed(graph.program.desc.serialize_to_string())
+    nodes = [op for op in template.blocks[0].ops if op.type not in ("feed", "fetch")]
+    del template.blocks[0].ops[:]
+    return template, nodes
 
 
-def _scale_name(tensor: str) -> str:
-    return f"{tensor}@threshold"
+def _model_outputs(graph: StaticGraph) -> dict[str, str]:
+    """Return the key of each output -> its tensor."""
+    targets = [target.name for target in graph.fetch_targets]
+    return dict(zip((*_OUTPUTS, *(f"output_{number}" for number in range(2, len(targets)))), targets))
+
+
+def _compute_by_onednn(nodes: Sequence[Any]) -> None:
+    for node in nodes:
+        if node.type in QUANTIZABLE_OPS:  # other kernels gain nothing measurable from oneDNN without fusions
+            _set_bool(node, "use_mkldnn")
 
 
 def _set_bool(node: Any, name: str) -> None:

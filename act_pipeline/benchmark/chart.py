@@ -6,7 +6,7 @@ import io
 import os
 
 from act_pipeline.benchmark.rows import BenchmarkRecord, Row
-from act_pipeline.core.records import write_bytes_atomically
+from act_pipeline.core.atomic_files import write_bytes_atomically
 
 # Okabe and Ito's palette: distinguishable with colour-blindness and in greyscale.
 _COLORS = {"fp32": "#999999", "fp16": "#56B4E9", "bf16": "#0072B2", "int8": "#D55E00"}

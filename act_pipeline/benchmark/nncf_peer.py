@@ -26,7 +26,8 @@ import numpy as np
 from act_pipeline.benchmark.plan import Candidate
 from act_pipeline.core.artifacts import InferenceModel, OnnxModel
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import hash_files
+from act_pipeline.core.hashing import hash_files
+from act_pipeline.core.openvino_telemetry import without_openvino_telemetry
 from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, inspect_onnx
 from act_pipeline.families.registry import Decoder, decoder_of
 
@@ -248,15 +249,10 @@ def import_nncf() -> tuple[Any, Any]:
 
     openvino = import_openvino()
     os.environ.setdefault("NNCF_CI", "1")  # disables the telemetry of NNCF 3.4
-    hidden = "nncf" not in sys.modules and "openvino_telemetry" not in sys.modules
-    if hidden:  # NNCF works without this package, which would write to the home folder when imported
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # typeshed: modules only
     try:
-        import nncf
+        with without_openvino_telemetry():
+            import nncf
     except ImportError as error:
         raise UserError(f"nncf cannot be imported ({error}); {_PACKAGE}, or leave --peer out") from None
-    finally:
-        if hidden:
-            sys.modules.pop("openvino_telemetry", None)
     logging.getLogger("nncf").setLevel(logging.WARNING)
     return nncf, openvino

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.defaults import DEFAULT_MODELS, find_shipped
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.engines import ENGINES, PRECISIONS, Machine, create_engine, support
+from act_pipeline.engines.device import engine_device
 from act_pipeline.engines.interface import EngineSupport
 from act_pipeline.graph.model_files import ModelSummary, inspect_model
 
@@ -220,19 +221,6 @@ def _by_default(entry: EngineSupport, request: BenchmarkRequest) -> bool:
     return request.reference or entry.engine not in NOT_DEPLOYED
 
 
-def choose_device(request: BenchmarkRequest, entries: Iterable[EngineSupport]) -> str:
-    """Return ``CPU`` or ``GPU``; ``auto`` is the GPU if a requested engine can use one.
-
-    Args:
-        request: the request.
-        entries: what the machine's engines support.
-    """
-    if request.device != "auto":
-        return request.device
-    wanted = (entry for entry in entries if request.engines is None or entry.engine in request.engines)
-    return "GPU" if any(entry.available and entry.device == "GPU" for entry in wanted) else "CPU"
-
-
 def candidates(
     request: BenchmarkRequest, models: Models, threads: int, here: Machine, create: Any = create_engine
 ) -> tuple[list[Candidate], list[str]]:
@@ -251,7 +239,8 @@ def candidates(
         UserError: nothing that was requested can run on this machine.
     """
     entries = support(here)
-    device = choose_device(request, entries)
+    requested = (entry for entry in entries if request.engines is None or entry.engine in request.engines)
+    device = engine_device(request.device, requested)
     wanted = [
         entry
         for entry in entries

@@ -14,7 +14,7 @@ from act_pipeline.benchmark.rows import BenchmarkRecord, ComparedModel, Memory, 
 from act_pipeline.benchmark.timing import latency, speed_ratio
 from act_pipeline.benchmark.worker import UNTIMED_RUNS, Worker
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.core.records import versions
+from act_pipeline.core.package_versions import versions
 from act_pipeline.engines import Machine
 
 

@@ -24,7 +24,7 @@ COMMANDS = {
     ),
     "onnx": ("act_pipeline.cli.onnx", "a model as an ONNX file, INT8 with Q/DQ"),
     "engine": ("act_pipeline.cli.engine", "a TensorRT engine of a model"),
-    "doctor": ("act_pipeline.doctor", "what is installed, what this machine has, which engines run here"),
+    "doctor": ("act_pipeline.doctor.command", "what is installed, what this machine has, which engines run here"),
     "demo": ("act_pipeline.cli.demo", "the whole path on the built-in sample"),
     "make-sample": ("act_pipeline.cli.make_sample", "the built-in sample's pictures and annotations"),
 }

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.core.atomic_files import write_bytes_atomically
 from act_pipeline.core.cache_dir import cache_directory
-from act_pipeline.core.records import versions, write_bytes_atomically
+from act_pipeline.core.package_versions import versions
 from act_pipeline.evaluation import Evaluation
 
 BASELINE_SCHEMA = "act_pipeline.baseline/2"

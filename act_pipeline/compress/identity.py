@@ -8,7 +8,7 @@ from typing import Any
 from act_pipeline.compress.qat.distributed.ranks import Ranks
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.core.records import versions
+from act_pipeline.core.package_versions import versions
 from act_pipeline.data import Reader
 
 

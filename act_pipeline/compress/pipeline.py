@@ -34,11 +34,12 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.interruption import Interruption, interruptible
 from act_pipeline.core.locking import hold_lock
-from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, BELOW_SUFFIX, read_record, require_replaceable
+from act_pipeline.core.output_folders import BELOW_SUFFIX, require_replaceable
+from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, read_record
 from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
 from act_pipeline.data.model_fit import told
-from act_pipeline.engines.device import choose_device
+from act_pipeline.engines.device import paddle_device
 from act_pipeline.engines.float_model import require_float
 from act_pipeline.evaluation import Evaluation
 from act_pipeline.execution.memory import freed_memory_kept
@@ -143,7 +144,7 @@ class _Inputs:
         told(notes)
         splits = ["train", "eval"] if places.evaluation else ["train"]
         reader.check(*splits)
-        device = choose_device(device)
+        device = paddle_device(device)
         return cls(config, model, reader, device, source_identity(config, model, reader, splits))
 
 

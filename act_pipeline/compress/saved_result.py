@@ -12,12 +12,12 @@ from act_pipeline.compress.candidates import Candidate
 from act_pipeline.compress.job import Job
 from act_pipeline.core.artifacts import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.output_folders import new_artifact
 from act_pipeline.core.records import (
     ACT_FILENAME,
     ACT_SCHEMA,
     ANALYSIS_FILENAME,
     ANALYSIS_SCHEMA,
-    new_artifact,
     read_record,
     write_record,
 )

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Union
 
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import hash_files, read_record
+from act_pipeline.core.hashing import hash_files
+from act_pipeline.core.records import read_record
 from act_pipeline.core.yaml_files import load_yaml
 
 MODEL_FILENAME = "model.pdmodel"

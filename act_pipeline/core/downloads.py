@@ -12,8 +12,8 @@ from urllib.parse import urldefrag, urlparse
 
 from act_pipeline.core.cache_dir import cache_directory, readable_caches
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.hashing import hash_files
 from act_pipeline.core.progress import Progress
-from act_pipeline.core.records import hash_files
 
 _CHUNK_BYTES = 1 << 16
 _TIMEOUT_S = 20

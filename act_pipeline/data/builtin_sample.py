@@ -30,8 +30,10 @@ import cv2
 import numpy as np
 
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.hashing import hash_files
+from act_pipeline.core.output_folders import new_artifact
 from act_pipeline.core.progress import each
-from act_pipeline.core.records import hash_files, new_artifact, read_record, write_record
+from act_pipeline.core.records import read_record, write_record
 from act_pipeline.data.dataset import is_hidden
 
 SCHEMA = "act_pipeline.sample/1"

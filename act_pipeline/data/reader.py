@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,17 +12,18 @@ import numpy as np
 
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import hash_files
-from act_pipeline.core.yaml_files import describe_search, resolve_path
+from act_pipeline.core.yaml_files import resolve_path
 from act_pipeline.data.annotations import Annotations
-from act_pipeline.data.classes import ModelClasses, check_count, match_classes, read_label_list
-from act_pipeline.data.dataset import Dataset, coco_records, folder_records
+from act_pipeline.data.class_mapping import ClassMapping
+from act_pipeline.data.classes import ModelClasses
+from act_pipeline.data.dataset import Dataset, ImageRecord, coco_records, folder_records
+from act_pipeline.data.fingerprint import split_fingerprint
 from act_pipeline.data.input_size import input_size, with_input_size
 from act_pipeline.data.loader import Loader
-from act_pipeline.data.reader_settings import SPLITS, CocoDataSet, ReaderSettings, load_settings
+from act_pipeline.data.reader_settings import CocoDataSet, ReaderSettings, load_settings
+from act_pipeline.data.split_files import SplitFiles, require_split
 from act_pipeline.data.transforms import Preprocess, UnreadableImage
 
-_logger = logging.getLogger(__name__)
 _CHECKED_IMAGES = 8
 
 
@@ -45,19 +43,28 @@ class Reader:
         settings: its content.
         metric: ``COCO``.
         max_bad_share: the share of a split's images that may be missing or unreadable before a run is stopped.
-        parsed_annotations: cache of parsed annotation files, by path.
     """
 
     def __init__(self, settings: ReaderSettings, annotations: Optional[dict[str, Annotations]] = None) -> None:
+        """Use checked settings.
+
+        Args:
+            settings: the content of the reader file.
+            annotations: parsed annotation files by path, to share with another reader; None for none.
+        """
         self.settings = settings
         self.path = settings.source.path
         self.metric = settings.metric
         self.max_bad_share = settings.max_bad_share
-        # Derived readers share the parsed annotation files, since parsing COCO's takes seconds each.
-        self.parsed_annotations = {} if annotations is None else annotations
-        self._class_ids: dict[str, list[int]] = {}
+        self._files = SplitFiles(settings)
+        self._classes = ClassMapping(settings, self._files, annotations)
         self._datasets: dict[str, Dataset] = {}
         self._preprocess: Optional[Preprocess] = None
+
+    @property
+    def parsed_annotations(self) -> dict[str, Annotations]:
+        """The cache of parsed annotation files, by path, which derived readers share."""
+        return self._classes.parsed
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Reader:
@@ -97,11 +104,7 @@ class Reader:
         Raises:
             UserError: there is no valid annotation file to count them in.
         """
-        if self.settings.classes is not None:
-            return self.settings.classes.count
-        if self.settings.num_classes is not None:
-            return self.settings.num_classes
-        return len(self._class_annotations().category_ids)
+        return self._classes.num_classes
 
     @property
     def class_names(self) -> list[str]:
@@ -110,22 +113,12 @@ class Reader:
         Raises:
             UserError: there is no valid annotation file.
         """
-        classes = self.settings.classes
-        if classes is not None and classes.names is not None:
-            return list(classes.names)
-        for split in self._annotated_splits():
-            path = self.annotation_file(split)
-            if path.suffix == ".txt":
-                return read_label_list(path, f"{self._locate(split)}.anno_path{self._searched(split, path)}")
-            annotations = self.annotations(split)
-            by_id = dict(zip(annotations.category_ids, annotations.class_names))
-            return [by_id[category_id] for category_id in self.class_ids(annotations)]
-        raise self._no_annotations()
+        return self._classes.class_names
 
     @property
     def category_ids(self) -> list[int]:
         """The COCO category id of every class index, see :meth:`class_ids`."""
-        return self.class_ids(self._class_annotations())
+        return self.class_ids(self._classes.defining_annotations())
 
     def class_ids(self, annotations: Annotations) -> list[int]:
         """Return the category id of every class index in an annotation file.
@@ -136,19 +129,7 @@ class Reader:
         Raises:
             UserError: the categories do not fit the model's classes, or their number is not ``num_classes``.
         """
-        path = str(annotations.path)
-        if path not in self._class_ids:
-            self._class_ids[path] = self._match(annotations)
-        return list(self._class_ids[path])
-
-    def _match(self, annotations: Annotations) -> list[int]:
-        if self.settings.classes is None:
-            check_count(self.settings.num_classes, self.settings.source.locate("num_classes"), annotations)
-            return annotations.category_ids
-        ids, notes = match_classes(self.settings.classes, annotations)
-        for note in notes:
-            _logger.warning("%s", note)
-        return ids
+        return self._classes.class_ids(annotations)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -169,10 +150,7 @@ class Reader:
         Raises:
             UserError: the reader file has no such split, or the split has no annotation file.
         """
-        settings = self._dataset_settings(split)
-        if settings.anno_path is None:
-            raise UserError(f"{self._locate(split)}.anno_path is missing, expected an annotation file; add it")
-        return self._resolve(settings.dataset_dir, settings.anno_path)
+        return self._files.annotation_file(split)
 
     def image_dir(self, split: str = "eval") -> Path:
         """Return the folder of a split's images.
@@ -180,8 +158,7 @@ class Reader:
         Raises:
             UserError: the reader file has no such split.
         """
-        settings = self._dataset_settings(split)
-        return self._resolve(settings.dataset_dir, settings.image_dir)
+        return self._files.image_dir(split)
 
     def annotations(self, split: str = "eval") -> Annotations:
         """Return a split's annotation file, read, checked and cached.
@@ -192,16 +169,7 @@ class Reader:
             UserError: the file is missing, is not JSON, lacks required COCO entries, or its categories are not the
                 model's classes (see :meth:`class_ids`); in the ``eval`` split also if it has no boxes.
         """
-        path = self.annotation_file(split)
-        if str(path) not in self.parsed_annotations:
-            named_by = f"{self._locate(split)}.anno_path{self._searched(split, path)}"
-            self.parsed_annotations[str(path)] = Annotations.load(path, named_by)
-        annotations = self.parsed_annotations[str(path)]
-        if split != "train" or self.settings.classes is None:  # no box of the training images is used
-            self.class_ids(annotations)
-        if split == "eval" and not annotations.boxes:
-            raise UserError(f"{path} has no boxes in 'annotations', expected ground truth to evaluate on; name another")
-        return annotations
+        return self._classes.annotations(split)
 
     def dataset(self, split: str = "eval") -> Dataset:
         """Return the images of a split (``train``, ``eval`` or ``test``) whose files exist.
@@ -213,30 +181,34 @@ class Reader:
             UserError: the annotation file or the transforms are invalid, or too many images are missing.
         """
         if split not in self._datasets:
-            settings = self._dataset_settings(split)
-            folder = self.image_dir(split)
-            if isinstance(settings, CocoDataSet):
-                records = coco_records(settings, self.annotations(split), folder, training=split == "train")
-                where, repeat = str(self.annotation_file(split)), settings.repeat if split == "train" else 1
-            else:
-                if not settings.image_dir:
-                    raise UserError(f"{self._locate(split)}.image_dir is missing, expected a folder; add it")
-                records, where, repeat = folder_records(settings, folder), str(folder), 1
-            where += self._searched(split, folder)
+            records, where, repeat = self._images(split)
+            where += self._files.searched(split, self.image_dir(split))
             only = self.settings.only.get(split)
             if only is not None:
                 records = [record for record in records if str(record.file) in only]
             if not records:
                 raise UserError(
-                    f"{self._locate(split)} has no images ({where}), expected at least one; check image_dir and "
+                    f"{self._files.locate(split)} has no images ({where}), expected at least one; check image_dir and "
                     "dataset_dir, or set allow_empty: true to train on images without boxes"
                 )
             self._datasets[split] = Dataset(records, self.preprocessing(), self.max_bad_share, where, repeat)
         return self._datasets[split]
 
+    def _images(self, split: str) -> tuple[list[ImageRecord], str, int]:
+        """Return the images of a split, the file or folder that lists them, and the passes over them per epoch."""
+        settings, folder = self._files.dataset(split), self.image_dir(split)
+        if isinstance(settings, CocoDataSet):
+            training = split == "train"
+            records = coco_records(settings, self.annotations(split), folder, training=training)
+            return records, str(self.annotation_file(split)), settings.repeat if training else 1
+        if not settings.image_dir:
+            raise UserError(f"{self._files.locate(split)}.image_dir is missing, expected a folder; add it")
+        return folder_records(settings, folder), str(folder), 1
+
     def loader(
         self,
         split: str = "eval",
+        *,
         batch_size: Optional[int] = None,
         shuffle: Optional[bool] = None,
         drop_last: Optional[bool] = None,
@@ -273,8 +245,8 @@ class Reader:
             workers = max(1, min(self.settings.worker_num, available_cpus()))
         if drop_last and len(dataset) < batch_size:
             raise UserError(
-                f"{self._locate(split)} has {len(dataset)} images, expected at least one batch of {batch_size}: lower "
-                f"batch_size or set {self.settings.reader_name}.drop_last: false"
+                f"{self._files.locate(split)} has {len(dataset)} images, expected at least one batch of {batch_size}: "
+                f"lower batch_size or set {self.settings.reader_name}.drop_last: false"
             )
         return Loader(dataset, batch_size, training if shuffle is None else shuffle, drop_last, workers, seed)
 
@@ -341,8 +313,7 @@ class Reader:
         Raises:
             UserError: there is no such split, or ``anno_path`` is missing.
         """
-        if split not in SPLITS:
-            raise UserError(f"the data has no split '{split}', expected one of {', '.join(SPLITS)}")
+        require_split(split)
         before = self.settings.datasets.get(split)
         base = before if isinstance(before, CocoDataSet) else CocoDataSet(anno_path="")
         changes: dict[str, Any] = {}
@@ -354,7 +325,7 @@ class Reader:
             changes["dataset_dir"] = resolve_path(str(dataset_dir), self.path)
         dataset = dataclasses.replace(base, **changes)
         if not dataset.anno_path:
-            raise UserError(f"{self._locate(split)}.anno_path is missing, expected an annotation file; give one")
+            raise UserError(f"{self._files.locate(split)}.anno_path is missing, expected an annotation file; give one")
         datasets = {**self.settings.datasets, split: dataset}
         return Reader(dataclasses.replace(self.settings, datasets=datasets), self.parsed_annotations)
 
@@ -364,62 +335,18 @@ class Reader:
         It covers the annotation file, the names and sizes of the images, and the settings that affect arrays or the
         choice of images. It does not cover the location of the data, the batch size, or the number of workers.
         """
-        settings = self._dataset_settings(split)
-        dataset = self.dataset(split)
-        chosen = dataclasses.asdict(settings)
-        for place in ("dataset_dir", "image_dir", "anno_path"):
-            chosen.pop(place)
-        folder = self.image_dir(split)
-        files = [
-            (record.image_id, os.path.relpath(record.file, folder), os.path.getsize(record.file))
-            for record in dataset.records
-        ]
-        reader = self.settings.reader
-        body = [
-            split,
-            self.num_classes,
-            chosen,
-            reader.sample_transforms,
-            reader.batch_transforms,
-            files,
-            hash_files([self.annotation_file(split)]) if settings.anno_path is not None else None,
-        ]
+        settings, reordered = self._files.dataset(split), None
         if isinstance(settings, CocoDataSet) and split != "train":
             annotations = self.annotations(split)
             ids = self.class_ids(annotations)
-            body += [] if ids == annotations.category_ids else [ids]
-        return "sha256:" + hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()
-
-    def _annotated_splits(self) -> list[str]:
-        """Return the splits that have an annotation file, in order of preference for the class names."""
-        named = self.settings.datasets
-        return [split for split in ("eval", "train", "test") if split in named and named[split].anno_path is not None]
-
-    def _class_annotations(self) -> Annotations:
-        """Return the annotation file that defines the categories: that of ``eval``, otherwise the first one."""
-        for split in self._annotated_splits():
-            return self.annotations(split)
-        raise self._no_annotations()
-
-    def _no_annotations(self) -> UserError:
-        return UserError(f"{self.path} names no annotation file, expected EvalDataset.anno_path; add it")
-
-    def _dataset_settings(self, split: str) -> Any:
-        if split not in SPLITS:
-            raise UserError(f"the data has no split '{split}', expected one of {', '.join(SPLITS)}")
-        if split not in self.settings.datasets:
-            raise UserError(
-                f"{self._locate(split)} is missing, expected a !COCODataSet with image_dir, anno_path and dataset_dir; "
-                "add it"
-            )
-        return self.settings.datasets[split]
-
-    def _locate(self, split: str) -> str:
-        return self.settings.source.locate(SPLITS[split])
-
-    def _searched(self, split: str, path: Path) -> str:
-        """Return where a missing path of a split, or the ``dataset_dir`` that it is in, was looked for."""
-        return describe_search(self._dataset_settings(split).dataset_dir or path, self.path)
-
-    def _resolve(self, dataset_dir: Optional[Path], name: str) -> Path:
-        return resolve_path(name, self.path) if dataset_dir is None else dataset_dir / Path(name).expanduser()
+            reordered = ids if ids != annotations.category_ids else None
+        return split_fingerprint(
+            split,
+            self.settings.reader,
+            settings,
+            num_classes=self.num_classes,
+            records=self.dataset(split).records,
+            image_dir=self.image_dir(split),
+            annotation_file=self.annotation_file(split) if settings.anno_path is not None else None,
+            reordered=reordered,
+        )

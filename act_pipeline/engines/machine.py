@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from act_pipeline.core.cpus import available_cpus
+from act_pipeline.engines.device import paddle_gpus
 from act_pipeline.engines.interface import runtime_error_line
 
 # Optional packages: importable module -> names of the distributions that contain it.
@@ -89,7 +90,7 @@ def machine() -> Machine:
         absent.update(dict.fromkeys(("gpus", "cuda", "cudnn", "tensorrt_compiled", "tensorrt_runtime"), why))
         return Machine(**found, absent=_said(absent))
     found["cuda"], found["cudnn"] = str(paddle.version.cuda()), str(paddle.version.cudnn())
-    found["gpus"], absent["gpus"] = _gpus(paddle)
+    found["gpus"], absent["gpus"] = paddle_gpus(paddle)
     compiled = tuple(inference.get_trt_compile_version())
     found["tensorrt_compiled"] = compiled if any(compiled) else None
     if not any(compiled):
@@ -145,16 +146,6 @@ def _nvidia_gpus() -> tuple[tuple[str, ...], str]:
         return (), f"nvidia-smi: {' '.join((asked.stderr or asked.stdout).split())[:200]}"
     names = tuple(line.strip() for line in asked.stdout.splitlines() if line.strip())
     return names, "" if names else "no NVIDIA GPU (nvidia-smi lists none)"
-
-
-def _gpus(paddle: Any) -> tuple[tuple[str, ...], str]:
-    cuda = paddle.device.cuda
-    try:
-        count = cuda.device_count()
-        names = tuple(cuda.get_device_properties(index).name for index in range(count))
-    except Exception as error:  # no driver, a driver too old
-        return (), runtime_error_line(error)
-    return names, "" if names else "Paddle sees no NVIDIA GPU (no device, or no driver)"
 
 
 def _cpu() -> tuple[str, set[str] | None]:

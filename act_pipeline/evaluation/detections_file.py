@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from act_pipeline.core.atomic_files import write_bytes_atomically
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import write_bytes_atomically
 from act_pipeline.evaluation.coco import placed, places_of
 from act_pipeline.evaluation.result import Evaluation
 

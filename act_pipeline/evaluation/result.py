@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.core.artifacts import Artifact, location
+from act_pipeline.core.atomic_files import write_text_atomically
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import write_record, write_text_atomically
+from act_pipeline.core.records import write_record
 from act_pipeline.engines.interface import Engine
 from act_pipeline.evaluation.coco import Matches
 

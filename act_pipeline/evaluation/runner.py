@@ -23,7 +23,7 @@ class EvaluationReader(AnnotatedReader, Protocol):
     """The part of a reader that evaluation needs (:class:`act_pipeline.data.Reader` implements it)."""
 
     def loader(
-        self, split: str, batch_size: int, shuffle: bool, drop_last: bool, workers: int | None = None
+        self, split: str, *, batch_size: int, shuffle: bool, drop_last: bool, workers: int | None = None
     ) -> Iterable[Mapping[str, np.ndarray]]:
         """Return batches: dicts of the engine's inputs and ``im_id`` int64 [N]."""
 

@@ -223,7 +223,16 @@ def evaluate_in_shards(
         gpus=0 if on_cpu else 1,
     )  # fmt: skip
     start = time.perf_counter()
-    runs, workers = _run(work, reader.dataset("eval"), shards, executor, ray_address, limit, batch_size, progress)
+    runs, workers = _run(
+        work,
+        reader.dataset("eval"),
+        shards=shards,
+        executor=executor,
+        ray_address=ray_address,
+        limit=limit,
+        batch_size=batch_size,
+        progress=progress,
+    )
     wall_seconds = time.perf_counter() - start
     evaluation = score(runs, truth, batch_size)
     evaluation = replace(evaluation, images_per_second=evaluation.images / max(wall_seconds, 1e-9))
@@ -233,6 +242,7 @@ def evaluate_in_shards(
 def _run(
     work: Work,
     dataset: Dataset,
+    *,
     shards: int | None,
     executor: str,
     ray_address: str | None,
@@ -241,28 +251,50 @@ def _run(
     progress: bool,
 ) -> tuple[list[BatchRun], int]:
     """Return the results of all batches in order, and how many processes took part."""
-    done: dict[tuple[int, ...], BatchRun] = {}
-    workers: set[str] = set()
+    collected = _Collected(dataset)
     with Progress("evaluate", "image", shown=progress) as bar:
         while True:
             batches = _batches(dataset, limit, batch_size)
-            missing = [batch for batch in batches if _ids(batch) not in done]
+            missing = collected.missing(batches)
             if not missing:
-                return [done[_ids(batch)] for batch in batches], len(workers)
+                return collected.in_order(batches), len(collected.workers)
             units = list(_units(missing, batch_size, shards or 1))
             bar.total = bar.done + sum(map(len, units))
             skipped = len(dataset.skipped)
             with contextlib.closing(run_work(work, units, executor, shards, ray_address)) as results:
                 for result in results:
-                    for file, reason in result.skipped:
-                        dataset.skip([file], reason)
-                    done.update((run.image_ids, run) for run in result.runs)
-                    workers.add(result.worker)
-                    bar.update(sum(len(run.image_ids) for run in result.runs) + len(result.skipped))
+                    bar.update(collected.add(result))
             # A single process replaces an unreadable image by the next one, which shifts all later batches. The
             # shifted batches are evaluated in another round.
-            if len(dataset.skipped) == skipped and any(_ids(batch) not in done for batch in batches):
+            if len(dataset.skipped) == skipped and collected.missing(batches):
                 raise RuntimeError("a process returned other images than it was given")
+
+
+class _Collected:
+    """The results of all processes so far.
+
+    Attributes:
+        workers: the processes that took part.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.workers: set[str] = set()
+        self._dataset = dataset
+        self._done: dict[tuple[int, ...], BatchRun] = {}
+
+    def add(self, result: UnitRun) -> int:
+        """Add the result of a work unit, and return its number of images, read or skipped."""
+        for file, reason in result.skipped:
+            self._dataset.skip([file], reason)
+        self._done.update((run.image_ids, run) for run in result.runs)
+        self.workers.add(result.worker)
+        return sum(len(run.image_ids) for run in result.runs) + len(result.skipped)
+
+    def missing(self, batches: Sequence[tuple[ImageRecord, ...]]) -> list[tuple[ImageRecord, ...]]:
+        return [batch for batch in batches if _ids(batch) not in self._done]
+
+    def in_order(self, batches: Sequence[tuple[ImageRecord, ...]]) -> list[BatchRun]:
+        return [self._done[_ids(batch)] for batch in batches]
 
 
 def _batches(dataset: Dataset, limit: int | None, batch_size: int) -> list[tuple[ImageRecord, ...]]:

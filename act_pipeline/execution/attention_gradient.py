@@ -12,14 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from act_pipeline.graph.deformable_attention import (
-    Attention,
-    Search,
-    Shape,
-    corners,
-    serialized,
-    tracing,
-)
+from act_pipeline.graph.attention_search import Attention, Search, Shape
+from act_pipeline.graph.deformable_attention import corners, serialized, tracing
 from act_pipeline.graph.program_desc import argument, parsed, splice, variables
 from act_pipeline.graph.unread_ops import remove_unread
 

@@ -1,23 +1,20 @@
 """The tensors of a DETR that its detections come from, found by the structure of its graph.
 
-An RT-DETR selects its queries by a top-k whose indices a gather reads. From there on the scores and boxes are known by
-their shapes, whatever the names are.
+From the query selection on (`graph.detr_structure`) the scores and boxes are known by their shapes, whatever the names
+are.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Optional
 
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.graph.op_index import GraphIndex
-from act_pipeline.graph.op_types import GATHERING, RESHAPING, TOP_K
+from act_pipeline.graph.detr_structure import DetrStructure
+from act_pipeline.graph.op_types import RESHAPING
 from act_pipeline.graph.static_graph import static_mode
 
-# What may stand between a top-k and the gather that reads its indices.
-_INDEXING = ("stack", "concat", "unsqueeze2", "cast", "tile", "expand_v2", "reshape2", "elementwise_add", "assign")
 _RENAMING = ("scale", "assign", "slice", "squeeze2", "stack", *RESHAPING)
 
 
@@ -56,32 +53,15 @@ def find_detection_tensors(model: InferenceModel) -> Optional[DetectionTensors]:
         return _Search(paddle.static.Program.parse_from_string(model.model_path.read_bytes())).find()
 
 
-class _Search(GraphIndex):
+class _Search(DetrStructure):
     """The search in the ops of an inference program."""
 
-    def __init__(self, program: Any) -> None:
-        self.block = program.global_block()
-        super().__init__(self.block.ops)
-
     def find(self) -> Optional[DetectionTensors]:
-        for op in self.ops:
-            if op.type in TOP_K and self._is_gathered(op.output("Indices")[0]):
-                encoder_logits = self._of_best_class(op.input("X")[0])
-                if encoder_logits is not None:
-                    return self._from(op.output("Indices")[0], encoder_logits)
+        for selection in self.query_selections():
+            encoder_logits = self._of_best_class(selection.input("X")[0])
+            if encoder_logits is not None:
+                return self._from(selection.output("Indices")[0], encoder_logits)
         return None
-
-    def _is_gathered(self, indices: str) -> bool:
-        waiting, seen = deque([indices]), {indices}
-        while waiting:
-            for reader in self.readers.get(waiting.popleft(), ()):
-                if reader.type in GATHERING:
-                    return True
-                for name in reader.output_arg_names if reader.type in _INDEXING else ():
-                    if name not in seen:
-                        seen.add(name)
-                        waiting.append(name)
-        return False
 
     def _of_best_class(self, name: str) -> Optional[str]:
         """Return the logits [N, places, C] of which ``name`` is the largest of each place."""
@@ -111,11 +91,9 @@ class _Search(GraphIndex):
 
     def _scores(self, queries: str, sizes: tuple[int, int]) -> Optional[str]:
         """Return the scores that the post-process takes the best of; None: the graph ends before it."""
-        for op in reversed(self.ops):
-            if op.type in TOP_K and op.output("Indices")[0] != queries:
-                name = self._source(op.input("X")[0])
-                return name if name in self._sigmoids(sizes) else None
-        return None
+        op = self.detection_selection(queries)
+        name = self._source(op.input("X")[0]) if op is not None else None
+        return name if name in self._sigmoids(sizes) else None
 
     def _output(self, boxes: Sequence[str], sizes: tuple[int, int]) -> Optional[str]:
         """Return the logits where they are an output."""
@@ -123,15 +101,4 @@ class _Search(GraphIndex):
         return next((name for name in ends if name not in boxes and self.shape(name)[1:] == sizes), None)
 
     def _source(self, name: str) -> str:
-        """Return the tensor that ops of :data:`_RENAMING` made ``name`` of."""
-        while True:
-            op = self.producer.get(name)
-            if op is None or op.type not in _RENAMING:
-                return name
-            sources = op.input("X" if "X" in op.input_names else "Input")
-            if len(sources) > 1:  # the layers' results, stacked
-                return name
-            name = sources[0]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.block.var(name).shape)
+        return self.origin(name, _RENAMING)  # not through the layers' results, stacked

@@ -1,4 +1,4 @@
-"""Checks of a model's program and parameters file before a runtime loads them; reading and writing of parameters.
+"""Checks of a model's program and parameters file before a runtime loads them.
 
 Paddle 2.6.2 crashes (SIGSEGV) on a ``.pdmodel`` that is not a program, loads a truncated ``.pdiparams`` without an
 error, and reports other damage with a C++ traceback. Here the program and the headers of the parameters are checked
@@ -7,38 +7,19 @@ first, which takes milliseconds, and errors are one line.
 
 from __future__ import annotations
 
-import math
-import os
-import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import Any
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
+from act_pipeline.graph.parameters_file import check_parameters
+from act_pipeline.graph.program_desc import sizes_of_tensors
 
-# VarType.Type of framework.proto (Paddle 2.6) -> (name, in NumPy's terms, bytes of an element).
-_ELEMENT_TYPES = {
-    0: ("bool", 1),
-    1: ("int16", 2),
-    2: ("int32", 4),
-    3: ("int64", 8),
-    4: ("float16", 2),
-    5: ("float32", 4),
-    6: ("float64", 8),
-    20: ("uint8", 1),
-    21: ("int8", 1),
-    22: ("bfloat16", 2),
-    23: ("complex64", 8),
-    24: ("complex128", 16),
-}
 _NOT_SAVED_TYPES = ("FEED_MINIBATCH", "FETCH_LIST", "RAW")
 _QUANTIZATION_OPS = ("quantize_linear", "dequantize_linear", "quantize", "dequantize", "requantize")
-_MAX_DESC_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -104,10 +85,31 @@ def inspect_model(model: InferenceModel) -> ModelSummary:
 
 def _summarize(model: InferenceModel, program: Any) -> ModelSummary:
     block = program.blocks[0]
-    variables = {variable.name: variable for variable in block.vars}
+    variables, shapes = {variable.name: variable for variable in block.vars}, sizes_of_tensors(block)
     op_counts = Counter(op.type for part in program.blocks for op in part.ops)
     if not all(isinstance(name, str) for name in (*variables, *op_counts)):  # protobuf returns bytes if not UTF-8
         raise ValueError("a name is no text")
+    inputs, outputs = _inputs_and_outputs(model, block)
+    parameters = {
+        name: shapes[name]
+        for name in sorted(variables)
+        if variables[name].persistable and _type_name(variables[name]) not in _NOT_SAVED_TYPES
+    }
+    stored_types = check_parameters(model, parameters)
+    quantized = sorted(name for name in _dequantized(block) if name in parameters)
+    return ModelSummary(
+        inputs={name: shapes[name] for name in inputs},
+        outputs=tuple(outputs),
+        op_counts=op_counts,
+        parameters=parameters,
+        float_stored_weights=tuple(name for name in quantized if stored_types[name] != "int8"),
+        half_parameters=tuple(name for name, kind in stored_types.items() if kind in ("float16", "bfloat16")),
+        activations={name: shapes[name] for name, variable in variables.items() if not variable.persistable},
+    )
+
+
+def _inputs_and_outputs(model: InferenceModel, block: Any) -> tuple[list[str], list[str]]:
+    """Return the names that the feed and fetch ops write and read, in the order of their columns."""
     feeds = sorted((_column(op), op.outputs[0].arguments[0]) for op in block.ops if op.type == "feed")
     fetches = sorted((_column(op), op.inputs[0].arguments[0]) for op in block.ops if op.type == "fetch")
     if not feeds or not fetches:
@@ -115,79 +117,24 @@ def _summarize(model: InferenceModel, program: Any) -> ModelSummary:
             f"{model.model_path} has {len(feeds)} inputs and {len(fetches)} outputs, expected an exported inference "
             "program; export the model again with tools/export_model.py"
         )
-    for what, ops in (("input", feeds), ("output", fetches)):
-        columns = [column for column, _ in ops]
-        if columns != list(range(len(ops))):  # Paddle writes to this index unchecked and crashes
+    for what, ends in (("input", feeds), ("output", fetches)):
+        columns = [column for column, _ in ends]
+        if columns != list(range(len(ends))):  # Paddle writes to this index unchecked and crashes
             raise UserError(
-                f"{model.model_path} numbers its {what}s {columns}, expected {list(range(len(ops)))}; copy or "
+                f"{model.model_path} numbers its {what}s {columns}, expected {list(range(len(ends)))}; copy or "
                 "export it again"
             )
-    expected = {
-        name: _shape(variables[name])
-        for name in sorted(variables)
-        if variables[name].persistable and _type_name(variables[name]) not in _NOT_SAVED_TYPES
-    }
-    stored_types = _check_parameters(model, expected)
-    quantized_weights = {
+    return [name for _, name in feeds], [name for _, name in fetches]
+
+
+def _dequantized(block: Any) -> set[str]:
+    return {
         slot.arguments[0]
         for op in block.ops
         if op.type == "dequantize_linear"
         for slot in op.inputs
-        if slot.parameter == "X" and slot.arguments[0] in expected
+        if slot.parameter == "X"
     }
-    return ModelSummary(
-        inputs={name: _shape(variables[name]) for _, name in feeds},
-        outputs=tuple(name for _, name in fetches),
-        op_counts=op_counts,
-        parameters=expected,
-        float_stored_weights=tuple(sorted(name for name in quantized_weights if stored_types[name] != "int8")),
-        half_parameters=tuple(name for name, kind in stored_types.items() if kind in ("float16", "bfloat16")),
-        activations={name: _shape(variable) for name, variable in variables.items() if not variable.persistable},
-    )
-
-
-def read_parameters(model: InferenceModel, summary: ModelSummary) -> dict[str, np.ndarray]:
-    """Return the values of all parameters in their stored types.
-
-    Args:
-        model: a model that has passed :func:`inspect_model`.
-        summary: the result of :func:`inspect_model`.
-
-    Returns:
-        name -> value; INT8 weights as int8, bfloat16 as uint16 with the same bits.
-    """
-    path, size = model.params_path, model.params_path.stat().st_size
-    names = sorted(summary.parameters)
-    values: dict[str, np.ndarray] = {}
-    with open(path, "rb") as file:
-        for shape, element_type in _parameter_headers(file, size, path, len(names)):
-            # NumPy has no bfloat16; uint16 has the same bits.
-            kind = np.dtype("uint16" if element_type == "bfloat16" else element_type)
-            count = math.prod(shape)
-            file.seek(-count * kind.itemsize, os.SEEK_CUR)
-            values[names[len(values)]] = np.frombuffer(file.read(count * kind.itemsize), kind).reshape(shape)
-    return values
-
-
-def write_parameters(model: InferenceModel, values: Mapping[str, np.ndarray]) -> None:
-    """Write a model's parameters file in the layout of :func:`_parameter_headers`.
-
-    Args:
-        model: the model whose file to write.
-        values: name -> value of every persistable variable of its program.
-    """
-    from paddle.base.proto import framework_pb2
-
-    codes = {name: code for code, (name, _) in _ELEMENT_TYPES.items()}
-    desc = framework_pb2.VarType.TensorDesc()  # reused, see _parameter_headers
-    with open(model.params_path, "wb") as file:
-        for name in sorted(values):
-            value = np.ascontiguousarray(values[name])
-            desc.data_type = codes[value.dtype.name]
-            desc.dims[:] = value.shape
-            raw = desc.SerializeToString()
-            file.write(struct.pack("<IQIi", 0, 0, 0, len(raw)) + raw)
-            file.write(value.tobytes())
 
 
 def read_program(path: Path) -> Any:
@@ -221,102 +168,3 @@ def _column(op: Any) -> int:
 
 def _type_name(variable: Any) -> str:
     return type(variable.type).Type.Name(variable.type.type)
-
-
-def _shape(variable: Any) -> tuple[int, ...]:
-    return tuple(variable.type.lod_tensor.tensor.dims)
-
-
-def _check_parameters(model: InferenceModel, expected: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Return the stored element type of each parameter; the program declares INT8 weights as float32."""
-    path = model.params_path
-    size = path.stat().st_size
-    names = list(expected)
-    remedy = f"copy {model.model_filename} and {model.params_filename} of the same export again"
-    types: dict[str, str] = {}
-    with open(path, "rb") as file:
-        for shape, element_type in _parameter_headers(file, size, path, len(names)):
-            count = len(types)
-            if count == len(names):
-                raise UserError(
-                    f"{path} holds more than the {count} parameters that {model.model_filename} has; {remedy}"
-                )
-            if shape != expected[names[count]]:
-                raise UserError(
-                    f"{path} is not of the same export as {model.model_filename}: parameter {names[count]} is "
-                    f"{list(shape)}, expected {list(expected[names[count]])}; {remedy}"
-                )
-            types[names[count]] = element_type
-    count = len(types)
-    if count != len(names):
-        raise UserError(
-            f"{path} is truncated: it holds {count} parameters, {model.model_filename} has {len(names)}; {remedy}"
-        )
-    return types
-
-
-def _parameter_headers(file: BinaryIO, size: int, path: Path, total: int) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Yield the shape and element type of each tensor of a ``save_combine`` file, sorted by name as Paddle writes them.
-
-    Layout of a tensor (paddle/fluid/framework/lod_tensor.cc and tensor_util.cc, 2.6), little-endian: u32 version 0; u64
-    number of LoD levels; for each level, u64 size in bytes and the level; u32 version 0; i32 size in bytes of a
-    ``TensorDesc`` protobuf and the protobuf; the data.
-    """
-    from paddle.base.proto import framework_pb2
-
-    # Reused: at every 10,000th freed message, protobuf 7 returns the free memory of the process to the system.
-    desc = framework_pb2.VarType.TensorDesc()
-    index = 0
-
-    def take(layout: str) -> Any:
-        raw = file.read(struct.calcsize(layout))
-        if len(raw) < struct.calcsize(layout):
-            raise _truncated(path, size, index, total)
-        return struct.unpack(layout, raw)[0]
-
-    while file.tell() < size:
-        if take("<I") != 0:
-            raise _not_parameters(path, index)
-        levels = take("<Q")
-        if levels > 16:
-            raise _not_parameters(path, index)
-        for _ in range(levels):
-            level_bytes = take("<Q")
-            if file.tell() + level_bytes > size:
-                raise _truncated(path, size, index, total)
-            file.seek(level_bytes, 1)
-        if take("<I") != 0:
-            raise _not_parameters(path, index)
-        desc_bytes = take("<i")
-        if not 0 < desc_bytes < _MAX_DESC_BYTES:
-            raise _not_parameters(path, index)
-        raw = file.read(desc_bytes)
-        if len(raw) < desc_bytes:
-            raise _truncated(path, size, index, total)
-        try:
-            desc.ParseFromString(raw)
-        except Exception:  # DecodeError, or ValueError in other implementations of protobuf
-            raise _not_parameters(path, index) from None
-        if desc.data_type not in _ELEMENT_TYPES or any(dimension < 0 for dimension in desc.dims):
-            raise _not_parameters(path, index)
-        elements = 1
-        for dimension in desc.dims:
-            elements *= dimension
-        end = file.tell() + elements * _ELEMENT_TYPES[desc.data_type][1]
-        if end > size:
-            raise _truncated(path, size, index, total)
-        file.seek(end)
-        yield tuple(desc.dims), _ELEMENT_TYPES[desc.data_type][0]
-        index += 1
-
-
-def _truncated(path: Path, size: int, index: int, total: int) -> UserError:
-    return UserError(
-        f"{path} is truncated: its {size} bytes end inside parameter {index + 1} of {total}; copy or export it again"
-    )
-
-
-def _not_parameters(path: Path, index: int) -> UserError:
-    return UserError(
-        f"{path} is no Paddle parameters file (parameter {index + 1} has no valid header); copy or export it again"
-    )

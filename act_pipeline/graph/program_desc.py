@@ -43,6 +43,11 @@ def flag(op: Any, name: str) -> bool:
     return next((attribute.b for attribute in op.attrs if attribute.name == name), False)
 
 
+def sizes_of_tensors(block: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a block, -1 for a dynamic dimension."""
+    return {variable.name: tuple(variable.type.lod_tensor.tensor.dims) for variable in block.vars}
+
+
 def keep(items: Any, wanted: Callable[[Any], bool]) -> None:
     """Remove the unwanted items of a repeated protobuf field, in place.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from act_pipeline.graph.op_index import GraphIndex
-from act_pipeline.graph.op_types import GATHERING, RESHAPING, TOP_K
+from act_pipeline.graph.detr_structure import DetrStructure
+from act_pipeline.graph.op_types import GATHERING, RESHAPING
 from act_pipeline.graph.static_graph import StaticGraph
 
 
@@ -35,31 +36,33 @@ class RawOutputs:
 def find_raw_outputs(graph: StaticGraph) -> RawOutputs | None:
     """Return the tensors that RT-DETR's post-process reads; None if the graph is not an RT-DETR.
 
-    They are found from the first and the last top-k of the program: the query selection and the post-process.
-
     Args:
         graph: the loaded graph; not changed.
     """
-    block = graph.program.global_block()
-    graph_index = GraphIndex(block.ops)
-    ops = graph_index.ops
-    selections = [index for index, op in enumerate(ops) if op.type in TOP_K]
-    if len(selections) < 2:
+    structure = DetrStructure(graph.program)
+    selection = next(structure.query_selections(), None)
+    if selection is None:
         return None
-    first, last = ops[selections[0]], ops[selections[-1]]
-    scores = last.input("X")[0]
-    while len(block.var(scores).shape) != 3:
-        op = graph_index.producer.get(scores)
-        if op is None or op.type not in RESHAPING:
-            return None
-        scores = op.input("X")[0]
-    queries = block.var(scores).shape[1]
-    for op in ops[selections[-1] :]:
-        if op.type in GATHERING:
-            for name in op.input_arg_names:
-                if tuple(block.var(name).shape[1:]) == (queries, 4):
-                    return RawOutputs(scores, name, first.output("Indices")[0])
-    return None
+    queries = selection.output("Indices")[0]
+    post_process = structure.detection_selection(queries)
+    if post_process is None:
+        return None
+    scores = _read_scores(structure, post_process)
+    boxes = _read_boxes(structure, post_process, structure.shape(scores)[1]) if scores else None
+    return RawOutputs(scores, boxes, queries) if scores and boxes else None
+
+
+def _read_scores(structure: DetrStructure, post_process: Any) -> str | None:
+    """Return the scores [N, Q, C] that the top-k of the post-process selects from."""
+    walk = structure.upstream(post_process.input("X")[0], RESHAPING)
+    return next((name for name in walk if len(structure.shape(name)) == 3), None)
+
+
+def _read_boxes(structure: DetrStructure, post_process: Any, queries: int) -> str | None:
+    """Return the boxes [N, Q, 4] that the post-process gathers by the indices of its top-k."""
+    after = structure.ops[structure.ops.index(post_process) :]
+    read = (name for op in after if op.type in GATHERING for name in op.input_arg_names)
+    return next((name for name in read if structure.shape(name)[1:] == (queries, 4)), None)
 
 
 def signal_and_noise(

@@ -9,6 +9,7 @@ from act_pipeline.core.artifacts import OnnxModel, open_model
 from act_pipeline.core.defaults import DEFAULT_MODELS, find_shipped
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import Artifact, Machine, fastest_engine, support
+from act_pipeline.engines.device import engine_device
 from act_pipeline.inference.request import InferenceRequest
 
 AUTO, ALL = "auto", "all"
@@ -96,10 +97,8 @@ def _device(request: InferenceRequest, name: str, precision: str, here: Machine)
     devices = {entry.device for entry in entries}
     if len(devices) == 1:  # its own entry gives a better message than "no TensorRT on CPU"
         return devices.pop()
-    if name == "paddle":
-        return "GPU" if here.gpus else "CPU"
-    on_gpu = [entry for entry in entries if (entry.precision, entry.device) == (precision, "GPU")]
-    return "GPU" if on_gpu and on_gpu[0].available else "CPU"
+    # Paddle's own kernels are on both devices: a precision that they lack is refused on the device that would be used.
+    return engine_device("auto", [entry for entry in entries if name == "paddle" or entry.precision == precision])
 
 
 def _for_collecting(

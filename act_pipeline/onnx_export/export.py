@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.core.artifacts import ONNX_SCHEMA, InferenceModel, OnnxModel
+from act_pipeline.core.atomic_files import write_bytes_atomically
 from act_pipeline.core.errors import UserError, suggest
-from act_pipeline.core.records import hash_files, write_bytes_atomically, write_record
+from act_pipeline.core.hashing import hash_files
+from act_pipeline.core.records import write_record
 from act_pipeline.graph.op_types import CONVOLUTIONS
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 from act_pipeline.onnx_export.float_ops.registry import add_op

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from act_pipeline.core.command_names import name_commands
-from act_pipeline.core.records import BELOW_SUFFIX
+from act_pipeline.core.output_folders import BELOW_SUFFIX
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.evaluation.act_json import ActRecord, FloatOp, ModelFigures
 from act_pipeline.report.curves import RECALLS, Scores, score

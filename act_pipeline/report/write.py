@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.atomic_files import write_text_atomically
 from act_pipeline.core.errors import UserError, suggest
-from act_pipeline.core.records import write_record, write_text_atomically
+from act_pipeline.core.records import write_record
 from act_pipeline.data.annotations import image_path
 from act_pipeline.data.model_fit import with_classes_of
 from act_pipeline.data.reader import Reader

@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
+from act_pipeline.core.atomic_files import open_atomically
 from act_pipeline.core.errors import UserError
 
 _RULES = (
@@ -48,6 +47,8 @@ _RULES = (
     (r"\.running_mean$", "._mean"),
     (r"\.running_var$", "._variance"),
 )
+# The decoder's heads are listed a second time at the top level.
+_SUPERFLUOUS = re.compile(r"num_batches_tracked$|^(?:class_embed|bbox_embed)\.")
 _ATTENTION = re.compile(r"^(.*\.self_attn)\.([qkv])_proj\.(weight|bias)$")
 
 
@@ -67,23 +68,10 @@ def convert_state_dict(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     converted: dict[str, np.ndarray] = {}
     attention: dict[str, dict[str, np.ndarray]] = {}
     for name, value in state.items():
-        if name.endswith("num_batches_tracked") or re.match(r"^(class_embed|bbox_embed)\.", name):
-            continue  # the decoder's heads are listed a second time at the top level
-        new = name
-        for pattern, replacement in _RULES:
-            new = re.sub(pattern, replacement, new)
-        if not new.startswith(("backbone.", "neck.", "transformer.")):
-            raise UserError(
-                f"weights: {name} is no name of an RT-DETR with PP-HGNetV2 in transformers; "
-                "expected a state dict of RTDetrForObjectDetection"
-            )
-        array = np.asarray(value, np.float32)
-        is_embedding = new == "transformer.denoising_class_embed.weight"
-        if array.ndim == 2 and not is_embedding:
-            array = array.T
-        if is_embedding:
-            classes = state["model.enc_score_head.bias"].shape[0]
-            array = array[:classes]
+        if _SUPERFLUOUS.search(name):
+            continue
+        new = _paddle_name(name)
+        array = _paddle_layout(new, np.asarray(value, np.float32), state)
         part = _ATTENTION.match(new)
         if part:
             owner, letter, kind = part.groups()
@@ -93,6 +81,25 @@ def convert_state_dict(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     for name, parts in attention.items():
         converted[name] = np.concatenate([parts["q"], parts["k"], parts["v"]], axis=-1)
     return converted
+
+
+def _paddle_name(name: str) -> str:
+    new = name
+    for pattern, replacement in _RULES:
+        new = re.sub(pattern, replacement, new)
+    if not new.startswith(("backbone.", "neck.", "transformer.")):
+        raise UserError(
+            f"weights: {name} is no name of an RT-DETR with PP-HGNetV2 in transformers; "
+            "expected a state dict of RTDetrForObjectDetection"
+        )
+    return new
+
+
+def _paddle_layout(name: str, array: np.ndarray, state: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return linear weights as [in, out], and the denoising embedding without its padding row."""
+    if name == "transformer.denoising_class_embed.weight":
+        return array[: state["model.enc_score_head.bias"].shape[0]]
+    return array.T if array.ndim == 2 else array
 
 
 def save_pdparams(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> None:
@@ -110,14 +117,5 @@ def save_pdparams(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray
             f"NumPy is {np.__version__}, expected 1.x to write weights that PaddlePaddle 2.6 can read: "
             "pip install 'numpy<2' and run again with --resume"
         )
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            pickle.dump({key: np.ascontiguousarray(value) for key, value in weights.items()}, file, protocol=4)
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with open_atomically(path) as file:
+        pickle.dump({key: np.ascontiguousarray(value) for key, value in weights.items()}, file, protocol=4)

@@ -26,9 +26,11 @@ import numpy as np
 
 from act_pipeline.config import Config, load_config
 from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.atomic_files import write_text_atomically
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import read_record, versions, write_record, write_text_atomically
+from act_pipeline.core.package_versions import versions
+from act_pipeline.core.records import read_record, write_record
 from act_pipeline.core.tables import text_table
 from act_pipeline.data import Reader
 from act_pipeline.data.model_fit import fit_reader

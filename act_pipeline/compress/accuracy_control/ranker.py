@@ -9,7 +9,9 @@ from typing import Any, Optional
 
 import numpy as np
 
-from act_pipeline.analysis.sensitivity import BlockError, OpSensitivity, SensitivityRunner, Task, ranked
+from act_pipeline.analysis.sensitivity import BlockError, OpSensitivity, ranked
+from act_pipeline.analysis.sensitivity_runner import SensitivityRunner
+from act_pipeline.analysis.sensitivity_task import Task
 from act_pipeline.compress.candidates import Candidate
 from act_pipeline.compress.job import Job
 from act_pipeline.core.artifacts import InferenceModel
@@ -90,7 +92,7 @@ class Ranker:
 
     def _opened(self) -> SensitivityRunner:
         if self._runner is None:
-            task = Task.of(self._model, self.ops, self._thresholds, [self._batch], self._job.device)
+            task = Task.of(self._model, self.ops, self._thresholds, [self._batch], device=self._job.device)
             self._runner = SensitivityRunner(task)
         return self._runner
 

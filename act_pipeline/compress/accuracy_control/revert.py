@@ -18,8 +18,9 @@ import numpy as np
 from act_pipeline.compress.ptq.bias_correction import find_biases
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.graph.folding import fold_constants
-from act_pipeline.graph.model_files import inspect_model, read_parameters, read_program, write_parameters
+from act_pipeline.graph.model_files import inspect_model, read_program
 from act_pipeline.graph.op_index import GraphIndex
+from act_pipeline.graph.parameters_file import read_parameters, write_parameters
 from act_pipeline.graph.program_desc import argument, parsed, variables
 from act_pipeline.graph.quantizable_ops import QuantizableOp
 from act_pipeline.graph.static_graph import StaticGraph
@@ -122,7 +123,7 @@ def rescaled(model: InferenceModel, thresholds: Mapping[str, float], directory: 
         The new model.
     """
     program = model.model_path.read_bytes()
-    values = read_parameters(model, inspect_model(model))
+    values = read_parameters(model, inspect_model(model).parameters)
     for op in parsed(program).blocks[0].ops:
         if op.type == _QUANTIZE and argument(op.inputs, "X") in thresholds:
             values[argument(op.inputs, "Scale")] = np.array([thresholds[argument(op.inputs, "X")] or 1.0], np.float32)

@@ -16,7 +16,8 @@ import numpy as np
 from act_pipeline.compress.paddleslim.prefixes import TEACHER_PREFIX
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
-from act_pipeline.graph.model_files import inspect_model, read_parameters
+from act_pipeline.graph.model_files import inspect_model
+from act_pipeline.graph.parameters_file import read_parameters
 
 _OBSERVER = "moving_average_abs_max_scale"
 # Inputs of Paddle's fake-quantization ops whose variables have numbered names.
@@ -128,7 +129,7 @@ def start_biases(info: Any, model: InferenceModel, place: Any) -> int:
     import paddle
 
     scope, found = paddle.static.global_scope(), 0
-    values = read_parameters(model, inspect_model(model))
+    values = read_parameters(model, inspect_model(model).parameters)
     for op in program_of(info).global_block().ops:
         name = op.input("Param")[0] if "Param" in op.input_names else ""
         tensor = scope.find_var(name).get_tensor() if name in values else None

@@ -11,7 +11,7 @@ import numpy as np
 from act_pipeline.core.artifacts import Artifact, OnnxModel, location
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import versions as package_versions
+from act_pipeline.core.package_versions import versions as package_versions
 from act_pipeline.engines.arrays import InputCheck
 from act_pipeline.engines.interface import refusals
 from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, onnx_artifact, require_qdq_format

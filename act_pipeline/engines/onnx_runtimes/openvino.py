@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -11,7 +10,8 @@ import numpy as np
 from act_pipeline.core.artifacts import Artifact, OnnxModel, location
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import versions as package_versions
+from act_pipeline.core.openvino_telemetry import without_openvino_telemetry
+from act_pipeline.core.package_versions import versions as package_versions
 from act_pipeline.engines.arrays import InputCheck
 from act_pipeline.engines.interface import refusals
 from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, onnx_artifact, require_qdq_format
@@ -168,22 +168,14 @@ def set_batch(model: Any, batch: int, names: Collection[str] | None = None) -> N
 def import_openvino() -> Any:
     """Return the module ``openvino``, imported with its telemetry disabled.
 
-    ``import openvino`` (2026.4) sends a report through the package ``openvino_telemetry`` and writes ``~/intel``,
-    without consent. OpenVINO works without that package, so the package is hidden during the import.
-
     Raises:
         UserError: it cannot be imported.
     """
-    hidden = "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules
-    if hidden:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # typeshed: modules only
     try:
-        import openvino
+        with without_openvino_telemetry():
+            import openvino
     except ImportError as error:
         raise UserError(f"openvino cannot be imported ({error}); install it: {_PACKAGE}") from None
-    finally:
-        if hidden:
-            sys.modules.pop("openvino_telemetry", None)
     return openvino
 
 

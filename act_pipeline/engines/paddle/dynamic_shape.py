@@ -20,7 +20,8 @@ import numpy as np
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import hash_files, write_record
+from act_pipeline.core.hashing import hash_files
+from act_pipeline.core.records import write_record
 from act_pipeline.engines.paddle.native import GPU_MEMORY_POOL_MB, Predictor
 from act_pipeline.graph.model_files import ModelSummary
 

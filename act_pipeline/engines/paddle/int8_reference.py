@@ -32,9 +32,11 @@ from act_pipeline.core.cpus import available_cpus
 from act_pipeline.engines.machine import Machine
 from act_pipeline.engines.machine import machine as this_machine
 from act_pipeline.engines.paddle.native import Predictor, PredictorEngine
-from act_pipeline.graph.deformable_attention import attend_by_rows, spread_for_onednn
-from act_pipeline.graph.model_files import ModelSummary, inspect_model, read_parameters, write_parameters
+from act_pipeline.graph.deformable_attention import attend_by_rows
+from act_pipeline.graph.model_files import ModelSummary, inspect_model
+from act_pipeline.graph.onednn_broadcasts import spread_for_onednn
 from act_pipeline.graph.op_types import CONVOLUTIONS
+from act_pipeline.graph.parameters_file import read_parameters, write_parameters
 from act_pipeline.graph.program_desc import argument, flag, keep, parsed, variables, whole
 
 _LARGEST = 127
@@ -133,7 +135,7 @@ def with_onednn_rounding(
     """
     summary = summary or inspect_model(model)
     program = parsed(model.model_path.read_bytes())
-    parameters = read_parameters(model, summary)
+    parameters = read_parameters(model, summary.parameters)
     block = program.blocks[0]
     described = {variable.name: variable for variable in block.vars}
     factors = _whole_pairs(block.ops, parameters)

@@ -9,7 +9,7 @@ from typing import Any
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import hash_files
+from act_pipeline.core.hashing import hash_files
 from act_pipeline.engines.machine import Machine
 from act_pipeline.engines.machine import machine as this_machine
 from act_pipeline.engines.paddle.dynamic_shape import shapes_path

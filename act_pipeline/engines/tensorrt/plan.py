@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.atomic_files import write_bytes_atomically
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import read_record, write_bytes_atomically, write_record
+from act_pipeline.core.records import read_record, write_record
 from act_pipeline.engines.tensorrt.build import BuildOptions, Built, Recipe, build, make_recipe, plan_source
 from act_pipeline.engines.tensorrt.cudart import Gpu, current_gpu
 from act_pipeline.engines.tensorrt.module import TensorRT, import_tensorrt, make_log

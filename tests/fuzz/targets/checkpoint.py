@@ -19,7 +19,7 @@ from act_pipeline.compress.qat.resume.checkpoints import CHECKPOINT_SCHEMA, Chec
 from act_pipeline.compress.qat.resume.training_checkpoint import TrainingCheckpoint
 from act_pipeline.compress.qat.state import read_random_states
 from act_pipeline.compress.qat.training import Training
-from act_pipeline.core.records import hash_files
+from act_pipeline.core.hashing import hash_files
 from act_pipeline.data.loader import Loader
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import json_files, raw

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.core.records import hash_files
+from act_pipeline.core.hashing import hash_files
 from act_pipeline.engines.paddle.dynamic_shape import SCHEMA, ShapeKey, record_path, shapes_path, stale_reason
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import json_files, raw

@@ -49,7 +49,7 @@ def follow(config: Config, device: str, ranks: Ranks, reader_overrides: Sequence
     Raises:
         UserError: data and config do not fit together, the device is missing, or rank 0 has ended.
     """
-    from act_pipeline.engines.device import choose_device
+    from act_pipeline.engines.device import paddle_device
 
     assert isinstance(ranks, Follower)
     global_ = config.global_
@@ -58,7 +58,7 @@ def follow(config: Config, device: str, ranks: Ranks, reader_overrides: Sequence
         source = InferenceModel.load(global_.model_dir, global_.model_filename, global_.params_filename)
         reader, _ = open_reader(config, source, reader_overrides)
     reader.check("train")
-    device = choose_device(device)
+    device = paddle_device(device)
     ranks.say("identity", identity=shared_identity(config, reader, device))
     train_when_told(config, lambda: training_reader(config, reader).loader("train"), device, ranks)
 

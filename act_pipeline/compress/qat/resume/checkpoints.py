@@ -20,7 +20,9 @@ import numpy as np
 
 from act_pipeline.core.artifacts import INFER_CFG_FILENAME
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import clear_leftovers, hash_files, new_artifact, read_record, write_record
+from act_pipeline.core.hashing import hash_files
+from act_pipeline.core.output_folders import clear_leftovers, new_artifact
+from act_pipeline.core.records import read_record, write_record
 
 CHECKPOINT_SCHEMA = "act_pipeline.checkpoint/3"
 _RECORD, _VARIABLES, _BEST = "checkpoint.json", "variables.npz", "best"

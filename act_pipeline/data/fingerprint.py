@@ -1,0 +1,53 @@
+"""Hash of everything that determines the content of a split's batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from act_pipeline.core.hashing import hash_files
+from act_pipeline.data.dataset import ImageRecord
+from act_pipeline.data.reader_settings import CocoDataSet, ImageFolder, ReaderSection
+
+
+def split_fingerprint(
+    split: str,
+    section: ReaderSection,
+    dataset: Union[CocoDataSet, ImageFolder],
+    *,
+    num_classes: int,
+    records: Sequence[ImageRecord],
+    image_dir: Path,
+    annotation_file: Optional[Path],
+    reordered: Optional[Sequence[int]],
+) -> str:
+    """Return ``sha256:<hex>``, see :meth:`act_pipeline.data.reader.Reader.fingerprint`.
+
+    Args:
+        split: ``train``, ``eval`` or ``test``.
+        section: the reader's transforms.
+        dataset: the split's section of the reader file.
+        num_classes: number of classes.
+        records: the images.
+        image_dir: the folder of the images.
+        annotation_file: None if the split has none.
+        reordered: the category id of every class index, if their order is not that of the annotation file.
+    """
+    chosen = dataclasses.asdict(dataset)
+    for place in ("dataset_dir", "image_dir", "anno_path"):
+        chosen.pop(place)
+    files = [
+        (record.image_id, os.path.relpath(record.file, image_dir), os.path.getsize(record.file)) for record in records
+    ]
+    annotations = hash_files([annotation_file]) if annotation_file is not None else None
+    body: list[Any] = [
+        split, num_classes, chosen, section.sample_transforms, section.batch_transforms, files, annotations
+    ]  # fmt: skip
+    if reordered is not None:
+        body.append(list(reordered))
+    return "sha256:" + hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()
