@@ -8,7 +8,7 @@ import numpy as np
 
 # QuantizeLinear and DequantizeLinear support FP16 scales from this opset on.
 QUANTIZED_OPSET = 19
-_COMPUTING = ("Conv", "MatMul")
+_COMPUTING = ("Conv", "ConvTranspose", "MatMul")
 
 
 def to_float16(proto: Any) -> None:
