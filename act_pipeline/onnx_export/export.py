@@ -159,7 +159,14 @@ def lower(
     proto = _finish(build, source, opset, sizes)
     if float16:
         to_float16(proto)
-    onnx.checker.check_model(proto, full_check=True)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{model.model_path}: the ONNX graph is not valid ({reason}); a rule for one of the ops is wrong: report it "
+            "with the model"
+        ) from None
     path = Path(output)
     written = proto.SerializeToString()
     quantized, kept = report

@@ -84,9 +84,13 @@ def _one_hot(build: GraphBuilder, op: Op) -> str:
 
 
 def _embedding(build: GraphBuilder, op: Op) -> str:
-    if int(op.attrs.get("padding_idx", -1)) >= 0:
-        raise CannotLower("it has a padding_idx")
-    return build.node("Gather", [build.get(op.input("W")), build.get(op.input("Ids"))], op.output)
+    name, row = op.input("W"), int(op.attrs.get("padding_idx", -1))
+    rows = build.get(name)
+    if row >= 0:
+        value = build.constants[name].copy()
+        value[row] = 0
+        rows = build.initializer(value, name)
+    return build.node("Gather", [rows, build.get(op.input("Ids"))], op.output)
 
 
 def _where(build: GraphBuilder, op: Op) -> str:

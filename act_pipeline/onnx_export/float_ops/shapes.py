@@ -133,10 +133,20 @@ def _strided_slice(build: GraphBuilder, op: Op) -> str:
     axes = [int(axis) for axis in op.attrs["axes"]]
     dropped = [int(axis) for axis in op.attrs.get("decrease_axis") or ()]
     (first, _), (last, ends), (by, steps) = (_bounds(build, op, kind) for kind in ("Starts", "Ends", "Strides"))
-    if ends is not None and steps is not None:  # backwards, Paddle's -1 is before the first element
-        last = build.ints(*[_INT64_MIN if step < 0 and end == -1 else end for end, step in zip(ends, steps)])
+    if ends is not None and steps is not None:
+        sizes = [build.shapes[op.input("Input")][axis] for axis in axes]
+        last = build.ints(*[
+            _backward_end(end, size) if step < 0 else end for end, step, size in zip(ends, steps, sizes)
+        ])
     made = build.node("Slice", [build.get(op.input("Input")), first, last, build.ints(*axes), by], op.output)
     return build.node("Squeeze", [made, build.ints(*dropped)], op.output) if dropped else made
+
+
+def _backward_end(end: int, size: int) -> int:
+    """Return the ONNX end of a backward slice; Paddle's -1 is before the first element, and smaller ends stop at it."""
+    if end == -1:
+        return _INT64_MIN
+    return 0 if size >= 0 and end + size < 0 else end
 
 
 def _flip(build: GraphBuilder, op: Op) -> str:
