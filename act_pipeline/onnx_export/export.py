@@ -261,8 +261,8 @@ def _gives_detections(source: Source) -> bool:
         return False
     bbox, bbox_num = source.outputs
     shape = source.shapes[bbox]
-    integers = [np.issubdtype(source.dtypes[name], np.integer) for name in source.outputs]
-    return len(shape) == 2 and shape[1] == 6 and integers == [False, True]
+    kinds = np.issubdtype(source.dtypes[bbox], np.floating) and np.issubdtype(source.dtypes[bbox_num], np.integer)
+    return len(shape) == 2 and shape[1] == 6 and kinds
 
 
 def _input_sizes(source: Source, batch: int | None, where: Path) -> dict[str, list[int | str]]:

@@ -62,7 +62,9 @@ def _adaptive_pool(build: GraphBuilder, op: Op, counts: list[int], maximum: bool
     value = build.get(op.input("X"))
     if all(size % count == 0 for size, count in zip(sizes, counts)):
         kernel = [size // count for size, count in zip(sizes, counts)]
-        return build.node("MaxPool" if maximum else "AveragePool", [value], op.output, kernel_shape=kernel, strides=kernel)
+        return build.node(
+            "MaxPool" if maximum else "AveragePool", [value], op.output, kernel_shape=kernel, strides=kernel
+        )
     kind = "ReduceMax" if maximum else "ReduceMean"
     for axis, (size, count) in enumerate(zip(sizes, counts), 2):
         parts = []

@@ -135,9 +135,9 @@ def _strided_slice(build: GraphBuilder, op: Op) -> str:
     (first, _), (last, ends), (by, steps) = (_bounds(build, op, kind) for kind in ("Starts", "Ends", "Strides"))
     if ends is not None and steps is not None:
         sizes = [build.shapes[op.input("Input")][axis] for axis in axes]
-        last = build.ints(*[
-            _backward_end(end, size) if step < 0 else end for end, step, size in zip(ends, steps, sizes)
-        ])
+        last = build.ints(
+            *[_backward_end(end, size) if step < 0 else end for end, step, size in zip(ends, steps, sizes)]
+        )
     made = build.node("Slice", [build.get(op.input("Input")), first, last, build.ints(*axes), by], op.output)
     return build.node("Squeeze", [made, build.ints(*dropped)], op.output) if dropped else made
 
