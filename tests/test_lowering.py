@@ -115,7 +115,12 @@ def test_one_op_computes_what_paddle_computes(tmp_path: Path, kind: str, after: 
     assert np.abs(image).max() > 2.5
     session = ort.InferenceSession(str(lowered.path), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"image": image})
-    np.testing.assert_allclose(found, in_executor(model, image), rtol=1e-5, atol=1e-5)
+    expected = in_executor(model, image)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    if target == "cpu" and "transpose" in kind:
+        openvino = pytest.importorskip("openvino")
+        compiled = openvino.Core().compile_model(str(lowered.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        np.testing.assert_allclose(compiled(image)[0], expected, rtol=1e-5, atol=1e-5)
     if target == "tensorrt_rtx":
         graph = onnx.load(lowered.path).graph
         constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}

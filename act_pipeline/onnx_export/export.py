@@ -164,8 +164,8 @@ def lower(
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{model.model_path}: the ONNX graph is not valid ({reason}); a rule for one of the ops is wrong: report it "
-            "with the model"
+            f"{model.model_path}: the ONNX graph is not valid ({reason}); a rule for one of the ops is wrong: report "
+            "it with the model"
         ) from None
     path = Path(output)
     written = proto.SerializeToString()

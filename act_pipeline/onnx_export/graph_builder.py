@@ -102,7 +102,7 @@ class GraphBuilder:
             number: the value; one that the type cannot hold becomes the nearest it can.
             like: Paddle name of the tensor.
         """
-        dtype = np.dtype(self.dtypes.get(like, np.float32))
+        dtype: Any = np.dtype(self.dtypes.get(like, np.float32))
         if np.issubdtype(dtype, np.integer):
             limits = np.iinfo(dtype)
             number = min(max(int(number), int(limits.min)), int(limits.max))

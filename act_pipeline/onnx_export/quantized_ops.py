@@ -95,7 +95,7 @@ def convolution(build: GraphBuilder, op: Op, followers: list[Op]) -> None:
     kernel, sizes = list(build.shapes[filter_name][2:]), build.shapes[op.input("Input")][2:]
     # Paddle's padding algorithm SAME also sets the dilations to 1.
     dilations = [1, 1] if op.attrs.get("padding_algorithm") == "SAME" else list(op.attrs["dilations"])
-    attrs = {
+    attrs: dict[str, Any] = {
         "kernel_shape": kernel,
         "strides": list(op.attrs["strides"]),
         "dilations": dilations,
@@ -137,16 +137,17 @@ def _filter(build: GraphBuilder, op: Op, factor: np.ndarray) -> str:
     """Return the ONNX name of the weights of a convolution times a factor for each output channel."""
     name = op.input("Filter")
     quantized, groups = build.quantized.get(name), int(op.attrs["groups"])
-    if quantized is not None and quantized.weight is not None:
+    weight = quantized.weight if quantized is not None else None
+    if quantized is not None and weight is not None:
         if np.all(factor == 1):
             return build.dequantized(quantized)
-        if not scales_by_channel(op, quantized.weight.shape):  # then the factor is the scale of the input
+        if not scales_by_channel(op, weight.shape):  # then the factor is the scale of the input
             scale = quantized.scale.astype(np.float64) * factor[0]
             return build.dequantized(replace(quantized, scale=scale.astype(np.float32)))
         axis = 1 if op.type in TRANSPOSED_CONVOLUTIONS and groups == 1 else 0
         if quantized.scale.size == 1:
             quantized = replace(quantized, scale=quantized.scale.reshape(()))
-        return build.dequantized(_scaled(quantized, quantized.weight, factor, axis))
+        return build.dequantized(_scaled(quantized, weight, factor, axis))
     if np.all(factor == 1) and name not in build.constants:
         return build.get(name)
     value = build.constants[name]

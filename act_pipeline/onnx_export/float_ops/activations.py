@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ _LINEAR = 17
 
 def _direct(build: GraphBuilder, op: Op) -> str:
     kind, attributes = _DIRECT[op.type]
-    attrs = {name: float(op.attrs.get(key, default)) for name, (key, default) in attributes.items()}
+    attrs: dict[str, Any] = {name: float(op.attrs.get(key, default)) for name, (key, default) in attributes.items()}
     return build.node(kind, [build.get(op.input("X"))], op.output, **attrs)
 
 

@@ -45,9 +45,7 @@ def add_op(build: GraphBuilder, op: Op) -> None:
     with exporting(op):
         rule = RULES.get(op.type)
         if rule is None and "nms" in op.type:
-            raise CannotLower(
-                "non-maximum suppression has no rule; export the model without it, up to boxes and scores"
-            )
+            raise CannotLower("non-maximum suppression has no rule; save the model without it, up to boxes and scores")
         if rule is None:
             raise CannotLower("no rule for it")
         made = rule(build, op)

@@ -112,8 +112,8 @@ def _target(build: GraphBuilder, op: Op) -> list[str]:
         wanted = [int(op.attrs["out_h"]), int(op.attrs["out_w"])]
     sizes = build.shapes[name][2:]
     if min(sizes) > 0 and all(size % before == 0 for size, before in zip(wanted, sizes)):
-        factors = [size // before for size, before in zip(wanted, sizes)]
-        return [build.initializer(np.array([1, 1, *factors], np.float32))]
+        multiples = [size // before for size, before in zip(wanted, sizes)]
+        return [build.initializer(np.array([1, 1, *multiples], np.float32))]
     # As a float32 factor, a size that is no multiple could be rounded to one less.
     return ["", _sizes(build, name, build.ints(*wanted))]
 

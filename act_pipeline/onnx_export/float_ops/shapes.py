@@ -176,7 +176,7 @@ def _roll(build: GraphBuilder, op: Op) -> str:
 
 def _tile(build: GraphBuilder, op: Op) -> str:
     rank = len(build.shapes[op.input("X")])
-    names = op.inputs.get("RepeatTimes") or op.inputs.get("repeat_times_tensor")
+    names = op.inputs.get("RepeatTimes") or op.inputs.get("repeat_times_tensor") or []
     known = known_integers(build, names) if names else [int(number) for number in op.attrs["repeat_times"]]
     if known is not None:
         count, repeats = len(known), build.ints(*[1] * (rank - len(known)), *known)
@@ -192,7 +192,7 @@ def _tile(build: GraphBuilder, op: Op) -> str:
 
 
 def _expand(build: GraphBuilder, op: Op) -> str:
-    names = op.inputs.get("Shape") or op.inputs.get("expand_shapes_tensor")
+    names = op.inputs.get("Shape") or op.inputs.get("expand_shapes_tensor") or []
     known = known_integers(build, names) if names else [int(size) for size in op.attrs["shape"]]
     if known is None:
         target = build.node("Max", [vector(build, names), build.ints(1)])

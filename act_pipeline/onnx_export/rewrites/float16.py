@@ -54,8 +54,8 @@ def to_float16(proto: Any) -> None:
     for node in graph.node:
         wanted = single if node.name in kept else half
         for index, name in enumerate(node.input):
-            if node.op_type != "Resize" or index == 0:  # the ONNX specification requires FP32 scales
-                node.input[index] = as_type(name, wanted)
+            is_scale = node.op_type == "Resize" and index > 0  # the ONNX specification requires FP32 scales
+            node.input[index] = as_type(name, single if is_scale else wanted)
         if wanted == half:
             for name in node.output:
                 is_half[name] = types.get(name) == single
