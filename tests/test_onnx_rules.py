@@ -327,6 +327,7 @@ CASES: dict[str, Callable[[Inputs], Any]] = {
                                        for size in ([14, 10], [9, 4])],
     "a computed size": lambda v: [_import()[1].interpolate(v.odd, _import()[0].shape(v.x)[2:] + 3, mode=mode)
                                   for mode in ("nearest", "bilinear")],
+    "a computed factor": lambda v: _import()[1].interpolate(v.odd, scale_factor=v.weight(1, low=1.5) * 1.0),
     "grid_sample": lambda v: [_import()[1].grid_sample(v.x, v.grid, mode, padding, align)
                               for mode in ("bilinear", "nearest") for padding in ("zeros", "border", "reflection")
                               for align in (True, False)],
@@ -555,3 +556,20 @@ def test_what_has_no_rule_is_one_line(tmp_path: Path, program_of: Callable, word
     with pytest.raises(UserError, match=words) as raised:
         lower(model, tmp_path / "model.onnx")
     assert "\n" not in str(raised.value) and not (tmp_path / "model.onnx").exists()
+
+
+def test_half_precision_leaves_out_what_has_none(tmp_path: Path) -> None:
+    """Celu, sums by indices and the factors of a Resize are FP32 in the specification or in ONNX Runtime."""
+
+    def program_of(v: Inputs) -> list[Any]:
+        paddle, functional = _import()
+        grown = functional.interpolate(functional.celu(v.x), scale_factor=v.weight(1, low=1.5) * 1.0)
+        added = paddle.scatter_nd_add(v.whole, v.i.unsqueeze(-1)[0], v.weight(5, 5))
+        return [paddle.matmul(grown.mean([2, 3]), v.weight(4, 2)), paddle.matmul(added, v.weight(5, 2))]
+
+    model, inputs, _ = saved(tmp_path / "model", {"": program_of})
+    lowered = lower(model, tmp_path / "model.onnx", float16=True)
+    feeds = [inputs.values(1)]
+    for one, other in zip(in_paddle(model, feeds)[0], in_onnxruntime(lowered.path, feeds)[0]):
+        np.testing.assert_allclose(other, one, rtol=0.02, atol=0.02)
+        assert other.dtype == np.float32

@@ -8,6 +8,8 @@ import numpy as np
 
 # QuantizeLinear and DequantizeLinear support FP16 scales from this opset on.
 QUANTIZED_OPSET = 19
+# Ops that the specification has no FP16 for before opset 20, or that ONNX Runtime sums in FP32 only on the CPU.
+_SINGLE = ("Celu", "IsInf", "ScatterElements", "ScatterND")
 _COMPUTING = ("Conv", "ConvTranspose", "MatMul")
 
 
@@ -52,7 +54,7 @@ def to_float16(proto: Any) -> None:
         return casts[key]
 
     for node in graph.node:
-        wanted = single if node.name in kept else half
+        wanted = single if node.name in kept or node.op_type in _SINGLE else half
         for index, name in enumerate(node.input):
             is_scale = node.op_type == "Resize" and index > 0  # the ONNX specification requires FP32 scales
             node.input[index] = as_type(name, single if is_scale else wanted)
