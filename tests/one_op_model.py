@@ -16,7 +16,8 @@ def small_model(directory: Path, kind: str, after: str = "", least_scale: float 
 
     Args:
         directory: the model folder; it is created.
-        kind: ``conv2d``, ``depthwise_conv2d`` or ``matmul_v2``.
+        kind: ``conv2d``, ``depthwise_conv2d``, ``matmul_v2``, ``conv2d_transpose``, ``grouped_transpose`` (the same
+            in two groups) or ``depthwise_conv2d_transpose``.
         after: the ops that follow: nothing, ``batch_norm`` (of convolutions), ``bias``, ``residual`` or
             ``bias_residual``.
         least_scale: scale of the first channel's weights; those of the others are 0.2 to 2.
@@ -25,9 +26,16 @@ def small_model(directory: Path, kind: str, after: str = "", least_scale: float 
 
     rng = np.random.default_rng(3)
     directory.mkdir(exist_ok=True)
-    shapes = {"conv2d": (5, 4, 3, 3), "depthwise_conv2d": (4, 1, 3, 3), "matmul_v2": (6, 5)}
-    shape = shapes[kind]
-    channels, axis = (shape[1], 1) if kind == "matmul_v2" else (shape[0], 0)
+    shapes = {
+        "conv2d": (5, 4, 3, 3), "depthwise_conv2d": (4, 1, 3, 3), "matmul_v2": (6, 5),
+        "conv2d_transpose": (4, 5, 3, 3), "grouped_transpose": (4, 3, 3, 3), "depthwise_conv2d_transpose": (4, 1, 3, 3),
+    }  # fmt: skip
+    groups = {"depthwise_conv2d": 4, "grouped_transpose": 2, "depthwise_conv2d_transpose": 4}.get(kind, 1)
+    shape, transposed = shapes[kind], "transpose" in kind
+    # PaddleSlim's quant_axis of transposed convolutions is 1: the scales of their groups are shared.
+    axis = 1 if kind == "matmul_v2" or transposed else 0
+    channels = shape[axis] * (groups if transposed else 1)
+    kind = "conv2d_transpose" if kind == "grouped_transpose" else kind
     with static_mode():
         program, scope = paddle.static.Program(), paddle.static.Scope()
         with paddle.static.program_guard(program), paddle.static.scope_guard(scope):
@@ -55,7 +63,7 @@ def small_model(directory: Path, kind: str, after: str = "", least_scale: float 
                 append("dequantize_linear", {"X": value, **inputs}, {"Y": result}, attrs)
                 return result
 
-            scales = rng.uniform(0.2, 2, channels).astype(np.float32)
+            scales = rng.uniform(0.2, 2, shape[axis]).astype(np.float32)
             scales[0] = least_scale
             integers = graph.add_parameter("w", rng.integers(-127, 128, shape).astype(np.float32))
             weights = pair("w", integers, scales, axis, True)
@@ -68,7 +76,7 @@ def small_model(directory: Path, kind: str, after: str = "", least_scale: float 
                 first, second, result = "Input", "Filter", "Output"
                 attributes = {
                     "strides": [2, 2], "paddings": [1, 1], "dilations": [1, 1], "padding_algorithm": "EXPLICIT",
-                    "groups": 4 if kind == "depthwise_conv2d" else 1, "data_format": "NCHW",
+                    "groups": groups, "data_format": "NCHW",
                 }  # fmt: skip
             append(kind, {first: values, second: weights}, {result: output}, attributes)
             if after in ("bias", "bias_residual"):

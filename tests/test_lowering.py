@@ -91,17 +91,36 @@ def agreement(
 
 @pytest.mark.parametrize("target", ["cpu", "tensorrt", "tensorrt_rtx"])
 @pytest.mark.parametrize(
-    ("kind", "norm"), [("conv2d", False), ("depthwise_conv2d", False), ("matmul_v2", False), ("conv2d", True)]
+    ("kind", "after"),
+    [
+        ("conv2d", ""),
+        ("depthwise_conv2d", ""),
+        ("matmul_v2", ""),
+        ("conv2d", "batch_norm"),
+        ("depthwise_conv2d", "batch_norm"),
+        ("conv2d_transpose", ""),
+        ("conv2d_transpose", "bias"),
+        ("conv2d_transpose", "batch_norm"),
+        ("grouped_transpose", ""),
+        ("grouped_transpose", "bias"),
+        ("grouped_transpose", "batch_norm"),
+        ("depthwise_conv2d_transpose", "batch_norm"),
+    ],
 )
-def test_one_op_computes_what_paddle_computes(tmp_path: Path, kind: str, norm: bool, target: str) -> None:
-    model = small_model(tmp_path / "model", kind, "batch_norm" if norm else "")
+def test_one_op_computes_what_paddle_computes(tmp_path: Path, kind: str, after: str, target: str) -> None:
+    model = small_model(tmp_path / "model", kind, after)
     lowered = lower(model, tmp_path / "model.onnx", target, precision="int8")
-    assert lowered.quantized == {kind: 1} and lowered.kept == []
+    assert lowered.quantized == {kind.replace("grouped", "conv2d"): 1} and lowered.kept == []
     image = np.random.default_rng(5).normal(scale=1.5, size=(2, 4, 6, 6)).astype(np.float32)  # some exceed the scale
     assert np.abs(image).max() > 2.5
     session = ort.InferenceSession(str(lowered.path), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"image": image})
-    np.testing.assert_allclose(found, in_executor(model, image), rtol=1e-5, atol=1e-5)
+    expected = in_executor(model, image)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    if target == "cpu" and "transpose" in kind:
+        openvino = pytest.importorskip("openvino")
+        compiled = openvino.Core().compile_model(str(lowered.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        np.testing.assert_allclose(compiled(image)[0], expected, rtol=1e-5, atol=1e-5)
     if target == "tensorrt_rtx":
         graph = onnx.load(lowered.path).graph
         constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}

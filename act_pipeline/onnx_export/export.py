@@ -15,12 +15,11 @@ from act_pipeline.core.atomic_files import write_bytes_atomically
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.core.hashing import hash_files
 from act_pipeline.core.records import write_record
-from act_pipeline.graph.op_types import CONVOLUTIONS
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
-from act_pipeline.onnx_export.float_ops.registry import add_op
+from act_pipeline.onnx_export.float_ops.registry import add_op, exporting
 from act_pipeline.onnx_export.graph_builder import GraphBuilder, require_onnx
-from act_pipeline.onnx_export.program import Op, Source, read_source
-from act_pipeline.onnx_export.quantized_ops import convolution, matmul
+from act_pipeline.onnx_export.program import INT8_OPS, PRODUCTS, Op, Source, read_source
+from act_pipeline.onnx_export.quantized_ops import convolution, matmul, output_channels, scales_by_channel
 from act_pipeline.onnx_export.rewrites.channels_last import say_layouts
 from act_pipeline.onnx_export.rewrites.deformable_sampling import sum_by_level
 from act_pipeline.onnx_export.rewrites.float16 import QUANTIZED_OPSET, to_float16
@@ -50,7 +49,7 @@ class Lowered:
         float16: whether what is not INT8 is FP16, up to the last matmul.
         target: Q/DQ format, a key of :data:`TARGETS`.
         opset: opset of the file.
-        batch: the fixed batch size; None: dynamic.
+        batch: the batch size, if the model or the caller fixes it; None: dynamic.
         bytes: size of the file.
         quantized: Paddle op type -> number of ops that compute in INT8.
         kept: convolutions and matmuls left in float, each ``{"type", "output", "reason"}``.
@@ -106,16 +105,16 @@ def lower(
 ) -> Lowered:
     """Export a Paddle model to ONNX and write a record next to it (``model_cpu.json`` for ``model_cpu.onnx``).
 
-    Inputs and outputs are those of the Paddle model; for a detector the inputs ``image [N, 3, H, W]``,
-    ``im_shape [N, 2]`` and ``scale_factor [N, 2]`` float32 and the outputs ``bbox [K, 6]`` float32 and ``bbox_num [N]``
-    int32.
+    Inputs and outputs are those of the Paddle model, with their names, types and fixed sizes. Only the outputs of a
+    detector with postprocessing, a float tensor [K, 6] and an integer one, are renamed to ``bbox [K, 6]`` float32 and
+    ``bbox_num [N]`` int32.
 
     Args:
         model: an INT8 model of PaddleSlim's ACT or of this package, or a float model.
         output: the file to write.
         target: Q/DQ format, a key of :data:`TARGETS`.
         opset: 17 to 21.
-        batch: the batch size; None: dynamic.
+        batch: the batch size; None: dynamic where the model leaves it open.
         precision: ``int8`` (the model must hold scales), ``fp32`` (it must hold none), or ``auto`` (either).
         float16: for GPUs, compute in FP16 what is not INT8, up to the last matmul; the opset of an INT8 model is then
             at least 19.
@@ -124,8 +123,8 @@ def lower(
         A description of the file.
 
     Raises:
-        UserError: an argument is unknown, the precision does not match the model, an op cannot be exported, or ``onnx``
-            is not installed.
+        UserError: an argument is unknown, the precision does not match the model, the model fixes another batch size,
+            an op cannot be exported, or ``onnx`` is not installed.
     """
     if target not in TARGETS:
         raise UserError(f"target is {target!r}, expected one of {', '.join(TARGETS)}{suggest(target, TARGETS)}")
@@ -153,21 +152,31 @@ def lower(
         )
     if precision == "fp32" and source.quantized:
         raise UserError(f"{model.model_path} is an INT8 model; give the float model it was made from for fp32")
+    sizes = _input_sizes(source, batch, model.model_path)
     say_layouts(source)
     sum_by_level(source)
     if target == "cpu":
         round_early(source)
     build, report = _convert(source, TARGETS[target], opset, target == "tensorrt_rtx" and not float16)
-    proto = _finish(build, source, opset, batch)
+    proto = _finish(build, source, opset, sizes)
     if float16:
         to_float16(proto)
-    onnx.checker.check_model(proto, full_check=True)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{model.model_path}: the ONNX graph is not valid ({reason}); a rule for one of the ops is wrong: report "
+            "it with the model"
+        ) from None
     path = Path(output)
     written = proto.SerializeToString()
     quantized, kept = report
+    fixed = _batch_of(sizes)
     lowered = Lowered(
-        path, "int8" if source.quantized else "fp32", float16, target, opset, batch, len(written), quantized, kept
-    )
+        path, "int8" if source.quantized else "fp32", float16, target, opset, fixed if isinstance(fixed, int) else None,
+        len(written), quantized, kept,
+    )  # fmt: skip
     # The record is written first: if the process is killed in between, no ONNX file without a record is left.
     write_record(OnnxModel(path).record_path, ONNX_SCHEMA, lowered.as_record(model))
     write_bytes_atomically(path, written)
@@ -188,21 +197,22 @@ def _convert(source: Source, dtype: str, opset: int, unit_scales: bool) -> tuple
     for op in source.ops:
         if id(op) in merged:
             continue
-        if op.type not in (*CONVOLUTIONS, "matmul_v2"):
+        if op.type not in INT8_OPS:
             add_op(build, op)
             continue
-        slots = ("X", "Y") if op.type == "matmul_v2" else ("Input", "Filter")
+        slots = ("X", "Y") if op.type in PRODUCTS else ("Input", "Filter")
         floats = [op.input(slot) for slot in slots if op.input(slot) not in source.quantized]
         if not floats:
             quantized[op.type] += 1
         else:
             kept.append({"type": op.type, "output": op.output, "reason": f"no scale for {', '.join(floats)}"})
-        if op.type == "matmul_v2":
-            matmul(build, op)
-        else:
-            followers = _followers(op, source, readers)
-            merged.update(map(id, followers))
-            convolution(build, op, followers)
+        with exporting(op):
+            if op.type in PRODUCTS:
+                matmul(build, op)
+            else:
+                followers = _followers(op, source, readers)
+                merged.update(map(id, followers))
+                convolution(build, op, followers)
     return build, (dict(quantized), kept)
 
 
@@ -222,7 +232,12 @@ def _readers(source: Source) -> dict[str, list[Op | None]]:
 def _followers(op: Op, source: Source, readers: dict[str, list[Op | None]]) -> list[Op]:
     """Return the BatchNorm and the bias addition after a convolution, each the only reader of the result before it."""
     found: list[Op] = []
-    name = op.output
+    name, filter_name = op.output, op.input("Filter")
+    tensor, shape = source.quantized.get(filter_name), source.shapes[filter_name]
+    if tensor is not None and tensor.weight is not None:
+        takes_factors = scales_by_channel(op, shape)
+    else:
+        takes_factors = filter_name in source.constants
     while True:
         reading = readers.get(name, [])
         follower = reading[0] if len(reading) == 1 else None
@@ -230,46 +245,82 @@ def _followers(op: Op, source: Source, readers: dict[str, list[Op | None]]) -> l
             return found
         if follower.type == "elementwise_add":
             bias = source.constants.get(follower.inputs["Y"][0])
-            channels = source.shapes[op.input("Filter")][0]
+            channels = output_channels(shape, op)
             per_channel = bias is not None and (
                 (bias.shape == (channels,) and follower.attrs.get("axis") == 1) or bias.shape == (1, channels, 1, 1)
             )
             if not per_channel or follower.input("X") != name:
                 return found
-        elif follower.type != "batch_norm":
+        elif follower.type != "batch_norm" or not takes_factors:
             return found
         found.append(follower)
         name = follower.output
 
 
 def _gives_detections(source: Source) -> bool:
-    """Return whether the outputs are those of a detector, ``bbox [K, 6]`` and ``bbox_num [N]``."""
+    """Return whether the outputs are those of a detector, float ``bbox [K, 6]`` and integer ``bbox_num [N]``."""
     if len(source.outputs) != 2:
         return False
     bbox, bbox_num = source.outputs
     shape = source.shapes[bbox]
-    return len(shape) == 2 and shape[1] == 6 and np.issubdtype(source.dtypes[bbox_num], np.integer)
+    kinds = np.issubdtype(source.dtypes[bbox], np.floating) and np.issubdtype(source.dtypes[bbox_num], np.integer)
+    return len(shape) == 2 and shape[1] == 6 and kinds
 
 
-def _finish(build: GraphBuilder, source: Source, opset: int, batch: int | None) -> Any:
+def _input_sizes(source: Source, batch: int | None, where: Path) -> dict[str, list[int | str]]:
+    """Return the size of each axis of the inputs: a first axis that the program leaves open has the batch size.
+
+    Args:
+        source: the program.
+        batch: the batch size; None: open.
+        where: path of the model, for the error.
+
+    Raises:
+        UserError: the program fixes the first axes to something else than the batch size.
+    """
+    firsts = {name: source.shapes[name][0] for name in source.inputs if source.shapes[name]}
+    if batch is not None and firsts and batch not in firsts.values() and min(firsts.values()) >= 0:
+        name, fixed = next(iter(firsts.items()))
+        raise UserError(
+            f"{where}: batch is {batch}, but the model fixes it: its input {name} is {list(source.shapes[name])}, "
+            f"expected {fixed}; leave the batch out, or make a Paddle model with an open batch"
+        )
+    sizes: dict[str, list[int | str]] = {}
+    for name in source.inputs:
+        sizes[name] = [size if size >= 0 else f"{name}_{axis}" for axis, size in enumerate(source.shapes[name])]
+        if firsts.get(name, 0) < 0:
+            sizes[name][0] = batch or "N"
+    return sizes
+
+
+def _batch_of(sizes: dict[str, list[int | str]]) -> int | str:
+    """Return the batch size, or ``N``: the first size of the first input that has axes."""
+    return next((shape[0] for shape in sizes.values() if shape), "N")
+
+
+def _finish(build: GraphBuilder, source: Source, opset: int, sizes: dict[str, list[int | str]]) -> Any:
     onnx = build.onnx
-    sizes = {name: [batch or "N", *source.shapes[name][1:]] for name in source.inputs}
-    inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes[name]) for name in source.inputs]
+
+    def described(name: str, dtype: Any, shape: list[int | str]) -> Any:
+        return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+
+    inputs = [described(name, source.dtypes[name], sizes[name]) for name in source.inputs]
     outputs = []
     detections = _gives_detections(source)
-    kinds = ((onnx.TensorProto.FLOAT, ["K", 6]), (onnx.TensorProto.INT32, [batch or "N"]))
     for position, name in enumerate(source.outputs):
         exposed = _OUTPUTS[position] if detections else name
-        build.nodes.append(onnx.helper.make_node("Identity", [build.get(name)], [exposed], name=exposed))
-        if detections:
-            kind, shape = kinds[position]
-        else:
-            kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(source.dtypes[name]))
-            shape = [size if size >= 0 else f"{exposed}_{axis}" for axis, size in enumerate(source.shapes[name])]
-        outputs.append(onnx.helper.make_tensor_value_info(exposed, kind, shape))
+        value, dtype = build.get(name), source.dtypes[name]
+        shape = [size if size >= 0 else f"{exposed}_{axis}" for axis, size in enumerate(source.shapes[name])]
+        if detections and position == 0:
+            shape = ["K", 6]
+        elif detections:
+            value, dtype = value if dtype == np.int32 else build.cast(value, np.int32), np.int32
+            shape = [_batch_of(sizes)]
+        build.nodes.append(onnx.helper.make_node("Identity", [value], [exposed], name=exposed))
+        outputs.append(described(exposed, dtype, shape))
     used = {name for node in build.nodes for name in node.input}
     initializers = [tensor for name, tensor in build.initializers.items() if name in used]
-    graph = onnx.helper.make_graph(build.nodes, "rtdetr", inputs, outputs, initializers)
+    graph = onnx.helper.make_graph(build.nodes, "detector", inputs, outputs, initializers)
     return onnx.helper.make_model(
         graph,
         opset_imports=[onnx.helper.make_opsetid("", opset)],

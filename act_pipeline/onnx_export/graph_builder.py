@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,33 @@ class GraphBuilder:
         names = [self.fresh(hint or kind) for _ in range(outputs)]
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, names, name=names[0], **attrs))
         return names[0] if outputs == 1 else names
+
+    def scalar(self, number: float, like: str) -> str:
+        """Return the name of a scalar constant of the element type of a tensor.
+
+        Args:
+            number: the value; one that the type cannot hold becomes the nearest it can.
+            like: Paddle name of the tensor.
+        """
+        dtype: Any = np.dtype(self.dtypes.get(like, np.float32))
+        if np.issubdtype(dtype, np.integer):
+            limits = np.iinfo(dtype)
+            number = min(max(int(number), int(limits.min)), int(limits.max))
+        return self.initializer(np.array(number, dtype))
+
+    def cast(self, value: str, dtype: Any, hint: str = "") -> str:
+        """Add a Cast to a NumPy type and return the name of its output."""
+        return self.node("Cast", [value], hint, to=self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    def reshape(self, value: str, *sizes: int, hint: str = "") -> str:
+        """Add a Reshape and return the name of its output; a size of 0 keeps the size of that axis."""
+        return self.node("Reshape", [value, self.ints(*sizes)], hint)
+
+    def reduce(self, kind: str, value: str, axes: Sequence[int], keep: bool, hint: str = "") -> str:
+        """Add a reduction and return the name of its output; its axes are an attribute or an input by opset."""
+        if kind == "ReduceSum" or self.opset >= 18:
+            return self.node(kind, [value, self.ints(*axes)], hint, keepdims=int(keep))
+        return self.node(kind, [value], hint, axes=list(axes), keepdims=int(keep))
 
     def get(self, name: str) -> str:
         """Return the ONNX name of a Paddle tensor; the Q/DQ pair of a quantized one is added on first use."""

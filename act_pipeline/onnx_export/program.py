@@ -8,13 +8,20 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.graph.int8_rounding import to_int8
-from act_pipeline.graph.op_types import QUANTIZABLE_OPS
+from act_pipeline.graph.op_types import CONVOLUTIONS
 from act_pipeline.graph.static_graph import StaticGraph
 
 # Paddle 2.6's quantize_linear: round(x / scale * 127), ties to even, clipped to [-128, 127].
 QUANTIZATION_STEPS = np.float32(127)
 # VarType.Type of framework.proto (Paddle 2.6).
-DTYPES = {0: np.bool_, 2: np.int32, 3: np.int64, 4: np.float16, 5: np.float32, 6: np.float64}
+DTYPES = {
+    0: np.bool_, 1: np.int16, 2: np.int32, 3: np.int64, 4: np.float16, 5: np.float32, 6: np.float64, 20: np.uint8,
+    21: np.int8,
+}  # fmt: skip
+TRANSPOSED_CONVOLUTIONS = ("conv2d_transpose", "depthwise_conv2d_transpose")
+PRODUCTS = ("matmul_v2", "matmul", "mul", "bmm")
+# Op types whose inputs may be rounded: those of PaddleSlim's quantize_op_types and their relatives.
+INT8_OPS = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, *PRODUCTS)
 
 
 @dataclass
@@ -106,6 +113,8 @@ def read_source(graph: StaticGraph) -> Source:
     for name in block.vars:
         if graph.is_parameter(name):
             source.constants[name] = graph.parameter(name)
+    for name in (*source.inputs, *source.outputs):
+        _describe(source, block, name)
     for raw in block.ops:
         if raw.type in ("feed", "fetch"):
             continue
@@ -116,9 +125,7 @@ def read_source(graph: StaticGraph) -> Source:
         }
         outputs = {slot: list(raw.output(slot)) for slot in raw.output_names if raw.output(slot)}
         for name in {name for names in (*inputs.values(), *outputs.values()) for name in names}:
-            if name not in source.shapes and block.has_var(name):
-                source.shapes[name] = tuple(block.var(name).shape)
-                source.dtypes[name] = DTYPES.get(int(block.var(name).dtype), np.float32)
+            _describe(source, block, name)
         if raw.type == "quantize_linear":
             if _is_observer(raw):
                 observed[outputs["Y"][0]] = inputs["X"][0]
@@ -139,12 +146,18 @@ def read_source(graph: StaticGraph) -> Source:
     return source
 
 
+def _describe(source: Source, block: Any, name: str) -> None:
+    if name not in source.shapes and block.has_var(name):
+        source.shapes[name] = tuple(block.var(name).shape)
+        source.dtypes[name] = DTYPES.get(int(block.var(name).dtype), np.float32)
+
+
 def _resolve(name: str, op_type: str, alias: dict[str, str], source: Source) -> str:
     """Return the tensor that an op reads without observers: INT8 ops read the rounded tensor, others the float one.
 
     PaddleSlim's ACT uses the same names for the observing and the rounding Q/DQ pair of a tensor.
     """
-    if op_type == "dequantize_linear" or (op_type in QUANTIZABLE_OPS and name in source.quantized):
+    if op_type == "dequantize_linear" or (op_type in INT8_OPS and name in source.quantized):
         return name
     return alias.get(name, name)
 

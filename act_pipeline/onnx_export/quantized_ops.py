@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from act_pipeline.onnx_export.float_ops.rules import CannotLower, channels_first
 from act_pipeline.onnx_export.graph_builder import GraphBuilder
-from act_pipeline.onnx_export.program import Op, QuantizedTensor
+from act_pipeline.onnx_export.program import TRANSPOSED_CONVOLUTIONS, Op, QuantizedTensor
 
 
 def same_padding(sizes: tuple[int, ...], kernel: list[int], strides: list[int], dilations: list[int]) -> list[int]:
@@ -46,6 +49,8 @@ def pads(op: Op, sizes: tuple[int, ...], kernel: list[int], dilations: list[int]
     if algorithm == "VALID":
         return [0, 0, 0, 0]
     if algorithm == "SAME":
+        if min(sizes) < 0:
+            raise CannotLower(f"its padding is SAME and its input size {list(sizes)} open")
         return same_padding(sizes, kernel, list(op.attrs["strides"]), dilations)
     given = list(op.attrs["paddings"])
     if len(given) == 2:
@@ -54,20 +59,21 @@ def pads(op: Op, sizes: tuple[int, ...], kernel: list[int], dilations: list[int]
 
 
 def convolution(build: GraphBuilder, op: Op, followers: list[Op]) -> None:
-    """Add a Conv with BatchNorm and bias folded into it.
+    """Add a Conv or a ConvTranspose with BatchNorm and bias folded into it.
 
     The fold does not change the integers' magnitudes: ``gamma / sigma`` becomes a factor of the output channel's weight
     scale, and where it is negative, the signs of the integers are inverted. The bias stays float.
 
     Args:
         build: the graph to extend.
-        op: the convolution.
+        op: the convolution; its ``Filter`` is [out, in / groups, H, W], of a transposed one [in, out / groups, H, W].
         followers: the BatchNorm and the addition of a constant for each channel after the convolution, in order; each
             is the only reader of the result before it.
     """
-    filter_name = op.input("Filter")
-    quantized = build.quantized.get(filter_name)
-    channels = build.shapes[filter_name][0]
+    channels_first(op)
+    filter_name, groups = op.input("Filter"), int(op.attrs["groups"])
+    transposed = op.type in TRANSPOSED_CONVOLUTIONS
+    channels = output_channels(build.shapes[filter_name], op)
     factor, bias = np.ones(channels), np.zeros(channels)
     if "Bias" in op.inputs:
         bias = build.constants[op.input("Bias")].astype(np.float64).reshape(-1)
@@ -82,41 +88,102 @@ def convolution(build: GraphBuilder, op: Op, followers: list[Op]) -> None:
         else:
             bias = bias + build.constants[follower.input("Y")].astype(np.float64).reshape(-1)
     values = build.quantized.get(op.input("Input"))
-    if quantized is not None and quantized.weight is not None:
-        weight = build.dequantized(_scaled(quantized, quantized.weight, factor * _taken_over(build, values)))
-    else:
-        value, step = build.constants[filter_name], factor * _taken_over(build, values)
-        weight = build.initializer((value * step[:, None, None, None]).astype(value.dtype), filter_name)
-    inputs = [build.get(op.input("Input")) if values is None else build.dequantized(values, channel_axis=1), weight]
+    inputs = [build.get(op.input("Input")) if values is None else build.dequantized(values, channel_axis=1)]
+    inputs.append(_filter(build, op, factor * _taken_over(build, values)))
     if followers or "Bias" in op.inputs:
         inputs.append(build.initializer(bias.astype(np.float32), f"{filter_name}.bias"))
-    kernel = list(build.shapes[filter_name][2:])
-    dilations = list(op.attrs["dilations"])
-    made = build.node(
-        "Conv",
-        inputs,
-        op.output,
-        kernel_shape=kernel,
-        strides=list(op.attrs["strides"]),
-        dilations=dilations,
-        group=int(op.attrs["groups"]),
-        pads=pads(op, build.shapes[op.input("Input")][2:], kernel, dilations),
-    )
+    kernel, sizes = list(build.shapes[filter_name][2:]), build.shapes[op.input("Input")][2:]
+    # Paddle's padding algorithm SAME also sets the dilations to 1.
+    dilations = [1, 1] if op.attrs.get("padding_algorithm") == "SAME" else list(op.attrs["dilations"])
+    attrs: dict[str, Any] = {
+        "kernel_shape": kernel,
+        "strides": list(op.attrs["strides"]),
+        "dilations": dilations,
+        "group": groups,
+        "pads": pads(op, sizes, kernel, dilations),
+    }
+    if transposed:
+        attrs["output_padding"] = _output_padding(op, sizes, attrs)
+    made = build.node("ConvTranspose" if transposed else "Conv", inputs, op.output, **attrs)
     for name in (op.output, *(follower.output for follower in followers)):
         build.values[name] = made
 
 
-def _scaled(tensor: QuantizedTensor, weight: np.ndarray, factor: np.ndarray) -> QuantizedTensor:
-    if np.all(factor == 1):
-        return tensor
+def output_channels(filter_shape: tuple[int, ...], op: Op) -> int:
+    """Return the number of output channels of a convolution.
+
+    Args:
+        filter_shape: shape of its ``Filter``, [out, in / groups, H, W], of a transposed one [in, out / groups, H, W].
+        op: the convolution.
+    """
+    if op.type in TRANSPOSED_CONVOLUTIONS:
+        return filter_shape[1] * int(op.attrs["groups"])
+    return filter_shape[0]
+
+
+def scales_by_channel(op: Op, filter_shape: tuple[int, ...]) -> bool:
+    """Return whether each output channel of a convolution has a weight scale of its own when it is quantized.
+
+    The channels of different groups of a transposed convolution share scales, unless each group has one channel.
+
+    Args:
+        op: the convolution.
+        filter_shape: shape of its ``Filter``.
+    """
+    return op.type not in TRANSPOSED_CONVOLUTIONS or int(op.attrs["groups"]) == 1 or filter_shape[1:2] == (1,)
+
+
+def _filter(build: GraphBuilder, op: Op, factor: np.ndarray) -> str:
+    """Return the ONNX name of the weights of a convolution times a factor for each output channel."""
+    name = op.input("Filter")
+    quantized, groups = build.quantized.get(name), int(op.attrs["groups"])
+    weight = quantized.weight if quantized is not None else None
+    if quantized is not None and weight is not None:
+        if np.all(factor == 1):
+            return build.dequantized(quantized)
+        if not scales_by_channel(op, weight.shape):  # then the factor is the scale of the input
+            scale = quantized.scale.astype(np.float64) * factor[0]
+            return build.dequantized(replace(quantized, scale=scale.astype(np.float32)))
+        axis = 1 if op.type in TRANSPOSED_CONVOLUTIONS and groups == 1 else 0
+        if quantized.scale.size == 1:
+            quantized = replace(quantized, scale=quantized.scale.reshape(()))
+        return build.dequantized(_scaled(quantized, weight, factor, axis))
+    if np.all(factor == 1) and name not in build.constants:
+        return build.get(name)
+    value = build.constants[name]
+    if op.type in TRANSPOSED_CONVOLUTIONS:
+        inside, outside, *kernel = value.shape
+        parts = value.reshape(groups, inside // groups, outside, *kernel)
+        scaled = (parts * factor.reshape(groups, 1, outside, 1, 1)).reshape(value.shape)
+    else:
+        scaled = value * factor[:, None, None, None]
+    return build.initializer(scaled.astype(value.dtype), name)
+
+
+def _output_padding(op: Op, sizes: tuple[int, ...], attrs: dict[str, Any]) -> list[int]:
+    wanted = [int(size) for size in op.attrs.get("output_size") or ()]
+    if not wanted:
+        return [int(size) for size in op.attrs.get("output_padding") or (0, 0)]
+    if min(sizes) < 0:
+        raise CannotLower(f"it has an output_size and the open input size {list(sizes)}")
+    edges = attrs["pads"]
+    extents = [step * (edge - 1) + 1 for step, edge in zip(attrs["dilations"], attrs["kernel_shape"])]
+    least = [(size - 1) * stride + extent - edges[axis] - edges[axis + 2]
+             for axis, (size, stride, extent) in enumerate(zip(sizes, attrs["strides"], extents))]  # fmt: skip
+    return [size - smallest for size, smallest in zip(wanted, least)]
+
+
+def _scaled(tensor: QuantizedTensor, weight: np.ndarray, factor: np.ndarray, axis: int) -> QuantizedTensor:
+    shape = [1] * weight.ndim
+    shape[axis] = -1
     scale = np.broadcast_to(tensor.scale, factor.shape) * np.abs(factor)
-    sign = np.where(factor < 0, -1, 1)[:, None, None, None]
+    sign = np.where(factor < 0, -1, 1).reshape(shape)
     # -(-128) does not fit into int8; Paddle's weights are within [-127, 127], so the clip changes nothing.
     weight = np.clip(weight.astype(np.int16) * sign, -128, 127).astype(np.int8)
     # A scale of zero (a channel whose BatchNorm gamma is zero) is rejected by runtimes.
     off = scale == 0
-    weight[off] = 0
-    return replace(tensor, scale=np.where(off, 1, scale).astype(np.float32), axis=0, weight=weight)
+    weight = np.where(off.reshape(shape), np.int8(0), weight)
+    return replace(tensor, scale=np.where(off, 1, scale).astype(np.float32), axis=axis, weight=weight)
 
 
 def _taken_over(build: GraphBuilder, tensor: QuantizedTensor | None) -> np.float32 | np.ndarray:
@@ -131,13 +198,18 @@ def matmul(build: GraphBuilder, op: Op) -> None:
 
     Args:
         build: the graph to extend.
-        op: the ``matmul_v2`` op.
+        op: one of :data:`act_pipeline.onnx_export.program.PRODUCTS`.
     """
+    if op.type == "mul" and not _is_plain(build, op):
+        _flattened_product(build, op)
+        return
     operands = []
     tensors = [build.quantized.get(op.input(slot)) for slot in ("X", "Y")]
     taken_over = [_taken_over(build, tensor) for tensor in tensors]
-    for index, (slot, flag) in enumerate((("X", "trans_x"), ("Y", "trans_y"))):
-        name, turn, tensor = op.input(slot), bool(op.attrs.get(flag)), tensors[index]
+    for index, slot in enumerate(("X", "Y")):
+        name, tensor = op.input(slot), tensors[index]
+        flag = op.attrs.get(f"trans_{slot.lower()}") or op.attrs.get(f"transpose_{slot}")
+        turn = bool(flag) and len(build.shapes[tensor.source if tensor is not None else name]) > 1
         if tensor is not None and tensor.weight is not None:
             scale = tensor.scale * taken_over[1 - index]
             operands.append(build.dequantized(replace(tensor, scale=scale), turn))
@@ -151,7 +223,28 @@ def matmul(build: GraphBuilder, op: Op) -> None:
             operands.append(build.swap_last(build.get(name), name))
     made = build.node("MatMul", operands, op.output)
     if build.unit_scales and not any(tensor is not None and tensor.weight is not None for tensor in tensors):
-        factor = np.full(max(build.shapes[op.output][-1], 1), taken_over[0] * taken_over[1], np.float32)
+        last = build.shapes[op.output][-1] if build.shapes[op.output] else 1
+        factor = np.full(max(last, 1), taken_over[0] * taken_over[1], np.float32)
         if factor[0] != 1:
             made = build.node("Mul", [made, build.initializer(factor, f"{op.output}.scale")], op.output)
+    alpha = float(op.attrs.get("alpha", 1.0))
+    if alpha != 1:
+        made = build.node("Mul", [made, build.scalar(alpha, op.output)], op.output)
     build.values[op.output] = made
+
+
+def _is_plain(build: GraphBuilder, op: Op) -> bool:
+    """Return whether the legacy op ``mul`` flattens nothing."""
+    ranks = [len(build.shapes[op.input(slot)]) for slot in ("X", "Y")]
+    split = [int(op.attrs.get(key, 1)) for key in ("x_num_col_dims", "y_num_col_dims")]
+    return split[0] == ranks[0] - 1 and ranks[1] == 2 and split[1] == 1
+
+
+def _flattened_product(build: GraphBuilder, op: Op) -> None:
+    """Add the legacy op ``mul``, which flattens the last axes of X and the first and the last ones of Y."""
+    lead, split = int(op.attrs.get("x_num_col_dims", 1)), int(op.attrs.get("y_num_col_dims", 1))
+    shape = [int(size) for size in build.shapes[op.input("Y")]]
+    left = build.reshape(build.get(op.input("X")), *[0] * lead, -1)
+    right = build.reshape(build.get(op.input("Y")), math.prod(shape[:split]), -1)
+    made = build.node("MatMul", [left, right], op.output)
+    build.values[op.output] = build.reshape(made, *[0] * lead, *shape[split:], hint=op.output)

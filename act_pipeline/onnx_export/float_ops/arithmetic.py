@@ -1,27 +1,53 @@
-"""Export rules of ops that compute values: elementwise ops, norms, reductions, pooling and sampling."""
+"""Export rules of elementwise arithmetic: binary and unary ops, comparisons, logic, scaling and clipping."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 from act_pipeline.onnx_export.float_ops.rules import CannotLower, Rule, refuse
 from act_pipeline.onnx_export.graph_builder import GraphBuilder
 from act_pipeline.onnx_export.program import Op
-from act_pipeline.onnx_export.quantized_ops import pads
 
-_SIMPLE = {"relu": "Relu", "sigmoid": "Sigmoid", "log": "Log", "floor": "Floor"}
+_UNARY = {
+    "abs": "Abs",
+    "atan": "Atan",
+    "ceil": "Ceil",
+    "cos": "Cos",
+    "erf": "Erf",
+    "exp": "Exp",
+    "floor": "Floor",
+    "isinf_v2": "IsInf",
+    "isnan_v2": "IsNaN",
+    "log": "Log",
+    "reciprocal": "Reciprocal",
+    "sign": "Sign",
+    "sin": "Sin",
+    "sqrt": "Sqrt",
+    "tan": "Tan",
+}
 _BINARY = {
     "elementwise_add": "Add",
     "elementwise_sub": "Sub",
+    "minus": "Sub",
     "elementwise_mul": "Mul",
     "elementwise_div": "Div",
-    # RT-DETR divides indices, which are not negative: there Paddle's floor and ONNX's truncation agree.
-    "elementwise_floordiv": "Div",
-    "elementwise_mod": "Mod",
+    "elementwise_max": "Max",
+    "elementwise_min": "Min",
+    "elementwise_pow": "Pow",
+    "greater_than": "Greater",
+    "greater_equal": "GreaterOrEqual",
+    "less_than": "Less",
+    "less_equal": "LessOrEqual",
+    "equal": "Equal",
 }
-_REDUCTIONS = {"reduce_sum": "ReduceSum", "reduce_max": "ReduceMax"}
+_LOGICAL = {
+    "logical_and": "And",
+    "logical_or": "Or",
+    "logical_xor": "Xor",
+    "bitwise_and": "And",
+    "bitwise_or": "Or",
+    "bitwise_xor": "Xor",
+}
 
 
 def _trailing(build: GraphBuilder, op: Op) -> int:
@@ -30,7 +56,8 @@ def _trailing(build: GraphBuilder, op: Op) -> int:
     return max(ranks[0] - axis - ranks[1], 0) if axis >= 0 and ranks[1] > 0 else 0
 
 
-def _binary(build: GraphBuilder, op: Op) -> str:
+def _operands(build: GraphBuilder, op: Op) -> list[str]:
+    """Return the ONNX names of both operands, which broadcast by NumPy's rules and have the type of the first."""
     left, right, trailing = op.input("X"), op.input("Y"), _trailing(build, op)
     operand = build.get(right)
     if trailing:
@@ -40,7 +67,14 @@ def _binary(build: GraphBuilder, op: Op) -> str:
         else:
             rank = len(build.shapes[right])
             operand = build.node("Unsqueeze", [operand, build.ints(*range(rank, rank + trailing))])
-    return build.node(_BINARY[op.type], [build.get(left), operand], op.output)
+    types = [build.dtypes.get(name, np.float32) for name in (left, right)]
+    if types[0] != types[1]:
+        operand = build.cast(operand, types[0])
+    return [build.get(left), operand]
+
+
+def _binary(build: GraphBuilder, op: Op) -> str:
+    return build.node(_BINARY[op.type], _operands(build, op), op.output)
 
 
 def _multiply(build: GraphBuilder, op: Op) -> str:
@@ -55,67 +89,99 @@ def _multiply(build: GraphBuilder, op: Op) -> str:
     return build.node("Where", [build.initializer(chosen, op.input("Y")), build.get(value), zero], op.output)
 
 
-def _activation(build: GraphBuilder, op: Op) -> str:
-    return build.node(_SIMPLE[op.type], [build.get(op.input("X"))], op.output)
+def _modulo(build: GraphBuilder, op: Op) -> str:
+    """Add Paddle's remainder, which has the sign of the divisor; ONNX's does for integers only."""
+    left, right = _operands(build, op)
+    if np.issubdtype(build.dtypes.get(op.input("X"), np.float32), np.integer):
+        return build.node("Mod", [left, right], op.output)
+    rest, zero = build.node("Mod", [left, right], fmod=1), build.scalar(0, op.input("X"))
+    signs = [build.node("Less", [value, zero]) for value in (rest, right)]
+    other = build.node("And", [build.node("Xor", signs), build.node("Not", [build.node("Equal", [rest, zero])])])
+    return build.node("Where", [other, build.node("Add", [rest, right]), rest], op.output)
 
 
-def _silu(build: GraphBuilder, op: Op) -> str:
+def _floor_divide(build: GraphBuilder, op: Op) -> str:
+    left, right = _operands(build, op)
+    if not np.issubdtype(build.dtypes.get(op.input("X"), np.float32), np.integer):
+        return build.node("Floor", [build.node("Div", [left, right])], op.output)
+    # ONNX's division of integers truncates. Without the remainder, nothing is left to truncate.
+    whole = build.node("Sub", [left, build.node("Mod", [left, right])])
+    return build.node("Div", [whole, right], op.output)
+
+
+def _not_equal(build: GraphBuilder, op: Op) -> str:
+    return build.node("Not", [build.node("Equal", _operands(build, op))], op.output)
+
+
+def _logical(build: GraphBuilder, op: Op) -> str:
+    names = [op.input("X"), *op.inputs.get("Y", ())]
+    operands = [build.get(op.input("X"))] if len(names) == 1 else _operands(build, op)
+    for index, name in enumerate(names):
+        if build.dtypes.get(names[0] if op.type.startswith("bitwise") else name) != np.bool_:
+            if op.type.startswith("bitwise"):
+                raise CannotLower("its operands are not boolean")
+            operands[index] = build.cast(build.get(name), np.bool_)
+    return build.node(_LOGICAL.get(op.type, "Not"), operands, op.output)
+
+
+def _unary(build: GraphBuilder, op: Op) -> str:
+    return build.node(_UNARY[op.type], [build.get(op.input("X"))], op.output)
+
+
+def _round(build: GraphBuilder, op: Op) -> str:
+    """Add Paddle's rounding, half away from zero; ONNX's Round is half to even."""
     value = build.get(op.input("X"))
-    return build.node("Mul", [value, build.node("Sigmoid", [value])], op.output)
+    raised = build.node("Add", [build.node("Abs", [value]), build.scalar(0.5, op.input("X"))])
+    return build.node("Mul", [build.node("Sign", [value]), build.node("Floor", [raised])], op.output)
 
 
-def _gelu(build: GraphBuilder, op: Op) -> str:
-    if op.attrs.get("approximate"):
-        raise CannotLower("its approximation by tanh is not known here")
+def _rsqrt(build: GraphBuilder, op: Op) -> str:
+    return build.node("Reciprocal", [build.node("Sqrt", [build.get(op.input("X"))])], op.output)
+
+
+def _square(build: GraphBuilder, op: Op) -> str:
     value = build.get(op.input("X"))
-    root = build.node("Div", [value, build.initializer(np.float32(np.sqrt(2.0)))])
-    shifted = build.node("Add", [build.node("Erf", [root]), build.initializer(np.float32(1))])
-    product = build.node("Mul", [value, shifted])
-    return build.node("Mul", [product, build.initializer(np.float32(0.5))], op.output)
+    return build.node("Mul", [value, value], op.output)
 
 
-def _softmax(build: GraphBuilder, op: Op) -> str:
-    return build.node("Softmax", [build.get(op.input("X"))], op.output, axis=int(op.attrs["axis"]))
+def _log_plus_one(build: GraphBuilder, op: Op) -> str:
+    raised = build.node("Add", [build.get(op.input("X")), build.scalar(1, op.input("X"))])
+    return build.node("Log", [raised], op.output)
 
 
-def _layer_norm(build: GraphBuilder, op: Op) -> str:
-    axis = int(op.attrs["begin_norm_axis"])
-    shape = build.shapes[op.input("X")][axis:]
-    inputs = [build.get(op.input("X"))]
-    for slot, neutral in (("Scale", 1.0), ("Bias", 0.0)):
-        value = build.constants[op.input(slot)] if slot in op.inputs else np.full(shape, neutral, np.float32)
-        inputs.append(build.initializer(value.reshape(shape), f"{op.output}.{slot}"))
-    return build.node("LayerNormalization", inputs, op.output, axis=axis, epsilon=float(op.attrs["epsilon"]))
+def _log2(build: GraphBuilder, op: Op) -> str:
+    value = build.node("Log", [build.get(op.input("X"))])
+    return build.node("Mul", [value, build.scalar(1 / np.log(2), op.input("X"))], op.output)
 
 
-def _batch_norm(build: GraphBuilder, op: Op) -> str:
-    names = [op.input(slot) for slot in ("X", "Scale", "Bias", "Mean", "Variance")]
-    value = build.node(
-        "BatchNormalization", [build.get(name) for name in names], op.output, epsilon=float(op.attrs["epsilon"])
-    )
-    return value
+def _power(build: GraphBuilder, op: Op) -> str:
+    refuse(op, "FactorTensor")
+    name = op.input("X")
+    return build.node("Pow", [build.get(name), build.scalar(float(op.attrs["factor"]), name)], op.output)
 
 
-def _reduce(build: GraphBuilder, op: Op) -> str:
-    axes = [int(axis) for axis in op.attrs["dim"]]
-    if op.attrs.get("reduce_all"):
-        axes = list(range(len(build.shapes[op.input("X")])))
-    keep, value = int(op.attrs["keep_dim"]), build.get(op.input("X"))
-    if op.type == "reduce_sum" or build.opset >= 18:
-        return build.node(_REDUCTIONS[op.type], [value, build.ints(*axes)], op.output, keepdims=keep)
-    return build.node(_REDUCTIONS[op.type], [value], op.output, axes=axes, keepdims=keep)
+def _sum(build: GraphBuilder, op: Op) -> str:
+    made = build.get(op.inputs["X"][0])
+    for name in op.inputs["X"][1:]:
+        made = build.node("Add", [made, build.get(name)], op.output)
+    return made
+
+
+def _increment(build: GraphBuilder, op: Op) -> str:
+    name = op.input("X")
+    return build.node("Add", [build.get(name), build.scalar(op.attrs.get("step", 1.0), name)], op.output)
 
 
 def _scale(build: GraphBuilder, op: Op) -> str:
     refuse(op, "ScaleTensor")
-    value, factor, bias = build.get(op.input("X")), float(op.attrs["scale"]), float(op.attrs.get("bias", 0.0))
+    name = op.input("X")
+    value, factor, bias = build.get(name), float(op.attrs["scale"]), float(op.attrs.get("bias", 0.0))
     if factor == 1 and bias == 0:
         return value
-    dtype = build.dtypes.get(op.input("X"), np.float32)
 
     def step(kind: str, value: str, number: float) -> str:
         neutral = 1 if kind == "Mul" else 0
-        return value if number == neutral else build.node(kind, [value, build.initializer(dtype(number))], op.output)
+        return value if number == neutral else build.node(kind, [value, build.scalar(number, name)], op.output)
 
     if op.attrs.get("bias_after_scale", True):
         return step("Add", step("Mul", value, factor), bias)
@@ -123,68 +189,32 @@ def _scale(build: GraphBuilder, op: Op) -> str:
 
 
 def _clip(build: GraphBuilder, op: Op) -> str:
-    refuse(op, "Min", "Max")
-    bounds = [build.initializer(np.float32(op.attrs[key])) for key in ("min", "max")]
-    return build.node("Clip", [build.get(op.input("X")), *bounds], op.output)
-
-
-def _pool(build: GraphBuilder, op: Op) -> str:
-    value, kernel = build.get(op.input("X")), list(op.attrs["ksize"])
-    maximum = op.attrs["pooling_type"] == "max"
-    if op.attrs.get("global_pooling") or (op.attrs.get("adaptive") and kernel == [1, 1]):
-        return build.node("GlobalMaxPool" if maximum else "GlobalAveragePool", [value], op.output)
-    if op.attrs.get("adaptive"):
-        raise CannotLower("adaptive pooling to more than one value")
-    same = op.attrs.get("padding_algorithm") == "SAME"
-    attrs: dict[str, Any] = {
-        "kernel_shape": kernel,
-        "strides": list(op.attrs["strides"]),
-        "pads": pads(op, build.shapes[op.input("X")][2:], kernel, [1, 1]),
-        "ceil_mode": int(bool(op.attrs.get("ceil_mode")) and not same),
-    }
-    if not maximum:
-        attrs["count_include_pad"] = int(not op.attrs.get("exclusive", True))
-    return build.node("MaxPool" if maximum else "AveragePool", [value], op.output, **attrs)
-
-
-def _nearest(build: GraphBuilder, op: Op) -> str:
-    refuse(op, "OutSize", "SizeTensor", "Scale")
-    if op.attrs.get("align_corners"):
-        raise CannotLower("align_corners is not known here")
-    height, width = build.shapes[op.input("X")][2:]
-    scale = list(op.attrs.get("scale") or ())
-    if not scale:
-        scale = [op.attrs["out_h"] / height, op.attrs["out_w"] / width]
-    scales = build.initializer(np.array([1, 1, scale[0], scale[-1]], np.float32))
-    return build.node(
-        "Resize", [build.get(op.input("X")), "", scales], op.output,
-        mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor",
-    )  # fmt: skip
-
-
-def _grid_sample(build: GraphBuilder, op: Op) -> str:
-    mode = op.attrs["mode"]
-    if mode == "bilinear" and build.opset >= 20:
-        mode = "linear"
-    return build.node(
-        "GridSample", [build.get(op.input("X")), build.get(op.input("Grid"))], op.output,
-        mode=mode, padding_mode=op.attrs["padding_mode"], align_corners=int(op.attrs["align_corners"]),
-    )  # fmt: skip
+    name = op.input("X")
+    bounds = []
+    for slot in ("Min", "Max"):
+        if slot in op.inputs:
+            bounds.append(build.reshape(build.get(op.input(slot))))
+        else:
+            bounds.append(build.scalar(op.attrs[slot.lower()], name))
+    return build.node("Clip", [build.get(name), *bounds], op.output)
 
 
 RULES: dict[str, Rule] = {
-    **{kind: _activation for kind in _SIMPLE},
+    **{kind: _unary for kind in _UNARY},
     **{kind: _binary for kind in _BINARY},
-    **{kind: _reduce for kind in _REDUCTIONS},
+    **{kind: _logical for kind in (*_LOGICAL, "logical_not", "bitwise_not")},
     "elementwise_mul": _multiply,
-    "silu": _silu,
-    "gelu": _gelu,
-    "softmax": _softmax,
-    "layer_norm": _layer_norm,
-    "batch_norm": _batch_norm,
-    "pool2d": _pool,
-    "nearest_interp_v2": _nearest,
+    "elementwise_mod": _modulo,
+    "elementwise_floordiv": _floor_divide,
+    "not_equal": _not_equal,
+    "round": _round,
+    "rsqrt": _rsqrt,
+    "square": _square,
+    "log1p": _log_plus_one,
+    "log2": _log2,
+    "pow": _power,
+    "sum": _sum,
+    "increment": _increment,
     "scale": _scale,
     "clip": _clip,
-    "grid_sampler": _grid_sample,
 }

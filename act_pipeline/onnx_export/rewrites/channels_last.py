@@ -27,7 +27,7 @@ def say_layouts(source: Source) -> None:
         result = source.shapes[second.output]
         if kinds == ("flatten_contiguous_range", "transpose2") and len(shape) == 4 and turned == [0, 2, 1]:
             # [N, C, H, W] -> [N, H * W, C]
-            if source.shapes[first.output] == (shape[0], shape[1], shape[2] * shape[3]):
+            if min(shape[1:]) > 0 and source.shapes[first.output] == (shape[0], shape[1], shape[2] * shape[3]):
                 _replace(source, first, second, [(_TURN, _TO_LAST), (_SHAPE, [-1, result[1], result[2]])])
         elif kinds == ("transpose2", "reshape2") and len(result) == 4 and min(result[1:]) > 0:
             height, width = result[2:]

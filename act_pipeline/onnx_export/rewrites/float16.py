@@ -8,7 +8,9 @@ import numpy as np
 
 # QuantizeLinear and DequantizeLinear support FP16 scales from this opset on.
 QUANTIZED_OPSET = 19
-_COMPUTING = ("Conv", "MatMul")
+# Ops that the specification has no FP16 for before opset 20, or that ONNX Runtime sums in FP32 only on the CPU.
+_SINGLE = ("Celu", "IsInf", "ScatterElements", "ScatterND")
+_COMPUTING = ("Conv", "ConvTranspose", "MatMul")
 
 
 def to_float16(proto: Any) -> None:
@@ -52,10 +54,10 @@ def to_float16(proto: Any) -> None:
         return casts[key]
 
     for node in graph.node:
-        wanted = single if node.name in kept else half
+        wanted = single if node.name in kept or node.op_type in _SINGLE else half
         for index, name in enumerate(node.input):
-            if node.op_type != "Resize" or index == 0:  # the ONNX specification requires FP32 scales
-                node.input[index] = as_type(name, wanted)
+            is_scale = node.op_type == "Resize" and index > 0  # the ONNX specification requires FP32 scales
+            node.input[index] = as_type(name, single if is_scale else wanted)
         if wanted == half:
             for name in node.output:
                 is_half[name] = types.get(name) == single
