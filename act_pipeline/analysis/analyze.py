@@ -29,6 +29,7 @@ from act_pipeline.core.records import ANALYSIS_FILENAME, ANALYSIS_SCHEMA, read_r
 from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
 from act_pipeline.data.model_fit import fit_reader, told
+from act_pipeline.families.registry import decoder_for
 from act_pipeline.graph.model_files import inspect_model
 from act_pipeline.graph.quantizable_ops import QuantizableOp, quantizable_ops
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
@@ -149,6 +150,7 @@ class _Study:
 
         self.config, self.model, self.reader = config, model, reader
         self.device, self.progress = device, progress
+        self.decoder = decoder_for(config, model)
         self.seconds: dict[str, float] = {}
         with timed(self.seconds, "prepare"):
             self.prepared = prepare(model, work / "float")
@@ -233,6 +235,7 @@ class _Study:
                 device=self.device,
                 subset=subset,
                 source_hash=self.model.content_hash(),
+                decoder=self.decoder,
             )
             self.sensitivity_images, self.key = task.images, task.key
             return measure_sensitivity(task, Ledger(ledger, task.key), executor, workers, ray_address, self.progress)

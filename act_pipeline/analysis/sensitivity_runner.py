@@ -20,6 +20,8 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.core.progress import each
 from act_pipeline.evaluation import evaluate
 from act_pipeline.evaluation.matching import agreement_of
+from act_pipeline.families.interface import Geometry
+from act_pipeline.families.registry import Decoder
 from act_pipeline.graph.quantizable_ops import QuantizableOp
 from act_pipeline.graph.raw_outputs import RawOutputs, find_raw_outputs, signal_and_noise
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
@@ -111,7 +113,8 @@ class SensitivityRunner:
         if batch == MAP:
             return {"op": name, "batch": MAP, "map": self._map(name)}
         signal, noise, found = self.signal_and_noise([name], batch)
-        agreement, objects = agreement_of(self.exact, found) if _detects(found) else (0.0, 0)
+        ours, theirs = (self._detections(outputs, batch) for outputs in (self.exact, found))
+        agreement, objects = agreement_of(ours, theirs) if _detects(theirs) else (0.0, 0)
         return {
             "op": name,
             "batch": batch,
@@ -138,7 +141,7 @@ class SensitivityRunner:
         if self.held != batch:
             self.exact, self.held = self.simulation.hold(feed), batch
         found = self.simulation.run(feed, set(names))
-        signal, noise = signal_and_noise(self.exact, found, self.raw)
+        signal, noise = self._powers(found, feed)
         if not (math.isfinite(signal) and math.isfinite(noise)):
             some = ", ".join(list(names)[:3])
             raise UserError(
@@ -147,6 +150,23 @@ class SensitivityRunner:
             )
         return signal, noise, found
 
+    def _powers(self, found: Mapping[str, np.ndarray], feed: Mapping[str, np.ndarray]) -> tuple[float, float]:
+        """Return the signal power, and the noise power of outputs."""
+        decoder = self.task.decoder
+        if self.raw is None and decoder is not None:
+            geometry = Geometry.of(feed, len(next(iter(feed.values()))))
+            one, other = (
+                decoder.family.comparable(self.simulation.outputs_of(outputs), geometry)
+                for outputs in (self.exact, found)
+            )
+            if one is not None and other is not None:
+                return float((one**2).sum()), float(((one - other) ** 2).sum())
+        return signal_and_noise(self.exact, found, self.raw)
+
+    def _detections(self, outputs: dict[str, np.ndarray], batch: int) -> dict[str, np.ndarray]:
+        decoder = self.task.decoder
+        return outputs if decoder is None else decoder(self.simulation.outputs_of(outputs), self.task.batches[batch])
+
     def _map(self, name: str) -> float:
         from act_pipeline.data import Reader
 
@@ -154,7 +174,7 @@ class SensitivityRunner:
         assert subset is not None
         if self._reader is None:
             self._reader = Reader(subset.reader)
-        engine = _OneOp(self.simulation, name, subset.sources, self.task.device)
+        engine = _OneOp(self.simulation, name, subset.sources, self.task.device, self.task.decoder)
         return evaluate(engine, self._reader, limit=subset.images, progress=False, batch_size=1, warmup=0).map
 
     def close(self) -> None:
@@ -165,12 +185,16 @@ class SensitivityRunner:
 class _OneOp:
     """A simulation with one op in INT8, as an engine for :func:`act_pipeline.evaluation.evaluate`."""
 
-    def __init__(self, simulation: Simulation, op: str, sources: Mapping[str, str], device: str) -> None:
+    def __init__(
+        self, simulation: Simulation, op: str, sources: Mapping[str, str], device: str, decoder: Decoder | None
+    ) -> None:
+        self._decoder = decoder
         self.name, self.precision, self.device, self.threads = "simulation", "int8", device, available_cpus()
         self._simulation, self._op, self._sources = simulation, op, sources
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self._simulation.run({name: inputs[source] for name, source in self._sources.items()}, {self._op})
+        outputs = self._simulation.run({name: inputs[source] for name, source in self._sources.items()}, {self._op})
+        return outputs if self._decoder is None else self._decoder(self._simulation.outputs_of(outputs), inputs)
 
 
 def _detects(outputs: Mapping[str, np.ndarray]) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.data.reader_settings import ReaderSettings
+from act_pipeline.families.registry import Decoder
 from act_pipeline.graph.quantizable_ops import QuantizableOp
 
 # Changes when figures measured before are not comparable any more.
@@ -50,6 +51,7 @@ class Task:
         batches: dicts of the model's inputs, float32.
         device: ``CPU`` or ``GPU``.
         subset: images on which the mAP of each op is measured; None to not measure mAP.
+        decoder: turns the outputs into detections; None: the first two outputs are ``bbox`` and ``bbox_num``.
     """
 
     key: str
@@ -60,6 +62,7 @@ class Task:
     batches: tuple[Mapping[str, np.ndarray], ...] = field(repr=False)
     device: str = "CPU"
     subset: Optional[Subset] = None
+    decoder: Optional[Decoder] = None
 
     @classmethod
     def of(
@@ -72,17 +75,18 @@ class Task:
         device: str = "CPU",
         subset: Subset | None = None,
         source_hash: str | None = None,
+        decoder: Decoder | None = None,
     ) -> Task:
         """Return the task of measuring ``ops`` on ``batches``.
 
         Args:
             model: the prepared float model.
-            ops, thresholds, batches, device, subset: see :class:`Task`.
+            ops, thresholds, batches, device, subset, decoder: see :class:`Task`.
             source_hash: content hash of the model that ``model`` was prepared from, used in the key; None for the hash
                 of ``model``.
         """
         used = {name: float(thresholds[name]) for op in ops for name in op.activations}
-        content = (_VERSION, source_hash or model.content_hash(), device)
+        content = (_VERSION, (source_hash or model.content_hash()) + (decoder.key if decoder else ""), device)
         return cls(
             _key(content, ops, used, batches, subset),
             program=model.model_path.read_bytes(),
@@ -92,6 +96,7 @@ class Task:
             batches=tuple(batches),
             device=device,
             subset=subset,
+            decoder=decoder,
         )
 
     @property

@@ -85,7 +85,9 @@ class Simulation:
         if device == "CPU" and onednn:
             _compute_by_onednn(nodes)
         self._flow = DataFlow(nodes)
-        self._outputs = {**_model_outputs(graph), **self._checked_taps(taps)}
+        of_model = _model_outputs(graph)
+        self._output_names = tuple(of_model)
+        self._outputs = {**of_model, **self._checked_taps(taps)}
         self._held_names = self._frontier({var.name for var in template.blocks[0].vars if var.persistable})
         # Inputs and held tensors live in the scope from run to run, as parameters do.
         for var in template.blocks[0].vars:
@@ -96,6 +98,10 @@ class Simulation:
         self._programs: dict[Any, tuple[Any, list[str]]] = {}
         self._held: bytes | None = None
         self._held_outputs: dict[str, np.ndarray] = {}
+
+    def outputs_of(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the model's own outputs, in its order, of the result of :meth:`run` or :meth:`hold`."""
+        return {name: outputs[name] for name in self._output_names}
 
     def set_thresholds(self, thresholds: Mapping[str, float]) -> None:
         """Set the thresholds of activations; those set before are kept.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from act_pipeline.engines import Engine, create_engine
 from act_pipeline.engines.registry import find_runtime
 from act_pipeline.evaluation import Evaluation, evaluate_beside
 from act_pipeline.evaluation.batches import Latencies, NotFinite, measure_in_turns
+from act_pipeline.families.registry import Decoder
 from act_pipeline.graph.deformable_attention import samples_by_rows
 from act_pipeline.graph.program_desc import parsed
 from act_pipeline.graph.static_graph import StaticGraph
@@ -40,12 +41,14 @@ class Judge:
             models.
         device: ``CPU`` or ``GPU``, where both run.
         why: the reason for the choice, in one line.
+        decoder: turns the outputs of all of them into detections; None: each model's own.
     """
 
     engine: str
     fp32_engine: str
     device: str
     why: str
+    decoder: Optional[Decoder] = None
 
     @property
     def is_reference(self) -> bool:
@@ -82,7 +85,7 @@ class Judge:
         name = self.name(precision)
         if find_runtime(name).shapes:
             collect_shapes(model, reader, self.device)
-        return create_engine(name, model, precision, self.device, threads)
+        return create_engine(name, model, precision, self.device, threads, decoder=self.decoder)
 
     def evaluate(
         self, model: InferenceModel, precision: str, reader: Reader, progress: bool, limit: int | None = None
@@ -117,7 +120,7 @@ class Judge:
             The evaluation, and whether it comes from the cache.
         """
         return cached_evaluation(
-            model.content_hash(),
+            model.content_hash() + (self.decoder.key if self.decoder else ""),
             reader.fingerprint("eval"),
             self.fp32_engine,
             self.device,

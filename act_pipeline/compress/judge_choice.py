@@ -10,11 +10,20 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import Machine, fastest_engine, find_support, machine, support
 from act_pipeline.engines.registry import find_runtime
+from act_pipeline.families.registry import Decoder, decoder_of
+from act_pipeline.graph.model_files import inspect_model
 
 _logger = logging.getLogger(__name__)
 
 
-def choose_judge(asked: str, device: str, model: InferenceModel, here: Machine | None = None) -> Judge:
+def choose_judge(
+    asked: str,
+    device: str,
+    model: InferenceModel,
+    here: Machine | None = None,
+    *,
+    decoder: Decoder | None = None,
+) -> Judge:
     """Choose the engine that evaluates.
 
     Args:
@@ -23,30 +32,33 @@ def choose_judge(asked: str, device: str, model: InferenceModel, here: Machine |
         device: ``CPU`` or ``GPU``, where the compression computes.
         model: the float model.
         here: the machine; None: this machine.
+        decoder: turns the outputs of all models into detections; None: the float model's. The models that strategies
+            write have no ``infer_cfg.yml``.
 
     Raises:
         UserError: the machine cannot run the engine.
     """
     here = here or machine()
+    decoder = decoder or decoder_of(model, inspect_model(model).output_shapes)
     if asked == "auto":
         name, found, why = fastest_engine("int8", "auto" if device == "GPU" else "CPU", here)
         refusal = _refusal(name, model) if name != REFERENCE else None
         if refusal is None:
-            return _judge(name, found, why, here)
+            return _judge(name, found, why, here, decoder)
         _logger.warning("evaluating in %s: %s does not accept the model: %s", REFERENCE, name, refusal)
-        return _judge(REFERENCE, "CPU", f"{name} does not take the model", here)
+        return _judge(REFERENCE, "CPU", f"{name} does not take the model", here, decoder)
     devices = [entry for entry in ("GPU", "CPU") if _available(asked, entry, here)]
     if not devices:  # raises the error that names what is missing
         rows = [entry for entry in support(here) if (entry.engine, entry.precision) == (asked, "int8")]
         (rows[-1] if rows else find_support(asked, "int8", "CPU", here)).require()
-    return _judge(asked, device if device in devices else devices[0], "Strategy.engine names it", here)
+    return _judge(asked, device if device in devices else devices[0], "Strategy.engine names it", here, decoder)
 
 
-def _judge(name: str, device: str, why: str, here: Machine) -> Judge:
+def _judge(name: str, device: str, why: str, here: Machine, decoder: Decoder) -> Judge:
     fp32 = name
     if name == REFERENCE:
         fp32 = "paddle_onednn" if find_support("paddle_onednn", "fp32", "CPU", here).available else "paddle"
-    return Judge(name, fp32, device, why)
+    return Judge(name, fp32, device, why, decoder)
 
 
 def _available(name: str, device: str, here: Machine) -> bool:

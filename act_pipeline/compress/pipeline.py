@@ -43,6 +43,8 @@ from act_pipeline.engines.device import paddle_device
 from act_pipeline.engines.float_model import require_float
 from act_pipeline.evaluation import Evaluation
 from act_pipeline.execution.memory import freed_memory_kept
+from act_pipeline.families.registry import decoder_for
+from act_pipeline.graph.box_expectation import box_expectations
 from act_pipeline.graph.folding import fold, save_folded
 from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.static_graph import static_mode
@@ -229,7 +231,9 @@ def _make_job(run: _Run, running: _Running, seconds: dict[str, float]) -> Job:
     with timed(seconds, "prepare"):
         prepared, selection = _prepare(inputs.model, config, running.work / "float")
         check_outputs(config, prepared, reader)
-        judge = choose_judge(config.strategy.engine, inputs.device, inputs.model)
+        judge = choose_judge(
+            config.strategy.engine, inputs.device, inputs.model, decoder=decoder_for(config, inputs.model)
+        )
     fp32, cached = None, False
     if config.global_.evaluation:
         with timed(seconds, "evaluate_fp32"):
@@ -274,6 +278,6 @@ def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[In
             f"{config.path}: {model.directory} has no op of {config.op_section}.quantize_op_types "
             f"({', '.join(config.op_types)}); name the types of ops that the model has"
         )
-    selection = select(ops, config.quantize, config.path)
+    selection = select(ops, config.quantize, config.path, box_expectations(graph, ops))
     mark_float(graph, list(selection.kept))
     return save_folded(graph, directory), selection

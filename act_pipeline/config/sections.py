@@ -127,6 +127,8 @@ class Global:
         model_dir: folder of the float inference model.
         model_filename: file name of the program in ``model_dir``.
         params_filename: file name of the parameters in ``model_dir``.
+        arch: the detector family (``act_pipeline.families``), or one of PaddleSlim's names such as ``YOLOv5``; None: as
+            ``infer_cfg.yml`` and the model's outputs say.
         include_nms: whether the graph contains the post-process, as RT-DETR's does.
         evaluation: whether the float model and the INT8 models are evaluated; ``auto`` needs it.
         input_list: the model's inputs by the reader's names, or ``{reader's name: model's name}``; None: the model's
@@ -137,6 +139,7 @@ class Global:
     model_dir: Path
     model_filename: str = MODEL_FILENAME
     params_filename: str = PARAMS_FILENAME
+    arch: Optional[str] = None
     include_nms: bool = True
     evaluation: bool = key(True, name="Evaluation")
     input_list: Optional[Union[list[str], dict[str, str]]] = None

@@ -55,10 +55,11 @@ def create_engine(
         precision: one of :data:`PRECISIONS`. An INT8 model runs as ``int8`` only, so that no figure is mislabelled.
         device: ``CPU`` or ``GPU``.
         threads: number of CPU threads; None: all CPUs that this process may use.
-        **options: ``batch_size``: the largest batch (default 1; unlimited for Paddle without TensorRT);
-            ``float_precision`` for ``openvino``; ``provider`` for ``onnxruntime``; ``dynamic_shape`` and ``calibrate``
-            for ``paddle_trt``. Tests and tools may pass ``inference`` and ``machine`` (stand-ins) and ``summary``
-            (the result of :func:`inspect_artifact`).
+        **options: ``batch_size``: the largest batch (default 1; unlimited for Paddle without TensorRT); ``decoder``:
+            turns the outputs into detections (default: as the model's ``infer_cfg.yml`` and its outputs say);
+            ``float_precision`` for ``openvino``; ``provider`` for ``onnxruntime``; ``dynamic_shape`` and
+            ``calibrate`` for ``paddle_trt``. Tests and tools may pass ``inference`` and ``machine`` (stand-ins) and
+            ``summary`` (the result of :func:`inspect_artifact`).
 
     Returns:
         The engine, loaded and ready to run.
@@ -83,7 +84,7 @@ def create_engine(
         )
     summary = options.pop("summary", None) or inspect_artifact(model, here)
     where = model.path if isinstance(model, OnnxModel) else model.model_path
-    decoder_of(model, summary.output_shapes)
+    decoder = options.pop("decoder", None) or decoder_of(model, summary.output_shapes)
     if precision == "int8" and not summary.quantized and not options.get("calibrate"):
         raise UserError(
             f"{where} holds no INT8 scales, expected an INT8 model for --precision=int8; compress it with "
@@ -104,7 +105,7 @@ def create_engine(
     known = {"summary": summary, "inference": options.pop("inference", None), "machine": here}
     stand_ins = {key: known[key] for key in runtime.stand_ins}
     engine_class = getattr(import_module(f"act_pipeline.engines.{runtime.module}"), runtime.class_name)
-    return engine_class(model, precision, device, threads, **runtime.fixed, **stand_ins, **options)
+    return engine_class(model, precision, device, threads, decoder=decoder, **runtime.fixed, **stand_ins, **options)
 
 
 def inspect_artifact(model: Artifact, here: Machine | None = None) -> Any:

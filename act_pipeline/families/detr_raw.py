@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from act_pipeline.families.interface import Detections, Geometry, PostProcess, Shapes, joined
+from act_pipeline.families.interface import Detections, Geometry, PostProcess, Shapes, joined, weighted
 from act_pipeline.families.nms import best_pairs, corners
 
 
@@ -23,14 +23,15 @@ class RawDetr:
     def fits(self, shapes: Shapes) -> bool:
         return _roles(shapes) is not None
 
+    def comparable(self, outputs: Mapping[str, np.ndarray], geometry: Geometry) -> np.ndarray:
+        logits, boxes = self._read(outputs)
+        return weighted(_scores(logits), boxes)
+
     def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
-        roles = _roles({name: array.shape for name, array in outputs.items()})
-        assert roles is not None  # `fits` was true of the same outputs
-        logits, boxes = (np.asarray(outputs[name], np.float32) for name in roles)
+        logits, boxes = self._read(outputs)
         height, width = geometry.input_size
         pixels = corners(boxes) * np.array([width, height, width, height], np.float32)
-        scores = 1 / (1 + np.exp(-np.clip(logits, -60, 60)))
-        scores[~np.isfinite(logits)] = 0  # -inf marks what is no class; NaN is caught by the boxes
+        scores = _scores(logits)
         return joined(
             [
                 best_pairs(scores[image], geometry.to_original(pixels[image], image, post.clip), post)
@@ -38,14 +39,28 @@ class RawDetr:
             ]
         )
 
+    @staticmethod
+    def _read(outputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits and boxes, float32."""
+        roles = _roles({name: array.shape for name, array in outputs.items()})
+        assert roles is not None  # `fits` was true of the same outputs
+        logits, boxes = (np.asarray(outputs[name], np.float32) for name in roles)
+        return logits, boxes
+
+
+def _scores(logits: np.ndarray) -> np.ndarray:
+    scores: np.ndarray = 1 / (1 + np.exp(-np.clip(logits, -60, 60)))
+    scores[logits == -np.inf] = 0  # marks what is no class
+    return scores
+
 
 def _roles(shapes: Shapes) -> tuple[str, str] | None:
     """Return the names of logits and boxes; None: there is no such pair."""
     three = {name: shape for name, shape in shapes.items() if len(shape) == 3}
     boxes = [name for name, shape in three.items() if shape[2] == 4]
     # With four classes both end in 4: then names decide, and otherwise the order.
-    boxes.sort(key=lambda name: "box" not in name)
-    for box in boxes[:1] if len(boxes) < 2 or "box" in boxes[0] else boxes[-1:]:
+    boxes.sort(key=lambda name: not name.endswith("boxes"))
+    for box in boxes[:1] if len(boxes) < 2 or boxes[0].endswith("boxes") else boxes[-1:]:
         for name, shape in three.items():
             if name != box and shape[1] == three[box][1] and shape[1] != -1:
                 return name, box

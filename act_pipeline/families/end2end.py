@@ -24,6 +24,9 @@ class EndToEnd:
         (shape,) = shapes.values()
         return len(shape) == 3 and shape[2] == 6 and 0 < shape[1] <= _MOST_ROWS
 
+    def comparable(self, outputs: Mapping[str, np.ndarray], geometry: Geometry) -> None:
+        return None
+
     def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
         (array,) = (np.asarray(array, np.float32) for array in outputs.values())
         images = []

@@ -149,6 +149,13 @@ class DetectorFamily(Protocol):
     def fits(self, shapes: Shapes) -> bool:
         """Return whether a model with these outputs can be of the family."""
 
+    def comparable(self, outputs: Mapping[str, np.ndarray], geometry: Geometry) -> np.ndarray | None:
+        """Return the outputs in a form whose differences are errors of the detections, for the SQNR.
+
+        Returns:
+            [N, rows, C + 4], see :func:`weighted`; None: the outputs are detections, in which rows have no fixed place.
+        """
+
     def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
         """Turn the outputs of a batch into detections.
 
@@ -157,6 +164,20 @@ class DetectorFamily(Protocol):
             geometry: where the images lie on the input.
             post: thresholds.
         """
+
+
+def weighted(scores: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return the scores, and the boxes multiplied by their best score, so that boxes with low scores count little.
+
+    Args:
+        scores: [N, rows, C], in [0, 1].
+        boxes: [N, rows, 4], relative to the input.
+
+    Returns:
+        float64 [N, rows, C + 4].
+    """
+    scores = np.asarray(scores, np.float64)
+    return np.concatenate([scores, boxes * scores.max(axis=2, keepdims=True)], axis=2)
 
 
 def joined(images: Sequence[np.ndarray]) -> Detections:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from act_pipeline.families.interface import Detections, Geometry, PostProcess, Shapes, joined
+from act_pipeline.families.interface import Detections, Geometry, PostProcess, Shapes, joined, weighted
 from act_pipeline.families.nms import multiclass_nms
 
 
@@ -26,6 +26,10 @@ class PPYoloe:
             return False
         boxes, scores = shapes.values()
         return len(boxes) == len(scores) == 3 and boxes[2] == 4 and boxes[1] == scores[2] and boxes[1] not in (-1, 4)
+
+    def comparable(self, outputs: Mapping[str, np.ndarray], geometry: Geometry) -> np.ndarray:
+        boxes, scores = outputs.values()
+        return weighted(np.swapaxes(scores, 1, 2), boxes / max(geometry.input_size))
 
     def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
         boxes, scores = (np.asarray(array, np.float32) for array in outputs.values())

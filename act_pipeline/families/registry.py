@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.core.artifacts import Artifact, described_by, location
+from act_pipeline.config import Config
+from act_pipeline.core.artifacts import Artifact, InferenceModel, described_by, location
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.families import detr_raw, end2end, ppyoloe, rtdetr, yolo
 from act_pipeline.families.interface import DetectorFamily, Geometry, PostProcess, Shapes
+from act_pipeline.graph.model_files import inspect_model
 
 FAMILIES: tuple[DetectorFamily, ...] = (rtdetr.FAMILY, detr_raw.FAMILY, ppyoloe.FAMILY, yolo.FAMILY, end2end.FAMILY)
 
@@ -30,6 +32,11 @@ class Decoder:
     family: DetectorFamily
     post: PostProcess
     where: Path
+
+    @property
+    def key(self) -> str:
+        """What determines the detections besides the model's outputs; empty where the graph gives them."""
+        return "" if self.family is rtdetr.FAMILY else f"{self.family.name} {self.post}"
 
     def __call__(self, outputs: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return ``bbox`` and ``bbox_num`` of a batch, see :class:`act_pipeline.families.interface.Detections`.
@@ -49,13 +56,14 @@ class Decoder:
         return {"bbox": found.bbox, "bbox_num": found.bbox_num}
 
 
-def decoder_of(model: Artifact, shapes: Shapes) -> Decoder:
+def decoder_of(model: Artifact, shapes: Shapes, family: DetectorFamily | None = None) -> Decoder:
     """Return the decoder of a model.
 
     Args:
         model: the model. ``arch`` in its ``infer_cfg.yml`` selects the family where it names one; otherwise the outputs
             do.
         shapes: its outputs.
+        family: the family, instead.
 
     Raises:
         UserError: no family has such outputs, or the one that ``arch`` names has not.
@@ -64,7 +72,19 @@ def decoder_of(model: Artifact, shapes: Shapes) -> Decoder:
     folder = described_by(model)
     described: Mapping[str, Any] = folder.infer_cfg() if folder is not None else {}
     post = PostProcess.of(described, str(folder.infer_cfg_path) if folder is not None else "")
-    return Decoder(find_family(shapes, where, described.get("arch")), post, where)
+    arch = described.get("arch") if family is None else family.name
+    return Decoder(find_family(shapes, where, arch), post, where)
+
+
+def decoder_for(config: Config, model: InferenceModel) -> Decoder:
+    """Return the decoder of a config's float model, of the family that ``Global.arch`` names if it does.
+
+    Raises:
+        UserError: as :func:`decoder_of`; also if there is no such family.
+    """
+    arch = config.global_.arch
+    family = None if arch is None else family_named(arch, f"{config.path}: Global.arch")
+    return decoder_of(model, inspect_model(model).output_shapes, family)
 
 
 def find_family(shapes: Shapes, where: Path, arch: object = None) -> DetectorFamily:

@@ -20,6 +20,9 @@ class PostProcessInGraph:
         first = next(iter(shapes.values()), ())
         return len(shapes) >= 2 and (not first or (len(first) == 2 and first[1] in (-1, 6)))
 
+    def comparable(self, outputs: Mapping[str, np.ndarray], geometry: Geometry) -> None:
+        return None
+
     def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
         bbox, bbox_num = (np.asarray(array) for array in list(outputs.values())[:2])
         # A runtime may give an empty array another shape.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from act_pipeline.families.interface import Detections, Geometry, PostProcess, Shapes, joined
+from act_pipeline.families.interface import Detections, Geometry, PostProcess, Shapes, joined, weighted
 from act_pipeline.families.nms import corners, multiclass_nms
 
 # Exports with NMS inside have 100 to 300 rows of six numbers; the smallest input of a YOLO has more boxes.
@@ -32,20 +32,28 @@ class Yolo:
             return False
         return not (shape[2] == 6 and shape[1] <= _MOST_AFTER_NMS)
 
+    def comparable(self, outputs: Mapping[str, np.ndarray], geometry: Geometry) -> np.ndarray:
+        boxes, scores = _read(outputs, None)
+        return weighted(scores, boxes / max(geometry.input_size))
+
     def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
-        (array,) = (np.asarray(array, np.float32) for array in outputs.values())
-        if _has_objectness(array.shape, post.num_classes):
-            scores = array[..., 5:] * array[..., 4:5]
-        else:
-            array = array.transpose(0, 2, 1)
-            scores = array[..., 4:]
+        boxes, scores = _read(outputs, post.num_classes)
         images = []
-        for image in range(len(array)):
+        for image in range(len(boxes)):
             # NMS in pixels of the input, as these detectors' own post-process does.
-            rows = multiclass_nms(corners(array[image, :, :4]), scores[image], post)
+            rows = multiclass_nms(corners(boxes[image]), scores[image], post)
             rows[:, 2:] = geometry.to_original(rows[:, 2:], image, post.clip)
             images.append(rows)
         return joined(images)
+
+
+def _read(outputs: Mapping[str, np.ndarray], num_classes: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return boxes [N, A, 4] (cx, cy, w, h in pixels of the input) and scores [N, A, C], float32."""
+    (array,) = (np.asarray(array, np.float32) for array in outputs.values())
+    if _has_objectness(array.shape, num_classes):
+        return array[..., :4], array[..., 5:] * array[..., 4:5]
+    array = array.transpose(0, 2, 1)
+    return array[..., :4], array[..., 4:]
 
 
 def _has_objectness(shape: tuple[int, ...], num_classes: int | None) -> bool:

@@ -92,7 +92,14 @@ class Ranker:
 
     def _opened(self) -> SensitivityRunner:
         if self._runner is None:
-            task = Task.of(self._model, self.ops, self._thresholds, [self._batch], device=self._job.device)
+            task = Task.of(
+                self._model,
+                self.ops,
+                self._thresholds,
+                [self._batch],
+                device=self._job.device,
+                decoder=self._job.judge.decoder,
+            )
             self._runner = SensitivityRunner(task)
         return self._runner
 

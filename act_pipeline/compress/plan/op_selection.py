@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Union
@@ -47,13 +47,16 @@ class Selection:
         return Selection(self.ops, kept, tuple(name for name in self.weight_only if name not in kept))
 
 
-def select(ops: Sequence[QuantizableOp], quantize: Quantize, path: Path) -> Selection:
+def select(
+    ops: Sequence[QuantizableOp], quantize: Quantize, path: Path, sensitive: Mapping[str, str] | None = None
+) -> Selection:
     """Resolve the patterns of a config's ``quantize``.
 
     Args:
         ops: the quantizable ops of the model.
         quantize: the patterns.
         path: the config's file, for messages.
+        sensitive: name of an op that stays float unless ``quantize.include`` matches it -> the reason.
 
     Raises:
         UserError: a pattern matches no op, or no op is left to quantize.
@@ -62,6 +65,7 @@ def select(ops: Sequence[QuantizableOp], quantize: Quantize, path: Path) -> Sele
     included = _matching(ops, quantize.include, "include", path)
     if quantize.include:
         kept.update({op.name: "not in quantize.include" for op in ops if op.name not in included})
+    kept.update({name: why for name, why in (sensitive or {}).items() if name not in included and name not in kept})
     kept.update(
         {name: f"quantize.exclude: {why}" for name, why in _matching(ops, quantize.exclude, "exclude", path).items()}
     )

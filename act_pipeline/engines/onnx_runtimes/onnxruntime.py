@@ -15,7 +15,7 @@ from act_pipeline.core.package_versions import versions as package_versions
 from act_pipeline.engines.arrays import InputCheck
 from act_pipeline.engines.interface import refusals
 from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, onnx_artifact, require_qdq_format
-from act_pipeline.families.registry import decoder_of
+from act_pipeline.families.registry import Decoder, decoder_of
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -47,6 +47,7 @@ class OnnxRuntimeEngine:
         threads: int | None = None,
         batch_size: int = 1,
         provider: str | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         """Export the model to ONNX if it is a folder, and load it.
 
@@ -58,6 +59,7 @@ class OnnxRuntimeEngine:
             batch_size: the largest batch.
             provider: ``cpu``; on a GPU ``cuda`` or ``tensorrt``. None: ``cpu`` on the CPU; on a GPU ``tensorrt`` for
                 ``int8`` (the CUDA provider has no INT8 kernels), otherwise ``cuda``.
+            decoder: turns the outputs into detections; None: chosen by the model's description and outputs.
 
         Raises:
             UserError: the package or the provider is missing, the file is damaged or in the Q/DQ format of another
@@ -75,7 +77,7 @@ class OnnxRuntimeEngine:
             require_qdq_format(self.artifact, summary, "tensorrt", "which TensorRT refuses")
         self._where = location(model)
         self._check = InputCheck(self._where, summary.inputs, batch_size)
-        self._decode = decoder_of(model, summary.output_shapes)
+        self._decode = decoder or decoder_of(model, summary.output_shapes)
         self._outputs = list(summary.outputs)
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = self.threads

@@ -32,6 +32,7 @@ from act_pipeline.core.cpus import available_cpus
 from act_pipeline.engines.machine import Machine
 from act_pipeline.engines.machine import machine as this_machine
 from act_pipeline.engines.paddle.native import Predictor, PredictorEngine
+from act_pipeline.families.registry import Decoder, decoder_of
 from act_pipeline.graph.deformable_attention import attend_by_rows
 from act_pipeline.graph.model_files import ModelSummary, inspect_model
 from act_pipeline.graph.onednn_broadcasts import spread_for_onednn
@@ -65,6 +66,7 @@ class Int8ReferenceEngine(PredictorEngine):
         summary: ModelSummary | None = None,
         inference: Any = None,
         machine: Machine | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         """Rewrite the model to a temporary folder and load it.
 
@@ -77,6 +79,7 @@ class Int8ReferenceEngine(PredictorEngine):
             summary: summary of ``model``; None: it is read.
             inference: ``paddle.inference`` or a stand-in; None: imported.
             machine: this machine, or a stand-in; None: :func:`act_pipeline.engines.machine.machine`.
+            decoder: turns the outputs into detections; None: chosen by the model's description and outputs.
 
         Raises:
             UserError: the files are damaged, or Paddle cannot load them.
@@ -95,7 +98,13 @@ class Int8ReferenceEngine(PredictorEngine):
             rewritten = with_onednn_rounding(model, Path(folder), integers, summary)
             # The summary of the original model is valid: inputs and outputs are the same.
             self._predictor = Predictor(
-                rewritten, configure, summary, inference, "; --engine=paddle runs it", batch_size
+                rewritten,
+                configure,
+                summary,
+                inference,
+                "; --engine=paddle runs it",
+                batch_size,
+                decoder=decoder or decoder_of(model, summary.output_shapes),
             )
 
 

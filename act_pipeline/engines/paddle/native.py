@@ -14,7 +14,7 @@ from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.package_versions import versions as package_versions
 from act_pipeline.engines.arrays import InputCheck
 from act_pipeline.engines.interface import refusals, without_pass_log
-from act_pipeline.families.registry import decoder_of
+from act_pipeline.families.registry import Decoder, decoder_of
 from act_pipeline.graph.model_files import ModelSummary, inspect_model
 from act_pipeline.graph.op_types import CONVOLUTIONS
 
@@ -75,6 +75,7 @@ class PaddleEngine(PredictorEngine):
         onednn: bool = False,
         summary: ModelSummary | None = None,
         inference: Any = None,
+        decoder: Decoder | None = None,
     ) -> None:
         """Load the model.
 
@@ -87,6 +88,7 @@ class PaddleEngine(PredictorEngine):
             onednn: use oneDNN (CPU only).
             summary: summary of ``model``; None: it is read.
             inference: ``paddle.inference`` or a stand-in; None: imported.
+            decoder: turns the outputs into detections; None: chosen by the model's description and outputs.
 
         Raises:
             UserError: the files are damaged, or Paddle cannot load the model.
@@ -110,7 +112,7 @@ class PaddleEngine(PredictorEngine):
                     config.disable_mkldnn()
 
         remedy = "; --use_mkldnn=False runs it without oneDNN" if onednn else ""
-        self._predictor = Predictor(model, configure, summary, inference, remedy, batch_size)
+        self._predictor = Predictor(model, configure, summary, inference, remedy, batch_size, decoder=decoder)
 
 
 class Predictor:
@@ -128,6 +130,8 @@ class Predictor:
         inference: Any = None,
         remedy: str = "",
         batch_size: int | None = None,
+        *,
+        decoder: Decoder | None = None,
     ) -> None:
         """Check the files and load the model.
 
@@ -138,6 +142,7 @@ class Predictor:
             inference: ``paddle.inference`` or a stand-in; None: imported.
             remedy: what the user can do when Paddle cannot load the model, appended to the error.
             batch_size: the largest batch; None: no limit.
+            decoder: turns the outputs into detections; None: chosen by the model's description and outputs.
 
         Raises:
             UserError: the files are damaged or lack the outputs of a detector, or Paddle cannot load the model.
@@ -145,7 +150,7 @@ class Predictor:
         self.summary = summary or inspect_model(model)
         self._remedy = remedy
         self._where = model.directory
-        self._decode = decoder_of(model, self.summary.output_shapes)
+        self._decode = decoder or decoder_of(model, self.summary.output_shapes)
         if inference is None:
             import paddle.inference
 

@@ -14,6 +14,7 @@ from act_pipeline.engines.machine import Machine
 from act_pipeline.engines.machine import machine as this_machine
 from act_pipeline.engines.paddle.dynamic_shape import shapes_path
 from act_pipeline.engines.paddle.native import GPU_MEMORY_POOL_MB, Predictor, PredictorEngine
+from act_pipeline.families.registry import Decoder
 from act_pipeline.graph.model_files import ModelSummary, inspect_model
 
 CACHE_DIRECTORY = "trt_cache"
@@ -44,6 +45,7 @@ class PaddleTensorRTEngine(PredictorEngine):
         summary: ModelSummary | None = None,
         inference: Any = None,
         machine: Machine | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         """Load the model; build the TensorRT engines unless they are cached.
 
@@ -58,6 +60,7 @@ class PaddleTensorRTEngine(PredictorEngine):
             summary: summary of ``model``; None: it is read.
             inference: ``paddle.inference`` or a stand-in; None: imported.
             machine: this machine, or a stand-in; None: :func:`act_pipeline.engines.machine.machine`.
+            decoder: turns the outputs into detections; None: chosen by the model's description and outputs.
 
         Raises:
             UserError: the shapes were not collected, the files are damaged, or Paddle cannot load the model.
@@ -87,7 +90,7 @@ class PaddleTensorRTEngine(PredictorEngine):
                 config.enable_tuned_tensorrt_dynamic_shape(str(shapes), True)
 
         remedy = "; --use_trt=False runs it without TensorRT"
-        self._predictor = Predictor(model, configure, summary, inference, remedy, batch_size)
+        self._predictor = Predictor(model, configure, summary, inference, remedy, batch_size, decoder=decoder)
 
     def _cache_directory(self, model: InferenceModel, batch_size: int, dynamic_shape: bool, calibrate: bool) -> Any:
         # Paddle 2.6 derives the name of a cached engine from the subgraph's inputs and the precision only: the same

@@ -24,7 +24,7 @@ from act_pipeline.engines.tensorrt.module import (
     installed_version,
     make_log,
 )
-from act_pipeline.families.registry import decoder_of
+from act_pipeline.families.registry import Decoder, decoder_of
 
 if TYPE_CHECKING:
     from act_pipeline.engines.tensorrt.plan import Say
@@ -83,6 +83,7 @@ class TensorRTEngine:
         say: Say | None = None,
         tensorrt: TensorRT | None = None,
         cuda: Cuda | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         """Export the model to ONNX if it is a folder, build the plan unless it is cached, and load it.
 
@@ -97,6 +98,7 @@ class TensorRTEngine:
             say: called with a line about why a plan is built; None: printed to stderr.
             tensorrt: NVIDIA's module or a stand-in; None: imported.
             cuda: the CUDA runtime or a stand-in; None: imported.
+            decoder: turns the outputs into detections; None: chosen by the model's description and outputs.
 
         Raises:
             UserError: a package or the GPU is missing, the file is damaged or in the Q/DQ format of another runtime, or
@@ -128,7 +130,7 @@ class TensorRTEngine:
             self._trt, model, self.artifact, recipe, self._runtime.deserialize_cuda_engine, say or say_on_stderr
         )
         self._log, self._engine = log, engine
-        self._decode = decoder_of(model, summary.output_shapes)
+        self._decode = decoder or decoder_of(model, summary.output_shapes)
         self._outputs = summary.outputs
         with self._refusals("load"):
             self._context = engine.create_execution_context()
