@@ -10,6 +10,8 @@ import numpy as np
 from act_pipeline.importers.onnx.rules.rule import Build, CannotImport, Rule, axis_of
 from act_pipeline.importers.onnx.source import Node
 
+_MAX_EPSILON = 1e-3  # of layer_norm and batch_norm in Paddle 2.6.2
+
 
 def _softmax(function: str) -> Rule:
     def rule(build: Build, node: Node) -> Any:
@@ -43,8 +45,13 @@ def _layer_normalization(build: Build, node: Node) -> Any:
             value = build.constant(name, what)
             full = np.broadcast_to(value, shape[axis:]) if value.size != size else value
             factors[index - 1] = build.parameter(name, full.reshape(-1), "flat" if value.ndim != 1 else "")
-    epsilon = float(node.attrs.get("epsilon", 1e-5))
-    return paddle.nn.functional.layer_norm(build.value(node.inputs[0]), list(shape[axis:]), *factors, epsilon)
+    epsilon, value = float(node.attrs.get("epsilon", 1e-5)), build.value(node.inputs[0])
+    if epsilon <= _MAX_EPSILON:
+        return paddle.nn.functional.layer_norm(value, list(shape[axis:]), *factors, epsilon)
+    result = _normalized(value, list(range(axis, len(shape))), epsilon)
+    for name, function in zip(node.inputs[1:], (paddle.multiply, paddle.add)):
+        result = function(result, build.value(name)) if name else result
+    return result
 
 
 def _batch_normalization(build: Build, node: Node) -> Any:
@@ -54,10 +61,13 @@ def _batch_normalization(build: Build, node: Node) -> Any:
         raise CannotImport("its training_mode is 1, expected 0: export the model in evaluation mode")
     build.refuse_outputs(node, 1)
     names = ("scale", "bias", "mean", "variance")
-    scale, bias, mean, variance = (
-        build.parameter(name, build.constant(name, what), what) for name, what in zip(node.inputs[1:], names)
-    )
+    constants = [build.constant(name, what) for name, what in zip(node.inputs[1:], names)]
     epsilon = float(node.attrs.get("epsilon", 1e-5))
+    if epsilon > _MAX_EPSILON:
+        constants[3], epsilon = constants[3] + np.float32(epsilon - 1e-5), 1e-5
+    scale, bias, mean, variance = (
+        build.parameter(name, value, what) for name, value, what in zip(node.inputs[1:], constants, names)
+    )
     return paddle.nn.functional.batch_norm(
         build.value(node.inputs[0]), mean, variance, scale, bias, training=False, epsilon=epsilon
     )
@@ -82,17 +92,22 @@ def _grouped(build: Build, node: Node, groups: int, per_group: bool) -> Any:
     if channels % groups:
         raise CannotImport(f"its {channels} channels are no multiple of {groups} groups")
     flat = [shape[0], groups, math.prod(shape[1:]) // groups]
-    value = build.reshape(value, shape, flat)
-    difference = paddle.subtract(value, paddle.mean(value, axis=2, keepdim=True))
-    variance = paddle.mean(paddle.square(difference), axis=2, keepdim=True)
-    spread = paddle.sqrt(paddle.scale(variance, scale=1.0, bias=float(node.attrs.get("epsilon", 1e-5))))
-    normalized = build.reshape(paddle.divide(difference, spread), flat, shape)
+    normalized = _normalized(build.reshape(value, shape, flat), [2], float(node.attrs.get("epsilon", 1e-5)))
+    normalized = build.reshape(normalized, flat, shape)
     scale, bias = (build.constant(name, what).reshape(-1) for name, what in zip(node.inputs[1:3], ("scale", "bias")))
     if per_group:
         scale, bias = (np.repeat(each, channels // groups) for each in (scale, bias))
     along = [1, channels, *[1] * (len(shape) - 2)]
     scaled = paddle.multiply(normalized, build.parameter(node.inputs[1], scale.reshape(along), "channels"))
     return paddle.add(scaled, build.parameter(node.inputs[2], bias.reshape(along), "channels"))
+
+
+def _normalized(value: Any, axes: list[int], epsilon: float) -> Any:
+    import paddle
+
+    difference = paddle.subtract(value, paddle.mean(value, axis=axes, keepdim=True))
+    variance = paddle.mean(paddle.square(difference), axis=axes, keepdim=True)
+    return paddle.divide(difference, paddle.sqrt(paddle.scale(variance, scale=1.0, bias=epsilon)))
 
 
 def _lp_normalization(build: Build, node: Node) -> Any:

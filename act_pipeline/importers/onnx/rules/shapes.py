@@ -116,18 +116,20 @@ def _slice(build: Build, node: Node) -> Any:
     value = build.value(node.inputs[0])
     batch = open_axis(value)
     for axis, start, end, step in zip(axes, starts, ends, steps):
-        first, last, _ = slice(start, end, step).indices(shape[axis])
-        if len(range(first, last, step)) == shape[axis] and step == 1:
+        taken = range(*slice(start, end, step).indices(shape[axis]))
+        if len(taken) == shape[axis] and step == 1:
             continue
         if axis == batch:
             raise CannotImport("it slices the open batch")
-        if len(range(first, last, step)) == 0:
+        if not taken:
             raise CannotImport(f"its result is empty: [{start}:{end}:{step}] of {shape[axis]}")
-        if step == 1:
+        first, last = min(taken[0], taken[-1]), max(taken[0], taken[-1]) + 1
+        if abs(step) == 1:
             value = paddle.slice(value, [axis], [first], [last])
-        else:  # a last index before the first element, -1, would be counted from the end
-            last = -shape[axis] - 1 if last < 0 else last
-            value = paddle.strided_slice(value, [axis], [first], [last], [step])
+        else:
+            value = paddle.strided_slice(value, [axis], [first], [last], [abs(step)])
+        if step < 0:  # strided_slice (Paddle 2.6.2) stops before the first element
+            value = paddle.flip(value, [axis])
     return value
 
 
@@ -150,9 +152,12 @@ def _expand(build: Build, node: Node) -> Any:
     value = build.value(node.inputs[0])
     if target == list(before):
         return value
+    more = len(target) - len(before)
+    if more:  # expand_v2 (Paddle 2.6.2) infers wrong shapes where it adds dimensions before an open one
+        value = paddle.unsqueeze(value, list(range(more)))
     axis = open_axis(value)
     if axis is not None:
-        target[axis + len(target) - len(before)] = -1
+        target[axis] = -1
     return paddle.expand(value, target)
 
 
