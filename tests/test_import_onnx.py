@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_op_cases import CASES, REFUSED, Case, Feed
 
+from act_pipeline.cli.main import main
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import read_record
+from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
+from act_pipeline.importers import import_onnx
 from act_pipeline.importers.onnx import read
 from act_pipeline.importers.onnx.convert import convert
-from act_pipeline.importers.onnx.rules.registry import RULES
+from act_pipeline.importers.onnx.rules import registry
+from act_pipeline.importers.onnx.rules.registry import RULES, op_table
+from act_pipeline.importers.onnx.verify import compare as difference
 
 pytest.importorskip("onnxruntime", reason="needs the extra importers")
 pytest.importorskip("onnxslim", reason="needs the extra importers")
@@ -74,14 +82,6 @@ def in_paddle(model: InferenceModel, sample: dict[str, np.ndarray]) -> list[np.n
             found = graph.executor.run(graph.program, feed=feed, fetch_list=graph.fetch_targets)
         graph.close()
     return [np.asarray(each) for each in found]
-
-
-def ops_of(model: InferenceModel) -> list[str]:
-    with static_mode():
-        graph = StaticGraph.load(model)
-        found = [op.type for op in graph.program.global_block().ops]
-        graph.close()
-    return found
 
 
 @pytest.fixture()
@@ -150,3 +150,320 @@ def test_what_paddle_cannot_do_is_refused(name: str, tmp_path: Path, unsimplifie
         convert(read.read_onnx(path))
     assert str(error.value).startswith(f"{path}: op {case.op} (node 'the_node', output 'y0') cannot be imported: ")
     assert "\n" not in str(error.value)
+
+
+def test_the_table_in_the_docs_is_the_registry() -> None:
+    assert op_table() in (ROOT / "docs" / "import.md").read_text(encoding="utf-8")
+
+
+def detector(height: Any = 16, width: Any = 16, batch: Any = 1, changes: str = "") -> onnx.ModelProto:
+    """Return a small detector: input ``images``, output ``output0`` [N, boxes, 6], with metadata as Ultralytics writes it."""
+    rng = np.random.default_rng(1)
+
+    def tensor(name: str, *shape: int) -> Any:
+        return numpy_helper.from_array(rng.normal(size=shape).astype(np.float32) * 0.3, name)
+
+    nodes = [
+        helper.make_node("Conv", ["images", "/model.0/conv.weight", "b0"], ["c0"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Sigmoid", ["c0"], ["s0"]),
+        helper.make_node("Mul", ["c0", "s0"], ["a0"]),
+        helper.make_node("Conv", ["a0", "w1", "b1"], ["c1"], group=8, pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["a1"]),
+        helper.make_node("Reshape", ["a1", "flat"], ["tokens"]),
+        helper.make_node("Transpose", ["tokens"], ["rows"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["rows", "w2"], ["product"]),
+        helper.make_node("Add", ["b2", "product"], ["output0"]),
+    ]
+    constants = [
+        tensor("/model.0/conv.weight", 8, 3, 3, 3), tensor("b0", 8), tensor("w1", 8, 1, 3, 3), tensor("b1", 8),
+        tensor("w2", 8, 6), tensor("b2", 6), numpy_helper.from_array(np.array([0, 8, -1]), "flat"),
+    ]  # fmt: skip
+    if changes == "mixes":  # every image is compared with the largest value of all
+        nodes[-1].output[0] = "each"
+        nodes.append(helper.make_node("ReduceMax", ["each"], ["most"], axes=[0, 1, 2]))
+        nodes.append(helper.make_node("Sub", ["each", "most"], ["output0"]))
+    elif changes == "first":
+        nodes[-1].output[0] = "each"
+        constants.append(numpy_helper.from_array(np.array(0), "zero"))
+        nodes.append(helper.make_node("Gather", ["each", "zero"], ["output0"], axis=0))
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, height, width])
+    model = model_of(nodes, [images], [onnx.ValueInfoProto(name="output0")], constants)
+    helper.set_model_props(model, {"names": "{0: 'cell', 1: 'Zelle é'}", "stride": "32", "task": "detect"})
+    return model
+
+
+def test_a_detector_becomes_a_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(detector(), tmp_path)
+    assert main(["import", "--onnx", str(path), "--output", str(tmp_path / "made")]) == 0
+    printed = capsys.readouterr().out
+    assert "inputs image [-1, 3, 16, 16]; outputs output0 [-1, 64, 6]" in printed
+    assert re.search(r"largest difference to ONNX Runtime: \d\.\de-0[5-9]\n$", printed)
+    assert sorted(each.name for each in (tmp_path / "made").iterdir()) == [
+        "import.json", "infer_cfg.yml", "model.pdiparams", "model.pdmodel",
+    ]  # fmt: skip
+    record = read_record(tmp_path / "made" / "import.json", "act_pipeline.import/1")
+    assert record["source"] == "model.onnx" and record["opset"] == 17 and record["fixed_batch"] is None
+    assert record["inputs"] == {"image": {"shape": [-1, 3, 16, 16], "dtype": "float32", "onnx_name": "images"}}
+    assert record["outputs"] == [{"name": "output0", "shape": [-1, 64, 6]}] and "onnxslim" in record["versions"]
+    assert 0 <= record["max_difference"] < 1e-5
+    model = InferenceModel.load(tmp_path / "made")
+    assert model.infer_cfg()["label_list"] == ["cell", "Zelle é"]
+    assert "Preprocess" not in model.infer_cfg() and "arch" not in model.infer_cfg()
+
+    rng = np.random.default_rng(3)
+    images = rng.random((5, 3, 16, 16), np.float32)
+    expected = np.concatenate([in_onnxruntime(path, {"images": image[None]})[0] for image in images])
+    np.testing.assert_allclose(in_paddle(model, {"image": images})[0], expected, atol=1e-5)
+
+
+def test_weights_and_biases_are_where_quantization_looks_for_them(tmp_path: Path) -> None:
+    model = import_onnx(saved(detector(), tmp_path), tmp_path / "made").model
+    with static_mode():
+        graph = StaticGraph.load(model)
+        block = graph.program.global_block()
+        found = quantizable_ops(graph, ["conv2d", "depthwise_conv2d", "matmul_v2"])
+        assert [(op.type, op.weight) for op in found] == [
+            ("conv2d", "model.0.conv.weight"), ("depthwise_conv2d", "w1"), ("matmul_v2", "w2"),
+        ]  # fmt: skip
+        adds = [op for op in block.ops if op.type == "elementwise_add"]
+        assert [graph.parameter(op.input("Y")[0]).shape for op in adds[:2]] == [(1, 8, 1, 1)] * 2
+        graph.unwrap_outputs()
+        assert [target.name for target in graph.fetch_targets] == ["output0"]
+        graph.close()
+
+
+@pytest.mark.parametrize(("changes", "words"), [("mixes", "images change each other"), ("first", "op Gather")])
+def test_a_graph_that_mixes_images_keeps_its_batch(changes: str, words: str, tmp_path: Path) -> None:
+    made = import_onnx(saved(detector(changes=changes), tmp_path), tmp_path / "made")
+    assert made.inputs == {"image": (1, 3, 16, 16)} and words in made.fixed_batch
+    assert made.summary().count("the batch is fixed: ") == 1 and made.max_difference < 1e-5
+    assert read_record(tmp_path / "made" / "import.json", "act_pipeline.import/1")["fixed_batch"] == made.fixed_batch
+
+
+def test_the_batch_stays_fixed_where_asked_for(tmp_path: Path) -> None:
+    made = import_onnx(saved(detector(batch=2), tmp_path), tmp_path / "made", fixed_batch=True)
+    assert made.inputs == {"image": (2, 3, 16, 16)} and made.outputs == (("output0", (2, 64, 6)),)
+    assert import_onnx(saved(detector(batch=2), tmp_path), tmp_path / "open").inputs == {"image": (-1, 3, 16, 16)}
+
+
+def test_half_and_double_precision_become_float32(tmp_path: Path) -> None:
+    model = detector()
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    made = import_onnx(saved(model, tmp_path), tmp_path / "made")
+    assert made.max_difference < 1e-5
+    with static_mode():
+        graph = StaticGraph.load(made.model)
+        assert {str(graph.parameter(name).dtype) for name in ("w1", "w2")} == {"float32"}
+        graph.close()
+
+
+def test_a_branch_with_a_constant_condition_is_taken(tmp_path: Path) -> None:
+    def branch(op: str) -> Any:
+        inner = [helper.make_node(op, ["x"], [f"{op}_out"])]
+        return helper.make_graph(inner, op, [], [onnx.ValueInfoProto(name=f"{op}_out")])
+
+    node = helper.make_node("If", ["no"], ["y"], then_branch=branch("Exp"), else_branch=branch("Sin"))
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])
+    constants = [numpy_helper.from_array(np.array(False), "no")]
+    path = saved(model_of([node], [x], [onnx.ValueInfoProto(name="y")], constants), tmp_path)
+    made = import_onnx(path, tmp_path / "made")
+    sample = np.array([[0, 1, 2, 3]], np.float32)
+    np.testing.assert_allclose(in_paddle(made.model, {"x": sample})[0], np.sin(sample), atol=1e-6)
+
+
+def test_a_wrong_rule_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.RULES, "Relu", RULES["Sigmoid"])
+    with pytest.raises(UserError, match="differs from ONNX Runtime by .*, expected at most 0.001"):
+        import_onnx(saved(detector(), tmp_path), tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("module", ["onnxslim", "onnxruntime"])
+def test_a_missing_package_is_named(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=rf'{module} cannot be imported .*: pip install "act_pipeline\[importers\]"'):
+        import_onnx(saved(detector(), tmp_path), tmp_path / "made")
+
+
+def test_rows_of_a_detr_are_compared_as_sets() -> None:
+    rng = np.random.default_rng(0)
+    scores, boxes = rng.random((2, 50, 3)), rng.random((2, 50, 4))
+    order = rng.permutation(50)
+    assert difference([scores, boxes], [scores[:, order], boxes[:, order]]) < 1e-9
+    other = boxes[:, order].copy()
+    other[1, 7, 2] += 0.5
+    assert 0.4 < difference([scores, boxes], [scores[:, order], other]) < 0.6
+    assert difference([scores, boxes], [scores[:, order], boxes]) > 0.01, "rows belong together"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [([1.0, np.inf], [1.0, np.inf], 0), ([1.0, -np.inf], [1.0, 3.0], np.inf), ([1.0], [np.nan], np.inf),
+     ([1000.0], [1001.0], 1e-3), ([0.1], [0.2], 0.1), ([1.0], [1.0, 2.0], np.inf)],
+)  # fmt: skip
+def test_the_difference_is_relative_above_one(one: list[float], other: list[float], expected: float) -> None:
+    assert difference([np.array(one)], [np.array(other)]) == pytest.approx(expected)
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one line with which the command fails."""
+    assert main(["import", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1, printed
+    return printed.err
+
+
+def test_open_sizes_have_to_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(detector("height", "width", "batch"), tmp_path)
+    output = ["--output", str(tmp_path / "made")]
+    line = fails(["--onnx", str(path), *output], capsys)
+    assert "inputs with open dimensions: images [?, 3, ?, ?]; give their shapes" in line
+    assert "--input_shape images:1,3,640,640" in line
+    for given, words in (
+        ("image:1,3,16,16", "--input_shape names 'image', the file's inputs are images"),
+        ("images:1,4,16,16", "gives 'images' the shape [1, 4, 16, 16], the file has [?, 3, ?, ?]"),
+        ("images:3,16,16", "the file has [?, 3, ?, ?]"),
+        ("images:1,3,x,16", "--input_shape is 'images:1,3,x,16', expected NAME:SIZES"),
+        ("3,16,16", "fits several inputs or none"),
+        ("images:100,3,60000,60000", "expected at most"),
+    ):
+        assert words in fails(["--onnx", str(path), "--input_shape", given, *output], capsys)
+    for given in ("images:1,3,16,16", "1,3,16,16"):
+        assert main(["import", "--onnx", str(path), "--input_shape", given, *output]) == 0
+        assert "inputs image [-1, 3, 16, 16]" in capsys.readouterr().out
+
+
+def test_all_open_inputs_are_named(tmp_path: Path) -> None:
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, "n"]) for name in ("a", "b")]
+    model = model_of([helper.make_node("Add", ["a", "b"], ["y"])], inputs, [onnx.ValueInfoProto(name="y")], [])
+    with pytest.raises(UserError, match=r"open dimensions: a \[1, \?\], b \[1, \?\]; .* --input_shape a:1,... b:1,..."):
+        read.read_onnx(saved(model, tmp_path))
+
+
+def external(location: str, **more: str) -> Any:
+    model = detector()
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": location, **more}.items():
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+    return model
+
+
+def hostile() -> dict[str, tuple[bytes, str]]:
+    """Return the content of files, and words of the error."""
+    good = detector().SerializeToString()
+    loop, unknown, twice, no_output, damaged, huge = (detector() for _ in range(6))
+    loop.graph.node[0].input[0] = "output0"
+    unknown.graph.node[1].input[0] = "nowhere"
+    twice.graph.node[1].output[0] = "c0"
+    no_output.graph.output[0].name = "nothing"
+    damaged.graph.initializer[2].dims[0] = 10**6
+    huge.graph.initializer.append(numpy_helper.from_array(np.array([10**6, 10**6]), "size"))
+    huge.graph.node.insert(0, helper.make_node("ConstantOfShape", ["size"], ["zeros"]))
+    old, strings, negative, empty = (detector() for _ in range(4))
+    old.opset_import[0].version = 4
+    strings.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
+    negative.graph.initializer[0].dims[0] = -8
+    del empty.graph.node[:]
+    return {
+        "empty file": (b"", "is empty"),
+        "truncated": (good[: len(good) // 2], "is truncated or no ONNX file"),
+        "text": (b"this is no model" * 100, "is truncated or no ONNX file"),
+        "no nodes": (empty.SerializeToString(), "has 0 nodes and 1 outputs"),
+        "loop": (loop.SerializeToString(), "reads 'output0', which only a later node writes: the graph has a loop"),
+        "unknown name": (unknown.SerializeToString(), "reads 'nowhere', which nothing writes"),
+        "written twice": (twice.SerializeToString(), "writes 'c0' a second time"),
+        "unknown output": (no_output.SerializeToString(), "the output 'nothing' is written by no node"),
+        "damaged tensor": (damaged.SerializeToString(), "the tensor 'w1' is damaged"),
+        "negative tensor": (negative.SerializeToString(), "the tensor '/model.0/conv.weight' is damaged"),
+        "huge constant": (huge.SerializeToString(), "makes [1000000, 1000000], expected at most"),
+        "opset 4": (old.SerializeToString(), "is of opset 4, expected 7 to "),
+        "strings": (strings.SerializeToString(), "the input 'images' is of element type 8"),
+        "external absolute": (external("/etc/passwd").SerializeToString(), "expected a file in the folder of the model"),
+        "external above": (external("../secret.bin").SerializeToString(), "expected a file in the folder of the model"),
+        "external link": (external("link.bin").SerializeToString(), "expected a file in the folder of the model"),
+        "external missing": (external("weights.bin").SerializeToString(), "which is missing; copy it next to the model"),
+        "external nothing": (external("").SerializeToString(), "expected a file in the folder of the model"),
+        "external short": (external("short.bin", length="9" * 20).SerializeToString(), "the file has 5;"),
+        "external offset": (external("short.bin", offset="x").SerializeToString(), "that cannot be read"),
+        "external null": (external("a\0b").SerializeToString(), "that cannot be read"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", hostile())
+def test_a_damaged_or_hostile_file_is_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (tmp_path / "secret.bin").write_bytes(bytes(8 * 3 * 3 * 3 * 4))
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    (folder / "short.bin").write_bytes(b"12345")
+    content, words = hostile()[name]
+    (folder / "model.onnx").write_bytes(content)
+    line = fails(["--onnx", str(folder / "model.onnx"), "--output", str(tmp_path / "made")], capsys)
+    assert words in line and str(folder / "model.onnx") in line
+    assert not (tmp_path / "made").exists()
+
+
+def test_weights_next_to_the_file_are_read(tmp_path: Path) -> None:
+    weight = numpy_helper.to_array(detector().graph.initializer[0])
+    (tmp_path / "weights.bin").write_bytes(b"1234" + weight.tobytes())
+    path = saved(external("weights.bin", offset="4", length=str(weight.nbytes)), tmp_path)
+    made = import_onnx(path, tmp_path / "made")
+    sample = np.random.default_rng(0).random((1, 3, 16, 16), np.float32)
+    (tmp_path / "whole").mkdir()
+    whole = in_onnxruntime(saved(detector(), tmp_path / "whole"), {"images": sample})
+    np.testing.assert_allclose(in_paddle(made.model, {"image": sample})[0], whole[0], atol=1e-5)
+
+
+def test_other_files_are_no_model_and_no_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "does not exist" in fails(["--onnx", str(tmp_path / "none.onnx")], capsys)
+    assert "is a folder, expected an ONNX file" in fails(["--onnx", str(tmp_path)], capsys)
+    path = saved(detector(), tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    line = fails(["--onnx", str(path), "--output", str(tmp_path / "mine")], capsys)
+    assert "holds thesis.txt and no import.json" in line and "choose another --output" in line
+    line = fails(["--onnx", str(path), "--output", str(tmp_path / "made"), "--images", str(tmp_path / "mine")], capsys)
+    assert "holds no pictures" in line
+
+
+@pytest.mark.parametrize(
+    "text", ["{0: 'a', 2: 'b'}", "__import__('os').system('x')", "(" * 10000, "{0: 1}", "[]", "'a'" * 400000]
+)
+def test_names_that_are_no_list_of_names_are_left_out(text: str, tmp_path: Path) -> None:
+    model = detector()
+    helper.set_model_props(model, {"names": text})
+    assert read.read_onnx(saved(model, tmp_path)).class_names is None
+
+
+needs_models = pytest.mark.skipif(not MODELS.exists(), reason="needs ../shared/models beside the repository")
+
+
+@needs_models
+@pytest.mark.slow
+def test_a_real_yolo(tmp_path: Path) -> None:
+    import cv2
+
+    path = MODELS / "bccd_yolov8n" / "yolov8n_bccd.onnx"
+    made = import_onnx(path, tmp_path / "made", images=SHARED / "data" / "bccd" / "images")
+    assert made.inputs == {"image": (-1, 3, 640, 640)} and made.max_difference < 1e-4
+    picture = cv2.imread(str(sorted((SHARED / "data" / "bccd" / "images").glob("*.jp*g"))[-1]))
+    image = cv2.resize(picture, (640, 640))[None, :, :, ::-1].transpose(0, 3, 1, 2).astype(np.float32) / 255
+    (expected,) = in_onnxruntime(path, {"images": image})
+    (found,) = in_paddle(made.model, {"image": np.concatenate([image, image])})
+    assert np.abs(expected[:, 4:]).max() > 0.3, "it finds nothing: the test shows nothing"
+    np.testing.assert_allclose(found[1:], expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_models
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["efficientvit_sam_encoder", "efficientvit_sam_decoder", "groundingdino_bccd"])
+def test_models_of_open_vocabulary(name: str, tmp_path: Path) -> None:
+    made = import_onnx(MODELS / "open_vocabulary" / f"{name}.onnx", tmp_path / "made")
+    assert made.max_difference < 1e-4
+    assert bool(made.fixed_batch) == (name == "groundingdino_bccd"), made.fixed_batch

@@ -297,7 +297,8 @@ def _fix_inputs(path: Path, graph: Any, wanted: Mapping[str, Sequence[int]]) -> 
             f"{path}: inputs with open dimensions: {names}; give their shapes, such as --input_shape {example}"
         )
     for output in graph.output:  # what the file says of them belongs to other input shapes
-        output.type.tensor_type.ClearField("shape")
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
     return tuple(found)
 
 
