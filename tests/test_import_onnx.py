@@ -232,7 +232,9 @@ def test_weights_and_biases_are_where_quantization_looks_for_them(tmp_path: Path
         graph.close()
 
 
-@pytest.mark.parametrize(("changes", "words"), [("mixes", "images change each other"), ("first", "op Gather")])
+@pytest.mark.parametrize(
+    ("changes", "words"), [("mixes", "what three images give together differs by"), ("first", "op Gather")]
+)
 def test_a_graph_that_mixes_images_keeps_its_batch(changes: str, words: str, tmp_path: Path) -> None:
     made = import_onnx(saved(detector(changes=changes), tmp_path), tmp_path / "made")
     assert made.inputs == {"image": (1, 3, 16, 16)} and words in made.fixed_batch
@@ -265,13 +267,16 @@ def test_a_branch_with_a_constant_condition_is_taken(tmp_path: Path) -> None:
         inner = [helper.make_node(op, ["x"], [f"{op}_out"])]
         return helper.make_graph(inner, op, [], [onnx.ValueInfoProto(name=f"{op}_out")])
 
-    node = helper.make_node("If", ["no"], ["y"], then_branch=branch("Exp"), else_branch=branch("Sin"))
+    nodes = [
+        helper.make_node("If", ["no"], ["chosen"], then_branch=branch("Exp"), else_branch=branch("Sin")),
+        helper.make_node("Add", ["chosen", "shift"], ["y"]),
+    ]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])
-    constants = [numpy_helper.from_array(np.array(False), "no")]
-    path = saved(model_of([node], [x], [onnx.ValueInfoProto(name="y")], constants), tmp_path)
+    constants = [numpy_helper.from_array(np.array(False), "no"), numpy_helper.from_array(np.ones(4, "f"), "shift")]
+    path = saved(model_of(nodes, [x], [onnx.ValueInfoProto(name="y")], constants), tmp_path)
     made = import_onnx(path, tmp_path / "made")
     sample = np.array([[0, 1, 2, 3]], np.float32)
-    np.testing.assert_allclose(in_paddle(made.model, {"x": sample})[0], np.sin(sample), atol=1e-6)
+    np.testing.assert_allclose(in_paddle(made.model, {"x": sample})[0], np.sin(sample) + 1, atol=1e-6)
 
 
 def test_a_wrong_rule_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,6 +284,11 @@ def test_a_wrong_rule_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match="differs from ONNX Runtime by .*, expected at most 0.001"):
         import_onnx(saved(detector(), tmp_path), tmp_path / "made")
     assert not (tmp_path / "made").exists()
+
+
+def test_a_file_without_weights_is_no_detector(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no weights that its outputs depend on"):
+        import_onnx(saved(proto(CASES["Relu"]), tmp_path), tmp_path / "made")
 
 
 @pytest.mark.parametrize("module", ["onnxslim", "onnxruntime"])

@@ -126,12 +126,14 @@ def _converted(
         try:
             opened = convert(source, fixed.shapes)
             try:
-                model = _saved(opened, folder)
+                model = _saved(source, opened, folder)
                 difference = max(reference.difference(model, opened, batched) for batched in (True, False))
                 if difference <= TOLERANCE:
                     fixed.graph.close()
                     return model, opened, difference, ""
-                reason = f"with an open batch, images change each other by {state_difference(difference)}"
+                reason = (
+                    f"with an open batch, what three images give together differs by {state_difference(difference)}"
+                )
             except BaseException:
                 opened.graph.close()
                 raise
@@ -139,7 +141,7 @@ def _converted(
         except UserError as error:
             reason = str(error).removeprefix(f"{source.path}: ")
         shutil.rmtree(folder, ignore_errors=True)
-    model = _saved(fixed, folder)
+    model = _saved(source, fixed, folder)
     difference = reference.difference(model, fixed, batched=False)
     if not difference <= TOLERANCE:
         raise UserError(
@@ -149,9 +151,17 @@ def _converted(
     return model, fixed, difference, reason
 
 
-def _saved(converted: Converted, folder: Path) -> InferenceModel:
+def _saved(source: OnnxSource, converted: Converted, folder: Path) -> InferenceModel:
+    """Write the program and its parameters.
+
+    Raises:
+        UserError: there are no parameters.
+    """
     folder.mkdir()
-    return converted.graph.save(folder)
+    model = converted.graph.save(folder)
+    if not model.params_path.exists():
+        raise UserError(f"{source.path} has no weights that its outputs depend on, expected a trained detector")
+    return model
 
 
 def _described(source: OnnxSource, converted: Converted) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -98,8 +98,8 @@ def _add_node(source: OnnxSource, build: Build, node: Node) -> None:
     except (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
         # Paddle's own checks; its messages have a C++ traceback before the last line.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "")
-        raise _cannot(source, node, f"Paddle refuses it: {type(error).__name__}: {reason[:200]}") from None
+        last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "")
+        raise _cannot(source, node, f"Paddle refuses it: {type(error).__name__}: {last[:200]}") from None
     for name, variable in zip(node.outputs, made if isinstance(made, (list, tuple)) else [made]):
         if name:
             build.variables[name] = variable
@@ -198,7 +198,8 @@ def _targets(build: Build, source: OnnxSource, inputs: Mapping[str, str]) -> lis
     """Return the outputs as variables that no other output or input is, under their ONNX names where these are free."""
     import paddle
 
-    block, targets = build.program.global_block(), []
+    block = build.program.global_block()
+    targets: list[Any] = []
     for name in source.outputs:
         variable = build.value(name)
         if variable.name in (*inputs.values(), *(each.name for each in targets)) or variable.persistable:

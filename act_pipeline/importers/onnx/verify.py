@@ -109,7 +109,7 @@ def compare(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> floa
     rows = _rows(expected)
     if rows is None:
         return in_order
-    return max(_as_sets(np.float64(one), np.float64(other)) for one, other in zip(rows, _rows(found) or ()))
+    return max(_as_sets(one, other) for one, other in zip(rows, _rows(found) or ()))
 
 
 def _largest(expected: np.ndarray, found: np.ndarray) -> float:
