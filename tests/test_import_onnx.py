@@ -187,7 +187,8 @@ def detector(height: Any = 16, width: Any = 16, batch: Any = 1, changes: str = "
         constants.append(numpy_helper.from_array(np.array(0), "zero"))
         nodes.append(helper.make_node("Gather", ["each", "zero"], ["output0"], axis=0))
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, height, width])
-    model = model_of(nodes, [images], [onnx.ValueInfoProto(name="output0")], constants)
+    output = helper.make_tensor_value_info("output0", TensorProto.FLOAT, None)
+    model = model_of(nodes, [images], [output], constants)
     helper.set_model_props(model, {"names": "{0: 'cell', 1: 'Zelle é'}", "stride": "32", "task": "detect"})
     return model
 
@@ -346,6 +347,13 @@ def test_open_sizes_have_to_be_given(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert "inputs image [-1, 3, 16, 16]" in capsys.readouterr().out
 
 
+def test_an_op_of_another_domain_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = detector()
+    model.graph.node[4].op_type, model.graph.node[4].domain = "EfficientNMS_TRT", "trt.plugins"
+    line = fails(["--onnx", str(saved(model, tmp_path)), "--output", str(tmp_path / "made")], capsys)
+    assert "op trt.plugins:EfficientNMS_TRT (output 'a1') cannot be imported: there is no rule for it" in line
+
+
 def test_all_open_inputs_are_named(tmp_path: Path) -> None:
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, "n"]) for name in ("a", "b")]
     model = model_of([helper.make_node("Add", ["a", "b"], ["y"])], inputs, [onnx.ValueInfoProto(name="y")], [])
@@ -375,7 +383,8 @@ def hostile() -> dict[str, tuple[bytes, str]]:
     damaged.graph.initializer[2].dims[0] = 10**6
     huge.graph.initializer.append(numpy_helper.from_array(np.array([10**6, 10**6]), "size"))
     huge.graph.node.insert(0, helper.make_node("ConstantOfShape", ["size"], ["zeros"]))
-    old, strings, negative, empty = (detector() for _ in range(4))
+    old, strings, negative, empty, reference = (detector() for _ in range(5))
+    reference.graph.node[6].attribute[0].ref_attr_name = "other"
     old.opset_import[0].version = 4
     strings.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
     negative.graph.initializer[0].dims[0] = -8
@@ -392,6 +401,7 @@ def hostile() -> dict[str, tuple[bytes, str]]:
         "damaged tensor": (damaged.SerializeToString(), "the tensor 'w1' is damaged"),
         "negative tensor": (negative.SerializeToString(), "the tensor '/model.0/conv.weight' is damaged"),
         "huge constant": (huge.SerializeToString(), "makes [1000000, 1000000], expected at most"),
+        "attribute": (reference.SerializeToString(), "an attribute of a node cannot be read"),
         "opset 4": (old.SerializeToString(), "is of opset 4, expected 7 to "),
         "strings": (strings.SerializeToString(), "the input 'images' is of element type 8"),
         "external absolute": (external("/etc/passwd").SerializeToString(), "expected a file in the folder of the model"),
@@ -449,6 +459,110 @@ def test_names_that_are_no_list_of_names_are_left_out(text: str, tmp_path: Path)
     model = detector()
     helper.set_model_props(model, {"names": text})
     assert read.read_onnx(saved(model, tmp_path)).class_names is None
+
+
+def images_of(*shape: Any) -> Any:
+    return helper.make_tensor_value_info("images", TensorProto.FLOAT, list(shape))
+
+
+def imported_like_onnx_runtime(model: onnx.ModelProto, folder: Path) -> InferenceModel:
+    """Import a model with an open batch of images [3, 8, 8], and compare four images of a batch with ONNX Runtime."""
+    path = saved(model, folder)
+    made = import_onnx(path, folder / "made")
+    assert made.fixed_batch == "" and made.inputs == {"image": (-1, 3, 8, 8)}
+    images = np.random.default_rng(3).random((4, 3, 8, 8), np.float32)
+    single = [in_onnxruntime(path, {"images": image[None]}) for image in images]
+    for index, found in enumerate(in_paddle(made.model, {"image": images})):
+        np.testing.assert_allclose(found, np.concatenate([each[index] for each in single]), atol=1e-4)
+    return made.model
+
+
+def constant(name: str, value: Any, dtype: Any = np.float32) -> Any:
+    return numpy_helper.from_array(np.asarray(value, dtype), name)
+
+
+def test_an_anchor_head(tmp_path: Path) -> None:
+    """YOLOv5's: Focus (slices with steps), SPPF, nearest upsampling, and boxes decoded from three anchors a place."""
+    rng = np.random.default_rng(2)
+    quarters = [(0, 0), (1, 0), (0, 1), (1, 1)]
+    make = helper.make_node
+    nodes = [
+        make("Slice", ["images", f"start{index}", "end", "axes", "steps"], [f"quarter{index}"]) for index in range(4)
+    ]
+    nodes += [
+        make("Concat", [f"quarter{index}" for index in range(4)], ["focus"], axis=1),
+        make("Conv", ["focus", "w"], ["c"], pads=[1, 1, 1, 1]),
+        make("LeakyRelu", ["c"], ["a"], alpha=0.1),
+        make("MaxPool", ["a"], ["p"], kernel_shape=[5, 5], pads=[2, 2, 2, 2]),
+        make("Resize", ["p", "", "twice"], ["u"], mode="nearest", nearest_mode="floor",
+             coordinate_transformation_mode="asymmetric"),
+        make("MaxPool", ["u"], ["d"], kernel_shape=[2, 2], strides=[2, 2]),
+        make("Concat", ["a", "d"], ["both"], axis=1),
+        make("Conv", ["both", "head"], ["raw"]),
+        make("Shape", ["raw"], ["shape"]),
+        make("Gather", ["shape", "zero"], ["count"], axis=0),
+        make("Unsqueeze", ["count", "front"], ["counts"]),
+        make("Concat", ["counts", "rest"], ["target"], axis=0),
+        make("Reshape", ["raw", "target"], ["anchored"]),
+        make("Transpose", ["anchored"], ["places"], perm=[0, 1, 3, 4, 2]),
+        make("Sigmoid", ["places"], ["s"]),
+        make("Split", ["s", "parts"], ["xy", "wh", "scores"], axis=-1),
+        make("Mul", ["xy", "two"], ["xy2"]), make("Add", ["xy2", "grid"], ["xy3"]), make("Mul", ["xy3", "stride"], ["xy4"]),
+        make("Mul", ["wh", "two"], ["wh2"]), make("Pow", ["wh2", "two"], ["wh3"]), make("Mul", ["wh3", "anchors"], ["wh4"]),
+        make("Concat", ["xy4", "wh4", "scores"], ["decoded"], axis=-1),
+        make("Reshape", ["decoded", "flat"], ["output0"]),
+    ]  # fmt: skip
+    constants = [constant(f"start{index}", quarter, np.int64) for index, quarter in enumerate(quarters)]
+    constants += [
+        constant("end", [2**40, 2**40], np.int64), constant("axes", [2, 3], np.int64), constant("steps", [2, 2], np.int64),
+        constant("w", rng.normal(size=(4, 12, 3, 3)) * 0.3), constant("twice", [1, 1, 2, 2]),
+        constant("head", rng.normal(size=(21, 8, 1, 1)) * 0.3), constant("zero", 0, np.int64),
+        constant("front", [0], np.int64), constant("rest", [3, 7, 4, 4], np.int64), constant("parts", [2, 2, 3], np.int64),
+        constant("two", 2), constant("grid", rng.random((1, 3, 4, 4, 2))), constant("stride", 8),
+        constant("anchors", rng.random((1, 3, 1, 1, 2))), constant("flat", [0, -1, 7], np.int64),
+    ]  # fmt: skip
+    outputs = [helper.make_tensor_value_info("output0", TensorProto.FLOAT, None)]
+    imported_like_onnx_runtime(model_of(nodes, [images_of("batch", 3, 8, 8)], outputs, constants), tmp_path)
+
+
+def test_a_head_with_distributions(tmp_path: Path) -> None:
+    """PP-YOLOE's, as paddle2onnx writes it: swish, squeeze and excitation, softmax over bins, boxes from distances."""
+    rng = np.random.default_rng(4)
+    make = helper.make_node
+    nodes = [
+        make("Conv", ["images", "w"], ["c"], pads=[1, 1, 1, 1]),
+        make("BatchNormalization", ["c", "g", "b", "m", "v"], ["n"]),
+        make("Sigmoid", ["n"], ["s"]), make("Mul", ["n", "s"], ["a"]),
+        make("ReduceMean", ["a"], ["mean"], axes=[2, 3], keepdims=1),
+        make("Conv", ["mean", "squeeze", "squeezed"], ["e"]), make("HardSigmoid", ["e"], ["h"], alpha=1 / 6, beta=0.5),
+        make("Mul", ["a", "h"], ["excited"]),
+        make("Pad", ["excited", "pads"], ["padded"]),
+        make("AveragePool", ["padded"], ["pooled"], kernel_shape=[3, 3], strides=[1, 1]),
+        make("Conv", ["pooled", "bins", "shift"], ["raw"]),
+        make("Shape", ["raw"], ["shape"]), make("Slice", ["shape", "zero", "one", "zero"], ["count"]),
+        make("Concat", ["count", "rest"], ["target"], axis=0), make("Reshape", ["raw", "target"], ["binned"]),
+        make("Transpose", ["binned"], ["t"], perm=[0, 2, 3, 1]), make("Softmax", ["t"], ["p"], axis=1),
+        make("Conv", ["p", "project"], ["distances4"]), make("Squeeze", ["distances4", "one"], ["distances"]),
+        make("Split", ["distances"], ["left", "right"], axis=-1),
+        make("Sub", ["centres", "left"], ["from"]), make("Add", ["centres", "right"], ["to"]),
+        make("Concat", ["from", "to"], ["boxes0"], axis=-1), make("Mul", ["boxes0", "stride"], ["boxes1"]),
+        make("Shape", ["boxes1"], ["full"]), make("Expand", ["factor", "full"], ["factors"]),
+        make("Div", ["boxes1", "factors"], ["boxes"]),
+        make("ReduceMax", ["p"], ["best"], axes=[1, 3], keepdims=0),
+    ]  # fmt: skip
+    constants = [
+        constant("w", rng.normal(size=(4, 3, 3, 3)) * 0.3), constant("g", rng.random(4)), constant("b", rng.random(4)),
+        constant("m", rng.random(4)), constant("v", rng.random(4) + 0.5), constant("squeeze", rng.normal(size=(4, 4, 1, 1))),
+        constant("squeezed", rng.random(4)), constant("pads", [0, 0, 1, 1, 0, 0, 1, 1], np.int64),
+        constant("bins", rng.normal(size=(20, 4, 1, 1))), constant("shift", rng.random(20)),
+        constant("zero", [0], np.int64), constant("one", [1], np.int64), constant("rest", [4, 5, 64], np.int64),
+        constant("project", np.arange(5).reshape(1, 5, 1, 1)), constant("centres", rng.random((64, 2)) * 8),
+        constant("stride", [[8.0]] * 64), constant("factor", [[[2.0, 1.0, 2.0, 1.0]]]),
+    ]  # fmt: skip
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("boxes", "best")]
+    model = imported_like_onnx_runtime(model_of(nodes, [images_of("n", 3, 8, 8)], outputs, constants, 13), tmp_path)
+    record = read_record(model.directory / "import.json", "act_pipeline.import/1")
+    assert record["outputs"] == [{"name": "boxes", "shape": [-1, 64, 4]}, {"name": "best", "shape": [-1, 64]}]
 
 
 needs_models = pytest.mark.skipif(not MODELS.exists(), reason="needs ../shared/models beside the repository")

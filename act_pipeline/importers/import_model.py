@@ -14,9 +14,10 @@ import yaml
 
 from act_pipeline.core.artifacts import INFER_CFG_FILENAME, InferenceModel
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.quiet import quiet_upstream
 from act_pipeline.core.records import hash_files, new_artifact, require_replaceable, versions, write_record
 from act_pipeline.graph.static_graph import static_mode
-from act_pipeline.importers.onnx.convert import Converted, convert
+from act_pipeline.importers.onnx.convert import Converted, convert, require_known_domains
 from act_pipeline.importers.onnx.read import read_onnx, require_importers
 from act_pipeline.importers.onnx.source import OnnxSource
 from act_pipeline.importers.onnx.verify import TOLERANCE, Reference, check_pictures, state_difference
@@ -88,6 +89,7 @@ def import_onnx(
     pictures = check_pictures(None if images is None else Path(images))
     require_replaceable(directory, RECORD_FILENAME, "--output")
     source = read_onnx(file, input_shape)
+    require_known_domains(source)
     reference = Reference(source, pictures)
     with new_artifact(directory) as staging, static_mode():
         model, converted, difference, reason = _converted(source, reference, staging / "made", fixed_batch)
@@ -158,7 +160,8 @@ def _saved(source: OnnxSource, converted: Converted, folder: Path) -> InferenceM
         UserError: there are no parameters.
     """
     folder.mkdir()
-    model = converted.graph.save(folder)
+    with quiet_upstream():  # Paddle warns where there are no parameters, and writes no file for them
+        model = converted.graph.save(folder)
     if not model.params_path.exists():
         raise UserError(f"{source.path} has no weights that its outputs depend on, expected a trained detector")
     return model

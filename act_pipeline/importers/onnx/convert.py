@@ -70,6 +70,17 @@ def convert(source: OnnxSource, shapes: Mapping[str, tuple[int, ...]] | None = N
     return Converted(graph, inputs, found)
 
 
+def require_known_domains(source: OnnxSource) -> None:
+    """Check that all ops are ONNX's own, before ONNX Runtime refuses others with a message of its own.
+
+    Raises:
+        UserError: one is of another domain.
+    """
+    for node in source.nodes:
+        if ":" in node.type:
+            raise _cannot(source, node, NO_RULE)
+
+
 def batch_of(source: OnnxSource) -> int:
     """Return the first dimension of the image input, or of the first input."""
     first = next((each for each in source.inputs if each.name == source.image), source.inputs[0])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,7 +53,7 @@ def read_onnx(path: Path, input_shape: Mapping[str, Sequence[int]] | None = None
         opset,
         inputs,
         outputs,
-        nodes=tuple(as_node(node) for node in simple.graph.node),
+        nodes=_nodes(path, simple.graph),
         constants={each.name: _array(path, each) for each in simple.graph.initializer},
         reference=model,
         class_names=_class_names(model),
@@ -84,6 +86,14 @@ def as_node(proto: Any) -> Node:
         value = helper.get_attribute_value(attribute)
         attrs[attribute.name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     return Node(domain + proto.op_type, proto.name, tuple(proto.input), tuple(proto.output), attrs)
+
+
+def _nodes(path: Path, graph: Any) -> tuple[Node, ...]:
+    try:
+        return tuple(as_node(node) for node in graph.node)
+    except (ValueError, TypeError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0][:150]
+        raise UserError(f"{path}: an attribute of a node cannot be read ({reason}); {_REMEDY}") from None
 
 
 def _parse(path: Path) -> Any:
@@ -291,7 +301,7 @@ def _fix_inputs(path: Path, graph: Any, wanted: Mapping[str, Sequence[int]]) -> 
             kind.shape.dim.add().dim_value = size
         found.append(OnnxInput(each.name, tuple(shape), DTYPES[kind.elem_type], open_batch))
     if missing:
-        example = " ".join(f"{name}:1,3,640,640" if len(shape) == 4 else f"{name}:1,..." for name, shape in missing)
+        example = " ".join(f"{name}:{_example(shape)}" for name, shape in missing)
         names = ", ".join(f"{name} {_shown(shape)}" for name, shape in missing)
         raise UserError(
             f"{path}: inputs with open dimensions: {names}; give their shapes, such as --input_shape {example}"
@@ -318,6 +328,13 @@ def _by_name(path: Path, fed: Sequence[Any], wanted: Mapping[str, Sequence[int]]
             raise UserError(f"{path}: --input_shape names {name!r}, the file's inputs are {', '.join(names)}")
         named[name] = shape
     return named
+
+
+def _example(shape: Sequence[int]) -> str:
+    """Return a shape as ``--input_shape`` takes it: what is known, 640 for height and width of images."""
+    usual = [1, 3, 640, 640] if len(shape) == 4 else [1]
+    sizes = [size if size > 0 else usual[axis] if axis < len(usual) else "..." for axis, size in enumerate(shape)]
+    return ",".join(map(str, sizes))
 
 
 def _shown(shape: Sequence[int]) -> str:
@@ -362,7 +379,8 @@ def _simplified(model: Any, outputs: Sequence[str], shapes: Mapping[str, Sequenc
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     try:
-        with quiet_upstream():
+        # Its logger prints, whatever the level of Python's logging.
+        with quiet_upstream(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             simple = onnxslim.slim(copy)
         names = [each.name for each in simple.graph.input]
         kept = [each.name for each in simple.graph.output] == list(outputs) and set(names) <= {
