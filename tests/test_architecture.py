@@ -22,6 +22,7 @@ LAYERS = (
     "data",
     "rtdetr",
     "export",
+    "importers",
     "calibration",
     "evaluation",
     "analysis",

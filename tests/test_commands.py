@@ -86,7 +86,7 @@ def test_a_command_gets_its_flags_and_gives_its_exit_code(name: str, monkeypatch
     ("argv", "words"),
     [
         (["compres"], r"unknown command 'compres'; did you mean 'compress'\?; see act-pipeline --help"),
-        (["x"], "unknown command 'x', expected one of export, compress, eval, "),
+        (["x"], "unknown command 'x', expected one of export, import, compress, eval, "),
         ([], "no command is given, expected one of export, "),
         (["compress", "--save-dir", "x"], r"unknown flag '--save-dir'; did you mean '--save_dir'\?; see --help"),
         (["export"], "the following arguments are required: -c/--config; see --help"),

@@ -14,6 +14,7 @@ PROGRAM = "act-pipeline"
 # Command -> the module with its `main`, and what it is for.
 COMMANDS = {
     "export": ("act_pipeline.cli.export", "a trained RT-DETR as a static graph"),
+    "import": ("act_pipeline.cli.import_model", "an ONNX file of any detector as a float model"),
     "compress": ("act_pipeline.cli.compress", "a static graph to INT8, by calibration, SmoothQuant or training"),
     "eval": ("act_pipeline.cli.eval", "mAP and latency in an inference engine, or one picture"),
     "analyze": ("act_pipeline.cli.analyze", "a float model before compression: distributions, sensitivity to INT8"),

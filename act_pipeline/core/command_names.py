@@ -8,6 +8,7 @@ from act_pipeline.core.defaults import INSTALLED
 
 SCRIPTS = {
     "tools/export_model.py": "export",
+    "tools/import_model.py": "import",
     "tools/compress.py": "compress",
     "deploy/infer_eval.py": "eval",
     "tools/analyze.py": "analyze",

@@ -1,0 +1,196 @@
+"""From an ONNX file to a float `InferenceModel`, checked against ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from act_pipeline.core.artifacts import INFER_CFG_FILENAME, InferenceModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.quiet import quiet_upstream
+from act_pipeline.core.records import hash_files, new_artifact, require_replaceable, versions, write_record
+from act_pipeline.graph.static_graph import static_mode
+from act_pipeline.importers.onnx.convert import Converted, convert, require_known_domains
+from act_pipeline.importers.onnx.read import read_onnx, require_importers
+from act_pipeline.importers.onnx.source import OnnxSource
+from act_pipeline.importers.onnx.verify import TOLERANCE, Reference, check_pictures, state_difference
+
+IMPORT_SCHEMA = "act_pipeline.import/1"
+RECORD_FILENAME = "import.json"
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A model made from an ONNX file.
+
+    Attributes:
+        model: the model folder.
+        inputs: name in the program -> shape; -1 for an open batch.
+        outputs: (ONNX name, shape) in the order of the program's outputs.
+        max_difference: largest difference to ONNX Runtime, see :meth:`.onnx.verify.Reference.difference`.
+        fixed_batch: why the batch is fixed; empty if it is open.
+    """
+
+    model: InferenceModel
+    inputs: Mapping[str, tuple[int, ...]]
+    outputs: tuple[tuple[str, tuple[int, ...]], ...]
+    max_difference: float
+    fixed_batch: str = ""
+
+    def summary(self) -> str:
+        """Return what was made, in a few lines."""
+        inputs = ", ".join(f"{name} {list(shape)}" for name, shape in self.inputs.items())
+        outputs = ", ".join(f"{name} {list(shape)}" for name, shape in self.outputs)
+        lines = [
+            f"imported {self.model.directory}: {self.model.bytes / 1e6:.2f} MB; inputs {inputs}; outputs {outputs}"
+        ]
+        if self.fixed_batch:
+            lines.append(f"the batch is fixed: {self.fixed_batch}")
+        lines.append(f"largest difference to ONNX Runtime: {self.max_difference:.1e}")
+        return "\n".join(lines)
+
+
+def import_onnx(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    input_shape: Mapping[str, Sequence[int]] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    fixed_batch: bool = False,
+) -> ImportedModel:
+    """Convert an ONNX file to a Paddle model folder, and compare it with ONNX Runtime.
+
+    Args:
+        path: the ONNX file. Half and double precision become float32.
+        output: the folder to write; None: ``output_inference/<stem of the file>``.
+        input_shape: input name -> shape, for inputs with open dimensions besides the batch. An empty name stands for
+            the only input with so many dimensions.
+        images: a folder with pictures, or one, to compare with; random numbers without.
+        fixed_batch: keep the batch of the file; else it is left open where the graph computes each image by itself.
+
+    Returns:
+        The model: ``model.pdmodel``, ``model.pdiparams``, ``infer_cfg.yml`` and the record ``import.json``. The image
+        input, the only one of shape [N, 3, H, W], is called ``image``; all other inputs keep their names and types.
+
+    Raises:
+        UserError: the file is damaged, an input's shape is open, an op cannot be converted, the results differ by more
+            than :data:`.onnx.verify.TOLERANCE`, or a package of the extra ``importers`` is missing.
+    """
+    require_importers()
+    file = Path(path)
+    directory = Path(output) if output is not None else Path("output_inference") / file.stem
+    pictures = check_pictures(None if images is None else Path(images))
+    require_replaceable(directory, RECORD_FILENAME, "--output")
+    source = read_onnx(file, input_shape)
+    require_known_domains(source)
+    reference = Reference(source, pictures)
+    with new_artifact(directory) as staging, static_mode():
+        model, converted, difference, reason = _converted(source, reference, staging / "made", fixed_batch)
+        for written in model.directory.iterdir():
+            shutil.move(str(written), staging / written.name)
+        shutil.rmtree(model.directory)
+        write_infer_cfg(staging, source)
+        inputs, outputs = _described(source, converted)
+        write_record(staging / RECORD_FILENAME, IMPORT_SCHEMA, _record(source, inputs, outputs, difference, reason))
+        converted.graph.close()
+    return ImportedModel(
+        InferenceModel.load(directory),
+        {name: tuple(entry["shape"]) for name, entry in inputs.items()},
+        tuple((entry["name"], tuple(entry["shape"])) for entry in outputs),
+        difference,
+        reason,
+    )
+
+
+def write_infer_cfg(directory: Path, source: OnnxSource) -> None:
+    """Write ``infer_cfg.yml`` as far as an ONNX file tells it: the class names, and no preprocessing."""
+    content: dict[str, Any] = {"mode": "paddle", "draw_threshold": 0.5, "metric": "COCO", "use_dynamic_shape": False}
+    if source.class_names:
+        content["label_list"] = list(source.class_names)
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    (directory / INFER_CFG_FILENAME).write_text(text, encoding="utf-8")
+
+
+def _converted(
+    source: OnnxSource, reference: Reference, folder: Path, fixed_batch: bool
+) -> tuple[InferenceModel, Converted, float, str]:
+    """Return the model with an open batch if it computes the same, else with the file's, and why."""
+    fixed = convert(source)
+    reason = "as asked for" if fixed_batch else ""
+    if not reason:
+        try:
+            opened = convert(source, fixed.shapes)
+            try:
+                model = _saved(source, opened, folder)
+                difference = max(reference.difference(model, opened, batched) for batched in (True, False))
+                if difference <= TOLERANCE:
+                    fixed.graph.close()
+                    return model, opened, difference, ""
+                reason = (
+                    f"with an open batch, what three images give together differs by {state_difference(difference)}"
+                )
+            except BaseException:
+                opened.graph.close()
+                raise
+            opened.graph.close()
+        except UserError as error:
+            reason = str(error).removeprefix(f"{source.path}: ")
+        shutil.rmtree(folder, ignore_errors=True)
+    model = _saved(source, fixed, folder)
+    difference = reference.difference(model, fixed, batched=False)
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"{source.path}: what was imported differs from ONNX Runtime by {state_difference(difference)}, expected "
+            f"at most {TOLERANCE:g}; if the model chooses by a top-k, compare it on pictures with --images"
+        )
+    return model, fixed, difference, reason
+
+
+def _saved(source: OnnxSource, converted: Converted, folder: Path) -> InferenceModel:
+    """Write the program and its parameters.
+
+    Raises:
+        UserError: there are no parameters.
+    """
+    folder.mkdir()
+    with quiet_upstream():  # Paddle warns where there are no parameters, and writes no file for them
+        model = converted.graph.save(folder)
+    if not model.params_path.exists():
+        raise UserError(f"{source.path} has no weights that its outputs depend on, expected a trained detector")
+    return model
+
+
+def _described(source: OnnxSource, converted: Converted) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return inputs and outputs as the record has them; inputs that no output depends on are left out."""
+    block = converted.graph.program.global_block()
+    dtypes = {each.name: each.dtype for each in source.inputs}
+    inputs = {
+        known: {"shape": list(block.var(known).shape), "dtype": dtypes[name], "onnx_name": name}
+        for name, known in converted.inputs.items()
+        if known in converted.graph.feed_names
+    }
+    targets = converted.graph.fetch_targets
+    outputs = [{"name": name, "shape": list(target.shape)} for name, target in zip(source.outputs, targets)]
+    return inputs, outputs
+
+
+def _record(
+    source: OnnxSource, inputs: dict[str, Any], outputs: list[dict[str, Any]], difference: float, reason: str
+) -> dict[str, Any]:
+    return {
+        "source": source.path.name,
+        "source_hash": hash_files([source.path]),
+        "opset": source.opset,
+        "inputs": inputs,
+        "outputs": outputs,
+        "fixed_batch": reason or None,
+        "max_difference": difference,
+        "versions": {**versions(), "onnxslim": importlib.metadata.version("onnxslim")},
+    }

@@ -1,0 +1,1 @@
+"""Conversion rules, one file for each kind of op."""

@@ -1,0 +1,219 @@
+"""Comparison of an imported model with ONNX Runtime on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.graph.static_graph import StaticGraph
+from act_pipeline.importers.onnx.convert import Converted, batch_of, first_line, quiet
+from act_pipeline.importers.onnx.source import OnnxInput, OnnxSource
+
+TOLERANCE = 1e-3
+_SEED = 20
+_PIXELS = 255.0
+_MOST_ROWS = 2000
+
+
+class Reference:
+    """The ONNX file in ONNX Runtime, and the inputs for the comparison.
+
+    Args:
+        source: the file.
+        pictures: pictures for the image input, resized to it, RGB from 0 to 1; without, seeded random numbers.
+        count: how many different batches of the file's size to compare.
+
+    Raises:
+        UserError: ONNX Runtime cannot load or run the file.
+    """
+
+    def __init__(self, source: OnnxSource, pictures: Sequence[Path] = (), count: int = 3) -> None:
+        import onnxruntime
+
+        self.source = source
+        rng = np.random.default_rng(_SEED)
+        self.samples = [_sample(source, rng, pictures, index) for index in range(count)]
+        try:
+            session = onnxruntime.InferenceSession(
+                source.reference.SerializeToString(), quiet(), providers=["CPUExecutionProvider"]
+            )
+            names = list(source.outputs)
+            self.outputs = [[np.asarray(each) for each in session.run(names, sample)] for sample in self.samples]
+        except Exception as error:  # ONNX Runtime has an exception type for each of its status codes
+            raise UserError(
+                f"{source.path} does not run in ONNX Runtime: {first_line(error)}; check it, or export it again"
+            ) from None
+
+    def difference(self, model: InferenceModel, converted: Converted, batched: bool) -> float:
+        """Return the largest difference of a saved model's outputs; call it within ``static_mode``.
+
+        Args:
+            model: the saved model.
+            converted: what it was saved from.
+            batched: run all inputs as one batch, else one after the other.
+
+        Returns:
+            The largest ``|a - b| / max(1, |b|)`` over all outputs; infinite where the shapes differ or one is not a
+            number and the other is. Rows of DETR-like outputs, [N, Q, ...], are compared as sets if they differ in
+            their order.
+
+        Raises:
+            UserError: Paddle cannot run the model.
+        """
+        import paddle
+
+        graph = StaticGraph.load(model)
+        try:
+            groups = [self.samples] if batched else [[sample] for sample in self.samples]
+            expected = [self._joined(self.outputs, converted)] if batched else self.outputs
+            largest = 0.0
+            for group, outputs in zip(groups, expected):
+                feed = {}
+                for name, known in converted.inputs.items():
+                    if known in graph.feed_names:
+                        opened = graph.program.global_block().var(known).shape[:1] == (-1,)
+                        parts = [sample[name] for sample in group]
+                        feed[known] = np.concatenate(parts) if opened else parts[0]
+                with paddle.static.scope_guard(graph.scope):
+                    found = graph.executor.run(graph.program, feed=feed, fetch_list=graph.fetch_targets)
+                largest = max(largest, compare(outputs, [np.asarray(each) for each in found]))
+            return largest
+        except (RuntimeError, ValueError, IndexError, OSError, MemoryError) as error:
+            lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            raise UserError(f"{self.source.path}: Paddle cannot run what was imported: {lines[-1][:200]}") from None
+        finally:
+            graph.close()
+
+    def _joined(self, runs: Sequence[Sequence[np.ndarray]], converted: Converted) -> list[np.ndarray]:
+        """Return the outputs of several runs as one batch, joined along each output's open dimension."""
+        joined = []
+        for index, target in enumerate(converted.graph.fetch_targets):
+            axis = next((axis for axis, size in enumerate(target.shape) if size < 0), None)
+            parts = [run[index] for run in runs]
+            joined.append(parts[0] if axis is None else np.concatenate(parts, axis))
+        return joined
+
+
+def compare(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+    """Return the largest difference of two lists of outputs, see :meth:`Reference.difference`."""
+    if any(one.shape != other.shape for one, other in zip(expected, found)) or len(expected) != len(found):
+        return float("inf")
+    in_order = max((_largest(one, other) for one, other in zip(expected, found)), default=0.0)
+    if in_order <= TOLERANCE:
+        return in_order
+    rows = _rows(expected)
+    if rows is None:
+        return in_order
+    return max(_as_sets(one, other) for one, other in zip(rows, _rows(found) or ()))
+
+
+def _largest(expected: np.ndarray, found: np.ndarray) -> float:
+    if not expected.size:
+        return 0.0
+    one, other = expected.astype(np.float64), found.astype(np.float64)
+    finite = np.isfinite(one)
+    if not np.array_equal(one[~finite], other[~finite], equal_nan=True) or not np.isfinite(other[finite]).all():
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    return float((np.abs(one[finite] - other[finite]) / np.maximum(1, np.abs(one[finite]))).max())
+
+
+def _rows(outputs: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+    """Return [Q, values] for each image of outputs that are all [N, Q] or [N, Q, ...]; None for others."""
+    shapes = {each.shape[:2] for each in outputs}
+    if len(shapes) != 1 or any(each.ndim < 2 for each in outputs):
+        return None
+    batch, count = shapes.pop()
+    if not 1 < count <= _MOST_ROWS:
+        return None
+    joined = np.concatenate([each.reshape(batch, count, -1).astype(np.float64) for each in outputs], axis=-1)
+    return list(np.nan_to_num(joined, posinf=1e30, neginf=-1e30))
+
+
+def _as_sets(expected: np.ndarray, found: np.ndarray) -> float:
+    """Return the largest difference of rows, each with another one of the other side, so that the sum is smallest."""
+    from scipy.optimize import linear_sum_assignment
+
+    distances = np.stack([(np.abs(found - row) / np.maximum(1, np.abs(row))).max(-1) for row in expected])
+    rows, columns = linear_sum_assignment(distances)
+    return float(distances[rows, columns].max())
+
+
+def _sample(
+    source: OnnxSource, rng: np.random.Generator, pictures: Sequence[Path], index: int
+) -> dict[str, np.ndarray]:
+    batch = batch_of(source)
+    images = [pictures[(index * batch + each) % len(pictures)] for each in range(batch)] if pictures else []
+    size = next((each.shape[2:] for each in source.inputs if each.name == source.image), (640, 640))
+    sample = {}
+    for each in source.inputs:
+        if each.name == source.image and images:
+            sample[each.name] = np.stack([_picture(path, each.shape[2:]) for path in images]).astype(each.dtype)
+        else:
+            sample[each.name] = _values(source, each, size, rng)
+    return sample
+
+
+def _picture(path: Path, size: Sequence[int]) -> np.ndarray:
+    import cv2
+
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise UserError(f"{path} is no picture that OpenCV can read")
+    resized = cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(resized[:, :, ::-1].transpose(2, 0, 1)).astype(np.float32) / np.float32(_PIXELS)
+
+
+def _values(source: OnnxSource, each: OnnxInput, size: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Return numbers in the range of an input, as far as its name, type and use tell it."""
+    name = each.name.lower()
+    if "mask" in name or "scale_factor" in name:
+        return np.ones(each.shape, each.dtype)
+    if each.shape[-1:] == (2,) and ("shape" in name or "size" in name):
+        return np.broadcast_to(np.array(size, each.dtype), each.shape).copy()
+    if each.dtype == "float32":
+        return rng.random(each.shape, np.float32)
+    if each.dtype == "bool":
+        return rng.random(each.shape) < 0.5
+    return rng.integers(0, _table_rows(source, each.name), each.shape).astype(each.dtype)
+
+
+def _table_rows(source: OnnxSource, name: str) -> int:
+    """Return the rows of the constant table that an input indexes; 2 without one."""
+    names = {name}
+    for node in source.nodes:
+        if node.type == "Cast" and node.inputs[0] in names:
+            names.add(node.outputs[0])
+        table = source.constants.get(node.inputs[0]) if node.type == "Gather" else None
+        if table is not None and node.inputs[1] in names and table.ndim:
+            return int(table.shape[int(node.attrs.get("axis", 0))])
+    return 2
+
+
+def check_pictures(images: str | Path | None) -> list[Path]:
+    """Return the pictures of a folder, or the one picture.
+
+    Raises:
+        UserError: there is none.
+    """
+    if images is None:
+        return []
+    place = Path(images)
+    found = sorted(place.iterdir()) if place.is_dir() else [place] if place.is_file() else []
+    found = [path for path in found if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp")]
+    if not found:
+        raise UserError(
+            f"{place} holds no pictures, expected a folder with .jpg, .png or .bmp files; give another --images"
+        )
+    return found
+
+
+def state_difference(value: Any) -> str:
+    """Return a difference as text for messages."""
+    return "infinite" if value == float("inf") else f"{value:.1e}"
