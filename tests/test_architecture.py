@@ -21,6 +21,7 @@ LAYERS = (
     "data",
     "rtdetr",
     "export",
+    "importers",
     "calibration",
     "evaluation",
     "analysis",
