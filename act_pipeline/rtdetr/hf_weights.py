@@ -187,8 +187,8 @@ def convert_state_dict(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
         shapes = {array.shape for array in parts.values()}
         if len(parts) < 3 or len(shapes) > 1:
             raise UserError(
-                f"weights: the q, k and v of {name} are {', '.join(sorted(parts))} of shapes {sorted(shapes)}, expected "
-                "all three, of one shape"
+                f"weights: {name} has {', '.join(sorted(parts))} of shapes {sorted(shapes)}, expected q, k and v of "
+                "one shape"
             )
         converted[name] = np.concatenate([parts["q"], parts["k"], parts["v"]], axis=-1)
     add_denoising_embedding(converted)

@@ -18,14 +18,10 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import hash_files
 from act_pipeline.export import plan_export
-from act_pipeline.importers.hugging_face_config import (
-    class_names,
-    input_section,
-    model_content,
-    offset_scale,
-    read_json,
-)
-from act_pipeline.importers.safetensors_file import read_safetensors
+from act_pipeline.importers.hugging_face.model_config import check_lengths, class_names, model_content, offset_scale
+from act_pipeline.importers.hugging_face.preprocessor import input_section
+from act_pipeline.importers.hugging_face.safetensors_file import read_safetensors
+from act_pipeline.importers.hugging_face.values import read_json
 from act_pipeline.rtdetr.hf_weights import convert_state_dict, count_resnet_blocks, paddle_name
 
 CONFIG_FILENAME = "config.json"
@@ -51,8 +47,8 @@ def import_hugging_face(
     models have it; ``transformers`` also smooths when it makes a picture smaller, so scores differ a little there.
 
     Args:
-        folder: has ``config.json``, ``model.safetensors`` and, unless the defaults of ``transformers`` apply (640 x 640,
-            pixels / 255), ``preprocessor_config.json``. Backbones: ResNet-vd and PP-HGNetV2.
+        folder: has ``config.json``, ``model.safetensors`` and, unless the defaults of ``transformers`` apply (640 x
+            640, pixels / 255), ``preprocessor_config.json``. Backbones: ResNet-vd and PP-HGNetV2.
         output: the folder to write, with ``model.pdmodel``, ``model.pdiparams``, ``infer_cfg.yml`` and ``export.json``.
         input_size: height and width of the input in pixels, multiples of 32; None takes the preprocessor's.
         flag: the command's flag that names ``output``, for messages.
@@ -78,6 +74,7 @@ def import_hugging_face(
             "biases of RTDetrForObjectDetection or RTDetrV2ForObjectDetection; save the whole model, with its heads"
         )
     num_classes = len(scores)
+    check_lengths(config, where, tensors, str(weights_path))
     names = class_names(config, where, num_classes)
     content = model_content(config, where, num_classes)
     content["TestReader"] = input_section(
@@ -128,7 +125,7 @@ def _weights_path(folder: Path) -> Path:
     pickles = sorted(found.name for pattern in _PICKLES for found in folder.glob(pattern))
     if pickles:
         raise UserError(
-            f"{folder / pickles[0]} is a pickle, which can run code when it is read, expected {WEIGHTS_FILENAME}; where "
+            f"{folder / pickles[0]} is a pickle, which can run code when it is read, expected {WEIGHTS_FILENAME}; if "
             "you trust it, convert it: AutoModelForObjectDetection.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     raise UserError(f"{folder} has no {WEIGHTS_FILENAME}; copy the whole folder that model.save_pretrained wrote")
