@@ -188,8 +188,8 @@ def _read(
     scores = named.get(_SCORES)
     if scores is not None and scores[1].shape != (classes,):
         raise UserError(
-            f"{file.path} has {list(scores[1].shape)} classes, num_classes of {source} is {classes}; set num_classes to "
-            "that of the training"
+            f"{file.path} has {list(scores[1].shape)} classes, {source} has num_classes {classes}; set num_classes "
+            "to that of the training"
         )
     faults = []
     for name, parameter in expected.items():

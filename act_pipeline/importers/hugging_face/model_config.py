@@ -220,4 +220,5 @@ def _activation(config: Mapping[str, Any], key: str, default: str, where: str) -
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    # JSON can hold halves of characters, which no text file can.
+    return isinstance(value, str) and bool(value.strip()) and value.encode("utf-8", "ignore").decode() == value
