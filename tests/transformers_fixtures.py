@@ -235,6 +235,7 @@ class _Pickler(pickle._Pickler):  # type: ignore[name-defined]
         self.write(pickle.GLOBAL + f"{module}\n{name}\n".encode())
 
     def save_array(self, array: np.ndarray) -> None:
+        array = np.array(array, order="C")
         kind = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage"}[array.dtype.name]
         strides = tuple(step // array.itemsize for step in array.strides)
         self.save_global_name(_Global("torch._utils._rebuild_tensor_v2"))
@@ -264,7 +265,7 @@ def write_pth(path: Path, content: Any, compression: int = zipfile.ZIP_STORED) -
         archive.writestr("archive/data.pkl", buffer.getvalue())
         archive.writestr("archive/byteorder", "little")
         for index, array in enumerate(pickler.arrays):
-            archive.writestr(f"archive/data/{index}", np.ascontiguousarray(array).tobytes())
+            archive.writestr(f"archive/data/{index}", array.tobytes())
         archive.writestr("archive/version", "3\n")
     return path
 
