@@ -13,7 +13,7 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -39,12 +39,12 @@ class Storage(NamedTuple):
     Attributes:
         dtype: NumPy's name, or ``bfloat16``.
         key: name of its file in the zip.
-        count: number of values.
+        values: number of values.
     """
 
     dtype: str
     key: str
-    count: int
+    values: int
 
 
 class StoredTensor(NamedTuple):
@@ -82,8 +82,8 @@ def read_pickle(data: bytes) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
-    for opcode, argument, _ in pickletools.genops(data):
-        name = opcode.name
+    for opcode, given, _ in pickletools.genops(data):
+        name, argument = opcode.name, cast(Any, given)
         if name == "STOP":
             return stack.pop()
         if name in _CONSTANTS:
@@ -181,8 +181,8 @@ def _make_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) ->
     if len(shape) != len(stride) or len(shape) > _MAX_DIMENSIONS:
         raise ValueError(f"a tensor has {len(shape)} dimensions and {len(stride)} strides")
     values, last = math.prod(shape), offset + sum((length - 1) * step for length, step in zip(shape, stride))
-    if values > storage.count or (values and last >= storage.count):
-        raise ValueError(f"a tensor of shape {list(shape)} goes beyond the {storage.count} values of its storage")
+    if values > storage.values or (values and last >= storage.values):
+        raise ValueError(f"a tensor of shape {list(shape)} goes beyond the {storage.values} values of its storage")
     return StoredTensor(storage, offset, shape, stride)
 
 
@@ -251,7 +251,7 @@ class TorchFile:
         dtype = np.dtype("<u2" if is_bfloat16 else storage.dtype)
         if not is_bfloat16 and dtype.kind != "f":
             raise UserError(f"{self.path}: a weight holds {dtype}, expected floating-point numbers")
-        values = np.frombuffer(self._member(f"data/{storage.key}", storage.count * dtype.itemsize), dtype)
+        values = np.frombuffer(self._member(f"data/{storage.key}", storage.values * dtype.itemsize), dtype)
         view = np.lib.stride_tricks.as_strided(
             values[tensor.offset :], tensor.shape, [step * dtype.itemsize for step in tensor.stride]
         )

@@ -36,7 +36,7 @@ _HGNET_DEFAULTS: dict[str, list[int]] = {
     "stage_numb_of_layers": [6, 6, 6, 6],
 }
 _RESNET_WIDTHS = {"basic": [64, 128, 256, 512], "bottleneck": [256, 512, 1024, 2048]}
-_RESNET_DEPTHS = {
+_RESNET_DEPTHS: dict[tuple[str, tuple[int, ...]], int] = {
     ("basic", (2, 2, 2, 2)): 18,
     ("basic", (3, 4, 6, 3)): 34,
     ("bottleneck", (3, 4, 6, 3)): 50,

@@ -102,9 +102,10 @@ def _entries(
     for name, entry in header.items():
         if name == _METADATA:
             continue
-        kind, shape, offsets = (
-            (entry.get(key) for key in ("dtype", "shape", "data_offsets")) if isinstance(entry, dict) else (None,) * 3
-        )
+        fields = entry if isinstance(entry, dict) else {}
+        kind: Any = fields.get("dtype")
+        shape: Any = fields.get("shape")
+        offsets: Any = fields.get("data_offsets")
         if not (isinstance(kind, str) and kind in _ITEM_BYTES):
             raise UserError(
                 f"{path}: {_shown(name)} has dtype {_shown(kind)}, expected one of {', '.join(_ITEM_BYTES)}"
