@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,12 @@ def export_model(
         UserError: the config, the weights or the input size are not as they must be, or do not fit each other.
     """
     config = find_shipped(config)
-    content = apply_overrides(load_yaml(config), overrides)
-    size = _input_size(config, content, overrides)
-    content = {**content, "eval_size": list(size), "exclude_post_process": _without_post_process(config, content)}
-    check_config(str(config), content)
-    weights = content.get("weights")
+    plan = plan_export(str(config), apply_overrides(load_yaml(config), overrides), overrides)
+    weights = plan.content.get("weights")
     if not isinstance(weights, str):
         raise UserError(
             f"{config}: key 'weights' is {weights!r}, expected a .pdparams or its URL; give -o weights=PATH_OR_URL"
         )
-    infer_cfg = _infer_cfg(config, content, size)
     weights = str(fetch(weights) if is_url(weights) else weights)
 
     from act_pipeline.rtdetr.build import load_weights, weights_path
@@ -81,20 +78,76 @@ def export_model(
     record = {
         "config": str(config),
         "overrides": list(overrides),
-        "input_size": list(size),
-        "label_list": infer_cfg["label_list"],
         "source_hash": hash_files([weights_path(weights)]),
-        "versions": versions(),
     }
-    if reuse and _is_current(directory, record):
+    if reuse and _is_current(directory, plan.complete(record)):
         return InferenceModel.load(directory)
-    require_replaceable(directory, RECORD_FILENAME, "--output_dir")
-    model = build_model(content, source=str(config))
-    check_model(str(config), model, size)
-    load_weights(model, weights)
-    if _fuses_normalization(content):
-        _normalize_in_graph(model, _steps(content))
-    return export_layer(model, size, infer_cfg, directory, record)
+    return plan.export(lambda model: load_weights(model, weights), directory, record, "--output_dir")
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What :func:`plan_export` made of a model config.
+
+    Attributes:
+        source: the config, for messages.
+        content: its content, with the input size.
+        size: height and width of the input in pixels.
+        infer_cfg: content of ``infer_cfg.yml``.
+    """
+
+    source: str
+    content: Mapping[str, Any]
+    size: tuple[int, int]
+    infer_cfg: Mapping[str, Any]
+
+    def complete(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``record`` with what the plan adds to it: the input size, the class names and the versions."""
+        label_list = self.infer_cfg["label_list"]
+        return {**record, "input_size": list(self.size), "label_list": label_list, "versions": versions()}
+
+    def export(
+        self, load: Callable[[Any], None], directory: Path, record: Mapping[str, Any], flag: str
+    ) -> InferenceModel:
+        """Build the model, fill it with weights, and write its static graph and ``export.json``.
+
+        Args:
+            load: sets the weights of the built `paddle.nn.Layer`.
+            directory: the folder to write.
+            record: content of ``export.json`` besides what :meth:`complete` adds.
+            flag: the command's flag that names another folder, for the message.
+
+        Raises:
+            UserError: the folder holds something else, or the model cannot be built or traced.
+        """
+        require_replaceable(directory, RECORD_FILENAME, flag)
+        model = build_model(self.content, source=self.source)
+        check_model(self.source, model, self.size)
+        load(model)
+        if _fuses_normalization(self.content):
+            _normalize_in_graph(model, _steps(self.content))
+        return export_layer(model, self.size, self.infer_cfg, directory, self.complete(record))
+
+
+def plan_export(
+    source: str, content: Mapping[str, Any], overrides: Sequence[str] = (), label_list: Sequence[str] | None = None
+) -> ExportPlan:
+    """Check a model config and derive from it what an export needs, before anything is built.
+
+    Args:
+        source: the config, for messages.
+        content: its content.
+        overrides: those that ``content`` already has: where two keys contradict each other, the overridden one counts.
+        label_list: class names; None takes them from the config's data sets.
+
+    Raises:
+        UserError: the config or the input size is not as it must be.
+    """
+    size = _input_size(source, content, overrides)
+    content = {**content, "eval_size": list(size), "exclude_post_process": _without_post_process(source, content)}
+    check_config(source, content)
+    names = _label_list(source, content) if label_list is None else list(label_list)
+    return ExportPlan(source, content, size, _infer_cfg(content, size, names))
 
 
 def _is_current(directory: Path, record: Mapping[str, Any]) -> bool:
@@ -199,7 +252,7 @@ def _checked_section(config: Any, content: Mapping[str, Any], name: str) -> Mapp
     return section
 
 
-def _infer_cfg(config: Any, content: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+def _infer_cfg(content: Mapping[str, Any], size: tuple[int, int], label_list: list[str]) -> dict[str, Any]:
     return {
         "mode": "paddle",
         "draw_threshold": 0.5,
@@ -208,7 +261,7 @@ def _infer_cfg(config: Any, content: Mapping[str, Any], size: tuple[int, int]) -
         "arch": "DETR",
         "min_subgraph_size": _MIN_SUBGRAPH_SIZE,
         "Preprocess": _preprocessing(content, size),
-        "label_list": _label_list(config, content),
+        "label_list": label_list,
     }
 
 
@@ -290,10 +343,15 @@ def _label_list(config: Any, content: Mapping[str, Any]) -> list[str]:
             raise UserError(f"{where}: {path} names {len(names)} classes, num_classes is {num_classes}; correct one")
         return names
     if num_classes == COCO_CLASSES:
-        from act_pipeline.core.paddledet import import_ppdet
-
-        return list(import_ppdet("ppdet.data.source.category").get_categories("COCO", None)[1].values())
+        return coco_class_names()
     return [f"class_{index}" for index in range(num_classes)]
+
+
+def coco_class_names() -> list[str]:
+    """Return COCO's 80 class names in the order of a model's classes."""
+    from act_pipeline.core.paddledet import import_ppdet
+
+    return list(import_ppdet("ppdet.data.source.category").get_categories("COCO", None)[1].values())
 
 
 def _names(path: Path, where: str, num_classes: int) -> list[str]:

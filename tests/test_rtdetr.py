@@ -125,8 +125,9 @@ def test_every_tap_is_what_paddledetection_computes(computed) -> None:
 
 
 def test_logits_and_boxes_are_what_paddledetection_computes(computed) -> None:
-    assert np.abs(computed["taps"]["head_logits"][0] - computed["arrays"]["logits"]).max() < 1e-3
-    assert np.abs(computed["taps"]["head_boxes"][0] - computed["arrays"]["boxes"]).max() < 1e-3
+    # With the inverse sigmoid of ppdet 2.6.0, R50 and R101 differ by 2e-4 in the logits and 2e-5 in the boxes.
+    assert np.abs(computed["taps"]["head_logits"][0] - computed["arrays"]["logits"]).max() < 1e-4
+    assert np.abs(computed["taps"]["head_boxes"][0] - computed["arrays"]["boxes"]).max() < 1e-5
 
 
 def assert_same_detections(found: np.ndarray, expected: np.ndarray, pixels: float) -> None:

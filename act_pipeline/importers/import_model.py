@@ -14,8 +14,10 @@ import yaml
 
 from act_pipeline.core.artifacts import INFER_CFG_FILENAME, InferenceModel
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.hashing import hash_files
+from act_pipeline.core.output_folders import new_artifact, require_replaceable
 from act_pipeline.core.quiet import quiet_upstream
-from act_pipeline.core.records import hash_files, new_artifact, require_replaceable, versions, write_record
+from act_pipeline.core.records import versions, write_record
 from act_pipeline.graph.static_graph import static_mode
 from act_pipeline.importers.onnx.convert import Converted, convert, require_known_domains
 from act_pipeline.importers.onnx.read import read_onnx, require_importers

@@ -30,13 +30,15 @@ class _Stage:
 
 
 @dataclass(frozen=True)
-class _Architecture:
+class Architecture:
+    """Widths of the stem, and the four stages of one PP-HGNetV2."""
+
     stem: tuple[int, int, int]
     stages: tuple[_Stage, ...]
 
 
-_ARCHITECTURES = {
-    "S": _Architecture(
+ARCHITECTURES = {
+    "S": Architecture(
         (3, 24, 32),
         (
             _Stage(32, 32, 64, 1, False, False, 3, 3),
@@ -45,7 +47,7 @@ _ARCHITECTURES = {
             _Stage(512, 192, 1024, 1, True, True, 5, 3),
         ),
     ),
-    "L": _Architecture(
+    "L": Architecture(
         (3, 32, 48),
         (
             _Stage(48, 48, 128, 1, False, False, 3, 6),
@@ -54,7 +56,7 @@ _ARCHITECTURES = {
             _Stage(1024, 384, 2048, 1, True, True, 5, 6),
         ),
     ),
-    "X": _Architecture(
+    "X": Architecture(
         (3, 32, 64),
         (
             _Stage(64, 64, 128, 1, False, False, 3, 6),
@@ -202,9 +204,9 @@ class PPHGNetV2(nn.Layer):
         freeze_norm: bool = True,
     ):
         super().__init__()
-        if arch not in _ARCHITECTURES:
-            raise ValueError(f"PPHGNetV2.arch is {arch!r}, expected one of {sorted(_ARCHITECTURES)}")
-        architecture = _ARCHITECTURES[arch]
+        if arch not in ARCHITECTURES:
+            raise ValueError(f"PPHGNetV2.arch is {arch!r}, expected one of {sorted(ARCHITECTURES)}")
+        architecture = ARCHITECTURES[arch]
         self.return_idx = list(return_idx)
         self.stem = _Stem(architecture.stem, lr_mult_list[0])
         self.stages = nn.LayerList(

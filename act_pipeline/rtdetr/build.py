@@ -165,6 +165,20 @@ def load_weights(model, path: str | os.PathLike[str]) -> None:
             f"weights {location} hold {type(state).__name__}, expected a state dict: give the .pdparams of the training"
         )
     state.pop("StructuredToParameterName@@", None)
+    set_weights(model, state, location)
+
+
+def set_weights(model, state: Mapping[str, Any], location: str) -> None:
+    """Set a model's weights; keys and shapes must be exactly those of the model.
+
+    Args:
+        model: the model, a `paddle.nn.Layer`.
+        state: PaddleDetection's name -> array or tensor.
+        location: the file they are from, for messages.
+
+    Raises:
+        UserError: keys or shapes do not fit (the first three are named), or a value is not a numeric array.
+    """
     expected = model.state_dict()
     faults = []
     for name, parameter in expected.items():

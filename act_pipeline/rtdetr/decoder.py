@@ -14,11 +14,22 @@ from ppdet.modeling.transformers.dino_transformer import DINOTransformerDecoderL
 from ppdet.modeling.transformers.utils import (
     _get_clones,
     get_contrastive_denoising_training_group,
-    inverse_sigmoid,
 )
 
 from act_pipeline.rtdetr.fit import require_count
 from act_pipeline.rtdetr.layers import batch_norm
+
+_INVERSE_SIGMOID_EPS = 1e-5
+
+
+def inverse_sigmoid(x: paddle.Tensor) -> paddle.Tensor:
+    """Return log(x / (1 - x)) of ``x``, any shape, with both clipped to at least 1e-5.
+
+    As PaddleDetection's RT-DETR and ``transformers`` have it. `ppdet` 2.6.0's adds 1e-6 instead, which moves the logits
+    of a model with six decoder layers by up to 3e-4.
+    """
+    x = x.clip(min=0.0, max=1.0)
+    return paddle.log(x.clip(min=_INVERSE_SIGMOID_EPS) / (1 - x).clip(min=_INVERSE_SIGMOID_EPS))
 
 
 class StaticShapeDeformableAttention(MSDeformableAttention):
