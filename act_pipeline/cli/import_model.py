@@ -1,8 +1,13 @@
-"""Import an ONNX file of any detector as a float model that can be compressed, and check it against ONNX Runtime."""
+"""Import a detector of another format as a float model that can be compressed.
+
+An ONNX file (compared with ONNX Runtime), a folder of Hugging Face's RT-DETR, or a checkpoint of lyuwenyu/RT-DETR.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from act_pipeline.cli.flags import Parser
 from act_pipeline.core.errors import UserError
@@ -23,7 +28,16 @@ def _shapes(texts: Sequence[str]) -> dict[str, list[int]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, print."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--onnx", required=True, metavar="FILE", help="the ONNX file")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--onnx", metavar="FILE", help="an ONNX file of any detector")
+    source.add_argument(
+        "--hf", metavar="DIR", help="a folder with config.json and model.safetensors of RT-DETR or RT-DETRv2"
+    )
+    source.add_argument("--pth", metavar="FILE", help="a checkpoint of lyuwenyu/RT-DETR; needs -c")
+    parser.add_argument("-c", "--config", metavar="YAML", help="with --pth: PaddleDetection's config of the model")
+    parser.add_argument(
+        "-o", "--opt", action="extend", nargs="*", default=[], metavar="KEY=VALUE", help="with -c: config overrides"
+    )
     parser.add_argument(
         "--input_shape",
         action="extend",
@@ -35,9 +49,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", metavar="DIR", help="the folder to write; default: output_inference/<name of the file>"
     )
+    parser.add_argument(
+        "--family",
+        metavar="NAME",
+        help="with --onnx: the detector family (docs/import.md); default: by the outputs",
+    )
     parser.add_argument("--images", metavar="DIR", help="pictures to compare on; default: random numbers")
     parser.add_argument("--fixed_batch", action="store_true", help="keep the file's batch size instead of opening it")
     arguments = parser.parse(argv)
+    if arguments.onnx is None:
+        _refuse(arguments, "--onnx", input_shape="--input_shape", images="--images", fixed_batch="--fixed_batch",
+                family="--family")  # fmt: skip
+    if arguments.pth is None:
+        _refuse(arguments, "--pth", config="-c", opt="-o")
+    elif arguments.config is None:
+        raise UserError(
+            "--pth needs -c: PaddleDetection's config of the model, such as configs/rtdetr/rtdetr_r18vd_6x_coco.yml"
+        )
+    if arguments.onnx is None:
+        print(_rtdetr(arguments))
+        return 0
     shapes = _shapes(arguments.input_shape)
 
     from act_pipeline.importers import import_onnx
@@ -48,6 +79,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         input_shape=shapes,
         images=arguments.images,
         fixed_batch=arguments.fixed_batch,
+        family=arguments.family,
     )
     print(imported.summary())
     return 0
+
+
+def _rtdetr(arguments: argparse.Namespace) -> str:
+    """Import an RT-DETR by its weights, and return what was made in one line."""
+    from act_pipeline.importers import import_hugging_face, import_torch_checkpoint
+
+    source = Path(arguments.hf or arguments.pth)
+    output = arguments.output or Path("output_inference", source.resolve().stem)
+    if arguments.hf is not None:
+        model = import_hugging_face(source, output, flag="--output")
+    else:
+        model = import_torch_checkpoint(source, arguments.config, output, overrides=arguments.opt, flag="--output")
+    return f"imported {model.directory}: {model.bytes / 1e6:.2f} MB, an RT-DETR with its post-process"
+
+
+def _refuse(arguments: argparse.Namespace, source: str, **flags: str) -> None:
+    """Raise a UserError if a flag was given that only ``source`` takes."""
+    for name, flag in flags.items():
+        if getattr(arguments, name):
+            raise UserError(f"{flag} goes with {source} only; leave it out")

@@ -14,7 +14,7 @@ from act_pipeline.core.errors import UserError
 Shapes = Mapping[str, tuple[int, ...]]
 # Keys of the `NMS` section of infer_cfg.yml and their expected values; all but `clip` are PaddleDetection's.
 _COUNT, _SHARE = "a positive integer, or -1 for all", "a number from 0 to 1"
-_NMS_KEYS = {
+NMS_KEYS = {
     "score_threshold": _SHARE, "nms_threshold": _SHARE, "nms_top_k": _COUNT, "keep_top_k": _COUNT,
     "clip": "true or false",
 }  # fmt: skip
@@ -65,11 +65,11 @@ class PostProcess:
         """
         section = infer_cfg.get("NMS") or {}
         if not isinstance(section, Mapping):
-            raise UserError(f"{where}: NMS is {section!r}, expected a mapping with {', '.join(_NMS_KEYS)}")
-        values: dict[str, Any] = {key: section[key] for key in _NMS_KEYS if key in section}
+            raise UserError(f"{where}: NMS is {section!r}, expected a mapping with {', '.join(NMS_KEYS)}")
+        values: dict[str, Any] = {key: section[key] for key in NMS_KEYS if key in section}
         for key, value in values.items():
-            if not _is_valid(value, _NMS_KEYS[key]):
-                raise UserError(f"{where}: NMS.{key} is {value!r}, expected {_NMS_KEYS[key]}; correct it")
+            if not _is_valid(value, NMS_KEYS[key]):
+                raise UserError(f"{where}: NMS.{key} is {value!r}, expected {NMS_KEYS[key]}; correct it")
         labels = infer_cfg.get("label_list")
         return cls(**values, num_classes=len(labels) if isinstance(labels, list) and labels else None)
 

@@ -16,7 +16,14 @@ from act_pipeline.families import detr_raw, end2end, ppyoloe, rtdetr, yolo
 from act_pipeline.families.interface import DetectorFamily, Geometry, PostProcess, Shapes
 from act_pipeline.graph.model_files import inspect_model
 
-FAMILIES: tuple[DetectorFamily, ...] = (rtdetr.FAMILY, detr_raw.FAMILY, ppyoloe.FAMILY, yolo.FAMILY, end2end.FAMILY)
+POST_PROCESS_IN_GRAPH: DetectorFamily = rtdetr.FAMILY
+FAMILIES: tuple[DetectorFamily, ...] = (
+    POST_PROCESS_IN_GRAPH,
+    detr_raw.FAMILY,
+    ppyoloe.FAMILY,
+    yolo.FAMILY,
+    end2end.FAMILY,
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Decoder:
     @property
     def key(self) -> str:
         """What determines the detections besides the model's outputs; empty where the graph gives them."""
-        return "" if self.family is rtdetr.FAMILY else f"{self.family.name} {self.post}"
+        return "" if self.family is POST_PROCESS_IN_GRAPH else f"{self.family.name} {self.post}"
 
     def __call__(self, outputs: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return ``bbox`` and ``bbox_num`` of a batch, see :class:`act_pipeline.families.interface.Detections`.
@@ -132,7 +139,7 @@ def family_named(name: str, where: str) -> DetectorFamily:
 
 def _no_fit(where: Path, shapes: Shapes, family: DetectorFamily | None) -> UserError:
     found = ", ".join(f"{name} {_dimensions(shape) if shape else ''}".strip() for name, shape in shapes.items())
-    if family is not None and family is not rtdetr.FAMILY:
+    if family is not None and family is not POST_PROCESS_IN_GRAPH:
         others = [entry.name for entry in FAMILIES if entry.fits(shapes)]
         remedy = f"; {others[0]} fits: set arch so" if others else ""
         gives = found or "nothing"

@@ -18,6 +18,8 @@ from act_pipeline.core.hashing import hash_files
 from act_pipeline.core.output_folders import new_artifact, require_replaceable
 from act_pipeline.core.quiet import quiet_upstream
 from act_pipeline.core.records import versions, write_record
+from act_pipeline.families.interface import NMS_KEYS, DetectorFamily, PostProcess
+from act_pipeline.families.registry import POST_PROCESS_IN_GRAPH, family_named, find_family
 from act_pipeline.graph.static_graph import static_mode
 from act_pipeline.importers.onnx.convert import Converted, convert, require_known_domains
 from act_pipeline.importers.onnx.read import read_onnx, require_importers
@@ -37,6 +39,7 @@ class ImportedModel:
         inputs: name in the program -> shape; -1 for an open batch.
         outputs: (ONNX name, shape) in the order of the program's outputs.
         max_difference: largest difference to ONNX Runtime, see :meth:`.onnx.verify.Reference.difference`.
+        family: the detector family of its outputs; None: they are of none, so that nothing can evaluate the model.
         fixed_batch: why the batch is fixed; empty if it is open.
     """
 
@@ -44,6 +47,7 @@ class ImportedModel:
     inputs: Mapping[str, tuple[int, ...]]
     outputs: tuple[tuple[str, tuple[int, ...]], ...]
     max_difference: float
+    family: DetectorFamily | None = None
     fixed_batch: str = ""
 
     def summary(self) -> str:
@@ -56,6 +60,10 @@ class ImportedModel:
         if self.fixed_batch:
             lines.append(f"the batch is fixed: {self.fixed_batch}")
         lines.append(f"largest difference to ONNX Runtime: {self.max_difference:.1e}")
+        if self.family is None:
+            lines.append("the outputs are of no detector family, so nothing can evaluate the model")
+        else:
+            lines.append(f"detector family: {self.family.name} ({self.family.outputs})")
         return "\n".join(lines)
 
 
@@ -66,6 +74,7 @@ def import_onnx(
     input_shape: Mapping[str, Sequence[int]] | None = None,
     images: str | os.PathLike[str] | None = None,
     fixed_batch: bool = False,
+    family: str | None = None,
 ) -> ImportedModel:
     """Convert an ONNX file to a Paddle model folder, and compare it with ONNX Runtime.
 
@@ -75,6 +84,7 @@ def import_onnx(
         input_shape: input name -> shape, for inputs with open dimensions besides the batch. An empty name stands for
             the only input with so many dimensions.
         images: a folder with pictures, or one, to compare with; random numbers without.
+        family: the detector family, a name of :mod:`act_pipeline.families`; None: as the outputs say.
         fixed_batch: keep the batch of the file; else it is left open where the graph computes each image by itself.
 
     Returns:
@@ -83,7 +93,8 @@ def import_onnx(
 
     Raises:
         UserError: the file is damaged, an input's shape is open, an op cannot be converted, the results differ by more
-            than :data:`.onnx.verify.TOLERANCE`, or a package of the extra ``importers`` is missing.
+            than :data:`.onnx.verify.TOLERANCE`, the outputs are not those of ``family``, or a package of the extra
+            ``importers`` is missing.
     """
     require_importers()
     file = Path(path)
@@ -98,8 +109,9 @@ def import_onnx(
         for written in model.directory.iterdir():
             shutil.move(str(written), staging / written.name)
         shutil.rmtree(model.directory)
-        write_infer_cfg(staging, source)
         inputs, outputs = _described(source, converted)
+        found = _family(file, outputs, family)
+        write_infer_cfg(staging, source, found)
         write_record(staging / RECORD_FILENAME, IMPORT_SCHEMA, _record(source, inputs, outputs, difference, reason))
         converted.graph.close()
     return ImportedModel(
@@ -107,17 +119,32 @@ def import_onnx(
         {name: tuple(entry["shape"]) for name, entry in inputs.items()},
         tuple((entry["name"], tuple(entry["shape"])) for entry in outputs),
         difference,
+        found,
         reason,
     )
 
 
-def write_infer_cfg(directory: Path, source: OnnxSource) -> None:
-    """Write ``infer_cfg.yml`` as far as an ONNX file tells it: the class names, and no preprocessing."""
+def write_infer_cfg(directory: Path, source: OnnxSource, family: DetectorFamily | None) -> None:
+    """Write ``infer_cfg.yml`` as far as an ONNX file tells it: family, thresholds, class names, no preprocessing."""
     content: dict[str, Any] = {"mode": "paddle", "draw_threshold": 0.5, "metric": "COCO", "use_dynamic_shape": False}
+    if family is not None:
+        content["arch"] = family.name
+        if family is not POST_PROCESS_IN_GRAPH:  # the thresholds are the user's to change
+            content["NMS"] = {key: getattr(PostProcess(), key) for key in NMS_KEYS}
     if source.class_names:
         content["label_list"] = list(source.class_names)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     (directory / INFER_CFG_FILENAME).write_text(text, encoding="utf-8")
+
+
+def _family(file: Path, outputs: Sequence[Mapping[str, Any]], asked: str | None) -> DetectorFamily | None:
+    shapes = {entry["name"]: tuple(entry["shape"]) for entry in outputs}
+    if asked is not None:
+        return find_family(shapes, file, family_named(asked, "--family").name)
+    try:
+        return find_family(shapes, file)
+    except UserError:  # part of a detector, such as the encoder of a SAM
+        return None
 
 
 def _converted(
