@@ -40,7 +40,7 @@ from tests.fuzz.targets.infer_cfg import _NoData
 from tests.fuzz.targets.onnx_file import _model
 
 # Fewer for the targets that are slowest per example.
-EXAMPLES = {"paddle_model": 10, "reader": 30, "config": 20, "detections": 15}
+EXAMPLES = {"paddle_model": 10, "reader": 30, "config": 20, "detections": 15, "onnx_import": 30}
 # Of each target, with examples drawn anew; 0: the same examples each time.
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
 

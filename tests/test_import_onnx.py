@@ -561,6 +561,10 @@ def test_a_head_with_distributions(tmp_path: Path) -> None:
     ]  # fmt: skip
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("boxes", "best")]
     model = imported_like_onnx_runtime(model_of(nodes, [images_of("n", 3, 8, 8)], outputs, constants, 13), tmp_path)
+    with static_mode():
+        graph = StaticGraph.load(model)
+        assert "batch_norm" in [op.type for op in graph.program.global_block().ops], "training needs it unfolded"
+        graph.close()
     record = read_record(model.directory / "import.json", "act_pipeline.import/1")
     assert record["outputs"] == [{"name": "boxes", "shape": [-1, 64, 4]}, {"name": "best", "shape": [-1, 64]}]
 

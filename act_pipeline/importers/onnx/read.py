@@ -21,6 +21,9 @@ _OLDEST_OPSET = 7
 _MAX_ELEMENTS = 1 << 28
 _MAX_NAMES_BYTES = 1 << 20
 _HALF, _DOUBLE, _BFLOAT, _FLOAT = 10, 11, 16, 1
+# A matmul with its weights stays one op on tokens (a Gemm needs reshapes around it, which merge the batch), and
+# BatchNorm is left to this package, which trains the weights before it unfolded.
+_NOT_FUSED = ("FusionGemm", "FusionGemmMul", "FusionGemmAdd", "FusionConvBN", "FusionConvTransposeBN")
 _REMEDY = "copy or export it again"
 
 
@@ -381,7 +384,7 @@ def _simplified(model: Any, outputs: Sequence[str], shapes: Mapping[str, Sequenc
     try:
         # Its logger prints, whatever the level of Python's logging.
         with quiet_upstream(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            simple = onnxslim.slim(copy)
+            simple = onnxslim.slim(copy, skip_fusion_patterns=list(_NOT_FUSED))
         names = [each.name for each in simple.graph.input]
         kept = [each.name for each in simple.graph.output] == list(outputs) and set(names) <= {
             each.name for each in model.graph.input

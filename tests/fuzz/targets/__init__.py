@@ -11,6 +11,7 @@ from tests.fuzz.targets.download import DOWNLOAD
 from tests.fuzz.targets.infer_cfg import INFER_CFG
 from tests.fuzz.targets.label_list import LABEL_LIST
 from tests.fuzz.targets.onnx_file import ONNX_FILE
+from tests.fuzz.targets.onnx_import import ONNX_IMPORT
 from tests.fuzz.targets.paddle_model import PADDLE_MODEL
 from tests.fuzz.targets.reader import READER
 from tests.fuzz.targets.records import RECORDS
@@ -27,6 +28,7 @@ _ALL = (
     INFER_CFG,
     LABEL_LIST,
     ONNX_FILE,
+    ONNX_IMPORT,
     PADDLE_MODEL,
     DOWNLOAD,
 )

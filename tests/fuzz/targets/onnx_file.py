@@ -39,10 +39,9 @@ def _model() -> Any:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
 
 
-def _examples(folder: Path) -> st.SearchStrategy[bytes]:
+def changed_models(valid: bytes) -> st.SearchStrategy[bytes]:
+    """Return ONNX files that differ from a valid one in up to three fields of the protobuf."""
     import onnx
-
-    valid = _model().SerializeToString()
 
     @st.composite
     def changed(draw: st.DrawFn) -> bytes:
@@ -94,6 +93,14 @@ def _examples(folder: Path) -> st.SearchStrategy[bytes]:
                 setattr(message, field.name, draw(st.sampled_from([value.number for value in field.enum_type.values])))
         return model.SerializeToString()
 
+    return changed()
+
+
+def _examples(folder: Path) -> st.SearchStrategy[bytes]:
+    import onnx
+
+    valid = _model().SerializeToString()
+
     @st.composite
     def outside(draw: st.DrawFn) -> bytes:
         """Constants whose bytes lie in another file."""
@@ -112,7 +119,8 @@ def _examples(folder: Path) -> st.SearchStrategy[bytes]:
                 entry.key, entry.value = key, draw(st.sampled_from(values))
         return model.SerializeToString()
 
-    return st.one_of(raw([valid]), changed(), changed().flatmap(lambda content: raw([content or b"x"])), outside())
+    changed = changed_models(valid)
+    return st.one_of(raw([valid]), changed, changed.flatmap(lambda content: raw([content or b"x"])), outside())
 
 
 def _read(folder: Path, content: bytes) -> None:
