@@ -109,7 +109,7 @@ def nncf_candidate(
     made = functools.partial(Candidate, label, "openvino", "int8", "CPU", how=how)
     try:
         start = time.perf_counter()
-        peer = quantize(model, reader, images, folder / _IR_NAME, max_drop)
+        peer = quantize(model, reader, images, folder / _IR_NAME, max_drop=max_drop)
         seconds = time.perf_counter() - start
     except UserError as error:
         return made(model, refusal=str(error))
@@ -127,6 +127,7 @@ def quantize(
     reader: Any,
     images: int,
     path: Path,
+    *,
     max_drop: float | None = None,
     batches: Callable[[], Iterable[Mapping[str, np.ndarray]]] | None = None,
     stage: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext(),

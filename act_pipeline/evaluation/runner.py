@@ -32,6 +32,7 @@ def evaluate(
     engine: Detector,
     reader: EvaluationReader,
     split: str = "eval",
+    *,
     limit: int | None = None,
     progress: bool = True,
     batch_size: int = 1,

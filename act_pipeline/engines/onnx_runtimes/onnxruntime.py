@@ -45,6 +45,7 @@ class OnnxRuntimeEngine:
         precision: str = "fp32",
         device: str = "CPU",
         threads: int | None = None,
+        *,
         batch_size: int = 1,
         provider: str | None = None,
         decoder: Decoder | None = None,

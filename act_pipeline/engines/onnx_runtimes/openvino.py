@@ -44,6 +44,7 @@ class OpenVINOEngine:
         precision: str = "fp32",
         device: str = "CPU",
         threads: int | None = None,
+        *,
         batch_size: int = 1,
         float_precision: str = "auto",
         summary: OnnxSummary | None = None,

@@ -102,6 +102,7 @@ def collect(
     model: InferenceModel,
     key: ShapeKey,
     batches: Iterable[Mapping[str, np.ndarray]],
+    *,
     device: str = "CPU",
     threads: int = 1,
     summary: ModelSummary | None = None,

@@ -62,6 +62,7 @@ class Int8ReferenceEngine(PredictorEngine):
         precision: str = "int8",
         device: str = "CPU",
         threads: int | None = None,
+        *,
         batch_size: int | None = None,
         summary: ModelSummary | None = None,
         inference: Any = None,

@@ -71,6 +71,7 @@ class PaddleEngine(PredictorEngine):
         precision: str = "fp32",
         device: str = "CPU",
         threads: int | None = None,
+        *,
         batch_size: int | None = None,
         onednn: bool = False,
         summary: ModelSummary | None = None,

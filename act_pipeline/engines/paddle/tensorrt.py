@@ -39,6 +39,7 @@ class PaddleTensorRTEngine(PredictorEngine):
         precision: str = "fp32",
         device: str = "GPU",
         threads: int | None = None,
+        *,
         batch_size: int = 1,
         dynamic_shape: bool = True,
         calibrate: bool = False,

@@ -78,6 +78,7 @@ class TensorRTEngine:
         precision: str = "fp32",
         device: str = "GPU",
         threads: int | None = None,
+        *,
         batch_size: int = 1,
         float16_rest: bool = True,
         say: Say | None = None,

@@ -58,7 +58,7 @@ def _sampled(build: Build, node: Node, attrs: dict[str, Any], target: Sequence[i
     coordinates = attrs.get("coordinate_transformation_mode", "half_pixel")
     size = list(target[2:])
     if mode == "nearest":
-        return _nearest(build, value, attrs, coordinates, shape[2:], size, factors[2:])
+        return _nearest(build, value, attrs, coordinates, before=shape[2:], after=size, factors=factors[2:])
     if list(target) == list(shape) and coordinates != "tf_crop_and_resize":
         return value
     if mode not in ("linear", "cubic"):
@@ -95,6 +95,7 @@ def _nearest(
     value: Any,
     attrs: dict[str, Any],
     coordinates: str,
+    *,
     before: Sequence[int],
     after: Sequence[int],
     factors: Sequence[float],
