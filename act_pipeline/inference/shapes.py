@@ -50,9 +50,7 @@ def collect_if_stale(
     find_support("paddle", "fp32", device, here).require()
     batch = first_images(request, reader, request.batch_size)
     one = {name: array[:1] for name, array in batch.items()}
-    return collect(
-        model, key, [one, batch], device=device, threads=threads, summary=summary, inference=inference
-    )
+    return collect(model, key, [one, batch], device=device, threads=threads, summary=summary, inference=inference)
 
 
 def continue_in_a_new_process(rerun: Sequence[str] | None, say: Say) -> InferenceOutcome:
