@@ -6,7 +6,6 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -449,10 +448,14 @@ def test_bad_settings_are_one_line(sample: Sample, override: str, words: str) ->
         load_config(CONFIG, [*sample.overrides, override])
 
 
+def test_a_sensitive_op_stays_float_unless_it_is_named() -> None:
+    chosen = select(OPS, Quantize(), Path("c.yml"), {"a": "DFL"})
+    assert "a" not in chosen.int8 and chosen.kept == {"a": "DFL"}
+    assert "a" in select(OPS, Quantize(include=["a", "b"]), Path("c.yml"), {"a": "DFL"}).int8
+
+
 def test_a_selection_gives_back_without_forgetting() -> None:
     found = select(OPS, Quantize(exclude=["head"], weight_only=["b"]), Path("c.yml")).revert_to_float(
         ["a", "b"], "too hard"
     )
     assert found.int8 == ["c"] and found.weight_only == () and found.kept["a"] == found.kept["b"] == "too hard"
-    assert [entry["output"] for entry in found.describe(["a", "d"])] == ["a", "d"]
-    assert SimpleNamespace(**found.describe(["d"], share=1)[0]).share == 1
