@@ -57,6 +57,11 @@ class Evaluation:
     image_ids: list[int] = field(repr=False)
     matches: Matches | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def has_map(self) -> bool:
+        """Whether the images have ground truth, without which there is no mAP."""
+        return self.map >= 0
+
     def as_record(
         self, engine: Engine, model: Artifact | None = None, reader: Any = None, **more: Any
     ) -> dict[str, Any]:
