@@ -45,7 +45,7 @@ class ModelFigures:
         """
         if evaluation is None:
             return cls(size)
-        speed = {"latency_ms": evaluation.latency_ms, "images_per_second": evaluation.images_per_second}
+        speed: dict[str, Any] = {"latency_ms": evaluation.latency_ms, "images_per_second": evaluation.images_per_second}
         if not evaluation.has_map:
             return cls(size, **speed)
         classes = evaluation.per_class if per_class else None

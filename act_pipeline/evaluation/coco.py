@@ -61,12 +61,12 @@ class GroundTruth:
         Raises:
             UserError: the file is missing or not in COCO's form.
         """
-        labelled = getattr(reader, "labelled", None)
-        if labelled is None or labelled(split):
+        given: Any = reader
+        if not hasattr(given, "labelled") or given.labelled(split):
             path = reader.annotation_file(split)
             annotations = Annotations.load(path, f"the reader's {split} split")
         else:
-            annotations = reader.annotations(split)
+            annotations = given.annotations(split)
             path = annotations.path
         class_ids = getattr(reader, "class_ids", None)
         return cls(path, annotations.ground_truth(), class_ids(annotations) if class_ids else annotations.category_ids)

@@ -74,8 +74,8 @@ class Evaluation:
         return {
             **engine_record(engine, model, reader),
             "images": self.images,
-            "map": self.map,
-            "map50": self.map50,
+            "map": self.map if self.has_map else None,
+            "map50": self.map50 if self.has_map else None,
             "latency_ms": self.latency_ms,
             "images_per_second": self.images_per_second,
             "batch_size": self.batch_size,
