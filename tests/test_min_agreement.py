@@ -255,6 +255,10 @@ def test_a_reader_gives_a_folder_of_images_as_annotations_without_boxes(photos: 
     assert found.category_ids == [0, 1, 2] == reader.class_ids(found)
     assert [record.image_id for record in reader.dataset("eval").records] == [entry["id"] for entry in found.images]
     assert reader.fingerprint("train") != reader.fingerprint("eval")
+    with pytest.raises(
+        UserError, match="EvalDataset has no labels, expected a !COCODataSet with anno_path for the mAP"
+    ):
+        reader.require_labels("eval", "the mAP")
     with pytest.raises(UserError, match="EvalDataset has no labels, and neither the model nor .* expected num_classes"):
         Reader.load(photos / "reader.yml").annotations("eval")
 

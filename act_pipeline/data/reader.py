@@ -183,6 +183,21 @@ class Reader:
         """Return whether a split has labels that are used: it is no folder of images, and they are not ignored."""
         return isinstance(self._files.dataset(split), CocoDataSet) and split not in self.settings.unlabelled
 
+    def require_labels(self, split: str, use: str) -> None:
+        """Check that a split has labels.
+
+        Args:
+            split: ``train``, ``eval`` or ``test``.
+            use: what they are needed for, for the message.
+
+        Raises:
+            UserError: it has none.
+        """
+        if not self.labelled(split):
+            raise UserError(
+                f"{self._files.locate(split)} has no labels, expected a !COCODataSet with anno_path for {use}"
+            )
+
     def without_labels(self, split: str = "eval") -> Reader:
         """Return a copy of the reader that ignores the labels of a split."""
         unlabelled = self.settings.unlabelled | {split}
