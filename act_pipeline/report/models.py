@@ -41,6 +41,7 @@ class TableRow:
         map, map50, ap_small, ap_medium, ap_large: scores in [0, 1].
         map_change: mAP - FP32's mAP.
         interval: confidence interval of the change.
+        agreement: agreement with FP32, with its confidence interval.
         bytes: size.
         times_smaller: FP32's size / size.
         latency_ms: median latency in ms.
@@ -74,6 +75,7 @@ class TableRow:
     chosen: bool = False
     failure: str | None = None
     note: str | None = None
+    agreement: AgreementInterval | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -299,6 +301,7 @@ def before_and_after(
             quantized=sum(act.quantized_ops.values()),
             kept=len(act.kept_ops),
             interval=ChangeInterval.of(act.comparison.map_drop_interval),
+            agreement=act.comparison.agreement_interval,
         )
     )
     return rows
@@ -322,6 +325,7 @@ def strategy_row(step: Step, act: ActRecord, fp32: ModelFigures) -> StrategyRow:
         seconds=step.seconds,
         meets_max_drop=step.meets_max_drop,
         interval=ChangeInterval.of(step.comparison.map_drop_interval),
+        agreement=step.comparison.agreement_interval,
         chosen=step.chosen,
         note=step.note or None,
         strategy=step.strategy,

@@ -31,6 +31,8 @@ TEXTS = {
     "drawn from these, {level} have one from {low} to {high}.",
     "at_min_agreement": "In {share} of the sets it is at least {limit}.",
     "cannot_tell_agreement": "So {images} images cannot tell whether INT8 has the agreement that is required.",
+    "row_agreement": "agreement {value} ({low} to {high})",
+    "under_limits": "not within the limits",
     "tile_agreement": "Agreement with FP32",
     "min_agreement_is": "min_agreement: {value}",
     "no_labels": "The images have no labels.",

@@ -27,6 +27,8 @@ TEXTS = {
     "只被一个模型检出的目标计 0。从这些图像中重新抽取 {resamples} 组，{level} 的组一致度在 {low} 到 {high} 之间。",
     "at_min_agreement": "其中 {share} 的组不低于 {limit}。",
     "cannot_tell_agreement": "因此仅凭 {images} 张图像还不能断定 INT8 是否达到要求的一致度。",
+    "row_agreement": "一致度 {value}（{low} 至 {high}）",
+    "under_limits": "未达限值",
     "tile_agreement": "与 FP32 的一致度",
     "min_agreement_is": "min_agreement：{value}",
     "no_labels": "这些图像没有标注。",
