@@ -624,7 +624,7 @@ def test_without_overrides_in_the_record_the_same_are_asked_for(data, tmp_path, 
 
 
 def test_a_compression_records_its_overrides():
-    given = ["QuantPost.calib_images=12", "Strategy.max_drop=null"]
+    given = ["QuantPost.calib_images=12", "Strategy.max_drop=0.004"]
     job = mock.MagicMock(config=load_config(ROOT / "configs" / "sample.yml", given), fp32=None)
     job.tried = mock.MagicMock(max_drop=None)
     job.judge.parallel, job.tried.compare.return_value = (1, 2), None

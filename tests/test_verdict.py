@@ -44,7 +44,7 @@ def test_a_confidence_that_is_none_is_one_line(value):
 
 
 def tried(max_drop, confidence, fp32=0.5):
-    strategy = SimpleNamespace(max_drop=max_drop, confidence=confidence)
+    strategy = SimpleNamespace(max_drop=max_drop, min_agreement=None, confidence=confidence)
     return Candidates(strategy, None, None, SimpleNamespace(map=fp32), progress=False)
 
 
@@ -149,6 +149,8 @@ def test_a_record_is_written_as_it_was_read():
     compared = {
         "map_drop_interval": interval, "probability_within_max_drop": 0.5, "images_needed": 7,
         "agreement": {"boxes": 3, "matched": 0.5, "mean_iou": 0.9, "mean_score_change": 0.1},
+        "agreement_interval": {"value": 0.8, "low": 0.7, "high": 0.9, "level": 0.95, "resamples": 9, "standard_error": 0.1},
+        "probability_of_min_agreement": 0.25, "agreement_images_needed": 70,
     }  # fmt: skip
     scores = {"stats": {"ap": 0.5}, "latency_ms": None, "images_per_second": 2.0}
     figures = {"map": 0.5, "map50": 0.7, "bytes": 16}
@@ -156,7 +158,7 @@ def test_a_record_is_written_as_it_was_read():
     op = {"type": "conv2d", "output": "x", "module": "m", "group": "backbone"}
     record = {
         "strategy": "auto", "chosen": "ptq:mse", "max_drop": 0.005, "fp32": model, "int8": model, "confidence": 0.5,
-        "map_drop": 0.1, **compared, "bytes_ratio": 0.25, "seconds": {"prepare": 1.0}, "quantizable_ops": 3,
+        "min_agreement": 0.9, "map_drop": 0.1, **compared, "bytes_ratio": 0.25, "seconds": {"prepare": 1.0}, "quantizable_ops": 3,
         "quantized_ops": {"conv2d": 1}, "kept_ops": [{**op, "reason": "asked"}], "weight_only_ops": [],
         "given_back": [{**op, "sensitivity": 0.0, "map_after": 0.5}], "calibration": {"algo": "mse"},
         "steps": [{"name": "ptq:mse", "strategy": "ptq", "note": "", **figures, **scores, "map_drop": 0.1, **compared,

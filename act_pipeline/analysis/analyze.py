@@ -116,6 +116,8 @@ def analyze(
     reader = fit.reader
     told(fit.notes)
     reader.check("train", *(["eval"] if map_images else []))
+    if map_images:
+        reader.require_labels("eval", "--map_images")
     device = paddle_device(device)
     subset = Subset(reader.settings, reader.fingerprint("eval"), map_images, {}) if map_images else None
     with hold_lock(target), tempfile.TemporaryDirectory(prefix="act_pipeline_") as work, static_mode():

@@ -122,6 +122,8 @@ def _reader(request: BenchmarkRequest, models: Models, reader: Any) -> Any:
             reader = Reader.load(config)
         if not request.no_map:
             reader.annotation_file("eval")
+            if hasattr(reader, "require_labels"):
+                reader.require_labels("eval", "the mAP")
     except UserError as error:
         raise UserError(f"{error}; or time on random input, without mAP: --random --no_map") from None
     size = models.input_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -43,8 +44,28 @@ def open_reader(config: Config, model: InferenceModel, overrides: Sequence[str] 
     fit = fit_reader(model, Reader.load(config.global_.reader_config, overrides))
     if not config.global_.evaluation:
         return fit.reader, fit.notes
-    reader, note = separate_splits(fit.reader)
-    return reader, fit.notes if note is None else (*fit.notes, note)
+    reader, notes = _evaluated(config, fit.reader)
+    reader, note = separate_splits(reader)
+    return reader, (*fit.notes, *notes, *([] if note is None else [note]))
+
+
+def _evaluated(config: Config, reader: Reader) -> tuple[Reader, list[str]]:
+    """Return a reader whose EvalDataset is what models are evaluated on, with or without labels, and notes on it."""
+    datasets = reader.settings.datasets
+    if config.global_.evaluation == "agreement":
+        notes = []
+        if "eval" not in datasets and "test" in datasets:
+            datasets = {**datasets, "eval": datasets["test"]}
+            reader = Reader(dataclasses.replace(reader.settings, datasets=datasets), reader.parsed_annotations)
+            notes = [f"{reader.path}: there is no EvalDataset: the models are compared on the images of TestDataset"]
+        return (reader.without_labels() if "eval" in datasets else reader), notes
+    if "eval" not in datasets or reader.labelled("eval"):
+        return reader, []
+    note = (
+        "EvalDataset has no labels: INT8 models are compared with the float model by their agreement "
+        "(Strategy.min_agreement), without mAP"
+    )
+    return reader, [f"{reader.path}: {note}"]
 
 
 def model_feed(config: Config, feed_names: Sequence[str], batch: Mapping[str, _Value]) -> dict[str, _Value]:

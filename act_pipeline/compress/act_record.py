@@ -34,10 +34,11 @@ def compression_record(
         strategy=job.config.strategy.name,
         chosen=chosen.name,
         max_drop=job.tried.max_drop,
+        min_agreement=job.tried.min_agreement,
         fp32=ModelFigures.of(job.fp32, model.bytes),
         int8=ModelFigures.of(chosen.evaluation, chosen.bytes),
-        confidence=job.config.strategy.confidence if job.tried.max_drop is not None else None,
-        map_drop=job.tried.drop(chosen) if chosen.evaluation else None,
+        confidence=job.config.strategy.confidence if job.tried.limits else None,
+        map_drop=_map_drop(job, chosen),
         comparison=_compared(job, chosen),
         bytes_ratio=chosen.bytes / model.bytes,
         seconds={name: round(value, 2) for name, value in stages.items()},
@@ -67,7 +68,13 @@ def compression_record(
 
 def _compared(job: Job, candidate: Candidate) -> ComparisonFigures:
     found = job.tried.compare(candidate)
-    return ComparisonFigures() if found is None else found.figures(job.tried.max_drop)
+    if found is None:
+        return ComparisonFigures()
+    return found.figures(job.tried.max_drop, job.tried.min_agreement)
+
+
+def _map_drop(job: Job, candidate: Candidate) -> float | None:
+    return job.tried.drop(candidate) if job.tried.has_map and candidate.evaluation else None
 
 
 def _step(job: Job, candidate: Candidate, chosen: bool) -> Step:
@@ -77,7 +84,7 @@ def _step(job: Job, candidate: Candidate, chosen: bool) -> Step:
         strategy=candidate.strategy,
         note=candidate.note,
         figures=ModelFigures.of(candidate.evaluation, candidate.bytes, per_class=False),
-        map_drop=job.tried.drop(candidate) if candidate.evaluation else None,
+        map_drop=_map_drop(job, candidate),
         comparison=_compared(job, candidate),
         quantized=sum(inventory.quantized.values()),
         kept=len(inventory.kept),

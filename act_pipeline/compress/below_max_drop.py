@@ -1,4 +1,4 @@
-"""The error of a compression whose best INT8 model is not within ``Strategy.max_drop``."""
+"""The error of a compression whose best INT8 model is not within ``max_drop`` or does not have ``min_agreement``."""
 
 from __future__ import annotations
 
@@ -21,24 +21,34 @@ def below_max_drop(job: Job, best: Candidate, found: ComparisonFigures, saved_in
         found: its comparison with the float model.
         saved_in: the folder of ``best``.
     """
-    assert job.fp32 is not None, "there is no max_drop without the float model's mAP"
+    limits, reached, raised = [], [], []
+    if job.tried.max_drop is not None:
+        assert job.fp32 is not None, "there is no max_drop without the float model's mAP"
+        required = _required(job.config, found.probability_within_max_drop)
+        limits.append(f"within max_drop {job.tried.max_drop} of the float model's {job.fp32.map:.4f} mAP{required}")
+        reached.append(f"{best.map:.4f}")
+        raised.append("raise Strategy.max_drop")
+    if job.tried.min_agreement is not None:
+        required = _required(job.config, found.probability_of_min_agreement)
+        limits.append(f"at min_agreement {job.tried.min_agreement} with the float model{required}")
+        reached.append(f"an agreement of {job.tried.agreement(best):.4f}")
+        raised.append("lower Strategy.min_agreement")
     return BelowFloor(
-        f"no INT8 model is within max_drop {job.tried.max_drop} of the float model's {job.fp32.map:.4f} mAP"
-        f"{_required(job.config, found)}: the best, {best.name}, has {best.map:.4f}, and is saved in {saved_in}; "
-        f"{_remedies(job.config, found)}"
+        f"no INT8 model is {' and '.join(limits)}: the best, {best.name}, has {' and '.join(reached)}, and is saved in "
+        f"{saved_in}; {_remedies(job.config, found, ' or '.join(raised))}"
     )
 
 
-def _required(config: Config, found: ComparisonFigures) -> str:
-    """Return the required and the best probability; empty where the measured drop decides."""
-    probability, confidence = found.probability_within_max_drop, config.strategy.confidence
+def _required(config: Config, probability: float | None) -> str:
+    """Return the required and the best probability; empty where the measured figure decides."""
+    confidence = config.strategy.confidence
     if confidence == MEASURED or probability is None:
         return ""
     return f" with a probability of {confidence:g} (Strategy.confidence; the best has {probability:.3g})"
 
 
-def _remedies(config: Config, found: ComparisonFigures) -> str:
-    needed = found.images_needed
-    more = "" if needed is None else f"evaluate on more images (some {rounded_up(needed):,} would tell), "
+def _remedies(config: Config, found: ComparisonFigures, raised: str) -> str:
+    needed = max(found.images_needed or 0, found.agreement_images_needed or 0)
+    more = f"evaluate on more images (some {rounded_up(needed):,} would tell), " if needed else ""
     surer = "" if config.strategy.confidence == MEASURED else "lower Strategy.confidence, "
-    return f"{more}{surer}raise Strategy.max_drop, calibrate on more images, or train longer"
+    return f"{more}{surer}{raised}, calibrate on more images, or train longer"

@@ -17,6 +17,7 @@ from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
 from act_pipeline.evaluation import Comparison, Evaluation, GroundTruth, compare
 from act_pipeline.evaluation.act_json import FloatOp
+from act_pipeline.evaluation.confidence import TOLERANCE
 
 # The Strategy.confidence at which the measured drop decides.
 MEASURED = 0.5
@@ -60,7 +61,7 @@ class Candidate:
 
     @property
     def map(self) -> float:
-        """mAP on the eval split; -1 without an evaluation."""
+        """mAP on the eval split; -1 without an evaluation or labels."""
         return self.evaluation.map if self.evaluation else -1.0
 
 
@@ -76,7 +77,7 @@ class Candidates:
         """Start without candidates.
 
         Args:
-            settings: section ``Strategy``, for ``max_drop`` and ``confidence``.
+            settings: section ``Strategy``, for ``max_drop``, ``min_agreement`` and ``confidence``.
             judge: evaluates the candidates.
             reader: the data.
             fp32: the float model's evaluation; None: nothing is evaluated.
@@ -105,12 +106,33 @@ class Candidates:
 
     @property
     def max_drop(self) -> Optional[float]:
-        """The largest allowed drop of mAP; None: no limit, or nothing is evaluated."""
-        return self._settings.max_drop if self._fp32 else None
+        """The largest allowed drop of mAP; None: no limit, or no mAP is measured."""
+        return self._settings.max_drop if self.has_map else None
+
+    @property
+    def min_agreement(self) -> Optional[float]:
+        """The least agreement with the float model; None: no limit, or nothing is evaluated."""
+        return self._settings.min_agreement if self._fp32 else None
+
+    @property
+    def has_map(self) -> bool:
+        """Whether mAP is measured: the models are evaluated, on images with labels."""
+        return self._fp32 is not None and self._fp32.map >= 0
+
+    @property
+    def limits(self) -> str:
+        """The limits, for messages; empty: there are none."""
+        named = {"max_drop": self.max_drop, "min_agreement": self.min_agreement}
+        return " and ".join(f"{name} {value}" for name, value in named.items() if value is not None)
 
     def drop(self, candidate: Candidate) -> float:
-        """Return the float model's mAP minus a candidate's; 0 without an evaluation."""
-        return self._fp32.map - candidate.map if self._fp32 and candidate.evaluation else 0.0
+        """Return the float model's mAP minus a candidate's; 0 without an mAP."""
+        return self._fp32.map - candidate.map if self._fp32 and self.has_map and candidate.evaluation else 0.0
+
+    def agreement(self, candidate: Candidate) -> float:
+        """Return a candidate's agreement with the float model, in [0, 1]; 1 if there is nothing to compare."""
+        compared = self.compare(candidate)
+        return 1.0 if compared is None or compared.loss is None else compared.loss.agreement
 
     def compare(self, candidate: Candidate) -> Optional[Comparison]:
         """Return the comparison of a candidate's detections and mAP with the float model's; None if not evaluated."""
@@ -122,19 +144,59 @@ class Candidates:
         return candidate.comparison
 
     def meets(self, candidate: Candidate) -> bool:
-        """Return whether a candidate is within ``max_drop`` with probability ``Strategy.confidence``.
+        """Return whether a candidate is within all limits, each with probability ``Strategy.confidence``.
 
-        At a confidence of 0.5 the measured drop decides. True if ``max_drop`` is None.
+        At a confidence of 0.5 the measured figures decide. True without limits.
         """
+        return self._meets_max_drop(candidate) and self._meets_min_agreement(candidate)
+
+    def _meets_max_drop(self, candidate: Candidate) -> bool:
         if self.max_drop is None:
             return True
-        confidence = self._settings.confidence
-        compared = self.compare(candidate) if confidence != MEASURED else None
+        compared = self.compare(candidate) if self._settings.confidence != MEASURED else None
         if compared is not None and compared.difference is not None:
-            return compared.difference.probability(self.max_drop) >= confidence
+            return compared.difference.probability(self.max_drop) >= self._settings.confidence
         # The tolerance accepts a drop of exactly max_drop in spite of floating-point rounding.
-        return self.drop(candidate) <= self.max_drop + 1e-9
+        return self.drop(candidate) <= self.max_drop + TOLERANCE
+
+    def _meets_min_agreement(self, candidate: Candidate) -> bool:
+        if self.min_agreement is None:
+            return True
+        if self._settings.confidence == MEASURED:
+            return self.agreement(candidate) >= self.min_agreement - TOLERANCE
+        compared = self.compare(candidate)
+        lost = compared.loss if compared is not None else None
+        return lost is None or lost.probability(1 - self.min_agreement) >= self._settings.confidence
+
+    def rank(self, candidate: Candidate) -> tuple[float, float]:
+        """Return the rank of a candidate: of two, the better one has the greater rank.
+
+        The first entry is minus the sum of what is missing to each limit; the second is the mAP, without it the
+        agreement. With ``max_drop`` as the only limit, this is the order of the mAP.
+        """
+        missing = 0.0
+        if self.max_drop is not None:
+            missing += max(self.drop(candidate) - self.max_drop, 0.0)
+        if self.min_agreement is not None:
+            missing += max(self.min_agreement - self.agreement(candidate), 0.0)
+        measured = self._fp32 is not None and not self.has_map
+        return -missing, self.agreement(candidate) if measured else candidate.map
+
+    def gains(self, candidate: Candidate, other: Candidate, share: float) -> bool:
+        """Return whether a candidate has lost less accuracy than another, by more than a share of the other's loss.
+
+        Args:
+            candidate: the candidate.
+            other: a candidate that is not within the limits.
+            share: the share, in [0, 1].
+        """
+
+        def loss(of: Candidate) -> float:
+            return self.drop(of) if by_map else 1 - self.agreement(of)
+
+        by_map = self.has_map and (self.min_agreement is None or not self._meets_max_drop(other))
+        return loss(other) - loss(candidate) > share * loss(other)
 
     def best(self) -> Candidate:
-        """Return the candidate with the highest mAP, the first of equal ones."""
-        return max(self._added, key=lambda candidate: candidate.map)
+        """Return the candidate with the greatest rank, the first of equal ones."""
+        return max(self._added, key=self.rank)

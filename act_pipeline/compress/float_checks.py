@@ -8,6 +8,7 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.data import Reader
 from act_pipeline.evaluation import Evaluation
+from act_pipeline.evaluation.matching import MIN_SCORE
 from act_pipeline.execution.finite_checks import check_float_model
 from act_pipeline.graph.model_files import inspect_model
 
@@ -25,9 +26,24 @@ def check_outputs(config: Config, prepared: InferenceModel, reader: Reader) -> N
     check_float_model(prepared, model_feed(config, list(inspect_model(prepared).inputs), batch))
 
 
+def check_limits(config: Config, reader: Reader) -> None:
+    """Refuse ``auto`` without the limit that it stops at, where the images have no labels.
+
+    Raises:
+        UserError: the strategy is ``auto``, EvalDataset has no labels, and there is no ``Strategy.min_agreement``.
+    """
+    strategy = config.strategy
+    if strategy.name != "auto" or strategy.min_agreement is not None or reader.labelled("eval"):
+        return
+    raise UserError(
+        f"{config.path}: Strategy.min_agreement is missing, expected a number from 0 to 1, 0.9 say: EvalDataset of "
+        f"{reader.path} has no labels, so there is no mAP for max_drop, and auto stops at a limit; add it"
+    )
+
+
 def check_origin(config: Config, fp32: Evaluation) -> None:
     origin = config.train_config.origin_metric if config.train_config else None
-    if origin is not None and abs(fp32.map - origin) > _ORIGIN_TOLERANCE:
+    if origin is not None and fp32.has_map and abs(fp32.map - origin) > _ORIGIN_TOLERANCE:
         raise UserError(
             f"{config.path}: TrainConfig.origin_metric is {origin}, the float model has {fp32.map:.4f} mAP here; "
             "check the data set, or correct origin_metric"
@@ -35,7 +51,7 @@ def check_origin(config: Config, fp32: Evaluation) -> None:
 
 
 def check_worth(config: Config, fp32: Evaluation, reader: Reader) -> None:
-    """Refuse a float model with an mAP near 0, since every INT8 model of it would be within ``max_drop``.
+    """Refuse a float model without accuracy to keep, since every INT8 model of it would be within the limits.
 
     Args:
         config: the compression config, for the message.
@@ -43,11 +59,19 @@ def check_worth(config: Config, fp32: Evaluation, reader: Reader) -> None:
         reader: the data, for the number of labelled boxes.
 
     Raises:
-        UserError: the mAP is below 0.01, on at least 5 images and 20 boxes.
+        UserError: the mAP is below 0.01, on at least 5 images and 20 boxes; without labels, or with
+            ``Strategy.min_agreement``, no box has a score of at least 0.3.
     """
     annotations = reader.annotations("eval")
+    compared = not fp32.has_map or config.strategy.min_agreement is not None
+    if compared and not (fp32.detections[:, 5] >= MIN_SCORE).any():
+        raise UserError(
+            f"{config.path}: the float model detects nothing with a score of at least {MIN_SCORE} on {fp32.images} "
+            f"images ({annotations.path}): there is nothing to compare INT8 with; check that {reader.path} has "
+            "images of its classes and the preprocessing that it was trained on, or set Global.Evaluation: false"
+        )
     boxes = len(annotations.boxes or ())
-    if fp32.map < _LEAST_MAP and fp32.images >= _TELLING_IMAGES and boxes >= _TELLING_BOXES:
+    if fp32.has_map and fp32.map < _LEAST_MAP and fp32.images >= _TELLING_IMAGES and boxes >= _TELLING_BOXES:
         raise UserError(
             f"{config.path}: the float model has {fp32.map:.4f} mAP on {fp32.images} images with {boxes} boxes "
             f"({annotations.path}): there is no accuracy to keep; check that {reader.path} has the data and the "

@@ -28,8 +28,8 @@ class Measured:
 
     Attributes:
         latency: latencies of the float and the INT8 model. None: nothing was evaluated.
-        reference: the evaluation in the reference engine. None: the evaluation engine is the reference, or the
-            reference cannot run here.
+        reference: the evaluation in the reference engine. None: the evaluation engine is the reference, the images
+            have no labels, or the reference cannot run here.
         seconds: stage -> seconds.
     """
 
@@ -55,7 +55,8 @@ def measure_chosen(job: Job, chosen: Candidate, model: InferenceModel) -> Measur
         ImageLatency(found[label].latency_ms["p50"], found[label].latency_ms["p90"]) for label in ("fp32", "int8")
     )
     measured.latency = LatencyPair(rounds, fp32, int8, found["int8"].ratio)
-    if not job.judge.is_reference and find_support(REFERENCE, "int8", "CPU").available:
+    # Without labels there is no mAP to compare the engines by.
+    if job.tried.has_map and not job.judge.is_reference and find_support(REFERENCE, "int8", "CPU").available:
         with timed(measured.seconds, "reference"):
             measured.reference = _reference(job, chosen)
     return measured

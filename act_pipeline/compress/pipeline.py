@@ -15,7 +15,7 @@ from act_pipeline.calibration.feeds import open_reader
 from act_pipeline.compress.act_record import compression_record
 from act_pipeline.compress.below_max_drop import below_max_drop
 from act_pipeline.compress.candidates import Candidates
-from act_pipeline.compress.float_checks import check_origin, check_outputs, check_worth
+from act_pipeline.compress.float_checks import check_limits, check_origin, check_outputs, check_worth
 from act_pipeline.compress.held_out import HeldOut
 from act_pipeline.compress.identity import processes, shared_identity, source_identity, training_identity
 from act_pipeline.compress.job import Job
@@ -85,7 +85,8 @@ def compress(
         The INT8 model in ``save_dir`` and its record.
 
     Raises:
-        BelowFloor: no INT8 model is within ``Strategy.max_drop``; the best is saved in ``<save_dir>.below_max_drop``.
+        BelowFloor: no INT8 model is within ``Strategy.max_drop`` and has ``Strategy.min_agreement``; the best is saved
+            in ``<save_dir>.below_max_drop``.
         UserError: model, data and config do not fit together, the device is missing, ``save_dir`` holds something
             else than an earlier result, another process writes to it, the checkpoint belongs to another run, the
             training diverges, or disk or memory do not suffice.
@@ -146,6 +147,7 @@ class _Inputs:
         told(notes)
         splits = ["train", "eval"] if places.evaluation else ["train"]
         reader.check(*splits)
+        check_limits(config, reader)
         device = paddle_device(device)
         return cls(config, model, reader, device, source_identity(config, model, reader, splits))
 
@@ -263,7 +265,8 @@ def _evaluate_float(inputs: _Inputs, judge: Judge, progress: bool) -> tuple[Eval
     """Return the float model's evaluation, and whether it comes from the cache; raise UserError if it is useless."""
     fp32, cached = judge.evaluate_float(inputs.model, inputs.reader, progress)
     if progress:
-        print(f"FP32: {fp32.map:.4f} mAP on {fp32.images} images, {judge.name('fp32')}", file=sys.stderr)
+        figure = f"{fp32.map:.4f} mAP" if fp32.has_map else "no labels, no mAP"
+        print(f"FP32: {figure} on {fp32.images} images, {judge.name('fp32')}", file=sys.stderr)
     check_origin(inputs.config, fp32)
     check_worth(inputs.config, fp32, inputs.reader)
     return fp32, cached

@@ -44,7 +44,7 @@ from act_pipeline.graph.static_graph import StaticGraph
 
 _WEIGHTED: dict[str, WeightedOp] = {name: name for name in get_args(WeightedOp)}
 # SmoothQuant adds multiplications, so `auto` goes on with its model only if that removes more than this share of the
-# drop.
+# loss of accuracy.
 _SMOOTHING_GAIN = 0.1
 # `auto` reverts at most this share of the ops to float before it trains.
 _MIXED_SHARE = 0.1
@@ -53,32 +53,32 @@ _SCALE_IMAGES = 16
 
 
 def ptq(job: Job) -> Candidate:
-    """Calibrate by the config's algorithm, then revert ops to float if the drop exceeds ``max_drop``.
+    """Calibrate by the config's algorithm, then revert ops to float if the model is not within the limits.
 
     Args:
         job: the compression; candidates are added to it.
 
     Returns:
-        The candidate to save: within ``max_drop``, or the best one.
+        The candidate to save: within the limits (``max_drop``, ``min_agreement``), or the best one.
     """
-    return _within_max_drop(job, _calibrated(job, _unchanged(job)))
+    return _within_limits(job, _calibrated(job, _unchanged(job)))
 
 
 def smooth_quant(job: Job) -> Candidate:
     """Move outliers of activations into weights, then proceed as :func:`ptq`, with the same argument and result."""
-    return _within_max_drop(job, _calibrated(job, _smoothed(job)))
+    return _within_limits(job, _calibrated(job, _smoothed(job)))
 
 
 def qat_dis(job: Job) -> Candidate:
-    """Train with distillation, then revert ops to float if the drop exceeds ``max_drop``.
+    """Train with distillation, then revert ops to float if the model is not within the limits.
 
     Args and result are those of :func:`ptq`.
     """
-    return _within_max_drop(job, _trained(job))
+    return _within_limits(job, _trained(job))
 
 
 def auto(job: Job) -> Candidate:
-    """Try strategies, the cheapest first, until a candidate is within ``max_drop``.
+    """Try strategies, the cheapest first, until a candidate is within the limits.
 
     The order is: calibration by the best of all algorithms, SmoothQuant, at most a tenth of the ops in float, training
     if the config has its sections, any number of ops in float.
@@ -93,7 +93,7 @@ def auto(job: Job) -> Candidate:
         smooth = _calibrated(job, smoothed, choose=True)
         if job.tried.meets(smooth):
             return smooth
-        if job.tried.drop(candidate) - job.tried.drop(smooth) > _SMOOTHING_GAIN * job.tried.drop(candidate):
+        if job.tried.gains(smooth, candidate, _SMOOTHING_GAIN):
             candidate = smooth
     mixed = control_accuracy(job, candidate, int(_MIXED_SHARE * len(candidate.selection.ops)))
     if job.tried.meets(mixed):
@@ -102,8 +102,8 @@ def auto(job: Job) -> Candidate:
         trained = _trained(job, candidate)
         if job.tried.meets(trained):
             return trained
-        candidate = max(candidate, trained, key=lambda found: found.map)
-    return _within_max_drop(job, candidate)
+        candidate = max(candidate, trained, key=job.tried.rank)
+    return _within_limits(job, candidate)
 
 
 STRATEGIES: dict[str, Callable[[Job], Candidate]] = {
@@ -114,8 +114,8 @@ STRATEGIES: dict[str, Callable[[Job], Candidate]] = {
 }
 
 
-def _within_max_drop(job: Job, candidate: Candidate) -> Candidate:
-    """Return a candidate, with ops reverted to float if it exceeds ``max_drop``; the best one if that fails."""
+def _within_limits(job: Job, candidate: Candidate) -> Candidate:
+    """Return a candidate, with ops reverted to float until it is within the limits; the best one if that fails."""
     if job.tried.meets(candidate):
         return candidate
     found = control_accuracy(job, candidate)
@@ -306,6 +306,7 @@ def _calibrated_start(job: Job) -> InferenceModel:
 def _train(job: Job, start: InferenceModel | None) -> Training:
     """Train on all ranks, and score INT8 models if the float model was evaluated."""
     config, fp32 = job.config, job.fp32
+    has_origin = fp32 is not None and fp32.has_map and config.training.train_config.origin_metric is not None
     loader = job.ranks.shard(training_reader(config, job.reader).loader("train"))
     scorer = Scorer(
         lambda model: 1 - job.held_out.change(model),
@@ -320,7 +321,7 @@ def _train(job: Job, start: InferenceModel | None) -> Training:
         scorer if fp32 is not None else None,
         job.folder("qat_dis"),
         device=job.device,
-        origin_metric=fp32.map if fp32 and config.training.train_config.origin_metric is not None else None,
+        origin_metric=fp32.map if fp32 is not None and has_origin else None,
         progress=job.progress,
         checkpoints=job.checkpoints,
         interruption=job.interruption,

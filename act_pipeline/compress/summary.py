@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from act_pipeline.core.tables import figure, megabytes, text_table
-from act_pipeline.evaluation.act_json import ActRecord
+from act_pipeline.evaluation.act_json import ActRecord, Step
 from act_pipeline.evaluation.certainty import certainty_lines
 from act_pipeline.evaluation.comparison import DropInterval
 
@@ -16,20 +16,20 @@ _NAMED_OPS = 4
 def compression_table(record: Mapping[str, Any]) -> str:
     """Return a table of FP32 and every INT8 model that was tried, and lines about the chosen one.
 
-    MB are those of the Paddle model: program and parameters.
+    MB are those of the Paddle model: program and parameters. The agreement with FP32 is shown where there is no mAP,
+    and where ``Strategy.min_agreement`` limits it.
 
     Args:
         record: the content of an ``act.json``.
     """
     act = ActRecord.from_json(record)
     fp32, evaluated = act.fp32, act.evaluation
-    rows = [["FP32", figure(fp32.map), figure(fp32.map50), "", megabytes(fp32.bytes), "", "", ""]]
+    columns = _accuracy_columns(act)
+    rows = [["FP32", *(fp32_cell for _, fp32_cell, _ in columns), megabytes(fp32.bytes), "", "", ""]]
     rows += [
         [
             f"{step.name}{' *' if step.chosen else ''}",
-            figure(step.figures.map),
-            figure(step.figures.map50),
-            "-" if step.map_drop is None else f"{-step.map_drop:+.4f}{_bounds(step.comparison.map_drop_interval)}",
+            *(cell(step) for _, _, cell in columns),
             megabytes(step.figures.bytes),
             f"{step.figures.bytes / fp32.bytes:.3f}" if step.figures.bytes and fp32.bytes else "-",
             f"{step.quantized}/{act.quantizable_ops}",
@@ -37,16 +37,17 @@ def compression_table(record: Mapping[str, Any]) -> str:
         ]
         for step in act.steps
     ]
-    lines = [text_table(["", "mAP", "mAP50", "change", "Paddle MB", "ratio", "INT8 ops", "s"], rows)]
+    titles = [title for title, _, _ in columns]
+    lines = [text_table(["", *titles, "Paddle MB", "ratio", "INT8 ops", "s"], rows)]
     given = [f"{op.module} ({op.output})" for op in act.given_back]
     if given:
         more = f" and {len(given) - _NAMED_OPS} more" if len(given) > _NAMED_OPS else ""
         lines.append(f"reverted to float: {', '.join(given[:_NAMED_OPS])}{more}")
     lines.append(
-        f"* kept{'' if act.max_drop is None else f', within max_drop {act.max_drop}'}; {evaluated.images} images in "
+        f"* kept{_limits(act)}; {evaluated.images} images in "
         f"{evaluated.engine} on the {evaluated.device}; {sum(act.seconds.values()):.0f} s in all"
     )
-    lines += certainty_lines(act.comparison, act.max_drop, evaluated.images or 0)
+    lines += certainty_lines(act.comparison, act.max_drop, evaluated.images or 0, act.min_agreement)
     other = act.reference
     if other is not None and other.judged_map is not None:
         lines.append(
@@ -60,6 +61,36 @@ def compression_table(record: Mapping[str, Any]) -> str:
             f"{int8.p50_ms:.1f} ({int8.p90_ms:.1f}): {act.latency.ratio:.2f} times as fast"
         )
     return "\n".join(lines)
+
+
+def _accuracy_columns(act: ActRecord) -> list[tuple[str, str, Callable[[Step], str]]]:
+    """Return title, cell of FP32 and cell of a candidate of each column about the accuracy."""
+    columns: list[tuple[str, str, Callable[[Step], str]]] = []
+    compared = any(step.comparison.agreement_interval is not None for step in act.steps)
+    if act.fp32.map is not None or not compared:
+        columns += [
+            ("mAP", figure(act.fp32.map), lambda step: figure(step.figures.map)),
+            ("mAP50", figure(act.fp32.map50), lambda step: figure(step.figures.map50)),
+            ("change", "", _change),
+        ]
+    if compared and (act.fp32.map is None or act.min_agreement is not None):
+        columns.append(("agreement", "", _agreement))
+    return columns
+
+
+def _change(step: Step) -> str:
+    return "-" if step.map_drop is None else f"{-step.map_drop:+.4f}{_bounds(step.comparison.map_drop_interval)}"
+
+
+def _agreement(step: Step) -> str:
+    found = step.comparison.agreement_interval
+    return "-" if found is None else f"{found.value:.4f}, {found.low:.3f} to {found.high:.3f}"
+
+
+def _limits(act: ActRecord) -> str:
+    said = [] if act.max_drop is None else [f"within max_drop {act.max_drop}"]
+    said += [] if act.min_agreement is None else [f"at min_agreement {act.min_agreement}"]
+    return f", {' and '.join(said)}" if said else ""
 
 
 def _bounds(found: DropInterval | None) -> str:

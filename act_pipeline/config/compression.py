@@ -70,6 +70,29 @@ class Config:
             raise Invalid(
                 "Strategy.name", "is auto, which needs Global.Evaluation: true; name ptq, smooth_quant or qat_dis"
             )
+        self._check_limits()
+
+    def _check_limits(self) -> None:
+        strategy, evaluation = self.strategy, self.global_.evaluation
+        if strategy.min_agreement is not None and not evaluation:
+            raise Invalid(
+                "Strategy.min_agreement",
+                f"is {strategy.min_agreement}, but Global.Evaluation is false: nothing is compared; expected "
+                "Global.Evaluation: agreement (no labels needed), or true",
+            )
+        if strategy.name == "auto" and strategy.min_agreement is None:
+            if evaluation == "agreement":
+                raise Invalid(
+                    "Strategy.min_agreement",
+                    "is missing, expected a number from 0 to 1, 0.9 say: auto stops at a limit, and with "
+                    "Global.Evaluation: agreement there is no mAP for max_drop; add it",
+                )
+            if strategy.max_drop is None:
+                raise Invalid(
+                    "Strategy.max_drop",
+                    "is empty, and there is no min_agreement, but auto stops at a limit; expected one of them, or name "
+                    "ptq, smooth_quant or qat_dis",
+                )
 
     @property
     def trains(self) -> bool:

@@ -130,7 +130,9 @@ class Global:
         arch: the detector family (``act_pipeline.families``), or one of PaddleSlim's names such as ``YOLOv5``; None: as
             ``infer_cfg.yml`` and the model's outputs say.
         include_nms: whether the graph contains the post-process, as RT-DETR's does.
-        evaluation: whether the float model and the INT8 models are evaluated; ``auto`` needs it.
+        evaluation: whether the float model and the INT8 models are evaluated; ``auto`` needs it. ``agreement``: they
+            are compared by their agreement only, without labels, as where EvalDataset is a folder of images (ACT has
+            true and false).
         input_list: the model's inputs by the reader's names, or ``{reader's name: model's name}``; None: the model's
             own names.
     """
@@ -141,7 +143,7 @@ class Global:
     params_filename: str = PARAMS_FILENAME
     arch: Optional[str] = None
     include_nms: bool = True
-    evaluation: bool = key(True, name="Evaluation")
+    evaluation: Union[bool, Literal["agreement"]] = key(True, name="Evaluation")
     input_list: Optional[Union[list[str], dict[str, str]]] = None
 
 
@@ -346,19 +348,24 @@ class Strategy:
     Attributes:
         name: ``ptq``: calibration only. ``smooth_quant``: calibration after outliers of activations were moved into the
             weights. ``qat_dis``: training with distillation by PaddleSlim's ACT. ``auto``: these in turn, also with
-            some ops reverted to float, until a model is within ``max_drop``.
+            some ops reverted to float, until a model is within ``max_drop`` and has ``min_agreement``.
         engine: the engine that evaluates the float model and the INT8 models, a name of
             ``deploy/infer_eval.py --engine``. ``auto``: the engine that runs INT8 fastest on this machine.
             ``int8_reference``: Paddle computes every Q/DQ op; it needs no other engine and is not used in deployment.
         max_drop: the largest absolute drop of mAP below the float model's, in [0, 1]. Ops are reverted to float until
-            the drop is within it. None: no limit.
-        confidence: the share of resampled data sets on which the drop has to be within ``max_drop``, in (0, 1) (a
-            paired bootstrap over the images of EvalDataset, `evaluation.confidence`). 0.5: the measured drop decides.
+            the drop is within it. None, or EvalDataset has no labels: no limit.
+        min_agreement: the least agreement with the float model on the images of EvalDataset, in [0, 1], which needs no
+            labels: the mean of IoU x lower score / higher score over the objects that either model detects with a score
+            of at least 0.3; an object that only one of them detects counts 0. If both limits are set, both must hold.
+            None: no limit.
+        confidence: the share of resampled data sets on which the limits have to hold, in (0, 1) (a paired bootstrap
+            over the images of EvalDataset, `evaluation.confidence`). 0.5: the measured figures decide.
     """
 
     name: StrategyName = "auto"
     engine: JudgingEngine = "auto"
     max_drop: Optional[float] = key(0.005, at_least=0, at_most=1)
+    min_agreement: Optional[float] = key(None, at_least=0, at_most=1)
     confidence: float = key(0.5, above=0, below=1)
 
 

@@ -41,7 +41,7 @@ class UserError(Exception):
 
 
 class BelowFloor(UserError):
-    """No INT8 model is within ``Strategy.max_drop``."""
+    """No INT8 model is within ``Strategy.max_drop`` and has ``Strategy.min_agreement``."""
 
     exit_code = EXIT_BELOW_FLOOR
 

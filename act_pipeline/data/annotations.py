@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import logging
@@ -82,6 +83,24 @@ class Annotations:
             boxes=boxes,
             content=content,
         )
+
+    @classmethod
+    def of_folder(cls, path: Path, images: Sequence[tuple[int, str]], names: Sequence[str]) -> Annotations:
+        """Return the entries of images without an annotation file, which have no boxes.
+
+        Args:
+            path: the folder of the images.
+            images: id and file name of each.
+            names: class names by class index, which is the category id too.
+        """
+        entries = [{"id": number, "file_name": name} for number, name in images]
+        categories = [{"id": number, "name": name} for number, name in enumerate(names)]
+        content: dict[str, Any] = {"images": entries, "categories": categories}
+        return cls(path, entries, list(range(len(names))), list(names), None, content)
+
+    def without_boxes(self) -> Annotations:
+        """Return a copy without boxes, as of images that have no labels."""
+        return dataclasses.replace(self, boxes=None, content={**self.content, "annotations": []})
 
     @property
     def class_names(self) -> list[str]:

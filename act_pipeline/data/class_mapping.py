@@ -36,7 +36,37 @@ class ClassMapping:
             return self._settings.classes.count
         if self._settings.num_classes is not None:
             return self._settings.num_classes
+        split = self._files.annotated_splits()[0]
+        if self._files.annotation_file(split).suffix == ".txt":
+            return len(self.class_names)
         return len(self.defining_annotations().category_ids)
+
+    @property
+    def known_count(self) -> Optional[int]:
+        """The number of classes; None if neither the model, nor the reader file, nor an annotation file defines it."""
+        settings = self._settings
+        if settings.classes is None and settings.num_classes is None and not self._files.is_annotated:
+            return None
+        return self.num_classes
+
+    def folder_classes(self, split: str) -> list[str]:
+        """Return the class names by class index for images without an annotation file.
+
+        Args:
+            split: whose images they are, for the message.
+
+        Raises:
+            UserError: nothing defines the classes.
+        """
+        count = self.known_count
+        if count is None:
+            raise UserError(
+                f"{self._files.locate(split)} has no labels, and neither the model nor {self._settings.source.path} "
+                "says how many classes there are; expected num_classes in that file"
+            )
+        if self._files.is_annotated or (self._settings.classes is not None and self._settings.classes.names):
+            return self.class_names
+        return [f"class_{index}" for index in range(count)]
 
     @property
     def class_names(self) -> list[str]:
@@ -56,16 +86,21 @@ class ClassMapping:
         """Return the annotation file that defines the categories: that of ``eval``, otherwise the first one."""
         return self.annotations(self._files.annotated_splits()[0])
 
-    def annotations(self, split: str) -> Annotations:
-        """See :meth:`act_pipeline.data.reader.Reader.annotations`."""
+    def annotations(self, split: str, *, labelled: bool = True) -> Annotations:
+        """See :meth:`act_pipeline.data.reader.Reader.annotations`; without boxes if not ``labelled``."""
         path = self._files.annotation_file(split)
         if str(path) not in self.parsed:
             self.parsed[str(path)] = Annotations.load(path, self._named_by(split))
         annotations = self.parsed[str(path)]
         if split != "train" or self._settings.classes is None:  # no box of the training images is used
             self.class_ids(annotations)
+        if not labelled:
+            return annotations.without_boxes()
         if split == "eval" and not annotations.boxes:
-            raise UserError(f"{path} has no boxes in 'annotations', expected ground truth to evaluate on; name another")
+            raise UserError(
+                f"{path} has no boxes in 'annotations', expected ground truth to evaluate on; name another, or "
+                "compress without labels, Global.Evaluation: agreement"
+            )
         return annotations
 
     def _named_by(self, split: str) -> str:

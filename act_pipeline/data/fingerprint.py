@@ -20,11 +20,12 @@ def split_fingerprint(
     section: ReaderSection,
     dataset: Union[CocoDataSet, ImageFolder],
     *,
-    num_classes: int,
+    num_classes: Optional[int],
     records: Sequence[ImageRecord],
     image_dir: Path,
     annotation_file: Optional[Path],
     reordered: Optional[Sequence[int]],
+    ignores_labels: bool = False,
 ) -> str:
     """Return ``sha256:<hex>``, see :meth:`act_pipeline.data.reader.Reader.fingerprint`.
 
@@ -32,11 +33,12 @@ def split_fingerprint(
         split: ``train``, ``eval`` or ``test``.
         section: the reader's transforms.
         dataset: the split's section of the reader file.
-        num_classes: number of classes.
+        num_classes: number of classes; None: unknown.
         records: the images.
         image_dir: the folder of the images.
         annotation_file: None if the split has none.
         reordered: the category id of every class index, if their order is not that of the annotation file.
+        ignores_labels: whether the boxes of the annotation file are ignored.
     """
     chosen = dataclasses.asdict(dataset)
     for place in ("dataset_dir", "image_dir", "anno_path"):
@@ -50,4 +52,6 @@ def split_fingerprint(
     ]  # fmt: skip
     if reordered is not None:
         body.append(list(reordered))
+    if ignores_labels:
+        body.append("without labels")
     return "sha256:" + hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()

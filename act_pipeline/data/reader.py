@@ -165,11 +165,43 @@ class Reader:
 
         The categories of ``train`` are not checked if the model's classes are known, since training uses no boxes.
 
+        Images without labels (see :meth:`labelled`) have entries without boxes.
+
         Raises:
             UserError: the file is missing, is not JSON, lacks required COCO entries, or its categories are not the
                 model's classes (see :meth:`class_ids`); in the ``eval`` split also if it has no boxes.
         """
-        return self._classes.annotations(split)
+        settings = self._files.dataset(split)
+        if isinstance(settings, CocoDataSet):
+            return self._classes.annotations(split, labelled=self.labelled(split))
+        folder = self.image_dir(split)
+        records = folder_records(settings, folder)
+        images = [(record.image_id, os.path.relpath(record.file, folder)) for record in records]
+        return Annotations.of_folder(folder, images, self._classes.folder_classes(split))
+
+    def labelled(self, split: str = "eval") -> bool:
+        """Return whether a split has labels that are used: it is no folder of images, and they are not ignored."""
+        return isinstance(self._files.dataset(split), CocoDataSet) and split not in self.settings.unlabelled
+
+    def require_labels(self, split: str, use: str) -> None:
+        """Check that a split has labels.
+
+        Args:
+            split: ``train``, ``eval`` or ``test``.
+            use: what they are needed for, for the message.
+
+        Raises:
+            UserError: it has none.
+        """
+        if not self.labelled(split):
+            raise UserError(
+                f"{self._files.locate(split)} has no labels, expected a !COCODataSet with anno_path for {use}"
+            )
+
+    def without_labels(self, split: str = "eval") -> Reader:
+        """Return a copy of the reader that ignores the labels of a split."""
+        unlabelled = self.settings.unlabelled | {split}
+        return Reader(dataclasses.replace(self.settings, unlabelled=unlabelled), self.parsed_annotations)
 
     def dataset(self, split: str = "eval") -> Dataset:
         """Return the images of a split (``train``, ``eval`` or ``test``) whose files exist.
@@ -344,9 +376,10 @@ class Reader:
             split,
             self.settings.reader,
             settings,
-            num_classes=self.num_classes,
+            num_classes=self._classes.known_count,
             records=self.dataset(split).records,
             image_dir=self.image_dir(split),
             annotation_file=self.annotation_file(split) if settings.anno_path is not None else None,
             reordered=reordered,
+            ignores_labels=split in self.settings.unlabelled,
         )

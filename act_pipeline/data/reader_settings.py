@@ -113,6 +113,7 @@ class ReaderSettings:
         inputs_def: ``TestReader.inputs_def`` or ``EvalReader.inputs_def``.
         classes: classes of the model, with which categories are matched; None if unknown, then the order of the file is
             used.
+        unlabelled: splits whose labels are ignored, see :meth:`act_pipeline.data.reader.Reader.without_labels`.
         only: split -> the image files that it is restricted to, see :func:`act_pipeline.data.split.separate_splits`.
     """
 
@@ -127,6 +128,7 @@ class ReaderSettings:
     inputs_def: dict[str, Any]
     classes: Optional[ModelClasses] = None
     only: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    unlabelled: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,11 @@ def separate_splits(reader: Reader, seed: int = 0) -> tuple[Reader, Optional[str
     judging = _files(reader, "eval")
     if "train" not in reader.settings.datasets:
         datasets = {**reader.settings.datasets, "train": reader.settings.datasets["eval"]}
-        reader = Reader(dataclasses.replace(reader.settings, datasets=datasets), reader.parsed_annotations)
+        ignored = reader.settings.unlabelled
+        settings = dataclasses.replace(
+            reader.settings, datasets=datasets, unlabelled=ignored | {"train"} if "eval" in ignored else ignored
+        )
+        reader = Reader(settings, reader.parsed_annotations)
         reason = "there is no TrainDataset"
     else:
         reason = ""

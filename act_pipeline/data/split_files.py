@@ -56,13 +56,21 @@ class SplitFiles:
         Raises:
             UserError: there is none.
         """
-        named = self._settings.datasets
-        order: tuple[str, ...] = ("eval", "train", "test")
-        found = [split for split in order if split in named and named[split].anno_path is not None]
+        found = self._annotated()
         if not found:
             path = self._settings.source.path
             raise UserError(f"{path} names no annotation file, expected EvalDataset.anno_path; add it")
         return found
+
+    @property
+    def is_annotated(self) -> bool:
+        """Whether any split has an annotation file."""
+        return bool(self._annotated())
+
+    def _annotated(self) -> list[str]:
+        named = self._settings.datasets
+        order: tuple[str, ...] = ("eval", "train", "test")
+        return [split for split in order if split in named and named[split].anno_path is not None]
 
     def locate(self, split: str) -> str:
         """Return the file and the section of a split, for messages."""

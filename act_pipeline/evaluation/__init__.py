@@ -3,13 +3,14 @@
 from act_pipeline.evaluation.agreement import Agreement, agreement, detection_change
 from act_pipeline.evaluation.coco import STAT_NAMES, GroundTruth
 from act_pipeline.evaluation.comparison import (
+    AgreementInterval,
     Comparison,
     ComparisonFigures,
     compare,
     compare_on_some,
     compare_with_kept,
 )
-from act_pipeline.evaluation.confidence import MapDifference, map_difference
+from act_pipeline.evaluation.confidence import AgreementLoss, MapDifference, agreement_loss, map_difference
 from act_pipeline.evaluation.detections_file import (
     DETECTIONS_FILENAME,
     KEPT_DETECTIONS,
@@ -27,6 +28,8 @@ __all__ = [
     "KEPT_DETECTIONS",
     "STAT_NAMES",
     "Agreement",
+    "AgreementInterval",
+    "AgreementLoss",
     "Comparison",
     "ComparisonFigures",
     "Detections",
@@ -35,6 +38,7 @@ __all__ = [
     "GroundTruth",
     "MapDifference",
     "agreement",
+    "agreement_loss",
     "best_detections",
     "compare",
     "compare_on_some",

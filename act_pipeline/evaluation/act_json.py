@@ -18,7 +18,7 @@ _DETAILS = ("calibration", "smooth_quant", "training")
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """Size and scores of one model; the scores are None if it was not evaluated.
+    """Size and scores of one model; the scores are None if it was not evaluated, or on images without labels.
 
     Attributes:
         bytes: size of the model.
@@ -45,15 +45,11 @@ class ModelFigures:
         """
         if evaluation is None:
             return cls(size)
-        return cls(
-            size,
-            evaluation.map,
-            evaluation.map50,
-            evaluation.stats,
-            evaluation.per_class if per_class else None,
-            evaluation.latency_ms,
-            evaluation.images_per_second,
-        )
+        speed: dict[str, Any] = {"latency_ms": evaluation.latency_ms, "images_per_second": evaluation.images_per_second}
+        if not evaluation.has_map:
+            return cls(size, **speed)
+        classes = evaluation.per_class if per_class else None
+        return cls(size, evaluation.map, evaluation.map50, evaluation.stats, classes, **speed)
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> ModelFigures:
@@ -63,7 +59,7 @@ class ModelFigures:
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object; the entries of an evaluation are missing if there was none."""
         figures: dict[str, Any] = {"map": self.map, "map50": self.map50, "bytes": self.bytes}
-        if self.stats is None:
+        if self.stats is None and self.images_per_second is None:
             return figures
         figures["stats"] = self.stats
         if self.per_class is not None:
@@ -84,7 +80,7 @@ class Step:
         comparison: its comparison with the float model.
         quantized, kept, weight_only: number of ops in INT8, in float, and with INT8 weights only.
         seconds: duration of making and evaluating it.
-        meets_max_drop: whether it is within ``max_drop``.
+        meets_max_drop: whether it is within ``max_drop`` and has ``min_agreement``.
         chosen: whether it is the saved model.
         settings: settings in records of earlier versions.
     """
@@ -267,10 +263,11 @@ class ActRecord:
     Attributes:
         strategy: ``Strategy.name``.
         chosen: name of the saved candidate.
-        max_drop: allowed mAP drop; None: no limit.
+        max_drop: allowed mAP drop; None: no limit, or no labels.
         fp32, int8: the float model and the saved INT8 model.
-        confidence: ``Strategy.confidence``; None without ``max_drop``.
-        map_drop: mAP drop of the saved model; None: not evaluated.
+        confidence: ``Strategy.confidence``; None without limits.
+        min_agreement: the least agreement with the float model; None: no limit.
+        map_drop: mAP drop of the saved model; None: not evaluated, or no labels.
         comparison: comparison of the saved model with the float model.
         bytes_ratio: size of the INT8 model / size of the float model.
         seconds: stage -> seconds.
@@ -294,6 +291,7 @@ class ActRecord:
     fp32: ModelFigures = ModelFigures()
     int8: ModelFigures = ModelFigures()
     confidence: float | None = None
+    min_agreement: float | None = None
     map_drop: float | None = None
     comparison: ComparisonFigures = ComparisonFigures()
     bytes_ratio: float | None = None
@@ -329,6 +327,7 @@ class ActRecord:
             fp32=ModelFigures.from_json(found.get("fp32") or {}),
             int8=ModelFigures.from_json(found.get("int8") or {}),
             confidence=found.get("confidence"),
+            min_agreement=found.get("min_agreement"),
             map_drop=found.get("map_drop"),
             comparison=ComparisonFigures.from_json(found),
             bytes_ratio=found.get("bytes_ratio"),
@@ -360,6 +359,7 @@ class ActRecord:
             "fp32": self.fp32.as_json(),
             "int8": self.int8.as_json(),
             "confidence": self.confidence,
+            "min_agreement": self.min_agreement,
             "map_drop": self.map_drop,
             **self.comparison.as_json(),
             "bytes_ratio": self.bytes_ratio,

@@ -57,16 +57,43 @@ def agreement(reference: np.ndarray, other: np.ndarray, min_score: float = MIN_S
     return Agreement(len(sure), len(best) / len(sure), float(iou[best].mean()), float(change.mean()))
 
 
+@dataclass(frozen=True)
+class ImageSums:
+    """Sums of each image, from which the agreement of two models on any choice of the images is computed.
+
+    Attributes:
+        agreed: float64 [I], sum of ``iou * min(s, t) / max(s, t)`` over the pairs of detections (s, t: their scores).
+        objects: int64 [I], number of objects: pairs, and detections of one model without a partner.
+    """
+
+    agreed: np.ndarray
+    objects: np.ndarray
+
+
 def detection_change(reference: np.ndarray, other: np.ndarray, min_score: float = MIN_SCORE) -> float:
     """Return the change of detections compared with a reference, from 0 (identical) to 1 (no detection has a partner).
 
     The measure ranks models on images without labels. It is 1 minus the mean of ``iou * min(s, t) / max(s, t)`` (s, t:
-    the two scores) over the objects that reach ``min_score`` in at least one model. It equals
-    :func:`act_pipeline.evaluation.matching.agreement_of` computed over all images together, vectorised for many images.
+    the two scores) over the objects that reach ``min_score`` in at least one model; an object that only one model
+    detects counts 0. It equals :func:`act_pipeline.evaluation.matching.agreement_of` computed over all images together,
+    vectorised for many images. ``Strategy.min_agreement`` is a bound on 1 minus the change.
 
     Args:
         reference, other: float64 [M, 7] and [K, 7], see ``Evaluation.detections``, of the same images.
         min_score: a detection counts as an object if either model scores it at least this high.
+    """
+    images = int(max((rows[:, 0].max() for rows in (reference, other) if len(rows)), default=-1)) + 1
+    sums = image_sums(reference, other, images, min_score)
+    objects = int(sums.objects.sum())
+    return 1 - float(sums.agreed.sum()) / objects if objects else 0.0
+
+
+def image_sums(reference: np.ndarray, other: np.ndarray, images: int, min_score: float = MIN_SCORE) -> ImageSums:
+    """Return the sums that :func:`detection_change` is computed from, by image.
+
+    Args:
+        reference, other, min_score: see :func:`detection_change`.
+        images: number of images I; the first column of the detections is an index below it.
     """
     sure = [detections[:, 5] >= min_score for detections in (reference, other)]
     rows, columns = _of_one_class(reference, other, *sure)
@@ -77,14 +104,20 @@ def detection_change(reference: np.ndarray, other: np.ndarray, min_score: float 
     kept = np.flatnonzero(agreed > 0)
     kept = kept[np.argsort(-agreed[kept], kind="stable")]
     free = [np.ones(len(detections), bool) for detections in (reference, other)]
-    total, pairs = 0.0, 0
-    for row, column, value in zip(rows[kept].tolist(), columns[kept].tolist(), agreed[kept].tolist()):
+    pairs = []
+    for place, row, column in zip(kept.tolist(), rows[kept].tolist(), columns[kept].tolist()):
         if free[0][row] and free[1][column]:
             free[0][row] = free[1][column] = False
-            total += value
-            pairs += 1
-    objects = pairs + sum(int((alone & high_enough).sum()) for alone, high_enough in zip(free, sure))
-    return 1 - total / objects if objects else 0.0
+            pairs.append(place)
+
+    def count(places: np.ndarray, weights: Optional[np.ndarray] = None) -> np.ndarray:
+        return np.bincount(places.astype(np.int64), weights, images)
+
+    taken = reference[rows[pairs], 0]
+    objects = count(taken)
+    for detections, alone, high_enough in zip((reference, other), free, sure):
+        objects = objects + count(detections[alone & high_enough, 0])
+    return ImageSums(count(taken, agreed[pairs]), objects)
 
 
 def _of_one_class(

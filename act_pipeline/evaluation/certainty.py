@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from act_pipeline.evaluation.agreement import Agreement
-from act_pipeline.evaluation.comparison import ComparisonFigures
+from act_pipeline.evaluation.comparison import AgreementInterval, ComparisonFigures
 
 
-def certainty_lines(found: ComparisonFigures, max_drop: float | None, images: int) -> list[str]:
-    """Return lines about the confidence interval of the mAP difference and the agreement of the models' boxes.
+def certainty_lines(
+    found: ComparisonFigures, max_drop: float | None, images: int, min_agreement: float | None = None
+) -> list[str]:
+    """Return lines about the confidence intervals of mAP difference and agreement, and about the models' boxes.
 
     The verdict is two-sided: the images decide if the interval lies on one side of ``max_drop``. The one-sided share of
     the resamples within ``max_drop`` is stated in a sentence of its own.
@@ -16,6 +18,7 @@ def certainty_lines(found: ComparisonFigures, max_drop: float | None, images: in
         found: the comparison; entries that were not measured give no line.
         max_drop: the largest allowed mAP drop; None: any.
         images: number of evaluated images.
+        min_agreement: the least agreement; None: any.
     """
     lines = []
     interval = found.map_drop_interval
@@ -26,6 +29,14 @@ def certainty_lines(found: ComparisonFigures, max_drop: float | None, images: in
         )
         if max_drop is not None:
             lines[-1] += f"; {_verdict(found, max_drop, images)}"
+    value = found.agreement_interval
+    if value is not None and (min_agreement is not None or interval is None):
+        lines.append(
+            f"agreement with FP32: {value.value:.4f}, {value.level:.0%} interval: {value.low:.4f} to {value.high:.4f} "
+            f"({value.resamples:,} resamples of these images)"
+        )
+        if min_agreement is not None:
+            lines[-1] += f"; {_agreement_verdict(found, value, min_agreement, images)}"
     if found.agreement is not None:
         lines.append(agreement_line(found.agreement))
     return lines
@@ -44,6 +55,19 @@ def _verdict(found: ComparisonFigures, max_drop: float, images: int) -> str:
         said = f"all of it is beyond max_drop {max_drop}"
     probability = found.probability_within_max_drop
     return said if probability is None else f"{said} (probability of a drop of at most {max_drop}: {probability:.1%})"
+
+
+def _agreement_verdict(found: ComparisonFigures, value: AgreementInterval, limit: float, images: int) -> str:
+    if not found.decides_agreement(limit):
+        needed = found.agreement_images_needed
+        more = "" if needed is None else f", some {rounded_up(needed):,} could"
+        said = f"min_agreement {limit} is inside it, so {images:,} images cannot tell whether INT8 has it{more}"
+    elif value.low >= limit:
+        said = f"all of it is at least min_agreement {limit}"
+    else:
+        said = f"all of it is below min_agreement {limit}"
+    sure = found.probability_of_min_agreement
+    return said if sure is None else f"{said} (probability of at least {limit}: {sure:.1%})"
 
 
 def agreement_line(agreed: Agreement) -> str:

@@ -40,7 +40,7 @@ class GroundTruth:
     """The ground truth that detections are scored against.
 
     Attributes:
-        path: the annotation file.
+        path: the annotation file; of images without labels, their folder.
         coco: the file as a pycocotools ``COCO`` object.
         category_ids: the COCO category id of every class index: the reader's ``class_ids`` if it has that method,
             otherwise the order of the file.
@@ -52,7 +52,7 @@ class GroundTruth:
 
     @classmethod
     def load(cls, reader: AnnotatedReader, split: str) -> GroundTruth:
-        """Read a split's annotation file.
+        """Read a split's annotation file; images without labels have no objects (``Reader.labelled``).
 
         Args:
             reader: provides the path of the file.
@@ -61,8 +61,13 @@ class GroundTruth:
         Raises:
             UserError: the file is missing or not in COCO's form.
         """
-        path = reader.annotation_file(split)
-        annotations = Annotations.load(path, f"the reader's {split} split")
+        given: Any = reader
+        if not hasattr(given, "labelled") or given.labelled(split):
+            path = reader.annotation_file(split)
+            annotations = Annotations.load(path, f"the reader's {split} split")
+        else:
+            annotations = given.annotations(split)
+            path = annotations.path
         class_ids = getattr(reader, "class_ids", None)
         return cls(path, annotations.ground_truth(), class_ids(annotations) if class_ids else annotations.category_ids)
 

@@ -7,9 +7,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
-from act_pipeline.evaluation.agreement import Agreement, agreement
+from act_pipeline.evaluation.agreement import Agreement, agreement, image_sums
 from act_pipeline.evaluation.coco import GroundTruth, Matches, match_detections, placed, places_of
-from act_pipeline.evaluation.confidence import LEVEL, MapDifference, map_difference
+from act_pipeline.evaluation.confidence import (
+    LEVEL,
+    AgreementLoss,
+    Difference,
+    MapDifference,
+    agreement_loss,
+    map_difference,
+)
 from act_pipeline.evaluation.detections_file import load_detections
 from act_pipeline.evaluation.result import Evaluation
 
@@ -33,6 +40,27 @@ class DropInterval:
 
 
 @dataclass(frozen=True)
+class AgreementInterval:
+    """The agreement of a model with the reference, and its interval over resamples of the images.
+
+    Attributes:
+        value: the agreement on the original images, in [0, 1]: 1 minus
+            :func:`act_pipeline.evaluation.agreement.detection_change`.
+        low, high: the bounds that contain ``level`` of the resampled agreements.
+        level: confidence level, in [0, 1].
+        resamples: number of resamples.
+        standard_error: standard deviation of the resampled agreements.
+    """
+
+    value: float
+    low: float
+    high: float
+    level: float
+    resamples: int
+    standard_error: Optional[float] = None
+
+
+@dataclass(frozen=True)
 class ComparisonFigures:
     """Figures of a comparison with the float model, as in ``act.json`` and ``eval.json``; None where not measured.
 
@@ -42,22 +70,33 @@ class ComparisonFigures:
         images_needed: number of images that would decide whether the drop is within ``max_drop``; None if the present
             images decide it or no number would.
         agreement: agreement of the detections.
+        agreement_interval: the agreement in one number, with its confidence interval.
+        probability_of_min_agreement: share of the resamples with at least ``min_agreement``, in [0, 1]; None without
+            ``min_agreement``.
+        agreement_images_needed: as ``images_needed``, for ``min_agreement``.
     """
 
     map_drop_interval: Optional[DropInterval] = None
     probability_within_max_drop: Optional[float] = None
     images_needed: Optional[int] = None
     agreement: Optional[Agreement] = None
+    agreement_interval: Optional[AgreementInterval] = None
+    probability_of_min_agreement: Optional[float] = None
+    agreement_images_needed: Optional[int] = None
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ComparisonFigures:
         """Read the figures from a record, which may have other keys, and lack these in earlier versions."""
         interval, agreed = record.get("map_drop_interval"), record.get("agreement")
+        value = record.get("agreement_interval")
         return cls(
             None if interval is None else DropInterval(**interval),
             record.get("probability_within_max_drop"),
             record.get("images_needed"),
             None if agreed is None else Agreement(**agreed),
+            None if value is None else AgreementInterval(**value),
+            record.get("probability_of_min_agreement"),
+            record.get("agreement_images_needed"),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -76,6 +115,11 @@ class ComparisonFigures:
         found = self.map_drop_interval
         return found is None or max_drop is None or not found.low <= max_drop < found.high
 
+    def decides_agreement(self, min_agreement: Optional[float]) -> bool:
+        """Return the same as :meth:`decides` for the interval of the agreement and ``min_agreement``."""
+        found = self.agreement_interval
+        return found is None or min_agreement is None or not found.low < min_agreement <= found.high
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -85,26 +129,40 @@ class Comparison:
         difference: difference of the mAPs; None if the images have no ground truth.
         agreement: agreement of the detections.
         images: number of images that both models were evaluated on.
+        loss: the agreement in one number - 1; None if neither model detects an object.
     """
 
     difference: Optional[MapDifference]
     agreement: Agreement
     images: int
+    loss: Optional[AgreementLoss] = None
 
-    def figures(self, max_drop: Optional[float]) -> ComparisonFigures:
+    def figures(self, max_drop: Optional[float], min_agreement: Optional[float] = None) -> ComparisonFigures:
         """Return the figures stored in ``act.json`` and ``eval.json``.
 
         Args:
             max_drop: the allowed mAP drop, in [0, 1]; None for no limit.
+            min_agreement: the least agreement, in [0, 1]; None for no limit.
         """
-        found = self.difference
-        if found is None:
-            return ComparisonFigures(agreement=self.agreement)
-        interval = DropInterval(-found.high, -found.low, LEVEL, found.resamples, found.standard_error)
-        if max_drop is None:
-            return ComparisonFigures(interval, agreement=self.agreement)
-        needed = None if found.tells(max_drop) else found.images_needed(max_drop)
-        return ComparisonFigures(interval, found.probability(max_drop), needed, self.agreement)
+        drop, value = None, None
+        if self.difference is not None:
+            found = self.difference
+            drop = DropInterval(-found.high, -found.low, LEVEL, found.resamples, found.standard_error)
+        if self.loss is not None:
+            lost = self.loss
+            value = AgreementInterval(
+                lost.agreement, 1 + lost.low, 1 + lost.high, LEVEL, lost.resamples, lost.standard_error
+            )
+        probability, needed = _decided(self.difference, max_drop)
+        sure, more = _decided(self.loss, None if min_agreement is None else 1 - min_agreement)
+        return ComparisonFigures(drop, probability, needed, self.agreement, value, sure, more)
+
+
+def _decided(found: Optional[Difference], max_drop: Optional[float]) -> tuple[Optional[float], Optional[int]]:
+    """Return the share of the resamples within a limit, and how many images would decide it if these do not."""
+    if found is None or max_drop is None:
+        return None, None
+    return found.probability(max_drop), None if found.tells(max_drop) else found.images_needed(max_drop)
 
 
 def compare(reference: Evaluation, other: Evaluation, truth: GroundTruth) -> Comparison:
@@ -120,6 +178,7 @@ def compare(reference: Evaluation, other: Evaluation, truth: GroundTruth) -> Com
         map_difference(_matches(reference, truth), _matches(other, truth)),
         agreement(reference.detections, other.detections),
         len(other.image_ids),
+        agreement_loss(image_sums(reference.detections, other.detections, len(other.image_ids))),
     )
 
 
@@ -158,6 +217,7 @@ def compare_with_kept(path: str | os.PathLike[str], other: Evaluation, truth: Gr
         ),
         agreement(before, after),
         len(common),
+        agreement_loss(image_sums(before, after, len(common))),
     )
 
 

@@ -1,4 +1,4 @@
-"""Confidence of a difference of two mAPs: a paired bootstrap over the images.
+"""Confidence of a difference of two models, of their mAPs or detections: a paired bootstrap over the images.
 
 The images of a data set are a sample of those that a model will see. Resampling it with replacement yields other data
 sets of the same size; the spread of the difference over these is its sampling error. Both models are scored on the same
@@ -20,6 +20,7 @@ from typing import Any, Optional
 import numpy as np
 
 from act_pipeline.core.cpus import available_cpus
+from act_pipeline.evaluation.agreement import ImageSums
 from act_pipeline.evaluation.coco import CategoryMatches, Matches
 
 RESAMPLES = 1000
@@ -33,11 +34,11 @@ TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
-class MapDifference:
-    """Difference of two models' mAPs (IoU 0.50:0.95) on the same images, with its bootstrap distribution.
+class Difference:
+    """Difference of a model from a reference on the same images, with its bootstrap distribution.
 
     Attributes:
-        difference: mAP of the other model - mAP of the reference, on the original images.
+        difference: figure of the other model - figure of the reference, on the original images.
         low, high: bounds of the percentile interval that contains 95% of the resampled differences.
         standard_error: standard deviation of the resampled differences.
         resamples: number of resamples.
@@ -54,7 +55,7 @@ class MapDifference:
     samples: np.ndarray = field(repr=False, compare=False)
 
     def probability(self, max_drop: float) -> float:
-        """Return the share of resamples in which the mAP drops by at most ``max_drop``."""
+        """Return the share of resamples in which the figure drops by at most ``max_drop``."""
         return float((self.samples >= -max_drop - TOLERANCE).mean())
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
@@ -72,7 +73,7 @@ class MapDifference:
         The standard error is assumed to fall with the square root of the number of images.
 
         Args:
-            max_drop: the allowed mAP drop.
+            max_drop: the allowed drop.
             level: confidence level of the interval.
 
         Returns:
@@ -86,6 +87,51 @@ class MapDifference:
             return None
         errors = NormalDist().inv_cdf((1 + level) / 2)
         return max(math.ceil(self.images * (errors * self.standard_error / margin) ** 2), self.images + 1)
+
+
+class MapDifference(Difference):
+    """Difference of two models' mAPs (IoU 0.50:0.95) on the same images."""
+
+
+class AgreementLoss(Difference):
+    """Agreement of two models' detections - 1, the agreement of the reference with itself.
+
+    The agreement is 1 minus :func:`act_pipeline.evaluation.agreement.detection_change`.
+    """
+
+    @property
+    def agreement(self) -> float:
+        """The agreement on the original images, in [0, 1]."""
+        return 1 + self.difference
+
+
+def agreement_loss(sums: ImageSums, resamples: int = RESAMPLES, seed: int = 0) -> Optional[AgreementLoss]:
+    """Return the agreement of two models - 1 with its bootstrap interval.
+
+    Args:
+        sums: the sums of each image.
+        resamples: number of bootstrap resamples; those without an object are left out.
+        seed: of the random draws.
+
+    Returns:
+        the difference from perfect agreement; None if neither model detects an object.
+    """
+    total = int(sums.objects.sum())
+    if not total:
+        return None
+    images = len(sums.objects)
+    random = np.random.default_rng(seed)
+    size = int(np.clip(_BLOCK // images, 16, resamples))
+    parts = []
+    for start in range(0, resamples, size):
+        drawn = random.multinomial(images, np.full(images, 1 / images), min(size, resamples - start))
+        objects = drawn @ sums.objects
+        there = objects > 0
+        parts.append((drawn @ sums.agreed)[there] / objects[there] - 1)
+    samples = np.concatenate(parts)
+    low, high = _interval(samples, LEVEL)
+    error = float(samples.std(ddof=1)) if len(samples) > 1 else 0.0
+    return AgreementLoss(float(sums.agreed.sum()) / total - 1, low, high, error, len(samples), images, samples)
 
 
 def map_difference(

@@ -57,6 +57,11 @@ class Evaluation:
     image_ids: list[int] = field(repr=False)
     matches: Matches | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def has_map(self) -> bool:
+        """Whether the images have ground truth, without which there is no mAP."""
+        return self.map >= 0
+
     def as_record(
         self, engine: Engine, model: Artifact | None = None, reader: Any = None, **more: Any
     ) -> dict[str, Any]:
@@ -69,8 +74,8 @@ class Evaluation:
         return {
             **engine_record(engine, model, reader),
             "images": self.images,
-            "map": self.map,
-            "map50": self.map50,
+            "map": self.map if self.has_map else None,
+            "map50": self.map50 if self.has_map else None,
             "latency_ms": self.latency_ms,
             "images_per_second": self.images_per_second,
             "batch_size": self.batch_size,

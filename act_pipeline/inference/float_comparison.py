@@ -46,14 +46,16 @@ def against_float(model: Artifact, evaluation: Evaluation, reader: Any) -> tuple
     record = {
         "compared_images": found.images,
         "map_drop": None if difference is None else -difference.difference,
-        **found.figures(_max_drop(path.parent)).as_json(),
+        **found.figures(*(_limit(path.parent, name) for name in ("max_drop", "min_agreement"))).as_json(),
     }
-    said = "the images have no objects"
+    said = "the images have no labelled objects"
     if difference is not None:
         said = (
             f"mAP {difference.difference:+.4f} (95% of {difference.resamples:,} resamples: {difference.low:+.4f} to "
             f"{difference.high:+.4f})"
         )
+    if found.loss is not None:
+        said += f"; agreement {found.loss.agreement:.4f} ({1 + found.loss.low:.4f} to {1 + found.loss.high:.4f})"
     return record, [f"against FP32 on {found.images:,} images: {said}; {agreement_line(found.agreement)}"]
 
 
@@ -63,7 +65,7 @@ def _kept(model: Artifact) -> Optional[Path]:
     return next((path for folder in folders if (path := Path(folder) / DETECTIONS_FILENAME).is_file()), None)
 
 
-def _max_drop(folder: Path) -> Optional[float]:
+def _limit(folder: Path, name: str) -> Optional[float]:
     with contextlib.suppress(UserError):
-        return as_number(read_record(folder / ACT_FILENAME, ACT_SCHEMA).get("max_drop"))
+        return as_number(read_record(folder / ACT_FILENAME, ACT_SCHEMA).get(name))
     return None

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.output_folders import BELOW_SUFFIX
 from act_pipeline.data.annotations import Annotations
 from act_pipeline.evaluation.act_json import ActRecord, FloatOp, ModelFigures
+from act_pipeline.evaluation.matching import MIN_SCORE
 from act_pipeline.report.curves import RECALLS, Scores, score
 from act_pipeline.report.differences import iou_map, most_different, pair_images, summarize
 from act_pipeline.report.errors import KINDS, best_threshold, count_errors, judge
@@ -200,6 +203,8 @@ def _from_detections(sources: Sources, reader: ReportReader) -> FromDetections:
     if len(known) < len(image_ids):
         return FromDetections(notes=[{"text": "other_data", "images": len(image_ids) - len(known)}])
     before, after = sources.detections.rows["fp32"], sources.detections.rows["int8"]
+    if not annotations.boxes:
+        return _without_labels(before, after, image_ids, annotations)
     scores = {"fp32": score(annotations, before, image_ids), "int8": score(annotations, after, image_ids)}
     judged = {name: judge(rows, annotations.boxes or (), image_ids) for name, rows in sources.detections.rows.items()}
     threshold = best_threshold(judged["fp32"])
@@ -226,6 +231,23 @@ def _from_detections(sources: Sources, reader: ReportReader) -> FromDetections:
         errors=_errors(judged, threshold),
         notes=_notes(sources.act, scores),
     )
+
+
+def _without_labels(
+    before: np.ndarray, after: np.ndarray, image_ids: Sequence[int], annotations: Annotations
+) -> FromDetections:
+    """Return the figures that need no ground truth: what the two models detect differently."""
+    pairs = pair_images(before, after, image_ids, MIN_SCORE)
+    images = {image["id"]: image for image in annotations.images}
+    names = dict(zip(annotations.category_ids, annotations.class_names))
+    pictures = [
+        describe(images[image_id], pairs[image_id], (), names, difference, MIN_SCORE)
+        for image_id, difference in most_different(pairs, PICTURES)
+    ]
+    for picture in pictures:
+        for box in picture["boxes"]:
+            box["right"] = None
+    return FromDetections(pairs={"threshold": MIN_SCORE, **summarize(pairs, MIN_SCORE)}, pictures=pictures)
 
 
 def _object_counts(objects: Mapping[int, Sequence[Mapping[str, Any]]], names: Mapping[int, str]) -> dict[str, int]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from act_pipeline.evaluation.act_json import ActRecord, ModelFigures, Step
 from act_pipeline.evaluation.certainty import rounded_up
-from act_pipeline.evaluation.comparison import DropInterval
+from act_pipeline.evaluation.comparison import AgreementInterval, DropInterval
+from act_pipeline.evaluation.confidence import TOLERANCE
 from act_pipeline.report.curves import Scores
 from act_pipeline.report.errors import SIZES
 from act_pipeline.report.sources import HALF_PRECISIONS, EnginePair, EngineRow
@@ -40,6 +41,7 @@ class TableRow:
         map, map50, ap_small, ap_medium, ap_large: scores in [0, 1].
         map_change: mAP - FP32's mAP.
         interval: confidence interval of the change.
+        agreement: agreement with FP32, with its confidence interval.
         bytes: size.
         times_smaller: FP32's size / size.
         latency_ms: median latency in ms.
@@ -73,6 +75,7 @@ class TableRow:
     chosen: bool = False
     failure: str | None = None
     note: str | None = None
+    agreement: AgreementInterval | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -115,6 +118,11 @@ class Verdict:
         tells: whether the interval lies on one side of ``max_drop``.
         images_needed: how many images would decide it, rounded up.
         agreement: agreement of the boxes.
+        by: the figure that ``state`` is about: ``map`` or ``agreement``.
+        min_agreement: the least agreement with FP32.
+        agreement_interval: agreement of INT8 with FP32 in one number, with its confidence interval.
+        agreement_probability, agreement_tells, agreement_images_needed: as ``probability``, ``tells`` and
+            ``images_needed``, for ``min_agreement``.
         lowest_map: the lowest allowed mAP.
         bytes_fp32, bytes_int8, times_smaller: sizes, and their ratio.
         speed: the fastest pair of engines.
@@ -132,6 +140,12 @@ class Verdict:
     tells: bool | None
     images_needed: int | None
     agreement: Any
+    by: str
+    min_agreement: float | None
+    agreement_interval: AgreementInterval | None
+    agreement_probability: float | None
+    agreement_tells: bool | None
+    agreement_images_needed: int | None
     lowest_map: float | None
     bytes_fp32: int | None
     bytes_int8: int | None
@@ -168,12 +182,7 @@ def verdict_of(act: ActRecord, fp32: ModelFigures, int8: ModelFigures, pair: Eng
         pair: the output of :func:`act_pipeline.report.sources.fastest_pair`.
     """
     change, max_drop, found = change_of(fp32.map, int8.map), act.max_drop, act.comparison
-    if change is None:
-        state = "not_measured"
-    elif max_drop is None:
-        state = "no_limit"
-    else:
-        state = "holds" if _holds(act, change, max_drop) else "below"
+    state, by = _state(act, change)
     chosen = next((step.name for step in act.steps if step.chosen), None)
     quantized = sum(act.quantized_ops.values())
     measured = found.map_drop_interval is not None and max_drop is not None
@@ -186,8 +195,18 @@ def verdict_of(act: ActRecord, fp32: ModelFigures, int8: ModelFigures, pair: Eng
         interval=ChangeInterval.of(found.map_drop_interval),
         probability=found.probability_within_max_drop,
         tells=found.decides(max_drop) if measured else None,
-        images_needed=None if found.images_needed is None else rounded_up(found.images_needed),
+        images_needed=_rounded(found.images_needed),
         agreement=found.agreement,
+        by=by,
+        min_agreement=act.min_agreement,
+        agreement_interval=found.agreement_interval,
+        agreement_probability=found.probability_of_min_agreement,
+        agreement_tells=(
+            None
+            if act.min_agreement is None or found.agreement_interval is None
+            else found.decides_agreement(act.min_agreement)
+        ),
+        agreement_images_needed=_rounded(found.agreement_images_needed),
         lowest_map=None if max_drop is None or fp32.map is None else fp32.map - max_drop,
         bytes_fp32=fp32.bytes,
         bytes_int8=int8.bytes,
@@ -198,6 +217,33 @@ def verdict_of(act: ActRecord, fp32: ModelFigures, int8: ModelFigures, pair: Eng
         kept=len(act.kept_ops),
         quantizable=act.quantizable_ops or quantized + len(act.kept_ops),
     )
+
+
+def _state(act: ActRecord, change: float | None) -> tuple[str, str]:
+    """Return ``state`` and ``by`` of the verdict: the limit that does not hold, else the mAP, if it was measured."""
+    agreed = act.comparison.agreement_interval
+    by_agreement = "no_limit" if agreed is not None else "not_measured"
+    if agreed is not None and act.min_agreement is not None:
+        by_agreement = "holds" if _agrees(act, agreed.value, act.min_agreement) else "below"
+    if change is None:
+        return (by_agreement, "agreement") if agreed is not None else ("not_measured", "map")
+    by_map = "no_limit"
+    if act.max_drop is not None:
+        by_map = "holds" if _holds(act, change, act.max_drop) else "below"
+    decisive = by_agreement == "below" or (by_agreement == "holds" and by_map == "no_limit")
+    return (by_agreement, "agreement") if decisive and by_map != "below" else (by_map, "map")
+
+
+def _agrees(act: ActRecord, value: float, min_agreement: float) -> bool:
+    """Return whether INT8 has ``min_agreement``, as :func:`_holds` for the drop."""
+    confidence, probability = act.confidence, act.comparison.probability_of_min_agreement
+    if confidence is None or confidence == 0.5 or probability is None:
+        return value >= min_agreement - TOLERANCE
+    return probability >= confidence
+
+
+def _rounded(count: int | None) -> int | None:
+    return None if count is None else rounded_up(count)
 
 
 def _speed(fp32: EngineRow, int8: EngineRow) -> Speed:
@@ -255,6 +301,7 @@ def before_and_after(
             quantized=sum(act.quantized_ops.values()),
             kept=len(act.kept_ops),
             interval=ChangeInterval.of(act.comparison.map_drop_interval),
+            agreement=act.comparison.agreement_interval,
         )
     )
     return rows
@@ -278,6 +325,7 @@ def strategy_row(step: Step, act: ActRecord, fp32: ModelFigures) -> StrategyRow:
         seconds=step.seconds,
         meets_max_drop=step.meets_max_drop,
         interval=ChangeInterval.of(step.comparison.map_drop_interval),
+        agreement=step.comparison.agreement_interval,
         chosen=step.chosen,
         note=step.note or None,
         strategy=step.strategy,

@@ -20,6 +20,23 @@ TEXTS = {
     "badge_below": "Loses more than max_drop",
     "badge_no_limit": "No max_drop set",
     "badge_not_measured": "Not measured",
+    # The verdict without labels, or where the agreement decides.
+    "holds_agreement": "INT8 holds: its detections agree with those of FP32 by {value} ({limit} is required)",
+    "below_agreement": "INT8 differs too much: its detections agree with those of FP32 by {value} ({limit} is required)",
+    "no_limit_agreement": "INT8's detections agree with those of FP32 by {value} (no limit was set)",
+    "badge_below_agreement": "Below min_agreement",
+    "badge_no_limit_agreement": "No min_agreement set",
+    "agreement_interval": "The agreement with FP32 is {value}: the mean of IoU x lower score / higher score over the objects "
+    "that either model detects (a score of at least 0.3), 0 for an object that only one detects. Of {resamples} sets of images "
+    "drawn from these, {level} have one from {low} to {high}.",
+    "at_min_agreement": "In {share} of the sets it is at least {limit}.",
+    "cannot_tell_agreement": "So {images} images cannot tell whether INT8 has the agreement that is required.",
+    "row_agreement": "agreement {value} ({low} to {high})",
+    "under_limits": "not within the limits",
+    "tile_agreement": "Agreement with FP32",
+    "min_agreement_is": "min_agreement: {value}",
+    "no_labels": "The images have no labels.",
+    "unknown": "not known",
     "measured_on": "Measured on {images} images",
     "with_strategy": "made by {strategy}",
     # Confidence of the verdict.

@@ -1,9 +1,10 @@
-"""Accuracy control: revert ops to float, those that cost most accuracy first, until a model is within ``max_drop``.
+"""Accuracy control: revert ops to float, those that cost most accuracy first, until a model is within the limits.
 
-The ops are ranked on training images (`compress.accuracy_control.ranker`). Before every step, the first ops of the
-ranking are tried one at a time: each is reverted in the current INT8 model and run in the evaluation engine. The op
-whose reversion brings the detections nearest to the float model's is chosen. NNCF's ``quantize_with_accuracy_control``
-also reverts op by op, but chooses on the images that it evaluates on.
+The limits are ``Strategy.max_drop`` and ``Strategy.min_agreement``. The ops are ranked on training images
+(`compress.accuracy_control.ranker`). Before every step, the first ops of the ranking are tried one at a time: each is
+reverted in the current INT8 model and run in the evaluation engine. The op whose reversion brings the detections
+nearest to the float model's is chosen. NNCF's ``quantize_with_accuracy_control`` also reverts op by op, but chooses on
+the images that it evaluates on.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ _SINGLE_STEPS = 4
 
 
 def control_accuracy(job: Job, candidate: Candidate, limit: Optional[int] = None) -> Candidate:
-    """Revert as few ops of a candidate to float as it takes to be within ``max_drop``.
+    """Revert as few ops of a candidate to float as it takes to be within the limits.
 
     Args:
         job: the compression; the new candidates are added to it.
-        candidate: an INT8 model that loses more than ``max_drop``.
+        candidate: an INT8 model that is not within the limits.
         limit: the largest number of ops to revert; None: all but one.
 
     Returns:
-        The first model found within ``max_drop``, with the number of ops of the last step reduced by bisection. If none
-        is, the model with the highest mAP, which may be ``candidate``; see :meth:`Candidates.meets`.
+        The first model found within the limits, with the number of ops of the last step reduced by bisection. If none
+        is, the best one, which may be ``candidate``; see :meth:`Candidates.meets` and :meth:`Candidates.rank`.
     """
     return _AccuracyControl(job, candidate).run(limit)
 
@@ -116,7 +117,7 @@ class _AccuracyControl:
         """Return the candidate with ``chosen`` and all previously reverted ops in float, evaluated and recorded."""
         job, candidate = self.job, self.candidate
         names = [*(op.output for op in self.reverted), *chosen]
-        selection = candidate.selection.revert_to_float(names, f"reverted to float for max_drop {job.tried.max_drop}")
+        selection = candidate.selection.revert_to_float(names, f"reverted to float for {job.tried.limits}")
         model = revert_to_float(candidate.model, names, job.folder("mixed"), candidate.source)
         inventory = inventory_of(model, job.config.op_types, job.config.op_section, selection)
         made = Candidate(
@@ -135,24 +136,25 @@ class _AccuracyControl:
         added = [
             FloatOp(
                 op.name, op.type, op.module, op.group,
-                sensitivity=self.ranker.detection_change(op.name), map_after=made.map,
+                sensitivity=self.ranker.detection_change(op.name),
+                map_after=made.map if job.tried.has_map else None,
             )
             for op in selection.ops if op.name in chosen
         ]  # fmt: skip
         made.reverted = [*self.reverted, *added]
         worse = made
-        if made.map > self.best.map or job.tried.meets(made):
+        if job.tried.rank(made) > job.tried.rank(self.best) or job.tried.meets(made):
             worse, self.best = self.best, made
         if worse is not candidate:
             shutil.rmtree(worse.model.directory, ignore_errors=True)
         return made
 
     def _fewest(self, last: Sequence[str], made: Candidate) -> Candidate:
-        """Return the candidate with the fewest ops of the last step in float that meets ``max_drop``, by bisection.
+        """Return the candidate with the fewest ops of the last step in float that is within the limits, by bisection.
 
         Args:
             last: the ops of the last step, in the order of the ranking.
-            made: the candidate with all of them reverted, which meets ``max_drop``.
+            made: the candidate with all of them reverted, which is within the limits.
         """
         enough, too_few = len(last), 0
         while enough - too_few > 1:
