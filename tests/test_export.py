@@ -207,14 +207,9 @@ def test_without_its_post_process_a_model_takes_images_and_gives_boxes_and_logit
 
 
 @pytest.mark.parametrize("raw_model", WITHOUT_POST_PROCESS[:1], indirect=True, scope="module")
-def test_boxes_and_logits_are_those_of_the_detections_and_are_refused_where_detections_are_needed(
-    raw_model, sample_model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A model without detections can be neither evaluated nor compressed."""
+def test_boxes_and_logits_become_the_detections_of_the_post_process(raw_model, sample_model, tmp_path: Path) -> None:
     from sample_fixtures import reader_of_scenes
 
-    from act_pipeline.cli import compress
-    from act_pipeline.cli import eval as evaluate
     from act_pipeline.data.builtin_sample import make_sample
     from act_pipeline.engines import create_engine
     from act_pipeline.engines.paddle.tensors import PaddleTensors
@@ -225,29 +220,22 @@ def test_boxes_and_logits_are_those_of_the_detections_and_are_refused_where_dete
     boxes, logits = next(runner.run([batch]))
     runner.close()
     scores = np.sort((1 / (1 + np.exp(-logits))).reshape(2, -1))[:, ::-1][:, :50]
-    engine = create_engine("paddle_onednn", sample_model)
-    whole = engine.run(batch)["bbox"].reshape(2, 50, 6)
-    engine.close()
-    assert np.abs(np.sort(whole[:, :, 1])[:, ::-1] - scores).max() < 1e-4
+    found = []
+    for model in (sample_model, raw_model):
+        engine = create_engine("paddle_onednn", model)
+        outputs = engine.run(batch)
+        engine.close()
+        images = np.split(outputs["bbox"], np.cumsum(outputs["bbox_num"])[:-1])
+        found.append(np.stack([image[:50] for image in images]))
+    whole, decoded = found
+    assert np.abs(whole[:, :, 1] - scores).max() < 1e-4
     assert ((boxes > -0.5) & (boxes < 1.5)).all()
-
-    capsys.readouterr()
-    commands = (
-        (evaluate.main, [f"--model_path={raw_model.directory}", "--precision=fp32", "--device=CPU"]),
-        (
-            compress.main,
-            [
-                f"--config_path={REPOSITORY / 'configs/sample_ptq.yml'}",
-                f"--save_dir={tmp_path / 'int8'}",
-                "-o",
-                f"Global.model_dir={raw_model.directory}",
-            ],
-        ),
-    )
-    for main, arguments in commands:
-        assert run_command(main, arguments) == 2
-        error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert "expected bbox [K, 6] and bbox_num [N]" in error and "exclude_post_process" in error
+    assert np.abs(decoded[:, :, 1] - scores).max() < 1e-4
+    for one, other in zip(whole, decoded):
+        one[:, 2:] = np.clip(one[:, 2:], 0, 96)  # the graph's own post-process does not clip
+        for row in one[one[:, 1] > 0.3]:  # rounding decides the order of two rows with equal scores
+            apart = np.abs(other - row) / [1, 1, 96, 96, 96, 96]
+            assert apart.max(axis=1).min() < 1e-3
 
 
 def test_dual_queries_are_detected_by_the_first_group_alone() -> None:

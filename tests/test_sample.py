@@ -232,7 +232,7 @@ def test_weights_of_transformers_get_paddledetections_names_and_layout() -> None
     converted = convert_state_dict(_transformers_names(weights))
     assert converted.keys() == weights.keys()
     assert all(np.array_equal(converted[name], weights[name]) for name in weights)
-    with pytest.raises(UserError, match="vit.layers.0.weight is no name"):
+    with pytest.raises(UserError, match="enc_score_head.bias is missing"):
         convert_state_dict({"vit.layers.0.weight": np.zeros(1)})
 
 

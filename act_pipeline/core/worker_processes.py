@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from itertools import islice
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
 from pickle import PicklingError
@@ -146,6 +147,8 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
     """Block SIGINT for processes that start in the block: the parent ends them on Ctrl-C, without tracebacks."""
+    # The first process that starts also starts this one, which ends by unblocking SIGINT (Python 3.9 to 3.12).
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

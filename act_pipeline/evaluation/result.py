@@ -139,7 +139,14 @@ class EvalRecord:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> EvalRecord:
-        """Read the content of an ``eval.json``; further keys are ignored."""
+        """Read the content of an ``eval.json``; further keys are ignored.
+
+        Raises:
+            UserError: the engine, its precision or its device is missing.
+        """
+        missing = [name for name in ("engine", "precision", "device") if name not in found]
+        if missing:
+            raise UserError(f"the record of an evaluation lacks {', '.join(missing)}; evaluate again")
         return cls(**{name: found[name] for name in cls.__dataclass_fields__ if name in found})
 
 
