@@ -209,7 +209,7 @@ def test_a_detector_becomes_a_model_folder(tmp_path: Path, capsys: pytest.Captur
     assert 0 <= record["max_difference"] < 1e-5
     model = InferenceModel.load(tmp_path / "made")
     assert model.infer_cfg()["label_list"] == ["cell", "Zelle é"]
-    assert "Preprocess" not in model.infer_cfg() and "arch" not in model.infer_cfg()
+    assert "Preprocess" not in model.infer_cfg()
 
     rng = np.random.default_rng(3)
     images = rng.random((5, 3, 16, 16), np.float32)
