@@ -38,6 +38,7 @@ class ImportedModel:
         outputs: (ONNX name, shape) in the order of the program's outputs.
         max_difference: largest difference to ONNX Runtime, see :meth:`.onnx.verify.Reference.difference`.
         fixed_batch: why the batch is fixed; empty if it is open.
+        paddle3_difference: largest difference to the model of Paddle 3 that the ONNX file was made from; None: of none.
     """
 
     model: InferenceModel
@@ -45,6 +46,7 @@ class ImportedModel:
     outputs: tuple[tuple[str, tuple[int, ...]], ...]
     max_difference: float
     fixed_batch: str = ""
+    paddle3_difference: float | None = None
 
     def summary(self) -> str:
         """Return what was made, in a few lines."""
@@ -56,6 +58,8 @@ class ImportedModel:
         if self.fixed_batch:
             lines.append(f"the batch is fixed: {self.fixed_batch}")
         lines.append(f"largest difference to ONNX Runtime: {self.max_difference:.1e}")
+        if self.paddle3_difference is not None:
+            lines.append(f"largest difference to Paddle 3: {self.paddle3_difference:.1e}")
         return "\n".join(lines)
 
 
