@@ -32,7 +32,7 @@ OPSET = 17
 _SCRIPT = Path(__file__).with_name("paddle3_process.py")
 _SEED = 20
 # Lines of the other process that are no reason of a failure.
-_NOISE = re.compile(r"^\s*$|^\s*(warnings\.warn|File \"|\^+)|UserWarning|^\[Paddle2ONNX\] (Start|Use opset)|^Traceback|^[-=]+$")
+_NOISE = re.compile(r"^\s*$|^\s{2,}|UserWarning|^\[Paddle2ONNX\] (Start|Use opset)|^Traceback|^[-=]+$")
 _REASONS = (r"Failed to convert PaddlePaddle model: (.*)", r"\[Paddle2ONNX\]\s*(.*)", r"^(\w*(?:Error|Exception)\b.*)")
 
 
