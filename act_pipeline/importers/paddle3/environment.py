@@ -132,7 +132,11 @@ def _probed(python: Path, where: str) -> Paddle3:
             command, capture_output=True, text=True, errors="replace", timeout=_PROBE_TIMEOUT_S, check=False
         )
         lines = probe.stdout.split()
-        reason = "" if probe.returncode == 0 and len(lines) == 2 else (probe.stderr.strip().splitlines() or ["no answer"])[-1]
+        reason = (
+            ""
+            if probe.returncode == 0 and len(lines) == 2
+            else (probe.stderr.strip().splitlines() or ["no answer"])[-1]
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         lines, reason = [], getattr(error, "strerror", None) or "no answer"
     if reason:

@@ -58,7 +58,9 @@ class Paddle3Folder:
             found = "is a file" if folder.exists() else "does not exist"
             raise UserError(f"{folder} {found}, expected a model folder of Paddle 3, with inference.json")
         if not is_pir(program):
-            raise UserError(f"{program} is no program of Paddle 3 (PIR), expected inference.json as Paddle 3 exports it")
+            raise UserError(
+                f"{program} is no program of Paddle 3 (PIR), expected inference.json as Paddle 3 exports it"
+            )
         parameters = program.with_suffix(".pdiparams")
         if not parameters.is_file() or parameters.stat().st_size == 0:
             state = "is empty" if parameters.exists() else "is missing"
@@ -81,8 +83,8 @@ def translate_description(content: Mapping[str, Any], where: str) -> dict[str, A
 
     Args:
         content: the parsed file. ``Preprocess`` is taken as it is, a list of steps with a ``type``;
-            ``PreProcess.transform_ops``, a list of ``{name: arguments}``, is translated. Class names are ``label_list``,
-            ``names``, or ``label_list`` in ``PostProcess``.
+            ``PreProcess.transform_ops``, a list of ``{name: arguments}``, is translated. Class names are
+            ``label_list``, ``names``, or ``label_list`` in ``PostProcess``.
         where: the file, for messages.
 
     Raises:
@@ -115,11 +117,15 @@ def _find_program(folder: Path) -> Path:
     found = found or [path for path in sorted(folder.glob("*.json")) if is_pir(path)]
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
-        raise UserError(f"{folder} holds {len(found)} programs of Paddle 3 ({names}); give the file instead of the folder")
+        raise UserError(
+            f"{folder} holds {len(found)} programs of Paddle 3 ({names}); give the file instead of the folder"
+        )
     if found:
         return found[0]
     if any(folder.glob("*.pdmodel")):
-        raise UserError(f"{folder} is a model of Paddle 2 (.pdmodel), which needs no import: give it as Global.model_dir")
+        raise UserError(
+            f"{folder} is a model of Paddle 2 (.pdmodel), which needs no import: give it as Global.model_dir"
+        )
     raise UserError(f"{folder} holds no inference.json, expected a model folder of Paddle 3")
 
 
@@ -128,7 +134,8 @@ def _steps(content: Mapping[str, Any], where: str) -> list[dict[str, Any]] | Non
         steps = content["Preprocess"]
         if not isinstance(steps, list) or not all(isinstance(step, dict) and "type" in step for step in steps):
             raise UserError(
-                f"{where}: key 'Preprocess' is no list of steps with a 'type', expected PaddleDetection's; {_NO_DESCRIPTION}"
+                f"{where}: key 'Preprocess' is no list of steps with a 'type', expected PaddleDetection's; "
+                f"{_NO_DESCRIPTION}"
             )
         return [_resolved(dict(step)) for step in steps]
     given = content.get("PreProcess")
@@ -190,7 +197,12 @@ def _normalization(arguments: Mapping[str, Any], place: str) -> dict[str, Any]:
         values[key] = numbers
     if "is_scale" in arguments or "norm_type" in arguments:  # PaddleDetection's own arguments
         kind = arguments.get("norm_type", "mean_std")
-        return {"type": "NormalizeImage", **values, "is_scale": bool(arguments.get("is_scale", True)), "norm_type": kind}
+        return {
+            "type": "NormalizeImage",
+            **values,
+            "is_scale": bool(arguments.get("is_scale", True)),
+            "norm_type": kind,
+        }
     scale = _fraction(arguments.get("scale", 1.0))
     if scale is None or not (abs(scale - 1) < 1e-6 or abs(scale * 255 - 1) < 1e-4):
         raise UserError(f"{place}: scale is {arguments.get('scale')!r}, expected 1 / 255 or 1; {_NO_DESCRIPTION}")

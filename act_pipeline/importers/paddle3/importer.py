@@ -75,7 +75,9 @@ def import_paddle3(
         exported = work / f"{source.program.stem}.onnx"
         _in_paddle3(paddle3, source, "be exported to ONNX", "export", exported, OPSET)
         if not exported.is_file():
-            raise UserError(f"{source.program} cannot be exported to ONNX: paddle2onnx {paddle3.paddle2onnx} wrote no file")
+            raise UserError(
+                f"{source.program} cannot be exported to ONNX: paddle2onnx {paddle3.paddle2onnx} wrote no file"
+            )
         try:
             imported = import_onnx(
                 exported,
@@ -140,10 +142,11 @@ def failure_reason(output: str, code: int) -> str:
     lines = [line.strip() for line in output.splitlines() if not _NOISE.search(line)]
     ended = f"the process ended with {code}"
     if code < 0:
-        with_name = signal.Signals(-code).name if -code in {each.value for each in signal.Signals} else f"signal {-code}"
-        ended = f"the process crashed ({with_name})"
+        known = {each.value: each.name for each in signal.Signals}
+        ended = f"the process crashed ({known.get(-code, f'signal {-code}')})"
     for pattern in _REASONS:
-        found = [match[1].strip() for match in (re.search(pattern, line) for line in lines) if match and match[1].strip()]
+        matches = [re.search(pattern, line) for line in lines]
+        found = [match[1].strip() for match in matches if match and match[1].strip()]
         if found:
             return f"{found[-1][:300]} ({ended})"
     return f"{lines[-1][:300]} ({ended})" if lines else ended
@@ -177,8 +180,8 @@ def _difference(paddle3: Paddle3, source: Paddle3Folder, imported: ImportedModel
     difference = compare(expected, [np.asarray(each) for each in found])
     if not difference <= TOLERANCE:
         raise UserError(
-            f"{source.program}: what was imported differs from Paddle {paddle3.paddle} by {state_difference(difference)}, "
-            f"expected at most {TOLERANCE:g}"
+            f"{source.program}: what was imported differs from Paddle {paddle3.paddle} by "
+            f"{state_difference(difference)}, expected at most {TOLERANCE:g}"
         )
     return difference
 
