@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,18 +14,30 @@ import numpy as np
 import pytest
 import yaml
 from paddle3_fixtures import CONVERTS, INFERENCE_YML, fake_python, model_folder
+from sample_fixtures import scenes_in
 
+from act_pipeline.compress import compress
+from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import read_record
+from act_pipeline.data import Reader
+from act_pipeline.data.builtin_sample import make_sample
+from act_pipeline.demo import READER_CONFIG, SCENE_SIZE
+from act_pipeline.evaluation import EVAL_SCHEMA
+from act_pipeline.families.registry import decoder_of
+from act_pipeline.graph.model_files import inspect_model
+from act_pipeline.importers import import_onnx
 from act_pipeline.importers.paddle3 import environment, import_paddle3
 from act_pipeline.importers.paddle3.environment import environment_directory, find_paddle3, make_environment
 from act_pipeline.importers.paddle3.folder import Paddle3Folder, translate_description
+from act_pipeline.inference import InferenceRequest, run_inference
 
 pytest.importorskip("onnxruntime", reason="needs the extra importers")
 pytest.importorskip("onnxslim", reason="needs the extra importers")
 
 ROOT = Path(__file__).resolve().parents[1]
+PTQ_CONFIG = ROOT / "configs" / "sample_ptq.yml"
 TRANSFORM_OPS = """
 PreProcess:
   transform_ops:
@@ -132,7 +144,10 @@ def test_scales(scale: Any) -> None:
     [
         ({"Preprocess": {"Resize": 1}}, "'Preprocess' is no list"),
         ({"PreProcess": {"transform_ops": [1]}}, r"transform_ops' is no list"),
-        ({"PreProcess": {"transform_ops": [{"CropImage": {"size": 1}}]}}, r"transform_ops\[0\] \(CropImage\) is not known"),
+        (
+            {"PreProcess": {"transform_ops": [{"CropImage": {"size": 1}}]}},
+            r"transform_ops\[0\] \(CropImage\) is not known",
+        ),
         ({"PreProcess": {"transform_ops": [{"DecodeImage": {"img_mode": "BGR"}}]}}, "img_mode is 'BGR', expected RGB"),
         ({"PreProcess": {"transform_ops": [{"ResizeImage": {"resize_short": 256}}]}}, "its size is None"),
         ({"PreProcess": {"transform_ops": [{"Resize": {"size": 8, "interp": "BOX"}}]}}, "interpolation is 'BOX'"),
@@ -159,7 +174,9 @@ def make_wheel(folder: Path) -> str:
         path = folder / f"{name}-{version}-py3-none-any.whl"
         with zipfile.ZipFile(path, "w") as wheel:
             wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(
+                f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            )
             wheel.writestr(f"{info}/RECORD", f"{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
         lines.append(f"{name}=={version} --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n")
     return "".join(lines)
@@ -292,3 +309,101 @@ def test_results_that_are_not_those_of_paddle3_are_refused(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"inference\.json: what was imported differs from Paddle 3\.2\.2 by .*e-0"):
         import_paddle3(folder, tmp_path / "out", python=python)
     assert not (tmp_path / "out").exists()
+
+
+def test_each_image_of_an_open_batch_has_its_own_boxes(tmp_path: Path) -> None:
+    """The post-process of a DETR as paddle2onnx writes it: indices with the image's number, and ``bbox_num``."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(2)
+    arrays = {
+        "weight": rng.standard_normal((6, 3, 8, 8), np.float32),
+        "shape": np.array([0, 6, 16], np.int64),
+        "one": np.array([1], np.int64),
+        "five": np.array([5], np.int64),
+        "column": np.zeros((1, 5, 1), np.int64),
+        "rows": np.array([-1, 6], np.int64),
+        "last": np.array([2], np.int64),
+        "count": np.array([5], np.int32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "weight"], ["map"], strides=[8, 8]),
+        helper.make_node("Reshape", ["map", "shape"], ["flat"]),
+        helper.make_node("Transpose", ["flat"], ["tokens"], perm=[0, 2, 1]),
+        helper.make_node("ReduceMax", ["tokens"], ["score"], axes=[2], keepdims=0),
+        helper.make_node("TopK", ["score", "five"], ["best", "index"], axis=1),
+        helper.make_node("Unsqueeze", ["index", "last"], ["index3"]),
+        helper.make_node("Concat", ["column", "index3"], ["where"], axis=2),
+        helper.make_node("GatherND", ["tokens", "where"], ["boxes"]),
+        helper.make_node("Reshape", ["boxes", "rows"], ["bbox"]),
+        helper.make_node("Tile", ["count", "one"], ["bbox_num"]),
+    ]
+    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 32, 32])]
+    outputs = [
+        helper.make_tensor_value_info("bbox", TensorProto.FLOAT, ["k", 6]),
+        helper.make_tensor_value_info("bbox_num", TensorProto.INT32, ["n"]),
+    ]
+    constants = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
+    (tmp_path / "detr.onnx").write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    )
+    imported = import_onnx(tmp_path / "detr.onnx", tmp_path / "out")
+    assert imported.fixed_batch == "" and imported.inputs["image"] == (-1, 3, 32, 32)
+    assert [shape for _, shape in imported.outputs] == [(-1, 6), (-1,)]
+
+
+# Real models of Paddle 3
+
+
+@pytest.fixture(scope="module")
+def paddle3() -> Path:
+    """The Python of the environment with Paddle 3, in the user's cache, as the command makes it."""
+    try:
+        return find_paddle3().python
+    except UserError as error:
+        pytest.skip(f"no environment with Paddle 3: {error}")
+
+
+def written_by_paddle3(python: Path, *arguments: str) -> Path:
+    """Run paddle3_models.py; return the folder that it wrote."""
+    script = Path(__file__).with_name("paddle3_models.py")
+    done = subprocess.run([python, "-I", script, *arguments], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return Path(arguments[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "family"), [("yolo", "yolo"), ("detr", "rtdetr")])
+def test_a_small_network_of_paddle3(paddle3: Path, tmp_path: Path, kind: str, family: str) -> None:
+    folder = written_by_paddle3(paddle3, kind, str(tmp_path / kind))
+    imported = import_paddle3(folder, tmp_path / "float")
+    assert imported.paddle3_difference < 1e-4
+    shapes = inspect_model(imported.model).output_shapes
+    assert decoder_of(imported.model, shapes).family.name == family
+    assert "image" in imported.inputs and imported.model.infer_cfg_path.is_file()
+
+
+@pytest.mark.slow
+def test_the_trained_sample_in_paddle3_is_imported_and_compressed(
+    paddle3: Path, sample_model: InferenceModel, tmp_path: Path
+) -> None:
+    """The sample's RT-DETR, with its post-process, as a model of Paddle 3: the same mAP, and INT8 that keeps it."""
+    make_sample(tmp_path / "data", 24, 24, seed=0, size=SCENE_SIZE)
+    reader = scenes_in(tmp_path / "data")
+    folder = written_by_paddle3(paddle3, "translate", str(sample_model.directory), str(tmp_path / "paddle3"))
+    shutil.copy(sample_model.infer_cfg_path, folder / "inference.yml")
+    imported = import_paddle3(folder, tmp_path / "float", images=tmp_path / "data" / "images" / "val")
+    assert imported.paddle3_difference < 1e-4
+    assert imported.model.infer_cfg()["Preprocess"] == sample_model.infer_cfg()["Preprocess"]
+
+    overrides = [f"Global.model_dir={imported.model.directory}", "QuantPost.calib_images=24"]
+    compressed = compress(load_config(PTQ_CONFIG, overrides), tmp_path / "int8", reader_overrides=reader)
+    json_file = tmp_path / "eval.json"
+    request = InferenceRequest(str(sample_model.directory), device="CPU", engine="openvino", json=str(json_file))
+    run_inference(request, reader=Reader.load(READER_CONFIG, reader), say=lambda line: None)
+    expected = read_record(json_file, EVAL_SCHEMA)["stats"]["ap"]
+    fp32, int8 = (compressed.record[name]["map"] for name in ("fp32", "int8"))
+    assert expected > 0.3 and fp32 == pytest.approx(expected, abs=1e-3)
+    assert int8 > fp32 - 0.03
+    assert compressed.record["agreement"]["matched"] > 0.95
