@@ -28,6 +28,7 @@ from act_pipeline.evaluation import EVAL_SCHEMA
 from act_pipeline.families.registry import decoder_of
 from act_pipeline.graph.model_files import inspect_model
 from act_pipeline.importers import import_onnx
+from act_pipeline.importers.onnx.verify import compare
 from act_pipeline.importers.paddle3 import environment, import_paddle3
 from act_pipeline.importers.paddle3.environment import environment_directory, find_paddle3, make_environment
 from act_pipeline.importers.paddle3.folder import Paddle3Folder, translate_description
@@ -351,6 +352,15 @@ def test_each_image_of_an_open_batch_has_its_own_boxes(tmp_path: Path) -> None:
     imported = import_onnx(tmp_path / "detr.onnx", tmp_path / "out")
     assert imported.fixed_batch == "" and imported.inputs["image"] == (-1, 3, 32, 32)
     assert [shape for _, shape in imported.outputs] == [(-1, 6), (-1,)]
+
+
+def test_boxes_of_equal_scores_may_stand_in_another_order() -> None:
+    rng = np.random.default_rng(3)
+    boxes, counts = rng.random((7, 6)) * 100, np.array([3, 4], np.int32)
+    order = [1, 0, 2, 6, 5, 4, 3]
+    assert compare([boxes, counts], [boxes[order] + 1e-6, counts]) < 1e-5
+    assert compare([boxes, counts], [boxes[[3, 1, 2, 0, 4, 5, 6]], counts]) > 1e-2, "another image's"
+    assert compare([boxes, counts], [boxes[order], counts[::-1]]) > 1e-2
 
 
 # Real models of Paddle 3

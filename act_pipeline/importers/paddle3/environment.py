@@ -145,7 +145,7 @@ def _probed(python: Path, where: str) -> Paddle3:
     if not _OLDEST <= _version(paddle) < _TOO_NEW or _version(paddle2onnx)[:1] != (2,):
         raise UserError(
             f"{where} has paddlepaddle {paddle} and paddle2onnx {paddle2onnx}, expected 3.0 to 3.2 and 2: install "
-            f"requirements/{LOCK.name} there, or leave {_FLAG} out"
+            f"{LOCK} there, or leave {_FLAG} out"
         )
     return Paddle3(python, paddle, paddle2onnx)
 

@@ -242,7 +242,7 @@ def _class_names(content: Mapping[str, Any], where: str) -> list[str]:
     for key, names in places:
         if not names:
             continue
-        if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+        if isinstance(names, dict) and set(names) == set(range(len(names))):
             names = [names[index] for index in range(len(names))]
         if not isinstance(names, list) or any(isinstance(name, (list, dict)) for name in names):
             raise UserError(f"{where}: key '{key}' is no list, expected the names of the classes in their order")

@@ -23,8 +23,9 @@ from act_pipeline.core.output_folders import new_artifact, require_replaceable
 from act_pipeline.core.records import read_record, write_record
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 from act_pipeline.importers.import_model import IMPORT_SCHEMA, RECORD_FILENAME, ImportedModel, import_onnx
+from act_pipeline.importers.onnx.convert import IMAGE
 from act_pipeline.importers.onnx.read import require_importers
-from act_pipeline.importers.onnx.verify import TOLERANCE, check_pictures, compare, state_difference
+from act_pipeline.importers.onnx.verify import TOLERANCE, check_pictures, compare, read_picture, state_difference
 from act_pipeline.importers.paddle3.environment import Paddle3, find_paddle3
 from act_pipeline.importers.paddle3.folder import Paddle3Folder, open_input_size
 
@@ -67,7 +68,7 @@ def import_paddle3(
     source = Paddle3Folder.find(Path(folder))
     directory = Path(output) if output is not None else Path("output_inference") / source.directory.resolve().name
     infer_cfg = source.infer_cfg()
-    check_pictures(None if images is None else Path(images))
+    pictures = check_pictures(None if images is None else Path(images))
     require_replaceable(directory, RECORD_FILENAME, "--output")
     paddle3 = find_paddle3(python)
     with tempfile.TemporaryDirectory(prefix="act_pipeline_paddle3_") as name:
@@ -88,7 +89,7 @@ def import_paddle3(
             )
         except UserError as error:
             raise UserError(str(error).replace(str(exported), f"{source.program} (as ONNX)")) from None
-        difference = _difference(paddle3, source, imported, work)
+        difference = _difference(paddle3, source, imported, work, pictures)
         with new_artifact(directory) as staging:
             shutil.copytree(imported.model.directory, staging, dirs_exist_ok=True)
             text = yaml.safe_dump(infer_cfg, sort_keys=False, allow_unicode=True)
@@ -152,8 +153,10 @@ def failure_reason(output: str, code: int) -> str:
     return f"{lines[-1][:300]} ({ended})" if lines else ended
 
 
-def _difference(paddle3: Paddle3, source: Paddle3Folder, imported: ImportedModel, work: Path) -> float:
-    """Return the largest difference of the imported model to Paddle 3 on one input.
+def _difference(
+    paddle3: Paddle3, source: Paddle3Folder, imported: ImportedModel, work: Path, pictures: Sequence[Path]
+) -> float:
+    """Return the largest difference of the imported model to Paddle 3 on one picture, or on random numbers.
 
     Raises:
         UserError: Paddle 3 cannot run its model, or the difference is above the tolerance.
@@ -162,7 +165,7 @@ def _difference(paddle3: Paddle3, source: Paddle3Folder, imported: ImportedModel
         entry["onnx_name"]: known
         for known, entry in read_record(imported.model.directory / RECORD_FILENAME, IMPORT_SCHEMA)["inputs"].items()
     }
-    sample = {name: _values(known, imported.inputs[known], imported.inputs) for name, known in names.items()}
+    sample = {name: _values(known, imported.inputs[known], imported.inputs, pictures) for name, known in names.items()}
     np.savez(work / "inputs.npz", **sample)
     _in_paddle3(paddle3, source, "be run", "run", work / "inputs.npz", work / "outputs.npz")
     with np.load(work / "outputs.npz") as arrays:
@@ -186,7 +189,9 @@ def _difference(paddle3: Paddle3, source: Paddle3Folder, imported: ImportedModel
     return difference
 
 
-def _values(name: str, shape: Sequence[int], inputs: Mapping[str, Sequence[int]]) -> np.ndarray:
+def _values(
+    name: str, shape: Sequence[int], inputs: Mapping[str, Sequence[int]], pictures: Sequence[Path]
+) -> np.ndarray:
     """Return values for an input of a detector: an image, its size, or its scale."""
     sizes = [1 if size < 0 else size for size in shape]
     if name == "im_shape":
@@ -194,4 +199,6 @@ def _values(name: str, shape: Sequence[int], inputs: Mapping[str, Sequence[int]]
         return np.broadcast_to(np.float32(height_width), sizes).copy()
     if name == "scale_factor":
         return np.ones(sizes, np.float32)
+    if name == IMAGE and pictures:
+        return np.broadcast_to(read_picture(pictures[0], sizes[2:]), sizes).copy()
     return np.random.default_rng(_SEED).random(sizes, np.float32)
