@@ -125,7 +125,7 @@ def _largest(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def _rows(outputs: Sequence[np.ndarray]) -> list[np.ndarray] | None:
-    """Return [Q, values] for each image of ``bbox`` and ``bbox_num``, or of outputs that are all [N, Q, ...]; or None."""
+    """Return [Q, values] for each image of ``bbox`` and ``bbox_num``, or of outputs [N, Q, ...]; None for others."""
     if len(outputs) == 2 and outputs[0].ndim == 2 and outputs[1].ndim == 1 and outputs[1].dtype.kind == "i":
         boxes, counts = outputs
         if (counts >= 0).all() and counts.sum() == len(boxes) and counts.max(initial=0) <= _MOST_ROWS:
