@@ -78,7 +78,7 @@ def _gather_nd(build: Build, node: Node) -> Any:
     if node.attrs.get("batch_dims", 0):
         raise CannotImport(f"its batch_dims is {node.attrs['batch_dims']}, expected 0")
     value, index = build.value(node.inputs[0]), build.value(node.inputs[1])
-    if open_axis(value) == 0 and open_axis(index) == 0 and _numbers_images(build, node.inputs[1]):
+    if value.shape[0] == index.shape[0] == -1 and _numbers_images(build, node.inputs[1]):
         index = _with_image_numbers(index)
     return paddle.gather_nd(value, index)
 
@@ -103,7 +103,7 @@ def _with_image_numbers(index: Any) -> Any:
     with quiet_upstream():  # arange warns of an attribute that it sets itself
         numbers = paddle.arange(0, paddle.slice(paddle.shape(index), [0], [0], [1]), 1, dtype=dtype_of(index))
     numbers = paddle.reshape(numbers, [-1] + [1] * last)
-    first = paddle.slice(index, [last], [0], [1]) + numbers
+    first = paddle.add(paddle.slice(index, [last], [0], [1]), numbers)
     return paddle.concat([first, paddle.slice(index, [last], [1], [index.shape[last]])], last)
 
 
