@@ -196,7 +196,7 @@ def _values(
     sizes = [1 if size < 0 else size for size in shape]
     if name == "im_shape":
         height_width = next((each[2:] for each in inputs.values() if len(each) == 4), (640, 640))
-        return np.broadcast_to(np.float32(height_width), sizes).copy()
+        return np.broadcast_to(np.array(height_width, np.float32), sizes).copy()
     if name == "scale_factor":
         return np.ones(sizes, np.float32)
     if name == IMAGE and pictures:
