@@ -11,6 +11,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 CONFIGS = "act_pipeline.configs"
+REQUIREMENTS = "act_pipeline.requirements"
 
 
 def read_version():
@@ -33,12 +34,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.9,<3.13",
-    packages=[*find_packages(include=["act_pipeline", "act_pipeline.*"]), CONFIGS],
-    # The wheel has the configs in the package, where act_pipeline/core/defaults.py finds them.
-    package_dir={CONFIGS: "configs"},
+    packages=[*find_packages(include=["act_pipeline", "act_pipeline.*"]), CONFIGS, REQUIREMENTS],
+    # The wheel has the configs, and the lock of an environment that a command makes, in the package, where
+    # act_pipeline/core/defaults.py finds them.
+    package_dir={CONFIGS: "configs", REQUIREMENTS: "requirements"},
     package_data={
         "act_pipeline": ["data/*.pdparams", "**/*.yml", "**/*.json", "report/page.html", "report/page.css"],
         CONFIGS: ["**/*.yml", "**/*.yaml"],
+        REQUIREMENTS: ["paddle3.txt"],
     },
     entry_points={"console_scripts": ["act-pipeline=act_pipeline.cli.main:main"]},
     install_requires=[

@@ -25,7 +25,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree, wheels, target = (tmp_path_factory.mktemp(name) for name in ("source", "wheels", "installed"))
     for name in ("setup.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tree)
-    for name in ("act_pipeline", "configs"):
+    for name in ("act_pipeline", "configs", "requirements"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--no-input"]
     pip_off = {**os.environ, "PIP_NO_INDEX": "1", "PIP_USER": "0", "PIP_CONFIG_FILE": os.devnull}

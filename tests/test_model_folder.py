@@ -75,7 +75,8 @@ def test_a_model_of_paddle_3_is_named(float_model: InferenceModel, tmp_path: Pat
     (folder / name).write_text(json.dumps(PIR, separators=(",", ":")), encoding="utf-8")
     (folder / "config.json").write_text("{}", encoding="utf-8")
     for path, names in ((folder, ()), (folder / name, ()), (folder, (name, "inference.pdiparams"))):
-        with pytest.raises(UserError, match=f"{name} is a model of Paddle 3 .*export it again") as error:
+        command = f"import_model.py --paddle3 .*{name}, or export it again"
+        with pytest.raises(UserError, match=f"{name} is a model of Paddle 3 .*{command}") as error:
             open_model(path, *names)
         assert "config.json" not in str(error.value)
 

@@ -27,7 +27,7 @@ RUNTIMES = {
     "onnxruntime": {"onnxruntime"},
     "tensorrt-rtx": {"tensorrt-rtx-cu12-bindings", "tensorrt-rtx-cu12-libs", "cuda-bindings"},
 }
-LOCKS = ("cpu", "gpu", "dev", *RUNTIMES, "nncf", "lock-tool")
+LOCKS = ("cpu", "gpu", "dev", *RUNTIMES, "nncf", "paddle3", "lock-tool")
 PYTHONS = ("3.9", "3.10", "3.11", "3.12")
 PADDLE = {"cpu": "paddlepaddle", "gpu": "paddlepaddle-gpu"}
 
@@ -117,6 +117,13 @@ def test_the_locks_agree_with_each_other(python: str) -> None:
     }
 
 
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_environment_for_paddle3(python: str) -> None:
+    found = pins("paddle3", python)
+    assert (found["paddlepaddle"][:4], found["paddle2onnx"][:4]) == ("3.2.", "2.1.")
+    assert {"packaging", "numpy", "onnx"} <= set(found)
+
+
 def test_the_installed_packages_contradict_each_other_only_where_it_is_known() -> None:
     known = {("paddledet", "opencv-python"), ("paddledet", "sklearn"), ("paddleslim", "opencv-python")}
     if sys.version_info >= (3, 12):
@@ -166,7 +173,7 @@ def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = tmp_path_factory.mktemp("source")
     for name in ("setup.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tree)
-    for name in ("act_pipeline", "configs"):
+    for name in ("act_pipeline", "configs", "requirements"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     return tree
 
@@ -213,6 +220,7 @@ def test_a_wheel_holds_the_whole_package(source_tree: Path, tmp_path: Path) -> N
         text=True,
         check=False,
     ).stdout.split()
+    assert {"act_pipeline/requirements/paddle3.txt", "act_pipeline/requirements/install.py"} <= packed
     assert "act_pipeline/doctor/command.py" in packed and "act_pipeline/engines/__init__.py" in packed
     assert {f"act_pipeline/{name}" if name.startswith("configs/") else name for name in tracked} <= packed
     assert not [

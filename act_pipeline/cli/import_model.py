@@ -1,6 +1,7 @@
 """Import a detector of another format as a float model that can be compressed.
 
-An ONNX file (compared with ONNX Runtime), a folder of Hugging Face's RT-DETR, or a checkpoint of lyuwenyu/RT-DETR.
+An ONNX file (compared with ONNX Runtime), a folder of Paddle 3 or of Hugging Face's RT-DETR, or a checkpoint of
+lyuwenyu/RT-DETR.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source.add_argument(
         "--hf", metavar="DIR", help="a folder with config.json and model.safetensors of RT-DETR or RT-DETRv2"
     )
+    source.add_argument("--paddle3", metavar="DIR", help="a folder of Paddle 3 or PaddleX 3, with inference.json")
     source.add_argument("--pth", metavar="FILE", help="a checkpoint of lyuwenyu/RT-DETR; needs -c")
     parser.add_argument("-c", "--config", metavar="YAML", help="with --pth: PaddleDetection's config of the model")
     parser.add_argument(
@@ -56,33 +58,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--images", metavar="DIR", help="pictures to compare on; default: random numbers")
     parser.add_argument("--fixed_batch", action="store_true", help="keep the file's batch size instead of opening it")
+    parser.add_argument(
+        "--paddle3_python",
+        metavar="PATH",
+        help="with --paddle3: a Python with paddlepaddle 3.0 to 3.2 and paddle2onnx 2; default: one is installed",
+    )
     arguments = parser.parse(argv)
+    through_onnx = arguments.onnx is not None or arguments.paddle3 is not None
+    if not through_onnx:
+        _refuse(arguments, "--onnx and --paddle3", input_shape="--input_shape", images="--images",
+                fixed_batch="--fixed_batch")  # fmt: skip
     if arguments.onnx is None:
-        _refuse(arguments, "--onnx", input_shape="--input_shape", images="--images", fixed_batch="--fixed_batch",
-                family="--family")  # fmt: skip
+        _refuse(arguments, "--onnx", family="--family")
+    if arguments.paddle3 is None:
+        _refuse(arguments, "--paddle3", paddle3_python="--paddle3_python")
     if arguments.pth is None:
         _refuse(arguments, "--pth", config="-c", opt="-o")
     elif arguments.config is None:
         raise UserError(
             "--pth needs -c: PaddleDetection's config of the model, such as configs/rtdetr/rtdetr_r18vd_6x_coco.yml"
         )
-    if arguments.onnx is None:
-        print(_rtdetr(arguments))
-        return 0
-    shapes = _shapes(arguments.input_shape)
-
-    from act_pipeline.importers import import_onnx
-
-    imported = import_onnx(
-        arguments.onnx,
-        arguments.output,
-        input_shape=shapes,
-        images=arguments.images,
-        fixed_batch=arguments.fixed_batch,
-        family=arguments.family,
-    )
-    print(imported.summary())
+    print(_through_onnx(arguments) if through_onnx else _rtdetr(arguments))
     return 0
+
+
+def _through_onnx(arguments: argparse.Namespace) -> str:
+    """Import an ONNX file or a model of Paddle 3, and return what was made."""
+    from act_pipeline.importers import import_onnx, import_paddle3
+
+    output, images, fixed_batch = arguments.output, arguments.images, arguments.fixed_batch
+    shapes = _shapes(arguments.input_shape)
+    if arguments.onnx is not None:
+        return import_onnx(
+            arguments.onnx, output, input_shape=shapes, images=images, fixed_batch=fixed_batch, family=arguments.family
+        ).summary()
+    return import_paddle3(
+        arguments.paddle3,
+        output,
+        python=arguments.paddle3_python,
+        input_shape=shapes,
+        images=images,
+        fixed_batch=fixed_batch,
+    ).summary()
 
 
 def _rtdetr(arguments: argparse.Namespace) -> str:

@@ -20,7 +20,7 @@ INFER_CFG_FILENAME = "infer_cfg.yml"
 _OTHER_STEM = "inference"
 _OTHER_INFER_CFG_FILENAME = "inference.yml"
 _PROGRAM_SUFFIX = ".pdmodel"
-_PIR_FILENAMES = ("model.json", "inference.json")
+PIR_FILENAMES = ("model.json", "inference.json")
 _PIR_MARK = re.compile(rb'"magic"\s*:\s*"pir"')
 ONNX_SCHEMA = "act_pipeline.onnx/1"
 
@@ -73,7 +73,7 @@ class InferenceModel:
             raise UserError(f"model folder {folder} does not exist; export a model with tools/export_model.py first")
         if folder.suffix == _PROGRAM_SUFFIX and folder.is_file():
             folder, model_filename = folder.parent, folder.name
-        if _is_pir(folder):
+        if is_pir(folder):
             raise _of_paddle3(folder)
         if not folder.is_dir():
             raise UserError(
@@ -85,10 +85,10 @@ class InferenceModel:
             of_program = Path(model_filename).with_suffix(Path(PARAMS_FILENAME).suffix).name
             params_filename = _find(folder, "params_filename", of_program, PARAMS_FILENAME)
         model = cls(folder, model_filename, params_filename)
-        if _is_pir(model.model_path):
+        if is_pir(model.model_path):
             raise _of_paddle3(model.model_path)
         if not model.model_path.exists():
-            programs = (path for path in sorted(folder.glob("*.json")) if path.name in _PIR_FILENAMES or _is_pir(path))
+            programs = (path for path in sorted(folder.glob("*.json")) if path.name in PIR_FILENAMES or is_pir(path))
             pir = next(programs, None)
             if pir is not None:
                 raise _of_paddle3(pir)
@@ -151,7 +151,7 @@ def _find(folder: Path, key: str, *names: str) -> str:
     return found[0] if found else names[0]
 
 
-def _is_pir(path: Path) -> bool:
+def is_pir(path: Path) -> bool:
     """Return whether a file is a program of Paddle 3: JSON that begins with ``{"base_code":{"magic":"pir"``."""
     if not path.is_file():
         return False
@@ -161,8 +161,8 @@ def _is_pir(path: Path) -> bool:
 
 def _of_paddle3(path: Path) -> UserError:
     return UserError(
-        f"{path} is a model of Paddle 3 (PIR), expected a {_PROGRAM_SUFFIX} of Paddle 2: export it again from its "
-        ".pdparams, with tools/export_model.py or in paddlepaddle 2.6"
+        f"{path} is a model of Paddle 3 (PIR), expected a {_PROGRAM_SUFFIX} of Paddle 2: import it with "
+        f"tools/import_model.py --paddle3 {path}, or export it again from its .pdparams with tools/export_model.py"
     )
 
 

@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# `setup.py` puts the configs of the repository into the installed package.
+# `setup.py` puts the configs and the locks of the repository into the installed package.
 INSTALLED = (_PACKAGE / "configs").is_dir()
 CONFIGS = _PACKAGE / "configs" if INSTALLED else _PACKAGE.parent / "configs"
+# The locks of environments that commands make, and the script that makes them.
+REQUIREMENTS = _PACKAGE / "requirements" if INSTALLED else _PACKAGE.parent / "requirements"
 DEFAULT_MODELS = {"int8": Path("output/rtdetr_sample_int8"), "float": Path("output/rtdetr_sample")}
 DEFAULT_CONFIG = Path("configs/sample.yml")
 DEFAULT_READER = Path("configs/readers/sample_reader.yml")

@@ -41,6 +41,7 @@ class ImportedModel:
         max_difference: largest difference to ONNX Runtime, see :meth:`.onnx.verify.Reference.difference`.
         family: the detector family of its outputs; None: they are of none, so that nothing can evaluate the model.
         fixed_batch: why the batch is fixed; empty if it is open.
+        paddle3_difference: largest difference to the model of Paddle 3 that the ONNX file was made from; None: of none.
     """
 
     model: InferenceModel
@@ -49,6 +50,7 @@ class ImportedModel:
     max_difference: float
     family: DetectorFamily | None = None
     fixed_batch: str = ""
+    paddle3_difference: float | None = None
 
     def summary(self) -> str:
         """Return what was made, in a few lines."""
@@ -60,6 +62,8 @@ class ImportedModel:
         if self.fixed_batch:
             lines.append(f"the batch is fixed: {self.fixed_batch}")
         lines.append(f"largest difference to ONNX Runtime: {self.max_difference:.1e}")
+        if self.paddle3_difference is not None:
+            lines.append(f"largest difference to Paddle 3: {self.paddle3_difference:.1e}")
         if self.family is None:
             lines.append("the outputs are of no detector family, so nothing can evaluate the model")
         else:

@@ -205,6 +205,12 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 
+def _counts_boxes(source: OnnxSource, build: Build, name: str) -> bool:
+    """Return whether an output is a constant number for each image of the batch, ``bbox_num``."""
+    value = build.constants.get(name)
+    return value is not None and value.dtype.kind == "i" and value.shape == (1,) == (batch_of(source),)
+
+
 def _targets(build: Build, source: OnnxSource, inputs: Mapping[str, str]) -> list[Any]:
     """Return the outputs as variables that no other output or input is, under their ONNX names where these are free."""
     import paddle
@@ -213,6 +219,9 @@ def _targets(build: Build, source: OnnxSource, inputs: Mapping[str, str]) -> lis
     targets: list[Any] = []
     for name in source.outputs:
         variable = build.value(name)
+        if build.shapes is not None and _counts_boxes(source, build, name):
+            first = next(each for each in build.variables.values() if tuple(each.shape[:1]) == (-1,))
+            variable = paddle.tile(variable, paddle.slice(paddle.shape(first), [0], [0], [1]))
         if variable.name in (*inputs.values(), *(each.name for each in targets)) or variable.persistable:
             variable = paddle.assign(variable)
         if not block.has_var(name) and name.isprintable():

@@ -59,8 +59,8 @@ class Reference:
 
         Returns:
             The largest ``|a - b| / max(1, |b|)`` over all outputs; infinite where the shapes differ or one is not a
-            number and the other is. Rows of DETR-like outputs, [N, Q, ...], are compared as sets if they differ in
-            their order.
+            number and the other is. Rows of DETR-like outputs, [N, Q, ...] or ``bbox`` and ``bbox_num``, are
+            compared as sets if they differ in their order.
 
         Raises:
             UserError: Paddle cannot run the model.
@@ -106,10 +106,10 @@ def compare(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> floa
     in_order = max((_largest(one, other) for one, other in zip(expected, found)), default=0.0)
     if in_order <= TOLERANCE:
         return in_order
-    rows = _rows(expected)
-    if rows is None:
+    rows, others = _rows(expected), _rows(found)
+    if rows is None or others is None or [len(each) for each in rows] != [len(each) for each in others]:
         return in_order
-    return max(_as_sets(one, other) for one, other in zip(rows, _rows(found) or ()))
+    return max(_as_sets(one, other) for one, other in zip(rows, others))
 
 
 def _largest(expected: np.ndarray, found: np.ndarray) -> float:
@@ -125,7 +125,11 @@ def _largest(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def _rows(outputs: Sequence[np.ndarray]) -> list[np.ndarray] | None:
-    """Return [Q, values] for each image of outputs that are all [N, Q] or [N, Q, ...]; None for others."""
+    """Return [Q, values] for each image of ``bbox`` and ``bbox_num``, or of outputs [N, Q, ...]; None for others."""
+    if len(outputs) == 2 and outputs[0].ndim == 2 and outputs[1].ndim == 1 and outputs[1].dtype.kind == "i":
+        boxes, counts = outputs
+        if (counts >= 0).all() and counts.sum() == len(boxes) and counts.max(initial=0) <= _MOST_ROWS:
+            return np.split(np.nan_to_num(boxes.astype(np.float64), posinf=1e30, neginf=-1e30), np.cumsum(counts)[:-1])
     shapes = {each.shape[:2] for each in outputs}
     if len(shapes) != 1 or any(each.ndim < 2 for each in outputs):
         return None
@@ -140,6 +144,8 @@ def _as_sets(expected: np.ndarray, found: np.ndarray) -> float:
     """Return the largest difference of rows, each with another one of the other side, so that the sum is smallest."""
     from scipy.optimize import linear_sum_assignment
 
+    if not len(expected):
+        return 0.0
     distances = np.stack([(np.abs(found - row) / np.maximum(1, np.abs(row))).max(-1) for row in expected])
     rows, columns = linear_sum_assignment(distances)
     return float(distances[rows, columns].max())
@@ -154,13 +160,18 @@ def _sample(
     sample = {}
     for each in source.inputs:
         if each.name == source.image and images:
-            sample[each.name] = np.stack([_picture(path, each.shape[2:]) for path in images]).astype(each.dtype)
+            sample[each.name] = np.stack([read_picture(path, each.shape[2:]) for path in images]).astype(each.dtype)
         else:
             sample[each.name] = _values(source, each, size, rng)
     return sample
 
 
-def _picture(path: Path, size: Sequence[int]) -> np.ndarray:
+def read_picture(path: Path, size: Sequence[int]) -> np.ndarray:
+    """Return a picture resized to (height, width), float32 [3, H, W], RGB from 0 to 1.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     import cv2
 
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR)

@@ -9,6 +9,7 @@ from tests.fuzz.targets.config import CONFIG
 from tests.fuzz.targets.detections import DETECTIONS
 from tests.fuzz.targets.download import DOWNLOAD
 from tests.fuzz.targets.infer_cfg import INFER_CFG
+from tests.fuzz.targets.inference_yml import INFERENCE_YML
 from tests.fuzz.targets.label_list import LABEL_LIST
 from tests.fuzz.targets.onnx_file import ONNX_FILE
 from tests.fuzz.targets.onnx_import import ONNX_IMPORT
@@ -26,6 +27,7 @@ _ALL = (
     CHECKPOINT,
     SHAPES,
     INFER_CFG,
+    INFERENCE_YML,
     LABEL_LIST,
     ONNX_FILE,
     ONNX_IMPORT,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.core.quiet import quiet_upstream
 from act_pipeline.importers.onnx.rules.rule import Build, CannotImport, Rule, axis_of, dtype_of, open_axis
 from act_pipeline.importers.onnx.source import Node
 
@@ -76,7 +77,34 @@ def _gather_nd(build: Build, node: Node) -> Any:
 
     if node.attrs.get("batch_dims", 0):
         raise CannotImport(f"its batch_dims is {node.attrs['batch_dims']}, expected 0")
-    return paddle.gather_nd(build.value(node.inputs[0]), build.value(node.inputs[1]))
+    value, index = build.value(node.inputs[0]), build.value(node.inputs[1])
+    if value.shape[0] == index.shape[0] == -1 and _numbers_images(build, node.inputs[1]):
+        index = _with_image_numbers(index)
+    return paddle.gather_nd(value, index)
+
+
+def _numbers_images(build: Build, name: str) -> bool:
+    """Return whether indices, [1, ..., D], have the image's number as their first column.
+
+    It was made from the size of the batch, and became zeros when the graph was simplified at a batch of 1.
+    """
+    node, rank = build.producers.get(name), len(build.shape(name))
+    if node is None or node.type != "Concat" or axis_of(int(node.attrs["axis"]), rank) != rank - 1:
+        return False
+    column = build.constants.get(node.inputs[0])
+    return column is not None and column.shape[0] == 1 == column.shape[-1] and not column.any()
+
+
+def _with_image_numbers(index: Any) -> Any:
+    """Return indices, [N, ..., D] with zeros in the first column, with each row's image there."""
+    import paddle
+
+    last = len(index.shape) - 1
+    with quiet_upstream():  # arange warns of an attribute that it sets itself
+        numbers = paddle.arange(0, paddle.slice(paddle.shape(index), [0], [0], [1]), 1, dtype=dtype_of(index))
+    numbers = paddle.reshape(numbers, [-1] + [1] * last)
+    first = paddle.add(paddle.slice(index, [last], [0], [1]), numbers)
+    return paddle.concat([first, paddle.slice(index, [last], [1], [index.shape[last]])], last)
 
 
 def _scatter_nd(build: Build, node: Node) -> Any:
