@@ -14,7 +14,6 @@ from act_pipeline.compress.qat.detection_loss import (
     DetectionDistillation,
     DetectionTensors,
     align,
-    require_detection_tensors,
 )
 from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel
