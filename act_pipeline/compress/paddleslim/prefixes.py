@@ -6,5 +6,3 @@ from __future__ import annotations
 TEACHER_PREFIX = "teacher_"
 # Prefix of the variables of `compress.qat.detection_loss`.
 LOSS_PREFIX = "detection_loss/"
-# Prefix of the other variables that loss and optimizer add to the program.
-TRAINING_PREFIX = "training/"

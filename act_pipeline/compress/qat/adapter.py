@@ -2,9 +2,8 @@
 
 - ``_prepare_envs``: never uses ``fleet``; several processes are handled by `compress.qat.distributed`.
 - ``_prepare_program``: runs Paddle's passes within `compress.paddleslim.fast_passes`, excludes constants
-  from training, adds a loss (`compress.qat.detection_loss`), gives the variables of loss and optimizer names that the
-  model does not have, and moves the teacher out of the program (`compress.qat.teacher`) unless
-  ``Distillation.teacher_cache_mb`` is 0.
+  from training, adds a loss (`compress.qat.detection_loss`), and moves the teacher out of the program
+  (`compress.qat.teacher`) unless ``Distillation.teacher_cache_mb`` is 0.
 - ``_compiled_program``: trains the weights of the unfolded float model (`compress.qat.unfolded_weights`), adds checks
   for divergence (`execution.finite_checks`), and uses faster kernels on a CPU (`execution.cpu_kernels`).
 - ``_start_train``: runs `compress.qat.loop`.
@@ -24,7 +23,6 @@ from unittest import mock
 
 from act_pipeline.compress.paddleslim.fast_passes import fast_passes
 from act_pipeline.compress.paddleslim.patches import quick_building
-from act_pipeline.compress.paddleslim.prefixes import TRAINING_PREFIX
 from act_pipeline.compress.qat.distributed import averaging
 from act_pipeline.compress.qat.loop import TrainingLoop
 from act_pipeline.compress.qat.programs import Programs, Schedule
@@ -97,11 +95,7 @@ class _ReplacedMethods(AutoCompression):
         return replaced
 
     def _build_and_split(self, build: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        import paddle
-
-        # A model may have names that Paddle generates; a second variable `mean_0.tmp_0` would replace the first.
-        with paddle.utils.unique_name.guard(TRAINING_PREFIX):
-            train_info, test_info = build(*args, **options)
+        train_info, test_info = build(*args, **options)
         setup = self.setup
         if setup.teacher_cache_mb:
             self._teacher = split_teacher(
