@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ from act_pipeline.compress.qat.resume.failures import explained
 from act_pipeline.compress.saved_result import Compressed, current_result, write_result
 from act_pipeline.compress.strategies import STRATEGIES
 from act_pipeline.config import Config
-from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.artifacts import INFER_CFG_FILENAME, InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.interruption import Interruption, interruptible
 from act_pipeline.core.locking import hold_lock
@@ -283,4 +284,7 @@ def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[In
         )
     selection = select(ops, config.quantize, config.path, box_expectations(graph, ops))
     mark_float(graph, list(selection.kept))
-    return save_folded(graph, directory), selection
+    prepared = save_folded(graph, directory)
+    if model.infer_cfg_path.is_file():  # a training reads the family and the classes from it
+        shutil.copyfile(model.infer_cfg_path, prepared.directory / INFER_CFG_FILENAME)
+    return prepared, selection

@@ -153,7 +153,8 @@ class Distillation:
 
     Attributes:
         loss: one loss, or a list with one loss for each group of ``node``. ``detection`` is not in ACT: it compares the
-            scores and boxes of the same queries (`compress.qat.detection_loss`) and finds their tensors itself.
+            scores and boxes of the same queries, or before NMS (`compress.qat.detection_loss`), and finds their tensors
+            itself.
         node: names of the tensors to compare, in one group or a list of groups; empty: the outputs that ACT finds.
         alpha: weight of the loss, or a list with one weight for each group; above 0.
         teacher_model_dir: folder of a different teacher; None: the float model.

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from act_pipeline.families.interface import Detections, Geometry, PostProcess, Shapes, joined, weighted
+from act_pipeline.families.interface import (
+    Detections,
+    Geometry,
+    Part,
+    PostProcess,
+    RawOutputs,
+    Shapes,
+    joined,
+    weighted,
+)
 from act_pipeline.families.nms import best_pairs, corners
 
 
@@ -26,6 +35,13 @@ class RawDetr:
     def comparable(self, outputs: Mapping[str, np.ndarray], geometry: Geometry) -> np.ndarray:
         logits, boxes = self._read(outputs)
         return weighted(_scores(logits), boxes)
+
+    def raw(self, shapes: Shapes, num_classes: int | None) -> RawOutputs | None:
+        roles = _roles(shapes)
+        if roles is None:
+            return None
+        logits, boxes = roles
+        return RawOutputs(Part(logits, 2), Part(boxes, 2), logits=True, pixels=False)
 
     def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
         logits, boxes = self._read(outputs)

@@ -27,6 +27,9 @@ class EndToEnd:
     def comparable(self, outputs: Mapping[str, np.ndarray], geometry: Geometry) -> None:
         return None
 
+    def raw(self, shapes: Shapes, num_classes: int | None) -> None:
+        return None
+
     def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
         (array,) = (np.asarray(array, np.float32) for array in outputs.values())
         images = []

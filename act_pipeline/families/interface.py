@@ -133,6 +133,43 @@ class Geometry:
         return moved / np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
 
 
+class Part(NamedTuple):
+    """A slice of an output [N, ., .] along its axis of classes or coordinates.
+
+    Attributes:
+        output: name of the output.
+        axis: 1 or 2.
+        start: first index along the axis.
+        end: index after the last one; None: all from ``start`` on.
+    """
+
+    output: str
+    axis: int
+    start: int = 0
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class RawOutputs:
+    """Which parts of a model's outputs are its scores and boxes, before NMS or the choice of the best.
+
+    Attributes:
+        scores: C scores of each of the A rows.
+        boxes: four numbers of each row.
+        objectness: one number of each row, which multiplies its scores; None: there is none.
+        logits: whether ``scores`` are before the sigmoid.
+        corners: whether ``boxes`` are x1, y1, x2, y2; otherwise centre x, centre y, width, height.
+        pixels: whether ``boxes`` are in pixels; otherwise they are relative to the input.
+    """
+
+    scores: Part
+    boxes: Part
+    objectness: Part | None = None
+    logits: bool = False
+    corners: bool = False
+    pixels: bool = True
+
+
 class DetectorFamily(Protocol):
     """A family of detectors whose models have outputs of the same form.
 
@@ -154,6 +191,17 @@ class DetectorFamily(Protocol):
 
         Returns:
             [N, rows, C + 4], see :func:`weighted`; None: the outputs are detections, in which rows have no fixed place.
+        """
+
+    def raw(self, shapes: Shapes, num_classes: int | None) -> RawOutputs | None:
+        """Return where scores and boxes are in the outputs of a model that fits.
+
+        Args:
+            shapes: the outputs.
+            num_classes: number of classes; None: not known.
+
+        Returns:
+            Their parts; None: the outputs are detections.
         """
 
     def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from act_pipeline.families.interface import Detections, Geometry, PostProcess, Shapes, joined, weighted
+from act_pipeline.families.interface import (
+    Detections,
+    Geometry,
+    Part,
+    PostProcess,
+    RawOutputs,
+    Shapes,
+    joined,
+    weighted,
+)
 from act_pipeline.families.nms import multiclass_nms
 
 
@@ -30,6 +39,10 @@ class PPYoloe:
     def comparable(self, outputs: Mapping[str, np.ndarray], geometry: Geometry) -> np.ndarray:
         boxes, scores = outputs.values()
         return weighted(np.swapaxes(scores, 1, 2), boxes / max(geometry.input_size))
+
+    def raw(self, shapes: Shapes, num_classes: int | None) -> RawOutputs:
+        boxes, scores = shapes
+        return RawOutputs(Part(scores, 1), Part(boxes, 2), corners=True)
 
     def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
         boxes, scores = (np.asarray(array, np.float32) for array in outputs.values())

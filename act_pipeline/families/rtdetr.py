@@ -23,6 +23,9 @@ class PostProcessInGraph:
     def comparable(self, outputs: Mapping[str, np.ndarray], geometry: Geometry) -> None:
         return None
 
+    def raw(self, shapes: Shapes, num_classes: int | None) -> None:
+        return None
+
     def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
         bbox, bbox_num = (np.asarray(array) for array in list(outputs.values())[:2])
         # A runtime may give an empty array another shape.

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from act_pipeline.families.interface import Detections, Geometry, PostProcess, Shapes, joined, weighted
+from act_pipeline.families.interface import (
+    Detections,
+    Geometry,
+    Part,
+    PostProcess,
+    RawOutputs,
+    Shapes,
+    joined,
+    weighted,
+)
 from act_pipeline.families.nms import corners, multiclass_nms
 
 # Exports with NMS inside have 100 to 300 rows of six numbers; the smallest input of a YOLO has more boxes.
@@ -35,6 +44,12 @@ class Yolo:
     def comparable(self, outputs: Mapping[str, np.ndarray], geometry: Geometry) -> np.ndarray:
         boxes, scores = _read(outputs, None)
         return weighted(scores, boxes / max(geometry.input_size))
+
+    def raw(self, shapes: Shapes, num_classes: int | None) -> RawOutputs:
+        ((name, shape),) = shapes.items()
+        if _has_objectness(shape, num_classes):
+            return RawOutputs(Part(name, 2, 5), Part(name, 2, 0, 4), Part(name, 2, 4, 5))
+        return RawOutputs(Part(name, 1, 4), Part(name, 1, 0, 4))
 
     def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
         boxes, scores = _read(outputs, post.num_classes)

@@ -33,9 +33,18 @@ def box_expectations(graph: StaticGraph, ops: Sequence[QuantizableOp]) -> dict[s
     for op in ops:
         if op.weight is None or tuple(block.var(op.weight).shape)[op.weight_axis] != 1:
             continue
-        name = op.activations[0]
-        while name in index.producer and index.producer[name].type in RESHAPING:
-            name = index.producer[name].input("X")[0]
-        if name in index.producer and index.producer[name].type == "softmax":
+        if reads_distribution(index, op.activations[0]):
             found[op.name] = REASON
     return found
+
+
+def reads_distribution(index: GraphIndex, name: str) -> bool:
+    """Return whether a tensor is the output of a softmax, possibly reshaped.
+
+    Args:
+        index: the ops of the graph.
+        name: the tensor.
+    """
+    while name in index.producer and index.producer[name].type in RESHAPING:
+        name = index.producer[name].input("X")[0]
+    return name in index.producer and index.producer[name].type == "softmax"

@@ -77,7 +77,7 @@ class _Search(DetrStructure):
         boxes = [name for name in self._sigmoids((count, 4)) if name != scores]
         logits: Optional[str]
         if scores is not None:
-            logits = self._source(self.producer[scores].input("X")[0])
+            logits = self._first(self.producer[scores].input("X")[0], (count, classes))
         else:
             logits = self._output(boxes, (count, classes))
         if not boxes or logits is None:
@@ -97,8 +97,13 @@ class _Search(DetrStructure):
 
     def _output(self, boxes: Sequence[str], sizes: tuple[int, int]) -> Optional[str]:
         """Return the logits where they are an output."""
-        ends = [self._source(name) for op in self.ops if op.type == "fetch" for name in op.input("X")]
-        return next((name for name in ends if name not in boxes and self.shape(name)[1:] == sizes), None)
+        outputs = [name for op in self.ops if op.type == "fetch" for name in op.input("X")]
+        return next((name for end in outputs if (name := self._first(end, sizes)) and name not in boxes), None)
+
+    def _first(self, end: str, sizes: tuple[int, int]) -> Optional[str]:
+        """Return the first tensor [N, *sizes] on the way to ``end``, which may be a slice of all layers' results."""
+        way = [name for name in self.upstream(end, _RENAMING) if self.shape(name)[1:] == sizes]
+        return way[-1] if way else None
 
     def _source(self, name: str) -> str:
         return self.origin(name, _RENAMING)  # not through the layers' results, stacked

@@ -1,4 +1,4 @@
-"""``Distillation.loss: detection``: compare the detections of two DETR models query by query.
+"""``Distillation.loss: detection``: compare the detections of two models query by query, or place by place.
 
 An RT-DETR selects its queries by a top-k of the encoder's scores. If teacher and student each make their own selection,
 their rows belong to different objects: 88% of the rows in RT-DETR-R18 when only its weights are rounded to INT8. In the
@@ -20,35 +20,38 @@ models count little. The loss is 0 if the outputs of student and teacher are equ
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from act_pipeline.compress.paddleslim.prefixes import LOSS_PREFIX
+from act_pipeline.compress.qat.raw_outputs import RawTensors, compared, find_raw_tensors
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.graph.detection_tensors import DetectionTensors, find_detection_tensors
 from act_pipeline.graph.unread_ops import remove_unread
 
+Tensors = Union[DetectionTensors, RawTensors]
 DETECTION = "detection"
 _BOX_WEIGHT, _GIOU_WEIGHT = 5.0, 2.0
 _LEAST_WEIGHT = 0.02
 
 
-def require_detection_tensors(model: InferenceModel, where: str) -> DetectionTensors:
-    """Return the output of :func:`find_detection_tensors`, or raise.
+def require_tensors(config: Config, model: InferenceModel) -> Tensors:
+    """Return the tensors of a model that the loss compares, or raise.
 
     Args:
-        model: the float model.
-        where: the config's file and key, for the message.
+        config: ``Global.arch`` names the family, if the model does not tell.
+        model: the float model, with its ``infer_cfg.yml``.
 
     Raises:
-        UserError: the model does not select queries as RT-DETR does.
+        UserError: the model neither selects queries as RT-DETR does nor has scores and boxes before NMS.
     """
-    found = find_detection_tensors(model)
+    found = find_detection_tensors(model) or find_raw_tensors(config, model)
     if found is None:
         raise UserError(
-            f"{where} is detection, which needs a model that selects queries as RT-DETR does (a top-k whose indices a "
-            f"gather reads, then scores and boxes of as many rows), and {model.model_path} has none; set it to l2"
+            f"{config.path}: Distillation.loss is detection, which needs a model that selects queries as RT-DETR does "
+            "(a top-k whose indices a gather reads, then scores and boxes of as many rows), or has scores and boxes "
+            f"before NMS (as outputs, or as inputs of multiclass_nms3), and {model.model_path} has none; set it to l2"
         )
     return found
 
@@ -72,19 +75,20 @@ def unaligned_rows(config: Config, model: InferenceModel) -> Optional[str]:
     )
 
 
-def align(block: Any, student: DetectionTensors, teacher: DetectionTensors, prefix: str) -> int:
+def align(block: Any, student: Tensors, teacher: Tensors, prefix: str) -> int:
     """Connect the student's gathers to the teacher's indices; call it before the gradients are added.
 
     The student's own selection is removed, since no op depends on it any more.
 
     Args:
         block: block of the program into which teacher and student were merged; it is changed.
-        student, teacher: the tensors of each model.
+        student, teacher: the tensors of each model, both with queries.
         prefix: prefix of the teacher's names in ``block``.
 
     Returns:
         The number of ops that read the indices.
     """
+    assert student.queries is not None and teacher.queries is not None
     other = prefix + teacher.queries
     readers = [op for op in block.ops if student.queries in op.input_arg_names]
     for op in readers:
@@ -97,8 +101,8 @@ def detection_loss(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> An
     """Add the loss that the module's docstring defines to the current program.
 
     Args:
-        student, teacher: ``logits`` [N, Q, C], ``boxes`` [N, Q, 4] and ``encoder_logits`` [N, positions, C], float32
-            variables. Row i of both belongs to the same query.
+        student, teacher: ``logits`` [N, Q, C], ``boxes`` [N, Q, 4] and, where the model selects queries,
+            ``encoder_logits`` [N, positions, C], float32 variables. Row i of both belongs to the same query or place.
 
     Returns:
         The loss, a scalar variable.
@@ -111,7 +115,8 @@ def detection_loss(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> An
             _constant(variable)
         value = functional.sigmoid(teacher["logits"]).max(-1, keepdim=True)
         loss = _divergence(student["logits"], teacher["logits"])
-        loss += _divergence(student["encoder_logits"], teacher["encoder_logits"])
+        if "encoder_logits" in student:
+            loss += _divergence(student["encoder_logits"], teacher["encoder_logits"])
         distance = paddle.abs(student["boxes"] - teacher["boxes"]).sum(-1, keepdim=True)
         loss += _BOX_WEIGHT * _mean(distance, value)
         return loss + _GIOU_WEIGHT * _mean(1 - _giou(student["boxes"], teacher["boxes"]), value)
@@ -171,24 +176,22 @@ class DetectionDistillation:
         nodes: names of the compared tensors in the order of ACT's ``node``: ``[teacher's, student's, ...]``.
     """
 
-    def __init__(self, student: DetectionTensors, teacher: DetectionTensors, prefix: str) -> None:
+    def __init__(self, student: Tensors, teacher: Tensors, prefix: str) -> None:
         """Store the tensors of both models.
 
         Args:
-            student, teacher: the outputs of :func:`require_detection_tensors`.
+            student, teacher: the outputs of :func:`require_tensors`.
             prefix: prefix of the teacher's names in the merged program.
 
         Raises:
-            UserError: the models differ in the number of queries, classes or positions.
+            UserError: the models differ in the number of queries or boxes, classes or positions, or only one of them
+                selects queries.
         """
-        if student.sizes != teacher.sizes:
-            found, expected = (
-                f"{sizes[0]} queries, {sizes[1]} classes and {sizes[2]} places"
-                for sizes in (teacher.sizes, student.sizes)
-            )
+        if _in_words(student) != _in_words(teacher):
             raise UserError(
-                f"Distillation.loss is detection, and the model of Distillation.teacher_model_dir has {found}, "
-                f"expected {expected} as the model that is compressed; give another teacher, or none"
+                f"Distillation.loss is detection, and the model of Distillation.teacher_model_dir has "
+                f"{_in_words(teacher)}, expected {_in_words(student)} as the model that is compressed; give another "
+                "teacher, or none"
             )
         self._student, self._teacher, self._prefix = student, teacher, prefix
         pairs = zip(teacher.taught, student.taught)
@@ -204,21 +207,21 @@ class DetectionDistillation:
             prefix: prefix of the teacher's names in the merged program.
 
         Raises:
-            UserError: a model does not select queries as RT-DETR does, or the models differ in size.
+            UserError: see :func:`require_tensors`; or the models differ in size.
         """
-        settings, where = config.distillation, f"{config.path}: Distillation.loss"
+        settings = config.distillation
         if settings is None or settings.loss != DETECTION:
             return None
-        student = teacher = require_detection_tensors(model, where)
+        student = teacher = require_tensors(config, model)
         other = settings.teacher()
         if other is not None:
-            teacher = require_detection_tensors(other, where)
+            teacher = require_tensors(config, other)
         return cls(student, teacher, prefix)
 
     @property
-    def teacher_queries(self) -> str:
-        """The name of the teacher's ``queries`` in the merged program."""
-        return self._prefix + self._teacher.queries
+    def teacher_queries(self) -> Optional[str]:
+        """The name of the teacher's ``queries`` in the merged program; None: it selects none."""
+        return None if self._teacher.queries is None else self._prefix + self._teacher.queries
 
     def build(self, pairs: Sequence[str], loss: str, alpha: float) -> tuple[Any, dict[str, Any]]:
         """Add the loss to the merged program; replaces PaddleSlim's ``_parse_distill_loss``.
@@ -234,8 +237,33 @@ class DetectionDistillation:
         import paddle
 
         block = paddle.static.default_main_program().global_block()
-        align(block, self._student, self._teacher, self._prefix)
-        names = ("logits", "boxes", "encoder_logits")
-        teacher, student = (dict(zip(names, map(block.var, pairs[side::2]))) for side in (0, 1))
-        total = alpha * detection_loss(student, teacher)
+        if self._student.queries is not None:
+            align(block, self._student, self._teacher, self._prefix)
+        for name in pairs[0::2]:
+            _constant(block.var(name))
+        teacher = _operands(block, self._teacher, self._prefix, self._student)
+        total = alpha * detection_loss(_operands(block, self._student), teacher)
         return total, {DETECTION: total}
+
+
+def _operands(block: Any, tensors: Tensors, prefix: str = "", student: Optional[Tensors] = None) -> dict[str, Any]:
+    """Return the operands of :func:`detection_loss` from one side of the merged program.
+
+    Args:
+        block: the program's block.
+        tensors: the tensors of a model.
+        prefix: prefix of its names.
+        student: the student's tensors, if ``tensors`` are the teacher's; both models read the same image.
+    """
+    if isinstance(tensors, DetectionTensors):
+        names = {"logits": tensors.logits, "boxes": tensors.boxes, "encoder_logits": tensors.encoder_logits}
+        return {key: block.var(prefix + name) for key, name in names.items()}
+    own = student if isinstance(student, RawTensors) else tensors
+    found = {name: block.var(prefix + name) for name in tensors.taught}
+    return compared(found, tensors.parts, block.var(own.image), "teacher" if prefix else "student")
+
+
+def _in_words(tensors: Tensors) -> str:
+    if isinstance(tensors, DetectionTensors):
+        return "{} queries, {} classes and {} places".format(*tensors.sizes)
+    return "{} boxes and {} classes before NMS".format(*tensors.sizes)

@@ -17,7 +17,7 @@ from act_pipeline.compress.qat.distributed.leader import Leader
 from act_pipeline.compress.qat.distributed.ranks import Ranks
 from act_pipeline.compress.qat.trainer import train
 from act_pipeline.config import Config
-from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
+from act_pipeline.core.artifacts import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.data import Reader
 from act_pipeline.data.loader import Loader
@@ -33,7 +33,9 @@ def call_followers(ranks: Ranks, model: InferenceModel) -> None:
         model: the float model.
     """
     if isinstance(ranks, Leader):
-        files = ((MODEL_FILENAME, model.model_path), (PARAMS_FILENAME, model.params_path))
+        files = [(MODEL_FILENAME, model.model_path), (PARAMS_FILENAME, model.params_path)]
+        if model.infer_cfg_path.is_file():
+            files.append((INFER_CFG_FILENAME, model.infer_cfg_path))
         ranks.tell("train", {name: np.frombuffer(path.read_bytes(), np.uint8) for name, path in files})
 
 
