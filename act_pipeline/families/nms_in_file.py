@@ -25,8 +25,8 @@ class NmsInFile:
         self.on_input = on_input
         self.name = "nms_on_input" if on_input else "nms_on_original"
         self.outputs = (
-            "num_dets [N, 1], det_boxes [N, K, 4], det_scores [N, K] and det_classes [N, K] after NMS, in pixels of the "
-            + ("input" if on_input else "original image")
+            "num_dets [N, 1], det_boxes [N, K, 4], det_scores [N, K] and det_classes [N, K] after NMS, in pixels of "
+            + ("the input" if on_input else "the original image")
         )
 
     def fits(self, shapes: Shapes) -> bool:

@@ -19,7 +19,14 @@ from act_pipeline.core.records import write_record
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 from act_pipeline.onnx_export.float_ops.registry import add_op, exporting
 from act_pipeline.onnx_export.graph_builder import GraphBuilder, require_onnx
-from act_pipeline.onnx_export.nms_cut import METADATA_KEY, NMS_MODES, Suppression, cut_nms, described_suppression
+from act_pipeline.onnx_export.nms_cut import (
+    METADATA_KEY,
+    NMS_MODES,
+    NMS_OP,
+    Suppression,
+    cut_nms,
+    described_suppression,
+)
 from act_pipeline.onnx_export.nms_nodes import PLUGIN_DOMAIN, Output, boxes_and_scores, onnx_nms, tensorrt_nms
 from act_pipeline.onnx_export.program import INT8_OPS, PRODUCTS, Op, Source, read_source
 from act_pipeline.onnx_export.quantized_ops import convolution, matmul, output_channels, scales_by_channel
@@ -318,12 +325,10 @@ def _batch_of(sizes: dict[str, list[int | str]]) -> int | str:
 
 def _suppression(model: InferenceModel, source: Source, nms: str) -> Suppression | None:
     """Return the NMS that follows the outputs, cut out of the program or to append; None: there is none to regard."""
-    op = next((op for op in source.ops if "nms" in op.type), None)
+    op = next((op for op in source.ops if op.type == NMS_OP), None)
     if op is not None:
         with exporting(op):
-            found = cut_nms(source)
-        if found is not None:
-            return found
+            return cut_nms(source, op)
     return None if nms == "none" else described_suppression(model, source, nms)
 
 

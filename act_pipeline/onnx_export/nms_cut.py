@@ -18,7 +18,7 @@ from act_pipeline.onnx_export.program import Op, Source
 NMS_MODES = ("none", "onnx", "tensorrt")
 # Key of the metadata of an ONNX file whose outputs need more than their shapes to become detections.
 METADATA_KEY = "act_pipeline.detections"
-_OP = "multiclass_nms3"
+NMS_OP = "multiclass_nms3"
 _APPENDABLE = ("ppyoloe", "yolo")
 
 
@@ -59,22 +59,24 @@ def decoder_metadata(text: str) -> tuple[str, PostProcess] | None:
         return None
 
 
-def cut_nms(source: Source) -> Suppression | None:
+def cut_nms(source: Source, op: Op) -> Suppression:
     """Remove the NMS, and what follows it, from a program that ends with it; the outputs are then boxes and scores.
 
     Args:
         source: the program, changed in place: outputs are ``boxes [N, A, 4]`` and ``scores [N, C, A]``.
+        op: its op of the type :data:`NMS_OP`.
 
     Returns:
-        the thresholds of the op; None: the program has no NMS, or not at its end.
+        the thresholds of the op.
+
+    Raises:
+        CannotLower: the NMS is not at the end, is of boxes of several images in one list, or its threshold is adaptive.
     """
-    found = [op for op in source.ops if op.type == _OP]
-    if len(found) != 1 or not _ends_with(source, found[0]):
-        return None
-    op = found[0]
+    if not _ends_with(source, op):
+        raise CannotLower("the program has outputs that are not behind it, so that it cannot be left out")
     boxes, scores = op.input("BBoxes"), op.input("Scores")
     if "RoisNum" in op.inputs or len(source.shapes[boxes]) != 3 or len(source.shapes[scores]) != 3:
-        return None
+        raise CannotLower("its boxes are those of all images in one list, expected [N, A, 4]")
     post = _thresholds(op.attrs)
     source.outputs[:] = [boxes, scores]
     source.exposed.update({boxes: "boxes", scores: "scores"})

@@ -14,7 +14,12 @@ from act_pipeline.core.openvino_telemetry import without_openvino_telemetry
 from act_pipeline.core.package_versions import versions as package_versions
 from act_pipeline.engines.arrays import InputCheck
 from act_pipeline.engines.interface import refusals
-from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, decoder_of_file, onnx_artifact, require_qdq_format
+from act_pipeline.engines.onnx_runtimes.onnx_files import (
+    OnnxSummary,
+    decoder_of_file,
+    onnx_artifact,
+    require_qdq_format,
+)
 from act_pipeline.families.registry import Decoder
 
 FLOAT_PRECISIONS = ("auto", "f32", "bf16")

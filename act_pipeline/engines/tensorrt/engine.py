@@ -15,6 +15,7 @@ from act_pipeline.core.package_versions import versions as package_versions
 from act_pipeline.engines.arrays import InputCheck
 from act_pipeline.engines.interface import refusals
 from act_pipeline.engines.machine import Machine
+from act_pipeline.engines.onnx_runtimes.onnx_files import decoder_of_file
 from act_pipeline.engines.tensorrt.cudart import PACKAGE, Cuda, CudaError, Gpu, has_cudart
 from act_pipeline.engines.tensorrt.module import (
     INSTALL,
