@@ -59,7 +59,10 @@ def export_model(
     Returns:
         the model. Its inputs are ``image [N, 3, H, W]``, ``im_shape [N, 2]``, ``scale_factor [N, 2]``, its outputs
         ``bbox [K, 6]``, ``bbox_num [N]``; N is open. With ``exclude_post_process: True`` the input is ``image``, the
-        outputs are boxes ``[N, Q, 4]`` (cx, cy, w, h in 0..1) and logits ``[N, Q, classes]``.
+        outputs are boxes ``[N, Q, 4]`` (cx, cy, w, h in 0..1) and logits ``[N, Q, classes]``. A PP-YOLOE has no input
+        ``im_shape``; with ``exclude_nms: True`` its outputs are boxes ``[N, A, 4]`` and scores ``[N, classes, A]``,
+        with ``exclude_post_process: True`` one array ``[N, A, 4 + classes]``, see
+        :class:`act_pipeline.families.ppyoloe.PPYoloe`.
 
     Raises:
         UserError: the config, the weights or the input size are not as they must be, or do not fit each other.
