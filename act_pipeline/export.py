@@ -28,6 +28,7 @@ from act_pipeline.engines.interface import runtime_error_line
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 from act_pipeline.rtdetr.build import build_model
 from act_pipeline.rtdetr.fit import check_config, check_model
+from act_pipeline.rtdetr.ppyoloe import drop_training_parts, infer_cfg_keys, input_names, is_ppyoloe
 
 _logger = logging.getLogger(__name__)
 EXPORT_SCHEMA = "act_pipeline.export/1"
@@ -58,7 +59,10 @@ def export_model(
     Returns:
         the model. Its inputs are ``image [N, 3, H, W]``, ``im_shape [N, 2]``, ``scale_factor [N, 2]``, its outputs
         ``bbox [K, 6]``, ``bbox_num [N]``; N is open. With ``exclude_post_process: True`` the input is ``image``, the
-        outputs are boxes ``[N, Q, 4]`` (cx, cy, w, h in 0..1) and logits ``[N, Q, classes]``.
+        outputs are boxes ``[N, Q, 4]`` (cx, cy, w, h in 0..1) and logits ``[N, Q, classes]``. A PP-YOLOE has no input
+        ``im_shape``; with ``exclude_nms: True`` its outputs are boxes ``[N, A, 4]`` and scores ``[N, classes, A]``,
+        with ``exclude_post_process: True`` one array ``[N, A, 4 + classes]``, see
+        :class:`act_pipeline.families.ppyoloe.PPYoloe`.
 
     Raises:
         UserError: the config, the weights or the input size are not as they must be, or do not fit each other.
@@ -122,11 +126,16 @@ class ExportPlan:
         """
         require_replaceable(directory, RECORD_FILENAME, flag)
         model = build_model(self.content, source=self.source)
-        check_model(self.source, model, self.size)
+        inputs = None
+        if is_ppyoloe(self.content):
+            inputs = input_names(self.content)
+        else:
+            check_model(self.source, model, self.size)
         load(model)
+        drop_training_parts(model)
         if _fuses_normalization(self.content):
             _normalize_in_graph(model, _steps(self.content))
-        return export_layer(model, self.size, self.infer_cfg, directory, self.complete(record))
+        return export_layer(model, self.size, self.infer_cfg, directory, self.complete(record), inputs)
 
 
 def plan_export(
@@ -145,6 +154,9 @@ def plan_export(
     """
     size = _input_size(source, content, overrides)
     content = {**content, "eval_size": list(size), "exclude_post_process": _without_post_process(source, content)}
+    if is_ppyoloe(content):
+        export = _checked_section(source, content, "export")
+        content["exclude_nms"] = True if export.get("nms") is False else content.get("exclude_nms", False)
     check_config(source, content)
     names = _label_list(source, content) if label_list is None else list(label_list)
     return ExportPlan(source, content, size, _infer_cfg(content, size, names))
@@ -161,9 +173,26 @@ def _is_current(directory: Path, record: Mapping[str, Any]) -> bool:
 
 
 def export_layer(
-    model: Any, size: tuple[int, int], infer_cfg: Mapping[str, Any], directory: Path, record: Mapping[str, Any]
+    model: Any,
+    size: tuple[int, int],
+    infer_cfg: Mapping[str, Any],
+    directory: Path,
+    record: Mapping[str, Any],
+    read: Sequence[str] | None = None,
 ) -> InferenceModel:
-    """Write a built model's static graph, parameters and ``infer_cfg.yml`` into ``directory``, whole or not at all."""
+    """Write a built model's static graph, parameters and ``infer_cfg.yml`` into ``directory``, whole or not at all.
+
+    Args:
+        model: a `paddle.nn.Layer` with its weights.
+        size: height and width of the input in pixels.
+        infer_cfg: content of ``infer_cfg.yml``.
+        directory: the folder to write.
+        record: content of ``export.json`` besides the hash and the size of the model.
+        read: names of the inputs that the graph reads; None: those of an RT-DETR.
+
+    Raises:
+        UserError: the model cannot be traced.
+    """
     import paddle
     from paddle.static import InputSpec
 
@@ -176,13 +205,17 @@ def export_layer(
         "im_shape": InputSpec([None, 2], name="im_shape"),
         "scale_factor": InputSpec([None, 2], name="scale_factor"),
     }
-    if getattr(model, "exclude_post_process", False):  # Paddle refuses to save an input that nothing reads
+    # Paddle refuses to save an input that nothing reads.
+    if read is None and getattr(model, "exclude_post_process", False):
         inputs = {"image": inputs["image"]}
+    # A PP-YOLOE is traced with all inputs: it takes them from the batch also where it does not compute with them.
+    saved = {} if read is None else {"input_spec": [{name: inputs[name] for name in read}]}
     with new_artifact(directory) as staging:
         traced = staging / "traced"
         try:
-            paddle.jit.save(paddle.jit.to_static(model, input_spec=[inputs], full_graph=True), str(traced / "model"))
-        except (TypeError, ValueError, IndexError, AttributeError, AssertionError, RuntimeError) as error:
+            static = paddle.jit.to_static(model, input_spec=[inputs], full_graph=True)
+            paddle.jit.save(static, str(traced / "model"), **saved)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError) as error:
             raise UserError(
                 f"the model cannot be traced at the input size {list(size)}: {runtime_error_line(error)}; check the "
                 "model config against the one that was trained"
@@ -253,13 +286,14 @@ def _checked_section(config: Any, content: Mapping[str, Any], name: str) -> Mapp
 
 
 def _infer_cfg(content: Mapping[str, Any], size: tuple[int, int], label_list: list[str]) -> dict[str, Any]:
+    keys = {"arch": "DETR", "min_subgraph_size": _MIN_SUBGRAPH_SIZE}
+    keys = infer_cfg_keys(content) if is_ppyoloe(content) else keys
     return {
         "mode": "paddle",
         "draw_threshold": 0.5,
         "metric": content.get("metric", "COCO"),
         "use_dynamic_shape": False,
-        "arch": "DETR",
-        "min_subgraph_size": _MIN_SUBGRAPH_SIZE,
+        **keys,
         "Preprocess": _preprocessing(content, size),
         "label_list": label_list,
     }

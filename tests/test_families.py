@@ -77,8 +77,8 @@ def test_nms_is_paddles_multiclass_nms3(seed: int, top: int, keep: int, threshol
 
     rng = np.random.default_rng(seed)
     boxes, scores = random_boxes(200, seed), rng.random((200, 3)).astype(np.float32)
-    post = PostProcess(score_threshold=0.2, nms_threshold=threshold, nms_top_k=top, keep_top_k=keep)
-    ours = multiclass_nms(boxes, scores, post, normalized)
+    post = PostProcess(0.2, threshold, nms_top_k=top, keep_top_k=keep, normalized=normalized)
+    ours = multiclass_nms(boxes, scores, post)
     paddle.disable_static()
     theirs, _, count = paddle._C_ops.multiclass_nms3(
         paddle.to_tensor(boxes[None]), paddle.to_tensor(scores.T[None].copy()), None,

@@ -28,8 +28,8 @@ from act_pipeline.core.artifacts import InferenceModel, OnnxModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.hashing import hash_files
 from act_pipeline.core.openvino_telemetry import without_openvino_telemetry
-from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, inspect_onnx
-from act_pipeline.families.registry import Decoder, decoder_of
+from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, decoder_of_file, inspect_onnx
+from act_pipeline.families.registry import Decoder
 
 LABELS = {"nncf": "nncf int8 in openvino", "nncf_accuracy_control": "nncf int8, accuracy control, in openvino"}
 _IR_NAME = "nncf_int8.xml"
@@ -154,7 +154,7 @@ def quantize(
     with stage("prepare"):
         onnx_model = lowered_onnx(model, "cpu")
         summary = inspect_onnx(onnx_model)
-        decoder = decoder_of(model, summary.output_shapes)
+        decoder = decoder_of_file(model, summary)
         network = openvino.Core().read_model(str(onnx_model.path))
         set_batch(network, 1)  # calibration uses batches of one; the batch is made dynamic again below
     inputs = {

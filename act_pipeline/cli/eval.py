@@ -98,7 +98,10 @@ def _parser() -> Parser:
     boolean(
         "benchmark", "measure latency only, on images (or --image_file) read beforehand: 5 runs to warm up, 50 timed"
     )
-    boolean("include_nms", "accepted for PaddleSlim's command lines and ignored: RT-DETR has no NMS")
+    boolean(
+        "include_nms",
+        "accepted for PaddleSlim's command lines and ignored: the model's outputs decide whether NMS is left to do",
+    )
     boolean(
         "trt_calib_mode",
         "TensorRT calibrates INT8 scales itself, for a float model with --precision=int8 --use_trt=True",

@@ -1,4 +1,4 @@
-"""Export a trained RT-DETR as a static graph: PaddleDetection's command and flags."""
+"""Export a trained RT-DETR or PP-YOLOE as a static graph: PaddleDetection's command and flags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_opt(
         parser,
-        "set keys of the config: weights=PATH_OR_URL, trt=True, num_classes=3, "
+        "set keys of the config: weights=PATH_OR_URL, trt=True, num_classes=3, exclude_nms=True (PP-YOLOE), "
         "TestReader.inputs_def.image_shape=[3,640,640]",
         "KEY=VALUE",
     )

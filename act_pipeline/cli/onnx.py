@@ -38,6 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--opset", type=int, default=17)
     parser.add_argument("--batch", default="dynamic", help="a fixed batch size, or dynamic")
+    parser.add_argument(
+        "--nms",
+        default="none",
+        help="none (boxes and scores; the engines of this package apply the NMS), onnx (NonMaxSuppression in the file: "
+        "bbox [K, 6], bbox_num [N]), tensorrt (TensorRT's plugin EfficientNMS_TRT)",
+    )
     arguments = parser.parse(argv)
 
     from act_pipeline.core.artifacts import InferenceModel, OnnxModel
@@ -54,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch=_batch(arguments.batch),
         precision=arguments.precision,
         float16=arguments.float16,
+        nms=arguments.nms,
     )
     print(lowered.summary())
     print(f"record of the export, for the engines of this package: {OnnxModel(lowered.path).record_path}")

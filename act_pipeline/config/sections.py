@@ -129,7 +129,7 @@ class Global:
         params_filename: file name of the parameters in ``model_dir``.
         arch: the detector family (``act_pipeline.families``), or one of PaddleSlim's names such as ``YOLOv5``; None: as
             ``infer_cfg.yml`` and the model's outputs say.
-        include_nms: whether the graph contains the post-process, as RT-DETR's does.
+        include_nms: PaddleSlim's key, without an effect: the model's outputs decide whether NMS is left to do.
         evaluation: whether the float model and the INT8 models are evaluated; ``auto`` needs it. ``agreement``: they
             are compared by their agreement only, without labels, as where EvalDataset is a folder of images (ACT has
             true and false).

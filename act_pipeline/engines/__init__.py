@@ -84,7 +84,8 @@ def create_engine(
         )
     summary = options.pop("summary", None) or inspect_artifact(model, here)
     where = model.path if isinstance(model, OnnxModel) else model.model_path
-    decoder = options.pop("decoder", None) or decoder_of(model, summary.output_shapes)
+    stated = getattr(summary, "decoder", None)  # of an ONNX file
+    decoder = stated or options.pop("decoder", None) or decoder_of(model, summary.output_shapes)
     if precision == "int8" and not summary.quantized and not options.get("calibrate"):
         raise UserError(
             f"{where} holds no INT8 scales, expected an INT8 model for --precision=int8; compress it with "

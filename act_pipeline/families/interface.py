@@ -13,10 +13,11 @@ from act_pipeline.core.errors import UserError
 # Output name -> shape in the model's order; -1: a dynamic dimension; (): the shape is not known.
 Shapes = Mapping[str, tuple[int, ...]]
 # Keys of the `NMS` section of infer_cfg.yml and their expected values; all but `clip` are PaddleDetection's.
-_COUNT, _SHARE = "a positive integer, or -1 for all", "a number from 0 to 1"
+_COUNT, _SHARE, _FLAG = "a positive integer, or -1 for all", "a number from 0 to 1", "true or false"
+_CLASS = "the index of a class, or -1 for none"
 NMS_KEYS = {
     "score_threshold": _SHARE, "nms_threshold": _SHARE, "nms_top_k": _COUNT, "keep_top_k": _COUNT,
-    "clip": "true or false",
+    "clip": _FLAG, "normalized": _FLAG, "background_label": _CLASS,
 }  # fmt: skip
 
 
@@ -43,6 +44,8 @@ class PostProcess:
         keep_top_k: number of detections an image that are returned; -1: all.
         clip: whether boxes are clipped to the original image.
         num_classes: number of classes, where ``label_list`` names them; None: not known.
+        normalized: if False, boxes are in pixels and contain their last row and column, as in ``multiclass_nms3``.
+        background_label: index of a class that is not returned; -1: there is none.
     """
 
     score_threshold: float = 0.001
@@ -51,6 +54,8 @@ class PostProcess:
     keep_top_k: int = 300
     clip: bool = True
     num_classes: int | None = None
+    normalized: bool = True
+    background_label: int = -1
 
     @classmethod
     def of(cls, infer_cfg: Mapping[str, Any], where: str) -> PostProcess:
@@ -76,9 +81,11 @@ class PostProcess:
 
 def _is_valid(value: object, expected: str) -> bool:
     if isinstance(value, bool):
-        return expected not in (_COUNT, _SHARE)
+        return expected == _FLAG
     if expected == _COUNT:
         return isinstance(value, int) and (value == -1 or value > 0)
+    if expected == _CLASS:
+        return isinstance(value, int) and value >= -1
     return expected == _SHARE and isinstance(value, (int, float)) and 0 <= value <= 1
 
 

@@ -7,19 +7,15 @@ import numpy as np
 from act_pipeline.families.interface import PostProcess
 
 
-def multiclass_nms(
-    boxes: np.ndarray, scores: np.ndarray, post: PostProcess, normalized: bool = True, background: int = -1
-) -> np.ndarray:
+def multiclass_nms(boxes: np.ndarray, scores: np.ndarray, post: PostProcess) -> np.ndarray:
     """Suppress overlapping boxes class by class; a box may be returned for several classes.
 
-    Source: Paddle's operator ``multiclass_nms3`` with ``nms_eta`` 1.
+    Source: Paddle's operator ``multiclass_nms3`` with ``nms_eta`` 1 or more.
 
     Args:
         boxes: [A, 4], x1, y1, x2, y2.
         scores: [A, C].
         post: thresholds and counts.
-        normalized: if False, boxes are in pixels and contain their last row and column, as in the operator.
-        background: index of a class that is not returned; -1: there is none.
 
     Returns:
         float32 [K, 6]: class, score, x1, y1, x2, y2, in descending order of the scores.
@@ -30,12 +26,12 @@ def multiclass_nms(
     order = np.argsort(-values, kind="stable")
     kept = []
     for index in np.unique(classes):
-        if index == background:
+        if index == post.background_label:
             continue
         candidates = order[classes[order] == index]
         if post.nms_top_k > -1:
             candidates = candidates[: post.nms_top_k]
-        chosen = suppress(boxes[places[candidates]], post.nms_threshold, normalized)
+        chosen = suppress(boxes[places[candidates]], post.nms_threshold, post.normalized)
         kept.append(candidates[chosen])
     if not kept:
         return np.zeros((0, 6), np.float32)
@@ -52,7 +48,7 @@ def suppress(boxes: np.ndarray, threshold: float, normalized: bool = True) -> np
     Args:
         boxes: [A, 4], x1, y1, x2, y2, in descending order of their scores.
         threshold: a box whose IoU with a kept box is above this is dropped.
-        normalized: see :func:`multiclass_nms`.
+        normalized: see :class:`act_pipeline.families.interface.PostProcess`.
 
     Returns:
         int64 [K], ascending.

@@ -20,40 +20,56 @@ from act_pipeline.families.nms import multiclass_nms
 
 
 class PPYoloe:
-    """Boxes [N, A, 4] (x1, y1, x2, y2 in pixels of the original image) and scores [N, C, A].
+    """Boxes (x1, y1, x2, y2) and scores before NMS, in one of two layouts.
 
-    Source: ``ppdet.modeling.heads.PPYOLOEHead.post_process``. With NMS in the graph the outputs are those of the family
-    ``rtdetr``.
+    ``exclude_nms``: boxes [N, A, 4] in pixels of the original image, and scores [N, C, A]. ``exclude_post_process``:
+    one array [N, A, 4 + C] with boxes in pixels of the input; YOLOs have arrays of the same shape, so ``arch`` has to
+    name the family. With NMS in the graph the outputs are those of the family ``rtdetr``.
+
+    Source: ``ppdet.modeling.heads.PPYOLOEHead.post_process``.
     """
 
     name = "ppyoloe"
     archs: tuple[str, ...] = ("ppyoloe", "ppyoloe+", "ppyolo", "yolo")
-    outputs = "boxes [N, A, 4] (x1, y1, x2, y2) and scores [N, C, A] before NMS"
+    outputs = "boxes [N, A, 4] (x1, y1, x2, y2) and scores [N, C, A] before NMS, or both as [N, A, 4 + C]"
 
     def fits(self, shapes: Shapes) -> bool:
+        if len(shapes) == 1:
+            (rows,) = shapes.values()
+            return len(rows) == 3 and rows[2] > 4
         if len(shapes) != 2:
             return False
         boxes, scores = shapes.values()
         return len(boxes) == len(scores) == 3 and boxes[2] == 4 and boxes[1] == scores[2] and boxes[1] not in (-1, 4)
 
     def comparable(self, outputs: Mapping[str, np.ndarray], geometry: Geometry) -> np.ndarray:
-        boxes, scores = outputs.values()
-        return weighted(np.swapaxes(scores, 1, 2), boxes / max(geometry.input_size))
+        boxes, scores = _read(outputs)
+        return weighted(scores, boxes / max(geometry.input_size))
 
     def raw(self, shapes: Shapes, num_classes: int | None) -> RawOutputs:
         boxes, scores = shapes
         return RawOutputs(Part(scores, 1), Part(boxes, 2), corners=True)
 
     def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
-        boxes, scores = (np.asarray(array, np.float32) for array in outputs.values())
+        boxes, scores = _read(outputs)
         limit = geometry.im_shape[:, ::-1] / geometry.scale_factor[:, ::-1]
         images = []
         for image in range(len(boxes)):
-            rows = multiclass_nms(boxes[image], scores[image].T, post)
-            if post.clip:
+            rows = multiclass_nms(boxes[image], scores[image], post)
+            if len(outputs) == 1:
+                rows[:, 2:] = geometry.to_original(rows[:, 2:], image, post.clip)
+            elif post.clip:
                 rows[:, 2:] = np.clip(rows[:, 2:], 0, np.tile(limit[image], 2))
             images.append(rows)
         return joined(images)
+
+
+def _read(outputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return boxes [N, A, 4] and scores [N, A, C], float32."""
+    arrays = [np.asarray(array, np.float32) for array in outputs.values()]
+    if len(arrays) == 1:
+        return arrays[0][..., :4], arrays[0][..., 4:]
+    return arrays[0], np.swapaxes(arrays[1], 1, 2)
 
 
 FAMILY = PPYoloe()

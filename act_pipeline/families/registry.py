@@ -12,18 +12,21 @@ import numpy as np
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import Artifact, InferenceModel, described_by, location
 from act_pipeline.core.errors import UserError, suggest
-from act_pipeline.families import detr_raw, end2end, ppyoloe, rtdetr, yolo
+from act_pipeline.families import detr_raw, end2end, nms_in_file, ppyoloe, rtdetr, yolo
 from act_pipeline.families.interface import DetectorFamily, Geometry, PostProcess, Shapes
 from act_pipeline.graph.model_files import inspect_model
 
 POST_PROCESS_IN_GRAPH: DetectorFamily = rtdetr.FAMILY
+# Of several families that outputs fit, the first one is taken. One array of PP-YOLOE has the shape of a YOLO's.
 FAMILIES: tuple[DetectorFamily, ...] = (
     POST_PROCESS_IN_GRAPH,
     detr_raw.FAMILY,
-    ppyoloe.FAMILY,
     yolo.FAMILY,
     end2end.FAMILY,
+    ppyoloe.FAMILY,
+    *nms_in_file.FAMILIES,
 )
+_WITH_NMS = (POST_PROCESS_IN_GRAPH, *nms_in_file.FAMILIES)
 
 
 @dataclass(frozen=True)
@@ -101,16 +104,20 @@ def find_family(shapes: Shapes, where: Path, arch: object = None) -> DetectorFam
         shapes: the model's outputs.
         where: path of the model, for messages.
         arch: ``arch`` of ``infer_cfg.yml`` or ``Global.arch``. A value that names no family (PaddleDetection writes
-            ``YOLO`` for PP-YOLOE, and names of which nothing is known here) leaves the choice to the outputs.
+            ``YOLO`` for PP-YOLOE, and names of which nothing is known here) leaves the choice to the outputs. So do
+            outputs after NMS, which may be in the graph of every family.
 
     Raises:
         UserError: the outputs fit no family, or not the one named.
     """
     named = next((family for family in FAMILIES if family.name == arch), None)
     if named is not None:
-        if not named.fits(shapes):
+        if named.fits(shapes):
+            return named
+        after_nms = next((family for family in _WITH_NMS if all(shapes.values()) and family.fits(shapes)), None)
+        if after_nms is None:
             raise _no_fit(where, shapes, named)
-        return named
+        return after_nms
     fitting = [family for family in FAMILIES if family.fits(shapes)]
     wanted = [family for family in fitting if isinstance(arch, str) and arch.lower() in family.archs]
     if not fitting:
@@ -135,6 +142,11 @@ def family_named(name: str, where: str) -> DetectorFamily:
         if name.lower() in family.archs:
             return family
     raise UserError(f"{where} is {name!r}, expected one of {', '.join(names)}{suggest(name, names)}")
+
+
+def family_of_file(name: str) -> DetectorFamily | None:
+    """Return the family that an ONNX file of this package states; None: there is no such family."""
+    return next((family for family in FAMILIES if family.name == name), None)
 
 
 def _no_fit(where: Path, shapes: Shapes, family: DetectorFamily | None) -> UserError:

@@ -47,7 +47,7 @@ class Yolo:
 
     def raw(self, shapes: Shapes, num_classes: int | None) -> RawOutputs:
         ((name, shape),) = shapes.items()
-        if _has_objectness(shape, num_classes):
+        if has_objectness(shape, num_classes):
             return RawOutputs(Part(name, 2, 5), Part(name, 2, 0, 4), Part(name, 2, 4, 5))
         return RawOutputs(Part(name, 1, 4), Part(name, 1, 0, 4))
 
@@ -65,14 +65,19 @@ class Yolo:
 def _read(outputs: Mapping[str, np.ndarray], num_classes: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Return boxes [N, A, 4] (cx, cy, w, h in pixels of the input) and scores [N, A, C], float32."""
     (array,) = (np.asarray(array, np.float32) for array in outputs.values())
-    if _has_objectness(array.shape, num_classes):
+    if has_objectness(array.shape, num_classes):
         return array[..., :4], array[..., 5:] * array[..., 4:5]
     array = array.transpose(0, 2, 1)
     return array[..., :4], array[..., 4:]
 
 
-def _has_objectness(shape: tuple[int, ...], num_classes: int | None) -> bool:
-    """Return whether the array is [N, A, 5 + C] rather than [N, 4 + C, A]."""
+def has_objectness(shape: tuple[int, ...], num_classes: int | None) -> bool:
+    """Return whether the array is [N, A, 5 + C] rather than [N, 4 + C, A].
+
+    Args:
+        shape: its shape.
+        num_classes: C; None: not known, then the longer axis is that of the boxes.
+    """
     if num_classes is not None:
         first, second = shape[1] == 4 + num_classes, shape[2] == 5 + num_classes
         if first != second:

@@ -28,7 +28,7 @@ class InferenceRequest:
         cpu_threads: number of CPU threads; None for all CPUs available to this process.
         benchmark: measure latency only, on the data set's first images, on ``image_file``, or on random input if the
             data set cannot be read.
-        include_nms: has no effect on RT-DETR, which has no NMS.
+        include_nms: has no effect: the model's outputs decide whether NMS is left to do.
         trt_calib_mode: let TensorRT calibrate INT8 scales itself.
         img_shape: (height, width) of the network's input in pixels; None for the reader's.
         batch_size: images per run.

@@ -87,7 +87,7 @@ def run_inference(
         if collected:
             return continue_in_a_new_process(rerun, say)
     if not request.include_nms:
-        say("--include_nms=False has no effect: RT-DETR picks its boxes without NMS")
+        say("--include_nms=False has no effect: the model's outputs decide whether NMS is left to do")
     if runtime.slow_start:
         say(f"loading {location(model)} in {name}; {runtime.slow_start}")
     options: dict[str, Any] = {}

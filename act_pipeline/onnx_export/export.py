@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,15 @@ from act_pipeline.core.records import write_record
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 from act_pipeline.onnx_export.float_ops.registry import add_op, exporting
 from act_pipeline.onnx_export.graph_builder import GraphBuilder, require_onnx
+from act_pipeline.onnx_export.nms_cut import (
+    METADATA_KEY,
+    NMS_MODES,
+    NMS_OP,
+    Suppression,
+    cut_nms,
+    described_suppression,
+)
+from act_pipeline.onnx_export.nms_nodes import PLUGIN_DOMAIN, Output, boxes_and_scores, onnx_nms, tensorrt_nms
 from act_pipeline.onnx_export.program import INT8_OPS, PRODUCTS, Op, Source, read_source
 from act_pipeline.onnx_export.quantized_ops import convolution, matmul, output_channels, scales_by_channel
 from act_pipeline.onnx_export.rewrites.channels_last import say_layouts
@@ -53,6 +63,8 @@ class Lowered:
         bytes: size of the file.
         quantized: Paddle op type -> number of ops that compute in INT8.
         kept: convolutions and matmuls left in float, each ``{"type", "output", "reason"}``.
+        detections: what turns the outputs into detections besides their shapes, ``{"family", "post"}``: the thresholds
+            of the NMS that is not in the file, or what is left to do after the one that is. None: nothing.
     """
 
     path: Path
@@ -64,6 +76,7 @@ class Lowered:
     bytes: int
     quantized: dict[str, int] = field(default_factory=dict)
     kept: list[dict[str, str]] = field(default_factory=list)
+    detections: dict[str, Any] | None = None
 
     def as_record(self, source: InferenceModel) -> dict[str, Any]:
         """Return the record to write next to the file.
@@ -102,12 +115,14 @@ def lower(
     batch: int | None = None,
     precision: str = "auto",
     float16: bool = False,
+    nms: str = "none",
 ) -> Lowered:
     """Export a Paddle model to ONNX and write a record next to it (``model_cpu.json`` for ``model_cpu.onnx``).
 
     Inputs and outputs are those of the Paddle model, with their names, types and fixed sizes. Only the outputs of a
     detector with postprocessing, a float tensor [K, 6] and an integer one, are renamed to ``bbox [K, 6]`` float32 and
-    ``bbox_num [N]`` int32.
+    ``bbox_num [N]`` int32. NMS at the end of the program is left out: the outputs are then ``boxes [N, A, 4]`` and
+    ``scores [N, C, A]``, and the file states the thresholds, which the engines of this package apply.
 
     Args:
         model: an INT8 model of PaddleSlim's ACT or of this package, or a float model.
@@ -118,6 +133,9 @@ def lower(
         precision: ``int8`` (the model must hold scales), ``fp32`` (it must hold none), or ``auto`` (either).
         float16: for GPUs, compute in FP16 what is not INT8, up to the last matmul; the opset of an INT8 model is then
             at least 19.
+        nms: ``none``: as above; ``onnx``: NMS in the file, also of models of the families ``yolo`` and ``ppyoloe`` that
+            end before it, with the outputs ``bbox [K, 6]`` and ``bbox_num [N]``; ``tensorrt``: the same by TensorRT's
+            plugin ``EfficientNMS_TRT``, with its four outputs.
 
     Returns:
         A description of the file.
@@ -132,6 +150,8 @@ def lower(
         raise UserError(f"opset is {opset}, expected {OPSETS.start} to {OPSETS.stop - 1}")
     if precision not in PRECISIONS:
         raise UserError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if nms not in NMS_MODES:
+        raise UserError(f"nms is {nms!r}, expected one of {', '.join(NMS_MODES)}{suggest(nms, NMS_MODES)}")
     if batch is not None and batch < 1:
         raise UserError(f"batch is {batch}, expected a positive integer, or 'dynamic'")
     onnx = require_onnx()
@@ -153,12 +173,17 @@ def lower(
     if precision == "fp32" and source.quantized:
         raise UserError(f"{model.model_path} is an INT8 model; give the float model it was made from for fp32")
     sizes = _input_sizes(source, batch, model.model_path)
+    suppression = _suppression(model, source, nms)
     say_layouts(source)
     sum_by_level(source)
     if target == "cpu":
         round_early(source)
     build, report = _convert(source, TARGETS[target], opset, target == "tensorrt_rtx" and not float16)
-    proto = _finish(build, source, opset, sizes)
+    outputs = _outputs(build, source, sizes)
+    if suppression is not None and nms != "none":
+        outputs = _after_nms(build, source, suppression, nms, _batch_of(sizes))
+    detections = suppression.metadata(nms) if suppression is not None else None
+    proto = _finish(build, source, opset, sizes, outputs, detections)
     if float16:
         to_float16(proto)
     try:
@@ -175,7 +200,7 @@ def lower(
     fixed = _batch_of(sizes)
     lowered = Lowered(
         path, "int8" if source.quantized else "fp32", float16, target, opset, fixed if isinstance(fixed, int) else None,
-        len(written), quantized, kept,
+        len(written), quantized, kept, detections,
     )  # fmt: skip
     # The record is written first: if the process is killed in between, no ONNX file without a record is left.
     write_record(OnnxModel(path).record_path, ONNX_SCHEMA, lowered.as_record(model))
@@ -298,32 +323,78 @@ def _batch_of(sizes: dict[str, list[int | str]]) -> int | str:
     return next((shape[0] for shape in sizes.values() if shape), "N")
 
 
-def _finish(build: GraphBuilder, source: Source, opset: int, sizes: dict[str, list[int | str]]) -> Any:
+def _suppression(model: InferenceModel, source: Source, nms: str) -> Suppression | None:
+    """Return the NMS that follows the outputs, cut out of the program or to append; None: there is none to regard."""
+    op = next((op for op in source.ops if op.type == NMS_OP), None)
+    if op is not None:
+        with exporting(op):
+            return cut_nms(source, op)
+    return None if nms == "none" else described_suppression(model, source, nms)
+
+
+def _outputs(build: GraphBuilder, source: Source, sizes: dict[str, list[int | str]]) -> list[Output]:
+    outputs = []
+    detections = _gives_detections(source)
+    for position, name in enumerate(source.outputs):
+        exposed = _OUTPUTS[position] if detections else source.exposed.get(name, name)
+        value, dtype = build.get(name), source.dtypes[name]
+        shape: list[int | str] = [
+            size if size >= 0 else f"{exposed}_{axis}" for axis, size in enumerate(source.shapes[name])
+        ]
+        if detections and position == 0:
+            shape = ["K", 6]
+        elif detections:
+            value, dtype = value if dtype == np.int32 else build.cast(value, np.int32), np.int32
+            shape = [_batch_of(sizes)]
+        outputs.append(Output(exposed, value, dtype, shape))
+    return outputs
+
+
+def _after_nms(build: GraphBuilder, source: Source, of: Suppression, nms: str, batch: int | str) -> list[Output]:
+    """Append NMS to the outputs of the program."""
+    boxes, scores = boxes_and_scores(build, source.outputs, of)
+    first = source.shapes[source.outputs[0]]
+    if len(source.outputs) == 2:
+        anchors, classes = first[1], source.shapes[source.outputs[1]][1]
+    elif of.family == "ppyoloe":
+        anchors, classes = first[1], first[2] - 4
+    else:
+        anchors, classes = max(first[1:]), min(first[1:]) - 4
+    if nms == "onnx":
+        return onnx_nms(build, boxes, scores, classes, of.post, batch)
+    return tensorrt_nms(build, boxes, scores, anchors, of.post, batch)
+
+
+def _finish(
+    build: GraphBuilder,
+    source: Source,
+    opset: int,
+    sizes: dict[str, list[int | str]],
+    outputs: list[Output],
+    detections: dict[str, Any] | None,
+) -> Any:
     onnx = build.onnx
 
     def described(name: str, dtype: Any, shape: list[int | str]) -> Any:
         return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
 
     inputs = [described(name, source.dtypes[name], sizes[name]) for name in source.inputs]
-    outputs = []
-    detections = _gives_detections(source)
-    for position, name in enumerate(source.outputs):
-        exposed = _OUTPUTS[position] if detections else name
-        value, dtype = build.get(name), source.dtypes[name]
-        shape = [size if size >= 0 else f"{exposed}_{axis}" for axis, size in enumerate(source.shapes[name])]
-        if detections and position == 0:
-            shape = ["K", 6]
-        elif detections:
-            value, dtype = value if dtype == np.int32 else build.cast(value, np.int32), np.int32
-            shape = [_batch_of(sizes)]
-        build.nodes.append(onnx.helper.make_node("Identity", [value], [exposed], name=exposed))
-        outputs.append(described(exposed, dtype, shape))
+    for output in outputs:
+        build.nodes.append(onnx.helper.make_node("Identity", [output.value], [output.name], name=output.name))
     used = {name for node in build.nodes for name in node.input}
     initializers = [tensor for name, tensor in build.initializers.items() if name in used]
-    graph = onnx.helper.make_graph(build.nodes, "detector", inputs, outputs, initializers)
-    return onnx.helper.make_model(
+    described_outputs = [described(output.name, output.dtype, output.sizes) for output in outputs]
+    graph = onnx.helper.make_graph(build.nodes, "detector", inputs, described_outputs, initializers)
+    domains = sorted({node.domain for node in build.nodes} & {PLUGIN_DOMAIN})
+    model = onnx.helper.make_model(
         graph,
-        opset_imports=[onnx.helper.make_opsetid("", opset)],
+        opset_imports=[
+            onnx.helper.make_opsetid("", opset),
+            *(onnx.helper.make_opsetid(domain, 1) for domain in domains),
+        ],
         ir_version=_IR_VERSIONS[opset],
         producer_name="act_pipeline",
     )
+    if detections is not None:
+        onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(detections)})
+    return model

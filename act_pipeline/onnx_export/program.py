@@ -82,6 +82,7 @@ class Source:
         inputs: names of the inputs.
         outputs: names of the outputs.
         rounded: names of tensors that hold only elements of rounded tensors, and so need no Q/DQ pair.
+        exposed: name of an output -> its name in the ONNX file, where that is another one.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -92,6 +93,7 @@ class Source:
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     rounded: set[str] = field(default_factory=set)
+    exposed: dict[str, str] = field(default_factory=dict)
 
 
 def read_source(graph: StaticGraph) -> Source:

@@ -15,6 +15,8 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.rtdetr.fit import check_config
 
 _MAX_NAMED_MISMATCHES = 3
+# Parameters with one value a class: of RT-DETR and of PP-YOLOE.
+_CLASS_BIASES = ("transformer.enc_score_head.bias", "yolo_head.pred_cls.0.bias")
 # Errors that ppdet's and Paddle's constructors raise for invalid values.
 _REFUSALS = (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError)
 
@@ -87,7 +89,7 @@ def build_model(
     weights: str | None = None,
     source: str = "the model config",
 ):
-    """Build an RT-DETR in dygraph mode.
+    """Build an RT-DETR, or a PP-YOLOE of `ppdet`, in dygraph mode.
 
     Args:
         config: a PaddleDetection model YAML, or its content.
@@ -199,8 +201,8 @@ def set_weights(model, state: Mapping[str, Any], location: str) -> None:
 
 def _check_classes(location: str, state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raise a specific UserError if the weights have another number of classes."""
-    name = "transformer.enc_score_head.bias"
-    if name not in state or name not in expected:
+    name = next((name for name in _CLASS_BIASES if name in state and name in expected), None)
+    if name is None:
         return
     found, wanted = (np.shape(values[name]) for values in (state, expected))
     if len(found) == 1 and tuple(found) != tuple(wanted):

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from act_pipeline.core.errors import UserError
+from act_pipeline.rtdetr.ppyoloe import EXPORTABLE, check_ppyoloe, is_ppyoloe
 
+_FLAGS = ("exclude_post_process", "exclude_nms", "with_mask", "trt")
 _PARTS = ("backbone", "neck", "transformer", "detr_head", "post_process")
 
 
@@ -18,28 +20,33 @@ def check_config(source: str, config: Mapping[str, Any]) -> None:
         config: its content.
 
     Raises:
-        UserError: it is not an RT-DETR config, a part is not a module name or its section not a mapping,
-            ``num_classes`` is not a positive integer, a flag is not a bool, or the model does not use focal loss.
+        UserError: the detector is of another kind than those that can be exported, a part is not a module name or its
+            section not a mapping, ``num_classes`` is not a positive integer, a flag is not a bool, or an RT-DETR does
+            not use focal loss.
     """
     architecture = config.get("architecture")
     if not isinstance(architecture, str):
         raise UserError(f"{source}: key 'architecture' is {architecture!r}, expected a model such as DETR")
-    if "RTDETRTransformer" not in str(config.get(architecture, {})):
+    ppyoloe = is_ppyoloe(config)
+    if not ppyoloe and "RTDETRTransformer" not in str(config.get(architecture, {})):
         raise UserError(
-            f"{source}: {architecture}.transformer is not RTDETRTransformer; this project takes RT-DETR models "
-            "(see configs/rtdetr/)"
+            f"{source}: architecture {architecture} with these parts cannot be exported here, expected {EXPORTABLE}; "
+            "export it with PaddleDetection's tools/export_model.py and compress that folder"
         )
     num_classes = config.get("num_classes", 1)
     if not _is_count(num_classes):
         raise UserError(f"{source}: key 'num_classes' is {num_classes!r}, expected a positive integer")
-    if config.get("use_focal_loss") is not True:
+    if not ppyoloe and config.get("use_focal_loss") is not True:
         raise UserError(
             f"{source}: key 'use_focal_loss' is {config.get('use_focal_loss')!r}, expected True: RT-DETR has no score "
             "for 'no object', which the other loss needs"
         )
-    for name in ("exclude_post_process", "with_mask"):
+    for name in _FLAGS:
         if not isinstance(config.get(name, False), bool):
             raise UserError(f"{source}: key '{name}' is {config[name]!r}, expected True or False")
+    if ppyoloe:
+        check_ppyoloe(source, config)
+        return
     section = config[architecture]
     if not isinstance(section, Mapping):
         raise UserError(f"{source}: key '{architecture}' is {section!r}, expected 'key: value' lines")

@@ -9,7 +9,7 @@ from typing import Any
 
 from act_pipeline.core.artifacts import Artifact, InferenceModel, OnnxModel
 from act_pipeline.core.errors import UserError
-from act_pipeline.families.registry import decoder_of
+from act_pipeline.families.registry import Decoder, decoder_of, family_of_file
 
 _INTEGER_OPS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 # Type of rounded activations -> the --target of deploy/export_onnx.py that writes this type.
@@ -28,6 +28,7 @@ class OnnxSummary:
         rounded_to: type that activations are rounded to, ``int8`` or ``uint8``; None for a float file.
         symmetric: whether each rounded activation has a single zero point: 0 for ``int8``, 128 for ``uint8``.
         float16: whether the file holds FP16 constants.
+        decoder: turns its outputs into detections, where the file states how; None: it does not.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
@@ -37,6 +38,7 @@ class OnnxSummary:
     symmetric: bool = True
     float16: bool = False
     output_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    decoder: Decoder | None = None
 
     @property
     def quantized(self) -> bool:
@@ -68,9 +70,10 @@ def inspect_onnx(model: OnnxModel) -> OnnxSummary:
         f"{model.path} is truncated or no ONNX file ({model.bytes} bytes); write it again with deploy/export_onnx.py"
     )
     try:
-        graph = onnx.load(str(model.path), load_external_data=False).graph
+        proto = onnx.load(str(model.path), load_external_data=False)
     except (DecodeError, ValueError):
         raise damaged from None
+    graph = proto.graph
     if not graph.node:
         raise damaged
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -89,9 +92,35 @@ def inspect_onnx(model: OnnxModel) -> OnnxSummary:
         symmetric=symmetric,
         float16=any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in constants.values()),
         output_shapes={value.name: _shape(value) for value in graph.output},
+        decoder=_stated_decoder(proto, model),
     )
-    decoder_of(model, summary.output_shapes)
+    if summary.decoder is None:
+        decoder_of(model, summary.output_shapes)
     return summary
+
+
+def decoder_of_file(model: Artifact, summary: OnnxSummary, decoder: Decoder | None = None) -> Decoder:
+    """Return what turns the outputs of an ONNX file into detections.
+
+    Args:
+        model: the file, or the folder it was exported from.
+        summary: the file's summary. What the file states comes first: its outputs may be another stage of the
+            post-process than those of the folder's model.
+        decoder: the caller's; None: chosen by the model's description and outputs.
+
+    Raises:
+        UserError: the outputs are not those of a detector.
+    """
+    return summary.decoder or decoder or decoder_of(model, summary.output_shapes)
+
+
+def _stated_decoder(proto: Any, model: OnnxModel) -> Decoder | None:
+    from act_pipeline.onnx_export.nms_cut import METADATA_KEY, decoder_metadata
+
+    text = next((entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY), None)
+    stated = decoder_metadata(text) if text is not None else None
+    family = family_of_file(stated[0]) if stated is not None else None
+    return Decoder(family, stated[1], model.path) if stated is not None and family is not None else None
 
 
 def onnx_artifact(model: Artifact, target: str = "cpu", float16: bool = False) -> tuple[OnnxModel, OnnxSummary]:

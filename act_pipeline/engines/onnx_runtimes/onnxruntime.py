@@ -14,8 +14,13 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.core.package_versions import versions as package_versions
 from act_pipeline.engines.arrays import InputCheck
 from act_pipeline.engines.interface import refusals
-from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, onnx_artifact, require_qdq_format
-from act_pipeline.families.registry import Decoder, decoder_of
+from act_pipeline.engines.onnx_runtimes.onnx_files import (
+    OnnxSummary,
+    decoder_of_file,
+    onnx_artifact,
+    require_qdq_format,
+)
+from act_pipeline.families.registry import Decoder
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -78,7 +83,7 @@ class OnnxRuntimeEngine:
             require_qdq_format(self.artifact, summary, "tensorrt", "which TensorRT refuses")
         self._where = location(model)
         self._check = InputCheck(self._where, summary.inputs, batch_size)
-        self._decode = decoder or decoder_of(model, summary.output_shapes)
+        self._decode = decoder_of_file(model, summary, decoder)
         self._outputs = list(summary.outputs)
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = self.threads

@@ -14,8 +14,13 @@ from act_pipeline.core.openvino_telemetry import without_openvino_telemetry
 from act_pipeline.core.package_versions import versions as package_versions
 from act_pipeline.engines.arrays import InputCheck
 from act_pipeline.engines.interface import refusals
-from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, onnx_artifact, require_qdq_format
-from act_pipeline.families.registry import Decoder, decoder_of
+from act_pipeline.engines.onnx_runtimes.onnx_files import (
+    OnnxSummary,
+    decoder_of_file,
+    onnx_artifact,
+    require_qdq_format,
+)
+from act_pipeline.families.registry import Decoder
 
 FLOAT_PRECISIONS = ("auto", "f32", "bf16")
 _PACKAGE = 'pip install "act_pipeline[openvino]", or -r requirements/openvino.txt'
@@ -82,7 +87,7 @@ class OpenVINOEngine:
         require_qdq_format(artifact, summary, "cpu", "on which OpenVINO loses 0.05 mAP")
         self._where = location(model)
         self._check = InputCheck(self._where, summary.inputs, batch_size)
-        self._decode = decoder or decoder_of(model, summary.output_shapes)
+        self._decode = decoder_of_file(model, summary, decoder)
         self._outputs = summary.outputs
         self._openvino, self._core = openvino, core
         self._batched = {name for name, shape in summary.inputs.items() if shape and shape[0] == -1}

@@ -15,6 +15,7 @@ from act_pipeline.core.package_versions import versions as package_versions
 from act_pipeline.engines.arrays import InputCheck
 from act_pipeline.engines.interface import refusals
 from act_pipeline.engines.machine import Machine
+from act_pipeline.engines.onnx_runtimes.onnx_files import decoder_of_file
 from act_pipeline.engines.tensorrt.cudart import PACKAGE, Cuda, CudaError, Gpu, has_cudart
 from act_pipeline.engines.tensorrt.module import (
     INSTALL,
@@ -24,7 +25,7 @@ from act_pipeline.engines.tensorrt.module import (
     installed_version,
     make_log,
 )
-from act_pipeline.families.registry import Decoder, decoder_of
+from act_pipeline.families.registry import Decoder
 
 if TYPE_CHECKING:
     from act_pipeline.engines.tensorrt.plan import Say
@@ -131,7 +132,7 @@ class TensorRTEngine:
             self._trt, model, self.artifact, recipe, self._runtime.deserialize_cuda_engine, say or say_on_stderr
         )
         self._log, self._engine = log, engine
-        self._decode = decoder or decoder_of(model, summary.output_shapes)
+        self._decode = decoder_of_file(model, summary, decoder)
         self._outputs = summary.outputs
         with self._refusals("load"):
             self._context = engine.create_execution_context()

@@ -1,0 +1,214 @@
+"""Tiny PP-YOLOEs with random weights, in the form of PaddleDetection's configs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+import act_pipeline  # noqa: F401  (makes paddle importable)
+from act_pipeline.core.artifacts import InferenceModel
+
+SIZE = 64
+CLASSES = 3
+_NMS = {
+    "name": "MultiClassNMS", "nms_top_k": 40, "keep_top_k": 25, "score_threshold": 0.2, "nms_threshold": 0.6,
+}  # fmt: skip
+_STEPS = [
+    {"Decode": {}},
+    {"Resize": {"target_size": [SIZE, SIZE], "keep_ratio": False, "interp": 2}},
+    {"NormalizeImage": {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "norm_type": "none"}},
+    {"Permute": {}},
+]
+
+
+def ppyoloe_config(architecture: str = "YOLOv3") -> dict:
+    """Return the content of a PP-YOLOE+ config with few channels, in the order of PaddleDetection's."""
+    parts = {"backbone": "CSPResNet", "neck": "CustomCSPPAN", "yolo_head": "PPYOLOEHead", "post_process": None}
+    if architecture == "PPYOLOEWithAuxHead":
+        parts["aux_head"] = "SimpleConvHead"
+    return {
+        "architecture": architecture, "norm_type": "sync_bn", "metric": "COCO", "num_classes": CLASSES,
+        "depth_mult": 1.0, "width_mult": 0.125,
+        architecture: parts,
+        "CSPResNet": {
+            "layers": [1, 1, 1, 1], "channels": [64, 128, 256, 512, 1024], "return_idx": [1, 2, 3],
+            "use_large_stem": True, "use_alpha": True,
+        },
+        "CustomCSPPAN": {
+            "out_channels": [768, 384, 192], "stage_num": 1, "block_num": 1, "act": "swish", "spp": True,
+        },
+        "SimpleConvHead": {
+            "feat_in": 192, "feat_out": 32, "num_convs": 1, "fpn_strides": [32, 16, 8], "norm_type": "gn",
+            "act": "LeakyReLU", "reg_max": 16, "num_classes": CLASSES,
+        },
+        "PPYOLOEHead": {
+            "fpn_strides": [32, 16, 8], "grid_cell_scale": 5.0, "grid_cell_offset": 0.5, "static_assigner_epoch": 30,
+            "use_varifocal_loss": True, "loss_weight": {"class": 1.0, "iou": 2.5, "dfl": 0.5},
+            "static_assigner": {"name": "ATSSAssigner", "topk": 9},
+            "assigner": {"name": "TaskAlignedAssigner", "topk": 13, "alpha": 1.0, "beta": 6.0},
+            "nms": dict(_NMS),
+        },
+        "eval_size": [SIZE, SIZE],
+        "TestReader": {"inputs_def": {"image_shape": [3, SIZE, SIZE]}, "sample_transforms": _STEPS, "batch_size": 1},
+    }  # fmt: skip
+
+
+def write_model(folder: Path, content: dict, seed: int = 0) -> tuple[Path, Path]:
+    """Write a config and random weights of it, with scores on both sides of the threshold; return both paths."""
+    import paddle
+
+    from act_pipeline.rtdetr.build import build_model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config, weights = folder / "model.yml", folder / "model_final.pdparams"
+    config.write_text(yaml.safe_dump(content, sort_keys=False))
+    paddle.seed(seed)
+    rng = np.random.default_rng(seed)
+    model = build_model(str(config))
+    state = model.state_dict()
+    for name, value in state.items():
+        if name.startswith(("yolo_head.pred_cls", "yolo_head.pred_reg")):
+            spread = (0.04, 0.0) if name.endswith("weight") else (0.5, -1.5 if "cls" in name else 0.0)
+            array = rng.normal(spread[1], spread[0], value.shape)
+            if name.endswith("bias") and "reg" in name:  # edges about a cell from the centre
+                array -= np.tile(0.8 * np.arange(17), 4)
+            value.set_value(array.astype("float32"))
+    # BatchNorm with the statistics of the pictures: otherwise all scores of random weights are 0 or 1.
+    model.eval()
+    for layer in model.sublayers():
+        if "BatchNorm" in type(layer).__name__:
+            layer.training, layer._momentum = True, 0.0
+    batch = pictures(16, seed=2)
+    with paddle.no_grad():
+        model({name: paddle.to_tensor(array) for name, array in batch.items()})
+    paddle.save(state, str(weights))
+    return config, weights
+
+
+def exported(folder: Path, content: dict, *overrides: str) -> InferenceModel:
+    """Write and export a model with random weights."""
+    from act_pipeline.export import export_model
+
+    config, weights = write_model(folder, content)
+    return export_model(config, folder / "exported", [f"weights={weights}", *overrides])
+
+
+def pictures(count: int, seed: int = 1) -> dict[str, np.ndarray]:
+    """Return a batch of random pictures whose originals were larger than the input."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(0, 255, (count, 3, 8, 8))
+    return {
+        "image": np.kron(coarse, np.ones((1, 1, SIZE // 8, SIZE // 8))).astype(np.float32),
+        "im_shape": np.full((count, 2), SIZE, np.float32),
+        "scale_factor": np.tile(np.array([[0.5, 0.4]], np.float32), (count, 1)),
+    }
+
+
+READER = """metric: COCO
+num_classes: {classes}
+TrainDataset:
+  !COCODataSet {{image_dir: images, anno_path: annotations.json, dataset_dir: {folder}}}
+EvalDataset:
+  !COCODataSet {{image_dir: images, anno_path: annotations.json, dataset_dir: {folder}}}
+worker_num: 0
+EvalReader:
+  sample_transforms:
+    - Decode: {{}}
+    - Resize: {{target_size: [{size}, {size}], keep_ratio: False, interp: 2}}
+    - NormalizeImage: {{mean: [0., 0., 0.], std: [1., 1., 1.], norm_type: none}}
+    - Permute: {{}}
+  batch_size: 2
+"""
+# The form of PaddleSlim's example/auto_compression/detection/configs/ppyoloe_*_qat_dis.yaml.
+ACT = """
+Global:
+  reader_config: {reader}
+  input_list: ['image', 'scale_factor']
+  arch: PPYOLOE
+  include_nms: {include_nms}
+  Evaluation: True
+  model_dir: {model}
+  model_filename: model.pdmodel
+  params_filename: model.pdiparams
+
+Distillation:
+  alpha: 1.0
+  loss: soft_label
+
+QuantAware:
+  onnx_format: true
+  use_pact: true
+  activation_quantize_type: 'moving_average_abs_max'
+  quantize_op_types:
+  - conv2d
+  - depthwise_conv2d
+
+TrainConfig:
+  train_iter: 3
+  eval_iter: 3
+  learning_rate:
+    type: CosineAnnealingDecay
+    learning_rate: 0.00003
+    T_max: 6000
+  optimizer_builder:
+    optimizer:
+      type: SGD
+    weight_decay: 4.0e-05
+"""
+
+
+def write_scenes(folder: Path, model: InferenceModel, count: int = 12) -> Path:
+    """Write pictures annotated with what the float model finds in them; return the reader.
+
+    Random weights detect nothing real; annotated so, their mAP is that of an exact copy, and an INT8 model loses it.
+    """
+    import json
+
+    from PIL import Image
+
+    from act_pipeline.data import Reader
+    from act_pipeline.engines import create_engine
+
+    (folder / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for index, picture in enumerate(pictures(count, seed=3)["image"]):
+        image = Image.fromarray(picture.transpose(1, 2, 0).astype(np.uint8)).resize((160, 128))
+        image.save(folder / "images" / f"{index}.png")
+        images.append({"id": index + 1, "file_name": f"{index}.png", "height": 128, "width": 160})
+
+    def write() -> None:
+        categories = [{"id": index + 1, "name": f"class_{index}"} for index in range(CLASSES)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / "annotations.json").write_text(json.dumps(content))
+
+    def annotate(image: int, row: np.ndarray) -> None:
+        x1, y1, x2, y2 = (float(edge) for edge in np.clip(row[2:], 0, [160, 128, 160, 128]))
+        box = [x1, y1, max(x2 - x1, 1.0), max(y2 - y1, 1.0)]
+        annotations.append({
+            "id": len(annotations) + 1, "image_id": image + 1, "category_id": int(row[0]) + 1, "bbox": box,
+            "area": box[2] * box[3], "iscrowd": 0,
+        })  # fmt: skip
+
+    for image in range(count):  # a reader of PaddleDetection leaves out images without boxes
+        annotate(image, np.array([0, 1, 10, 10, 50, 50]))
+    write()
+    reader = folder / "reader.yml"
+    reader.write_text(READER.format(classes=CLASSES, folder=folder, size=SIZE))
+    annotations.clear()
+    engine = create_engine("paddle", model, "fp32", "CPU", 1, batch_size=1)
+    for image, batch in enumerate(Reader.load(reader).loader("eval", batch_size=1)):
+        rows = engine.run(batch)["bbox"]
+        for row in rows[np.argsort(-rows[:, 1])][:8]:
+            annotate(image, row)
+    engine.close()
+    write()
+    return reader
+
+
+def write_act_config(folder: Path, model: InferenceModel, reader: Path, include_nms: bool) -> Path:
+    """Write a config in the form of PaddleSlim's and return its path."""
+    path = folder / "ppyoloe_qat_dis.yaml"
+    path.write_text(ACT.format(reader=reader, model=model.directory, include_nms=include_nms))
+    return path
