@@ -13,7 +13,7 @@ from inference_fixtures import TRAINED
 
 from act_pipeline.calibration.feeds import held_out_feeds
 from act_pipeline.compress import compress
-from act_pipeline.compress.judge import Judge
+from act_pipeline.compress.judging.judge import Judge
 from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError, run_command

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from one_op_model import in_executor, small_model
 
-from act_pipeline.compress import float_evaluation
-from act_pipeline.compress.judge import Judge
+from act_pipeline.compress.judging import float_evaluation
+from act_pipeline.compress.judging.judge import Judge
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.engines import create_engine, machine
 from act_pipeline.engines.paddle.int8_reference import use_onednn, with_onednn_rounding
@@ -145,7 +145,7 @@ def test_the_quick_engine_detects_as_the_exact_one(demo) -> None:
 
 def test_an_evaluation_survives_models_of_nan(demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN in the bias of the sampling points, an earlier bias, or the last one (the scores), in parallel engines."""
-    monkeypatch.setattr("act_pipeline.compress.judge.available_cpus", lambda: 2)
+    monkeypatch.setattr("act_pipeline.compress.judging.judge.available_cpus", lambda: 2)
     assert REFERENCE.parallel == (2, 1)
     model = InferenceModel(tmp_path)
     model.model_path.write_bytes(demo.compressed.model.model_path.read_bytes())

@@ -312,7 +312,7 @@ def test_a_float_model_that_finds_nothing_is_refused(model, config) -> None:
 def test_a_few_images_refuse_nothing(model, config) -> None:
     from types import SimpleNamespace
 
-    from act_pipeline.compress.float_checks import check_worth
+    from act_pipeline.compress.judging.float_checks import check_worth
 
     reader = Reader.load(config)
     compressed = compression(model, config)

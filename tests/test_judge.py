@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from act_pipeline.compress.accuracy_control.revert import read_thresholds, rescaled
-from act_pipeline.compress.judge import REFERENCE, Judge
-from act_pipeline.compress.judge_choice import choose_judge
-from act_pipeline.compress.tensorrt_shapes import collect_shapes
+from act_pipeline.compress.judging.choice import choose_judge
+from act_pipeline.compress.judging.judge import REFERENCE, Judge
+from act_pipeline.compress.judging.tensorrt_shapes import collect_shapes
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import fastest_engine, machine
 from act_pipeline.engines.paddle.dynamic_shape import ShapeKey, stale_reason

@@ -11,7 +11,7 @@ import pytest
 
 from act_pipeline.compress import compress
 from act_pipeline.compress.candidates import Candidate, Candidates
-from act_pipeline.compress.summary import compression_table
+from act_pipeline.compress.result.summary import compression_table
 from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import BelowFloor, UserError

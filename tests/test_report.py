@@ -25,9 +25,9 @@ from report_fixtures import (
     write_eval,
 )
 
-from act_pipeline.compress.act_record import compression_record
-from act_pipeline.compress.candidate_details import CandidateDetails
-from act_pipeline.compress.outcome import Measured
+from act_pipeline.compress.result.act_record import compression_record
+from act_pipeline.compress.result.candidate_details import CandidateDetails
+from act_pipeline.compress.result.outcome import Measured
 from act_pipeline.config import load_config
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import read_record, write_record

@@ -13,7 +13,7 @@ from act_pipeline.calibration.collector import collect
 from act_pipeline.calibration.observers import NotFiniteError
 from act_pipeline.calibration.thresholds import threshold
 from act_pipeline.compress import compress
-from act_pipeline.compress.outcome import Measured
+from act_pipeline.compress.result.outcome import Measured
 from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError

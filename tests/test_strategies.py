@@ -14,10 +14,10 @@ from sample_fixtures import reader_of_scenes, scenes_in
 import act_pipeline  # noqa: F401  (makes paddle importable)
 from act_pipeline.compress import compress
 from act_pipeline.compress.accuracy_control.revert import dequantized, dequantized_ops, read_thresholds, revert_to_float
-from act_pipeline.compress.judge import Judge
-from act_pipeline.compress.outcome import Measured
+from act_pipeline.compress.judging.judge import Judge
 from act_pipeline.compress.plan.op_selection import select
 from act_pipeline.compress.qat import state
+from act_pipeline.compress.result.outcome import Measured
 from act_pipeline.config import Quantize, load_config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import BelowFloor, UserError, run_command

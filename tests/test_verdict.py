@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from act_pipeline.compress.candidates import Candidate, Candidates
-from act_pipeline.compress.summary import compression_table
+from act_pipeline.compress.result.summary import compression_table
 from act_pipeline.config import load_config
 from act_pipeline.core.errors import UserError
 from act_pipeline.evaluation import Agreement, Comparison, ComparisonFigures, MapDifference

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compress(arguments: argparse.Namespace, ranks: Ranks) -> int:
     from act_pipeline.compress import compress
     from act_pipeline.compress.qat.distributed.remote_training import follow
-    from act_pipeline.compress.summary import compression_table
+    from act_pipeline.compress.result.summary import compression_table
 
     config = load_config_of(arguments, announce=ranks.leads)
     if not ranks.leads:

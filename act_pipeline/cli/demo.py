@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_opt(parser, "set keys of configs/sample.yml")
     arguments = parser.parse(argv)
 
-    from act_pipeline.compress.summary import compression_table
+    from act_pipeline.compress.result.summary import compression_table
     from act_pipeline.demo import run_demo
     from act_pipeline.evaluation.table import evaluation_table
 

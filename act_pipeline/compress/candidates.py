@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Optional
 
-from act_pipeline.compress.candidate_details import CandidateDetails
-from act_pipeline.compress.judge import Judge
+from act_pipeline.compress.judging.judge import Judge
 from act_pipeline.compress.plan.op_inventory import OpInventory
 from act_pipeline.compress.plan.op_selection import Selection
+from act_pipeline.compress.result.candidate_details import CandidateDetails
 from act_pipeline.config.sections import Strategy
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.timing import timed

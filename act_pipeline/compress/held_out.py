@@ -8,7 +8,7 @@ from typing import Optional
 import numpy as np
 
 from act_pipeline.calibration.feeds import held_out_feeds
-from act_pipeline.compress.judge import Judge
+from act_pipeline.compress.judging.judge import Judge
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.data import Reader

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from act_pipeline.compress.candidates import Candidates
 from act_pipeline.compress.held_out import HeldOut
-from act_pipeline.compress.judge import Judge
+from act_pipeline.compress.judging.judge import Judge
 from act_pipeline.compress.plan.op_selection import Selection
 from act_pipeline.compress.qat.distributed.ranks import ALONE, Ranks
 from act_pipeline.compress.qat.resume.checkpoints import Checkpoints

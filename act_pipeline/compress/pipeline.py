@@ -13,22 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from act_pipeline.calibration.feeds import open_reader
-from act_pipeline.compress.act_record import compression_record
-from act_pipeline.compress.below_max_drop import below_max_drop
 from act_pipeline.compress.candidates import Candidates
-from act_pipeline.compress.float_checks import check_limits, check_origin, check_outputs, check_worth
 from act_pipeline.compress.held_out import HeldOut
 from act_pipeline.compress.identity import processes, shared_identity, source_identity, training_identity
 from act_pipeline.compress.job import Job
-from act_pipeline.compress.judge import Judge
-from act_pipeline.compress.judge_choice import choose_judge
-from act_pipeline.compress.outcome import measure_chosen
+from act_pipeline.compress.judging.choice import choose_judge
+from act_pipeline.compress.judging.float_checks import check_limits, check_origin, check_outputs, check_worth
+from act_pipeline.compress.judging.judge import Judge
 from act_pipeline.compress.plan.op_selection import Selection, mark_float, select
 from act_pipeline.compress.qat.distributed.leader import Leader
 from act_pipeline.compress.qat.distributed.ranks import ALONE, Ranks
 from act_pipeline.compress.qat.resume.checkpoints import Checkpoints
 from act_pipeline.compress.qat.resume.failures import explained
-from act_pipeline.compress.saved_result import Compressed, current_result, write_result
+from act_pipeline.compress.result.act_record import compression_record
+from act_pipeline.compress.result.below_max_drop import below_max_drop
+from act_pipeline.compress.result.outcome import measure_chosen
+from act_pipeline.compress.result.saved_result import Compressed, current_result, write_result
 from act_pipeline.compress.strategies import STRATEGIES
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import INFER_CFG_FILENAME, InferenceModel

@@ -16,13 +16,6 @@ from act_pipeline.calibration.feeds import feeds_of, training_reader
 from act_pipeline.calibration.images import calibration_batches
 from act_pipeline.compress.accuracy_control.algorithm import control_accuracy
 from act_pipeline.compress.accuracy_control.revert import rescaled, revert_to_float
-from act_pipeline.compress.candidate_details import (
-    CalibrationDetails,
-    CandidateDetails,
-    SmoothQuantDetails,
-    TrainingDetails,
-    TrainingPoint,
-)
 from act_pipeline.compress.candidates import Candidate
 from act_pipeline.compress.job import Job
 from act_pipeline.compress.plan.op_inventory import inventory_of
@@ -33,6 +26,13 @@ from act_pipeline.compress.qat.distributed.remote_training import call_followers
 from act_pipeline.compress.qat.int8_snapshots import Scorer
 from act_pipeline.compress.qat.trainer import train
 from act_pipeline.compress.qat.training import Training
+from act_pipeline.compress.result.candidate_details import (
+    CalibrationDetails,
+    CandidateDetails,
+    SmoothQuantDetails,
+    TrainingDetails,
+    TrainingPoint,
+)
 from act_pipeline.compress.smooth_quant.algorithm import smooth_model
 from act_pipeline.config.sections import CalibrationAlgorithm, WeightedOp
 from act_pipeline.core.artifacts import InferenceModel

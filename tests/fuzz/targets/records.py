@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from act_pipeline.compress.saved_result import current_result
+from act_pipeline.compress.result.saved_result import current_result
 from act_pipeline.core.artifacts import INFER_CFG_FILENAME, ONNX_SCHEMA, InferenceModel, OnnxModel
 from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, ANALYSIS_SCHEMA, read_record
 from act_pipeline.data import builtin_sample

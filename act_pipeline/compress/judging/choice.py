@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Optional
 
-from act_pipeline.compress.judge import REFERENCE, Judge
+from act_pipeline.compress.judging.judge import REFERENCE, Judge
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import Machine, fastest_engine, find_support, machine, support

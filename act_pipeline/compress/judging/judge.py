@@ -1,4 +1,4 @@
-"""Evaluate the models of a compression in an engine, see `compress.judge_choice` for which."""
+"""Evaluate the models of a compression in an engine, see `compress.judging.choice` for which."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Optional
 
 import numpy as np
 
-from act_pipeline.compress.float_evaluation import cached_evaluation
-from act_pipeline.compress.tensorrt_shapes import collect_shapes
+from act_pipeline.compress.judging.float_evaluation import cached_evaluation
+from act_pipeline.compress.judging.tensorrt_shapes import collect_shapes
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.data import Reader

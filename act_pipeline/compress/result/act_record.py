@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from act_pipeline.compress.candidates import Candidate
 from act_pipeline.compress.job import Job
-from act_pipeline.compress.outcome import Measured
+from act_pipeline.compress.result.outcome import Measured
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.evaluation import ComparisonFigures
 from act_pipeline.evaluation.act_json import ActRecord, EvaluatedIn, FloatOp, ModelFigures, Step

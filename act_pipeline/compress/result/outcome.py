@@ -8,7 +8,7 @@ from typing import Optional
 
 from act_pipeline.compress.candidates import Candidate
 from act_pipeline.compress.job import Job
-from act_pipeline.compress.judge import REFERENCE, Judge
+from act_pipeline.compress.judging.judge import REFERENCE, Judge
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.errors import UserError
