@@ -6,9 +6,12 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Optional, Union
+
+import numpy as np
 
 from act_pipeline.core.hashing import hash_files
 from act_pipeline.data.dataset import ImageRecord
@@ -25,6 +28,7 @@ def split_fingerprint(
     image_dir: Path,
     annotation_file: Optional[Path],
     reordered: Optional[Sequence[int]],
+    constants: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> str:
     """Return ``sha256:<hex>``, see :meth:`act_pipeline.data.reader.Reader.fingerprint`.
 
@@ -37,6 +41,7 @@ def split_fingerprint(
         image_dir: the folder of the images.
         annotation_file: None if the split has none.
         reordered: the category id of every class index, if their order is not that of the annotation file.
+        constants: what every batch holds besides the images.
     """
     chosen = dataclasses.asdict(dataset)
     for place in ("dataset_dir", "image_dir", "anno_path"):
@@ -50,4 +55,10 @@ def split_fingerprint(
     ]  # fmt: skip
     if reordered is not None:
         body.append(list(reordered))
+    if constants:
+        body.append({name: [array.dtype.name, array.shape, _hash(array)] for name, array in constants.items()})
     return "sha256:" + hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _hash(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()

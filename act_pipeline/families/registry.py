@@ -12,11 +12,14 @@ import numpy as np
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import Artifact, InferenceModel, described_by, location
 from act_pipeline.core.errors import UserError, suggest
-from act_pipeline.families import detr_raw, end2end, ppyoloe, rtdetr, yolo
+from act_pipeline.families import detr_raw, end2end, grounding_dino, ppyoloe, rtdetr, yolo
 from act_pipeline.families.interface import DetectorFamily, Geometry, PostProcess, Shapes
 from act_pipeline.graph.model_files import inspect_model
 
-FAMILIES: tuple[DetectorFamily, ...] = (rtdetr.FAMILY, detr_raw.FAMILY, ppyoloe.FAMILY, yolo.FAMILY, end2end.FAMILY)
+# The first that fits is taken. GroundingDINO's outputs look like those of `detr_raw`: only `arch` selects it.
+FAMILIES: tuple[DetectorFamily, ...] = (
+    rtdetr.FAMILY, detr_raw.FAMILY, grounding_dino.FAMILY, ppyoloe.FAMILY, yolo.FAMILY, end2end.FAMILY,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

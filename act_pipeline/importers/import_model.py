@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,15 @@ from typing import Any
 import yaml
 
 from act_pipeline.core.artifacts import INFER_CFG_FILENAME, InferenceModel
+from act_pipeline.core.atomic_files import write_text_atomically
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.hashing import hash_files
 from act_pipeline.core.output_folders import new_artifact, require_replaceable
 from act_pipeline.core.quiet import quiet_upstream
 from act_pipeline.core.records import versions, write_record
+from act_pipeline.families import grounding_dino
+from act_pipeline.families.prompt import TEXT_INPUTS, Prompt
+from act_pipeline.graph.model_files import inspect_model
 from act_pipeline.graph.static_graph import static_mode
 from act_pipeline.importers.onnx.convert import Converted, convert, require_known_domains
 from act_pipeline.importers.onnx.read import read_onnx, require_importers
@@ -66,6 +70,7 @@ def import_onnx(
     input_shape: Mapping[str, Sequence[int]] | None = None,
     images: str | os.PathLike[str] | None = None,
     fixed_batch: bool = False,
+    prompt: Prompt | None = None,
 ) -> ImportedModel:
     """Convert an ONNX file to a Paddle model folder, and compare it with ONNX Runtime.
 
@@ -76,6 +81,8 @@ def import_onnx(
             the only input with so many dimensions.
         images: a folder with pictures, or one, to compare with; random numbers without.
         fixed_batch: keep the batch of the file; else it is left open where the graph computes each image by itself.
+        prompt: for a model that takes text: what it looks for (:func:`act_pipeline.families.prompt.make_prompt`). It
+            can be changed later, see :func:`write_prompt`.
 
     Returns:
         The model: ``model.pdmodel``, ``model.pdiparams``, ``infer_cfg.yml`` and the record ``import.json``. The image
@@ -92,13 +99,15 @@ def import_onnx(
     require_replaceable(directory, RECORD_FILENAME, "--output")
     source = read_onnx(file, input_shape)
     require_known_domains(source)
+    if prompt is not None:
+        _check_prompt(prompt, source)
     reference = Reference(source, pictures)
     with new_artifact(directory) as staging, static_mode():
         model, converted, difference, reason = _converted(source, reference, staging / "made", fixed_batch)
         for written in model.directory.iterdir():
             shutil.move(str(written), staging / written.name)
         shutil.rmtree(model.directory)
-        write_infer_cfg(staging, source)
+        write_infer_cfg(staging, source, prompt)
         inputs, outputs = _described(source, converted)
         write_record(staging / RECORD_FILENAME, IMPORT_SCHEMA, _record(source, inputs, outputs, difference, reason))
         converted.graph.close()
@@ -111,13 +120,50 @@ def import_onnx(
     )
 
 
-def write_infer_cfg(directory: Path, source: OnnxSource) -> None:
-    """Write ``infer_cfg.yml`` as far as an ONNX file tells it: the class names, and no preprocessing."""
+def write_prompt(model: InferenceModel, prompt: Prompt) -> None:
+    """Write another prompt into the ``infer_cfg.yml`` of a float or INT8 model that takes text.
+
+    Args:
+        model: the model folder.
+        prompt: what it looks for.
+
+    Raises:
+        UserError: the model takes no text, or fewer tokens.
+    """
+    summary = inspect_model(model)
+    if not prompt.inputs(summary.inputs, summary.input_dtypes, model.directory):
+        raise _takes_no_text(model.directory, summary.inputs)
+    content = {**model.infer_cfg(), **_prompt_keys(prompt)}
+    write_text_atomically(model.infer_cfg_path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def write_infer_cfg(directory: Path, source: OnnxSource, prompt: Prompt | None = None) -> None:
+    """Write ``infer_cfg.yml`` as far as an ONNX file tells it: the class names, and no preprocessing; and the prompt."""
     content: dict[str, Any] = {"mode": "paddle", "draw_threshold": 0.5, "metric": "COCO", "use_dynamic_shape": False}
     if source.class_names:
         content["label_list"] = list(source.class_names)
+    if prompt is not None:
+        content.update(_prompt_keys(prompt))
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     (directory / INFER_CFG_FILENAME).write_text(text, encoding="utf-8")
+
+
+def _prompt_keys(prompt: Prompt) -> dict[str, Any]:
+    return {"arch": grounding_dino.FAMILY.name, "label_list": list(prompt.classes), "prompt": prompt.section()}
+
+
+def _check_prompt(prompt: Prompt, source: OnnxSource) -> None:
+    """Check, before the conversion, that a prompt fits an ONNX file."""
+    shapes = {each.name: each.shape for each in source.inputs}
+    if not prompt.inputs(shapes, {each.name: each.dtype for each in source.inputs}, source.path):
+        raise _takes_no_text(source.path, shapes)
+
+
+def _takes_no_text(where: Path, inputs: Iterable[str]) -> UserError:
+    return UserError(
+        f"{where} takes no text (its inputs are {', '.join(inputs)}), expected an input {TEXT_INPUTS[0]}; leave the "
+        "prompt out"
+    )
 
 
 def _converted(

@@ -28,6 +28,7 @@ class OnnxSummary:
         rounded_to: type that activations are rounded to, ``int8`` or ``uint8``; None for a float file.
         symmetric: whether each rounded activation has a single zero point: 0 for ``int8``, 128 for ``uint8``.
         float16: whether the file holds FP16 constants.
+        input_dtypes: input name -> dtype, such as ``float32`` and ``int64``.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
@@ -37,6 +38,7 @@ class OnnxSummary:
     symmetric: bool = True
     float16: bool = False
     output_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    input_dtypes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def quantized(self) -> bool:
@@ -89,6 +91,7 @@ def inspect_onnx(model: OnnxModel) -> OnnxSummary:
         symmetric=symmetric,
         float16=any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in constants.values()),
         output_shapes={value.name: _shape(value) for value in graph.output},
+        input_dtypes={value.name: _dtype(onnx, value) for value in graph.input if value.name not in constants},
     )
     decoder_of(model, summary.output_shapes)
     return summary
@@ -146,6 +149,14 @@ def _shape(value: Any) -> tuple[int, ...]:
         size.dim_value if size.WhichOneof("value") == "dim_value" and size.dim_value > 0 else -1
         for size in value.type.tensor_type.shape.dim
     )
+
+
+def _dtype(onnx: Any, value: Any) -> str:
+    kind = value.type.tensor_type.elem_type
+    try:
+        return str(onnx.helper.tensor_dtype_to_np_dtype(kind))
+    except KeyError:  # a damaged file, which the runtime will refuse
+        return "float32"
 
 
 def _rounding(onnx: Any, graph: Any, constants: Mapping[str, Any]) -> tuple[str | None, bool]:
