@@ -56,7 +56,7 @@ def token_means(class_tokens: tuple[tuple[int, ...], ...], tokens: int) -> np.nd
     counts = np.array([len(positions) for positions in class_tokens])
     places = np.concatenate([np.asarray(positions, np.int64) for positions in class_tokens])
     if places.max() >= tokens:
-        raise UserError(f"the prompt has a class with token {places.max()}, expected 0 to {tokens - 1}, which the model scores")
+        raise UserError(f"a class of the prompt has token {places.max()}, but the model scores 0 to {tokens - 1} only")
     matrix = np.zeros((tokens, len(class_tokens)), np.float32)
     np.add.at(matrix, (places, np.repeat(np.arange(len(counts)), counts)), np.repeat(1 / counts, counts))
     return matrix

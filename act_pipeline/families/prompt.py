@@ -1,4 +1,4 @@
-"""The text that an open-vocabulary detector looks for: its tokens, its classes, and the model's inputs made from them."""
+"""The text that an open-vocabulary detector looks for: its tokens, its classes, and the inputs made from them."""
 
 from __future__ import annotations
 
@@ -54,10 +54,14 @@ class Prompt:
             return None
         section, where = infer_cfg["prompt"], f"{where}: prompt"
         if not isinstance(section, Mapping) or not all(section.get(key) for key in _KEYS):
-            raise UserError(f"{where} is {section!r}, expected a mapping with {', '.join(_KEYS)}; import the model again")
+            raise UserError(
+                f"{where} is {section!r}, expected a mapping with {', '.join(_KEYS)}; import the model again"
+            )
         unknown = next((str(key) for key in section if key not in _KEYS), None)
         if unknown is not None:
-            raise UserError(f"{where}.{unknown} is not a known key, expected {', '.join(_KEYS)}{suggest(unknown, _KEYS)}")
+            raise UserError(
+                f"{where}.{unknown} is not a known key, expected {', '.join(_KEYS)}{suggest(unknown, _KEYS)}"
+            )
         ids = _token_ids(section["input_ids"], f"{where}.input_ids")
         classes = section["classes"]
         if not isinstance(classes, Mapping):
@@ -181,8 +185,8 @@ def check_length(ids: Sequence[int], length: int, where: object) -> None:
     """
     if len(ids) > length:
         raise UserError(
-            f"{where}: the prompt has {len(ids)} tokens, expected at most the {length} that the model was exported for; "
-            "shorten the prompt, or export the model for more tokens"
+            f"{where}: the prompt has {len(ids)} tokens, expected at most the {length} that the model was exported "
+            "for; shorten the prompt, or export the model for more tokens"
         )
 
 

@@ -138,7 +138,7 @@ def write_prompt(model: InferenceModel, prompt: Prompt) -> None:
 
 
 def write_infer_cfg(directory: Path, source: OnnxSource, prompt: Prompt | None = None) -> None:
-    """Write ``infer_cfg.yml`` as far as an ONNX file tells it: the class names, and no preprocessing; and the prompt."""
+    """Write ``infer_cfg.yml``: the prompt, and what an ONNX file tells: the class names, but no preprocessing."""
     content: dict[str, Any] = {"mode": "paddle", "draw_threshold": 0.5, "metric": "COCO", "use_dynamic_shape": False}
     if source.class_names:
         content["label_list"] = list(source.class_names)
