@@ -7,17 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from inference_fixtures import SHARED, make_tiny_data, write_reader
 
 import act_pipeline  # noqa: F401 - before paddle
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
+from act_pipeline.data import Reader
+from act_pipeline.data.model_fit import constant_inputs, fit_reader
+from act_pipeline.engines import create_engine
 from act_pipeline.engines.arrays import InputCheck
+from act_pipeline.evaluation import evaluate
 from act_pipeline.execution.finite_checks import _is_finite
 from act_pipeline.families.grounding_dino import token_means
 from act_pipeline.families.interface import PostProcess
 from act_pipeline.families.prompt import Prompt, make_prompt
 from act_pipeline.families.registry import Decoder, decoder_of, family_named
 from act_pipeline.families.wordpiece import Vocabulary
+from act_pipeline.graph.model_files import inspect_model
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
+from act_pipeline.importers.import_model import import_onnx, write_prompt
 
 WHERE = Path("model")
 TEXT = "red blood cell . white blood cell . platelet ."
@@ -239,3 +247,110 @@ def test_only_columns_of_minus_infinity_are_finite_outputs() -> None:
         assert not _is_finite(broken)
     assert not _is_finite(np.full((1, 5, 4), -np.inf))
     assert _is_finite(np.zeros((0, 6))) and _is_finite(np.float32(1)) and not _is_finite(np.array([np.nan, 1]))
+
+
+DISC, SQUARE = [101, 5, 1012, 6, 7, 1012, 102], [101, 6, 7, 1012, 5, 1012, 102]
+
+
+def text_model(folder: Path) -> InferenceModel:
+    """Write a model whose logit of a token is (token id modulo 16 - 8) + the mean of the image; one box."""
+    import paddle
+
+    folder.mkdir()
+    with static_mode():
+        program, scope = paddle.static.Program(), paddle.static.Scope()
+        with paddle.static.program_guard(program), paddle.static.scope_guard(scope), paddle.utils.unique_name.guard():
+            image = paddle.static.data("image", [-1, 3, 32, 32])
+            ids = paddle.static.data("input_ids", [-1, 8], "int64")
+            mask = paddle.static.data("attention_mask", [-1, 8], "bool")
+            mean = paddle.mean(image, axis=[1, 2, 3]).reshape([-1, 1]) * 0.001
+            logits = paddle.where(mask, paddle.cast(ids % 16, "float32") - 8 + mean, paddle.full([1], -np.inf))
+            half = paddle.create_parameter([1], "float32", default_initializer=paddle.nn.initializer.Constant(0.5))
+            boxes = paddle.tile(mean.reshape([-1, 1, 1]) * 0 + half, [1, 1, 4])
+            executor = paddle.static.Executor(paddle.CPUPlace())
+            outputs = [logits.reshape([-1, 1, 8]), boxes]
+            scope.var(half.name).get_tensor().set(np.array([0.5], np.float32), paddle.CPUPlace())
+        graph = StaticGraph(program, ["image", "input_ids", "attention_mask"], outputs, scope, executor)
+        return graph.save(folder)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Reader:
+    return Reader.load(write_reader(tmp_path / "reader.yml", make_tiny_data(tmp_path / "data", 3).parent))
+
+
+def test_every_batch_has_the_tokens_and_another_prompt_gives_other_classes(tmp_path: Path, reader: Reader) -> None:
+    model = text_model(tmp_path / "model")
+    assert inspect_model(model).input_dtypes == {"image": "float32", "input_ids": "int64", "attention_mask": "bool"}
+    prints, scores = [], []
+    for text, ids, names in (
+        ("disc . a square .", DISC, ["disc", "square"]),
+        ("a square . disc .", SQUARE, ["square", "disc"]),
+    ):
+        write_prompt(model, make_prompt(text, {"disc": "disc", "square": "a square"}, input_ids=ids))
+        content = model.infer_cfg()
+        content["prompt"]["classes"] = {name: content["prompt"]["classes"][name] for name in names}
+        model.infer_cfg_path.write_text(yaml.safe_dump({**content, "label_list": names}, sort_keys=False))
+        fitted = fit_reader(model, reader).reader
+        batches = [*fitted.loader("eval", batch_size=2), fitted.preprocess(tmp_path / "data" / "images" / "0.png")]
+        assert [batch["input_ids"].tolist() for batch in batches] == [[[*ids, 0]] * 2, [[*ids, 0]], [[*ids, 0]]]
+        assert all(batch["input_ids"].dtype == np.int64 and batch["attention_mask"].dtype == bool for batch in batches)
+        engine = create_engine("paddle", model, "fp32", "CPU", 1)
+        found = engine.run(batches[0])
+        engine.close()
+        assert found["bbox_num"].tolist() == [2, 2]
+        prints.append(fitted.fingerprint())
+        scores.append({names[int(row[0])]: float(row[1]) for row in found["bbox"][:2]})
+    assert prints[0] != prints[1]
+    assert scores[0] == pytest.approx(scores[1])
+    assert scores[0]["disc"] < scores[0]["square"] < 0.5
+
+
+def test_fewer_classes_than_phrases(tmp_path: Path) -> None:
+    model = text_model(tmp_path / "model")
+    write_prompt(model, make_prompt("disc . a square .", {"square": "a square"}, input_ids=DISC))
+    decoder = decoder_of(model, {"logits": (-1, 1, 8), "boxes": (-1, 1, 4)})
+    assert decoder.post.class_tokens == ((3, 4),) and decoder.post.num_classes == 1
+
+
+def test_a_text_model_without_a_prompt_is_refused(tmp_path: Path, reader: Reader) -> None:
+    model = text_model(tmp_path / "model")
+    with pytest.raises(UserError, match=r"takes text \(input_ids\), but no infer_cfg.yml .* prompt"):
+        fit_reader(model, reader)
+
+
+def test_a_model_without_text_takes_no_prompt(float_model: InferenceModel) -> None:
+    assert constant_inputs(float_model) == {}
+    with pytest.raises(UserError, match="takes no text"):
+        write_prompt(float_model, make_prompt(TEXT, PHRASES, input_ids=IDS))
+
+
+@pytest.mark.skipif(not (SHARED / "models").exists(), reason="needs ../shared/models beside the repository")
+@pytest.mark.slow
+def test_a_trained_model_finds_blood_cells_by_text(tmp_path: Path) -> None:
+    path = SHARED / "models" / "open_vocabulary" / "groundingdino_bccd.onnx"
+    with pytest.raises(UserError, match="expected at most the 20"):
+        import_onnx(path, tmp_path / "long", prompt=make_prompt(TEXT, TOKENS, input_ids=IDS[:-1] + [1] * 10 + [102]))
+    made = import_onnx(path, tmp_path / "made", fixed_batch=True, prompt=make_prompt(TEXT, PHRASES, input_ids=IDS))
+    assert made.max_difference < 1e-4
+    # The masks and position biases of the windows are not stored: 41 MB with them, 31.3 MB in the ONNX file.
+    assert made.model.bytes < 34e6
+    data = write_reader(tmp_path / "r.yml", SHARED / "data" / "bccd", "annotations/instances_test.json", 320)
+    text = data.read_text().replace(
+        "mean: [0., 0., 0.], std: [1., 1., 1.], norm_type: none",
+        "mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]",
+    )
+    data.write_text(text)
+    reader = fit_reader(made.model, Reader.load(data)).reader
+    first = next(iter(reader.loader("eval", batch_size=1)))
+    engine = create_engine("openvino", made.model, "fp32", "CPU", 2)
+    found = engine.run(first)
+    assert evaluate(engine, reader, "eval", limit=12, progress=False).map > 0.4
+    # Another order of the phrases finds the same cells, as other classes.
+    other = [101, 1064, 1012, 1076, 1037, 1042, 1012, 1067, 1037, 1042, 1012, 102]
+    text = "platelet . white blood cell . red blood cell ."
+    write_prompt(made.model, make_prompt(text, dict(reversed(PHRASES.items())), input_ids=other))
+    again = create_engine("openvino", made.model, "fp32", "CPU", 2).run({**first, **constant_inputs(made.model)})
+    sure = [out["bbox"][out["bbox"][:, 1] > 0.5] for out in (found, again)]
+    assert len(sure[0]) > 3 and abs(len(sure[0]) - len(sure[1])) <= 2
+    assert sorted(sure[0][:3, 0]) == sorted(2 - sure[1][:3, 0])

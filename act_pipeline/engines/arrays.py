@@ -60,8 +60,8 @@ class InputCheck:
     def _checked(self, name: str, expected: tuple[int, ...], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         if name not in inputs:
             raise UserError(
-                f"{self._where} takes an input {name!r}, which is none of {sorted(inputs)}; expected an RT-DETR "
-                "with the inputs image, im_shape and scale_factor"
+                f"{self._where} takes an input {name!r}, which is none of {sorted(inputs)}; expected image, "
+                "im_shape, scale_factor, and the inputs made from a prompt"
             )
         array = np.ascontiguousarray(inputs[name], self._dtypes.get(name, "float32"))
         fits = len(expected) == array.ndim and all(want in (-1, got) for want, got in zip(expected, array.shape))
