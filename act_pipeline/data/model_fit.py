@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,6 +141,8 @@ def _known(model: Artifact) -> tuple[Described, DetectorGraph, Any]:
         return Described(None, str(model.directory)), DetectorGraph(), None
     content = folder.infer_cfg()
     graph = read_detector_graph(folder) if folder.model_path.is_file() else DetectorGraph()
+    if content.get("prompt"):  # the prompt determines the classes, not the graph
+        graph = dataclasses.replace(graph, num_classes=None)
     return Described.of(content, str(folder.infer_cfg_path)), graph, content.get("label_list")
 
 
