@@ -29,6 +29,7 @@ from act_pipeline.core.records import ANALYSIS_FILENAME, ANALYSIS_SCHEMA, read_r
 from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
 from act_pipeline.data.model_fit import fit_reader, told
+from act_pipeline.data.transforms import INPUTS
 from act_pipeline.families.registry import decoder_for
 from act_pipeline.graph.model_files import inspect_model
 from act_pipeline.graph.quantizable_ops import QuantizableOp, quantizable_ops
@@ -225,7 +226,7 @@ class _Study:
             feeds = held_out_feeds(self.config, self.reader, self.prepared, images)
             batches = [_joined(feeds[at : at + _BATCH_IMAGES]) for at in range(0, len(feeds), _BATCH_IMAGES)]
             if subset is not None:
-                names = {name: name for name in ("image", "im_shape", "scale_factor")}
+                names = {name: name for name in (*INPUTS, *self.reader.settings.constants)}
                 # Given names instead of arrays, model_feed maps the model's inputs to the reader's names.
                 sources = model_feed(self.config, list(inspect_model(self.prepared).inputs), names)
                 subset = dataclasses.replace(subset, sources=sources)
@@ -294,4 +295,4 @@ def _check_arguments(images: int | None, sensitivity_images: int, map_images: in
 
 
 def _joined(feeds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([np.asarray(feed[name], np.float32) for feed in feeds]) for name in feeds[0]}
+    return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}

@@ -48,7 +48,7 @@ class Task:
         params: serialized parameters of this model.
         ops: the ops to be measured.
         thresholds: activation name -> threshold, for all activations of ``ops``.
-        batches: dicts of the model's inputs, float32.
+        batches: dicts of the model's inputs.
         device: ``CPU`` or ``GPU``.
         subset: images on which the mAP of each op is measured; None to not measure mAP.
         decoder: turns the outputs into detections; None: the first two outputs are ``bbox`` and ``bbox_num``.

@@ -25,7 +25,7 @@ from act_pipeline.analysis.simulated_program import ProgramBuilder, scale_name, 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.graph.op_types import QUANTIZABLE_OPS
-from act_pipeline.graph.program_desc import parsed
+from act_pipeline.graph.program_desc import dtype_of_tensor, parsed
 from act_pipeline.graph.quantizable_ops import QuantizableOp
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
@@ -89,6 +89,8 @@ class Simulation:
         self._output_names = tuple(of_model)
         self._outputs = {**of_model, **self._checked_taps(taps)}
         self._held_names = self._frontier({var.name for var in template.blocks[0].vars if var.persistable})
+        of_inputs = [var for var in template.blocks[0].vars if var.name in graph.feed_names]
+        self._dtypes = {var.name: dtype_of_tensor(var) for var in of_inputs}
         # Inputs and held tensors live in the scope from run to run, as parameters do.
         for var in template.blocks[0].vars:
             if var.name in self._held_names or var.name in graph.feed_names:
@@ -257,7 +259,7 @@ class Simulation:
         for name in self._graph.feed_names:
             if name not in feed:
                 raise ValueError(f"the model takes an input {name!r}, which is none of {sorted(feed)}")
-            yield name, np.ascontiguousarray(feed[name], np.float32)
+            yield name, np.ascontiguousarray(feed[name], self._dtypes[name])
 
 
 def _split(graph: StaticGraph) -> tuple[Any, list[Any]]:

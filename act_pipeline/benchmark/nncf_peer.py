@@ -43,12 +43,14 @@ class OpenVINOModel(OnnxModel):
     Attributes:
         inputs: name -> shape, -1 for dynamic dimensions.
         outputs: names in the order of the graph.
+        input_dtypes: input name -> dtype.
         decoder: turns the outputs into detections, as for the float model.
     """
 
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     decoder: Optional[Decoder] = None
+    input_dtypes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def weights_path(self) -> Path:
@@ -156,11 +158,12 @@ def quantize(
         summary = inspect_onnx(onnx_model)
         decoder = decoder_of_file(model, summary)
         network = openvino.Core().read_model(str(onnx_model.path))
-        set_batch(network, 1)  # calibration uses batches of one; the batch is made dynamic again below
-    inputs = {
-        parameter.output(0).get_any_name(): (-1, *parameter.get_partial_shape().to_shape()[1:])
-        for parameter in network.get_parameters()
-    }
+        opened = [name for name, shape in summary.inputs.items() if shape[:1] == (-1,)]
+        set_batch(network, 1, opened)  # calibration uses batches of one; the batch is made dynamic again below
+    inputs = {}
+    for parameter in network.get_parameters():
+        name, shape = parameter.output(0).get_any_name(), parameter.get_partial_shape().to_shape()
+        inputs[name] = (-1, *shape[1:]) if name in opened else tuple(shape)
     if batches is None:
         batches = functools.partial(reader.loader, "train", batch_size=1, shuffle=True, drop_last=False)
     calibration = nncf.Dataset(_Calibration(batches, images), lambda batch: {name: batch[name] for name in inputs})
@@ -180,11 +183,11 @@ def quantize(
                 drop_type=nncf.DropType.ABSOLUTE,
                 **settings,
             )
-    set_batch(quantized, -1)
+    set_batch(quantized, -1, opened)
     with stage("save"):
         path.parent.mkdir(parents=True, exist_ok=True)
         openvino.save_model(quantized, str(path), compress_to_fp16=False)
-    return OpenVINOModel(path, inputs, summary.outputs, decoder)
+    return OpenVINOModel(path, inputs, summary.outputs, decoder, summary.input_dtypes)
 
 
 def _scoring(
@@ -222,7 +225,7 @@ def load_peer(model: OpenVINOModel, threads: int, batch_size: int) -> Any:
     """
     from act_pipeline.engines.onnx_runtimes.openvino import OpenVINOEngine
 
-    summary = OnnxSummary(model.inputs, model.outputs, {"FakeQuantize": 1})
+    summary = OnnxSummary(model.inputs, model.outputs, {"FakeQuantize": 1}, input_dtypes=model.input_dtypes)
     return OpenVINOEngine(model, "int8", "CPU", threads, batch_size=batch_size, summary=summary, decoder=model.decoder)
 
 

@@ -129,7 +129,17 @@ def _reader(request: BenchmarkRequest, models: Models, reader: Any) -> Any:
     size = models.input_size
     reader = reader if size is None or tuple(reader.input_size) == tuple(size) else reader.with_input_size(*size)
     model = models.float_ or models.int8
-    return reader if request.no_map or model is None else _fitted(model, reader)
+    if model is None:
+        return reader
+    return _with_constants(model, reader) if request.no_map else _fitted(model, reader)
+
+
+def _with_constants(model: Any, reader: Any) -> Any:
+    """Return the reader with the model's constant inputs, without any check; substitutes for tests are unchanged."""
+    from act_pipeline.data import Reader
+    from act_pipeline.data.model_fit import constant_inputs
+
+    return reader.with_constants(constant_inputs(model)) if isinstance(reader, Reader) else reader
 
 
 def _fitted(model: Any, reader: Any) -> Any:
@@ -155,12 +165,15 @@ def _first_images(reader: Any, count: int) -> dict[str, np.ndarray]:
             f"{reader.annotation_file('eval')} gives no image, expected at least one; or time on random input, without "
             "mAP: --random --no_map"
         )
-    return {
-        name: np.resize(batch[name], (count, *batch[name].shape[1:])) for name in ("image", "im_shape", "scale_factor")
-    }
+    return {name: np.resize(array, (count, *array.shape[1:])) for name, array in batch.items()}
 
 
 def _random_images(models: Models, reader: Any, count: int) -> dict[str, np.ndarray]:
+    from act_pipeline.data.model_fit import constant_inputs
+    from act_pipeline.data.transforms import repeated
+
+    model = models.float_ or models.int8
+    assert model is not None
     size = models.input_size or (tuple(reader.input_size) if reader is not None else None)
     if size is None:
         raise UserError("the model takes images of any size, so --random needs a --reader_config that says which")
@@ -170,6 +183,7 @@ def _random_images(models: Models, reader: Any, count: int) -> dict[str, np.ndar
         "image": random.random((count, 3, height, width), np.float32),
         "im_shape": np.tile(np.array([height, width], np.float32), (count, 1)),
         "scale_factor": np.ones((count, 2), np.float32),
+        **repeated(constant_inputs(model), count),
     }
 
 

@@ -6,9 +6,12 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Optional, Union
+
+import numpy as np
 
 from act_pipeline.core.hashing import hash_files
 from act_pipeline.data.dataset import ImageRecord
@@ -26,6 +29,7 @@ def split_fingerprint(
     annotation_file: Optional[Path],
     reordered: Optional[Sequence[int]],
     ignores_labels: bool = False,
+    constants: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> str:
     """Return ``sha256:<hex>``, see :meth:`act_pipeline.data.reader.Reader.fingerprint`.
 
@@ -39,6 +43,7 @@ def split_fingerprint(
         annotation_file: None if the split has none.
         reordered: the category id of every class index, if their order is not that of the annotation file.
         ignores_labels: whether the boxes of the annotation file are ignored.
+        constants: what every batch holds besides the images.
     """
     chosen = dataclasses.asdict(dataset)
     for place in ("dataset_dir", "image_dir", "anno_path"):
@@ -54,4 +59,10 @@ def split_fingerprint(
         body.append(list(reordered))
     if ignores_labels:
         body.append("without labels")
+    if constants:
+        body.append({name: [array.dtype.name, array.shape, _hash(array)] for name, array in constants.items()})
     return "sha256:" + hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _hash(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()

@@ -19,7 +19,8 @@ class Loader:
 
     A batch has ``image`` float32 [N, 3, H, W], ``im_shape`` float32 [N, 2] (height, width of the resized image,
     pixels), ``scale_factor`` float32 [N, 2] (resized size / original size, y then x), ``pad_offset`` float32 [N, 2]
-    (pixels of padding above and left of the image) and ``im_id`` int64 [N] (COCO image ids). An unreadable image is
+    (pixels of padding above and left of the image), ``im_id`` int64 [N] (COCO image ids), and the reader's
+    constants. An unreadable image is
     replaced by the next one.
 
     The order depends only on the seed and the epoch, not on the number of workers. Calling a loader is equivalent to

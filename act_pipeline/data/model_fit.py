@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from act_pipeline.core.artifacts import InferenceModel, described_by
 from act_pipeline.core.errors import UserError
@@ -21,6 +24,7 @@ from act_pipeline.data.infer_cfg import (
 )
 from act_pipeline.data.reader import Reader
 from act_pipeline.engines import Artifact, inspect_artifact
+from act_pipeline.families.prompt import TEXT_INPUTS, Prompt
 from act_pipeline.graph.detector_graph import DetectorGraph, read_detector_graph
 
 _logger = logging.getLogger(__name__)
@@ -65,7 +69,35 @@ def fit_reader(model: Artifact, reader: Reader) -> Fit:
     if classes is not None and asked not in (None, classes.count):
         where = reader.settings.source.locate("num_classes")
         said = (*said, f"{where} is {asked}, but the model has {classes.count} classes ({classes.source}), which count")
+    constants = constant_inputs(model)
+    reader = reader.with_constants(constants) if constants else reader
     return Fit(reader if classes is None else reader.with_classes(classes), (*notes, *said))
+
+
+def constant_inputs(model: Artifact) -> dict[str, np.ndarray]:
+    """Return the inputs of a model that are the same for every image: the tokens of its prompt.
+
+    Args:
+        model: the section ``prompt`` of its ``infer_cfg.yml`` determines them.
+
+    Returns:
+        Name -> [1, ...] of the model's dtype; empty for a model without text.
+
+    Raises:
+        UserError: the model takes text and has no prompt, or its prompt is not valid.
+    """
+    folder = described_by(model)
+    summary = inspect_artifact(model)
+    prompt = None if folder is None else Prompt.of(folder.infer_cfg(), str(folder.infer_cfg_path))
+    if prompt is not None:
+        return prompt.inputs(summary.inputs, summary.input_dtypes, _location(model))
+    text = next((name for name in TEXT_INPUTS if name in summary.inputs), None)
+    if text is not None:
+        raise UserError(
+            f"{_location(model)} takes text ({text}), but no infer_cfg.yml beside it has a section prompt; import the "
+            "model with a prompt"
+        )
+    return {}
 
 
 def reader_of_model(model: Artifact, reader: Reader) -> Reader:
@@ -109,6 +141,8 @@ def _known(model: Artifact) -> tuple[Described, DetectorGraph, Any]:
         return Described(None, str(model.directory)), DetectorGraph(), None
     content = folder.infer_cfg()
     graph = read_detector_graph(folder) if folder.model_path.is_file() else DetectorGraph()
+    if content.get("prompt"):  # the prompt determines the classes, not the graph
+        graph = dataclasses.replace(graph, num_classes=None)
     return Described.of(content, str(folder.infer_cfg_path)), graph, content.get("label_list")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -296,6 +296,7 @@ class Reader:
                 self.settings.num_classes or 80,
                 self.settings.source,
                 self.settings.reader_name,
+                self.settings.constants,
             )
         return self._preprocess
 
@@ -322,6 +323,14 @@ class Reader:
     def with_classes(self, classes: ModelClasses) -> Reader:
         """Return a copy of the reader that matches categories with a model's classes."""
         return Reader(dataclasses.replace(self.settings, classes=classes), self.parsed_annotations)
+
+    def with_constants(self, constants: Mapping[str, np.ndarray]) -> Reader:
+        """Return a copy of the reader whose batches also hold constant arrays.
+
+        Args:
+            constants: name -> array [1, ...], repeated for each image of a batch.
+        """
+        return Reader(dataclasses.replace(self.settings, constants=constants), self.parsed_annotations)
 
     def with_transforms(self, sample_transforms: list[dict[str, Any]]) -> Reader:
         """Return a copy of the reader with other ``sample_transforms``."""
@@ -382,4 +391,5 @@ class Reader:
             annotation_file=self.annotation_file(split) if settings.anno_path is not None else None,
             reordered=reordered,
             ignores_labels=split in self.settings.unlabelled,
+            constants=self.settings.constants,
         )

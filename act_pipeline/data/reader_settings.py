@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
+import numpy as np
+
 from act_pipeline.config.schema import Source, build, describe, key
 from act_pipeline.core.defaults import find_shipped
 from act_pipeline.core.errors import UserError, suggest
@@ -114,6 +116,7 @@ class ReaderSettings:
         classes: classes of the model, with which categories are matched; None if unknown, then the order of the file is
             used.
         unlabelled: splits whose labels are ignored, see :meth:`act_pipeline.data.reader.Reader.without_labels`.
+        constants: input name -> array [1, ...] that every batch holds, repeated for each of its images.
         only: split -> the image files that it is restricted to, see :func:`act_pipeline.data.split.separate_splits`.
     """
 
@@ -127,6 +130,7 @@ class ReaderSettings:
     reader_name: str
     inputs_def: dict[str, Any]
     classes: Optional[ModelClasses] = None
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
     only: Mapping[str, frozenset[str]] = field(default_factory=dict)
     unlabelled: frozenset[str] = frozenset()
 

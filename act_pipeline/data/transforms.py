@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class Preprocess:
         num_classes: int,
         source: Source,
         section: str,
+        constants: Mapping[str, np.ndarray] = MappingProxyType({}),
     ) -> None:
         """Create the transforms.
 
@@ -57,11 +59,13 @@ class Preprocess:
             num_classes: number of classes, for transforms that use it.
             source: the reader file, for messages.
             section: ``EvalReader`` or ``TestReader``, for messages.
+            constants: name -> array [1, ...] that every batch holds, repeated for each of its images.
 
         Raises:
             UserError: the first transform is not Decode, or ppdet has no such transform or rejects its arguments.
         """
         self._where = source.locate(f"{section}.sample_transforms")
+        self._constants = constants
         first = next(iter(sample_transforms[0]))
         if not first.startswith("Decode"):
             raise UserError(f"{self._where} begin with {first}, expected Decode, which reads the image; add it")
@@ -118,7 +122,8 @@ class Preprocess:
         """Apply the batch transforms and stack the samples.
 
         Returns:
-            float32 ``image`` [N, 3, H, W], ``im_shape``, ``scale_factor``, ``pad_offset`` [N, 2]; int64 ``im_id`` [N].
+            float32 ``image`` [N, 3, H, W], ``im_shape``, ``scale_factor``, ``pad_offset`` [N, 2]; int64 ``im_id`` [N];
+            the constants.
 
         Raises:
             UserError: a transform fails, or the samples cannot be stacked.
@@ -150,7 +155,13 @@ class Preprocess:
             arrays[key] = np.empty((len(samples), *np.shape(samples[0][key])), kind)
             np.stack([sample[key] for sample in samples], out=arrays[key])
         arrays["im_id"] = np.concatenate([sample["im_id"] for sample in samples])
+        arrays.update(repeated(self._constants, len(samples)))
         return arrays
+
+
+def repeated(constants: Mapping[str, np.ndarray], images: int) -> dict[str, np.ndarray]:
+    """Return constant inputs [1, ...] as those of a batch, [N, ...]."""
+    return {name: np.repeat(array, images, axis=0) for name, array in constants.items()}
 
 
 def _make(step: dict[str, Any], num_classes: int, source: Source, name: str) -> tuple[str, Any]:

@@ -13,24 +13,32 @@ from act_pipeline.core.errors import UserError
 class InputCheck:
     """Converts a reader's batch to the inputs of a model, or raises a one-line error where they do not match."""
 
-    def __init__(self, where: Path, shapes: Mapping[str, tuple[int, ...]], batch_size: int | None = None) -> None:
+    def __init__(
+        self,
+        where: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        batch_size: int | None = None,
+        dtypes: Mapping[str, str] | None = None,
+    ) -> None:
         """Store the expected inputs.
 
         Args:
             where: path of the model, for error messages.
             shapes: input name -> shape, -1 for a dynamic dimension.
             batch_size: the largest batch; None: no limit.
+            dtypes: input name -> dtype; float32 for inputs that are missing here.
         """
         self._where, self._shapes, self._batch_size = where, dict(shapes), batch_size
+        self._dtypes = dict(dtypes or {})
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the model's inputs as contiguous float32 arrays.
+        """Return the model's inputs as contiguous arrays of its dtypes.
 
         Args:
             inputs: arrays by name, the batch dimension first; arrays of other names are ignored.
 
         Returns:
-            The inputs of the model by name, float32, C-contiguous.
+            The inputs of the model by name, of the model's dtypes, C-contiguous.
 
         Raises:
             UserError: an input is missing or has a wrong shape, the batch sizes of the inputs differ, or the batch is
@@ -52,10 +60,10 @@ class InputCheck:
     def _checked(self, name: str, expected: tuple[int, ...], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         if name not in inputs:
             raise UserError(
-                f"{self._where} takes an input {name!r}, which is none of {sorted(inputs)}; expected an RT-DETR "
-                "with the inputs image, im_shape and scale_factor"
+                f"{self._where} takes an input {name!r}, which is none of {sorted(inputs)}; expected image, "
+                "im_shape, scale_factor, and the inputs made from a prompt"
             )
-        array = np.ascontiguousarray(inputs[name], np.float32)
+        array = np.ascontiguousarray(inputs[name], self._dtypes.get(name, "float32"))
         fits = len(expected) == array.ndim and all(want in (-1, got) for want, got in zip(expected, array.shape))
         if not fits:
             raise UserError(

@@ -123,11 +123,21 @@ def check_outputs(graph: StaticGraph, batch: Mapping[str, np.ndarray], what: str
         remedy: what the user can do, for the message.
 
     Raises:
-        Diverged: an output contains NaN or infinity.
+        Diverged: an output contains NaN or infinity, other than a column of -inf.
     """
     for name, array in guarded_outputs(graph, batch).items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not _is_finite(array):
             raise Diverged(f"{what}: the output {name} holds NaN or infinity, expected numbers; {remedy}")
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """Return whether an output is finite, except for columns of -inf in every row: logits of tokens that are not there.
+
+    GroundingDINO pads the logits of a prompt so.
+    """
+    rows = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array.reshape(-1, 1)
+    there = ~np.isneginf(rows).all(axis=0) if len(rows) else np.ones(rows.shape[1], bool)
+    return bool((there.any() or not rows.size) and np.isfinite(rows[:, there]).all())
 
 
 def check_float_model(model: InferenceModel, batch: Mapping[str, np.ndarray]) -> None:

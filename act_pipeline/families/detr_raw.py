@@ -34,7 +34,7 @@ class RawDetr:
 
     def comparable(self, outputs: Mapping[str, np.ndarray], geometry: Geometry) -> np.ndarray:
         logits, boxes = self._read(outputs)
-        return weighted(_scores(logits), boxes)
+        return weighted(sigmoids(logits), boxes)
 
     def raw(self, shapes: Shapes, num_classes: int | None) -> RawOutputs | None:
         roles = _roles(shapes)
@@ -47,7 +47,7 @@ class RawDetr:
         logits, boxes = self._read(outputs)
         height, width = geometry.input_size
         pixels = corners(boxes) * np.array([width, height, width, height], np.float32)
-        scores = _scores(logits)
+        scores = sigmoids(logits)
         return joined(
             [
                 best_pairs(scores[image], geometry.to_original(pixels[image], image, post.clip), post)
@@ -64,7 +64,8 @@ class RawDetr:
         return logits, boxes
 
 
-def _scores(logits: np.ndarray) -> np.ndarray:
+def sigmoids(logits: np.ndarray) -> np.ndarray:
+    """Return the sigmoids of logits, 0 where a logit is -inf."""
     scores: np.ndarray = 1 / (1 + np.exp(-np.clip(logits, -60, 60)))
     scores[logits == -np.inf] = 0  # marks what is no class
     return scores

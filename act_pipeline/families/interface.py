@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from act_pipeline.core.errors import UserError
+from act_pipeline.families.prompt import Prompt
 
 # Output name -> shape in the model's order; -1: a dynamic dimension; (): the shape is not known.
 Shapes = Mapping[str, tuple[int, ...]]
@@ -46,6 +47,7 @@ class PostProcess:
         num_classes: number of classes, where ``label_list`` names them; None: not known.
         normalized: if False, boxes are in pixels and contain their last row and column, as in ``multiclass_nms3``.
         background_label: index of a class that is not returned; -1: there is none.
+        class_tokens: positions of the tokens of each class in the prompt; empty for a model without text.
     """
 
     score_threshold: float = 0.001
@@ -56,10 +58,13 @@ class PostProcess:
     num_classes: int | None = None
     normalized: bool = True
     background_label: int = -1
+    class_tokens: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(cls, infer_cfg: Mapping[str, Any], where: str) -> PostProcess:
-        """Read the section ``NMS`` of an ``infer_cfg.yml``, in PaddleDetection's form; missing keys take defaults.
+        """Read the sections ``NMS`` (in PaddleDetection's form) and ``prompt`` of an ``infer_cfg.yml``.
+
+        Missing keys of ``NMS`` take defaults.
 
         Args:
             infer_cfg: content of the file.
@@ -76,6 +81,9 @@ class PostProcess:
             if not _is_valid(value, NMS_KEYS[key]):
                 raise UserError(f"{where}: NMS.{key} is {value!r}, expected {NMS_KEYS[key]}; correct it")
         labels = infer_cfg.get("label_list")
+        prompt = Prompt.of(infer_cfg, where)
+        if prompt is not None:
+            values["class_tokens"] = tuple(prompt.classes.values())
         return cls(**values, num_classes=len(labels) if isinstance(labels, list) and labels else None)
 
 

@@ -12,15 +12,17 @@ import numpy as np
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import Artifact, InferenceModel, described_by, location
 from act_pipeline.core.errors import UserError, suggest
-from act_pipeline.families import detr_raw, end2end, nms_in_file, ppyoloe, rtdetr, yolo
+from act_pipeline.families import detr_raw, end2end, grounding_dino, nms_in_file, ppyoloe, rtdetr, yolo
 from act_pipeline.families.interface import DetectorFamily, Geometry, PostProcess, Shapes
 from act_pipeline.graph.model_files import inspect_model
 
 POST_PROCESS_IN_GRAPH: DetectorFamily = rtdetr.FAMILY
-# Of several families that outputs fit, the first one is taken. One array of PP-YOLOE has the shape of a YOLO's.
+# Of several families that outputs fit, the first one is taken. One array of PP-YOLOE has the shape of a YOLO's, and
+# GroundingDINO's outputs look like those of `detr_raw`: only `arch` selects these two.
 FAMILIES: tuple[DetectorFamily, ...] = (
     POST_PROCESS_IN_GRAPH,
     detr_raw.FAMILY,
+    grounding_dino.FAMILY,
     yolo.FAMILY,
     end2end.FAMILY,
     ppyoloe.FAMILY,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,19 @@ from act_pipeline.graph.static_graph import StaticGraph
 
 # Attribute of a convolution whose weights hold a BatchNorm: one factor an output channel, see :func:`fold_batch_norm`.
 BATCH_NORM_FACTOR = "batch_norm_factor"
+# Elements of a constant that is left to be computed from smaller ones, so that files hold only these: the masks and
+# position biases of Swin's windows are 10 of 41 MB of a small GroundingDINO. Runtimes fold them when they load a model.
+MOST_GROWN_ELEMENTS = 1 << 16
+
+
+def grows(result: int, sources: Iterable[int]) -> bool:
+    """Return whether a constant is too large to be stored, compared with what it is computed from.
+
+    Args:
+        result: its number of elements.
+        sources: numbers of elements of what it is computed from.
+    """
+    return result > MOST_GROWN_ELEMENTS and result > 2 * max(sources, default=0)
 
 
 def prepare(model: InferenceModel, directory: Path) -> InferenceModel:
@@ -73,7 +88,7 @@ def fold_constants(graph: StaticGraph) -> int:
 
     RT-DETR's attention slices the weights of q, k and v from one ``in_proj`` weight at run time. A quantizer does not
     recognize slices as weights. Ops without inputs (``fill_constant``) are left unchanged, because engines read shapes
-    from them.
+    from them. So are ops whose results are much larger than their inputs (:func:`grows`).
 
     Args:
         graph: a float graph, changed in place.
@@ -91,6 +106,9 @@ def fold_constants(graph: StaticGraph) -> int:
         if op.type in ("feed", "fetch") or not inputs:
             continue
         if all(name in constant or graph.is_parameter(name) for name in inputs):
+            sizes = {name: _elements(block.var(name).shape) for name in (*inputs, *op.output_arg_names)}
+            if any(grows(sizes[name], (sizes[each] for each in inputs)) for name in op.output_arg_names):
+                continue
             folded.append(op)
             constant.update(op.output_arg_names)
     if not folded:
@@ -111,6 +129,10 @@ def fold_constants(graph: StaticGraph) -> int:
         graph.set_parameter(name, value)
     graph.remove_unused_parameters()
     return len(folded)
+
+
+def _elements(shape: Sequence[int]) -> int:
+    return math.prod(shape) if all(size >= 0 for size in shape) else 0
 
 
 def fold_batch_norm(graph: StaticGraph) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.graph.parameters_file import check_parameters
-from act_pipeline.graph.program_desc import sizes_of_tensors
+from act_pipeline.graph.program_desc import dtype_of_tensor, sizes_of_tensors
 
 _NOT_SAVED_TYPES = ("FEED_MINIBATCH", "FETCH_LIST", "RAW")
 _QUANTIZATION_OPS = ("quantize_linear", "dequantize_linear", "quantize", "dequantize", "requantize")
@@ -34,6 +34,7 @@ class ModelSummary:
         float_stored_weights: names of quantized weights that are not stored as int8.
         half_parameters: names of parameters stored as float16 or bfloat16.
         activations: name -> shape of all other tensors, -1 for a dynamic dimension.
+        input_dtypes: input name -> dtype, such as ``float32`` and ``int64``.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
@@ -43,6 +44,7 @@ class ModelSummary:
     float_stored_weights: tuple[str, ...] = ()
     half_parameters: tuple[str, ...] = ()
     activations: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    input_dtypes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -105,6 +107,7 @@ def _summarize(model: InferenceModel, program: Any) -> ModelSummary:
         float_stored_weights=tuple(name for name in quantized if stored_types[name] != "int8"),
         half_parameters=tuple(name for name, kind in stored_types.items() if kind in ("float16", "bfloat16")),
         activations={name: shapes[name] for name, variable in variables.items() if not variable.persistable},
+        input_dtypes={name: dtype_of_tensor(variables[name]) for name in inputs},
     )
 
 

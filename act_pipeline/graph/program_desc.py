@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+# Names in Paddle's framework.proto -> NumPy's.
+_DTYPES = {
+    "BOOL": "bool", "UINT8": "uint8", "INT8": "int8", "INT16": "int16", "INT32": "int32", "INT64": "int64",
+    "FP16": "float16", "FP32": "float32", "FP64": "float64",
+}  # fmt: skip
+
 
 def variables(slots: Any) -> Iterator[str]:
     """Yield the names of the variables in all slots of an op's ``inputs`` or ``outputs``.
@@ -41,6 +47,12 @@ def text(op: Any, name: str) -> str:
 def flag(op: Any, name: str) -> bool:
     """Return a boolean attribute of an op; False if it has none."""
     return next((attribute.b for attribute in op.attrs if attribute.name == name), False)
+
+
+def dtype_of_tensor(variable: Any) -> str:
+    """Return the dtype of a variable, such as ``int64``; ``float32`` for one that NumPy does not have."""
+    number = variable.type.lod_tensor.tensor.data_type
+    return _DTYPES.get(type(variable.type).Type.Name(number), "float32")
 
 
 def sizes_of_tensors(block: Any) -> dict[str, tuple[int, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,17 @@ from typing import Any
 import yaml
 
 from act_pipeline.core.artifacts import INFER_CFG_FILENAME, InferenceModel
+from act_pipeline.core.atomic_files import write_text_atomically
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.hashing import hash_files
 from act_pipeline.core.output_folders import new_artifact, require_replaceable
 from act_pipeline.core.quiet import quiet_upstream
 from act_pipeline.core.records import versions, write_record
+from act_pipeline.families import grounding_dino
 from act_pipeline.families.interface import NMS_KEYS, DetectorFamily, PostProcess
+from act_pipeline.families.prompt import TEXT_INPUTS, Prompt
 from act_pipeline.families.registry import POST_PROCESS_IN_GRAPH, family_named, find_family
+from act_pipeline.graph.model_files import inspect_model
 from act_pipeline.graph.static_graph import static_mode
 from act_pipeline.importers.onnx.convert import Converted, convert, require_known_domains
 from act_pipeline.importers.onnx.read import read_onnx, require_importers
@@ -79,6 +83,7 @@ def import_onnx(
     images: str | os.PathLike[str] | None = None,
     fixed_batch: bool = False,
     family: str | None = None,
+    prompt: Prompt | None = None,
 ) -> ImportedModel:
     """Convert an ONNX file to a Paddle model folder, and compare it with ONNX Runtime.
 
@@ -90,6 +95,8 @@ def import_onnx(
         images: a folder with pictures, or one, to compare with; random numbers without.
         family: the detector family, a name of :mod:`act_pipeline.families`; None: as the outputs say.
         fixed_batch: keep the batch of the file; else it is left open where the graph computes each image by itself.
+        prompt: for a model that takes text: what it looks for (:func:`act_pipeline.families.prompt.make_prompt`). It
+            can be changed later, see :func:`write_prompt`.
 
     Returns:
         The model: ``model.pdmodel``, ``model.pdiparams``, ``infer_cfg.yml`` and the record ``import.json``. The image
@@ -107,6 +114,8 @@ def import_onnx(
     require_replaceable(directory, RECORD_FILENAME, "--output")
     source = read_onnx(file, input_shape)
     require_known_domains(source)
+    if prompt is not None:
+        _check_prompt(prompt, source)
     reference = Reference(source, pictures)
     with new_artifact(directory) as staging, static_mode():
         model, converted, difference, reason = _converted(source, reference, staging / "made", fixed_batch)
@@ -114,8 +123,8 @@ def import_onnx(
             shutil.move(str(written), staging / written.name)
         shutil.rmtree(model.directory)
         inputs, outputs = _described(source, converted)
-        found = _family(file, outputs, family)
-        write_infer_cfg(staging, source, found)
+        found = _family(file, outputs, grounding_dino.FAMILY.name if prompt is not None else family)
+        write_infer_cfg(staging, source, found, prompt)
         write_record(staging / RECORD_FILENAME, IMPORT_SCHEMA, _record(source, inputs, outputs, difference, reason))
         converted.graph.close()
     return ImportedModel(
@@ -128,8 +137,27 @@ def import_onnx(
     )
 
 
-def write_infer_cfg(directory: Path, source: OnnxSource, family: DetectorFamily | None) -> None:
-    """Write ``infer_cfg.yml`` as far as an ONNX file tells it: family, thresholds, class names, no preprocessing."""
+def write_prompt(model: InferenceModel, prompt: Prompt) -> None:
+    """Write another prompt into the ``infer_cfg.yml`` of a float or INT8 model that takes text.
+
+    Args:
+        model: the model folder.
+        prompt: what it looks for.
+
+    Raises:
+        UserError: the model takes no text, or fewer tokens.
+    """
+    summary = inspect_model(model)
+    if not prompt.inputs(summary.inputs, summary.input_dtypes, model.directory):
+        raise _takes_no_text(model.directory, summary.inputs)
+    content = {**model.infer_cfg(), **_prompt_keys(prompt)}
+    write_text_atomically(model.infer_cfg_path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def write_infer_cfg(
+    directory: Path, source: OnnxSource, family: DetectorFamily | None, prompt: Prompt | None = None
+) -> None:
+    """Write ``infer_cfg.yml``: family, thresholds, class names and prompt, but no preprocessing."""
     content: dict[str, Any] = {"mode": "paddle", "draw_threshold": 0.5, "metric": "COCO", "use_dynamic_shape": False}
     if family is not None:
         content["arch"] = family.name
@@ -137,6 +165,8 @@ def write_infer_cfg(directory: Path, source: OnnxSource, family: DetectorFamily 
             content["NMS"] = {key: getattr(PostProcess(), key) for key in NMS_KEYS}
     if source.class_names:
         content["label_list"] = list(source.class_names)
+    if prompt is not None:
+        content.update(_prompt_keys(prompt))
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     (directory / INFER_CFG_FILENAME).write_text(text, encoding="utf-8")
 
@@ -149,6 +179,24 @@ def _family(file: Path, outputs: Sequence[Mapping[str, Any]], asked: str | None)
         return find_family(shapes, file)
     except UserError:  # part of a detector, such as the encoder of a SAM
         return None
+
+
+def _prompt_keys(prompt: Prompt) -> dict[str, Any]:
+    return {"arch": grounding_dino.FAMILY.name, "label_list": list(prompt.classes), "prompt": prompt.section()}
+
+
+def _check_prompt(prompt: Prompt, source: OnnxSource) -> None:
+    """Check, before the conversion, that a prompt fits an ONNX file."""
+    shapes = {each.name: each.shape for each in source.inputs}
+    if not prompt.inputs(shapes, {each.name: each.dtype for each in source.inputs}, source.path):
+        raise _takes_no_text(source.path, shapes)
+
+
+def _takes_no_text(where: Path, inputs: Iterable[str]) -> UserError:
+    return UserError(
+        f"{where} takes no text (its inputs are {', '.join(inputs)}), expected an input {TEXT_INPUTS[0]}; leave the "
+        "prompt out"
+    )
 
 
 def _converted(

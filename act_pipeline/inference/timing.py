@@ -9,6 +9,7 @@ import numpy as np
 
 from act_pipeline.core.defaults import DEFAULT_READER
 from act_pipeline.core.errors import UserError
+from act_pipeline.data.transforms import repeated
 from act_pipeline.engines import Artifact, Engine
 from act_pipeline.evaluation import engine_record
 from act_pipeline.evaluation.batches import measure_latency
@@ -75,4 +76,5 @@ def _random_images(reader: Any, summary: Any, count: int) -> dict[str, np.ndarra
         "image": random.random((count, 3, height, width), np.float32),
         "im_shape": np.tile(np.array([height, width], np.float32), (count, 1)),
         "scale_factor": np.ones((count, 2), np.float32),
+        **repeated(reader.settings.constants, count),
     }

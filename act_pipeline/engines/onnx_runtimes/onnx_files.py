@@ -29,6 +29,7 @@ class OnnxSummary:
         symmetric: whether each rounded activation has a single zero point: 0 for ``int8``, 128 for ``uint8``.
         float16: whether the file holds FP16 constants.
         decoder: turns its outputs into detections, where the file states how; None: it does not.
+        input_dtypes: input name -> dtype, such as ``float32`` and ``int64``.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
@@ -39,6 +40,7 @@ class OnnxSummary:
     float16: bool = False
     output_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     decoder: Decoder | None = None
+    input_dtypes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def quantized(self) -> bool:
@@ -93,6 +95,7 @@ def inspect_onnx(model: OnnxModel) -> OnnxSummary:
         float16=any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in constants.values()),
         output_shapes={value.name: _shape(value) for value in graph.output},
         decoder=_stated_decoder(proto, model),
+        input_dtypes={value.name: _dtype(onnx, value) for value in graph.input if value.name not in constants},
     )
     if summary.decoder is None:
         decoder_of(model, summary.output_shapes)
@@ -175,6 +178,14 @@ def _shape(value: Any) -> tuple[int, ...]:
         size.dim_value if size.WhichOneof("value") == "dim_value" and size.dim_value > 0 else -1
         for size in value.type.tensor_type.shape.dim
     )
+
+
+def _dtype(onnx: Any, value: Any) -> str:
+    kind = value.type.tensor_type.elem_type
+    try:
+        return str(onnx.helper.tensor_dtype_to_np_dtype(kind))
+    except KeyError:  # a damaged file, which the runtime will refuse
+        return "float32"
 
 
 def _rounding(onnx: Any, graph: Any, constants: Mapping[str, Any]) -> tuple[str | None, bool]:

@@ -82,7 +82,7 @@ class OnnxRuntimeEngine:
         if self.provider == "tensorrt":
             require_qdq_format(self.artifact, summary, "tensorrt", "which TensorRT refuses")
         self._where = location(model)
-        self._check = InputCheck(self._where, summary.inputs, batch_size)
+        self._check = InputCheck(self._where, summary.inputs, batch_size, summary.input_dtypes)
         self._decode = decoder_of_file(model, summary, decoder)
         self._outputs = list(summary.outputs)
         options = self._runtime.SessionOptions()

@@ -86,7 +86,7 @@ class OpenVINOEngine:
         self.artifact: Artifact = artifact
         require_qdq_format(artifact, summary, "cpu", "on which OpenVINO loses 0.05 mAP")
         self._where = location(model)
-        self._check = InputCheck(self._where, summary.inputs, batch_size)
+        self._check = InputCheck(self._where, summary.inputs, batch_size, summary.input_dtypes)
         self._decode = decoder_of_file(model, summary, decoder)
         self._outputs = summary.outputs
         self._openvino, self._core = openvino, core

@@ -52,7 +52,7 @@ class OpenVINOTensors:
                 "INFERENCE_PRECISION_HINT": "f32",
             }
             compiled = core.compile_model(network, "CPU", settings)
-        self._names = [port.get_any_name() for port in network.inputs]
+        self._dtypes = {port.get_any_name(): port.get_element_type().to_dtype() for port in network.inputs}
         # The export to ONNX preserves the order of the Paddle model's outputs.
         self._count = len(network.outputs)
         self._free = deque(compiled.create_infer_request() for _ in range(count))
@@ -77,7 +77,9 @@ class OpenVINOTensors:
                 request = self._free.popleft()
                 running.append(request)
                 with refusals(f"OpenVINO cannot run {self._where}"):
-                    request.start_async({name: np.ascontiguousarray(batch[name], np.float32) for name in self._names})
+                    request.start_async(
+                        {name: np.ascontiguousarray(batch[name], dtype) for name, dtype in self._dtypes.items()}
+                    )
             while running:
                 yield from self._finish(running)
         finally:

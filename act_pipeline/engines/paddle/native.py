@@ -164,7 +164,8 @@ class Predictor:
             configure(config, inference)
             self._predictor = inference.create_predictor(config)
         self._take_handles()
-        self._check = InputCheck(self._where, {name: self.summary.inputs[name] for name in self._inputs}, batch_size)
+        shapes = {name: self.summary.inputs[name] for name in self._inputs}
+        self._check = InputCheck(self._where, shapes, batch_size, self.summary.input_dtypes)
 
     def _take_handles(self) -> None:
         self._inputs = {name: self._predictor.get_input_handle(name) for name in self._predictor.get_input_names()}

@@ -15,6 +15,7 @@ from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines.interface import runtime_error_line, without_pass_log
 from act_pipeline.engines.paddle.native import GPU_MEMORY_POOL_MB
+from act_pipeline.graph.model_files import inspect_model
 
 # Saving appends an identity `scale` op to every output. These passes of Paddle 2.6.2 fuse it into the matmul before it,
 # and fail ("The node to be removed does not exist") where the matmul's output has another reader.
@@ -60,6 +61,8 @@ class PaddleTensors:
         except (RuntimeError, ValueError, NotImplementedError) as error:
             raise UserError(f"Paddle Inference cannot load {model.directory}: {runtime_error_line(error)}") from error
         self._inputs = {name: self._predictor.get_input_handle(name) for name in self._predictor.get_input_names()}
+        dtypes = inspect_model(model).input_dtypes
+        self._dtypes = {name: dtypes.get(name, "float32") for name in self._inputs}
         self._outputs = [self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()]
 
     def run(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Iterator[np.ndarray]]:
@@ -77,7 +80,7 @@ class PaddleTensors:
         """
         for inputs in batches:
             for name, handle in self._inputs.items():
-                handle.copy_from_cpu(np.ascontiguousarray(inputs[name], np.float32))
+                handle.copy_from_cpu(np.ascontiguousarray(inputs[name], self._dtypes[name]))
             try:
                 self._predictor.run()
             except (MemoryError, RuntimeError, ValueError, NotImplementedError) as error:

@@ -121,7 +121,7 @@ class TensorRTEngine:
         options = BuildOptions(float16_rest=float16_rest)
         self.artifact, summary = plan_source(model, precision, self._trt, float16_rest)
         self._where = location(model)
-        self._check = InputCheck(self._where, summary.inputs, batch_size)
+        self._check = InputCheck(self._where, summary.inputs, batch_size, summary.input_dtypes)
         self._settings = {"module": self._trt.name, "gpu": str(gpu), "float16_rest": str(float16_rest)}
         recipe = make_recipe(
             self._trt, gpu, self.artifact, summary, precision=precision, batch_size=batch_size, options=options

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from act_pipeline.core.errors import UserError
+from act_pipeline.graph.folding import grows
 from act_pipeline.graph.static_graph import StaticGraph
 from act_pipeline.importers.onnx.read import as_node
 from act_pipeline.importers.onnx.rules.registry import NO_RULE, REFUSED, RULES
@@ -144,7 +145,7 @@ def _cannot(source: OnnxSource, node: Node, reason: str) -> UserError:
 
 
 def _fold(source: OnnxSource, build: Build, node: Node) -> bool:
-    """Compute a node whose inputs are constants, or a shape; return whether it was one."""
+    """Compute a node whose inputs are constants, or a shape; return whether it was one, of a size that is stored."""
     if node.type in ("Shape", "Size") and node.inputs[0] not in build.constants:
         shape = build.shape(node.inputs[0])
         if node.type == "Size":
@@ -162,10 +163,15 @@ def _fold(source: OnnxSource, build: Build, node: Node) -> bool:
         first = build.constants[node.inputs[0]].size if node.type == "Tile" else 1
         if first * math.prod(int(each) for each in values.reshape(-1)) > _MAX_ELEMENTS:
             raise CannotImport(f"its result {values.reshape(-1).tolist()} has more than {_MAX_ELEMENTS} elements")
-    for name, value in zip(node.outputs, _computed(source, build, node)):
-        if name:
-            build.constants[name] = value
+    computed = dict(zip(node.outputs, _computed(source, build, node)))
+    if node.type in RULES and _grow(computed, [build.constants[name] for name in node.inputs if name]):
+        return False
+    build.constants.update({name: value for name, value in computed.items() if name})
     return True
+
+
+def _grow(values: Mapping[str, np.ndarray], sources: Sequence[np.ndarray]) -> bool:
+    return any(grows(value.size, (source.size for source in sources)) for name, value in values.items() if name)
 
 
 def _computed(source: OnnxSource, build: Build, node: Node) -> Iterator[np.ndarray]:

@@ -14,11 +14,14 @@ import numpy as np
 
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.quiet import quiet_upstream
+from act_pipeline.graph.folding import MOST_GROWN_ELEMENTS
 from act_pipeline.importers.onnx.source import DTYPES, Node, OnnxInput, OnnxSource
 
 MAX_BYTES = (1 << 31) - 1  # a protobuf cannot be larger
 _OLDEST_OPSET = 7
 _MAX_ELEMENTS = 1 << 28
+# Larger constants are folded by the conversion, if they are to be.
+_MOST_FOLDED_BYTES = 4 * MOST_GROWN_ELEMENTS
 _MAX_NAMES_BYTES = 1 << 20
 _HALF, _DOUBLE, _BFLOAT, _FLOAT = 10, 11, 16, 1
 # A matmul with its weights stays one op on tokens (a Gemm needs reshapes around it, which merge the batch), and
@@ -384,7 +387,7 @@ def _simplified(model: Any, outputs: Sequence[str], shapes: Mapping[str, Sequenc
     try:
         # Its logger prints, whatever the level of Python's logging.
         with quiet_upstream(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            simple = onnxslim.slim(copy, skip_fusion_patterns=list(_NOT_FUSED))
+            simple = onnxslim.slim(copy, skip_fusion_patterns=list(_NOT_FUSED), size_threshold=_MOST_FOLDED_BYTES)
         names = [each.name for each in simple.graph.input]
         kept = [each.name for each in simple.graph.output] == list(outputs) and set(names) <= {
             each.name for each in model.graph.input
