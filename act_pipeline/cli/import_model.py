@@ -9,9 +9,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from act_pipeline.cli.flags import Parser
 from act_pipeline.core.errors import UserError
+
+if TYPE_CHECKING:
+    from act_pipeline.families.prompt import Prompt
 
 
 def _shapes(texts: Sequence[str]) -> dict[str, list[int]]:
@@ -56,6 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME",
         help="with --onnx: the detector family (docs/import.md); default: by the outputs",
     )
+    parser.add_argument(
+        "--prompt", metavar="TEXT", help="with --onnx, for GroundingDINO: phrases separated by dots, 'a cat . a dog .'"
+    )
+    parser.add_argument("--vocab", metavar="FILE", help="with --prompt: the vocab.txt of its BERT tokenizer")
+    parser.add_argument("--input_ids", metavar="N,N,...", help="with --prompt: its token ids, instead of --vocab")
+    parser.add_argument(
+        "--class_phrase",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="CLASS=PHRASE",
+        help="with --prompt: the classes of the data set by their phrases; default: every phrase is a class",
+    )
     parser.add_argument("--images", metavar="DIR", help="pictures to compare on; default: random numbers")
     parser.add_argument("--fixed_batch", action="store_true", help="keep the file's batch size instead of opening it")
     parser.add_argument(
@@ -69,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse(arguments, "--onnx and --paddle3", input_shape="--input_shape", images="--images",
                 fixed_batch="--fixed_batch")  # fmt: skip
     if arguments.onnx is None:
-        _refuse(arguments, "--onnx", family="--family")
+        _refuse(arguments, "--onnx", family="--family", prompt="--prompt")
+    if arguments.prompt is None:
+        _refuse(arguments, "--prompt", vocab="--vocab", input_ids="--input_ids", class_phrase="--class_phrase")
     if arguments.paddle3 is None:
         _refuse(arguments, "--paddle3", paddle3_python="--paddle3_python")
     if arguments.pth is None:
@@ -90,7 +109,13 @@ def _through_onnx(arguments: argparse.Namespace) -> str:
     shapes = _shapes(arguments.input_shape)
     if arguments.onnx is not None:
         return import_onnx(
-            arguments.onnx, output, input_shape=shapes, images=images, fixed_batch=fixed_batch, family=arguments.family
+            arguments.onnx,
+            output,
+            input_shape=shapes,
+            images=images,
+            fixed_batch=fixed_batch,
+            family=arguments.family,
+            prompt=_prompt(arguments),
         ).summary()
     return import_paddle3(
         arguments.paddle3,
@@ -100,6 +125,27 @@ def _through_onnx(arguments: argparse.Namespace) -> str:
         images=images,
         fixed_batch=fixed_batch,
     ).summary()
+
+
+def _prompt(arguments: argparse.Namespace) -> Prompt | None:
+    from act_pipeline.families.prompt import make_prompt
+
+    if arguments.prompt is None:
+        return None
+    classes = {}
+    for text in arguments.class_phrase:
+        name, equals, phrase = text.partition("=")
+        if not (name.strip() and equals and phrase.strip()):
+            raise UserError(f"--class_phrase is {text!r}, expected CLASS=PHRASE such as 'RBC=red blood cell'")
+        classes[name.strip()] = phrase.strip()
+    ids = None
+    if arguments.input_ids is not None:
+        numbers = arguments.input_ids.split(",")
+        if not all(number.strip().isdigit() for number in numbers):
+            raise UserError(f"--input_ids is {arguments.input_ids!r}, expected numbers such as 101,1037,1012,102")
+        ids = [int(number) for number in numbers]
+    vocab = None if arguments.vocab is None else Path(arguments.vocab)
+    return make_prompt(arguments.prompt, classes or None, input_ids=ids, vocab=vocab)
 
 
 def _rtdetr(arguments: argparse.Namespace) -> str:
