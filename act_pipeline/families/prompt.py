@@ -143,6 +143,7 @@ def make_prompt(
     # The last phrase ends with a dot too, as in training.
     text = " ".join(text.split())
     text = text if text.endswith(_SEPARATORS) else f"{text} ."
+    separators: tuple[int, ...]
     if input_ids is not None:
         ids, separators = _token_ids(input_ids, "the prompt's input_ids"), _BERT_SEPARATORS
         ends = _BERT_ENDS
