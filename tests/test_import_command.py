@@ -22,9 +22,7 @@ from act_pipeline.core.errors import run_command
         (["--onnx", "x.onnx", "--input_shape", "images:1,3,a"], "--input_shape is 'images:1,3,a'"),
     ],
 )
-def test_contradictory_flags_are_one_line(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_contradictory_flags_are_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(import_model.main, arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and words in error[0]

@@ -45,7 +45,7 @@ from act_pipeline.engines.float_model import require_float
 from act_pipeline.evaluation import Evaluation
 from act_pipeline.execution.memory import freed_memory_kept
 from act_pipeline.families.registry import decoder_for
-from act_pipeline.graph.box_expectation import box_expectations
+from act_pipeline.graph.float_by_default import float_by_default
 from act_pipeline.graph.folding import fold, save_folded
 from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.static_graph import static_mode
@@ -282,7 +282,7 @@ def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[In
             f"{config.path}: {model.directory} has no op of {config.op_section}.quantize_op_types "
             f"({', '.join(config.op_types)}); name the types of ops that the model has"
         )
-    selection = select(ops, config.quantize, config.path, box_expectations(graph, ops))
+    selection = select(ops, config.quantize, config.path, float_by_default(graph, ops))
     mark_float(graph, list(selection.kept))
     prepared = save_folded(graph, directory)
     if model.infer_cfg_path.is_file():  # a training reads the family and the classes from it

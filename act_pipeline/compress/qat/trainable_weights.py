@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from act_pipeline.graph.box_expectation import reads_distribution
+from act_pipeline.graph.float_by_default import reads_distribution
 from act_pipeline.graph.op_index import GraphIndex
 
 
@@ -14,7 +14,7 @@ def trainable_weights(program: Any) -> set[str]:
     """Return the names of the weights and biases of convolutions, matmuls and norms.
 
     The other parameters are constants of the graph (anchors, position embeddings, the distances that a convolution
-    after a softmax takes the mean of, see `graph.box_expectation`). PaddleSlim would train these too, since it treats
+    after a softmax takes the mean of, see `graph.float_by_default`). PaddleSlim would train these too, since it treats
     every float variable of an inference program as a weight.
 
     Args:

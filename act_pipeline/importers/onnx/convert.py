@@ -163,10 +163,10 @@ def _fold(source: OnnxSource, build: Build, node: Node) -> bool:
         first = build.constants[node.inputs[0]].size if node.type == "Tile" else 1
         if first * math.prod(int(each) for each in values.reshape(-1)) > _MAX_ELEMENTS:
             raise CannotImport(f"its result {values.reshape(-1).tolist()} has more than {_MAX_ELEMENTS} elements")
-    computed = dict(zip(node.outputs, _computed(source, build, node)))
-    if node.type in RULES and _grow(computed, [build.constants[name] for name in node.inputs if name]):
+    made = dict(zip(node.outputs, _computed(source, build, node)))
+    if node.type in RULES and _grow(made, [build.constants[name] for name in node.inputs if name]):
         return False
-    build.constants.update({name: value for name, value in computed.items() if name})
+    build.constants.update({name: value for name, value in made.items() if name})
     return True
 
 

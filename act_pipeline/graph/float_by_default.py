@@ -1,0 +1,56 @@
+"""Ops that stay float unless the user names them, since INT8 distorts them or a runtime refuses it.
+
+- The mean of a distribution. YOLOv6, v8 and v11, PP-YOLOE and D-FINE predict a distribution over n distances for each
+  side of a box, and multiply it by the row of the distances (Generalized Focal Loss, Li et al. 2020, "DFL"). In INT8
+  the distances themselves are rounded, by up to 0.06 of a cell with n = 16, which moves every box.
+- A product with a constant of three or more dimensions, such as GroundingDINO's attention to its text. PaddleSlim
+  quantizes it along axis 1, which is no axis of output channels; ONNX Runtime refuses such scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from act_pipeline.graph.op_index import GraphIndex
+from act_pipeline.graph.op_types import RESHAPING
+from act_pipeline.graph.quantizable_ops import QuantizableOp
+from act_pipeline.graph.static_graph import StaticGraph
+
+DISTRIBUTION = "mean of a distribution over box distances (DFL)"
+BATCHED_CONSTANT = "product with a constant of more than two dimensions"
+
+
+def float_by_default(graph: StaticGraph, ops: Sequence[QuantizableOp]) -> dict[str, str]:
+    """Return the ops that stay float by default.
+
+    Args:
+        graph: a float graph.
+        ops: its quantizable ops.
+
+    Returns:
+        Name of the op -> the reason.
+    """
+    block = graph.program.global_block()
+    index = GraphIndex(block.ops)
+    found = {}
+    for op in ops:
+        if op.weight is None:
+            continue
+        shape = tuple(block.var(op.weight).shape)
+        if op.type == "matmul_v2" and len(shape) > 2:
+            found[op.name] = BATCHED_CONSTANT
+        elif shape[op.weight_axis] == 1 and reads_distribution(index, op.activations[0]):
+            found[op.name] = DISTRIBUTION
+    return found
+
+
+def reads_distribution(index: GraphIndex, name: str) -> bool:
+    """Return whether a tensor is the output of a softmax, possibly reshaped.
+
+    Args:
+        index: the ops of the graph.
+        name: the tensor.
+    """
+    while name in index.producer and index.producer[name].type in RESHAPING:
+        name = index.producer[name].input("X")[0]
+    return name in index.producer and index.producer[name].type == "softmax"

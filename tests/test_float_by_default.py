@@ -1,0 +1,49 @@
+"""Ops that stay float by default: found by the structure of a graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import act_pipeline  # noqa: F401 - before paddle
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.graph.float_by_default import BATCHED_CONSTANT, DISTRIBUTION, float_by_default
+from act_pipeline.graph.quantizable_ops import quantizable_ops
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> InferenceModel:
+    """A convolution, DFL as YOLOv8 has it, and a product with a constant of four dimensions."""
+    import paddle
+    import paddle.nn.functional as F
+
+    def constant(name: str, shape: list[int]) -> object:
+        values = np.random.default_rng(0).random(shape, np.float32)
+        start = paddle.nn.initializer.Assign(values)
+        return paddle.static.create_parameter(shape, "float32", attr=paddle.ParamAttr(name=name, initializer=start))
+
+    with static_mode(), paddle.utils.unique_name.guard():
+        program, startup = paddle.static.Program(), paddle.static.Program()
+        with paddle.static.program_guard(program, startup):
+            image = paddle.static.data("image", [-1, 3, 8, 8], "float32")
+            features = F.conv2d(image, constant("w", [64, 3, 1, 1]))
+            sides = paddle.transpose(paddle.reshape(features, [-1, 4, 16, 64]), [0, 2, 1, 3])
+            boxes = F.conv2d(F.softmax(sides, axis=1), constant("distances", [1, 16, 1, 1]))
+            tokens = paddle.matmul(paddle.reshape(features, [-1, 4, 64, 16]), constant("text", [1, 4, 16, 5]))
+            executor = paddle.static.Executor(paddle.CPUPlace())
+            executor.run(startup)
+            paddle.static.save_inference_model(str(tmp_path / "model"), [image], [boxes, tokens], executor)
+    return InferenceModel.load(tmp_path)
+
+
+def test_the_mean_of_a_distribution_and_products_with_batched_constants(model: InferenceModel) -> None:
+    with static_mode():
+        graph = StaticGraph.load(model)
+        ops = quantizable_ops(graph, ("conv2d", "matmul_v2"))
+        found = float_by_default(graph, ops)
+        graph.close()
+    by_weight = {op.weight: op.name for op in ops}
+    assert len(ops) == 3 and found == {by_weight["distances"]: DISTRIBUTION, by_weight["text"]: BATCHED_CONSTANT}
