@@ -316,10 +316,10 @@ def test_a_few_images_refuse_nothing(model, config) -> None:
 
     reader = Reader.load(config)
     compressed = compression(model, config)
-    check_worth(compressed, SimpleNamespace(map=0.0, images=4), reader)
-    check_worth(compressed, SimpleNamespace(map=0.02, images=24), reader)
+    check_worth(compressed, SimpleNamespace(map=0.0, images=4, has_map=True), reader)
+    check_worth(compressed, SimpleNamespace(map=0.02, images=24, has_map=True), reader)
     with pytest.raises(UserError):
-        check_worth(compressed, SimpleNamespace(map=0.0, images=24), reader)
+        check_worth(compressed, SimpleNamespace(map=0.0, images=24, has_map=True), reader)
 
 
 # --- a real RT-DETR --------------------------------------------------------------------------------------------------

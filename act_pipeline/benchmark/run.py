@@ -137,9 +137,9 @@ def _reader(request: BenchmarkRequest, models: Models, reader: Any) -> Any:
 def _with_constants(model: Any, reader: Any) -> Any:
     """Return the reader with the model's constant inputs, without any check; substitutes for tests are unchanged."""
     from act_pipeline.data import Reader
-    from act_pipeline.data.model_fit import constant_inputs
+    from act_pipeline.data.model_fit import prompt_inputs
 
-    return reader.with_constants(constant_inputs(model)) if isinstance(reader, Reader) else reader
+    return reader.with_constants(prompt_inputs(model)) if isinstance(reader, Reader) else reader
 
 
 def _fitted(model: Any, reader: Any) -> Any:
@@ -169,7 +169,7 @@ def _first_images(reader: Any, count: int) -> dict[str, np.ndarray]:
 
 
 def _random_images(models: Models, reader: Any, count: int) -> dict[str, np.ndarray]:
-    from act_pipeline.data.model_fit import constant_inputs
+    from act_pipeline.data.model_fit import prompt_inputs
     from act_pipeline.data.transforms import repeated
 
     model = models.float_ or models.int8
@@ -183,7 +183,7 @@ def _random_images(models: Models, reader: Any, count: int) -> dict[str, np.ndar
         "image": random.random((count, 3, height, width), np.float32),
         "im_shape": np.tile(np.array([height, width], np.float32), (count, 1)),
         "scale_factor": np.ones((count, 2), np.float32),
-        **repeated(constant_inputs(model), count),
+        **repeated(prompt_inputs(model), count),
     }
 
 

@@ -86,18 +86,24 @@ def constant_inputs(model: Artifact) -> dict[str, np.ndarray]:
     Raises:
         UserError: the model takes text and has no prompt, or its prompt is not valid.
     """
-    folder = described_by(model)
-    summary = inspect_artifact(model)
-    prompt = None if folder is None else Prompt.of(folder.infer_cfg(), str(folder.infer_cfg_path))
-    if prompt is not None:
-        return prompt.inputs(summary.inputs, summary.input_dtypes, _location(model))
-    text = next((name for name in TEXT_INPUTS if name in summary.inputs), None)
+    found = prompt_inputs(model)
+    text = None if found else next((name for name in TEXT_INPUTS if name in inspect_artifact(model).inputs), None)
     if text is not None:
         raise UserError(
             f"{_location(model)} takes text ({text}), but no infer_cfg.yml beside it has a section prompt; import the "
             "model with a prompt"
         )
-    return {}
+    return found
+
+
+def prompt_inputs(model: Artifact) -> dict[str, np.ndarray]:
+    """Return the inputs that the prompt of a model gives, as :func:`constant_inputs`; empty without a prompt."""
+    folder = described_by(model)
+    prompt = None if folder is None else Prompt.of(folder.infer_cfg(), str(folder.infer_cfg_path))
+    if prompt is None:
+        return {}
+    summary = inspect_artifact(model)
+    return prompt.inputs(summary.inputs, summary.input_dtypes, _location(model))
 
 
 def reader_of_model(model: Artifact, reader: Reader) -> Reader:
