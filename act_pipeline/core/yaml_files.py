@@ -199,7 +199,7 @@ def describe_search(path: str | os.PathLike[str], named_in: str | os.PathLike[st
         named_in: the config file that contains it.
 
     Returns:
-        ``, looked for in /work, /work/configs and /``; empty for an absolute path and for one that exists.
+        ``, looked for in /data, /data/configs and /``; empty for an absolute path and for one that exists.
     """
     if Path(path).is_absolute() or os.path.exists(path):
         return ""
