@@ -18,7 +18,7 @@ from act_pipeline.evaluation import (
     EVAL_SCHEMA,
     STAT_NAMES,
     evaluate,
-    evaluate_beside,
+    evaluate_in_parallel,
 )
 from act_pipeline.evaluation.batches import latency_percentiles, measure_latency
 from act_pipeline.inference.visualize import detection_label, draw_detections, read_image
@@ -183,7 +183,7 @@ class Met(ScriptedEngine):
 def test_engines_run_beside_each_other_and_find_what_one_finds(reader):
     meeting = threading.Barrier(2)
     engines = [Met(lambda h, w: [right(h, w, score=h / 1000)], meeting) for _ in range(2)]
-    alone, beside = run(engines[0]._rows, reader), evaluate_beside(engines, reader, progress=False)
+    alone, beside = run(engines[0]._rows, reader), evaluate_in_parallel(engines, reader, progress=False)
     assert [sum(engine.sizes) for engine in engines] == [2, 2]
     np.testing.assert_array_equal(beside.detections, alone.detections)
     assert (beside.map, beside.stats, beside.per_class) == (alone.map, alone.stats, alone.per_class)
@@ -191,7 +191,7 @@ def test_engines_run_beside_each_other_and_find_what_one_finds(reader):
 
 
 def test_one_engine_beside_none_has_latencies(reader):
-    found = evaluate_beside([ScriptedEngine(lambda h, w: [right(h, w)])], reader, progress=False)
+    found = evaluate_in_parallel([ScriptedEngine(lambda h, w: [right(h, w)])], reader, progress=False)
     assert found.latency_ms["p50"] >= 0 and found.images == 4
 
 
@@ -208,7 +208,7 @@ def test_an_engine_that_fails_ends_the_evaluation_when_no_other_runs(reader):
 
     engines = [Failing(lambda h, w: [right(h, w, score=float("nan"))]) for _ in range(3)]
     with pytest.raises(UserError, match="not finite"):
-        evaluate_beside(engines, reader, progress=False)
+        evaluate_in_parallel(engines, reader, progress=False)
     assert not running and not any(thread.name.startswith("engine") for thread in threading.enumerate())
 
 

@@ -11,7 +11,7 @@ import act_pipeline  # noqa: F401  (makes paddle importable)
 from act_pipeline.onnx_export.float_ops.registry import add_op
 from act_pipeline.onnx_export.graph_builder import GraphBuilder
 from act_pipeline.onnx_export.program import Op, QuantizedTensor, Source
-from act_pipeline.onnx_export.rewrites.channels_last import say_layouts
+from act_pipeline.onnx_export.rewrites.channels_last import rewrite_layout_conversions
 from act_pipeline.onnx_export.rewrites.deformable_sampling import sum_by_level
 from act_pipeline.onnx_export.rewrites.float16 import to_float16
 from act_pipeline.onnx_export.rewrites.qdq_placement import round_early
@@ -149,7 +149,7 @@ def test_a_change_of_layout_is_said_in_four_dimensions(case: str) -> None:
         ),
     }[case]  # fmt: skip
     plain, said = source(steps, shapes, "y"), source(list(steps), shapes, "y")
-    say_layouts(said)
+    rewrite_layout_conversions(said)
     x = np.random.default_rng(0).normal(size=size).astype(np.float32)
     turns = [list(node.attribute[0].ints) for node in write(said).graph.node if node.op_type == "Transpose"]
     assert turns in ([[0, 2, 3, 1]], [[0, 3, 1, 2]])
@@ -162,7 +162,7 @@ def test_a_move_with_two_readers_is_left_alone() -> None:
         {"x": (-1, 5, 2, 3), "a": (-1, 5, 6), "y": (-1, 6, 5)},
         "y a",
     )  # fmt: skip
-    say_layouts(program)
+    rewrite_layout_conversions(program)
     assert [step.type for step in program.ops] == ["flatten_contiguous_range", "transpose2"]
 
 

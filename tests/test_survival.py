@@ -491,7 +491,7 @@ def test_a_checkpoint_is_whole_or_the_last_one(tmp_path: Path) -> None:
     again = Checkpoints(tmp_path / "int8", {"a": 1}, 1)
     with again.open(resume=True):
         assert again.resumed.progress["iteration"] == 1 and again.resumed.variables["x"].tolist() == [1, 1, 1]
-        assert again.way_on().startswith("saved up to iteration 1")
+        assert again.how_to_continue().startswith("saved up to iteration 1")
     assert not again.directory.exists()
 
 

@@ -18,7 +18,7 @@ import tiny_training  # noqa: E402
 
 from act_pipeline.compress.qat.distributed.launch import join  # noqa: E402
 from act_pipeline.compress.qat.distributed.ranks import Ranks  # noqa: E402
-from act_pipeline.compress.qat.distributed.remote_training import train_when_told  # noqa: E402
+from act_pipeline.compress.qat.distributed.remote_training import train_on_command  # noqa: E402
 from act_pipeline.compress.qat.resume.training_checkpoint import TrainingCheckpoint  # noqa: E402
 from act_pipeline.core.errors import run_command  # noqa: E402
 
@@ -48,7 +48,7 @@ def work(ranks: Ranks) -> int:
         config = tiny_training.make_config(
             directory / "config1.yml", **{name: settings[name] for name in names if name in settings}
         )
-        train_when_told(config, lambda: tiny_training.Numbers(settings.get("seconds", 0.0)), "CPU", ranks)
+        train_on_command(config, lambda: tiny_training.Numbers(settings.get("seconds", 0.0)), "CPU", ranks)
 
     def score(model) -> float:
         time.sleep(slow)

@@ -188,7 +188,7 @@ def run(
         ranks.explained(),
         checkpoints.open(resume),
         explained(checkpoints, 2),
-        interruptible(checkpoints.way_on) as interruption,
+        interruptible(checkpoints.how_to_continue) as interruption,
         ranks.leading(),
     ):
         with static_mode():

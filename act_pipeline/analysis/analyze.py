@@ -28,7 +28,7 @@ from act_pipeline.core.process_pool import EXECUTORS
 from act_pipeline.core.records import ANALYSIS_FILENAME, ANALYSIS_SCHEMA, read_record, write_record
 from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
-from act_pipeline.data.model_fit import fit_reader, told
+from act_pipeline.data.model_fit import fit_reader, log_notes
 from act_pipeline.data.transforms import INPUTS
 from act_pipeline.families.registry import decoder_for
 from act_pipeline.graph.model_files import inspect_model
@@ -115,7 +115,7 @@ def analyze(
         config = dataclasses.replace(config, quant_post=post)
     fit = fit_reader(model, Reader.load(config.global_.reader_config, reader_overrides))
     reader = fit.reader
-    told(fit.notes)
+    log_notes(fit.notes)
     reader.check("train", *(["eval"] if map_images else []))
     if map_images:
         reader.require_labels("eval", "--map_images")

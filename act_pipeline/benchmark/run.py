@@ -145,12 +145,12 @@ def _with_constants(model: Any, reader: Any) -> Any:
 def _fitted(model: Any, reader: Any) -> Any:
     """Return the reader adapted to the model; substitutes for tests are returned unchanged."""
     from act_pipeline.data import Reader
-    from act_pipeline.data.model_fit import fit_reader, told
+    from act_pipeline.data.model_fit import fit_reader, log_notes
 
     if not isinstance(reader, Reader):
         return reader
     fit = fit_reader(model, reader)
-    told(fit.notes)
+    log_notes(fit.notes)
     return fit.reader
 
 

@@ -39,7 +39,7 @@ from act_pipeline.core.output_folders import BELOW_SUFFIX, require_replaceable
 from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, read_record
 from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
-from act_pipeline.data.model_fit import told
+from act_pipeline.data.model_fit import log_notes
 from act_pipeline.engines.device import paddle_device
 from act_pipeline.engines.float_model import require_float
 from act_pipeline.evaluation import Evaluation
@@ -145,7 +145,7 @@ class _Inputs:
         model = InferenceModel.load(places.model_dir, places.model_filename, places.params_filename)
         require_float(model)
         reader, notes = open_reader(config, model, reader_overrides)
-        told(notes)
+        log_notes(notes)
         splits = ["train", "eval"] if places.evaluation else ["train"]
         reader.check(*splits)
         check_limits(config, reader)
@@ -172,9 +172,9 @@ class _Run:
     progress: bool
 
     @property
-    def way_on(self) -> str:
+    def how_to_continue(self) -> str:
         """How to go on after an interruption, for a message."""
-        return "; ".join(part for part in (self.ranks.failure, self.checkpoints.way_on()) if part)
+        return "; ".join(part for part in (self.ranks.failure, self.checkpoints.how_to_continue()) if part)
 
 
 def _checkpoints(inputs: _Inputs, save_dir: Path, ranks: Ranks) -> Checkpoints:
@@ -210,7 +210,7 @@ def _running(run: _Run, *, resume: bool) -> Iterator[_Running]:
         stack.enter_context(hold_lock(save_dir))
         stack.enter_context(run.checkpoints.open(resume))
         stack.enter_context(explained(run.checkpoints, run.inputs.reader.settings.reader.batch_size))
-        interruption = stack.enter_context(interruptible(lambda: run.way_on))
+        interruption = stack.enter_context(interruptible(lambda: run.how_to_continue))
         stack.enter_context(run.ranks.leading())
         save_dir.parent.mkdir(parents=True, exist_ok=True)
         if save_dir.exists() and not save_dir.is_dir():

@@ -38,7 +38,7 @@ from act_pipeline.config.sections import CalibrationAlgorithm, WeightedOp
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.progress import each
 from act_pipeline.core.timing import timed
-from act_pipeline.data.model_fit import told
+from act_pipeline.data.model_fit import log_notes
 from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.static_graph import StaticGraph
 
@@ -253,12 +253,12 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
     seconds: dict[str, float] = {}
     start = _training_start(job, start_from, seconds)
     note = unaligned_rows(job.config, job.model)
-    told([note] if note else [])
+    log_notes([note] if note else [])
     with timed(seconds, "train"):
         training = _train(job, start.model)
     seconds["train"] += training.earlier_seconds
     if training.stopped:
-        told([f"the training ended after {training.iterations} iterations: {training.stopped}"])
+        log_notes([f"the training ended after {training.iterations} iterations: {training.stopped}"])
     model = training.model
     if job.selection.weight_only:
         model = revert_to_float(model, job.selection.weight_only, job.folder("weight_only"))

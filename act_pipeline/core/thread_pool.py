@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_ahead(
+def map_prefetched(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int, name: str
 ) -> Iterator[Result]:
     """Yield ``function(item)`` for each item in order, computed in threads; the threads end with the iterator.

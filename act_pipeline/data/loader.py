@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.thread_pool import map_ahead
+from act_pipeline.core.thread_pool import map_prefetched
 from act_pipeline.data.dataset import Dataset
 
 _Batches = Generator[dict[str, np.ndarray], None, None]
@@ -123,4 +123,6 @@ class Loader:
     def _read_ahead(self, order: list[int]) -> Iterator[dict[str, Any] | None]:
         """Yield the samples in order, prefetching at most a batch and one sample per worker."""
         # Threads suffice, since cv2 releases the GIL while it decodes and resizes.
-        yield from map_ahead(self.dataset.__getitem__, order, self.workers, self.batch_size + self.workers, "reader")
+        yield from map_prefetched(
+            self.dataset.__getitem__, order, self.workers, self.batch_size + self.workers, "reader"
+        )

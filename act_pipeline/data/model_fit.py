@@ -134,7 +134,7 @@ def with_classes_of(model: Artifact, reader: Reader) -> Reader:
     return reader if classes is None else reader.with_classes(classes)
 
 
-def told(notes: Sequence[str]) -> None:
+def log_notes(notes: Sequence[str]) -> None:
     """Log notes as warnings."""
     for note in notes:
         _logger.warning("%s", note)

@@ -20,7 +20,7 @@ from act_pipeline.evaluation.detections_file import (
     save_detections,
 )
 from act_pipeline.evaluation.result import EVAL_SCHEMA, Evaluation, engine_record
-from act_pipeline.evaluation.runner import EvaluationReader, evaluate, evaluate_beside, score
+from act_pipeline.evaluation.runner import EvaluationReader, evaluate, evaluate_in_parallel, score
 
 __all__ = [
     "DETECTIONS_FILENAME",
@@ -46,7 +46,7 @@ __all__ = [
     "detection_change",
     "engine_record",
     "evaluate",
-    "evaluate_beside",
+    "evaluate_in_parallel",
     "load_detections",
     "map_difference",
     "save_detections",

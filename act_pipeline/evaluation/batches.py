@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.thread_pool import map_ahead
+from act_pipeline.core.thread_pool import map_prefetched
 from act_pipeline.engines.interface import Engine
 
 PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}
@@ -111,7 +111,7 @@ def run_in_parallel(
         finally:
             free.put(engine)
 
-    yield from map_ahead(run, batches, len(engines), len(engines) + 1, "engine")
+    yield from map_prefetched(run, batches, len(engines), len(engines) + 1, "engine")
 
 
 def measure_latency(

@@ -62,7 +62,7 @@ def evaluate(
     return score(list(run_batches(engine, batches, truth.category_ids, truth.path, warmup)), truth, batch_size)
 
 
-def evaluate_beside(
+def evaluate_in_parallel(
     engines: Sequence[Engine],
     reader: EvaluationReader,
     split: str = "eval",

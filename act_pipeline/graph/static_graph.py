@@ -55,7 +55,7 @@ def free(scope: Any) -> None:
 
 
 @contextlib.contextmanager
-def what_there_is_stays() -> Iterator[None]:
+def existing_objects_frozen() -> Iterator[None]:
     """Exclude existing objects from Python's garbage collection during the block (``gc.freeze``).
 
     The programs of training consist of some hundred thousand objects, and each model that is written or evaluated

@@ -30,7 +30,7 @@ from act_pipeline.onnx_export.nms_cut import (
 from act_pipeline.onnx_export.nms_nodes import PLUGIN_DOMAIN, Output, boxes_and_scores, onnx_nms, tensorrt_nms
 from act_pipeline.onnx_export.program import INT8_OPS, PRODUCTS, Op, Source, read_source
 from act_pipeline.onnx_export.quantized_ops import convolution, matmul, output_channels, scales_by_channel
-from act_pipeline.onnx_export.rewrites.channels_last import say_layouts
+from act_pipeline.onnx_export.rewrites.channels_last import rewrite_layout_conversions
 from act_pipeline.onnx_export.rewrites.deformable_sampling import sum_by_level
 from act_pipeline.onnx_export.rewrites.float16 import QUANTIZED_OPSET, to_float16
 from act_pipeline.onnx_export.rewrites.qdq_placement import round_early
@@ -174,7 +174,7 @@ def lower(
         raise UserError(f"{model.model_path} is an INT8 model; give the float model it was made from for fp32")
     sizes = _input_sizes(source, batch, model.model_path)
     suppression = _suppression(model, source, nms)
-    say_layouts(source)
+    rewrite_layout_conversions(source)
     sum_by_level(source)
     if target == "cpu":
         round_early(source)

@@ -16,7 +16,7 @@ from act_pipeline.core.cpus import available_cpus
 from act_pipeline.data import Reader
 from act_pipeline.engines import Engine, create_engine
 from act_pipeline.engines.registry import find_runtime
-from act_pipeline.evaluation import Evaluation, evaluate_beside
+from act_pipeline.evaluation import Evaluation, evaluate_in_parallel
 from act_pipeline.evaluation.batches import Latencies, NotFinite, measure_in_turns
 from act_pipeline.families.registry import Decoder
 from act_pipeline.graph.deformable_attention import samples_by_rows
@@ -106,7 +106,7 @@ class Judge:
             engines = [engine]
             for _ in range(count - 1):
                 engines.append(stack.enter_context(contextlib.closing(engine.clone())))
-            return evaluate_beside(engines, reader, progress=progress, limit=limit)
+            return evaluate_in_parallel(engines, reader, progress=progress, limit=limit)
 
     def evaluate_float(self, model: InferenceModel, reader: Reader, progress: bool) -> tuple[Evaluation, bool]:
         """Evaluate the float model on the eval split, or read its evaluation from the user's cache.

@@ -26,7 +26,7 @@ from act_pipeline.core.progress import Progress
 from act_pipeline.execution import cpu_cores
 from act_pipeline.execution.finite_checks import LOWER_RATE, Diverged
 from act_pipeline.execution.prefetcher import Prefetcher
-from act_pipeline.graph.static_graph import what_there_is_stays
+from act_pipeline.graph.static_graph import existing_objects_frozen
 
 # ACT stops when the relative difference from the float model's metric (TrainConfig.origin_metric) is at most this.
 _NEAR_ORIGIN = 0.005
@@ -90,7 +90,7 @@ class TrainingLoop:
         )
         with (
             cpu_cores.op_after_op(),
-            what_there_is_stays(),
+            existing_objects_frozen(),
             Progress("train", "iteration", total, done=training.iterations, shown=setup.progress, stays=True) as bar,
         ):
             try:

@@ -97,9 +97,9 @@ class OpenVINOEngine:
         with refusals(f"OpenVINO cannot load {self._where}"):
             self._model = core.read_model(str(artifact.path))
         if summary.rounded_to is not None and summary.symmetric:
-            from act_pipeline.engines.onnx_runtimes.openvino_quantization import say_fake_quantize
+            from act_pipeline.engines.onnx_runtimes.openvino_quantization import replace_qdq_with_fake_quantize
 
-            say_fake_quantize(self._model)
+            replace_qdq_with_fake_quantize(self._model)
         self._request(batch_size if self._batched else 1)
 
     @property

@@ -16,7 +16,7 @@ import numpy as np
 _LEVELS = 256
 
 
-def say_fake_quantize(model: Any) -> int:
+def replace_qdq_with_fake_quantize(model: Any) -> int:
     """Replace the activations' Q/DQ pairs in an ``openvino.Model`` that was read from ONNX.
 
     A pair with scale ``s`` still computes ``clip(round(x / s), -128, 127) * s``.

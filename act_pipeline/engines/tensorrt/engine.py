@@ -107,7 +107,7 @@ class TensorRTEngine:
                 TensorRT cannot build or load it.
         """
         from act_pipeline.engines.tensorrt.build import BuildOptions, make_recipe, plan_source
-        from act_pipeline.engines.tensorrt.plan import load_or_build, say_on_stderr
+        from act_pipeline.engines.tensorrt.plan import load_or_build, print_to_stderr
 
         if device != "GPU":
             raise UserError(f"tensorrt runs on the GPU only, found --device={device}; run with --device=GPU")
@@ -129,7 +129,7 @@ class TensorRTEngine:
         log = make_log(self._trt.module)
         self._runtime = self._trt.module.Runtime(log)
         engine, self.plan_path = load_or_build(
-            self._trt, model, self.artifact, recipe, self._runtime.deserialize_cuda_engine, say or say_on_stderr
+            self._trt, model, self.artifact, recipe, self._runtime.deserialize_cuda_engine, say or print_to_stderr
         )
         self._log, self._engine = log, engine
         self._decode = decoder_of_file(model, summary, decoder)

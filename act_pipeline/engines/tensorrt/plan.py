@@ -26,7 +26,7 @@ CACHE_DIRECTORY = "trt_cache"
 Say = Callable[[str], None]
 
 
-def say_on_stderr(line: str) -> None:
+def print_to_stderr(line: str) -> None:
     """Print a progress line to stderr, which keeps it out of a command's output."""
     print(line, file=sys.stderr, flush=True)
 
@@ -80,7 +80,7 @@ def build_plan(
     precision: str = "int8",
     batch_size: int = 1,
     *,
-    say: Say = say_on_stderr,
+    say: Say = print_to_stderr,
     options: BuildOptions | None = None,
     trt: TensorRT | None = None,
     gpu: Gpu | None = None,

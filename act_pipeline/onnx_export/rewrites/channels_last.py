@@ -15,7 +15,7 @@ _TURN, _SHAPE = "transpose2", "reshape2"
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
-def say_layouts(source: Source) -> None:
+def rewrite_layout_conversions(source: Source) -> None:
     """Rewrite conversions between feature maps ``[N, C, H, W]`` and sequences ``[N, H * W, C]``.
 
     Args:

@@ -90,7 +90,7 @@ def _read(folder: Path, example: tuple[bytes, bytes]) -> None:
     (directory / "checkpoint.json").write_bytes(record)
     checkpoints = Checkpoints(folder / "int8", _IDENTITY, 3)
     with contextlib.redirect_stderr(io.StringIO()), checkpoints.open(resume=True):
-        checkpoints.way_on()
+        checkpoints.how_to_continue()
         checkpoints.best()
         # What the constructor sets of Paddle's programs is left out: a checkpoint is taken up before it is looked at.
         keeper = TrainingCheckpoint.__new__(TrainingCheckpoint)

@@ -62,10 +62,10 @@ def follow(config: Config, device: str, ranks: Ranks, reader_overrides: Sequence
     reader.check("train")
     device = paddle_device(device)
     ranks.say("identity", identity=shared_identity(config, reader, device))
-    train_when_told(config, lambda: training_reader(config, reader).loader("train"), device, ranks)
+    train_on_command(config, lambda: training_reader(config, reader).loader("train"), device, ranks)
 
 
-def train_when_told(config: Config, load: Callable[[], Loader], device: str, ranks: Follower) -> NoReturn:
+def train_on_command(config: Config, load: Callable[[], Loader], device: str, ranks: Follower) -> NoReturn:
     """Train each model that rank 0 sends, on this rank's share of the batches.
 
     Args:

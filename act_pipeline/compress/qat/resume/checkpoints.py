@@ -173,7 +173,7 @@ class Checkpoints:
             write_record(staging / _RECORD, CHECKPOINT_SCHEMA, record)
         self._iteration, self._best = snapshot.progress["iteration"], snapshot.progress["best"]
 
-    def way_on(self) -> str:
+    def how_to_continue(self) -> str:
         """Return how to resume the run, for a message."""
         if self._iteration is None:
             return "no iteration is saved yet: start it again"

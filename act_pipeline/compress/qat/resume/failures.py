@@ -28,7 +28,7 @@ def explained(checkpoints: Checkpoints, batch_size: int) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        raise Interrupted(error.signum, _join(checkpoints.way_on(), checkpoints.best())) from None
+        raise Interrupted(error.signum, _join(checkpoints.how_to_continue(), checkpoints.best())) from None
     except Diverged as error:
         # No hint to resume: the run would diverge again in the same way.
         raise UserError(_join(str(error), checkpoints.best())) from error
@@ -56,7 +56,7 @@ def explained(checkpoints: Checkpoints, batch_size: int) -> Iterator[None]:
 
 
 def _kept(checkpoints: Checkpoints) -> str:
-    return _join(checkpoints.way_on(), checkpoints.best()) if checkpoints.written else ""
+    return _join(checkpoints.how_to_continue(), checkpoints.best()) if checkpoints.written else ""
 
 
 def _join(*parts: str) -> str:
