@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from import_fixtures import catch_models
 from transformers_fixtures import (
     HGNET_S,
     LABELS,
@@ -24,7 +24,6 @@ from transformers_fixtures import (
 
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import read_record
-from act_pipeline.export import ExportPlan
 from act_pipeline.importers.hugging_face import import_hugging_face
 from act_pipeline.importers.hugging_face.model_config import class_names, model_content
 from act_pipeline.importers.hugging_face.preprocessor import input_section
@@ -58,16 +57,7 @@ def built(config: dict[str, Any]) -> Any:
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Models that imports have filled, which are not exported."""
-    models: list[Any] = []
-
-    def build_and_load(plan: ExportPlan, load: Callable[[Any], None], *_: Any) -> None:
-        from act_pipeline.rtdetr.build import build_model
-
-        models.append(build_model(plan.content, source=plan.source))
-        load(models[-1])
-
-    monkeypatch.setattr(ExportPlan, "export", build_and_load)
-    return models
+    return catch_models(monkeypatch)
 
 
 # Names that transformers 5.24 wrote, or that the published checkpoints have.

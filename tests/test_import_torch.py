@@ -6,17 +6,16 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from import_fixtures import catch_models
 from transformers_fixtures import HGNET_S, SMALL, random_weights, to_lyuwenyu, write_pickle, write_pth
 
 from act_pipeline.core.errors import UserError
-from act_pipeline.export import ExportPlan
 from act_pipeline.importers.hugging_face.model_config import model_content
 from act_pipeline.importers.torch_file import TorchFile
 from act_pipeline.importers.torch_weights import import_torch_checkpoint
@@ -43,16 +42,7 @@ def weights(config: Path) -> dict[str, np.ndarray]:
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Models that imports have filled, which are not exported."""
-    models: list[Any] = []
-
-    def build_and_load(plan: ExportPlan, load: Callable[[Any], None], *_: Any) -> None:
-        from act_pipeline.rtdetr.build import build_model
-
-        models.append(build_model(plan.content, source=plan.source))
-        load(models[-1])
-
-    monkeypatch.setattr(ExportPlan, "export", build_and_load)
-    return models
+    return catch_models(monkeypatch)
 
 
 def assert_weights(model: Any, weights: dict[str, np.ndarray]) -> None:

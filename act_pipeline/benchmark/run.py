@@ -169,22 +169,14 @@ def _first_images(reader: Any, count: int) -> dict[str, np.ndarray]:
 
 
 def _random_images(models: Models, reader: Any, count: int) -> dict[str, np.ndarray]:
-    from act_pipeline.data.model_fit import prompt_inputs
-    from act_pipeline.data.transforms import repeated
+    from act_pipeline.data.random_input import random_batch
 
     model = models.float_ or models.int8
     assert model is not None
     size = models.input_size or (tuple(reader.input_size) if reader is not None else None)
     if size is None:
         raise UserError("the model takes images of any size, so --random needs a --reader_config that says which")
-    height, width = size
-    random = np.random.default_rng(0)
-    return {
-        "image": random.random((count, 3, height, width), np.float32),
-        "im_shape": np.tile(np.array([height, width], np.float32), (count, 1)),
-        "scale_factor": np.ones((count, 2), np.float32),
-        **repeated(prompt_inputs(model), count),
-    }
+    return random_batch(model, size, count)
 
 
 def _peer(request: BenchmarkRequest, models: Models, reader: Any, threads: int, scratch: Path, say: Say) -> Candidate:

@@ -47,13 +47,17 @@ class RawDetr:
         logits, boxes = self._read(outputs)
         height, width = geometry.input_size
         pixels = corners(boxes) * np.array([width, height, width, height], np.float32)
-        scores = sigmoids(logits)
+        scores = self._class_scores(logits, post)
         return joined(
             [
                 best_pairs(scores[image], geometry.to_original(pixels[image], image, post.clip), post)
                 for image in range(len(logits))
             ]
         )
+
+    def _class_scores(self, logits: np.ndarray, post: PostProcess) -> np.ndarray:
+        """Return the scores [N, Q, C] of logits [N, Q, .]."""
+        return sigmoids(logits)
 
     @staticmethod
     def _read(outputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from act_pipeline.core.errors import UserError
 from act_pipeline.families.detr_raw import RawDetr, sigmoids
-from act_pipeline.families.interface import Detections, Geometry, PostProcess, joined
-from act_pipeline.families.nms import best_pairs, corners
+from act_pipeline.families.interface import PostProcess
 
 
 class GroundingDino(RawDetr):
@@ -22,17 +19,8 @@ class GroundingDino(RawDetr):
     archs: tuple[str, ...] = ("grounding-dino", "groundingdino", "mm-grounding-dino")
     outputs = "logits [N, Q, T], one a token, and boxes [N, Q, 4] (centre x, centre y, width, height, 0 to 1)"
 
-    def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
-        logits, boxes = self._read(outputs)
-        height, width = geometry.input_size
-        pixels = corners(boxes) * np.array([width, height, width, height], np.float32)
-        scores = sigmoids(logits) @ token_means(post.class_tokens, logits.shape[2])
-        return joined(
-            [
-                best_pairs(scores[image], geometry.to_original(pixels[image], image, post.clip), post)
-                for image in range(len(logits))
-            ]
-        )
+    def _class_scores(self, logits: np.ndarray, post: PostProcess) -> np.ndarray:
+        return sigmoids(logits) @ token_means(post.class_tokens, logits.shape[2])
 
 
 def token_means(class_tokens: tuple[tuple[int, ...], ...], tokens: int) -> np.ndarray:

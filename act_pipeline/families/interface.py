@@ -147,6 +147,11 @@ class Geometry:
         moved = np.clip(moved, 0, limits) if clip else moved
         return moved / np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
 
+    def clipped(self, boxes: np.ndarray, image: int) -> np.ndarray:
+        """Return boxes [K, 4], x1, y1, x2, y2 in pixels of the original image, clipped to it."""
+        width_and_height = self.im_shape[image, ::-1] / self.scale_factor[image, ::-1]
+        return np.clip(boxes, 0, np.tile(width_and_height, 2))
+
 
 class Part(NamedTuple):
     """A slice of an output [N, ., .] along its axis of classes or coordinates.

@@ -44,12 +44,11 @@ class NmsInFile:
     def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
         arrays = [np.asarray(array) for array in outputs.values()]
         images = _rows(*arrays) if len(arrays) == 2 else _padded_rows(*arrays)
-        limits = geometry.im_shape[:, ::-1] / geometry.scale_factor[:, ::-1]
         for image, rows in enumerate(images):
             if self.on_input:
                 rows[:, 2:] = geometry.to_original(rows[:, 2:], image, post.clip)
             elif post.clip:
-                rows[:, 2:] = np.clip(rows[:, 2:], 0, np.tile(limits[image], 2))
+                rows[:, 2:] = geometry.clipped(rows[:, 2:], image)
         return joined(images)
 
 

@@ -52,14 +52,13 @@ class PPYoloe:
 
     def decode(self, outputs: Mapping[str, np.ndarray], geometry: Geometry, post: PostProcess) -> Detections:
         boxes, scores = _read(outputs)
-        limit = geometry.im_shape[:, ::-1] / geometry.scale_factor[:, ::-1]
         images = []
         for image in range(len(boxes)):
             rows = multiclass_nms(boxes[image], scores[image], post)
             if len(outputs) == 1:
                 rows[:, 2:] = geometry.to_original(rows[:, 2:], image, post.clip)
             elif post.clip:
-                rows[:, 2:] = np.clip(rows[:, 2:], 0, np.tile(limit[image], 2))
+                rows[:, 2:] = geometry.clipped(rows[:, 2:], image)
             images.append(rows)
         return joined(images)
 

@@ -6,10 +6,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Optional
 
+from act_pipeline.graph.op_types import CONVOLUTIONS
 from act_pipeline.graph.rtdetr_modules import OTHER_GROUP, Place, find_places
 from act_pipeline.graph.static_graph import StaticGraph
 
-_CONVOLUTIONS = ("conv2d", "depthwise_conv2d", "conv2d_transpose")
 _SLOTS = ("Input", "Filter", "X", "Y")
 
 
@@ -58,7 +58,7 @@ def quantizable_ops(graph: StaticGraph, op_types: Collection[str]) -> list[Quant
         axis = -1
         if weights:
             # PaddleSlim's quant_axis: for matmul weights it is the columns, also if the op transposes the weight.
-            axis = 0 if op.type in _CONVOLUTIONS[:2] else 1
+            axis = 0 if op.type in CONVOLUTIONS else 1
         found.append(
             QuantizableOp(
                 output, op.type, place.module, place.group, activations, weights[0] if weights else None, axis

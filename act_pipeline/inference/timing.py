@@ -9,8 +9,7 @@ import numpy as np
 
 from act_pipeline.core.defaults import DEFAULT_READER
 from act_pipeline.core.errors import UserError
-from act_pipeline.data.model_fit import prompt_inputs
-from act_pipeline.data.transforms import repeated
+from act_pipeline.data.random_input import random_batch
 from act_pipeline.engines import Artifact, Engine
 from act_pipeline.evaluation import engine_record
 from act_pipeline.evaluation.batches import measure_latency
@@ -32,7 +31,7 @@ def time_engine(
         if request.image_file:
             raise
         # Speed does not depend on the image content.
-        images, source = _random_images(model, reader, summary, count), "random"
+        images, source = random_batch(model, summary.input_size or reader.input_size, count), "random"
         say(f"timing on random input, since the data set cannot be read: {error}")
     size = request.batch_size
     batches = [
@@ -68,14 +67,3 @@ def first_images(request: InferenceRequest, reader: Any, count: int) -> dict[str
         if not batch:
             raise UserError(f"{reader.annotation_file('eval')} gives no image, expected at least one")
     return {name: np.resize(array, (count, *array.shape[1:])) for name, array in batch.items()}
-
-
-def _random_images(model: Artifact, reader: Any, summary: Any, count: int) -> dict[str, np.ndarray]:
-    height, width = summary.input_size or reader.input_size
-    random = np.random.default_rng(0)
-    return {
-        "image": random.random((count, 3, height, width), np.float32),
-        "im_shape": np.tile(np.array([height, width], np.float32), (count, 1)),
-        "scale_factor": np.ones((count, 2), np.float32),
-        **repeated(prompt_inputs(model), count),
-    }
