@@ -22,14 +22,14 @@ from act_pipeline.evaluation.result import Evaluation
 
 
 @dataclass(frozen=True)
-class DropInterval:
-    """Interval of the mAP drop (reference - model) over resamples of the images.
+class Interval:
+    """Confidence interval of a figure, over resamples of the images: for the mAP drop, reference - model.
 
     Attributes:
-        low, high: the bounds that contain ``level`` of the resampled drops.
+        low, high: the bounds that contain ``level`` of the resampled figures.
         level: confidence level, in [0, 1].
         resamples: number of resamples.
-        standard_error: standard deviation of the resampled drops.
+        standard_error: standard deviation of the resampled figures.
     """
 
     low: float
@@ -40,24 +40,15 @@ class DropInterval:
 
 
 @dataclass(frozen=True)
-class AgreementInterval:
-    """The agreement of a model with the reference, and its interval over resamples of the images.
+class AgreementInterval(Interval):
+    """The agreement of a model with the reference, and its interval.
 
     Attributes:
         value: the agreement on the original images, in [0, 1]: 1 minus
             :func:`act_pipeline.evaluation.agreement.detection_change`.
-        low, high: the bounds that contain ``level`` of the resampled agreements.
-        level: confidence level, in [0, 1].
-        resamples: number of resamples.
-        standard_error: standard deviation of the resampled agreements.
     """
 
-    value: float
-    low: float
-    high: float
-    level: float
-    resamples: int
-    standard_error: Optional[float] = None
+    value: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,7 @@ class ComparisonFigures:
         agreement_images_needed: as ``images_needed``, for ``min_agreement``.
     """
 
-    map_drop_interval: Optional[DropInterval] = None
+    map_drop_interval: Optional[Interval] = None
     probability_within_max_drop: Optional[float] = None
     images_needed: Optional[int] = None
     agreement: Optional[Agreement] = None
@@ -90,7 +81,7 @@ class ComparisonFigures:
         interval, agreed = record.get("map_drop_interval"), record.get("agreement")
         value = record.get("agreement_interval")
         return cls(
-            None if interval is None else DropInterval(**interval),
+            None if interval is None else Interval(**interval),
             record.get("probability_within_max_drop"),
             record.get("images_needed"),
             None if agreed is None else Agreement(**agreed),
@@ -147,11 +138,11 @@ class Comparison:
         drop, value = None, None
         if self.difference is not None:
             found = self.difference
-            drop = DropInterval(-found.high, -found.low, LEVEL, found.resamples, found.standard_error)
+            drop = Interval(-found.high, -found.low, LEVEL, found.resamples, found.standard_error)
         if self.loss is not None:
             lost = self.loss
             value = AgreementInterval(
-                lost.agreement, 1 + lost.low, 1 + lost.high, LEVEL, lost.resamples, lost.standard_error
+                1 + lost.low, 1 + lost.high, LEVEL, lost.resamples, lost.standard_error, value=lost.agreement
             )
         probability, needed = _decided(self.difference, max_drop)
         sure, more = _decided(self.loss, None if min_agreement is None else 1 - min_agreement)

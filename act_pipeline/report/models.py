@@ -8,7 +8,7 @@ from typing import Any
 
 from act_pipeline.evaluation.act_json import ActRecord, ModelFigures, Step
 from act_pipeline.evaluation.certainty import rounded_up
-from act_pipeline.evaluation.comparison import AgreementInterval, DropInterval
+from act_pipeline.evaluation.comparison import AgreementInterval, Interval
 from act_pipeline.evaluation.confidence import TOLERANCE
 from act_pipeline.report.curves import Scores
 from act_pipeline.report.errors import SIZES
@@ -19,7 +19,7 @@ _SIZE_STATS = tuple(f"ap_{size}" for size in SIZES)
 
 @dataclass(frozen=True)
 class ChangeInterval:
-    """Confidence interval of the mAP change (INT8 - FP32); see :class:`DropInterval` for the attributes."""
+    """Confidence interval of the mAP change (INT8 - FP32); see :class:`Interval` for the attributes."""
 
     low: float
     high: float
@@ -27,7 +27,7 @@ class ChangeInterval:
     resamples: int
 
     @classmethod
-    def of(cls, found: DropInterval | None) -> ChangeInterval | None:
+    def of(cls, found: Interval | None) -> ChangeInterval | None:
         """Return the interval of the change for one of the drop."""
         return None if found is None else cls(-found.high, -found.low, found.level, found.resamples)
 

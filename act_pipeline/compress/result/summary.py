@@ -8,7 +8,7 @@ from typing import Any
 from act_pipeline.core.tables import figure, megabytes, text_table
 from act_pipeline.evaluation.act_json import ActRecord, Step
 from act_pipeline.evaluation.certainty import certainty_lines
-from act_pipeline.evaluation.comparison import DropInterval
+from act_pipeline.evaluation.comparison import Interval
 
 _NAMED_OPS = 4
 
@@ -93,5 +93,5 @@ def _limits(act: ActRecord) -> str:
     return f", {' and '.join(said)}" if said else ""
 
 
-def _bounds(found: DropInterval | None) -> str:
+def _bounds(found: Interval | None) -> str:
     return "" if found is None else f", {-found.high:+.3f} to {-found.low:+.3f}"
