@@ -73,6 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="CLASS=PHRASE",
         help="with --prompt: the classes of the data set by their phrases; default: every phrase is a class",
     )
+    parser.add_argument(
+        "--freeze",
+        choices=["pixel_mask", "prompt"],
+        help="with --prompt: make the mask of the pixels, or all of the prompt's inputs, constants of the model, which is "
+        "faster then; with 'prompt', another prompt needs another import",
+    )
     parser.add_argument("--images", metavar="DIR", help="pictures to compare on; default: random numbers")
     parser.add_argument("--fixed_batch", action="store_true", help="keep the file's batch size instead of opening it")
     parser.add_argument(
@@ -88,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.onnx is None:
         _refuse(arguments, "--onnx", family="--family", prompt="--prompt")
     if arguments.prompt is None:
-        _refuse(arguments, "--prompt", vocab="--vocab", input_ids="--input_ids", class_phrase="--class_phrase")
+        _refuse(arguments, "--prompt", vocab="--vocab", input_ids="--input_ids", class_phrase="--class_phrase",
+                freeze="--freeze")  # fmt: skip
     if arguments.paddle3 is None:
         _refuse(arguments, "--paddle3", paddle3_python="--paddle3_python")
     if arguments.pth is None:
@@ -116,6 +123,7 @@ def _through_onnx(arguments: argparse.Namespace) -> str:
             fixed_batch=fixed_batch,
             family=arguments.family,
             prompt=_prompt(arguments),
+            freeze=arguments.freeze,
         ).summary()
     return import_paddle3(
         arguments.paddle3,

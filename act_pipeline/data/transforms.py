@@ -15,6 +15,7 @@ from act_pipeline.config.schema import Source
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.core.paddledet import import_ppdet
 from act_pipeline.data.padding import PADDING, padding_above_and_left
+from act_pipeline.data.pillow_resize import PILLOW_FILTERS, pillow_resize
 
 # DecodeCache unpickles files from a configurable folder; the others write images to a folder.
 _REFUSED = ("DecodeCache", "DebugVisibleImage", "VisibleRBox")
@@ -190,6 +191,14 @@ def _make(step: dict[str, Any], num_classes: int, source: Source, name: str) -> 
                 f"{source.locate(f'{name}.{kind}')}.{argument} is not an argument of {kind}, {expected}"
                 f"{suggest(argument, parameters)}"
             )
+    interp = arguments.get("interp")
+    if kind == "Resize" and isinstance(interp, str):
+        if interp not in PILLOW_FILTERS:
+            raise UserError(
+                f"{source.locate(f'{name}.{kind}')}.interp is {interp!r}, expected a number of OpenCV (1: bilinear, 2: "
+                f"bicubic) or one of {', '.join(PILLOW_FILTERS)}{suggest(interp, PILLOW_FILTERS)}"
+            )
+        operator = pillow_resize
     try:
         made = operator(**arguments)
     except Exception as error:

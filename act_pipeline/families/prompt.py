@@ -21,7 +21,7 @@ _KEYS = ("text", "input_ids", "classes")
 _IDS = ("input_ids",)
 _SEGMENTS = ("token_type_ids",)
 _TEXT_MASKS = ("attention_mask",)
-_PIXEL_MASKS = ("pixel_mask",)
+PIXEL_MASKS = ("pixel_mask",)
 TEXT_INPUTS = (*_IDS, *_SEGMENTS, *_TEXT_MASKS)
 
 
@@ -97,11 +97,11 @@ class Prompt:
             UserError: the prompt is longer than the model takes.
         """
         found = {}
-        for name in (*TEXT_INPUTS, *_PIXEL_MASKS):
+        for name in (*TEXT_INPUTS, *PIXEL_MASKS):
             if name not in shapes:
                 continue
             sizes = tuple(shapes[name])[1:]
-            if name in _PIXEL_MASKS:
+            if name in PIXEL_MASKS:
                 # An open height and width broadcast in no graph: only a mask of a fixed size is made here.
                 if min(sizes, default=1) < 1:
                     raise UserError(f"{where} takes {name} {list(shapes[name])}, expected a fixed height and width")

@@ -8,8 +8,9 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import yaml
 
 from act_pipeline.core.artifacts import INFER_CFG_FILENAME, InferenceModel
@@ -21,17 +22,18 @@ from act_pipeline.core.quiet import quiet_upstream
 from act_pipeline.core.records import versions, write_record
 from act_pipeline.families import grounding_dino
 from act_pipeline.families.interface import NMS_KEYS, DetectorFamily, PostProcess
-from act_pipeline.families.prompt import TEXT_INPUTS, Prompt
+from act_pipeline.families.prompt import PIXEL_MASKS, TEXT_INPUTS, Prompt
 from act_pipeline.families.registry import POST_PROCESS_IN_GRAPH, family_named, find_family
 from act_pipeline.graph.model_files import inspect_model
 from act_pipeline.graph.static_graph import static_mode
 from act_pipeline.importers.onnx.convert import Converted, convert, require_known_domains
-from act_pipeline.importers.onnx.read import read_onnx, require_importers
-from act_pipeline.importers.onnx.source import OnnxSource
+from act_pipeline.importers.onnx.read import Constants, read_onnx, require_importers
+from act_pipeline.importers.onnx.source import OnnxInput, OnnxSource
 from act_pipeline.importers.onnx.verify import TOLERANCE, Reference, check_pictures, state_difference
 
 IMPORT_SCHEMA = "act_pipeline.import/1"
 RECORD_FILENAME = "import.json"
+Freeze = Literal["pixel_mask", "prompt"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def import_onnx(
     fixed_batch: bool = False,
     family: str | None = None,
     prompt: Prompt | None = None,
+    freeze: Freeze | None = None,
 ) -> ImportedModel:
     """Convert an ONNX file to a Paddle model folder, and compare it with ONNX Runtime.
 
@@ -97,6 +100,9 @@ def import_onnx(
         fixed_batch: keep the batch of the file; else it is left open where the graph computes each image by itself.
         prompt: for a model that takes text: what it looks for (:func:`act_pipeline.families.prompt.make_prompt`). It
             can be changed later, see :func:`write_prompt`.
+        freeze: inputs that the prompt gives and that become constants, so that what depends on them only is computed
+            once: ``pixel_mask`` (no pixel is padding), or ``prompt``, which are all of them: another prompt then needs
+            another import. None: none.
 
     Returns:
         The model: ``model.pdmodel``, ``model.pdiparams``, ``infer_cfg.yml`` and the record ``import.json``. The image
@@ -112,10 +118,8 @@ def import_onnx(
     directory = Path(output) if output is not None else Path("output_inference") / file.stem
     pictures = check_pictures(None if images is None else Path(images))
     require_replaceable(directory, RECORD_FILENAME, "--output")
-    source = read_onnx(file, input_shape)
+    source = read_onnx(file, input_shape, _frozen(file, prompt, freeze))
     require_known_domains(source)
-    if prompt is not None:
-        _check_prompt(prompt, source)
     reference = Reference(source, pictures)
     with new_artifact(directory) as staging, static_mode():
         model, converted, difference, reason = _converted(source, reference, staging / "made", fixed_batch)
@@ -185,11 +189,26 @@ def _prompt_keys(prompt: Prompt) -> dict[str, Any]:
     return {"arch": grounding_dino.FAMILY.name, "label_list": list(prompt.classes), "prompt": prompt.section()}
 
 
-def _check_prompt(prompt: Prompt, source: OnnxSource) -> None:
-    """Check, before the conversion, that a prompt fits an ONNX file."""
-    shapes = {each.name: each.shape for each in source.inputs}
-    if not prompt.inputs(shapes, {each.name: each.dtype for each in source.inputs}, source.path):
-        raise _takes_no_text(source.path, shapes)
+def _frozen(path: Path, prompt: Prompt | None, freeze: Freeze | None) -> Constants | None:
+    """Return what checks, before the conversion, that a prompt fits an ONNX file, and selects what becomes constant."""
+    if prompt is None:
+        if freeze is not None:
+            raise UserError(f"{path}: freeze is {freeze!r}, but there is no prompt; give one, or leave it out")
+        return None
+
+    def constants(inputs: Sequence[OnnxInput]) -> Mapping[str, np.ndarray]:
+        shapes = {each.name: each.shape for each in inputs}
+        found = prompt.inputs(shapes, {each.name: each.dtype for each in inputs}, path)
+        if not found:
+            raise _takes_no_text(path, shapes)
+        masks = {name: value for name, value in found.items() if name in PIXEL_MASKS}
+        if freeze == "pixel_mask" and not masks:
+            raise UserError(
+                f"{path} has no input {PIXEL_MASKS[0]} to freeze, its inputs are {', '.join(shapes)}; leave --freeze out"
+            )
+        return {} if freeze is None else masks if freeze == "pixel_mask" else found
+
+    return constants
 
 
 def _takes_no_text(where: Path, inputs: Iterable[str]) -> UserError:

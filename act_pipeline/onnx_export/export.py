@@ -175,7 +175,7 @@ def lower(
     sizes = _input_sizes(source, batch, model.model_path)
     suppression = _suppression(model, source, nms)
     rewrite_layout_conversions(source)
-    sum_by_level(source)
+    sum_by_level(source, queries_last=target == "cpu")
     if target == "cpu":
         round_early(source)
     build, report = _convert(source, TARGETS[target], opset, target == "tensorrt_rtx" and not float16)

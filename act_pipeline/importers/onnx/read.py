@@ -6,7 +6,7 @@ import ast
 import contextlib
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,19 @@ _NOT_FUSED = ("FusionGemm", "FusionGemmMul", "FusionGemmAdd", "FusionConvBN", "F
 _REMEDY = "copy or export it again"
 
 
-def read_onnx(path: Path, input_shape: Mapping[str, Sequence[int]] | None = None) -> OnnxSource:
+# The inputs of a file -> input name -> the value that it always has.
+Constants = Callable[[Sequence[OnnxInput]], Mapping[str, np.ndarray]]
+
+
+def read_onnx(
+    path: Path, input_shape: Mapping[str, Sequence[int]] | None = None, constants: Constants | None = None
+) -> OnnxSource:
     """Read a file, check it, fix the shapes of its inputs and simplify it.
 
     Args:
         path: the ONNX file.
         input_shape: input name -> shape; where there is one input or one image input, its name may be empty.
+        constants: returns the inputs that become constants, and what depends on them only with them; None: none do.
 
     Returns:
         The checked graph.
@@ -51,6 +58,8 @@ def read_onnx(path: Path, input_shape: Mapping[str, Sequence[int]] | None = None
     for holder in _graphs(graph):
         _to_float32(path, holder)
     inputs = _fix_inputs(path, graph, input_shape or {})
+    if constants is not None:
+        inputs = _fix_values(graph, inputs, constants(inputs))
     outputs = tuple(output.name for output in graph.output)
     _limit_constants(path, graph)
     simple = _simplified(model, outputs, {each.name: each.shape for each in inputs})
@@ -316,6 +325,17 @@ def _fix_inputs(path: Path, graph: Any, wanted: Mapping[str, Sequence[int]]) -> 
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
     return tuple(found)
+
+
+def _fix_values(graph: Any, inputs: Sequence[OnnxInput], values: Mapping[str, np.ndarray]) -> tuple[OnnxInput, ...]:
+    """Replace inputs with initializers, in place; return the other inputs."""
+    from onnx import numpy_helper
+
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+    kept = [each for each in graph.input if each.name not in values]
+    del graph.input[:]
+    graph.input.extend(kept)
+    return tuple(each for each in inputs if each.name not in values)
 
 
 def _by_name(path: Path, fed: Sequence[Any], wanted: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:

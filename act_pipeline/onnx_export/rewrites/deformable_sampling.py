@@ -1,8 +1,12 @@
-"""The weighted sum of deformable attention, computed for each level separately.
+"""The weighted sum of deformable attention, computed for each level separately, and vectorized over the queries.
 
 Programs concatenate the samples of all levels, multiply them by the attention weights and sum them. The samples are the
 largest tensors of the decoder, and the concatenation copies them. Summing each level and adding the sums avoids the
 copy; only the order of the additions changes.
+
+The samples ``[N, C, Q, P]`` of a GridSample have the few points of a query on the last axis, over which the sum runs.
+OpenVINO (2026.4) adds up four numbers at a time then. Sampled as ``[N, C, P, Q]``, it adds up whole rows of queries:
+GridSample, product and sum of GroundingDINO's 2125 queries and 16 points take 0.57 of the time.
 """
 
 from __future__ import annotations
@@ -11,12 +15,19 @@ from collections.abc import Callable
 
 from act_pipeline.onnx_export.program import Op, Source
 
+_POINTS_FIRST = [0, 2, 1, 3]  # of a grid [N, Q, P, 2]
+_QUERIES_LAST = [0, 1, 3, 2]  # of weights [N, 1, Q, P]
 
-def sum_by_level(source: Source) -> None:
+# Name of a tensor and type of op -> the op of that type that writes it, if the tensor is read once; else None.
+_Alone = Callable[[str, str], "Op | None"]
+
+
+def sum_by_level(source: Source, queries_last: bool = False) -> None:
     """Rewrite ``sum(concat(samples) * weights, -1)``, also where a flattened stack takes the place of ``concat``.
 
     Args:
         source: the program, changed in place.
+        queries_last: sample ``[N, C, P, Q]`` where the samples are those of GridSample.
     """
     producers = {name: op for op in source.ops for names in op.outputs.values() for name in names}
     count: dict[str, int] = dict.fromkeys(source.outputs, 1)
@@ -37,26 +48,71 @@ def sum_by_level(source: Source) -> None:
         beside = product and _side_by_side(source, product.input("X"), alone)
         if not product or not beside:
             continue
-        weights, samples = product.input("Y"), beside[-1].inputs["X"]
+        weights, (gone, samples) = product.input("Y"), beside
         sizes = [source.shapes[name][-1] for name in samples]
-        if source.shapes[weights][-1] == sum(sizes) and min(sizes) > 0:
-            _replace(source, [total, product, *beside], samples, weights, sizes)
+        if len(samples) < 2 or source.shapes[weights][-1] != sum(sizes) or min(sizes) < 1:
+            continue
+        grids = [alone(name, "grid_sampler") for name in samples] if queries_last else []
+        if grids and all(grids) and len(source.shapes[weights]) == 4:
+            sampled = [_sample_points_first(source, op) for op in grids if op is not None]
+            turned = _declare(source, f"{total.output}.weights", weights, _QUERIES_LAST)
+            first = Op("transpose2", {"X": [weights]}, {"Out": [turned]}, {"axis": _QUERIES_LAST})
+            _replace(source, [total, product, *gone], sampled, turned, sizes, 2, [first])
+        else:
+            _replace(source, [total, product, *gone], samples, weights, sizes, rank - 1, [])
 
 
-def _side_by_side(source: Source, name: str, alone: Callable[[str, str], Op | None]) -> list[Op] | None:
-    """Return the ops that concatenate the levels along the last axis, the op that reads the samples last, or None."""
+def _side_by_side(source: Source, name: str, alone: _Alone) -> tuple[list[Op], list[str]] | None:
+    """Return the ops that concatenate the levels along the last axis, and the samples that they read; or None.
+
+    Paddle's programs have ``concat``, or ``stack`` and ``flatten``; PyTorch exports ``stack`` as ``unsqueeze`` of each
+    sample and ``concat``.
+    """
     rank = len(source.shapes[name])
     concat = alone(name, "concat")
     if concat is not None:
-        return [concat] if int(concat.attrs["axis"]) % rank == rank - 1 else None
-    flat = alone(name, "flatten_contiguous_range")
-    stack = alone(flat.input("X"), "stack") if flat is not None else None
-    if flat is None or stack is None or int(flat.attrs["start_axis"]) % (rank + 1) != rank - 1:
+        return ([concat], concat.inputs["X"]) if int(concat.attrs["axis"]) % rank == rank - 1 else None
+    flat = alone(name, "flatten_contiguous_range") or alone(name, "reshape2")
+    if flat is None or len(source.shapes[flat.input("X")]) != rank + 1:
         return None
-    return [flat, stack] if int(stack.attrs["axis"]) % (rank + 1) == rank - 1 else None
+    before = source.shapes[flat.input("X")]
+    if source.shapes[name] != (*before[:-2], before[-2] * before[-1]):
+        return None
+    stack = alone(flat.input("X"), "stack")
+    if stack is not None:
+        return ([flat, stack], stack.inputs["X"]) if int(stack.attrs["axis"]) % (rank + 1) == rank - 1 else None
+    concat = alone(flat.input("X"), "concat")
+    if concat is None or int(concat.attrs["axis"]) % (rank + 1) != rank - 1:
+        return None
+    parts = [alone(part, "unsqueeze2") for part in concat.inputs["X"]]
+    found = [
+        op for op in parts if op is not None and [int(axis) % (rank + 1) for axis in op.attrs["axes"]] == [rank - 1]
+    ]
+    return ([flat, concat, *found], [op.input("X") for op in found]) if len(found) == len(parts) else None
 
 
-def _replace(source: Source, old: list[Op], samples: list[str], weights: str, sizes: list[int]) -> None:
+def _sample_points_first(source: Source, op: Op) -> str:
+    """Let a GridSample write [N, C, P, Q] instead of [N, C, Q, P], and return the name of that tensor."""
+    grid = op.input("Grid")
+    turned = _declare(source, f"{op.output}.grid", grid, _POINTS_FIRST)
+    transpose = Op("transpose2", {"X": [grid]}, {"Out": [turned]}, {"axis": _POINTS_FIRST})
+    source.ops.insert(next(index for index, each in enumerate(source.ops) if each is op), transpose)
+    slot = next(slot for slot, names in op.outputs.items() if op.output in names)
+    sampled = _declare(source, f"{op.output}.points_first", op.output, _QUERIES_LAST)
+    op.inputs["Grid"], op.outputs[slot] = [turned], [sampled]
+    return sampled
+
+
+def _declare(source: Source, name: str, like: str, axes: list[int]) -> str:
+    source.shapes[name] = tuple(source.shapes[like][axis] for axis in axes)
+    source.dtypes[name] = source.dtypes[like]
+    return name
+
+
+def _replace(
+    source: Source, old: list[Op], samples: list[str], weights: str, sizes: list[int], axis: int, first: list[Op]
+) -> None:
+    """Replace ``old``, whose first op is the sum, with ``first`` and a sum along ``axis`` for each level."""
     total, result = old[0], old[0].output
     dtype, shape = source.dtypes[weights], source.shapes[result]
 
@@ -64,21 +120,21 @@ def _replace(source: Source, old: list[Op], samples: list[str], weights: str, si
         source.shapes[name], source.dtypes[name] = sizes, dtype
         return name
 
-    parts = [declare(f"{result}.w{n}", (*source.shapes[weights][:-1], size)) for n, size in enumerate(sizes)]
-    made = [Op("split", {"X": [weights]}, {"Out": parts}, {"axis": len(source.shapes[weights]) - 1})]
+    whole = source.shapes[weights]
+    parts = [declare(f"{result}.w{n}", (*whole[:axis], size, *whole[axis + 1 :])) for n, size in enumerate(sizes)]
+    made = [*first, Op("split", {"X": [weights]}, {"Out": parts}, {"axis": axis})]
     sums = []
     for number, (sample, part) in enumerate(zip(samples, parts)):
         weighted = declare(f"{result}.p{number}", source.shapes[sample])
         made.append(Op("elementwise_mul", {"X": [sample], "Y": [part]}, {"Out": [weighted]}, {"axis": -1}))
         sums.append(declare(f"{result}.s{number}", shape))
-        made.append(Op("reduce_sum", {"X": [weighted]}, {"Out": [sums[-1]]}, total.attrs))
+        made.append(Op("reduce_sum", {"X": [weighted]}, {"Out": [sums[-1]]}, {**total.attrs, "dim": [axis]}))
     so_far = sums[0]
     for number, name in enumerate(sums[1:], 1):
         added = result if number == len(sums) - 1 else declare(f"{result}.a{number}", shape)
         made.append(Op("elementwise_add", {"X": [so_far], "Y": [name]}, {"Out": [added]}, {"axis": -1}))
         so_far = added
-    if len(sums) > 1:
-        gone = set(map(id, old))
-        source.ops = [
-            new for op in source.ops if op is total or id(op) not in gone for new in (made if op is total else (op,))
-        ]
+    gone = set(map(id, old))
+    source.ops = [
+        new for op in source.ops if op is total or id(op) not in gone for new in (made if op is total else (op,))
+    ]
