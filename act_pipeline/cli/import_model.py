@@ -73,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="CLASS=PHRASE",
         help="with --prompt: the classes of the data set by their phrases; default: every phrase is a class",
     )
+    parser.add_argument(
+        "--mask_decoder",
+        metavar="DIR",
+        help="with --onnx, for the image encoder of a Segment Anything: the folder of its mask decoder, imported before",
+    )
     parser.add_argument("--images", metavar="DIR", help="pictures to compare on; default: random numbers")
     parser.add_argument("--fixed_batch", action="store_true", help="keep the file's batch size instead of opening it")
     parser.add_argument(
@@ -86,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse(arguments, "--onnx and --paddle3", input_shape="--input_shape", images="--images",
                 fixed_batch="--fixed_batch")  # fmt: skip
     if arguments.onnx is None:
-        _refuse(arguments, "--onnx", family="--family", prompt="--prompt")
+        _refuse(arguments, "--onnx", family="--family", prompt="--prompt", mask_decoder="--mask_decoder")
     if arguments.prompt is None:
         _refuse(arguments, "--prompt", vocab="--vocab", input_ids="--input_ids", class_phrase="--class_phrase")
     if arguments.paddle3 is None:
@@ -116,6 +121,7 @@ def _through_onnx(arguments: argparse.Namespace) -> str:
             fixed_batch=fixed_batch,
             family=arguments.family,
             prompt=_prompt(arguments),
+            mask_decoder=arguments.mask_decoder,
         ).summary()
     return import_paddle3(
         arguments.paddle3,

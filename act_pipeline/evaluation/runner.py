@@ -16,6 +16,7 @@ from act_pipeline.data.annotations import distinct_names
 from act_pipeline.engines.interface import Engine
 from act_pipeline.evaluation.batches import BatchRun, Detector, latency_percentiles, run_batches, run_in_parallel
 from act_pipeline.evaluation.coco import AnnotatedReader, GroundTruth, placed, places_of, score_detections
+from act_pipeline.evaluation.masks import mask_sums, mean_iou, require_masks
 from act_pipeline.evaluation.result import Evaluation
 
 
@@ -110,7 +111,12 @@ def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Eval
         raise UserError(f"{truth.path}: no image could be evaluated, expected at least one")
     place_of = places_of(image_ids)
     detections = np.concatenate([placed(run.detections, run.image_ids, place_of) for run in runs])
-    scores = score_detections(truth.coco, detections, image_ids)
+    masks = None
+    if runs[0].masks is not None:
+        require_masks(truth, image_ids)
+        masks = [mask for run in runs for mask in run.masks or ()]
+    scores = score_detections(truth.coco, detections, image_ids, masks)
+    miou = -1.0 if masks is None else mean_iou(mask_sums(truth, detections, masks, image_ids))
     category_ids = truth.coco.getCatIds()
     names = distinct_names([str(category["name"]) for category in truth.coco.loadCats(category_ids)], category_ids)
     name_of = dict(zip(category_ids, names))
@@ -132,6 +138,8 @@ def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Eval
         images_per_second=images / max(sum(seconds), 1e-9),
         detections=detections,
         image_ids=image_ids,
+        masks=masks,
+        miou=miou if miou >= 0 else None,
         matches=scores.matches,
     )
 
