@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--mask_decoder",
         metavar="DIR",
-        help="with --onnx, for the image encoder of a Segment Anything: the folder of its mask decoder, imported before",
+        help="with --onnx, for the image encoder of a Segment Anything: the folder of its imported mask decoder",
     )
     parser.add_argument("--images", metavar="DIR", help="pictures to compare on; default: random numbers")
     parser.add_argument("--fixed_batch", action="store_true", help="keep the file's batch size instead of opening it")

@@ -28,7 +28,7 @@ from act_pipeline.engines import Artifact, inspect_artifact
 from act_pipeline.families.interface import PairedFamily
 from act_pipeline.families.prompt import TEXT_INPUTS, Prompt
 from act_pipeline.families.registry import FAMILIES, decoder_of
-from act_pipeline.families.sam import IMAGE_ENCODER
+from act_pipeline.families.sam import DECODER_FAMILY, IMAGE_ENCODER
 from act_pipeline.graph.detector_graph import DetectorGraph, read_detector_graph
 
 _logger = logging.getLogger(__name__)
@@ -135,6 +135,22 @@ def prompts_of(model: Artifact) -> Prompts | None:
         )
     makes_inputs = decoder.family.partner == IMAGE_ENCODER
     return Prompts(decoder.partner if makes_inputs else None, decoder.partner.content_hash())
+
+
+def with_embeddings(model: Artifact, reader: Reader) -> Reader:
+    """Return a reader whose batches have the embeddings that a mask decoder takes; the same one for other models.
+
+    Args:
+        model: its ``infer_cfg.yml`` names the encoder that makes them.
+        reader: the reader; it is not changed.
+
+    Raises:
+        UserError: it names none.
+    """
+    if not DECODER_FAMILY.fits(dict(inspect_artifact(model).output_shapes)):
+        return reader
+    prompts = prompts_of(model)
+    return reader if prompts is None else reader.with_prompts(prompts)
 
 
 def reader_of_model(model: Artifact, reader: Reader) -> Reader:

@@ -40,7 +40,7 @@ def with_prompts(
     prompted = [replace(record, prompts=tuple(found.get(record.image_id, ()))) for record in records]
     if not any(record.prompts for record in prompted):
         raise UserError(
-            f"{annotations.path} has no boxes for its images, expected at least one: the model segments what is in a box"
+            f"{annotations.path} has no boxes for its images, expected some: the model segments what is in a box"
         )
     if not one_each:
         return prompted

@@ -239,8 +239,8 @@ class Reader:
             return records, str(self.annotation_file(split)), settings.repeat if training else 1
         if self.settings.prompts is not None:
             raise UserError(
-                f"{self._files.locate(split)} has pictures alone, expected a !COCODataSet with boxes: the model segments "
-                "what is in a box"
+                f"{self._files.locate(split)} has pictures alone, expected a !COCODataSet with boxes: the model "
+                "segments what is in a box"
             )
         if not settings.image_dir:
             raise UserError(f"{self._files.locate(split)}.image_dir is missing, expected a folder; add it")

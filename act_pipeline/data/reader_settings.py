@@ -105,8 +105,8 @@ class Prompts:
     """The boxes of the data sets as prompts of a model that segments them.
 
     Attributes:
-        encoder: makes the embeddings of the images, where the model that runs takes these instead of images; each box is
-            a sample of its own then.
+        encoder: makes the embeddings of the images, where the model that runs takes these instead of images; each box
+            is a sample of its own then.
         partner_hash: hash of the other model of the pair, empty if there is none.
     """
 

@@ -39,10 +39,9 @@ def with_second_stage(
         return decoder
     precision = "int8" if inspect_model(decoder.partner).quantized else "fp32"
     runtimes = [(name, device), *((other, "CPU") for other in _OTHERWISE)]
-    name, device = next((runtime for runtime in runtimes if _runs(runtime[0], precision, runtime[1], here)), runtimes[-1])
-    engine = create(
-        name, decoder.partner, precision, device, threads, decoder=undecoded(decoder.partner), machine=here
-    )
+    able = (runtime for runtime in runtimes if _runs(runtime[0], precision, runtime[1], here))
+    name, device = next(able, runtimes[-1])
+    engine = create(name, decoder.partner, precision, device, threads, decoder=undecoded(decoder.partner), machine=here)
     return replace(decoder, family=replace(decoder.family, stage=_Stage(engine)))
 
 

@@ -215,9 +215,7 @@ def _miou_difference(
 
 def _matches(evaluation: Evaluation, truth: GroundTruth) -> Matches:
     if evaluation.matches is None:
-        evaluation.matches = match_detections(
-            truth.coco, evaluation.detections, evaluation.image_ids, evaluation.masks
-        )
+        evaluation.matches = match_detections(truth.coco, evaluation.detections, evaluation.image_ids, evaluation.masks)
     return evaluation.matches
 
 

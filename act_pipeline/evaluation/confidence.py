@@ -140,9 +140,7 @@ def miou_difference(
     """
     if not reference.objects.sum():
         return None
-    return MiouDifference(
-        *_mean_of_objects(other.agreed - reference.agreed, reference.objects, 0.0, resamples, seed)
-    )
+    return MiouDifference(*_mean_of_objects(other.agreed - reference.agreed, reference.objects, 0.0, resamples, seed))
 
 
 def _mean_of_objects(

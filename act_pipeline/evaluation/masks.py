@@ -28,9 +28,7 @@ def require_masks(truth: GroundTruth, image_ids: Sequence[int]) -> None:
         )
 
 
-def mask_sums(
-    truth: GroundTruth, detections: np.ndarray, masks: Sequence[Any], image_ids: Sequence[int]
-) -> ImageSums:
+def mask_sums(truth: GroundTruth, detections: np.ndarray, masks: Sequence[Any], image_ids: Sequence[int]) -> ImageSums:
     """Return the IoU of each object's mask with the mask that a model makes of its box, summed by image.
 
     Args:

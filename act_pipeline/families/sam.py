@@ -64,7 +64,9 @@ class ImageEncoder:
         for image, prompts in enumerate(geometry.prompts):
             given = prompts[np.isfinite(prompts).all(axis=1)]
             made = (self.stage(decoder_inputs(embeddings[image : image + 1], row[None, 1:])) for row in given)
-            images.append([_detection(row, *_masks_and_scores(arrays), geometry, image) for row, arrays in zip(given, made)])
+            images.append(
+                [_detection(row, *_masks_and_scores(arrays), geometry, image) for row, arrays in zip(given, made)]
+            )
         return _with_masks(images)
 
 
@@ -119,7 +121,7 @@ def partner_folder(infer_cfg: Mapping[str, Any], folder: Path, key: str) -> Path
 
 
 def decoder_inputs(embeddings: np.ndarray, boxes: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the inputs of a mask decoder, under the names of the decoders that take boxes and of those that take points.
+    """Return the inputs of a mask decoder, by the names of decoders that take boxes and of those that take points.
 
     Args:
         embeddings: [N, C, H, W], one for each prompt.
@@ -190,7 +192,8 @@ def _in_original(logits: np.ndarray, geometry: Geometry, image: int) -> np.ndarr
     top, left = (round(float(value)) for value in geometry.pad_offset[image])
     inner_height, inner_width = (round(float(value)) for value in geometry.im_shape[image])
     original = tuple(
-        max(round(float(size / scale)), 1) for size, scale in zip(geometry.im_shape[image], geometry.scale_factor[image])
+        max(round(float(size / scale)), 1)
+        for size, scale in zip(geometry.im_shape[image], geometry.scale_factor[image])
     )
     enlarged = cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR)
     enlarged = enlarged[top : top + inner_height, left : left + inner_width]
