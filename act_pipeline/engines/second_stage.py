@@ -42,7 +42,7 @@ def with_second_stage(
     able = (runtime for runtime in runtimes if _runs(runtime[0], precision, runtime[1], here))
     name, device = next(able, runtimes[-1])
     engine = create(name, decoder.partner, precision, device, threads, decoder=undecoded(decoder.partner), machine=here)
-    return replace(decoder, family=replace(decoder.family, stage=_Stage(engine)))
+    return replace(decoder, family=ImageEncoder(_Stage(engine)))
 
 
 def _runs(name: str, precision: str, device: str, here: Machine) -> bool:

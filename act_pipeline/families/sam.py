@@ -12,7 +12,6 @@ the one that an engine runs; ``infer_cfg.yml`` names the other one:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -28,7 +27,6 @@ _TOP_LEFT, _BOTTOM_RIGHT = 2.0, 3.0
 Stage = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
-@dataclass(frozen=True)
 class ImageEncoder:
     """Image embeddings [N, C, H, W], from which a mask decoder makes the masks.
 
@@ -37,12 +35,13 @@ class ImageEncoder:
             be timed and calibrated, but not evaluated.
     """
 
-    stage: Optional[Stage] = None
-
     name = "sam"
     archs: tuple[str, ...] = ("efficientvit_sam", "efficientvit-sam")
     outputs = "image embeddings [N, C, H, W] alone"
     partner = MASK_DECODER
+
+    def __init__(self, stage: Optional[Stage] = None) -> None:
+        self.stage = stage
 
     def fits(self, shapes: Shapes) -> bool:
         return len(shapes) == 1 and len(next(iter(shapes.values()))) == 4
@@ -70,7 +69,6 @@ class ImageEncoder:
         return _with_masks(images)
 
 
-@dataclass(frozen=True)
 class MaskDecoder:
     """Mask logits [N, ..., H, W] of N prompts, and as many scores: the estimated IoUs of the masks."""
 

@@ -38,7 +38,7 @@ def float_by_default(graph: StaticGraph, ops: Sequence[QuantizableOp]) -> dict[s
     """
     block = graph.program.global_block()
     index = GraphIndex(block.ops)
-    attention = _linear_attention(index, {op.name: op for op in ops})
+    attention = _linear_attention(index, {op.name: op for op in ops if op.type == "matmul_v2"})
     found = {}
     for op in ops:
         if op.name in attention:
@@ -59,19 +59,18 @@ def _linear_attention(index: GraphIndex, ops: Mapping[str, QuantizableOp]) -> se
     for quotient in index.ops:
         if quotient.type != "elementwise_div":
             continue
-        sources = {_product_of(index, name) for slot in ("X", "Y") for name in quotient.input(slot)}
-        product = ops.get(next(iter(sources)) or "") if len(sources) == 1 else None
-        if product is not None and product.weight is None:
-            inner = (_product_of(index, name) for name in product.activations)
-            found.update([product.name, *(name for name in inner if name in ops and ops[name].weight is None)])
+        divided, by = (_whole(index, quotient.input(slot)[0]) for slot in ("X", "Y"))
+        product = ops.get(divided) if divided == by else None
+        if product is None or product.weight is not None:
+            continue
+        inner = (ops.get(_whole(index, name)) for name in product.activations)
+        found.update([product.name, *(op.name for op in inner if op is not None and op.weight is None)])
     return found
 
 
-def _product_of(index: GraphIndex, name: str) -> str | None:
-    """Return the output of the product that a tensor is a part of; None: of none."""
-    last = list(index.upstream(name, _PARTS))[-1]
-    op = index.producer.get(last)
-    return last if op is not None and op.type == "matmul_v2" else None
+def _whole(index: GraphIndex, name: str) -> str:
+    """Return the tensor that a tensor is a part of."""
+    return list(index.upstream(name, _PARTS))[-1]
 
 
 def reads_distribution(index: GraphIndex, name: str) -> bool:
