@@ -25,6 +25,7 @@ from act_pipeline.evaluation.masks import mask_sums, mean_iou
 from act_pipeline.families.registry import find_family
 from act_pipeline.families.sam import run_lengths
 from act_pipeline.importers.import_model import import_onnx
+from act_pipeline.inference import InferenceRequest, run_inference
 
 PAD = f"{{size: [{SIZE}, {SIZE}], pad_mode: 1, fill_value: [0., 0., 0.]}}"
 NAMES = {100 + index: f"{index}.png" for index in range(8)}
@@ -152,6 +153,18 @@ def test_bad_data_in_one_line(data: Path, pair: tuple[InferenceModel, InferenceM
     change_annotations(data, bbox=[8, 6, 32, 16], segmentation=None)
     with pytest.raises(UserError, match=r"16 of 16 annotations have no segmentation .*Global.Evaluation: agreement"):
         evaluate(create_engine("openvino", pair[0]), reader_of(data, pair[0]), progress=False)
+
+
+def test_a_picture_without_boxes_and_several_processes_for_a_decoder_are_refused(
+    data: Path, pair: tuple[InferenceModel, InferenceModel]
+) -> None:
+    reader_config = str(write_reader(data.parent / "reader.yml", data.parent, size=SIZE))
+    places = {"reader_config": reader_config, "engine": "openvino", "device": "CPU"}
+    with pytest.raises(UserError, match="segments what is in a box, and --image_file=.* comes without boxes"):
+        image = str(data.parent / "images" / "0.png")
+        run_inference(InferenceRequest(str(pair[0].directory), image_file=image, **places))
+    with pytest.raises(UserError, match="takes one box of an image at a time"):
+        run_inference(InferenceRequest(str(pair[1].directory), shards=2, **places))
 
 
 def masks_of(*widths: int) -> list[dict[str, object]]:

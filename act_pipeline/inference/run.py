@@ -161,6 +161,11 @@ def _reader(request: InferenceRequest, reader: Any, model: Artifact, say: Say) -
         if given:
             raise
         raise UserError(f"{error}. That is the sample's reader: name your own, --reader_config=FILE") from None
+    if request.image_file and fit.reader.settings.prompts is not None:
+        raise UserError(
+            f"{location(model)} segments what is in a box, and --image_file={request.image_file} comes without boxes, "
+            "expected a data set with boxes: leave it out and give --reader_config"
+        )
     for note in fit.notes:
         say(note)
     return fit.reader
