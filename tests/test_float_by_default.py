@@ -9,7 +9,7 @@ import pytest
 
 import act_pipeline  # noqa: F401 - before paddle
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.graph.float_by_default import BATCHED_CONSTANT, DISTRIBUTION, float_by_default
+from act_pipeline.graph.float_by_default import BATCHED_CONSTANT, DISTRIBUTION, LINEAR_ATTENTION, float_by_default
 from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
@@ -47,3 +47,38 @@ def test_the_mean_of_a_distribution_and_products_with_batched_constants(model: I
         graph.close()
     by_weight = {op.weight: op.name for op in ops}
     assert len(ops) == 3 and found == {by_weight["distances"]: DISTRIBUTION, by_weight["text"]: BATCHED_CONSTANT}
+
+
+@pytest.fixture
+def attention(tmp_path: Path) -> InferenceModel:
+    """A linear attention as EfficientViT has it, and one whose sums are a product of their own."""
+    import paddle
+    import paddle.nn.functional as F
+
+    with static_mode(), paddle.utils.unique_name.guard():
+        program, startup = paddle.static.Program(), paddle.static.Program()
+        with paddle.static.program_guard(program, startup):
+            queries, keys, values = (paddle.static.data(name, [-1, 2, 16, 8], "float32") for name in ("q", "k", "v"))
+            start = paddle.nn.initializer.Assign(np.ones((8, 8), np.float32))
+            weight = paddle.static.create_parameter([8, 8], "float32", attr=paddle.ParamAttr("w", initializer=start))
+            ones = paddle.ones_like(values[:, :, :, :1])
+            inner = paddle.matmul(F.relu(keys), paddle.concat([values, ones], axis=-1), transpose_x=True)
+            both = paddle.matmul(F.relu(queries), inner)
+            joint = both[:, :, :, :-1] / (both[:, :, :, -1:] + 1e-6)
+            scores = paddle.matmul(F.relu(queries), F.relu(keys), transpose_y=True)
+            apart = paddle.matmul(scores, paddle.matmul(values, weight)) / paddle.sum(scores, axis=-1, keepdim=True)
+            executor = paddle.static.Executor(paddle.CPUPlace())
+            executor.run(startup)
+            inputs = [queries, keys, values]
+            paddle.static.save_inference_model(str(tmp_path / "model"), inputs, [joint, apart], executor)
+    return InferenceModel.load(tmp_path)
+
+
+def test_the_products_of_a_linear_attention_that_hold_their_sums(attention: InferenceModel) -> None:
+    with static_mode():
+        graph = StaticGraph.load(attention)
+        ops = quantizable_ops(graph, ("matmul_v2",))
+        found = float_by_default(graph, ops)
+        graph.close()
+    assert len(ops) == 5
+    assert found == {op.name: LINEAR_ATTENTION for op in ops[:2]}

@@ -220,10 +220,11 @@ class _Study:
         ray_address: str | None,
     ) -> list[OpSensitivity]:
         """Measure the sensitivity of every op; see :func:`analyze` for the arguments."""
-        from act_pipeline.calibration.feeds import held_out_feeds, model_feed
+        from act_pipeline.calibration.feeds import held_out_feeds, model_feed, model_inputs
 
         with timed(self.seconds, "sensitivity"):
-            feeds = held_out_feeds(self.config, self.reader, self.prepared, images)
+            found = held_out_feeds(self.config, self.reader, self.prepared, images)
+            feeds = [model_inputs(feed, self.prepared) for feed in found]
             batches = [_joined(feeds[at : at + _BATCH_IMAGES]) for at in range(0, len(feeds), _BATCH_IMAGES)]
             if subset is not None:
                 names = {name: name for name in (*INPUTS, *self.reader.settings.constants)}

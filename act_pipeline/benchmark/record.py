@@ -41,6 +41,7 @@ class Run:
     memory: Memory | None = None
     map: float | None = None
     map50: float | None = None
+    miou: float | None = None
     images: int | None = None
     map_failure: str | None = None
 
@@ -122,6 +123,7 @@ def _rows(runs: Sequence[Run], batch_size: int) -> list[Row]:
                 unsettled_runs=run.unsettled,
                 map=run.map,
                 map50=run.map50,
+                miou=run.miou,
                 images=run.images,
                 map_failure=run.map_failure,
                 memory=run.memory,

@@ -58,7 +58,7 @@ class Row:
         ratio_to_paddle_fp32: to the faster of Paddle Inference's engines that ran.
         timings_ms: duration of each round.
         unsettled_runs: number of runs after which the engine's threads did not go to sleep.
-        map, map50, images: scores, and the number of evaluated images.
+        map, map50, miou, images: scores (miou: of masks), and the number of evaluated images.
         map_failure: why the scores are missing, or None.
         memory: memory of the process.
         start_seconds, first_start_seconds: duration of loading, and of the first load on this machine.
@@ -85,6 +85,7 @@ class Row:
     unsettled_runs: int = 0
     map: float | None = None
     map50: float | None = None
+    miou: float | None = None
     images: int | None = None
     map_failure: str | None = None
     memory: Memory | None = None

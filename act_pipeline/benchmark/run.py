@@ -26,6 +26,7 @@ from act_pipeline.core.progress import Progress
 from act_pipeline.core.records import BENCHMARK_SCHEMA, write_record
 from act_pipeline.engines import Machine, create_engine, machine
 from act_pipeline.evaluation import evaluate
+from act_pipeline.families.interface import PROMPTS
 
 TIMED_IMAGES = 16
 
@@ -137,9 +138,9 @@ def _reader(request: BenchmarkRequest, models: Models, reader: Any) -> Any:
 def _with_constants(model: Any, reader: Any) -> Any:
     """Return the reader with the model's constant inputs, without any check; substitutes for tests are unchanged."""
     from act_pipeline.data import Reader
-    from act_pipeline.data.model_fit import prompt_inputs
+    from act_pipeline.data.model_fit import prompt_inputs, with_embeddings
 
-    return reader.with_constants(prompt_inputs(model)) if isinstance(reader, Reader) else reader
+    return with_embeddings(model, reader.with_constants(prompt_inputs(model))) if isinstance(reader, Reader) else reader
 
 
 def _fitted(model: Any, reader: Any) -> Any:
@@ -155,7 +156,10 @@ def _fitted(model: Any, reader: Any) -> Any:
 
 
 def _first_images(reader: Any, count: int) -> dict[str, np.ndarray]:
-    """Return the first ``count`` images of the eval split, repeated if there are fewer."""
+    """Return the first ``count`` images of the eval split, repeated if there are fewer.
+
+    They have no prompts, so that of a pair of models only the compared one is timed.
+    """
     try:
         batch = next(iter(reader.loader("eval", batch_size=count, shuffle=False, drop_last=False)), None)
     except UserError as error:
@@ -165,7 +169,7 @@ def _first_images(reader: Any, count: int) -> dict[str, np.ndarray]:
             f"{reader.annotation_file('eval')} gives no image, expected at least one; or time on random input, without "
             "mAP: --random --no_map"
         )
-    return {name: np.resize(array, (count, *array.shape[1:])) for name, array in batch.items()}
+    return {name: np.resize(array, (count, *array.shape[1:])) for name, array in batch.items() if name != PROMPTS}
 
 
 def _random_images(models: Models, reader: Any, count: int) -> dict[str, np.ndarray]:
@@ -282,7 +286,7 @@ def _evaluate(runs: Sequence[Run], request: BenchmarkRequest, reader: Any, say: 
             if isinstance(error, WorkerFailed):
                 run.running.kill()
             continue
-        run.map, run.map50, run.images = found.map, found.map50, found.images
+        run.map, run.map50, run.miou, run.images = found.map, found.map50, found.miou, found.images
 
 
 def _finish(request: BenchmarkRequest, record: BenchmarkRecord) -> BenchmarkOutcome:

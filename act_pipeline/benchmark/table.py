@@ -10,7 +10,9 @@ _HEADER = ("", "ms p50", "p90", "images/s", "x own fp32", "x Paddle", "mAP", "mo
 
 def benchmark_table(record: BenchmarkRecord) -> str:
     """Return a table with one row per engine; ratios are medians over the rounds, memory is that of the engine."""
-    return text_table(_HEADER, [_cells(row) for row in record.rows])
+    if all(row.miou is None for row in record.rows):
+        return text_table(_HEADER, [_cells(row) for row in record.rows])
+    return text_table((*_HEADER, "mIoU"), [[*_cells(row), figure(row.miou)] for row in record.rows])
 
 
 def _cells(row: Row) -> list[str]:

@@ -17,6 +17,7 @@ from act_pipeline.data import Reader
 from act_pipeline.data.loader import Loader
 from act_pipeline.data.model_fit import fit_reader
 from act_pipeline.data.split import restricted, separate_splits
+from act_pipeline.families.interface import PROMPTS
 from act_pipeline.graph.model_files import inspect_model
 
 _Value = TypeVar("_Value")
@@ -141,11 +142,21 @@ def held_out_feeds(
         model: the model whose inputs are fed.
 
     Returns:
-        One feed an image: input name -> array whose first axis has length 1.
+        One feed an image: input name -> array whose first axis has length 1. Where the model segments what is in a box,
+        a feed also has the other arrays of the batch, which its masks are decoded with.
     """
     names = list(inspect_model(model).inputs)
     with contextlib.closing(iter(held_out(config, reader, images))) as batches:
-        return [model_feed(config, names, batch) for batch in batches]
+        return [{**_decoded_with(batch), **model_feed(config, names, batch)} for batch in batches]
+
+
+def _decoded_with(batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    return batch if PROMPTS in batch else {}
+
+
+def model_inputs(feed: Mapping[str, np.ndarray], model: InferenceModel) -> dict[str, np.ndarray]:
+    """Return the arrays of a feed of :func:`held_out_feeds` that are inputs of the model."""
+    return {name: feed[name] for name in inspect_model(model).inputs}
 
 
 def training_reader(config: Config, reader: Reader) -> Reader:

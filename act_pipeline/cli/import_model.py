@@ -76,8 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--freeze",
         choices=["pixel_mask", "prompt"],
-        help="with --prompt: make the mask of the pixels, or all of the prompt's inputs, constants of the model, which is "
-        "faster then; with 'prompt', another prompt needs another import",
+        help="with --prompt: make the mask of the pixels, or all of the prompt's inputs, constants of the model, which "
+        "is faster; with 'prompt', another prompt needs another import",
+    )
+    parser.add_argument(
+        "--mask_decoder",
+        metavar="DIR",
+        help="with --onnx, for the image encoder of a Segment Anything: the folder of its imported mask decoder",
     )
     parser.add_argument("--images", metavar="DIR", help="pictures to compare on; default: random numbers")
     parser.add_argument("--fixed_batch", action="store_true", help="keep the file's batch size instead of opening it")
@@ -92,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse(arguments, "--onnx and --paddle3", input_shape="--input_shape", images="--images",
                 fixed_batch="--fixed_batch")  # fmt: skip
     if arguments.onnx is None:
-        _refuse(arguments, "--onnx", family="--family", prompt="--prompt")
+        _refuse(arguments, "--onnx", family="--family", prompt="--prompt", mask_decoder="--mask_decoder")
     if arguments.prompt is None:
         _refuse(arguments, "--prompt", vocab="--vocab", input_ids="--input_ids", class_phrase="--class_phrase",
                 freeze="--freeze")  # fmt: skip
@@ -124,6 +129,7 @@ def _through_onnx(arguments: argparse.Namespace) -> str:
             family=arguments.family,
             prompt=_prompt(arguments),
             freeze=arguments.freeze,
+            mask_decoder=arguments.mask_decoder,
         ).summary()
     return import_paddle3(
         arguments.paddle3,

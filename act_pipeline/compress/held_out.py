@@ -8,7 +8,7 @@ from typing import Optional
 import numpy as np
 
 from act_pipeline.calibration.feeds import held_out_feeds
-from act_pipeline.compress.judging.judge import Judge
+from act_pipeline.compress.judging.judge import Detected, Judge
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.data import Reader
@@ -32,7 +32,7 @@ class HeldOut:
             model: the float model.
         """
         self._config, self._reader, self._judge, self._model = config, reader, judge, model
-        self._exact = np.zeros((0, 7))
+        self._exact = Detected(np.zeros((0, 7)))
         self._exact_images = 0
 
     @functools.cached_property
@@ -54,5 +54,7 @@ class HeldOut:
         if self._exact_images < len(feeds):
             self._exact = self._judge.detect(self._model, "fp32", self._reader, feeds)
             self._exact_images = len(feeds)
-        exact = self._exact[self._exact[:, 0] < len(feeds)]
-        return detection_change(exact, self._judge.detect(model, "int8", self._reader, feeds))
+        exact = self._exact.first(len(feeds))
+        found = self._judge.detect(model, "int8", self._reader, feeds)
+        masks = None if exact.masks is None or found.masks is None else (exact.masks, found.masks)
+        return detection_change(exact.rows, found.rows, masks=masks)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ from act_pipeline.compress.result.outcome import measure_chosen
 from act_pipeline.compress.result.saved_result import Compressed, current_result, write_result
 from act_pipeline.compress.strategies import STRATEGIES
 from act_pipeline.config import Config
-from act_pipeline.core.artifacts import INFER_CFG_FILENAME, InferenceModel
+from act_pipeline.core.artifacts import InferenceModel, copy_infer_cfg
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.interruption import Interruption, interruptible
 from act_pipeline.core.locking import hold_lock
@@ -266,7 +265,7 @@ def _evaluate_float(inputs: _Inputs, judge: Judge, progress: bool) -> tuple[Eval
     """Return the float model's evaluation, and whether it comes from the cache; raise UserError if it is useless."""
     fp32, cached = judge.evaluate_float(inputs.model, inputs.reader, progress)
     if progress:
-        figure = f"{fp32.map:.4f} mAP" if fp32.has_map else "no labels, no mAP"
+        figure = ", ".join(fp32.figures()) if fp32.has_map else "no labels, no mAP"
         print(f"FP32: {figure} on {fp32.images} images, {judge.name('fp32')}", file=sys.stderr)
     check_origin(inputs.config, fp32)
     check_worth(inputs.config, fp32, inputs.reader)
@@ -285,6 +284,5 @@ def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[In
     selection = select(ops, config.quantize, config.path, float_by_default(graph, ops))
     mark_float(graph, list(selection.kept))
     prepared = save_folded(graph, directory)
-    if model.infer_cfg_path.is_file():  # a training reads the family and the classes from it
-        shutil.copyfile(model.infer_cfg_path, prepared.directory / INFER_CFG_FILENAME)
+    copy_infer_cfg(model, prepared.directory)  # a training reads the family and the classes from it
     return prepared, selection

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
+
+import yaml
 
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.hashing import hash_files
@@ -134,6 +137,30 @@ class InferenceModel:
         if not self.infer_cfg_path.exists():
             return {}
         return load_yaml(self.infer_cfg_path)
+
+
+# Keys of infer_cfg.yml that name another model folder, relative to the file's own.
+PATH_KEYS = ("mask_decoder", "image_encoder")
+
+
+def copy_infer_cfg(model: InferenceModel, folder: Path, final: Path | None = None) -> None:
+    """Copy a model's ``infer_cfg.yml``, if there is one, into another folder; relative paths in it stay valid.
+
+    Args:
+        model: the model.
+        folder: where to write it.
+        final: the path that ``folder`` will have; None: it keeps its path.
+    """
+    if not model.infer_cfg_path.is_file():
+        return
+    content = model.infer_cfg()
+    paths = {key: content[key] for key in PATH_KEYS if isinstance(content.get(key), str)}
+    if not paths:
+        shutil.copyfile(model.infer_cfg_path, folder / INFER_CFG_FILENAME)
+        return
+    moved = {key: os.path.relpath(model.directory / path, final or folder) for key, path in paths.items()}
+    text = yaml.safe_dump({**content, **moved}, sort_keys=False, allow_unicode=True)
+    (folder / INFER_CFG_FILENAME).write_text(text, encoding="utf-8")
 
 
 def _find(folder: Path, key: str, *names: str) -> str:

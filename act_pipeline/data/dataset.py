@@ -28,10 +28,12 @@ class ImageRecord:
     Attributes:
         image_id: its COCO id, or its index in a folder.
         file: its path.
+        prompts: boxes to segment, one row each: class index, x1, y1, x2, y2 in pixels of the image.
     """
 
     image_id: int
     file: str
+    prompts: tuple[tuple[float, ...], ...] = ()
 
 
 class Dataset:
@@ -70,6 +72,8 @@ class Dataset:
         self._repeat = repeat
         self._lock = threading.Lock()
         self.records = [record for record in records if os.path.isfile(record.file)]
+        # The same for all batches, so that they can be joined.
+        self._prompts = max((len(record.prompts) for record in records), default=0)
         present = {record.file for record in self.records}
         self.skip([record.file for record in records if record.file not in present], "missing")
 
@@ -79,7 +83,7 @@ class Dataset:
     def __getitem__(self, index: int) -> dict[str, Any] | None:
         record = self.records[index % len(self.records)]
         try:
-            return self._preprocess.sample(record.file, record.image_id)
+            return self._preprocess.sample(record.file, record.image_id, record.prompts, self._prompts)
         except UnreadableImage as error:
             self.skip([error.path], f"not readable ({error.reason})")
             return None

@@ -15,7 +15,7 @@ import numpy as np
 
 from act_pipeline.core.hashing import hash_files
 from act_pipeline.data.dataset import ImageRecord
-from act_pipeline.data.reader_settings import CocoDataSet, ImageFolder, ReaderSection
+from act_pipeline.data.reader_settings import CocoDataSet, ImageFolder, Prompts, ReaderSection
 
 
 def split_fingerprint(
@@ -30,6 +30,7 @@ def split_fingerprint(
     reordered: Optional[Sequence[int]],
     ignores_labels: bool = False,
     constants: Mapping[str, np.ndarray] = MappingProxyType({}),
+    prompts: Optional[Prompts] = None,
 ) -> str:
     """Return ``sha256:<hex>``, see :meth:`act_pipeline.data.reader.Reader.fingerprint`.
 
@@ -44,6 +45,7 @@ def split_fingerprint(
         reordered: the category id of every class index, if their order is not that of the annotation file.
         ignores_labels: whether the boxes of the annotation file are ignored.
         constants: what every batch holds besides the images.
+        prompts: what the boxes are prompts of.
     """
     chosen = dataclasses.asdict(dataset)
     for place in ("dataset_dir", "image_dir", "anno_path"):
@@ -61,6 +63,8 @@ def split_fingerprint(
         body.append("without labels")
     if constants:
         body.append({name: [array.dtype.name, array.shape, _hash(array)] for name, array in constants.items()})
+    if prompts is not None:
+        body.append({"prompts": prompts.partner_hash, "each": prompts.encoder is not None})
     return "sha256:" + hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()
 
 

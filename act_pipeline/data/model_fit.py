@@ -23,8 +23,12 @@ from act_pipeline.data.infer_cfg import (
     without_normalization,
 )
 from act_pipeline.data.reader import Reader
+from act_pipeline.data.reader_settings import Prompts
 from act_pipeline.engines import Artifact, inspect_artifact
+from act_pipeline.families.interface import PairedFamily
 from act_pipeline.families.prompt import TEXT_INPUTS, Prompt
+from act_pipeline.families.registry import FAMILIES, decoder_of
+from act_pipeline.families.sam import DECODER_FAMILY, IMAGE_ENCODER
 from act_pipeline.graph.detector_graph import DetectorGraph, read_detector_graph
 
 _logger = logging.getLogger(__name__)
@@ -71,6 +75,8 @@ def fit_reader(model: Artifact, reader: Reader) -> Fit:
         said = (*said, f"{where} is {asked}, but the model has {classes.count} classes ({classes.source}), which count")
     constants = constant_inputs(model)
     reader = reader.with_constants(constants) if constants else reader
+    prompts = prompts_of(model)
+    reader = reader if prompts is None else reader.with_prompts(prompts)
     return Fit(reader if classes is None else reader.with_classes(classes), (*notes, *said))
 
 
@@ -104,6 +110,47 @@ def prompt_inputs(model: Artifact) -> dict[str, np.ndarray]:
         return {}
     summary = inspect_artifact(model)
     return prompt.inputs(summary.inputs, summary.input_dtypes, _location(model))
+
+
+def prompts_of(model: Artifact) -> Prompts | None:
+    """Return what the boxes of the data sets are prompts of; None: the model finds objects by itself.
+
+    Args:
+        model: a model of a pair names the other one in its ``infer_cfg.yml``.
+
+    Raises:
+        UserError: it names none.
+    """
+    shapes = dict(inspect_artifact(model).output_shapes)
+    if not any(isinstance(family, PairedFamily) and family.fits(shapes) for family in FAMILIES):
+        return None
+    folder, decoder = described_by(model), decoder_of(model, shapes)
+    if not isinstance(decoder.family, PairedFamily):
+        return None
+    if decoder.partner is None:
+        where = _location(model) if folder is None else folder.infer_cfg_path
+        raise UserError(
+            f"{where} has no {decoder.family.partner}, expected the folder of the model that makes masks together with "
+            f"this {decoder.family.name}; import it, and write its path there"
+        )
+    makes_inputs = decoder.family.partner == IMAGE_ENCODER
+    return Prompts(decoder.partner if makes_inputs else None, decoder.partner.content_hash())
+
+
+def with_embeddings(model: Artifact, reader: Reader) -> Reader:
+    """Return a reader whose batches have the embeddings that a mask decoder takes; the same one for other models.
+
+    Args:
+        model: its ``infer_cfg.yml`` names the encoder that makes them.
+        reader: the reader; it is not changed.
+
+    Raises:
+        UserError: it names none.
+    """
+    if not DECODER_FAMILY.fits(dict(inspect_artifact(model).output_shapes)):
+        return reader
+    prompts = prompts_of(model)
+    return reader if prompts is None else reader.with_prompts(prompts)
 
 
 def reader_of_model(model: Artifact, reader: Reader) -> Reader:

@@ -17,10 +17,12 @@ from act_pipeline.data.annotations import Annotations
 from act_pipeline.data.class_mapping import ClassMapping
 from act_pipeline.data.classes import ModelClasses
 from act_pipeline.data.dataset import Dataset, ImageRecord, coco_records, folder_records
+from act_pipeline.data.embeddings import Embeddings
 from act_pipeline.data.fingerprint import split_fingerprint
 from act_pipeline.data.input_size import input_size, with_input_size
 from act_pipeline.data.loader import Loader
-from act_pipeline.data.reader_settings import CocoDataSet, ReaderSettings, load_settings
+from act_pipeline.data.prompts import with_prompts
+from act_pipeline.data.reader_settings import CocoDataSet, Prompts, ReaderSettings, load_settings
 from act_pipeline.data.split_files import SplitFiles, require_split
 from act_pipeline.data.transforms import Preprocess, UnreadableImage
 
@@ -232,10 +234,24 @@ class Reader:
         if isinstance(settings, CocoDataSet):
             training = split == "train"
             records = coco_records(settings, self.annotations(split), folder, training=training)
+            if self.settings.prompts is not None:
+                records = self._with_prompts(records, split)
             return records, str(self.annotation_file(split)), settings.repeat if training else 1
+        if self.settings.prompts is not None:
+            raise UserError(
+                f"{self._files.locate(split)} has pictures alone, expected a !COCODataSet with boxes: the model "
+                "segments what is in a box"
+            )
         if not settings.image_dir:
             raise UserError(f"{self._files.locate(split)}.image_dir is missing, expected a folder; add it")
         return folder_records(settings, folder), str(folder), 1
+
+    def _with_prompts(self, records: list[ImageRecord], split: str) -> list[ImageRecord]:
+        """Return the images with their boxes, which are prompts also where the labels are not used."""
+        annotations = self._classes.annotations(split)
+        prompts = self.settings.prompts
+        one_each = prompts is not None and prompts.encoder is not None
+        return with_prompts(records, annotations, self.class_ids(annotations), one_each=one_each)
 
     def loader(
         self,
@@ -289,7 +305,8 @@ class Reader:
             UserError: ppdet has no such transform, or rejects its arguments.
         """
         if self._preprocess is None:
-            section = self.settings.reader
+            section, prompts = self.settings.reader, self.settings.prompts
+            encoder = None if prompts is None else prompts.encoder
             self._preprocess = Preprocess(
                 section.sample_transforms,
                 section.batch_transforms,
@@ -297,6 +314,7 @@ class Reader:
                 self.settings.source,
                 self.settings.reader_name,
                 self.settings.constants,
+                None if encoder is None else Embeddings(encoder),
             )
         return self._preprocess
 
@@ -331,6 +349,10 @@ class Reader:
             constants: name -> array [1, ...], repeated for each image of a batch.
         """
         return Reader(dataclasses.replace(self.settings, constants=constants), self.parsed_annotations)
+
+    def with_prompts(self, prompts: Prompts) -> Reader:
+        """Return a copy of the reader whose batches also hold the boxes of the data sets as prompts."""
+        return Reader(dataclasses.replace(self.settings, prompts=prompts), self.parsed_annotations)
 
     def with_transforms(self, sample_transforms: list[dict[str, Any]]) -> Reader:
         """Return a copy of the reader with other ``sample_transforms``."""
@@ -392,4 +414,5 @@ class Reader:
             reordered=reordered,
             ignores_labels=split in self.settings.unlabelled,
             constants=self.settings.constants,
+            prompts=self.settings.prompts,
         )

@@ -11,6 +11,7 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from act_pipeline.config.schema import Source, build, describe, key
+from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.defaults import find_shipped
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.core.yaml_files import Tagged, apply_overrides, load_yaml, parse_override
@@ -100,6 +101,20 @@ class ReaderSection:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """The boxes of the data sets as prompts of a model that segments them.
+
+    Attributes:
+        encoder: makes the embeddings of the images, where the model that runs takes these instead of images; each box
+            is a sample of its own then.
+        partner_hash: hash of the other model of the pair, empty if there is none.
+    """
+
+    encoder: Optional[InferenceModel] = None
+    partner_hash: str = ""
+
+
+@dataclass(frozen=True)
 class ReaderSettings:
     """Content of a reader file.
 
@@ -115,6 +130,7 @@ class ReaderSettings:
         inputs_def: ``TestReader.inputs_def`` or ``EvalReader.inputs_def``.
         classes: classes of the model, with which categories are matched; None if unknown, then the order of the file is
             used.
+        prompts: what boxes are prompts of; None: of nothing.
         unlabelled: splits whose labels are ignored, see :meth:`act_pipeline.data.reader.Reader.without_labels`.
         constants: input name -> array [1, ...] that every batch holds, repeated for each of its images.
         only: split -> the image files that it is restricted to, see :func:`act_pipeline.data.split.separate_splits`.
@@ -133,6 +149,7 @@ class ReaderSettings:
     constants: Mapping[str, np.ndarray] = field(default_factory=dict)
     only: Mapping[str, frozenset[str]] = field(default_factory=dict)
     unlabelled: frozenset[str] = frozenset()
+    prompts: Optional[Prompts] = None
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ def separate_splits(reader: Reader, seed: int = 0) -> tuple[Reader, Optional[str
 
 
 def _files(reader: Reader, split: str) -> list[str]:
-    return [str(record.file) for record in reader.dataset(split).records]
+    # Once each: a data set of prompts has an image more than once.
+    return list(dict.fromkeys(str(record.file) for record in reader.dataset(split).records))
 
 
 def restricted(reader: Reader, train: Sequence[str], evaluated: Optional[Sequence[str]] = None) -> Reader:

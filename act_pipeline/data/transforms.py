@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,8 @@ from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.core.paddledet import import_ppdet
 from act_pipeline.data.padding import PADDING, padding_above_and_left
 from act_pipeline.data.pillow_resize import PILLOW_FILTERS, pillow_resize
+from act_pipeline.data.prompts import on_input
+from act_pipeline.families.interface import PROMPTS
 
 # DecodeCache unpickles files from a configurable folder; the others write images to a folder.
 _REFUSED = ("DecodeCache", "DebugVisibleImage", "VisibleRBox")
@@ -52,6 +54,7 @@ class Preprocess:
         source: Source,
         section: str,
         constants: Mapping[str, np.ndarray] = MappingProxyType({}),
+        derived: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] | None = None,
     ) -> None:
         """Create the transforms.
 
@@ -61,12 +64,13 @@ class Preprocess:
             source: the reader file, for messages.
             section: ``EvalReader`` or ``TestReader``, for messages.
             constants: name -> array [1, ...] that every batch holds, repeated for each of its images.
+            derived: returns further arrays of a batch, computed from its other ones.
 
         Raises:
             UserError: the first transform is not Decode, or ppdet has no such transform or rejects its arguments.
         """
         self._where = source.locate(f"{section}.sample_transforms")
-        self._constants = constants
+        self._constants, self._derived = constants, derived
         first = next(iter(sample_transforms[0]))
         if not first.startswith("Decode"):
             raise UserError(f"{self._where} begin with {first}, expected Decode, which reads the image; add it")
@@ -79,17 +83,26 @@ class Preprocess:
             for index, step in enumerate(batch_transforms)
         ]
 
-    def sample(self, image_file: str | Path, image_id: int) -> dict[str, Any]:
+    def sample(
+        self,
+        image_file: str | Path,
+        image_id: int,
+        prompts: Sequence[Sequence[float]] = (),
+        prompt_rows: int = 0,
+    ) -> dict[str, Any]:
         """Read and transform one image.
 
         Args:
             image_file: the file.
             image_id: its COCO id.
+            prompts: boxes to segment: class index, x1, y1, x2, y2 in pixels of the image.
+            prompt_rows: number of rows of ``prompts`` of every sample; 0: there are none.
 
         Returns:
             ``image`` float32 [3, H, W], ``im_shape`` [2] (height and width of the resized image in pixels, without
             padding), ``scale_factor`` [2] (resized size / original size, y then x), ``pad_offset`` [2] (pixels of
-            padding above and left of the image), ``im_id`` int64 [1], and other entries of the transforms.
+            padding above and left of the image), ``im_id`` int64 [1], ``prompts`` float32 [prompt_rows, 5]
+            (see :func:`act_pipeline.data.prompts.on_input`), and other entries of the transforms.
 
         Raises:
             UnreadableImage: the file is missing or not an image.
@@ -117,6 +130,8 @@ class Preprocess:
         for key in (*INPUTS, "im_id"):
             if key not in sample:
                 raise UserError(f"{self._where} give no '{key}', expected Decode first and Resize after it; add them")
+        if prompt_rows:
+            sample[PROMPTS] = on_input(prompts, sample, prompt_rows)
         return sample
 
     def batch(self, samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -124,7 +139,7 @@ class Preprocess:
 
         Returns:
             float32 ``image`` [N, 3, H, W], ``im_shape``, ``scale_factor``, ``pad_offset`` [N, 2]; int64 ``im_id`` [N];
-            the constants.
+            ``prompts`` [N, P, 5] if the samples have them; the constants; the derived arrays.
 
         Raises:
             UserError: a transform fails, or the samples cannot be stacked.
@@ -138,10 +153,11 @@ class Preprocess:
             if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
                 raise UserError(f"{self._where}: {name} gives {type(samples).__name__}, expected samples; take it out")
         try:
-            return self._stack(samples)
+            arrays = self._stack(samples)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             message = f"{self._where} give samples that make no batch ({_line(error)}); take out what ppdet trains with"
             raise UserError(message) from None
+        return arrays if self._derived is None else {**arrays, **self._derived(arrays)}
 
     def _stack(self, samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         shapes = {np.shape(sample["image"]) for sample in samples}
@@ -156,6 +172,8 @@ class Preprocess:
             arrays[key] = np.empty((len(samples), *np.shape(samples[0][key])), kind)
             np.stack([sample[key] for sample in samples], out=arrays[key])
         arrays["im_id"] = np.concatenate([sample["im_id"] for sample in samples])
+        if PROMPTS in samples[0]:
+            arrays[PROMPTS] = np.stack([sample[PROMPTS] for sample in samples])
         arrays.update(repeated(self._constants, len(samples)))
         return arrays
 

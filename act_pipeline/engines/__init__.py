@@ -14,6 +14,7 @@ from act_pipeline.engines.interface import DEVICES, PRECISIONS, Engine, EngineSu
 from act_pipeline.engines.machine import Machine, machine
 from act_pipeline.engines.ranking import best_engine, fastest_engine
 from act_pipeline.engines.registry import REGISTRY, find_runtime, find_support, paddle_refusal, support
+from act_pipeline.engines.second_stage import with_second_stage
 from act_pipeline.families.registry import decoder_of
 
 __all__ = [
@@ -86,6 +87,7 @@ def create_engine(
     where = model.path if isinstance(model, OnnxModel) else model.model_path
     stated = getattr(summary, "decoder", None)  # of an ONNX file
     decoder = stated or options.pop("decoder", None) or decoder_of(model, summary.output_shapes)
+    decoder = with_second_stage(decoder, create_engine, name, device, threads, here)
     if precision == "int8" and not summary.quantized and not options.get("calibrate"):
         raise UserError(
             f"{where} holds no INT8 scales, expected an INT8 model for --precision=int8; compress it with "

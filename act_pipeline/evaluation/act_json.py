@@ -22,7 +22,7 @@ class ModelFigures:
 
     Attributes:
         bytes: size of the model.
-        map, map50, stats, per_class, latency_ms, images_per_second: see
+        map, map50, stats, per_class, latency_ms, images_per_second, miou: see
             :class:`act_pipeline.evaluation.result.Evaluation`.
     """
 
@@ -33,6 +33,7 @@ class ModelFigures:
     per_class: Mapping[str, float | None] | None = None
     latency_ms: Mapping[str, float] | None = None
     images_per_second: float | None = None
+    miou: float | None = None
 
     @classmethod
     def of(cls, evaluation: Evaluation | None, size: int, per_class: bool = True) -> ModelFigures:
@@ -49,7 +50,7 @@ class ModelFigures:
         if not evaluation.has_map:
             return cls(size, **speed)
         classes = evaluation.per_class if per_class else None
-        return cls(size, evaluation.map, evaluation.map50, evaluation.stats, classes, **speed)
+        return cls(size, evaluation.map, evaluation.map50, evaluation.stats, classes, **speed, miou=evaluation.miou)
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> ModelFigures:
@@ -62,6 +63,8 @@ class ModelFigures:
         if self.stats is None and self.images_per_second is None:
             return figures
         figures["stats"] = self.stats
+        if self.miou is not None:
+            figures["miou"] = self.miou
         if self.per_class is not None:
             figures["per_class"] = self.per_class
         return {**figures, "latency_ms": self.latency_ms, "images_per_second": self.images_per_second}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 
 from act_pipeline.evaluation.matching import MIN_SCORE, overlaps
 
 MATCHED_IOU = 0.5
+# Masks of the detections of two models, COCO's run lengths.
+MaskPair = tuple[Sequence[Any], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class Agreement:
     mean_score_change: Optional[float]
 
 
-def agreement(reference: np.ndarray, other: np.ndarray, min_score: float = MIN_SCORE) -> Agreement:
+def agreement(
+    reference: np.ndarray, other: np.ndarray, min_score: float = MIN_SCORE, masks: Optional[MaskPair] = None
+) -> Agreement:
     """Compare detections with those of a reference model, e.g. the float model, on the same images.
 
     Each box of the reference is compared with the other model's box of the same image and class that has the highest
@@ -39,13 +44,15 @@ def agreement(reference: np.ndarray, other: np.ndarray, min_score: float = MIN_S
     Args:
         reference, other: float64 [M, 7] and [K, 7], see ``Evaluation.detections``.
         min_score: only boxes of the reference with a higher score are compared.
+        masks: masks of both models' detections, whose IoU counts instead of that of the boxes; None: there are none.
 
     Returns:
         the share of matched boxes, their mean IoU and their mean score change.
     """
-    sure = reference[reference[:, 5] > min_score]
+    chosen = np.flatnonzero(reference[:, 5] > min_score)
+    sure = reference[chosen]
     rows, columns = _of_one_class(sure, other)
-    iou = overlaps(_corners(sure[rows]), _corners(other[columns]))
+    iou = _overlaps(reference, other, chosen[rows], columns, masks)
     # Sort by row, then by descending IoU; lexsort is stable, so the first of equal pairs is chosen.
     order = np.lexsort((-iou, rows))
     _, first = np.unique(rows[order], return_index=True)
@@ -70,7 +77,9 @@ class ImageSums:
     objects: np.ndarray
 
 
-def detection_change(reference: np.ndarray, other: np.ndarray, min_score: float = MIN_SCORE) -> float:
+def detection_change(
+    reference: np.ndarray, other: np.ndarray, min_score: float = MIN_SCORE, masks: Optional[MaskPair] = None
+) -> float:
     """Return the change of detections compared with a reference, from 0 (identical) to 1 (no detection has a partner).
 
     The measure ranks models on images without labels. It is 1 minus the mean of ``iou * min(s, t) / max(s, t)`` (s, t:
@@ -81,25 +90,32 @@ def detection_change(reference: np.ndarray, other: np.ndarray, min_score: float 
     Args:
         reference, other: float64 [M, 7] and [K, 7], see ``Evaluation.detections``, of the same images.
         min_score: a detection counts as an object if either model scores it at least this high.
+        masks: see :func:`agreement`.
     """
     images = int(max((rows[:, 0].max() for rows in (reference, other) if len(rows)), default=-1)) + 1
-    sums = image_sums(reference, other, images, min_score)
+    sums = image_sums(reference, other, images, min_score, masks)
     objects = int(sums.objects.sum())
     return 1 - float(sums.agreed.sum()) / objects if objects else 0.0
 
 
-def image_sums(reference: np.ndarray, other: np.ndarray, images: int, min_score: float = MIN_SCORE) -> ImageSums:
+def image_sums(
+    reference: np.ndarray,
+    other: np.ndarray,
+    images: int,
+    min_score: float = MIN_SCORE,
+    masks: Optional[MaskPair] = None,
+) -> ImageSums:
     """Return the sums that :func:`detection_change` is computed from, by image.
 
     Args:
-        reference, other, min_score: see :func:`detection_change`.
+        reference, other, min_score, masks: see :func:`detection_change`.
         images: number of images I; the first column of the detections is an index below it.
     """
     sure = [detections[:, 5] >= min_score for detections in (reference, other)]
     rows, columns = _of_one_class(reference, other, *sure)
     scores = reference[rows, 5], other[columns, 5]
     high = np.maximum(*scores)
-    agreed = overlaps(_corners(reference[rows]), _corners(other[columns]))
+    agreed = _overlaps(reference, other, rows, columns, masks)
     agreed = agreed * np.minimum(*scores) / np.maximum(high, 1e-12)
     kept = np.flatnonzero(agreed > 0)
     kept = kept[np.argsort(-agreed[kept], kind="stable")]
@@ -157,6 +173,22 @@ def _equal(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarra
     rows = np.repeat(np.arange(len(first)), counts)
     within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     return rows, order[np.repeat(start, counts) + within]
+
+
+def _overlaps(
+    reference: np.ndarray, other: np.ndarray, rows: np.ndarray, columns: np.ndarray, masks: Optional[MaskPair]
+) -> np.ndarray:
+    """Return the IoUs of pairs of detections, of their masks if there are any, float64 [P]."""
+    boxes = overlaps(_corners(reference[rows]), _corners(other[columns]))
+    if masks is None:
+        return boxes
+    from pycocotools import mask as coco_mask
+
+    found = np.zeros(len(boxes))
+    for place in np.flatnonzero(boxes > 0):  # masks whose bounding boxes do not overlap have an IoU of 0
+        pair = [masks[0][rows[place]]], [masks[1][columns[place]]]
+        found[place] = coco_mask.iou(*pair, [0])[0, 0]
+    return found
 
 
 def _corners(detections: np.ndarray) -> np.ndarray:

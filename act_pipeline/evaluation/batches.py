@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Optional, Protocol
 
 import numpy as np
 
@@ -41,11 +41,13 @@ class BatchRun:
         detections: float64 [K, 7]: index of the image in ``image_ids``, x, y, width, height (pixels of the original
             image), score, category id.
         seconds: duration of ``engine.run``.
+        masks: mask of each detection, COCO's run lengths; None: the model gives none.
     """
 
     image_ids: tuple[int, ...]
     detections: np.ndarray
     seconds: float
+    masks: Optional[list[Any]] = None
 
 
 def run_batches(
@@ -79,7 +81,8 @@ def run_batches(
         outputs = engine.run(batch)
         seconds = time.perf_counter() - start
         ids = tuple(int(image_id) for image_id in np.asarray(batch["im_id"]).reshape(-1))
-        yield BatchRun(ids, _coco_rows(outputs, ids, category_ids, annotation_file), seconds)
+        rows = _coco_rows(outputs, ids, category_ids, annotation_file)
+        yield BatchRun(ids, rows, seconds, list(outputs["masks"]) if "masks" in outputs else None)
 
 
 def run_in_parallel(

@@ -29,6 +29,11 @@ def certainty_lines(
         )
         if max_drop is not None:
             lines[-1] += f"; {_verdict(found, max_drop, images)}"
+    miou = found.miou_drop_interval
+    if miou is not None:
+        lines.append(
+            f"{miou.level:.0%} interval of the change of the masks' mIoU: {-miou.high:+.4f} to {-miou.low:+.4f}"
+        )
     value = found.agreement_interval
     if value is not None and (min_agreement is not None or interval is None):
         lines.append(

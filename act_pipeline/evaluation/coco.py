@@ -6,7 +6,7 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Optional, Protocol
 
 import numpy as np
 
@@ -126,7 +126,9 @@ class Scores:
     matches: Matches
 
 
-def score_detections(coco: Any, detections: np.ndarray, image_ids: Sequence[int]) -> Scores:
+def score_detections(
+    coco: Any, detections: np.ndarray, image_ids: Sequence[int], masks: Optional[Sequence[Any]] = None
+) -> Scores:
     """Score detections against a pycocotools ``COCO`` object.
 
     Args:
@@ -134,8 +136,9 @@ def score_detections(coco: Any, detections: np.ndarray, image_ids: Sequence[int]
         detections: float64 [M, 7], see ``Evaluation.detections``.
         image_ids: COCO ids of the evaluated images, in ascending order; the first column of ``detections`` indexes this
             list.
+        masks: mask of each detection, COCO's run lengths, which is scored instead of its box; None: boxes are scored.
     """
-    scorer = make_scorer(coco, detections, image_ids)
+    scorer = make_scorer(coco, detections, image_ids, masks)
     printed = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()):
         scorer.evaluate()
@@ -152,16 +155,20 @@ def score_detections(coco: Any, detections: np.ndarray, image_ids: Sequence[int]
     return Scores(stats, summary, per_category, _matches(scorer))
 
 
-def match_detections(coco: Any, detections: np.ndarray, image_ids: Sequence[int]) -> Matches:
+def match_detections(
+    coco: Any, detections: np.ndarray, image_ids: Sequence[int], masks: Optional[Sequence[Any]] = None
+) -> Matches:
     """Match detections as :func:`score_detections` does (same arguments), without computing the scores."""
-    scorer = make_scorer(coco, detections, image_ids)
+    scorer = make_scorer(coco, detections, image_ids, masks)
     scorer.params.areaRng, scorer.params.areaRngLbl = scorer.params.areaRng[:1], scorer.params.areaRngLbl[:1]
     with contextlib.redirect_stdout(io.StringIO()):
         scorer.evaluate()
     return _matches(scorer)
 
 
-def make_scorer(coco: Any, detections: np.ndarray, image_ids: Sequence[int]) -> Any:
+def make_scorer(
+    coco: Any, detections: np.ndarray, image_ids: Sequence[int], masks: Optional[Sequence[Any]] = None
+) -> Any:
     """Return a pycocotools ``COCOeval`` for the arguments of :func:`score_detections`, not yet evaluated.
 
     ``COCO.loadRes`` is not used: it converts ids to floats, fails on an empty list, and creates a polygon for every
@@ -182,9 +189,14 @@ def make_scorer(coco: Any, detections: np.ndarray, image_ids: Sequence[int]) -> 
             for number, (place, x, y, width, height, score, category) in enumerate(detections.tolist(), start=1)
         ],
     }  # fmt: skip
+    if masks is not None:
+        from pycocotools import mask as coco_mask
+
+        for annotation, mask in zip(results.dataset["annotations"], masks):
+            annotation.update(segmentation=mask, area=float(coco_mask.area(mask)))
     with contextlib.redirect_stdout(io.StringIO()):
         results.createIndex()
-        scorer = COCOeval(coco, results, "bbox")
+        scorer = COCOeval(coco, results, "bbox" if masks is None else "segm")
     scorer.params.imgIds = list(image_ids)
     return scorer
 
@@ -204,6 +216,14 @@ def placed(detections: np.ndarray, image_ids: Sequence[int], place_of: Mapping[i
     found = detections.copy()
     found[:, 0] = places[detections[:, 0].astype(np.int64)]
     return found[found[:, 0] >= 0]
+
+
+def placed_masks(
+    masks: Sequence[Any], detections: np.ndarray, image_ids: Sequence[int], place_of: Mapping[int, int]
+) -> list[Any]:
+    """Return the masks of the detections that :func:`placed` keeps, for the same arguments."""
+    images = detections[:, 0].astype(np.int64).tolist()
+    return [mask for mask, image in zip(masks, images) if image_ids[image] in place_of]
 
 
 def places_of(image_ids: Sequence[int]) -> dict[int, int]:

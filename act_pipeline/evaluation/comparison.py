@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
-from act_pipeline.evaluation.agreement import Agreement, agreement, image_sums
-from act_pipeline.evaluation.coco import GroundTruth, Matches, match_detections, placed, places_of
+import numpy as np
+
+from act_pipeline.evaluation.agreement import Agreement, MaskPair, agreement, image_sums
+from act_pipeline.evaluation.coco import GroundTruth, Matches, match_detections, placed, placed_masks, places_of
 from act_pipeline.evaluation.confidence import (
     LEVEL,
     AgreementLoss,
     Difference,
     MapDifference,
+    MiouDifference,
     agreement_loss,
     map_difference,
+    miou_difference,
 )
 from act_pipeline.evaluation.detections_file import load_detections
+from act_pipeline.evaluation.masks import mask_sums
 from act_pipeline.evaluation.result import Evaluation
 
 
@@ -65,6 +70,7 @@ class ComparisonFigures:
         probability_of_min_agreement: share of the resamples with at least ``min_agreement``, in [0, 1]; None without
             ``min_agreement``.
         agreement_images_needed: as ``images_needed``, for ``min_agreement``.
+        miou_drop_interval: confidence interval of the drop of the mean IoU of masks; None for models without masks.
     """
 
     map_drop_interval: Optional[Interval] = None
@@ -74,12 +80,13 @@ class ComparisonFigures:
     agreement_interval: Optional[AgreementInterval] = None
     probability_of_min_agreement: Optional[float] = None
     agreement_images_needed: Optional[int] = None
+    miou_drop_interval: Optional[Interval] = None
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ComparisonFigures:
         """Read the figures from a record, which may have other keys, and lack these in earlier versions."""
         interval, agreed = record.get("map_drop_interval"), record.get("agreement")
-        value = record.get("agreement_interval")
+        value, miou = record.get("agreement_interval"), record.get("miou_drop_interval")
         return cls(
             None if interval is None else Interval(**interval),
             record.get("probability_within_max_drop"),
@@ -88,11 +95,15 @@ class ComparisonFigures:
             None if value is None else AgreementInterval(**value),
             record.get("probability_of_min_agreement"),
             record.get("agreement_images_needed"),
+            None if miou is None else Interval(**miou),
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the entries of a record: one for each attribute."""
-        return asdict(self)
+        """Return the entries of a record: one for each attribute, that of masks only if there are any."""
+        entries = asdict(self)
+        if self.miou_drop_interval is None:
+            del entries["miou_drop_interval"]
+        return entries
 
     def decides(self, max_drop: Optional[float]) -> bool:
         """Return whether the confidence interval of the mAP drop is on one side of ``max_drop``.
@@ -121,12 +132,14 @@ class Comparison:
         agreement: agreement of the detections.
         images: number of images that both models were evaluated on.
         loss: the agreement in one number - 1; None if neither model detects an object.
+        miou: difference of the mean IoUs of the masks; None without masks or ground truth.
     """
 
     difference: Optional[MapDifference]
     agreement: Agreement
     images: int
     loss: Optional[AgreementLoss] = None
+    miou: Optional[MiouDifference] = None
 
     def figures(self, max_drop: Optional[float], min_agreement: Optional[float] = None) -> ComparisonFigures:
         """Return the figures stored in ``act.json`` and ``eval.json``.
@@ -137,8 +150,7 @@ class Comparison:
         """
         drop, value = None, None
         if self.difference is not None:
-            found = self.difference
-            drop = Interval(-found.high, -found.low, LEVEL, found.resamples, found.standard_error)
+            drop = _drop_interval(self.difference)
         if self.loss is not None:
             lost = self.loss
             value = AgreementInterval(
@@ -146,7 +158,12 @@ class Comparison:
             )
         probability, needed = _decided(self.difference, max_drop)
         sure, more = _decided(self.loss, None if min_agreement is None else 1 - min_agreement)
-        return ComparisonFigures(drop, probability, needed, self.agreement, value, sure, more)
+        miou = None if self.miou is None else _drop_interval(self.miou)
+        return ComparisonFigures(drop, probability, needed, self.agreement, value, sure, more, miou)
+
+
+def _drop_interval(found: Difference) -> Interval:
+    return Interval(-found.high, -found.low, LEVEL, found.resamples, found.standard_error)
 
 
 def _decided(found: Optional[Difference], max_drop: Optional[float]) -> tuple[Optional[float], Optional[int]]:
@@ -165,17 +182,31 @@ def compare(reference: Evaluation, other: Evaluation, truth: GroundTruth) -> Com
         reference, other: the two evaluations.
         truth: the ground truth that both were scored against.
     """
+    rows = reference.detections, other.detections
+    masks = None if reference.masks is None or other.masks is None else (reference.masks, other.masks)
+    sums = image_sums(*rows, len(other.image_ids), masks=masks)
     return Comparison(
         map_difference(_matches(reference, truth), _matches(other, truth)),
-        agreement(reference.detections, other.detections),
+        agreement(*rows, masks=masks),
         len(other.image_ids),
-        agreement_loss(image_sums(reference.detections, other.detections, len(other.image_ids))),
+        agreement_loss(sums),
+        _miou_difference(truth, rows, masks, other.image_ids),
     )
+
+
+def _miou_difference(
+    truth: GroundTruth, rows: tuple[np.ndarray, np.ndarray], masks: Optional[MaskPair], image_ids: Sequence[int]
+) -> Optional[MiouDifference]:
+    """Return the difference of the second model's mean IoU from the first one's; None without masks or objects."""
+    if masks is None:
+        return None
+    one, other = (mask_sums(truth, *side, image_ids) for side in zip(rows, masks))
+    return miou_difference(one, other)
 
 
 def _matches(evaluation: Evaluation, truth: GroundTruth) -> Matches:
     if evaluation.matches is None:
-        evaluation.matches = match_detections(truth.coco, evaluation.detections, evaluation.image_ids)
+        evaluation.matches = match_detections(truth.coco, evaluation.detections, evaluation.image_ids, evaluation.masks)
     return evaluation.matches
 
 
@@ -202,13 +233,23 @@ def compare_with_kept(path: str | os.PathLike[str], other: Evaluation, truth: Gr
     before = placed(kept.rows["fp32"], kept.image_ids, place_of)
     after = placed(other.detections, other.image_ids, place_of)
     matches = other.matches if common == other.image_ids else None
+    masks = None
+    if "fp32" in kept.masks and other.masks is not None:
+        masks = (
+            placed_masks(kept.masks["fp32"], kept.rows["fp32"], kept.image_ids, place_of),
+            placed_masks(other.masks, other.detections, other.image_ids, place_of),
+        )
+    elif other.masks is not None:
+        return None  # of a version without masks: boxes and masks cannot be compared
+    own = masks or (None, None)
+    first = match_detections(truth.coco, before, common, own[0])
+    matches = matches or match_detections(truth.coco, after, common, own[1])
     return Comparison(
-        map_difference(
-            match_detections(truth.coco, before, common), matches or match_detections(truth.coco, after, common)
-        ),
-        agreement(before, after),
+        map_difference(first, matches),
+        agreement(before, after, masks=masks),
         len(common),
-        agreement_loss(image_sums(before, after, len(common))),
+        agreement_loss(image_sums(before, after, len(common), masks=masks)),
+        _miou_difference(truth, (before, after), masks, common),
     )
 
 
@@ -223,6 +264,9 @@ def compare_on_some(reference: Evaluation, other: Evaluation, truth: GroundTruth
         mAP of ``other`` - mAP of ``reference``; None if these images have no ground truth.
     """
     ids = other.image_ids
-    some = placed(reference.detections, reference.image_ids, places_of(ids))
-    matches = other.matches or match_detections(truth.coco, other.detections, ids)
-    return map_difference(match_detections(truth.coco, some, ids), matches)
+    place_of = places_of(ids)
+    some = placed(reference.detections, reference.image_ids, place_of)
+    masks = None
+    if reference.masks is not None:
+        masks = placed_masks(reference.masks, reference.detections, reference.image_ids, place_of)
+    return map_difference(match_detections(truth.coco, some, ids, masks), _matches(other, truth))

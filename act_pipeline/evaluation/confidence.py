@@ -105,6 +105,10 @@ class AgreementLoss(Difference):
         return 1 + self.difference
 
 
+class MiouDifference(Difference):
+    """Difference of two models' mean IoUs of the masks of the same objects."""
+
+
 def agreement_loss(sums: ImageSums, resamples: int = RESAMPLES, seed: int = 0) -> Optional[AgreementLoss]:
     """Return the agreement of two models - 1 with its bootstrap interval.
 
@@ -116,22 +120,53 @@ def agreement_loss(sums: ImageSums, resamples: int = RESAMPLES, seed: int = 0) -
     Returns:
         the difference from perfect agreement; None if neither model detects an object.
     """
-    total = int(sums.objects.sum())
-    if not total:
+    if not sums.objects.sum():
         return None
-    images = len(sums.objects)
+    return AgreementLoss(*_mean_of_objects(sums.agreed, sums.objects, -1.0, resamples, seed))
+
+
+def miou_difference(
+    reference: ImageSums, other: ImageSums, resamples: int = RESAMPLES, seed: int = 0
+) -> Optional[MiouDifference]:
+    """Return another model's mean IoU - a reference's with its bootstrap interval.
+
+    Args:
+        reference, other: sums of both models over the same objects, see
+            :func:`act_pipeline.evaluation.masks.mask_sums`.
+        resamples, seed: see :func:`agreement_loss`.
+
+    Returns:
+        the difference; None if there is no object.
+    """
+    if not reference.objects.sum():
+        return None
+    return MiouDifference(*_mean_of_objects(other.agreed - reference.agreed, reference.objects, 0.0, resamples, seed))
+
+
+def _mean_of_objects(
+    values: np.ndarray, objects: np.ndarray, offset: float, resamples: int, seed: int
+) -> tuple[float, float, float, float, int, int, np.ndarray]:
+    """Return the fields of a :class:`Difference`: the mean over all objects + an offset, with its bootstrap interval.
+
+    Args:
+        values: float64 [images], sum over the objects of each image.
+        objects: int64 [images], their numbers, not all 0.
+        offset: is added.
+        resamples, seed: see :func:`agreement_loss`.
+    """
+    images = len(objects)
     random = np.random.default_rng(seed)
     size = int(np.clip(_BLOCK // images, 16, resamples))
     parts = []
     for start in range(0, resamples, size):
         drawn = random.multinomial(images, np.full(images, 1 / images), min(size, resamples - start))
-        objects = drawn @ sums.objects
-        there = objects > 0
-        parts.append((drawn @ sums.agreed)[there] / objects[there] - 1)
+        counts = drawn @ objects
+        there = counts > 0
+        parts.append((drawn @ values)[there] / counts[there] + offset)
     samples = np.concatenate(parts)
     low, high = _interval(samples, LEVEL)
     error = float(samples.std(ddof=1)) if len(samples) > 1 else 0.0
-    return AgreementLoss(float(sums.agreed.sum()) / total - 1, low, high, error, len(samples), images, samples)
+    return float(values.sum()) / int(objects.sum()) + offset, low, high, error, len(samples), images, samples
 
 
 def map_difference(

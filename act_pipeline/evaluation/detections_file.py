@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,7 @@ KEPT_DETECTIONS = 100
 # Limits against decompression bombs: scores and boxes hardly compress, so a real file never exceeds both.
 MAX_DETECTION_BYTES, MAX_SHRINKAGE = 512 << 20, 50
 _IDS, _NAMES = "image_ids", "image_names"
+_MASKS = "_masks"
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,13 @@ class Detections:
         image_ids: COCO ids of all evaluated images, in ascending order.
         image_names: uint32 [images], CRC-32 of the file names, to detect another data set with the same ids.
         rows: model (``fp32``, ``int8``) -> float64 [M, 7], see ``Evaluation.detections``.
+        masks: model -> mask of each row, COCO's run lengths; without models that give none.
     """
 
     image_ids: list[int]
     image_names: np.ndarray
     rows: dict[str, np.ndarray]
+    masks: dict[str, list[Any]] = field(default_factory=dict)
 
     def known(self, file_names: Mapping[int, str]) -> list[int]:
         """Return those of ``image_ids`` that occur in another data set with the same file name, in ascending order.
@@ -58,7 +63,7 @@ def save_detections(
 
     The file has ``image_ids`` int64, ``image_names`` (see :class:`Detections`), and for each evaluation [M, 7]: index
     in ``image_ids``, x1, y1, x2, y2, score, category id as float32. If float32 would change a number, the rows are
-    stored unchanged as float64.
+    stored unchanged as float64. The masks of an evaluation are JSON in ``<name>_masks``, uint8.
 
     Args:
         path: the file.
@@ -72,7 +77,12 @@ def save_detections(
     }
     place_of = places_of(ids)
     for name, evaluation in evaluations.items():
-        rows = best_detections(placed(evaluation.detections, evaluation.image_ids, place_of))
+        rows = placed(evaluation.detections, evaluation.image_ids, place_of)
+        if evaluation.masks is None:
+            rows = best_detections(rows)
+        else:  # one row a prompt: as many as there are objects, in the order of the masks
+            text = json.dumps(evaluation.masks)
+            arrays[f"{name}{_MASKS}"] = np.frombuffer(text.encode(), np.uint8)
         narrow = _narrow(rows)
         exact = bool((_wide(narrow) == rows).all())
         # Column-major order puts similar numbers next to each other: the compressed file is a third smaller.
@@ -95,6 +105,8 @@ def load_detections(path: str | os.PathLike[str]) -> Detections:
             raise ValueError(f"it unpacks to {size} bytes, expected at most {MAX_SHRINKAGE} times its own")
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
+            texts = [name for name in arrays if name.endswith(_MASKS)]
+            masks = {name[: -len(_MASKS)]: json.loads(arrays.pop(name).tobytes()) for name in texts}
             rows = {name: np.ascontiguousarray(array, np.float64) for name, array in arrays.items()}
     except FileNotFoundError:
         raise UserError(f"{path} is missing, expected the detections of an evaluation; compress again") from None
@@ -118,7 +130,42 @@ def load_detections(path: str | os.PathLike[str]) -> Detections:
                 "category id; delete it and compress again"
             )
         found[name] = _wide(array) if array.dtype == np.float32 else whole
-    return Detections(ids.tolist(), names, found)
+    for name, entries in masks.items():
+        if name not in found or not _are_masks(entries) or len(entries) != len(found[name]):
+            raise UserError(f"{path}: {name}{_MASKS} is damaged; delete it and compress again")
+    return Detections(ids.tolist(), names, found, masks)
+
+
+def _are_masks(entries: Any) -> bool:
+    """Return whether content of a file is a list of masks that pycocotools can read."""
+    if not isinstance(entries, list):
+        return False
+    for entry in entries:
+        size = entry.get("size") if isinstance(entry, dict) else None
+        if not isinstance(size, list) or len(size) != 2 or not all(isinstance(edge, int) for edge in size):
+            return False
+        counts = entry.get("counts")
+        if not isinstance(counts, str) or not _covers(counts, size):
+            return False
+    return True
+
+
+def _covers(counts: str, size: Sequence[int]) -> bool:
+    """Return whether COCO's compressed run lengths cover a mask exactly, which pycocotools does not check."""
+    runs: list[int] = []
+    value, shift = 0, 0
+    for letter in counts:
+        digit = ord(letter) - 48
+        if not 0 <= digit < 64 or shift > 30:
+            return False
+        value |= (digit & 0x1F) << shift
+        shift += 5
+        if not digit & 0x20:
+            if digit & 0x10:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value, shift = 0, 0
+    return not shift and all(run >= 0 for run in runs) and sum(runs) == size[0] * size[1]
 
 
 def best_detections(detections: np.ndarray, count: int = KEPT_DETECTIONS) -> np.ndarray:

@@ -27,7 +27,7 @@ class Evaluation:
 
     Attributes:
         map: mean average precision at IoU 0.50:0.95, all areas, at most 100 detections per image; in [0, 1], -1 if the
-            images have no ground truth.
+            images have no ground truth. The IoU is that of the masks, if the model gives masks.
         map50: the same at IoU 0.50.
         stats: the twelve COCO metrics under the names in ``STAT_NAMES``; -1 where there is no ground truth (of that
             size).
@@ -41,6 +41,9 @@ class Evaluation:
         detections: float64 [M, 7]: index of the image in ``image_ids`` (COCO ids may not fit a float), x, y, width,
             height (pixels of the original image), score, category id.
         image_ids: COCO ids of all evaluated images, in ascending order.
+        masks: mask of each detection, COCO's compressed run lengths; None: the model gives none.
+        miou: mean IoU of the objects' masks with those that the model makes of their boxes, in [0, 1]; None without
+            masks or ground truth.
         matches: ``detections`` matched with the ground truth; None if not stored (an evaluation of an earlier run).
     """
 
@@ -55,12 +58,20 @@ class Evaluation:
     images_per_second: float
     detections: np.ndarray = field(repr=False)
     image_ids: list[int] = field(repr=False)
+    masks: list[Any] | None = field(default=None, repr=False)
+    miou: float | None = None
     matches: Matches | None = field(default=None, repr=False, compare=False)
 
     @property
     def has_map(self) -> bool:
         """Whether the images have ground truth, without which there is no mAP."""
         return self.map >= 0
+
+    def figures(self) -> list[str]:
+        """Return the accuracy in words: mAP and mAP50, those of masks and their mean IoU if the model gives masks."""
+        of = "" if self.masks is None else "mask "
+        more = [] if self.miou is None else [f"mIoU {self.miou:.4f}"]
+        return [f"{of}mAP {self.map:.4f}", f"{of}mAP50 {self.map50:.4f}", *more]
 
     def as_record(
         self, engine: Engine, model: Artifact | None = None, reader: Any = None, **more: Any
@@ -76,6 +87,7 @@ class Evaluation:
             "images": self.images,
             "map": self.map if self.has_map else None,
             "map50": self.map50 if self.has_map else None,
+            **({} if self.miou is None else {"miou": self.miou}),
             "latency_ms": self.latency_ms,
             "images_per_second": self.images_per_second,
             "batch_size": self.batch_size,
@@ -97,14 +109,16 @@ class Evaluation:
 
     def write_detections(self, path: str | os.PathLike[str]) -> None:
         """Write the detections in COCO's result format, as COCO's evaluation servers accept it."""
+        masks = self.masks or [None] * len(self.detections)
         rows = [
             {
                 "image_id": self.image_ids[int(place)],
                 "category_id": int(category_id),
                 "bbox": [round(float(value), 3) for value in box],
                 "score": round(float(score), 6),
+                **({} if mask is None else {"segmentation": mask}),
             }
-            for place, *box, score, category_id in self.detections.tolist()
+            for (place, *box, score, category_id), mask in zip(self.detections.tolist(), masks)
         ]
         write_text_atomically(path, json.dumps(rows) + "\n")
 
@@ -115,7 +129,7 @@ class EvalRecord:
 
     Attributes:
         engine, precision, device: of the engine.
-        map, map50, stats, latency_ms, batch_size: see :class:`Evaluation`.
+        map, map50, miou, stats, latency_ms, batch_size: see :class:`Evaluation`.
         model_bytes, model_hash, artifact: size, hash and path of what the engine loaded.
         model: the model that the user named.
         reader_hash: hash of the data.
@@ -127,6 +141,7 @@ class EvalRecord:
     device: str
     map: float | None = None
     map50: float | None = None
+    miou: float | None = None
     stats: Mapping[str, float | None] | None = None
     latency_ms: Mapping[str, float] | None = None
     batch_size: int | None = None

@@ -16,7 +16,9 @@ from act_pipeline.data.annotations import distinct_names
 from act_pipeline.engines.interface import Engine
 from act_pipeline.evaluation.batches import BatchRun, Detector, latency_percentiles, run_batches, run_in_parallel
 from act_pipeline.evaluation.coco import AnnotatedReader, GroundTruth, placed, places_of, score_detections
+from act_pipeline.evaluation.masks import mask_sums, mean_iou, require_masks
 from act_pipeline.evaluation.result import Evaluation
+from act_pipeline.families.interface import PROMPTS
 
 
 class EvaluationReader(AnnotatedReader, Protocol):
@@ -110,11 +112,16 @@ def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Eval
         raise UserError(f"{truth.path}: no image could be evaluated, expected at least one")
     place_of = places_of(image_ids)
     detections = np.concatenate([placed(run.detections, run.image_ids, place_of) for run in runs])
-    scores = score_detections(truth.coco, detections, image_ids)
+    masks = None
+    if runs[0].masks is not None:
+        require_masks(truth, image_ids)
+        masks = [mask for run in runs for mask in run.masks or ()]
+    scores = score_detections(truth.coco, detections, image_ids, masks)
+    miou = -1.0 if masks is None else mean_iou(mask_sums(truth, detections, masks, image_ids))
     category_ids = truth.coco.getCatIds()
     names = distinct_names([str(category["name"]) for category in truth.coco.loadCats(category_ids)], category_ids)
     name_of = dict(zip(category_ids, names))
-    seconds, images = [run.seconds for run in runs], sum(len(run.image_ids) for run in runs)
+    seconds, images = [run.seconds for run in runs], len(image_ids)
     whole = [run.seconds for run in runs if len(run.image_ids) == batch_size] or seconds
     return Evaluation(
         map=scores.stats["ap"],
@@ -132,6 +139,8 @@ def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Eval
         images_per_second=images / max(sum(seconds), 1e-9),
         detections=detections,
         image_ids=image_ids,
+        masks=masks,
+        miou=miou if miou >= 0 else None,
         matches=scores.matches,
     )
 
@@ -143,15 +152,27 @@ def _batches(
     if limit is not None:
         wanted = -(-limit // batch_size)
         total = wanted if total is None else min(total, wanted)
-    left = limit
+    seen: set[int] = set()
     with Progress("evaluate", "batch", total, shown=progress) as bar:
         for batch in loader:
-            if left is not None:
-                if left <= 0:
+            if limit is not None:
+                taken = _of_first_images(batch["im_id"], seen, limit)
+                if taken < len(batch["im_id"]):
+                    if taken:
+                        yield {name: array[:taken] for name, array in batch.items()}
+                        bar.update()
                     break
-                batch = {name: array[:left] for name, array in batch.items()}
-                left -= len(batch["im_id"])
             yield batch
             bar.update()
-            if left == 0:  # stop here, or the loader would read another batch
+            # Stop here, or the loader would read another batch; but prompts of the last image may follow.
+            if limit is not None and len(seen) >= limit and PROMPTS not in batch:
                 break
+
+
+def _of_first_images(image_ids: np.ndarray, seen: set[int], limit: int) -> int:
+    """Return how many rows of a batch, from the first on, are of the first images; ``seen`` grows by theirs."""
+    for row, number in enumerate(np.asarray(image_ids).reshape(-1).tolist()):
+        if number not in seen and len(seen) >= limit:
+            return row
+        seen.add(number)
+    return len(image_ids)

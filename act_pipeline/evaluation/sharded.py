@@ -201,6 +201,10 @@ def evaluate_in_shards(
     Raises:
         UserError: see :func:`act_pipeline.evaluation.evaluate` and :func:`act_pipeline.core.process_pool.run_work`.
     """
+    if reader.settings.prompts is not None and reader.settings.prompts.encoder is not None:
+        raise UserError(
+            f"{location(model)} takes one box of an image at a time, which --shards does not spread; leave it out"
+        )
     truth = GroundTruth.load(reader, "eval")
     on_cpu = engine.device == "CPU"
     busy = on_cpu and (executor == "ray" or engine.threads * (shards or 1) >= available_cpus())

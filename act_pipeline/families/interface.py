@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Optional, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from act_pipeline.families.prompt import Prompt
 
 # Output name -> shape in the model's order; -1: a dynamic dimension; (): the shape is not known.
 Shapes = Mapping[str, tuple[int, ...]]
+PROMPTS = "prompts"  # of a reader's batch, see `Geometry.prompts`
 # Keys of the `NMS` section of infer_cfg.yml and their expected values; all but `clip` are PaddleDetection's.
 _COUNT, _SHARE, _FLAG = "a positive integer, or -1 for all", "a number from 0 to 1", "true or false"
 _CLASS = "the index of a class, or -1 for none"
@@ -28,10 +29,12 @@ class Detections(NamedTuple):
     Attributes:
         bbox: float32 [K, 6]: class index, score, x1, y1, x2, y2 in pixels of the original image, image 0 first.
         bbox_num: int32 [N]: number of rows of each image.
+        masks: mask of each row on the original image, COCO's compressed run lengths; None: of a family without masks.
     """
 
     bbox: np.ndarray
     bbox_num: np.ndarray
+    masks: Optional[list[dict[str, Any]]] = None
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,15 @@ class Geometry:
         scale_factor: [N, 2], input pixels per original pixel, y then x.
         im_shape: [N, 2], height and width of the resized image without padding, in pixels of the input.
         pad_offset: [N, 2], pixels of padding above and left of the image.
+        prompts: [N, P, 5], boxes to segment: class index, x1, y1, x2, y2 in pixels of the input; NaN fills the rows of
+            images with fewer boxes. None: there are none.
     """
 
     input_size: tuple[int, int]
     scale_factor: np.ndarray
     im_shape: np.ndarray
     pad_offset: np.ndarray
+    prompts: Optional[np.ndarray] = None
 
     @classmethod
     def of(cls, inputs: Mapping[str, np.ndarray], images: int) -> Geometry:
@@ -130,7 +136,7 @@ class Geometry:
             name: np.asarray(inputs[name] if name in inputs else np.tile(value, (images, 1)), np.float32)
             for name, value in default.items()
         }
-        return cls(size, **arrays)
+        return cls(size, **arrays, prompts=inputs.get(PROMPTS))
 
     def to_original(self, boxes: np.ndarray, image: int, clip: bool) -> np.ndarray:
         """Convert boxes from pixels of the input to pixels of the original image.
@@ -232,6 +238,17 @@ class DetectorFamily(Protocol):
             geometry: where the images lie on the input.
             post: thresholds.
         """
+
+
+@runtime_checkable
+class PairedFamily(Protocol):
+    """A :class:`DetectorFamily` whose models work in pairs.
+
+    Attributes:
+        partner: key of ``infer_cfg.yml`` with the folder of the other model.
+    """
+
+    partner: str
 
 
 def weighted(scores: np.ndarray, boxes: np.ndarray) -> np.ndarray:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import Artifact, InferenceModel, described_by, location
 from act_pipeline.core.errors import UserError, suggest
-from act_pipeline.families import detr_raw, end2end, grounding_dino, nms_in_file, ppyoloe, rtdetr, yolo
-from act_pipeline.families.interface import DetectorFamily, Geometry, PostProcess, Shapes
+from act_pipeline.families import detr_raw, end2end, grounding_dino, nms_in_file, ppyoloe, rtdetr, sam, yolo
+from act_pipeline.families.interface import DetectorFamily, Geometry, PairedFamily, PostProcess, Shapes
 from act_pipeline.graph.model_files import inspect_model
 
 POST_PROCESS_IN_GRAPH: DetectorFamily = rtdetr.FAMILY
@@ -26,6 +26,8 @@ FAMILIES: tuple[DetectorFamily, ...] = (
     yolo.FAMILY,
     end2end.FAMILY,
     ppyoloe.FAMILY,
+    sam.FAMILY,
+    sam.DECODER_FAMILY,
     *nms_in_file.FAMILIES,
 )
 _WITH_NMS = (POST_PROCESS_IN_GRAPH, *nms_in_file.FAMILIES)
@@ -39,23 +41,31 @@ class Decoder:
         family: the model's family.
         post: thresholds, from the section ``NMS`` of ``infer_cfg.yml``.
         where: path of the model, for messages.
+        partner: the other model of a pair, which a family with two models needs; None: there is none.
     """
 
     family: DetectorFamily
     post: PostProcess
     where: Path
+    partner: Optional[InferenceModel] = None
 
     @property
     def key(self) -> str:
         """What determines the detections besides the model's outputs; empty where the graph gives them."""
-        return "" if self.family is POST_PROCESS_IN_GRAPH else f"{self.family.name} {self.post}"
+        if self.family is POST_PROCESS_IN_GRAPH:
+            return ""
+        partner = "" if self.partner is None else f" {self.partner.content_hash()}"
+        return f"{self.family.name} {self.post}{partner}"
 
     def __call__(self, outputs: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return ``bbox`` and ``bbox_num`` of a batch, see :class:`act_pipeline.families.interface.Detections`.
 
+        A family with masks also has ``masks``, an array [K] of objects.
+
         Args:
             outputs: name -> array, in the model's order.
-            inputs: the reader's batch, from which ``scale_factor``, ``im_shape`` and ``pad_offset`` are read.
+            inputs: the reader's batch, from which ``scale_factor``, ``im_shape``, ``pad_offset`` and ``prompts`` are
+                read.
 
         Raises:
             UserError: the outputs do not have the form of the family.
@@ -65,7 +75,24 @@ class Decoder:
             raise _no_fit(self.where, shapes, self.family)
         images = len(next(iter(inputs.values()), ()))
         found = self.family.decode(outputs, Geometry.of(inputs, images), self.post)
-        return {"bbox": found.bbox, "bbox_num": found.bbox_num}
+        arrays = {"bbox": found.bbox, "bbox_num": found.bbox_num}
+        if found.masks is not None:
+            arrays["masks"] = np.empty(len(found.masks), object)
+            arrays["masks"][:] = found.masks
+        return arrays
+
+
+class RawOutputsDecoder(Decoder):
+    """Returns the outputs as they are: for a model whose outputs are another model's inputs."""
+
+    def __call__(self, outputs: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs."""
+        return dict(outputs)
+
+
+def undecoded(model: Artifact) -> RawOutputsDecoder:
+    """Return what leaves the outputs of a model unchanged."""
+    return RawOutputsDecoder(POST_PROCESS_IN_GRAPH, PostProcess(), location(model))
 
 
 def decoder_of(model: Artifact, shapes: Shapes, family: DetectorFamily | None = None) -> Decoder:
@@ -85,7 +112,31 @@ def decoder_of(model: Artifact, shapes: Shapes, family: DetectorFamily | None = 
     described: Mapping[str, Any] = folder.infer_cfg() if folder is not None else {}
     post = PostProcess.of(described, str(folder.infer_cfg_path) if folder is not None else "")
     arch = described.get("arch") if family is None else family.name
-    return Decoder(find_family(shapes, where, arch), post, where)
+    found = find_family(shapes, where, arch)
+    return Decoder(found, post, where, None if folder is None else partner_of(folder, found))
+
+
+def partner_of(model: InferenceModel, family: DetectorFamily) -> InferenceModel | None:
+    """Return the other model of a pair that ``infer_cfg.yml`` names; None: it names none, or the family has no pairs.
+
+    Args:
+        model: the folder with ``infer_cfg.yml``.
+        family: the model's family.
+
+    Raises:
+        UserError: the folder that it names has no model.
+    """
+    if not isinstance(family, PairedFamily):
+        return None
+    folder = sam.partner_folder(model.infer_cfg(), model.directory, family.partner)
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        raise UserError(
+            f"{model.infer_cfg_path}: {family.partner} is {model.infer_cfg()[family.partner]}, and {folder} is no "
+            "folder, expected the model folder of the other part; correct the path, or import it"
+        )
+    return InferenceModel.load(folder)
 
 
 def decoder_for(config: Config, model: InferenceModel) -> Decoder:

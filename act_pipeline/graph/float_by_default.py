@@ -3,19 +3,25 @@
 - The mean of a distribution. YOLOv6, v8 and v11, PP-YOLOE and D-FINE predict a distribution over n distances for each
   side of a box, and multiply it by the row of the distances (Generalized Focal Loss, Li et al. 2020, "DFL"). In INT8
   the distances themselves are rounded, by up to 0.06 of a cell with n = 16, which moves every box.
+- Linear attention, whose quotient has both parts from one product: ``q (k^T [v, 1])``, the last column of which is the
+  sum that the others are divided by (EfficientViT, Cai et al. 2023). One scale has to hold the sums too, which are
+  larger than the rest, and an error of a sum is one of a whole row.
 - A product with a constant of three or more dimensions, such as GroundingDINO's attention to its text. PaddleSlim
   quantizes it along axis 1, which is no axis of output channels; ONNX Runtime refuses such scales.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from act_pipeline.graph.op_index import GraphIndex
 from act_pipeline.graph.op_types import RESHAPING
 from act_pipeline.graph.quantizable_ops import QuantizableOp
 from act_pipeline.graph.static_graph import StaticGraph
 
+# Ops between a product and its quotient: slices, moved or with a small number added.
+_PARTS = (*RESHAPING, "slice", "strided_slice", "split", "transpose2", "scale")
+LINEAR_ATTENTION = "sums of a linear attention"
 DISTRIBUTION = "mean of a distribution over box distances (DFL)"
 BATCHED_CONSTANT = "product with a constant of more than two dimensions"
 
@@ -32,8 +38,11 @@ def float_by_default(graph: StaticGraph, ops: Sequence[QuantizableOp]) -> dict[s
     """
     block = graph.program.global_block()
     index = GraphIndex(block.ops)
+    attention = _linear_attention(index, {op.name: op for op in ops if op.type == "matmul_v2"})
     found = {}
     for op in ops:
+        if op.name in attention:
+            found[op.name] = LINEAR_ATTENTION
         if op.weight is None:
             continue
         shape = tuple(block.var(op.weight).shape)
@@ -42,6 +51,26 @@ def float_by_default(graph: StaticGraph, ops: Sequence[QuantizableOp]) -> dict[s
         elif shape[op.weight_axis] == 1 and reads_distribution(index, op.activations[0]):
             found[op.name] = DISTRIBUTION
     return found
+
+
+def _linear_attention(index: GraphIndex, ops: Mapping[str, QuantizableOp]) -> set[str]:
+    """Return the products of two activations of which one part is divided by another, and the products they read."""
+    found = set()
+    for quotient in index.ops:
+        if quotient.type != "elementwise_div":
+            continue
+        divided, by = (_whole(index, quotient.input(slot)[0]) for slot in ("X", "Y"))
+        product = ops.get(divided) if divided == by else None
+        if product is None or product.weight is not None:
+            continue
+        inner = (ops.get(_whole(index, name)) for name in product.activations)
+        found.update([product.name, *(op.name for op in inner if op is not None and op.weight is None)])
+    return found
+
+
+def _whole(index: GraphIndex, name: str) -> str:
+    """Return the tensor that a tensor is a part of."""
+    return list(index.upstream(name, _PARTS))[-1]
 
 
 def reads_distribution(index: GraphIndex, name: str) -> bool:

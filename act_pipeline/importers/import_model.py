@@ -20,8 +20,8 @@ from act_pipeline.core.hashing import hash_files
 from act_pipeline.core.output_folders import new_artifact, require_replaceable
 from act_pipeline.core.quiet import quiet_upstream
 from act_pipeline.core.records import versions, write_record
-from act_pipeline.families import grounding_dino
-from act_pipeline.families.interface import NMS_KEYS, DetectorFamily, PostProcess
+from act_pipeline.families import grounding_dino, sam
+from act_pipeline.families.interface import NMS_KEYS, DetectorFamily, PairedFamily, PostProcess
 from act_pipeline.families.prompt import PIXEL_MASKS, TEXT_INPUTS, Prompt
 from act_pipeline.families.registry import POST_PROCESS_IN_GRAPH, family_named, find_family
 from act_pipeline.graph.model_files import inspect_model
@@ -87,6 +87,7 @@ def import_onnx(
     family: str | None = None,
     prompt: Prompt | None = None,
     freeze: Freeze | None = None,
+    mask_decoder: str | os.PathLike[str] | None = None,
 ) -> ImportedModel:
     """Convert an ONNX file to a Paddle model folder, and compare it with ONNX Runtime.
 
@@ -103,6 +104,8 @@ def import_onnx(
         freeze: inputs that the prompt gives and that become constants, so that what depends on them only is computed
             once: ``pixel_mask`` (no pixel is padding), or ``prompt``, which are all of them: another prompt then needs
             another import. None: none.
+        mask_decoder: for the image encoder of a Segment Anything: the folder of its mask decoder, imported before. Each
+            folder's ``infer_cfg.yml`` names the other one.
 
     Returns:
         The model: ``model.pdmodel``, ``model.pdiparams``, ``infer_cfg.yml`` and the record ``import.json``. The image
@@ -120,6 +123,7 @@ def import_onnx(
     require_replaceable(directory, RECORD_FILENAME, "--output")
     source = read_onnx(file, input_shape, _frozen(file, prompt, freeze))
     require_known_domains(source)
+    decoder = None if mask_decoder is None else _mask_decoder(mask_decoder)
     reference = Reference(source, pictures)
     with new_artifact(directory) as staging, static_mode():
         model, converted, difference, reason = _converted(source, reference, staging / "made", fixed_batch)
@@ -127,10 +131,15 @@ def import_onnx(
             shutil.move(str(written), staging / written.name)
         shutil.rmtree(model.directory)
         inputs, outputs = _described(source, converted)
-        found = _family(file, outputs, grounding_dino.FAMILY.name if prompt is not None else family)
+        asked = grounding_dino.FAMILY.name if prompt is not None else family
+        found = _family(file, outputs, sam.FAMILY.name if decoder is not None else asked)
         write_infer_cfg(staging, source, found, prompt)
+        if decoder is not None:
+            _write_keys(InferenceModel(staging), {sam.MASK_DECODER: os.path.relpath(decoder.directory, directory)})
         write_record(staging / RECORD_FILENAME, IMPORT_SCHEMA, _record(source, inputs, outputs, difference, reason))
         converted.graph.close()
+    if decoder is not None:
+        _write_keys(decoder, {sam.IMAGE_ENCODER: os.path.relpath(directory, decoder.directory)})
     return ImportedModel(
         InferenceModel.load(directory),
         {name: tuple(entry["shape"]) for name, entry in inputs.items()},
@@ -154,8 +163,23 @@ def write_prompt(model: InferenceModel, prompt: Prompt) -> None:
     summary = inspect_model(model)
     if not prompt.inputs(summary.inputs, summary.input_dtypes, model.directory):
         raise _takes_no_text(model.directory, summary.inputs)
-    content = {**model.infer_cfg(), **_prompt_keys(prompt)}
+    _write_keys(model, _prompt_keys(prompt))
+
+
+def _write_keys(model: InferenceModel, keys: Mapping[str, Any]) -> None:
+    content = {**model.infer_cfg(), **keys}
     write_text_atomically(model.infer_cfg_path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _mask_decoder(folder: str | os.PathLike[str]) -> InferenceModel:
+    """Return the mask decoder in a folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    model = InferenceModel.load(folder)
+    find_family(inspect_model(model).output_shapes, model.directory, sam.DECODER_FAMILY.name)
+    return model
 
 
 def write_infer_cfg(
@@ -165,7 +189,8 @@ def write_infer_cfg(
     content: dict[str, Any] = {"mode": "paddle", "draw_threshold": 0.5, "metric": "COCO", "use_dynamic_shape": False}
     if family is not None:
         content["arch"] = family.name
-        if family is not POST_PROCESS_IN_GRAPH:  # the thresholds are the user's to change
+        has_nms = family is not POST_PROCESS_IN_GRAPH and not isinstance(family, PairedFamily)
+        if has_nms:  # the thresholds are the user's to change
             content["NMS"] = {key: getattr(PostProcess(), key) for key in NMS_KEYS}
     if source.class_names:
         content["label_list"] = list(source.class_names)
@@ -181,7 +206,7 @@ def _family(file: Path, outputs: Sequence[Mapping[str, Any]], asked: str | None)
         return find_family(shapes, file, family_named(asked, "--family").name)
     try:
         return find_family(shapes, file)
-    except UserError:  # part of a detector, such as the encoder of a SAM
+    except UserError:  # part of a detector, such as a backbone
         return None
 
 

@@ -67,5 +67,5 @@ def evaluate_sharded(
 def _score_lines(evaluation: Evaluation) -> list[str]:
     if not evaluation.has_map:
         return [f"no labels, no mAP on {evaluation.images} images"]
-    scores = f"mAP {evaluation.map:.4f}, mAP50 {evaluation.map50:.4f} on {evaluation.images} images"
+    scores = f"{', '.join(evaluation.figures())} on {evaluation.images} images"
     return [*evaluation.summary, scores]

@@ -54,6 +54,9 @@ def against_float(model: Artifact, evaluation: Evaluation, reader: Any) -> tuple
             f"mAP {difference.difference:+.4f} (95% of {difference.resamples:,} resamples: {difference.low:+.4f} to "
             f"{difference.high:+.4f})"
         )
+    if found.miou is not None:
+        miou = found.miou
+        said += f"; mIoU {miou.difference:+.4f} ({miou.low:+.4f} to {miou.high:+.4f})"
     if found.loss is not None:
         said += f"; agreement {found.loss.agreement:.4f} ({1 + found.loss.low:.4f} to {1 + found.loss.high:.4f})"
     return record, [f"against FP32 on {found.images:,} images: {said}; {agreement_line(found.agreement)}"]

@@ -142,7 +142,7 @@ def _check_record_path(path: Path) -> None:
 def _reader(request: InferenceRequest, reader: Any, model: Artifact, say: Say) -> Any:
     """Return the reader adapted to the model."""
     from act_pipeline.data import Reader
-    from act_pipeline.data.model_fit import constant_inputs, fit_reader, reader_of_model
+    from act_pipeline.data.model_fit import constant_inputs, fit_reader, reader_of_model, with_embeddings
 
     given = reader is not None or request.reader_config is not None
     if reader is None:
@@ -154,13 +154,18 @@ def _reader(request: InferenceRequest, reader: Any, model: Artifact, say: Say) -
     if not isinstance(reader, Reader):
         return reader
     if request.benchmark:  # speed does not depend on the image content
-        return reader.with_constants(constant_inputs(model))
+        return with_embeddings(model, reader.with_constants(constant_inputs(model)))
     try:
         fit = fit_reader(model, reader)
     except UserError as error:
         if given:
             raise
         raise UserError(f"{error}. That is the sample's reader: name your own, --reader_config=FILE") from None
+    if request.image_file and fit.reader.settings.prompts is not None:
+        raise UserError(
+            f"{location(model)} segments what is in a box, and --image_file={request.image_file} comes without boxes, "
+            "expected a data set with boxes: leave it out and give --reader_config"
+        )
     for note in fit.notes:
         say(note)
     return fit.reader

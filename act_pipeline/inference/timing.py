@@ -13,6 +13,7 @@ from act_pipeline.data.random_input import random_batch
 from act_pipeline.engines import Artifact, Engine
 from act_pipeline.evaluation import engine_record
 from act_pipeline.evaluation.batches import measure_latency
+from act_pipeline.families.interface import PROMPTS
 from act_pipeline.inference.outcome import InferenceOutcome, Say, finished, latency_line
 from act_pipeline.inference.request import InferenceRequest
 
@@ -66,4 +67,5 @@ def first_images(request: InferenceRequest, reader: Any, count: int) -> dict[str
         batch = next(iter(loader), {})
         if not batch:
             raise UserError(f"{reader.annotation_file('eval')} gives no image, expected at least one")
-    return {name: np.resize(array, (count, *array.shape[1:])) for name, array in batch.items()}
+    # Without prompts, of a pair of models only this one is timed.
+    return {name: np.resize(array, (count, *array.shape[1:])) for name, array in batch.items() if name != PROMPTS}

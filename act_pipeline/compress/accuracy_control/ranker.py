@@ -12,6 +12,7 @@ import numpy as np
 from act_pipeline.analysis.sensitivity import BlockError, OpSensitivity, ranked
 from act_pipeline.analysis.sensitivity_runner import SensitivityRunner
 from act_pipeline.analysis.sensitivity_task import Task
+from act_pipeline.calibration.feeds import model_inputs
 from act_pipeline.compress.candidates import Candidate
 from act_pipeline.compress.job import Job
 from act_pipeline.core.artifacts import InferenceModel
@@ -50,7 +51,7 @@ class Ranker:
         """
         self.ops = list(ops)
         self._job, self._candidate, self._model, self._thresholds = job, candidate, model, thresholds
-        feeds = job.held_out.feeds[:RANK_IMAGES]
+        feeds = [model_inputs(feed, model) for feed in job.held_out.feeds[:RANK_IMAGES]]
         self._batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
         self._blocks: list[list[QuantizableOp]] = []
         self._errors: list[BlockError] = []

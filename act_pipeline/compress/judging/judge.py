@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from act_pipeline.engines import Engine, create_engine
 from act_pipeline.engines.registry import find_runtime
 from act_pipeline.evaluation import Evaluation, evaluate_in_parallel
 from act_pipeline.evaluation.batches import Latencies, NotFinite, measure_in_turns
+from act_pipeline.families.interface import PROMPTS
 from act_pipeline.families.registry import Decoder
 from act_pipeline.graph.deformable_attention import samples_by_rows
 from act_pipeline.graph.program_desc import parsed
@@ -29,6 +30,24 @@ _MOST_ENGINES = 4
 _TIMED_IMAGES = 4
 # Rounds of each model, in turns: about 4 s for RT-DETR-R18 at 640 on two cores.
 _TIMED_ROUNDS = 10
+
+
+class Detected(NamedTuple):
+    """Detections on feeds.
+
+    Attributes:
+        rows: float64 [M, 7] as ``Evaluation.detections``: position of the image in the feeds, x, y, width and height in
+            pixels, score, category id.
+        masks: mask of each row, COCO's run lengths; None: the model gives none.
+    """
+
+    rows: np.ndarray
+    masks: Optional[list[Any]] = None
+
+    def first(self, images: int) -> Detected:
+        """Return the detections on the first images."""
+        taken = self.rows[:, 0] < images
+        return Detected(self.rows[taken], self.masks and [mask for mask, take in zip(self.masks, taken) if take])
 
 
 @dataclass(frozen=True)
@@ -139,7 +158,7 @@ class Judge:
 
     def detect(
         self, model: InferenceModel, precision: str, reader: Reader, feeds: Sequence[Mapping[str, np.ndarray]]
-    ) -> np.ndarray:
+    ) -> Detected:
         """Return the detections of a model on batches.
 
         Args:
@@ -149,14 +168,15 @@ class Judge:
             feeds: the model's inputs by name, in batches.
 
         Returns:
-            float64 [M, 7] as ``Evaluation.detections``: image id (position of the image in ``feeds``), x, y, width and
-            height in pixels, score, category id (the class index).
+            The detections; category ids are the class indices.
 
         Raises:
             NotFinite: a box or a score is NaN or infinite.
             UserError: see :meth:`load`.
         """
-        rows, image = [], 0
+        rows: list[np.ndarray] = []
+        masks: list[Any] = []
+        has_masks, image = False, 0
         with contextlib.closing(self.load(model, precision, reader)) as engine:
             for feed in feeds:
                 outputs = engine.run(feed)
@@ -166,14 +186,20 @@ class Judge:
                     raise NotFinite("the model's boxes are not finite (NaN or infinite) on a training image")
                 ids = np.repeat(image + np.arange(len(counts)), counts)
                 rows.append(np.column_stack([ids, bbox[:, 2:4], bbox[:, 4:] - bbox[:, 2:4], bbox[:, 1], bbox[:, 0]]))
+                has_masks = "masks" in outputs
+                masks.extend(outputs.get("masks", ()))
                 image += len(counts)
         found = np.concatenate(rows) if rows else np.zeros((0, 7))
-        return found[found[:, 6] >= 0]  # class -1 marks padding rows
+        if has_masks:
+            return Detected(found, masks)
+        return Detected(found[found[:, 6] >= 0])  # class -1 marks padding rows
 
     def latencies(
         self, models: Mapping[str, tuple[InferenceModel, str]], reader: Reader
     ) -> tuple[dict[str, Latencies], int]:
         """Measure latencies of models in turns on the first images of the eval split, with batch size 1 and all CPUs.
+
+        Of a pair of models only the compressed one is timed: without prompts, the other one does not run.
 
         Args:
             models: label -> model and precision.
@@ -183,6 +209,7 @@ class Judge:
             Label -> latencies, and the number of rounds.
         """
         batches = list(_first(reader.loader("eval", batch_size=1, shuffle=False), _TIMED_IMAGES))
+        batches = [{name: array for name, array in batch.items() if name != PROMPTS} for batch in batches]
         with contextlib.ExitStack() as stack:
             engines = {
                 label: stack.enter_context(contextlib.closing(self.load(model, precision, reader)))

@@ -64,7 +64,7 @@ def measure_chosen(job: Job, chosen: Candidate, model: InferenceModel) -> Measur
 
 def _reference(job: Job, chosen: Candidate) -> Optional[ReferenceCheck]:
     """Evaluate the INT8 model in the reference engine; warn if the difference of the engines is significant."""
-    judge = Judge(REFERENCE, REFERENCE, "CPU", "")
+    judge = Judge(REFERENCE, REFERENCE, "CPU", "", job.judge.decoder)
     try:
         found = judge.evaluate(chosen.model, "int8", job.reader, job.progress, REFERENCE_IMAGES)
     except UserError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 from act_pipeline.compress.candidates import Candidate
 from act_pipeline.compress.job import Job
-from act_pipeline.core.artifacts import INFER_CFG_FILENAME, MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
+from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel, copy_infer_cfg
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.output_folders import new_artifact
 from act_pipeline.core.records import (
@@ -50,8 +50,7 @@ def write_result(target: Path, model: InferenceModel, chosen: Candidate, job: Jo
     with new_artifact(target) as staging:
         for path, name in ((chosen.model.model_path, MODEL_FILENAME), (chosen.model.params_path, PARAMS_FILENAME)):
             shutil.copyfile(path, staging / name)
-        if model.infer_cfg_path.exists():
-            shutil.copyfile(model.infer_cfg_path, staging / INFER_CFG_FILENAME)
+        copy_infer_cfg(model, staging, target)
         if job.fp32 is not None and chosen.evaluation is not None:
             names = {image["id"]: image["file_name"] for image in job.reader.annotations("eval").images}
             save_detections(staging / DETECTIONS_FILENAME, {"fp32": job.fp32, "int8": chosen.evaluation}, names)

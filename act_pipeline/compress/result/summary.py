@@ -66,13 +66,16 @@ def compression_table(record: Mapping[str, Any]) -> str:
 def _accuracy_columns(act: ActRecord) -> list[tuple[str, str, Callable[[Step], str]]]:
     """Return title, cell of FP32 and cell of a candidate of each column about the accuracy."""
     columns: list[tuple[str, str, Callable[[Step], str]]] = []
+    of = "" if act.fp32.miou is None else "mask "
     compared = any(step.comparison.agreement_interval is not None for step in act.steps)
     if act.fp32.map is not None or not compared:
         columns += [
-            ("mAP", figure(act.fp32.map), lambda step: figure(step.figures.map)),
-            ("mAP50", figure(act.fp32.map50), lambda step: figure(step.figures.map50)),
+            (f"{of}mAP", figure(act.fp32.map), lambda step: figure(step.figures.map)),
+            (f"{of}mAP50", figure(act.fp32.map50), lambda step: figure(step.figures.map50)),
             ("change", "", _change),
         ]
+    if act.fp32.miou is not None:
+        columns.append(("mIoU", figure(act.fp32.miou), lambda step: figure(step.figures.miou)))
     if compared and (act.fp32.map is None or act.min_agreement is not None):
         columns.append(("agreement", "", _agreement))
     return columns
