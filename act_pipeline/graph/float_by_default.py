@@ -3,8 +3,9 @@
 - The mean of a distribution. YOLOv6, v8 and v11, PP-YOLOE and D-FINE predict a distribution over n distances for each
   side of a box, and multiply it by the row of the distances (Generalized Focal Loss, Li et al. 2020, "DFL"). In INT8
   the distances themselves are rounded, by up to 0.06 of a cell with n = 16, which moves every box.
-- A product with a constant of three or more dimensions, such as GroundingDINO's attention to its text. PaddleSlim
-  quantizes it along axis 1, which is no axis of output channels; ONNX Runtime refuses such scales.
+- A product with a constant that is no matrix, such as GroundingDINO's attention to its text (four dimensions) or the
+  distances of D-FINE (one). PaddleSlim quantizes it along axis 1, which is no axis of output channels, or does not
+  exist; ONNX Runtime refuses such scales.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from act_pipeline.graph.quantizable_ops import QuantizableOp
 from act_pipeline.graph.static_graph import StaticGraph
 
 DISTRIBUTION = "mean of a distribution over box distances (DFL)"
-BATCHED_CONSTANT = "product with a constant of more than two dimensions"
+NO_MATRIX = "product with a constant that is no matrix"
 
 
 def float_by_default(graph: StaticGraph, ops: Sequence[QuantizableOp]) -> dict[str, str]:
@@ -37,10 +38,12 @@ def float_by_default(graph: StaticGraph, ops: Sequence[QuantizableOp]) -> dict[s
         if op.weight is None:
             continue
         shape = tuple(block.var(op.weight).shape)
-        if op.type == "matmul_v2" and len(shape) > 2:
-            found[op.name] = BATCHED_CONSTANT
-        elif shape[op.weight_axis] == 1 and reads_distribution(index, op.activations[0]):
+        # A vector has one output.
+        outputs = 1 if len(shape) == 1 else shape[op.weight_axis]
+        if outputs == 1 and reads_distribution(index, op.activations[0]):
             found[op.name] = DISTRIBUTION
+        elif op.type == "matmul_v2" and len(shape) != 2:
+            found[op.name] = NO_MATRIX
     return found
 
 

@@ -11,11 +11,11 @@ compared with the float model, on pictures of the built-in sample.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -105,15 +105,16 @@ def try_model(name: str, folder: Path, pictures: Path, array: np.ndarray, calib_
         else:
             model = ppyoloe.export(folder / "made", made, ["exclude_nms=True"])
             onnx_file = lower(model, folder / "model.onnx").path
-    with contextlib.suppress(UserError):
-        try:
-            measure(
-                row, folder, pictures, size, keep_ratio=name in YOLOS, classes=CLASSES, calib_images=calib_images,
-                onnx_file=onnx_file, import_model=import_model,
-            )  # fmt: skip
-        except UserError as error:
-            row.error = str(error)
-            raise
+    try:
+        measure(
+            row, folder, pictures, size, keep_ratio=name in YOLOS, classes=CLASSES, calib_images=calib_images,
+            onnx_file=onnx_file, import_model=import_model,
+        )  # fmt: skip
+    except UserError as error:
+        row.error = str(error)
+    except Exception as error:  # a defect of the package: the other models are tried all the same
+        traceback.print_exc()
+        row.error = f"{type(error).__name__}: {error}"
     return row
 
 

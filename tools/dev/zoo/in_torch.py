@@ -1,4 +1,4 @@
-"""Write RT-DETRv2 or D-FINE of transformers, with random weights, as ONNX. Runs in a Python with torch and transformers.
+"""Write RT-DETRv2 or D-FINE of transformers, with random weights, as ONNX, in a Python that has torch.
 
     PYTHON in_torch.py rtdetrv2 pictures.npy model.onnx [folder]
 

@@ -2,8 +2,9 @@
 
 Random weights alone make activations vanish or overflow within a few layers. Here every convolution is followed by a
 normalization with the statistics of pictures, as BatchNorm after a training, and both are written as one convolution,
-as exporters write them. Activations lie mostly where the activation functions are nearly linear: with a mean of 0, every
-layer of a random network would amplify rounding errors by about 1.2 (Yang et al. 2019), which no trained network does.
+as exporters write them. Activations lie mostly where the activation functions are nearly linear: with a mean of 0,
+every layer of a random network would amplify rounding errors by about 1.2 (Yang et al. 2019), which no trained network
+does.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Network:
 
     @property
     def batch(self) -> int:
-        """The batch in a Reshape's sizes: 1 as in a file of fixed batch, 0 (as it comes) while statistics are measured."""
+        """Batch in the sizes of a Reshape: 1 as in a file of fixed batch; 0, any, while statistics are measured."""
         return 0 if self.statistics is None else 1
 
     def add(self, op: str, inputs: Sequence[Any], outputs: int = 1, **attributes: Any) -> Any:

@@ -83,7 +83,7 @@ def yolov6n(net: Network) -> tuple[str, list[int]]:
         channels, height, width = net.shapes[stem]
         each = net.conv(net.conv(stem, channels, 3), CLASSES, act=None, spread=1.5, centre=-4.0, objects=slice(None))
         scores.append(net.add("Reshape", [net.add("Sigmoid", [each]), np.array([1, CLASSES, height * width])]))
-        sides = net.conv(net.conv(stem, channels, 3), 4, act=None, spread=0.8, centre=3.0)
+        sides = net.conv(net.conv(stem, channels, 3), 4, act=None, spread=0.6, centre=5.0)
         distances.append(net.add("Reshape", [sides, np.array([1, 4, height * width])]))
     rows = [net.add("Transpose", [net.add("Concat", each, axis=-1)], perm=[0, 2, 1]) for each in (distances, scores)]
     centres, strides = _places(net)
