@@ -9,14 +9,14 @@ import pytest
 
 import act_pipeline  # noqa: F401 - before paddle
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.graph.float_by_default import BATCHED_CONSTANT, DISTRIBUTION, LINEAR_ATTENTION, float_by_default
+from act_pipeline.graph.float_by_default import DISTRIBUTION, LINEAR_ATTENTION, NO_MATRIX, float_by_default
 from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> InferenceModel:
-    """A convolution, DFL as YOLOv8 has it, and a product with a constant of four dimensions."""
+    """A convolution, DFL as YOLOv8 and D-FINE have it, and products with constants of four dimensions and of one."""
     import paddle
     import paddle.nn.functional as F
 
@@ -33,20 +33,23 @@ def model(tmp_path: Path) -> InferenceModel:
             sides = paddle.transpose(paddle.reshape(features, [-1, 4, 16, 64]), [0, 2, 1, 3])
             boxes = F.conv2d(F.softmax(sides, axis=1), constant("distances", [1, 16, 1, 1]))
             tokens = paddle.matmul(paddle.reshape(features, [-1, 4, 64, 16]), constant("text", [1, 4, 16, 5]))
+            means = paddle.matmul(F.softmax(tokens), constant("row", [5]))
+            sums = paddle.matmul(tokens, constant("vector", [5]))
             executor = paddle.static.Executor(paddle.CPUPlace())
             executor.run(startup)
-            paddle.static.save_inference_model(str(tmp_path / "model"), [image], [boxes, tokens], executor)
+            paddle.static.save_inference_model(str(tmp_path / "model"), [image], [boxes, means, sums], executor)
     return InferenceModel.load(tmp_path)
 
 
-def test_the_mean_of_a_distribution_and_products_with_batched_constants(model: InferenceModel) -> None:
+def test_the_mean_of_a_distribution_and_products_with_what_is_no_matrix(model: InferenceModel) -> None:
     with static_mode():
         graph = StaticGraph.load(model)
         ops = quantizable_ops(graph, ("conv2d", "matmul_v2"))
         found = float_by_default(graph, ops)
         graph.close()
     by_weight = {op.weight: op.name for op in ops}
-    assert len(ops) == 3 and found == {by_weight["distances"]: DISTRIBUTION, by_weight["text"]: BATCHED_CONSTANT}
+    expected = {"distances": DISTRIBUTION, "row": DISTRIBUTION, "text": NO_MATRIX, "vector": NO_MATRIX}
+    assert len(ops) == 5 and found == {by_weight[weight]: reason for weight, reason in expected.items()}
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from act_pipeline.families.interface import PostProcess
 def multiclass_nms(boxes: np.ndarray, scores: np.ndarray, post: PostProcess) -> np.ndarray:
     """Suppress overlapping boxes class by class; a box may be returned for several classes.
 
-    Source: Paddle's operator ``multiclass_nms3`` with ``nms_eta`` 1 or more.
+    Source: Paddle's operator ``multiclass_nms3`` with ``nms_eta`` 1 or more. The candidates of all classes are taken in
+    descending order of their scores, so that ``keep_top_k`` ends the work: a model with hundreds of classes, or one
+    that is not trained, has ten thousands of candidates.
 
     Args:
         boxes: [A, 4], x1, y1, x2, y2.
@@ -23,50 +25,35 @@ def multiclass_nms(boxes: np.ndarray, scores: np.ndarray, post: PostProcess) -> 
     # One comparison of all scores: most of the boxes have no score above the threshold.
     places, classes = np.nonzero(scores > post.score_threshold)
     values = scores[places, classes]
-    order = np.argsort(-values, kind="stable")
-    kept = []
-    for index in np.unique(classes):
-        if index == post.background_label:
-            continue
-        candidates = order[classes[order] == index]
-        if post.nms_top_k > -1:
-            candidates = candidates[: post.nms_top_k]
-        chosen = suppress(boxes[places[candidates]], post.nms_threshold, post.normalized)
-        kept.append(candidates[chosen])
-    if not kept:
-        return np.zeros((0, 6), np.float32)
-    rows = np.concatenate(kept)
-    rows = rows[np.argsort(-values[rows], kind="stable")]
-    if post.keep_top_k > -1:
-        rows = rows[: post.keep_top_k]
-    return np.column_stack([classes[rows], values[rows], boxes[places[rows]]]).astype(np.float32)
+    order = np.lexsort((places, -values, classes))  # class by class, the best first
+    order = order[classes[order] != post.background_label]
+    if post.nms_top_k > -1:
+        rank = np.arange(len(order)) - np.searchsorted(classes[order], classes[order])
+        order = order[rank < post.nms_top_k]
+    places, classes, values = places[order], classes[order], values[order]
+    ends = np.searchsorted(classes, classes, "right")
+    candidates = boxes[places]
+    most = len(order) if post.keep_top_k == -1 else post.keep_top_k
+    alive, kept = np.ones(len(order), bool), []
+    for best in np.lexsort((places, classes, -values)).tolist():
+        if len(kept) == most:
+            break
+        if alive[best]:
+            kept.append(best)
+            others = slice(best + 1, ends[best])
+            alive[others] &= ~_overlap(candidates[best], candidates[others], post.nms_threshold, post.normalized)
+    return np.column_stack([classes[kept], values[kept], candidates[kept]]).astype(np.float32).reshape(-1, 6)
 
 
-def suppress(boxes: np.ndarray, threshold: float, normalized: bool = True) -> np.ndarray:
-    """Return the indices of the boxes that greedy NMS keeps.
-
-    Args:
-        boxes: [A, 4], x1, y1, x2, y2, in descending order of their scores.
-        threshold: a box whose IoU with a kept box is above this is dropped.
-        normalized: see :class:`act_pipeline.families.interface.PostProcess`.
-
-    Returns:
-        int64 [K], ascending.
-    """
+def _overlap(box: np.ndarray, others: np.ndarray, threshold: float, normalized: bool) -> np.ndarray:
+    """Return whether the IoU of a box [4] with each of others [A, 4] is above the threshold, bool [A]."""
     extra = 0.0 if normalized else 1.0
-    x1, y1, x2, y2 = boxes.astype(np.float32).T
-    areas = np.maximum(x2 - x1 + extra, 0) * np.maximum(y2 - y1 + extra, 0)
-    left = np.arange(len(boxes))
-    kept = []
-    while len(left):
-        best, left = left[0], left[1:]
-        kept.append(best)
-        width = np.minimum(x2[best], x2[left]) - np.maximum(x1[best], x1[left]) + extra
-        height = np.minimum(y2[best], y2[left]) - np.maximum(y1[best], y1[left]) + extra
-        overlap = np.maximum(width, 0) * np.maximum(height, 0)
-        union = areas[best] + areas[left] - overlap
-        left = left[overlap <= threshold * union]
-    return np.array(kept, np.int64)
+    one, many = box.astype(np.float32), others.astype(np.float32)
+    sizes = np.maximum(np.minimum(one[2:], many[:, 2:]) - np.maximum(one[:2], many[:, :2]) + extra, 0)
+    overlap = sizes[:, 0] * sizes[:, 1]
+    areas = np.maximum(many[:, 2:] - many[:, :2] + extra, 0).prod(axis=1)
+    above: np.ndarray = overlap > threshold * (np.maximum(one[2:] - one[:2] + extra, 0).prod() + areas - overlap)
+    return above
 
 
 def best_pairs(scores: np.ndarray, boxes: np.ndarray, post: PostProcess) -> np.ndarray:

@@ -204,11 +204,15 @@ def family_of_file(name: str) -> DetectorFamily | None:
 
 def _no_fit(where: Path, shapes: Shapes, family: DetectorFamily | None) -> UserError:
     found = ", ".join(f"{name} {_dimensions(shape) if shape else ''}".strip() for name, shape in shapes.items())
-    if family is not None and family is not POST_PROCESS_IN_GRAPH:
-        others = [entry.name for entry in FAMILIES if entry.fits(shapes)]
-        remedy = f"; {others[0]} fits: set arch so" if others else ""
+    others = [entry.name for entry in FAMILIES if entry.fits(shapes)]
+    if family is not None and (others or family is not POST_PROCESS_IN_GRAPH):
+        remedy = (
+            f"{others[0]} fits: name it (--family, Global.arch, or arch of infer_cfg.yml)"
+            if others
+            else "no family fits: export the model so that it has the outputs of one (docs/import.md)"
+        )
         gives = found or "nothing"
-        return UserError(f"{where} gives {gives}, but the family {family.name} has {family.outputs}{remedy}")
+        return UserError(f"{where} gives {gives}, but the family {family.name} has {family.outputs}; {remedy}")
     return UserError(
         f"{where} gives {found or 'nothing'}, expected bbox [K, 6] and bbox_num [N] (export an RT-DETR with its "
         "post-process, without exclude_post_process=True), or the outputs of "

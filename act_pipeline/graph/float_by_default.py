@@ -6,8 +6,9 @@
 - Linear attention, whose quotient has both parts from one product: ``q (k^T [v, 1])``, the last column of which is the
   sum that the others are divided by (EfficientViT, Cai et al. 2023). One scale has to hold the sums too, which are
   larger than the rest, and an error of a sum is one of a whole row.
-- A product with a constant of three or more dimensions, such as GroundingDINO's attention to its text. PaddleSlim
-  quantizes it along axis 1, which is no axis of output channels; ONNX Runtime refuses such scales.
+- A product with a constant that is no matrix, such as GroundingDINO's attention to its text (four dimensions) or the
+  distances of D-FINE (one). PaddleSlim quantizes it along axis 1, which is no axis of output channels, or does not
+  exist; ONNX Runtime refuses such scales.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from act_pipeline.graph.static_graph import StaticGraph
 _PARTS = (*RESHAPING, "slice", "strided_slice", "split", "transpose2", "scale")
 LINEAR_ATTENTION = "sums of a linear attention"
 DISTRIBUTION = "mean of a distribution over box distances (DFL)"
-BATCHED_CONSTANT = "product with a constant of more than two dimensions"
+NO_MATRIX = "product with a constant that is no matrix"
 
 
 def float_by_default(graph: StaticGraph, ops: Sequence[QuantizableOp]) -> dict[str, str]:
@@ -46,10 +47,12 @@ def float_by_default(graph: StaticGraph, ops: Sequence[QuantizableOp]) -> dict[s
         if op.weight is None:
             continue
         shape = tuple(block.var(op.weight).shape)
-        if op.type == "matmul_v2" and len(shape) > 2:
-            found[op.name] = BATCHED_CONSTANT
-        elif shape[op.weight_axis] == 1 and reads_distribution(index, op.activations[0]):
+        # A vector has one output.
+        outputs = 1 if len(shape) == 1 else shape[op.weight_axis]
+        if outputs == 1 and reads_distribution(index, op.activations[0]):
             found[op.name] = DISTRIBUTION
+        elif op.type == "matmul_v2" and len(shape) != 2:
+            found[op.name] = NO_MATRIX
     return found
 
 

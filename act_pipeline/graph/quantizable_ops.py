@@ -57,8 +57,10 @@ def quantizable_ops(graph: StaticGraph, op_types: Collection[str]) -> list[Quant
         place = places.get(output, Place(f"model.{output.split('.')[0]}", OTHER_GROUP))
         axis = -1
         if weights:
-            # PaddleSlim's quant_axis: for matmul weights it is the columns, also if the op transposes the weight.
-            axis = 0 if op.type in CONVOLUTIONS else 1
+            # PaddleSlim's quant_axis: for matmul weights it is the columns, also if the op transposes the weight. A
+            # vector has the axis 0 alone; it stays float by default.
+            vector = len(graph.program.global_block().var(weights[0]).shape) == 1
+            axis = 0 if op.type in CONVOLUTIONS or vector else 1
         found.append(
             QuantizableOp(
                 output, op.type, place.module, place.group, activations, weights[0] if weights else None, axis

@@ -26,7 +26,7 @@ from act_pipeline.families.prompt import PIXEL_MASKS, TEXT_INPUTS, Prompt
 from act_pipeline.families.registry import POST_PROCESS_IN_GRAPH, family_named, find_family
 from act_pipeline.graph.model_files import inspect_model
 from act_pipeline.graph.static_graph import static_mode
-from act_pipeline.importers.onnx.convert import Converted, convert, require_known_domains
+from act_pipeline.importers.onnx.convert import Converted, convert, require_known_ops
 from act_pipeline.importers.onnx.read import Constants, read_onnx, require_importers
 from act_pipeline.importers.onnx.source import OnnxInput, OnnxSource
 from act_pipeline.importers.onnx.verify import TOLERANCE, Reference, check_pictures, state_difference
@@ -117,12 +117,15 @@ def import_onnx(
             ``importers`` is missing.
     """
     require_importers()
+    if family is not None:
+        family = family_named(family, "--family").name
     file = Path(path)
     directory = Path(output) if output is not None else Path("output_inference") / file.stem
     pictures = check_pictures(None if images is None else Path(images))
     require_replaceable(directory, RECORD_FILENAME, "--output")
     source = read_onnx(file, input_shape, _frozen(file, prompt, freeze))
-    require_known_domains(source)
+    require_known_ops(source)
+    _require_one_image(source)
     decoder = None if mask_decoder is None else _mask_decoder(mask_decoder)
     reference = Reference(source, pictures)
     with new_artifact(directory) as staging, static_mode():
@@ -203,11 +206,22 @@ def write_infer_cfg(
 def _family(file: Path, outputs: Sequence[Mapping[str, Any]], asked: str | None) -> DetectorFamily | None:
     shapes = {entry["name"]: tuple(entry["shape"]) for entry in outputs}
     if asked is not None:
-        return find_family(shapes, file, family_named(asked, "--family").name)
+        return find_family(shapes, file, asked)
     try:
         return find_family(shapes, file)
     except UserError:  # part of a detector, such as a backbone
         return None
+
+
+def _require_one_image(source: OnnxSource) -> None:
+    """Check that at most one input may be the picture, or that one of them was named."""
+    found = [each for each in source.inputs if each.is_image]
+    if len(found) > 1 and source.image is None:
+        first = f"{found[0].name}:{','.join(map(str, found[0].shape))}"
+        raise UserError(
+            f"{source.path} has several inputs that may be the picture: {', '.join(each.name for each in found)}, "
+            f"expected one [N, 3, H, W]; name it alone, as in --input_shape {first}, or export the model with one"
+        )
 
 
 def _prompt_keys(prompt: Prompt) -> dict[str, Any]:

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.core.errors import UserError
 from act_pipeline.graph.folding import grows
 from act_pipeline.graph.static_graph import StaticGraph
 from act_pipeline.importers.onnx.read import as_node
 from act_pipeline.importers.onnx.rules.registry import NO_RULE, REFUSED, RULES
 from act_pipeline.importers.onnx.rules.rule import Build, CannotImport
-from act_pipeline.importers.onnx.source import Node, OnnxSource
+from act_pipeline.importers.onnx.source import Node, OnnxSource, cannot_import
 
 IMAGE = "image"
 _RANDOM = ("Random", "Bernoulli", "Multinomial")
@@ -71,15 +70,21 @@ def convert(source: OnnxSource, shapes: Mapping[str, tuple[int, ...]] | None = N
     return Converted(graph, inputs, found)
 
 
-def require_known_domains(source: OnnxSource) -> None:
-    """Check that all ops are ONNX's own, before ONNX Runtime refuses others with a message of its own.
+def require_known_ops(source: OnnxSource) -> None:
+    """Check that every op has a rule or is computed once, before ONNX Runtime refuses others in its own words.
 
     Raises:
-        UserError: one is of another domain.
+        UserError: one has none.
     """
+    from onnx import defs
+
+    constants = set(source.constants)
     for node in source.nodes:
-        if ":" in node.type:
-            raise _cannot(source, node, NO_RULE)
+        folded = all(name in constants for name in node.inputs if name) or node.type in ("Shape", "Size")
+        if folded and defs.has(node.type, source.opset):
+            constants.update(node.outputs)
+        elif node.type not in RULES:
+            raise cannot_import(source.path, node, REFUSED.get(node.type, NO_RULE))
 
 
 def batch_of(source: OnnxSource) -> int:
@@ -106,12 +111,12 @@ def _add_node(source: OnnxSource, build: Build, node: Node) -> None:
             raise CannotImport(REFUSED.get(node.type, NO_RULE))
         made = rule(build, node)
     except CannotImport as reason:
-        raise _cannot(source, node, str(reason)) from None
+        raise cannot_import(source.path, node, str(reason)) from None
     except (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
         # Paddle's own checks; its messages have a C++ traceback before the last line.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "")
-        raise _cannot(source, node, f"Paddle refuses it: {type(error).__name__}: {last[:200]}") from None
+        raise cannot_import(source.path, node, f"Paddle refuses it: {type(error).__name__}: {last[:200]}") from None
     for name, variable in zip(node.outputs, made if isinstance(made, (list, tuple)) else [made]):
         if name:
             build.variables[name] = variable
@@ -136,12 +141,6 @@ def _add_branch(source: OnnxSource, build: Build, node: Node) -> None:
             build.constants[name] = build.constants[output.name]
         else:
             build.variables[name] = build.value(output.name)
-
-
-def _cannot(source: OnnxSource, node: Node, reason: str) -> UserError:
-    name = f"node {node.name!r}, " if node.name else ""
-    output = next((each for each in node.outputs if each), "")
-    return UserError(f"{source.path}: op {node.type} ({name}output {output!r}) cannot be imported: {reason}")
 
 
 def _fold(source: OnnxSource, build: Build, node: Node) -> bool:

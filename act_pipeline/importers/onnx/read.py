@@ -6,7 +6,7 @@ import ast
 import contextlib
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,21 @@ import numpy as np
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.quiet import quiet_upstream
 from act_pipeline.graph.folding import MOST_GROWN_ELEMENTS
+from act_pipeline.importers.onnx.checks import (
+    MAX_BYTES,
+    MAX_ELEMENTS,
+    REMEDY,
+    array,
+    check_order,
+    graphs,
+    limit_constants,
+    limit_values,
+    refuse_loops,
+    tensors,
+)
 from act_pipeline.importers.onnx.source import DTYPES, Node, OnnxInput, OnnxSource
 
-MAX_BYTES = (1 << 31) - 1  # a protobuf cannot be larger
 _OLDEST_OPSET = 7
-_MAX_ELEMENTS = 1 << 28
 # Larger constants are folded by the conversion, if they are to be.
 _MOST_FOLDED_BYTES = 4 * MOST_GROWN_ELEMENTS
 _MAX_NAMES_BYTES = 1 << 20
@@ -27,7 +37,7 @@ _HALF, _DOUBLE, _BFLOAT, _FLOAT = 10, 11, 16, 1
 # A matmul with its weights stays one op on tokens (a Gemm needs reshapes around it, which merge the batch), and
 # BatchNorm is left to this package, which trains the weights before it unfolded.
 _NOT_FUSED = ("FusionGemm", "FusionGemmMul", "FusionGemmAdd", "FusionConvBN", "FusionConvTransposeBN")
-_REMEDY = "copy or export it again"
+_NO_MESSAGES, _WARNINGS = 4, 2  # ONNX Runtime's severities
 
 
 # The inputs of a file -> input name -> the value that it always has.
@@ -54,14 +64,17 @@ def read_onnx(
     _load_external(path, model)
     opset = _opset(path, model)
     graph = model.graph
-    _check_order(path, graph)
-    for holder in _graphs(graph):
+    check_order(path, graph)
+    refuse_loops(path, graph)
+    for holder in graphs(graph):
         _to_float32(path, holder)
     inputs = _fix_inputs(path, graph, input_shape or {})
+    named_image = _named_image(inputs, input_shape or {})
     if constants is not None:
         inputs = _fix_values(graph, inputs, constants(inputs))
     outputs = tuple(output.name for output in graph.output)
-    _limit_constants(path, graph)
+    limit_constants(path, graph)
+    limit_values(path, model)
     simple = _simplified(model, outputs, {each.name: each.shape for each in inputs})
     return OnnxSource(
         path,
@@ -69,9 +82,10 @@ def read_onnx(
         inputs,
         outputs,
         nodes=_nodes(path, simple.graph),
-        constants={each.name: _array(path, each) for each in simple.graph.initializer},
+        constants={each.name: array(path, each) for each in simple.graph.initializer},
         reference=model,
         class_names=_class_names(model),
+        named_image=named_image,
     )
 
 
@@ -108,7 +122,7 @@ def _nodes(path: Path, graph: Any) -> tuple[Node, ...]:
         return tuple(as_node(node) for node in graph.node)
     except (ValueError, TypeError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:150]
-        raise UserError(f"{path}: an attribute of a node cannot be read ({reason}); {_REMEDY}") from None
+        raise UserError(f"{path}: an attribute of a node cannot be read ({reason}); {REMEDY}") from None
 
 
 def _parse(path: Path) -> Any:
@@ -120,17 +134,17 @@ def _parse(path: Path) -> Any:
         raise UserError(f"{path} {found}")
     size = path.stat().st_size
     if size == 0:
-        raise UserError(f"{path} is empty; {_REMEDY}")
+        raise UserError(f"{path} is empty; {REMEDY}")
     if size > MAX_BYTES:
         raise UserError(f"{path} has {size} bytes, expected at most {MAX_BYTES}, the limit of protobuf")
     try:
         model = onnx.ModelProto.FromString(path.read_bytes())
     except (DecodeError, ValueError):
-        raise UserError(f"{path} is truncated or no ONNX file ({size} bytes); {_REMEDY}") from None
+        raise UserError(f"{path} is truncated or no ONNX file ({size} bytes); {REMEDY}") from None
     if not model.graph.node or not model.graph.output:
         raise UserError(
             f"{path} has {len(model.graph.node)} nodes and {len(model.graph.output)} outputs, expected an ONNX model; "
-            f"{_REMEDY}"
+            f"{REMEDY}"
         )
     return model
 
@@ -148,26 +162,6 @@ def _opset(path: Path, model: Any) -> int:
     return int(found[0])
 
 
-def _graphs(graph: Any, depth: int = 0) -> Iterator[Any]:
-    """Yield a graph and those in the attributes of its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _graphs(inner, depth + 1)
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Yield all constant tensors of a graph and its inner graphs."""
-    for holder in _graphs(graph):
-        yield from holder.initializer
-        for node in holder.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-
-
 def _load_external(path: Path, model: Any) -> None:
     """Read weights that are stored in other files, which have to lie in the folder of the model.
 
@@ -176,7 +170,7 @@ def _load_external(path: Path, model: Any) -> None:
     """
     folder = path.parent.resolve()
     total = path.stat().st_size
-    for tensor in _tensors(model.graph):
+    for tensor in tensors(model.graph):
         if tensor.data_location != tensor.EXTERNAL:
             continue
         entries = {each.key: each.value for each in tensor.external_data}
@@ -192,7 +186,7 @@ def _load_external(path: Path, model: Any) -> None:
                 raise UserError(f"{what}, which is missing; copy it next to the model")
             length = int(entries.get("length") or file.stat().st_size - offset)
         except (ValueError, OSError) as error:
-            raise UserError(f"{what} at a place that cannot be read ({error}); {_REMEDY}") from None
+            raise UserError(f"{what} at a place that cannot be read ({error}); {REMEDY}") from None
         if offset < 0 or length < 0 or offset + length > file.stat().st_size:
             raise UserError(
                 f"{what} at bytes {offset} to {offset + length}, the file has {file.stat().st_size}; copy it again"
@@ -207,54 +201,6 @@ def _load_external(path: Path, model: Any) -> None:
         del tensor.external_data[:]
 
 
-def _check_order(path: Path, graph: Any) -> None:
-    """Check that every value is written once, before it is read.
-
-    Raises:
-        UserError: a name is unknown, or the graph has a loop.
-    """
-    written = {each.name for each in (*graph.input, *graph.initializer)}
-    written.update(each.values.name for each in graph.sparse_initializer)
-    if graph.sparse_initializer:
-        raise UserError(f"{path} has sparse initializers, expected dense ones; export it without them")
-    anywhere = {name for node in graph.node for name in node.output}
-    for node in graph.node:
-        for name in node.input:
-            if name and name not in written:
-                reason = (
-                    "only a later node writes: the graph has a loop or is not sorted"
-                    if name in anywhere
-                    else "nothing writes"
-                )
-                raise UserError(
-                    f"{path}: node {node.name!r} ({node.op_type}) reads {name!r}, which {reason}; {_REMEDY}"
-                )
-        for name in node.output:
-            if name and name in written:
-                raise UserError(f"{path}: node {node.name!r} ({node.op_type}) writes {name!r} a second time; {_REMEDY}")
-            written.add(name)
-    for output in graph.output:
-        if output.name not in written:
-            raise UserError(f"{path}: the output {output.name!r} is written by no node; {_REMEDY}")
-
-
-def _array(path: Path, tensor: Any) -> np.ndarray:
-    """Return the value of a tensor.
-
-    Raises:
-        UserError: its data does not fit its shape or element type.
-    """
-    from onnx import numpy_helper
-
-    try:
-        if min(tensor.dims, default=1) < 0 or math.prod(tensor.dims) > MAX_BYTES:
-            raise ValueError(f"its shape is {list(tensor.dims)}")
-        return numpy_helper.to_array(tensor)
-    except Exception as error:  # of many kinds, by what is damaged
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: the tensor {tensor.name!r} is damaged ({reason[:150]}); {_REMEDY}") from None
-
-
 def _to_float32(path: Path, graph: Any) -> None:
     """Convert half and double precision to float32, in place."""
     from onnx import numpy_helper
@@ -262,7 +208,7 @@ def _to_float32(path: Path, graph: Any) -> None:
     others = (_HALF, _DOUBLE, _BFLOAT)
     tensors = [*graph.initializer, *(each.t for node in graph.node for each in node.attribute if each.HasField("t"))]
     for tensor in tensors:
-        value = _array(path, tensor)
+        value = array(path, tensor)
         if tensor.data_type in others:
             name = tensor.name
             tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
@@ -285,7 +231,7 @@ def _fix_inputs(path: Path, graph: Any, wanted: Mapping[str, Sequence[int]]) -> 
     constants = {each.name for each in graph.initializer}
     fed = [each for each in graph.input if each.name not in constants]
     if not fed:
-        raise UserError(f"{path} has no inputs, expected an image; {_REMEDY}")
+        raise UserError(f"{path} has no inputs, expected an image; {REMEDY}")
     wanted = _by_name(path, fed, wanted)
     found, missing = [], []
     for each in fed:
@@ -305,11 +251,11 @@ def _fix_inputs(path: Path, graph: Any, wanted: Mapping[str, Sequence[int]]) -> 
                 f"{path}: --input_shape gives {each.name!r} the shape {shape}, the file has {_shown(declared)}"
             )
         if not kind.HasField("shape") and each.name not in wanted or min(shape, default=1) < 1:
-            missing.append((each.name, declared))
+            missing.append((each.name, declared if kind.HasField("shape") else None))
             continue
-        if math.prod(shape) > _MAX_ELEMENTS:
+        if math.prod(shape) > MAX_ELEMENTS:
             raise UserError(
-                f"{path}: the input {each.name!r} has the shape {shape}, expected at most {_MAX_ELEMENTS} values"
+                f"{path}: the input {each.name!r} has the shape {shape}, expected at most {MAX_ELEMENTS} values"
             )
         del kind.shape.dim[:]
         for size in shape:
@@ -338,6 +284,13 @@ def _fix_values(graph: Any, inputs: Sequence[OnnxInput], values: Mapping[str, np
     return tuple(each for each in inputs if each.name not in values)
 
 
+def _named_image(inputs: Sequence[OnnxInput], wanted: Mapping[str, Sequence[int]]) -> str | None:
+    """Return the input that is the picture, where several may be and ``--input_shape`` names one of them."""
+    found = [each.name for each in inputs if each.is_image]
+    named = [name for name in found if name in wanted]
+    return named[0] if len(named) == 1 < len(found) else None
+
+
 def _by_name(path: Path, fed: Sequence[Any], wanted: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
     names = [each.name for each in fed]
     named = {}
@@ -356,42 +309,18 @@ def _by_name(path: Path, fed: Sequence[Any], wanted: Mapping[str, Sequence[int]]
     return named
 
 
-def _example(shape: Sequence[int]) -> str:
+def _example(shape: Sequence[int] | None) -> str:
     """Return a shape as ``--input_shape`` takes it: what is known, 640 for height and width of images."""
+    shape = [-1, 3, -1, -1] if shape is None else shape
     usual = [1, 3, 640, 640] if len(shape) == 4 else [1]
     sizes = [size if size > 0 else usual[axis] if axis < len(usual) else "..." for axis, size in enumerate(shape)]
     return ",".join(map(str, sizes))
 
 
-def _shown(shape: Sequence[int]) -> str:
+def _shown(shape: Sequence[int] | None) -> str:
+    if shape is None:
+        return "(of no known rank)"
     return f"[{', '.join('?' if size == -1 else str(size) for size in shape)}]"
-
-
-def _limit_constants(path: Path, graph: Any) -> None:
-    """Check constants that are made large by one node, before anything computes them.
-
-    Raises:
-        UserError: one has more elements than a model needs.
-    """
-    values = {each.name: each for each in graph.initializer}
-    values.update(
-        {
-            node.output[0]: attribute.t
-            for node in graph.node
-            for attribute in node.attribute
-            if node.op_type == "Constant" and attribute.HasField("t") and node.output
-        }
-    )
-    for node in graph.node:
-        index = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type)
-        if index is None or index >= len(node.input) or node.input[index] not in values:
-            continue
-        shape = [int(size) for size in _array(path, values[node.input[index]]).reshape(-1)]
-        if math.prod(shape) > _MAX_ELEMENTS:
-            raise UserError(
-                f"{path}: node {node.name!r} ({node.op_type}) makes {shape}, expected at most {_MAX_ELEMENTS} values; "
-                f"{_REMEDY}"
-            )
 
 
 def _simplified(model: Any, outputs: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> Any:
@@ -400,10 +329,12 @@ def _simplified(model: Any, outputs: Sequence[str], shapes: Mapping[str, Sequenc
     What it leaves, the conversion folds by itself.
     """
     import onnx
+    import onnxruntime
     import onnxslim
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    onnxruntime.set_default_logger_severity(_NO_MESSAGES)  # of the sessions that onnxslim makes
     try:
         # Its logger prints, whatever the level of Python's logging.
         with quiet_upstream(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -414,6 +345,8 @@ def _simplified(model: Any, outputs: Sequence[str], shapes: Mapping[str, Sequenc
         }
     except (Exception, SystemExit):  # of any kind, by what it does not expect
         return model
+    finally:
+        onnxruntime.set_default_logger_severity(_WARNINGS)
     return simple if kept else model
 
 

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.core.errors import UserError
+
 # TensorProto.DataType -> Paddle's name. Half and double precision are converted to float32 when a file is read.
 DTYPES = {1: "float32", 2: "uint8", 3: "int8", 5: "int16", 6: "int32", 7: "int64", 9: "bool"}
+LOOPS = "its repetitions depend on values; export the model without its post-process"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,19 @@ class Node:
         return index < len(self.inputs) and bool(self.inputs[index])
 
 
+def cannot_import(path: Path, node: Node, reason: str) -> UserError:
+    """Return the error of a node that cannot be imported.
+
+    Args:
+        path: the ONNX file.
+        node: the node.
+        reason: why, and what to do.
+    """
+    name = f"node {node.name!r}, " if node.name else ""
+    output = next((each for each in node.outputs if each), "")
+    return UserError(f"{path}: op {node.type} ({name}output {output!r}) cannot be imported: {reason}")
+
+
 @dataclass(frozen=True)
 class OnnxInput:
     """An input that is fed.
@@ -52,6 +68,11 @@ class OnnxInput:
     dtype: str
     open_batch: bool
 
+    @property
+    def is_image(self) -> bool:
+        """Whether it may be the picture: four dimensions, three channels."""
+        return len(self.shape) == 4 and self.shape[1] == 3
+
 
 @dataclass(frozen=True)
 class OnnxSource:
@@ -66,6 +87,7 @@ class OnnxSource:
         constants: name -> value of the initializers after simplification.
         reference: the ModelProto that the conversion is compared with: not simplified, in float32.
         class_names: names of the classes in the file's metadata; None without.
+        named_image: the input that the user named as the picture; None: none was.
     """
 
     path: Path
@@ -76,9 +98,10 @@ class OnnxSource:
     constants: Mapping[str, np.ndarray]
     reference: Any
     class_names: tuple[str, ...] | None = None
+    named_image: str | None = None
 
     @property
     def image(self) -> str | None:
-        """Name of the image input: the only one with four dimensions and three channels; None if there is none."""
-        found = [each.name for each in self.inputs if len(each.shape) == 4 and each.shape[1] == 3]
-        return found[0] if len(found) == 1 else None
+        """Name of the image input: the only one that may be, or the one that was named; None if there is none."""
+        found = [each.name for each in self.inputs if each.is_image]
+        return found[0] if len(found) == 1 else self.named_image

@@ -13,6 +13,7 @@ from act_pipeline.importers.onnx.rules import (
     shapes,
 )
 from act_pipeline.importers.onnx.rules.rule import Rule
+from act_pipeline.importers.onnx.source import LOOPS
 
 RULES_BY_KIND: dict[str, dict[str, Rule]] = {
     "arithmetic": arithmetic.RULES,
@@ -36,8 +37,8 @@ REFUSED = {
     "DequantizeLinear": "the file is already quantized, expected the float model",
     "DynamicQuantizeLinear": "the file is already quantized, expected the float model",
     "QLinearConv": "the file is already quantized, expected the float model",
-    "Loop": "its repetitions depend on values; export the model without its post-process",
-    "Scan": "its repetitions depend on values; export the model without its post-process",
+    "Loop": LOOPS,
+    "Scan": LOOPS,
     "If": "its condition is computed at run time; export the model at a fixed input size, without its post-process",
     "Range": "its limits are computed at run time; export the model at a fixed input size",
     "ConstantOfShape": "its shape is computed at run time; export the model at a fixed input size",
