@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -131,3 +132,22 @@ def test_no_int8_model_keeps_the_factors(demo) -> None:
     with static_mode():
         ops = StaticGraph.load(demo.compressed.model).program.global_block().ops
     assert not [op.type for op in ops if op.has_attr(BATCH_NORM_FACTOR)]
+
+
+def test_norms_of_weights_stand_for_factors_that_the_file_does_not_tell(model: InferenceModel, tmp_path: Path) -> None:
+    """A BatchNorm that was folded before the model was written leaves weights, but no factors."""
+    with static_mode(), contextlib.closing(StaticGraph.load(model)) as graph:
+        fold_batch_norm(graph)
+        weights = {}
+        for op in graph.program.global_block().ops:
+            if op.has_attr(BATCH_NORM_FACTOR):
+                op._remove_attr(BATCH_NORM_FACTOR)
+                weights[op.input("Filter")[0]] = graph.parameter(op.input("Filter")[0])
+        (tmp_path / "imported").mkdir()
+        imported = graph.save(tmp_path / "imported")
+    found = read_factors(imported)
+    assert found.keys() == weights.keys() and len(found) == 3
+    for name, weight in weights.items():
+        norms = np.sqrt((weight.reshape(CHANNELS, -1) ** 2).sum(1))
+        assert norms.min() < 0.1 and norms.max() > 1
+        np.testing.assert_allclose(found[name], np.minimum(norms, 1), rtol=1e-5)

@@ -25,6 +25,7 @@ from act_pipeline.core.errors import Interrupted, UserError
 from act_pipeline.core.progress import Progress
 from act_pipeline.execution import cpu_cores
 from act_pipeline.execution.finite_checks import LOWER_RATE, Diverged
+from act_pipeline.execution.not_finite import Origin
 from act_pipeline.execution.prefetcher import Prefetcher
 from act_pipeline.graph.static_graph import existing_objects_frozen
 
@@ -61,6 +62,9 @@ class TrainingLoop:
         self._work, self.best_dir = work, work / "strategy_1"
         self.training = Training(InferenceModel(self.best_dir), OpInventory({}, []))
         self._snapshots = Int8Snapshots(setup.scorer, setup.one_image, setup.op_types, programs.op_order, setup.factors)
+        # Several processes exchange gradients within a step, which one of them cannot repeat alone.
+        alone = setup.ranks.world == 1
+        self._origin = Origin(state.program_of(programs.train), programs.place) if alone else None
         if setup.start is not None:
             ends = weight_ends(state.program_of(programs.train), setup.factors)
             thresholds = {**read_ranges(setup.start), **read_thresholds(setup.start), **ends}
@@ -140,18 +144,26 @@ class TrainingLoop:
     def _step(self, data: _Feed) -> None:
         training, ranks, rate = self.training, self.setup.ranks, self._programs.train.learning_rate
         state.seed_step(training.iterations * ranks.world + ranks.rank)
+        if self._origin is not None:
+            self._origin.remember()
         fetched = self._programs.runner.run(data)
         if not isinstance(rate, float):
             rate.step()
         loss, iteration = float(np.mean(fetched[0])), training.iterations + 1
         if not math.isfinite(loss):
-            raise Diverged(f"the loss is {loss} at iteration {iteration}; {LOWER_RATE}")
+            raise Diverged(f"the loss is {loss} at iteration {iteration}{self._where(data)}; {LOWER_RATE}")
         if not np.isfinite(fetched[-1]).all():
             raise Diverged(
-                f"iteration {iteration} leaves weights that are not finite (its loss was {loss:.4g}); {LOWER_RATE}"
+                f"iteration {iteration} leaves weights that are not finite (its loss was {loss:.4g})"
+                f"{self._where(data)}; {LOWER_RATE}"
             )
         training.iterations = iteration
         training.losses.append((iteration, loss))
+
+    def _where(self, data: _Feed) -> str:
+        """Return where the step that just failed computes its first NaN or infinity, for a message; may be empty."""
+        found = self._origin.find(data) if self._origin is not None else ""
+        return f": {found}" if found else ""
 
     def _settle(self) -> None:
         """Run the evaluation and write the checkpoint that are due after the last iteration."""

@@ -6,6 +6,10 @@ training of ``w'``. Therefore ``w`` is trained, and the graph computes the produ
 clipping and the optimizer's state then have the same meaning as in PaddleDetection with frozen BatchNorm statistics and
 scale.
 
+Exporters to ONNX fold BatchNorm themselves, and the file does not tell ``f``. There the norm of an output channel's
+weights stands for it: networks that train with BatchNorm have weights ``w`` of similar norms (0.1 to 1.5 in
+RT-DETR-R18, where the correlation of ``log f`` with the logarithm of the norm of ``w'`` is 0.90).
+
 Absolute values of ``f`` above 1 are clipped to 1. Otherwise, where BatchNorm enlarges a channel, a step would be
 ``f^2`` times as long as one on the quantized weights (1,200 times in the stem of R18), longer than the rounding errors
 require. PaddleDetection trains that part of the backbone with a tenth of the rate, or freezes it (``lr_mult_list``,
@@ -21,8 +25,10 @@ import numpy as np
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.graph.folding import BATCH_NORM_FACTOR
-from act_pipeline.graph.model_files import read_program
+from act_pipeline.graph.model_files import inspect_model, read_program
 from act_pipeline.graph.op_inserter import Inserter
+from act_pipeline.graph.op_types import CONVOLUTIONS
+from act_pipeline.graph.parameters_file import read_parameters
 from act_pipeline.graph.program_desc import argument
 
 # Paddle's OpRole, a bit mask.
@@ -34,19 +40,28 @@ def read_factors(model: InferenceModel, largest: float = 1.0) -> dict[str, np.nd
     """Read the factors of the convolution weights that BatchNorm was folded into.
 
     Args:
-        model: a float model with folded BatchNorm.
+        model: a float model with folded BatchNorm. If it was folded before the model was written, so that no
+            convolution has its factors, the norms of the output channels' weights take their place.
         largest: the absolute value to which factors are clipped.
 
     Returns:
         Weight -> factors, float32 [output channels].
     """
-    found = {}
+    found, weights = {}, []
     for op in read_program(model.model_path).blocks[0].ops:
+        if op.type in CONVOLUTIONS:
+            weights.append(argument(op.inputs, "Filter"))
         for attribute in op.attrs:
             if attribute.name == BATCH_NORM_FACTOR:
-                factors = np.array(attribute.floats, np.float32)
-                found[argument(op.inputs, "Filter")] = np.clip(factors, -largest, largest)
-    return found
+                found[argument(op.inputs, "Filter")] = np.array(attribute.floats, np.float32)
+    if not found:
+        parameters = read_parameters(model, inspect_model(model).parameters)
+        found = {name: _norms(parameters[name]) for name in weights if name in parameters}
+    return {name: np.clip(factors, -largest, largest) for name, factors in found.items()}
+
+
+def _norms(weight: np.ndarray) -> np.ndarray:
+    return np.asarray(np.linalg.norm(weight.reshape(len(weight), -1), axis=1), np.float32)
 
 
 def unfold(program: Any, factors: Mapping[str, np.ndarray], place: Any) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from act_pipeline.graph.folding import grows
 from act_pipeline.graph.static_graph import StaticGraph
+from act_pipeline.importers.onnx.fusion import fuse_layer_norms
 from act_pipeline.importers.onnx.read import as_node
 from act_pipeline.importers.onnx.rules.registry import NO_RULE, REFUSED, RULES
 from act_pipeline.importers.onnx.rules.rule import Build, CannotImport
@@ -50,7 +51,7 @@ def convert(source: OnnxSource, shapes: Mapping[str, tuple[int, ...]] | None = N
 
     program, scope = paddle.static.Program(), paddle.static.Scope()
     build = Build(source.opset, program, scope, dict(source.constants), shapes=shapes)
-    nodes = list(source.nodes)
+    nodes = fuse_layer_norms(source.nodes, source.constants, source.outputs)
     build.producers = {name: node for node in nodes for name in node.outputs}
     build.read_outputs = frozenset((*(name for node in nodes for name in node.inputs), *source.outputs))
     inputs = {each.name: _input_name(source, each.name) for each in source.inputs}
