@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--freeze",
         choices=["pixel_mask", "prompt"],
-        help="with --prompt: make the mask of the pixels, or all of the prompt's inputs, constants of the model, which is "
-        "faster then; with 'prompt', another prompt needs another import",
+        help="with --prompt: make the pixels' mask, or all of the prompt's inputs, constants of the model, which is "
+        "faster; with 'prompt', another prompt needs another import",
     )
     parser.add_argument("--images", metavar="DIR", help="pictures to compare on; default: random numbers")
     parser.add_argument("--fixed_batch", action="store_true", help="keep the file's batch size instead of opening it")
