@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -251,3 +252,83 @@ def test_half_precision_ends_after_the_last_matmul(tmp_path: Path) -> None:
     assert after.dtype == np.float32
     np.testing.assert_allclose(after, before, rtol=5e-3)
     assert np.abs(after - before).max() > 0
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_points_are_sampled_before_queries(traced: bool) -> None:
+    """Write GridSample, product and sum of two levels, with the stack of Paddle or that of PyTorch."""
+    rng = np.random.default_rng(2)
+    shapes: dict[str, tuple[int, ...]] = {"x": (1, 3, 4, 4), "w": (1, 1, 5, 4), "y": (1, 3, 5), "p": (1, 3, 5, 4)}
+    steps = []
+    for level in "ab":
+        sample = Op("grid_sampler", {"X": ["x"], "Grid": [f"g{level}"]}, {"Output": [level]}, {})
+        sample.attrs = {"mode": "bilinear", "padding_mode": "zeros", "align_corners": False}
+        steps.append(sample)
+        shapes.update({level: (1, 3, 5, 2), f"g{level}": (1, 5, 2, 2), f"u{level}": (1, 3, 5, 1, 2)})
+        steps += [op("unsqueeze2", level, f"u{level}", axes=[3])] if traced else []
+    if traced:
+        steps += [op("concat", "ua ub", "st", axis=3), op("reshape2", "st", "c", shape=[1, 3, 5, 4])]
+    else:
+        steps += [op("concat", "a b", "c", axis=3)]
+    steps += [op("elementwise_mul", "c", "p"), op("reduce_sum", "p", "y", dim=[-1], keep_dim=False)]
+    steps[-2].inputs["Y"] = ["w"]
+    shapes.update({"st": (1, 3, 5, 2, 2), "c": (1, 3, 5, 4)})
+    constants = {name: rng.uniform(-1, 1, shapes[name]).astype(np.float32) for name in ("ga", "gb", "w")}
+    written = []
+    for rewrite in (False, True):
+        program = source(
+            [replace(step, inputs=dict(step.inputs), outputs=dict(step.outputs)) for step in steps], shapes, "y"
+        )
+        program.constants.update(constants)
+        if rewrite:
+            sum_by_level(program, queries_last=True)
+        written.append(write(program))
+    assert "Concat" in kinds(written[0]) and "Concat" not in kinds(written[1])
+    sums = [node for node in written[1].graph.node if node.op_type == "ReduceSum"]
+    assert len(sums) == 2
+    axes = {tensor.name: onnx.numpy_helper.to_array(tensor).tolist() for tensor in written[1].graph.initializer}
+    assert [axes[node.input[1]] for node in sums] == [[2], [2]]
+    x = rng.normal(size=(1, 3, 4, 4)).astype(np.float32)
+    np.testing.assert_allclose(run(written[1], x)[0], run(written[0], x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_mask_of_attention_is_no_dequantization_to_openvino() -> None:
+    """Run scores + (mask - 1) * 3.4e38, then softmax, in a model with Q/DQ elsewhere."""
+    from act_pipeline.engines.onnx_runtimes.openvino import import_openvino
+    from act_pipeline.onnx_export.rewrites.attention_masks import protect_masks
+
+    pytest.importorskip("openvino")
+    helper, numpy_helper, rng = onnx.helper, onnx.numpy_helper, np.random.default_rng(3)
+    constants = {
+        "lowest": np.float32(np.finfo(np.float32).min), "one": np.float32(1), "minus": np.float32(-1), "token": np.int64(1), "repeats": np.array([1, 2, 1, 1]),
+        "half": np.float32(0.125),
+        "s": np.float32(0.02), "z": np.array(128, np.uint8), "w": rng.normal(size=(8, 8)).astype(np.float32),
+        "v": rng.normal(size=(1, 2, 6, 8)).astype(np.float32),
+    }  # fmt: skip
+    nodes = [
+        ("QuantizeLinear", "x s z", "q"), ("DequantizeLinear", "q s z", "dq"), ("MatMul", "dq w", "h"),
+        ("Transpose", "h", "t"), ("MatMul", "h t", "product"), ("Mul", "product half", "scores"),
+        ("Equal", "mask token", "e"), ("Tile", "e repeats", "tiled"), ("Cast", "tiled", "m"), ("Mul", "m minus", "negative"), ("Add", "negative one", "inverse"),
+        ("Mul", "inverse lowest", "bias"),
+        ("Add", "scores bias", "masked"), ("Softmax", "masked", "weights"), ("MatMul", "weights v", "y"),
+    ]  # fmt: skip
+    attrs = {"t": {"perm": [0, 1, 3, 2]}, "m": {"to": onnx.TensorProto.FLOAT}, "weights": {"axis": -1}}
+    graph = helper.make_graph(
+        [helper.make_node(kind, inputs.split(), [out], name=out, **attrs.get(out, {})) for kind, inputs, out in nodes],
+        "attention",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 2, 6, 8]),
+         helper.make_tensor_value_info("mask", onnx.TensorProto.INT64, [1, 1, 6, 6])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 2, 6, 8])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feeds = {"x": rng.normal(size=(1, 2, 6, 8)).astype(np.float32), "mask": np.tril(np.ones((1, 1, 6, 6), np.int64))}
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    expected = session.run(None, feeds)[0]
+    assert protect_masks(proto) == 1
+    onnx.checker.check_model(proto, full_check=True)
+    core = import_openvino().Core()
+    compiled = core.compile_model(
+        core.read_model(proto.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    np.testing.assert_allclose(compiled(feeds)[0], expected, rtol=1e-3, atol=1e-3)

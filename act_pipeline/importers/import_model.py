@@ -243,8 +243,7 @@ def _frozen(path: Path, prompt: Prompt | None, freeze: Freeze | None) -> Constan
         masks = {name: value for name, value in found.items() if name in PIXEL_MASKS}
         if freeze == "pixel_mask" and not masks:
             raise UserError(
-                f"{path} has no input {PIXEL_MASKS[0]} to freeze, its inputs are {', '.join(shapes)}; "
-                "leave --freeze out"
+                f"{path} has no input {PIXEL_MASKS[0]} to freeze (its inputs are {', '.join(shapes)}); leave freeze out"
             )
         return {} if freeze is None else masks if freeze == "pixel_mask" else found
 

@@ -30,6 +30,7 @@ from act_pipeline.onnx_export.nms_cut import (
 from act_pipeline.onnx_export.nms_nodes import PLUGIN_DOMAIN, Output, boxes_and_scores, onnx_nms, tensorrt_nms
 from act_pipeline.onnx_export.program import INT8_OPS, PRODUCTS, Op, Source, read_source
 from act_pipeline.onnx_export.quantized_ops import convolution, matmul, output_channels, scales_by_channel
+from act_pipeline.onnx_export.rewrites.attention_masks import protect_masks
 from act_pipeline.onnx_export.rewrites.channels_last import rewrite_layout_conversions
 from act_pipeline.onnx_export.rewrites.deformable_sampling import sum_by_level
 from act_pipeline.onnx_export.rewrites.float16 import QUANTIZED_OPSET, to_float16
@@ -184,6 +185,8 @@ def lower(
         outputs = _after_nms(build, source, suppression, nms, _batch_of(sizes))
     detections = suppression.metadata(nms) if suppression is not None else None
     proto = _finish(build, source, opset, sizes, outputs, detections)
+    if target == "cpu" and source.quantized:
+        protect_masks(proto)
     if float16:
         to_float16(proto)
     try:
