@@ -28,7 +28,9 @@ from act_pipeline.core.artifacts import InferenceModel, OnnxModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.hashing import hash_files
 from act_pipeline.core.openvino_telemetry import without_openvino_telemetry
+from act_pipeline.engines import create_engine, machine
 from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, decoder_of_file, inspect_onnx
+from act_pipeline.engines.second_stage import with_second_stage
 from act_pipeline.families.registry import Decoder
 
 LABELS = {"nncf": "nncf int8 in openvino", "nncf_accuracy_control": "nncf int8, accuracy control, in openvino"}
@@ -173,7 +175,7 @@ def quantize(
         if max_drop is None:
             quantized = nncf.quantize(network, calibration, **settings)
         else:
-            score, eval_batches = _scoring(reader, decoder)
+            score, eval_batches = _scoring(reader, _staged(decoder, None))
             quantized = nncf.quantize_with_accuracy_control(
                 network,
                 calibration,
@@ -225,8 +227,14 @@ def load_peer(model: OpenVINOModel, threads: int, batch_size: int) -> Any:
     """
     from act_pipeline.engines.onnx_runtimes.openvino import OpenVINOEngine
 
+    decoder = None if model.decoder is None else _staged(model.decoder, threads)
     summary = OnnxSummary(model.inputs, model.outputs, {"FakeQuantize": 1}, input_dtypes=model.input_dtypes)
-    return OpenVINOEngine(model, "int8", "CPU", threads, batch_size=batch_size, summary=summary, decoder=model.decoder)
+    return OpenVINOEngine(model, "int8", "CPU", threads, batch_size=batch_size, summary=summary, decoder=decoder)
+
+
+def _staged(decoder: Decoder, threads: int | None) -> Decoder:
+    """Return a decoder that runs the second model of a pair, as for the models of this package."""
+    return with_second_stage(decoder, create_engine, "openvino", "CPU", threads, machine())
 
 
 class _Calibration:
