@@ -105,7 +105,7 @@ def test_what_is_saved_computes_what_was_evaluated_in_training(demo) -> None:
     judge = Judge("openvino", "openvino", "CPU", "")
     feeds = held_out_feeds(config_of(demo), reader, demo.fp32)
     models = ((demo.fp32, "fp32"), (demo.compressed.model, "int8"))
-    change = detection_change(*(judge.detect(model, precision, reader, feeds) for model, precision in models))
+    change = detection_change(*(judge.detect(model, precision, reader, feeds).rows for model, precision in models))
     assert 0 < change < 0.3
     evaluations = [entry["agreement"] for entry in demo.compressed.record["training"]["evaluations"]]
     assert max(evaluations) == pytest.approx(1 - change, abs=0.01)

@@ -96,7 +96,7 @@ def test_shapes_for_tensorrt_are_collected_in_a_process_of_their_own(demo, tmp_p
 def test_detections_are_rows_of_coco(demo) -> None:
     reader = demo.reader()
     feeds = [batch for _, batch in zip(range(2), reader.loader("train", batch_size=1, shuffle=False))]
-    found = choose_judge("auto", "CPU", demo.fp32).detect(demo.fp32, "fp32", reader, feeds)
+    found = choose_judge("auto", "CPU", demo.fp32).detect(demo.fp32, "fp32", reader, feeds).rows
     assert found.shape[1] == 7 and set(found[:, 0]) == {0.0, 1.0} and np.isfinite(found).all()
     assert (found[:, 3:5] >= 0).mean() > 0.99 and ((found[:, 5] >= 0) & (found[:, 5] <= 1)).all()
     assert set(found[:, 6]) <= set(range(10))
