@@ -64,6 +64,8 @@ def test_outputs_decide_which_of_the_two_a_model_is() -> None:
         assert find_family({"image_embeddings": (-1, 256, 64, 64)}, Path("m"), arch).name == "sam"
     assert find_family({"masks": (-1, 1, 1, 128, 128), "iou": (-1, 1, 1)}, Path("m")).name == "sam_decoder"
     assert find_family({"iou": (-1, 4), "low_res_masks": (-1, 4, 256, 256)}, Path("m")).name == "sam_decoder"
+    with pytest.raises(UserError, match="expected bbox"):
+        find_family({"features": (-1, 8, 16, 16), "scores": (-1, 5)}, Path("m"))
     with pytest.raises(UserError, match="the family sam has image embeddings"):
         find_family({"masks": (-1, 4, 256, 256), "iou": (-1, 4)}, Path("m"), "sam")
 
