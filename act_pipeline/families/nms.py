@@ -34,7 +34,8 @@ def multiclass_nms(boxes: np.ndarray, scores: np.ndarray, post: PostProcess) -> 
     ends = np.searchsorted(classes, classes, "right")
     candidates = boxes[places]
     most = len(order) if post.keep_top_k == -1 else post.keep_top_k
-    alive, kept = np.ones(len(order), bool), []
+    alive = np.ones(len(order), bool)
+    kept: list[int] = []
     for best in np.lexsort((places, classes, -values)).tolist():
         if len(kept) == most:
             break
