@@ -58,6 +58,14 @@ def test_the_change_of_nothing_is_none_and_of_what_has_no_partner_is_one():
     assert detection_change(one, rows((1, 0, 0, 10, 10, 0.9, 2), (1, 50, 0, 9, 9, 0.4, 2))) == pytest.approx(0.5)
 
 
+def test_boxes_that_clipping_left_without_an_area_are_no_objects():
+    """A model agrees with itself, also where a box lay beyond the edge of the picture."""
+    whole = rows((1, 5, 5, 10, 10, 0.9, 2), (1, 64, 5, 0, 10, 0.8, 2), (2, 3, 0, 10, 0, 0.7, 1))
+    assert agreement(whole, whole) == Agreement(1, 1.0, 1.0, 0.0)
+    assert detection_change(whole, whole) == detection_change(whole[1:], whole[1:]) == 0.0
+    assert agreement(whole[1:], whole).boxes == 0
+
+
 def crowd(seed: int, images: int, count: int, classes: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     total = images * count

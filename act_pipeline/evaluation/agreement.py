@@ -20,7 +20,8 @@ class Agreement:
     """Agreement of a model's detections with the confident boxes of a reference model.
 
     Attributes:
-        boxes: number of the reference's boxes with a score above the minimum (0.3 by default).
+        boxes: number of the reference's boxes with a score above the minimum (0.3 by default). Boxes without an area,
+            as clipping to the picture leaves of boxes beyond its edge, are not counted: they overlap nothing.
         matched: share of these boxes, in [0, 1], for which the other model has a box of the same image and class with
             an IoU of at least 0.5; None if there are no boxes.
         mean_iou: mean IoU of the matched boxes with the other model's best-overlapping box; None if no box is matched.
@@ -49,7 +50,7 @@ def agreement(
     Returns:
         the share of matched boxes, their mean IoU and their mean score change.
     """
-    chosen = np.flatnonzero(reference[:, 5] > min_score)
+    chosen = np.flatnonzero((reference[:, 5] > min_score) & _have_area(reference))
     sure = reference[chosen]
     rows, columns = _of_one_class(sure, other)
     iou = _overlaps(reference, other, chosen[rows], columns, masks)
@@ -89,7 +90,7 @@ def detection_change(
 
     Args:
         reference, other: float64 [M, 7] and [K, 7], see ``Evaluation.detections``, of the same images.
-        min_score: a detection counts as an object if either model scores it at least this high.
+        min_score: a detection counts as an object if either model scores it at least this high, and it has an area.
         masks: see :func:`agreement`.
     """
     images = int(max((rows[:, 0].max() for rows in (reference, other) if len(rows)), default=-1)) + 1
@@ -111,7 +112,7 @@ def image_sums(
         reference, other, min_score, masks: see :func:`detection_change`.
         images: number of images I; the first column of the detections is an index below it.
     """
-    sure = [detections[:, 5] >= min_score for detections in (reference, other)]
+    sure = [(detections[:, 5] >= min_score) & _have_area(detections) for detections in (reference, other)]
     rows, columns = _of_one_class(reference, other, *sure)
     scores = reference[rows, 5], other[columns, 5]
     high = np.maximum(*scores)
@@ -173,6 +174,12 @@ def _equal(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarra
     rows = np.repeat(np.arange(len(first)), counts)
     within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     return rows, order[np.repeat(start, counts) + within]
+
+
+def _have_area(detections: np.ndarray) -> np.ndarray:
+    """Return which detections have a positive width and height, bool [M]."""
+    found: np.ndarray = (detections[:, 3:5] > 0).all(axis=1)
+    return found
 
 
 def _overlaps(

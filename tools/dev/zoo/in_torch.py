@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,6 +127,12 @@ def main() -> None:
         export(model, images[:1], path)
     for each in folder:
         model.save_pretrained(each)
+        height, width = images.shape[2:]
+        preprocessor = {
+            "do_normalize": False, "do_rescale": True, "rescale_factor": 1 / 255, "do_resize": True, "resample": 3,
+            "size": {"height": height, "width": width},
+        }  # fmt: skip
+        Path(each, "preprocessor_config.json").write_text(json.dumps(preprocessor), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import yaml
 from act_pipeline.compress import compress
 from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
 from act_pipeline.data import Reader
 from act_pipeline.engines import create_engine
 from act_pipeline.evaluation import agreement, evaluate
@@ -44,6 +45,7 @@ class Row:
         found: engine -> share of them that INT8 finds in it (same class, IoU of at least 0.5).
         mean_iou: engine -> mean IoU of these.
         runtimes: engine -> share of the boxes of INT8 in `int8_reference` that INT8 finds in it.
+        refused: engine -> why it does not run the INT8 model.
         error: why a step failed.
     """
 
@@ -62,6 +64,7 @@ class Row:
     found: dict[str, float | None] = field(default_factory=dict)
     mean_iou: dict[str, float | None] = field(default_factory=dict)
     runtimes: dict[str, float | None] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
     error: str | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -172,11 +175,16 @@ def _detections(row: Row, model: InferenceModel, int8: InferenceModel, reader: P
             running.close()
 
     reference = detected("onnxruntime", model, "fp32")
-    found = {engine: detected(engine, int8, "int8") for engine in ENGINES}
+    found = {}
+    for engine in ENGINES:
+        try:
+            found[engine] = detected(engine, int8, "int8")
+        except UserError as error:  # the other runtimes are tried all the same
+            row.refused[engine] = str(error)
     for engine, detections in found.items():
         agreed = agreement(reference, detections)
         row.boxes, row.found[engine], row.mean_iou[engine] = agreed.boxes, agreed.matched, agreed.mean_iou
-        row.runtimes[engine] = agreement(found["int8_reference"], detections).matched
+        row.runtimes[engine] = agreement(found.get("int8_reference", detections), detections).matched
 
 
 def read_family(model: InferenceModel) -> str:
@@ -233,6 +241,8 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _shares(row: Row, engine: str) -> str:
+    if engine in row.refused:
+        return "does not run"
     return f"{_shown(row.found.get(engine), '.1%')}, IoU {_shown(row.mean_iou.get(engine), '.3f')}"
 
 

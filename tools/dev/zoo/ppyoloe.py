@@ -71,7 +71,7 @@ def write(folder: Path, pictures: np.ndarray, objects: int = 40, seed: int = 0) 
         if "BatchNorm" in type(layer).__name__:
             layer.weight.set_value(rng.uniform(0.3, 0.6, layer.weight.shape).astype(np.float32))
             layer.bias.set_value(rng.normal(0.8, 0.3, layer.bias.shape).astype(np.float32))
-        elif type(layer).__name__ == "Conv2D":
+        elif type(layer).__name__ == "Conv2D" and "proj_conv" not in name:  # that holds the distances
             fan = np.prod(layer.weight.shape[1:])
             spread = 0.3 if name.startswith("yolo_head.pred") else 1.0
             layer.weight.set_value((rng.normal(0, spread, layer.weight.shape) / np.sqrt(fan)).astype(np.float32))
