@@ -16,8 +16,8 @@ The weight ``w`` is the larger of both models' best scores plus 0.02, so that po
 models count little. The loss is 0 if the outputs of student and teacher are equal. In contrast, PaddleSlim's
 ``soft_label`` applies a softmax over the last dimension of any tensor.
 
-Detectors that score the places of a grid are compared place by place before NMS (`compress.qat.raw_outputs`). There
-the loss is multiplied by 10: it is about 0.05 for YOLOv8n, and SGD at the learning rate of RT-DETR (1e-4) would not lower
+Detectors that score the places of a grid are compared place by place before NMS (`compress.qat.raw_outputs`). Their
+loss is multiplied by 10: it is about 0.05 for YOLOv8n, and SGD at the learning rate of RT-DETR (1e-4) would not lower
 it within 100 iterations. At 10 times that rate it falls by a tenth, at 50 times ten iterations ruin the model.
 """
 
