@@ -125,6 +125,17 @@ def test_a_detector_learns_its_teachers_scores_and_boxes(tmp_path: Path, network
     assert found[0] > found[1] > found[2] > 0
 
 
+@pytest.mark.parametrize(("network", "weight"), [(yolo, 10), (ppyoloe, 10), (with_nms, 10), (detr, 1)])
+def test_the_loss_of_a_grids_places_has_a_weight(
+    tmp_path: Path, network: Callable[[Any], list[Any]], weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(tmp_path / "float", network, seed=0)
+    export(tmp_path / "teacher", network, seed=1)
+    found = losses(tmp_path, "detection", iterations=1)
+    monkeypatch.setattr("act_pipeline.compress.qat.detection_loss._PLACES_WEIGHT", 1.0)
+    assert found[0] == pytest.approx(weight * losses(tmp_path, "detection", iterations=1)[0], rel=1e-3)
+
+
 def test_distances_of_a_distribution_are_no_weights(tmp_path: Path) -> None:
     model = export(tmp_path / "float", yolo)
     with static_mode():
@@ -241,4 +252,4 @@ def test_a_real_yolov8n_trains_from_onnx(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "int8/act.json").read_text())
     found = record["training"]["loss"]
-    assert len(found) == 3 and max(found) < 0.5, found
+    assert len(found) == 3 and max(found) < 5, found

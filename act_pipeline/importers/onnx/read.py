@@ -338,7 +338,12 @@ def _simplified(model: Any, outputs: Sequence[str], shapes: Mapping[str, Sequenc
     try:
         # Its logger prints, whatever the level of Python's logging.
         with quiet_upstream(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            simple = onnxslim.slim(copy, skip_fusion_patterns=list(_NOT_FUSED), size_threshold=_MOST_FOLDED_BYTES)
+            simple = onnxslim.slim(
+                copy,
+                skip_fusion_patterns=list(_NOT_FUSED),
+                skip_optimizations=["weight_tying"],  # equal weights of different layers are trained apart
+                size_threshold=_MOST_FOLDED_BYTES,
+            )
         names = [each.name for each in simple.graph.input]
         kept = [each.name for each in simple.graph.output] == list(outputs) and set(names) <= {
             each.name for each in model.graph.input
