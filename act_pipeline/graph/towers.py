@@ -1,8 +1,8 @@
 """The parts of an imported detector, found by which inputs an op depends on.
 
-A graph from an ONNX file has no layer names in the order that `graph.rtdetr_modules` expects. What its ops depend on still
-tells them apart: a text tower reads token ids only, a backbone the image only, an encoder both, and a decoder works on
-the queries that a top-k has selected.
+A graph from an ONNX file does not have its layers in the order that `graph.rtdetr_modules` expects. What its ops depend
+on still tells them apart: a text tower reads token ids only, a backbone the image only, an encoder both, and a decoder
+works on the queries that a top-k has selected.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def find_towers(graph: StaticGraph) -> dict[str, str]:
         graph: a float graph.
 
     Returns:
-        Name of an output -> ``text``, ``backbone``, ``encoder`` or ``decoder``. Where no op depends on a text only, only
-        the ``decoder`` is found. Ops that depend on no input are left out.
+        Name of an output -> ``text``, ``backbone``, ``encoder`` or ``decoder``. In a graph without a text, only the
+        ``decoder`` is found. Ops that depend on no input are left out.
     """
     block = graph.program.global_block()
     texts = {name for name in graph.feed_names if _is_text(block.var(name))}
