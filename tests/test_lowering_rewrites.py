@@ -12,6 +12,7 @@ import act_pipeline  # noqa: F401  (makes paddle importable)
 from act_pipeline.onnx_export.float_ops.registry import add_op
 from act_pipeline.onnx_export.graph_builder import GraphBuilder
 from act_pipeline.onnx_export.program import Op, QuantizedTensor, Source
+from act_pipeline.onnx_export.rewrites import deformable_sampling
 from act_pipeline.onnx_export.rewrites.channels_last import rewrite_layout_conversions
 from act_pipeline.onnx_export.rewrites.deformable_sampling import sum_by_level
 from act_pipeline.onnx_export.rewrites.float16 import to_float16
@@ -255,8 +256,9 @@ def test_half_precision_ends_after_the_last_matmul(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("traced", [False, True])
-def test_points_are_sampled_before_queries(traced: bool) -> None:
+def test_points_are_sampled_before_queries(traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write GridSample, product and sum of two levels, with the stack of Paddle or that of PyTorch."""
+    monkeypatch.setattr(deformable_sampling, "_MANY_QUERIES", 5)
     rng = np.random.default_rng(2)
     shapes: dict[str, tuple[int, ...]] = {"x": (1, 3, 4, 4), "w": (1, 1, 5, 4), "y": (1, 3, 5), "p": (1, 3, 5, 4)}
     steps = []

@@ -4,8 +4,8 @@ A static graph does not contain the names of its layers; its weights are called 
 identifies the parts (`graph.rtdetr_structure`), and the ops in each are in the order in which PaddleDetection's
 ``HybridEncoder`` and ``RTDETRTransformer`` compute them. So ops get PaddleDetection's module names
 (``transformer.decoder.layers.0.self_attn.q_proj``), for models of any exporter. Where a part is not recognized, its ops
-are named after their weights (``neck.conv2d_45``). In a graph that is not an RT-DETR, this holds for all ops
-(``model.conv2d_3``).
+are named after their weights (``neck.conv2d_45``). In a graph that is not an RT-DETR, this holds for all ops, in the
+parts that `graph.towers` finds (``text.linear_3``, ``decoder.linear_80``), or without parts (``model.conv2d_3``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from act_pipeline.graph.rtdetr_structure import Attention, Bounds, LayerIndex, attentions, find_bounds
 from act_pipeline.graph.static_graph import StaticGraph
+from act_pipeline.graph.towers import find_towers
 
 GROUPS = ("backbone", "encoder", "decoder", "head")
 OTHER_GROUP = "model"
@@ -38,7 +39,7 @@ class Place:
 
     Attributes:
         module: dotted module name.
-        group: one of :data:`GROUPS`, or ``model``.
+        group: one of :data:`GROUPS`, ``text``, or ``model``.
     """
 
     module: str
@@ -57,7 +58,13 @@ def find_places(graph: StaticGraph) -> dict[str, Place]:
     index = LayerIndex(graph)
     bounds = find_bounds(index)
     if bounds is None:
-        return {op.output_arg_names[0]: Place(f"model.{index.layer(op)}", OTHER_GROUP) for op in index.weighted}
+        towers = find_towers(graph)
+        places = {}
+        for op in index.weighted:
+            output = op.output_arg_names[0]
+            group = towers.get(output, OTHER_GROUP)
+            places[output] = Place(f"{group}.{index.layer(op)}", group)
+        return places
     names = {
         **_projection_names(bounds),
         **_encoder_names(index, [op for op in index.weighted if bounds.encoder <= index.at(op) < bounds.memory]),
