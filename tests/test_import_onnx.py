@@ -249,27 +249,6 @@ def test_the_batch_stays_fixed_where_asked_for(tmp_path: Path) -> None:
     assert import_onnx(saved(detector(batch=2), tmp_path), tmp_path / "open").inputs == {"image": (-1, 3, 16, 16)}
 
 
-def test_equal_weights_of_two_layers_are_two_parameters(tmp_path: Path) -> None:
-    """Training would otherwise change both by the sum of their gradients: biases that are zero are in many layers."""
-    rng = np.random.default_rng(0)
-    names = ("w1", "b1", "w2", "b2")
-    values = (rng.normal(size=(8, 8)), np.zeros(8), rng.normal(size=(8, 8)), np.zeros(8))
-    nodes = [
-        helper.make_node("MatMul", ["images", "w1"], ["p1"]),
-        helper.make_node("Add", ["p1", "b1"], ["y1"]),
-        helper.make_node("Relu", ["y1"], ["r"]),
-        helper.make_node("MatMul", ["r", "w2"], ["p2"]),
-        helper.make_node("Add", ["p2", "b2"], ["y2"]),
-    ]
-    constants = [constant(name, value) for name, value in zip(names, values)]
-    model = model_of(nodes, [images_of(1, 3, 8, 8)], [onnx.ValueInfoProto(name="y2")], constants)
-    made = imported_like_onnx_runtime(model, tmp_path)
-    with static_mode():
-        ops = StaticGraph.load(made).program.global_block().ops
-    biases = [op.input("Y")[0] for op in ops if op.type == "elementwise_add"]
-    assert len(biases) == len(set(biases)) == 2
-
-
 def test_half_and_double_precision_become_float32(tmp_path: Path) -> None:
     model = detector()
     for tensor in model.graph.initializer:
