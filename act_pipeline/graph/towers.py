@@ -48,4 +48,5 @@ def find_towers(graph: StaticGraph) -> dict[str, str]:
 
 def _is_text(variable: Any) -> bool:
     """Return whether an input holds a row of tokens for each text, as integers or booleans [N, T]."""
-    return len(variable.shape) == 2 and "FP" not in str(variable.dtype)
+    kind = str(variable.dtype).lower()
+    return len(variable.shape) == 2 and ("int" in kind or "bool" in kind)
