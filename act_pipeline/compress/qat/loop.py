@@ -62,9 +62,10 @@ class TrainingLoop:
         self._work, self.best_dir = work, work / "strategy_1"
         self.training = Training(InferenceModel(self.best_dir), OpInventory({}, []))
         self._snapshots = Int8Snapshots(setup.scorer, setup.one_image, setup.op_types, programs.op_order, setup.factors)
-        # Several processes exchange gradients within a step, which one of them cannot repeat alone.
-        alone = setup.ranks.world == 1
-        self._origin = Origin(state.program_of(programs.train), programs.place) if alone else None
+        # Several processes exchange gradients within a step, which none of them can repeat alone. On a GPU, copying
+        # the weights costs a good part of a step.
+        repeatable = setup.ranks.world == 1 and cpu_cores.on_cpu()
+        self._origin = Origin(state.program_of(programs.train), programs.place) if repeatable else None
         if setup.start is not None:
             ends = weight_ends(state.program_of(programs.train), setup.factors)
             thresholds = {**read_ranges(setup.start), **read_thresholds(setup.start), **ends}

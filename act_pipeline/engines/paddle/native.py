@@ -19,6 +19,10 @@ from act_pipeline.graph.model_files import ModelSummary, inspect_model
 from act_pipeline.graph.op_types import CONVOLUTIONS
 
 GPU_MEMORY_POOL_MB = 1000
+# These passes of Paddle 2.6.2 fuse a `scale` with the matmul before or after it, and forget other readers of the tensor
+# between them: they fail ("The node to be removed does not exist", on outputs, to which saving appends an identity
+# `scale`), or leave an op without its input, which ends the process (D-FINE).
+_SCALE_FUSIONS = ("matmul_v2_scale_fuse_pass", "matmul_scale_fuse_pass")
 # What oneDNN may run in INT8. With no list at all Paddle 2.6.2 fails on RT-DETR, in cpu_quantize_squash_pass
 # ("requantize" scale mismatch) or later in a concat; with matmuls in the list it takes none of them.
 
@@ -116,6 +120,16 @@ class PaddleEngine(PredictorEngine):
         self._predictor = Predictor(model, configure, summary, inference, remedy, batch_size, decoder=decoder)
 
 
+def drop_broken_passes(config: Any) -> None:
+    """Leave out the passes that break programs.
+
+    Args:
+        config: a ``paddle.inference.Config``, changed in place; its device is set, which resets the passes.
+    """
+    for name in _SCALE_FUSIONS:
+        config.delete_pass(name)
+
+
 class Predictor:
     """A ``paddle.inference`` predictor that checks its inputs and raises one-line errors.
 
@@ -162,6 +176,7 @@ class Predictor:
         config.enable_memory_optim()
         with refusals(f"Paddle Inference cannot load {self._where}", remedy), without_pass_log():
             configure(config, inference)
+            drop_broken_passes(config)
             self._predictor = inference.create_predictor(config)
         self._take_handles()
         shapes = {name: self.summary.inputs[name] for name in self._inputs}

@@ -14,12 +14,8 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines.interface import runtime_error_line, without_pass_log
-from act_pipeline.engines.paddle.native import GPU_MEMORY_POOL_MB
+from act_pipeline.engines.paddle.native import GPU_MEMORY_POOL_MB, drop_broken_passes
 from act_pipeline.graph.model_files import inspect_model
-
-# Saving appends an identity `scale` op to every output. These passes of Paddle 2.6.2 fuse it into the matmul before it,
-# and fail ("The node to be removed does not exist") where the matmul's output has another reader.
-_SCALE_FUSIONS = ("matmul_v2_scale_fuse_pass", "matmul_scale_fuse_pass")
 
 
 class PaddleTensors:
@@ -47,14 +43,13 @@ class PaddleTensors:
         config = inference.Config(str(model.model_path), str(model.params_path))
         config.disable_glog_info()
         config.switch_ir_optim(True)
-        for name in _SCALE_FUSIONS:
-            config.delete_pass(name)
         if device == "GPU":
             config.enable_use_gpu(GPU_MEMORY_POOL_MB, 0)
         else:
             config.disable_gpu()
             config.set_cpu_math_library_num_threads(threads or available_cpus())
             config.enable_mkldnn()
+        drop_broken_passes(config)
         try:
             with without_pass_log():
                 self._predictor = inference.create_predictor(config)
