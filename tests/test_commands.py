@@ -20,6 +20,7 @@ from act_pipeline.config import load_config
 from act_pipeline.core import fresh_process
 from act_pipeline.core.command_names import SCRIPTS, name_commands
 from act_pipeline.core.defaults import CONFIGS, find_shipped
+from act_pipeline.core.errors import run_command
 from act_pipeline.core.yaml_files import load_yaml
 from act_pipeline.data import Reader
 from act_pipeline.inference import InferenceOutcome
@@ -203,3 +204,13 @@ def test_all_scripts_find_the_package_the_same_way() -> None:
     scripts = [path for folder in ("tools", "deploy") for path in (ROOT / folder).glob("[a-z]*.py")]
     assert {path.relative_to(ROOT).as_posix() for path in scripts} > set(SCRIPTS)
     assert all("from _clone import" in path.read_text() and "sys." not in path.read_text() for path in scripts)
+
+
+def test_an_interrupt_with_a_traceback_in_its_message_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Paddle's translation of layers puts the traceback of what it interrupts into the message."""
+
+    def interrupted(argv: object) -> int:
+        raise KeyboardInterrupt('In transformed code:\n\n    File "meta_arch.py", line 60\n\n    KeyboardInterrupt')
+
+    assert run_command(interrupted) == 130
+    assert capsys.readouterr().err == "interrupted: nothing half-written is left behind\n"

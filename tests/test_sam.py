@@ -120,7 +120,12 @@ def test_each_part_is_compressed_and_judged_by_its_masks(
     interval = done.record["miou_drop_interval"]
     assert interval["low"] <= fp32["miou"] - int8["miou"] <= interval["high"]
     # The other part is found from the new folder too, and the float masks were kept beside the INT8 model.
-    fit_reader(done.model, Reader.load(config.global_.reader_config))
+    reader = Reader.load(config.global_.reader_config)
+    fit_reader(done.model, reader)
+    # The imported model does not tell its preprocessing, the compressed one does.
+    other = reader.with_transforms([*reader.settings.reader.sample_transforms, {"NormalizeImage": {}}])
+    with pytest.raises(UserError, match="have NormalizeImage|lack|NormalizeImage"):
+        fit_reader(done.model, other)
     kept = load_detections(done.model.directory / "detections.npz")
     assert len(kept.masks["fp32"]) == len(kept.rows["fp32"]) == 8  # of 4 images; the others calibrated
 

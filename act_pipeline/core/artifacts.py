@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
@@ -143,23 +144,27 @@ class InferenceModel:
 PATH_KEYS = ("mask_decoder", "image_encoder")
 
 
-def copy_infer_cfg(model: InferenceModel, folder: Path, final: Path | None = None) -> None:
+def copy_infer_cfg(
+    model: InferenceModel, folder: Path, final: Path | None = None, defaults: Mapping[str, Any] | None = None
+) -> None:
     """Copy a model's ``infer_cfg.yml``, if there is one, into another folder; relative paths in it stay valid.
 
     Args:
         model: the model.
         folder: where to write it.
         final: the path that ``folder`` will have; None: it keeps its path.
+        defaults: keys to add where the file lacks them.
     """
     if not model.infer_cfg_path.is_file():
         return
     content = model.infer_cfg()
     paths = {key: content[key] for key in PATH_KEYS if isinstance(content.get(key), str)}
-    if not paths:
+    added = {key: value for key, value in (defaults or {}).items() if key not in content}
+    if not paths and not added:
         shutil.copyfile(model.infer_cfg_path, folder / INFER_CFG_FILENAME)
         return
     moved = {key: os.path.relpath(model.directory / path, final or folder) for key, path in paths.items()}
-    text = yaml.safe_dump({**content, **moved}, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump({**content, **moved, **added}, sort_keys=False, allow_unicode=True)
     (folder / INFER_CFG_FILENAME).write_text(text, encoding="utf-8")
 
 

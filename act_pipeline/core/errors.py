@@ -99,8 +99,9 @@ def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str]
     except UserError as error:
         message, exit_code = str(error), error.exit_code
     except KeyboardInterrupt as error:
-        message = str(error) or "nothing half-written is left behind"
-        print(f"interrupted: {message}", file=sys.stderr)
+        # Paddle's translation of layers puts its own traceback into the message of any other.
+        told = str(error) if isinstance(error, Interrupted) else ""
+        print(f"interrupted: {told or 'nothing half-written is left behind'}", file=sys.stderr)
         return error.exit_code if isinstance(error, Interrupted) else EXIT_INTERRUPTED
     except OSError as error:
         described = describe_os_error(error)

@@ -59,6 +59,16 @@ class Described:
         return None if self.steps is None else any(step == name for step, _ in self.steps)
 
 
+def preprocess_section(settings: ReaderSettings) -> list[dict[str, Any]]:
+    """Return a reader's transforms, all but the decoding, as a ``Preprocess`` section."""
+    return [
+        {"type": name, **(arguments or {})}
+        for step in settings.reader.sample_transforms
+        for name, arguments in step.items()
+        if name != "Decode"
+    ]
+
+
 def normalizes(settings: ReaderSettings) -> bool:
     """Return whether a reader has ``NormalizeImage``."""
     return any("NormalizeImage" in step for step in settings.reader.sample_transforms)

@@ -21,6 +21,7 @@ from act_pipeline.core.records import (
     read_record,
     write_record,
 )
+from act_pipeline.data.infer_cfg import preprocess_section
 from act_pipeline.evaluation import DETECTIONS_FILENAME, save_detections
 
 
@@ -50,7 +51,9 @@ def write_result(target: Path, model: InferenceModel, chosen: Candidate, job: Jo
     with new_artifact(target) as staging:
         for path, name in ((chosen.model.model_path, MODEL_FILENAME), (chosen.model.params_path, PARAMS_FILENAME)):
             shutil.copyfile(path, staging / name)
-        copy_infer_cfg(model, staging, target)
+        # An imported model does not tell its preprocessing; from here on, other readers are refused.
+        preprocess = {"Preprocess": preprocess_section(job.reader.settings)}
+        copy_infer_cfg(model, staging, target, preprocess)
         if job.fp32 is not None and chosen.evaluation is not None:
             names = {image["id"]: image["file_name"] for image in job.reader.annotations("eval").images}
             save_detections(staging / DETECTIONS_FILENAME, {"fp32": job.fp32, "int8": chosen.evaluation}, names)
