@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sample_fixtures import reader_of_scenes, scenes_in
 import act_pipeline  # noqa: F401  (makes paddle importable)
 from act_pipeline.compress import compress
 from act_pipeline.compress.accuracy_control.revert import dequantized, dequantized_ops, read_thresholds, revert_to_float
+from act_pipeline.compress.job import Job
 from act_pipeline.compress.judging.judge import Judge
 from act_pipeline.compress.plan.op_selection import select
 from act_pipeline.compress.qat import state
@@ -459,3 +461,12 @@ def test_a_selection_gives_back_without_forgetting() -> None:
         ["a", "b"], "too hard"
     )
     assert found.int8 == ["c"] and found.weight_only == () and found.kept["a"] == found.kept["b"] == "too hard"
+
+
+def test_a_new_folder_of_the_job_is_new_after_an_earlier_one_was_removed(tmp_path: Path) -> None:
+    """Accuracy control removes what is worse: of three candidates, each better than the last, the first two."""
+    job = SimpleNamespace(work=tmp_path)
+    first, second = (Job.folder(job, "mixed") for _ in range(2))  # type: ignore[arg-type]
+    first.rmdir()
+    third = Job.folder(job, "mixed")  # type: ignore[arg-type]
+    assert third.is_dir() and third != second and sorted(tmp_path.iterdir()) == [second, third]

@@ -66,6 +66,8 @@ class Job:
 
     def folder(self, name: str) -> Path:
         """Return a new, empty folder in :attr:`work`, whose name ends with ``name``."""
-        path = self.work / f"{len(list(self.work.iterdir())):03d}_{name}"
+        # Counted from the last one, because folders of candidates that are out of question are removed.
+        numbers = [int(path.name.split("_")[0]) for path in self.work.glob("[0-9]*_*")]
+        path = self.work / f"{max(numbers, default=-1) + 1:03d}_{name}"
         path.mkdir(parents=True)
         return path
