@@ -117,7 +117,10 @@ def test_rows_of_class_minus_one_are_no_detections(reader):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (lambda h, w: [right(h, w, class_index=2)], "found class 2, but .*annotations.json has 2 categories"),
+        (
+            lambda h, w: [right(h, w, class_index=2)],
+            "found class 2, but .*annotations.json has 2 categories.*correct arch in its infer_cfg",
+        ),
         (lambda h, w: [right(h, w, score=float("nan"))], "not finite .* on image id 100"),
         (lambda h, w: [[0, 0.5, 0, 0, float("inf"), 1]], "not finite"),
     ],

@@ -52,6 +52,37 @@ def test_a_family_that_does_not_fit_is_refused_and_the_fitting_one_named() -> No
         find_family(shapes_of((1, 300, 6)), WHERE, "yolo")
 
 
+@pytest.mark.parametrize(
+    ("shape", "family"),
+    [((-1, 7, 8400), "yolo"), ((1, 84, 8400), "yolo"), ((1, 300, 6), "end2end"), ((1, 100, 6), "end2end")],
+)
+def test_arrays_of_other_families_are_not_ppyoloes(shape: tuple[int, ...], family: str) -> None:
+    with pytest.raises(UserError, match=f"family ppyoloe has .*; {family} fits"):
+        find_family(shapes_of(shape), WHERE, "ppyoloe")
+
+
+@pytest.mark.parametrize("shape", [(1, 8400, 6), (-1, -1, 7), (1, 84, 6)])
+def test_one_array_of_ppyoloe(shape: tuple[int, ...]) -> None:
+    family = find_family({"both": shape}, WHERE, "ppyoloe")
+    assert family.name == "ppyoloe"
+    raw = family.raw({"both": shape}, 2)
+    assert (raw.scores.start, raw.boxes.end) == (4, 4)
+
+
+def test_outputs_of_no_family_are_described_in_a_short_line() -> None:
+    shapes = {f"save_infer_model/scale_{index}.tmp_0": (-1, 5, 80, 80, 85) for index in range(9)}
+    with pytest.raises(
+        UserError, match=r"gives \[N, 5, 80, 80, 85\], .* and 3 more, expected .*docs/import.md"
+    ) as error:
+        find_family(shapes, WHERE)
+    line = str(error.value)
+    assert "save_infer_model" not in line and len(line) < 420
+    assert all(family.name in line for family in FAMILIES[1:])
+    with pytest.raises(UserError) as error:
+        find_family(shapes_of((1, 84)), WHERE)
+    assert len(str(error.value)) < 320
+
+
 def test_paddleslims_names_select_families() -> None:
     assert [family_named(name, "Global.arch").name for name in ("YOLOv5", "YOLOv6", "YOLOv7", "PPYOLOE")] == [
         "yolo", "yolo", "yolo", "ppyoloe",

@@ -10,6 +10,7 @@ import yaml
 from inference_fixtures import SHARED, make_tiny_data, write_reader
 
 import act_pipeline  # noqa: F401 - before paddle
+from act_pipeline.cli.main import main
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.data import Reader
@@ -122,7 +123,7 @@ def test_a_vocabulary_gives_the_tokens_of_phrases(vocab: Path) -> None:
         ({"input_ids": IDS[:9]}, "has 3 phrases, but its token ids have 2"),
         ({"input_ids": ["red"]}, "expected a list of token ids"),
         ({"input_ids": [0, 0]}, "has padding only"),
-        ({"input_ids": None}, "no token ids"),
+        ({"input_ids": None}, r"no token ids; give the vocab.txt .*--vocab, vocab=.*--input_ids, input_ids="),
     ],
 )
 def test_a_prompt_that_does_not_fit_is_refused_in_one_line(arguments: dict, message: str) -> None:
@@ -304,6 +305,33 @@ def test_every_batch_has_the_tokens_and_another_prompt_gives_other_classes(tmp_p
     assert prints[0] != prints[1]
     assert scores[0] == pytest.approx(scores[1])
     assert scores[0]["disc"] < scores[0]["square"] < 0.5
+
+
+def test_the_command_gives_another_prompt(
+    tmp_path: Path, float_model: InferenceModel, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = text_model(tmp_path / "model")
+    write_prompt(model, make_prompt("disc . a square .", input_ids=DISC))
+    change = ["import", "--model_dir", str(model.directory), "--prompt", "a square . disc"]
+    ids = ["--input_ids", ",".join(map(str, SQUARE))]
+    assert main([*change, *ids, "--class_phrase", "Disc=disc", "Square=a square"]) == 0
+    assert "the prompt is 'a square . disc .', the classes are Disc, Square" in capfd.readouterr().out
+    described = model.infer_cfg()
+    assert described["label_list"] == ["Disc", "Square"]
+    assert described["prompt"] == {
+        "text": "a square . disc .", "input_ids": SQUARE, "classes": {"Disc": [4], "Square": [1, 2]},
+    }  # fmt: skip
+    too_long = ["--input_ids", "101,5,5,5,5,5,1012,6,1012,102"]
+    for arguments, words in (
+        (change, "has no token ids"),
+        ([*change, *too_long], "expected at most the 8"),
+        (["import", "--model_dir", str(float_model.directory), "--prompt", "disc"], "takes no text"),
+        (["import", "--model_dir", str(tmp_path / "none"), "--prompt", "disc"], "none does not exist"),
+    ):
+        assert main(arguments) == 2
+        line = capfd.readouterr().err
+        assert line.count("\n") == 1 and words in line
+    assert model.infer_cfg() == described
 
 
 def test_fewer_classes_than_phrases(tmp_path: Path) -> None:

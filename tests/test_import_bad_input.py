@@ -176,3 +176,23 @@ def test_a_family_that_does_not_exist_is_refused_before_the_file_is_read(capfd: 
 def test_arch_names_a_family_that_does_not_fit() -> None:
     with pytest.raises(UserError, match=r"model gives out \[N, 300, 6\], but the family yolo .* end2end fits: name it"):
         find_family({"out": (-1, 300, 6)}, Path("model"), "yolo")
+
+
+def test_a_model_without_a_picture(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    nodes = [make("MatMul", ["x", "w"], ["a"]), make("Reshape", ["a", "rows"], ["output0"])]
+    constants = [constant("w", np.eye(10, 840)), constant("rows", [-1, 84, 10], np.int64)]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 10])
+    line = refusal(model_of(nodes, [x], [onnx.ValueInfoProto(name="output0")], constants), tmp_path, capfd)
+    assert "has no input for a picture (its inputs are x [1, 10]), expected one [N, 3, H, W]" in line
+
+
+def test_a_prompt_for_a_model_without_text(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """That the model takes no text is said before that the prompt has no tokens."""
+    assert "takes no text (its inputs are images)" in refusal(detector(), tmp_path, capfd, "--prompt", "a cat .")
+
+
+def test_a_mask_decoder_that_does_not_exist(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for folder, found in ((tmp_path / "nope", "nope does not exist"), (tmp_path, "model.pdmodel is missing")):
+        line = refusal(detector(), tmp_path, capfd, "--mask_decoder", str(folder))
+        assert found in line and "import the decoder first (tools/import_model.py --onnx decoder.onnx)" in line
+        assert "export_model" not in line

@@ -272,12 +272,12 @@ def test_a_branch_with_a_constant_condition_is_taken(tmp_path: Path) -> None:
         helper.make_node("If", ["no"], ["chosen"], then_branch=branch("Exp"), else_branch=branch("Sin")),
         helper.make_node("Add", ["chosen", "shift"], ["y"]),
     ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])
-    constants = [numpy_helper.from_array(np.array(False), "no"), numpy_helper.from_array(np.ones(4, "f"), "shift")]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 1, 2])
+    constants = [numpy_helper.from_array(np.array(False), "no"), numpy_helper.from_array(np.ones(2, "f"), "shift")]
     path = saved(model_of(nodes, [x], [onnx.ValueInfoProto(name="y")], constants), tmp_path)
     made = import_onnx(path, tmp_path / "made")
-    sample = np.array([[0, 1, 2, 3]], np.float32)
-    np.testing.assert_allclose(in_paddle(made.model, {"x": sample})[0], np.sin(sample) + 1, atol=1e-6)
+    sample = np.arange(6, dtype=np.float32).reshape(1, 3, 1, 2)
+    np.testing.assert_allclose(in_paddle(made.model, {"image": sample})[0], np.sin(sample) + 1, atol=1e-6)
 
 
 def test_a_wrong_rule_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +295,8 @@ def test_a_file_without_weights_is_no_detector(tmp_path: Path) -> None:
 @pytest.mark.parametrize("module", ["onnxslim", "onnxruntime"])
 def test_a_missing_package_is_named(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=rf'{module} cannot be imported .*: pip install "act_pipeline\[importers\]"'):
+    remedy = r'pip install "act_pipeline\[importers\]", or -r requirements/importers.txt in a clone'
+    with pytest.raises(UserError, match=rf"{module} cannot be imported .*: {remedy}"):
         import_onnx(saved(detector(), tmp_path), tmp_path / "made")
 
 

@@ -353,16 +353,16 @@ def test_rows_of_both_are_ppyoloes_where_arch_says_so() -> None:
     for arch in ("PPYOLOE", "YOLO", "ppyoloe"):
         assert find_family(shapes, Path("model"), arch).name == "ppyoloe"
     assert find_family(shapes, Path("model")).name == "yolo"
-    rows = np.zeros((1, 40, 6), np.float32)
+    rows = np.zeros((1, 42, 6), np.float32)
     rows[0, 0] = [10, 20, 30, 60, 0.9, 0.1]
     rows[0, 1] = [11, 20, 30, 60, 0.8, 0.1]  # overlaps the first
     rows[0, 2] = [40, 40, 80, 60, 0.1, 0.7]  # over the edge
-    decoder = Decoder(find_family({"output": (1, 40, 6)}, Path("model"), "PPYOLOE"), PostProcess(0.3), Path("model"))
+    decoder = Decoder(find_family({"output": (1, 42, 6)}, Path("model"), "PPYOLOE"), PostProcess(0.3), Path("model"))
     found = decoder({"output": rows}, pictures(1))
     expected = [[0, 0.9, 25, 40, 75, 120], [1, 0.7, 100, 80, 160, 120]]
     np.testing.assert_allclose(found["bbox"], expected, rtol=1e-6)
     # The same from boxes in pixels of the original image.
-    family = find_family({"boxes": (1, 40, 4), "scores": (1, 2, 40)}, Path("model"))
+    family = find_family({"boxes": (1, 42, 4), "scores": (1, 2, 42)}, Path("model"))
     apart = {"boxes": rows[..., :4] / [0.4, 0.5, 0.4, 0.5], "scores": rows[..., 4:].transpose(0, 2, 1)}
     np.testing.assert_allclose(Decoder(family, PostProcess(0.3), Path("m"))(apart, pictures(1))["bbox"], found["bbox"])
 

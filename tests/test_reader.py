@@ -15,6 +15,7 @@ import pytest
 from act_pipeline.core.errors import UserError
 from act_pipeline.data import Reader
 from act_pipeline.data.classes import ModelClasses
+from act_pipeline.evaluation.coco import GroundTruth
 
 cv2 = pytest.importorskip("cv2")
 
@@ -255,10 +256,13 @@ def test_paddleslims_reader_loads_with_one_node_a_key(tmp_path: Path) -> None:
     assert reader.input_size == (640, 640)
 
 
-@pytest.mark.parametrize("name", ["rtdetr_reader.yml", "custom_reader.yml"])
-def test_ready_readers(name: str) -> None:
-    reader = Reader.load(ROOT / "configs" / "readers" / name)
-    assert reader.input_size == (640, 640)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("rtdetr", 640), ("custom", 640), ("yolo", 640), ("grounding_dino", 320), ("sam", 256)],
+)
+def test_ready_readers(name: str, size: int) -> None:
+    reader = Reader.load(ROOT / "configs" / "readers" / f"{name}_reader.yml")
+    assert reader.input_size == (size, size)
     assert {"train", "eval"} <= set(reader.settings.datasets)
     assert reader.preprocessing() is not None
 
@@ -604,6 +608,24 @@ def test_annotations_as_other_tools_write_them(reader_file: Path, caplog: pytest
     assert "2 of 7 boxes have no width or height (the first is annotations[5]: [5, 5, 0, 4]); left out" in caplog.text
     assert sorted(found.ground_truth().getImgIds()) == sorted(IMAGE_IDS)
     assert ids_of(reader.loader("eval")) == sorted(IMAGE_IDS)
+
+
+def test_boxes_outside_their_picture_are_reported_once(reader_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = annotation_content(IMAGE_IDS)
+    image = content["images"][0]
+    width, height = image["width"], image["height"]
+    for bbox in ([5000, 5000, 50, 50], [-9, 2, 9, 5], [2, height, 5, 5], [width - 1, height - 1, 9, 9], [1, 1, 0, 5]):
+        content["annotations"].append(
+            {"id": 100, "image_id": image["id"], "category_id": content["categories"][0]["id"], "bbox": bbox}
+        )
+    write_annotations(reader_file.parent, "eval", content)
+    reader = Reader.load(reader_file)
+    assert len(reader.annotations("eval").boxes) == len(content["annotations"]) - 1  # only the one without a width
+    GroundTruth.load(Reader.load(reader_file), "eval")
+    GroundTruth.load(reader, "eval")
+    lines = [record.getMessage() for record in caplog.records if "boxes" in record.getMessage()]
+    assert len(lines) == 2 and "1 of " in lines[0] and "have no width or height" in lines[0]
+    assert "3 of " in lines[1] and "lie wholly outside their picture" in lines[1] and "[5000, 5000, 50, 50]" in lines[1]
 
 
 @pytest.mark.parametrize("number", [1.5, "1", True, None, 1e300])

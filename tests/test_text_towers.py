@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import act_pipeline  # noqa: F401 - before paddle
+from act_pipeline.cli.main import main
 from act_pipeline.config.schema import Source
 from act_pipeline.core.errors import UserError
 from act_pipeline.data.transforms import Preprocess
@@ -107,10 +108,20 @@ def test_frozen_inputs_become_constants(freeze: str | None, left: set[str], tmp_
     assert set(inspect_model(made.model).inputs) == left and made.max_difference < 1e-5
     assert made.model.infer_cfg()["prompt"]["input_ids"] == list(PROMPT.input_ids)
     if freeze == "prompt":
-        with pytest.raises(UserError, match="takes no text"):
+        with pytest.raises(UserError, match="takes no text .* import it again: its prompt was frozen"):
             write_prompt(made.model, PROMPT)
     else:
         write_prompt(made.model, PROMPT)
+
+
+def test_a_model_that_takes_text_needs_a_prompt(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["import", "--onnx", str(text_detector(tmp_path / "d.onnx")), "--output", str(tmp_path / "made")]
+    for family in ([], ["--family", "detr_raw"]):  # without the tokens nothing can run it, whatever its outputs are
+        assert main([*arguments, *family]) == 2
+        line = capfd.readouterr().err
+        assert line.count("\n") == 1 and "takes text (input_ids, attention_mask), expected what it looks for" in line
+        assert "give --prompt with --vocab or --input_ids" in line
+    assert not (tmp_path / "made").exists()
 
 
 def test_what_cannot_be_frozen_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Import a detector of another format as a float model that can be compressed.
 
 An ONNX file (compared with ONNX Runtime), a folder of Paddle 3 or of Hugging Face's RT-DETR, or a checkpoint of
-lyuwenyu/RT-DETR.
+lyuwenyu/RT-DETR. With --model_dir and --prompt: give an imported model, float or INT8, another prompt.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from act_pipeline.cli.flags import Parser
 from act_pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
+    from act_pipeline.core.artifacts import InferenceModel
     from act_pipeline.families.prompt import Prompt
 
 
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     source.add_argument("--paddle3", metavar="DIR", help="a folder of Paddle 3 or PaddleX 3, with inference.json")
     source.add_argument("--pth", metavar="FILE", help="a checkpoint of lyuwenyu/RT-DETR; needs -c")
+    source.add_argument("--model_dir", metavar="DIR", help="an imported model, float or INT8, to give another --prompt")
     parser.add_argument("-c", "--config", metavar="YAML", help="with --pth: PaddleDetection's config of the model")
     parser.add_argument(
         "-o", "--opt", action="extend", nargs="*", default=[], metavar="KEY=VALUE", help="with -c: config overrides"
@@ -61,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="with --onnx: the detector family (docs/import.md); default: by the outputs",
     )
     parser.add_argument(
-        "--prompt", metavar="TEXT", help="with --onnx, for GroundingDINO: phrases separated by dots, 'a cat . a dog .'"
+        "--prompt",
+        metavar="TEXT",
+        help="with --onnx or --model_dir, for GroundingDINO: phrases separated by dots, 'a cat . a dog .'",
     )
     parser.add_argument("--vocab", metavar="FILE", help="with --prompt: the vocab.txt of its BERT tokenizer")
     parser.add_argument("--input_ids", metavar="N,N,...", help="with --prompt: its token ids, instead of --vocab")
@@ -97,7 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse(arguments, "--onnx and --paddle3", input_shape="--input_shape", images="--images",
                 fixed_batch="--fixed_batch")  # fmt: skip
     if arguments.onnx is None:
-        _refuse(arguments, "--onnx", family="--family", prompt="--prompt", mask_decoder="--mask_decoder")
+        _refuse(arguments, "--onnx", family="--family", freeze="--freeze", mask_decoder="--mask_decoder")
+    if arguments.model_dir is not None:
+        _refuse(arguments, "an import", output="--output")
+        if arguments.prompt is None:
+            raise UserError("--model_dir needs --prompt: what the model is to look for from now on")
+    elif arguments.onnx is None:
+        _refuse(arguments, "--onnx and --model_dir", prompt="--prompt")
     if arguments.prompt is None:
         _refuse(arguments, "--prompt", vocab="--vocab", input_ids="--input_ids", class_phrase="--class_phrase",
                 freeze="--freeze")  # fmt: skip
@@ -109,7 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(
             "--pth needs -c: PaddleDetection's config of the model, such as configs/rtdetr/rtdetr_r18vd_6x_coco.yml"
         )
-    print(_through_onnx(arguments) if through_onnx else _rtdetr(arguments))
+    if arguments.model_dir is not None:
+        print(_another_prompt(arguments))
+    else:
+        print(_through_onnx(arguments) if through_onnx else _rtdetr(arguments))
     return 0
 
 
@@ -127,7 +140,7 @@ def _through_onnx(arguments: argparse.Namespace) -> str:
             images=images,
             fixed_batch=fixed_batch,
             family=arguments.family,
-            prompt=_prompt(arguments),
+            prompt=None if arguments.prompt is None else _prompt(arguments, arguments.onnx),
             freeze=arguments.freeze,
             mask_decoder=arguments.mask_decoder,
         ).summary()
@@ -141,11 +154,30 @@ def _through_onnx(arguments: argparse.Namespace) -> str:
     ).summary()
 
 
-def _prompt(arguments: argparse.Namespace) -> Prompt | None:
-    from act_pipeline.families.prompt import make_prompt
+def _another_prompt(arguments: argparse.Namespace) -> str:
+    """Give an imported model another prompt, and return what it looks for."""
+    from act_pipeline.core.artifacts import InferenceModel
+    from act_pipeline.importers.import_model import write_prompt
 
-    if arguments.prompt is None:
-        return None
+    model = InferenceModel.load(arguments.model_dir)
+    prompt = _prompt(arguments, model)
+    write_prompt(model, prompt)
+    return f"{model.infer_cfg_path}: the prompt is {prompt.text!r}, the classes are {', '.join(prompt.classes)}"
+
+
+def _prompt(arguments: argparse.Namespace, model: str | InferenceModel) -> Prompt:
+    """Return the prompt that the flags give.
+
+    Args:
+        arguments: the flags; ``--prompt`` is among them.
+        model: the ONNX file or the imported model that is to take it.
+
+    Raises:
+        UserError: the flags are wrong, or the model takes no text.
+    """
+    from act_pipeline.families.prompt import make_prompt
+    from act_pipeline.importers.import_model import require_text
+
     classes = {}
     for text in arguments.class_phrase:
         name, equals, phrase = text.partition("=")
@@ -159,7 +191,11 @@ def _prompt(arguments: argparse.Namespace) -> Prompt | None:
             raise UserError(f"--input_ids is {arguments.input_ids!r}, expected numbers such as 101,1037,1012,102")
         ids = [int(number) for number in numbers]
     vocab = None if arguments.vocab is None else Path(arguments.vocab)
-    return make_prompt(arguments.prompt, classes or None, input_ids=ids, vocab=vocab)
+    try:
+        return make_prompt(arguments.prompt, classes or None, input_ids=ids, vocab=vocab)
+    except UserError:
+        require_text(model)  # where the model takes no text, its tokens are not what is wrong
+        raise
 
 
 def _rtdetr(arguments: argparse.Namespace) -> str:

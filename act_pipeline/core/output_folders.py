@@ -32,7 +32,7 @@ def new_artifact(directory: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(directory)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file, expected a folder to write to: choose another --output_dir or --save_dir")
+        raise UserError(f"{target} is a file, expected a folder to write to; choose another place")
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     staging.chmod(0o755)
     try:
@@ -57,9 +57,11 @@ def require_replaceable(directory: str | os.PathLike[str], record: str, flag: st
         flag: the command's flag that names another place, for the message.
 
     Raises:
-        UserError: it holds something else, which would be lost.
+        UserError: it is a file, or holds something else, which would be lost.
     """
     folder = Path(directory)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, expected a folder to write to; choose another {flag}")
     if not folder.is_dir() or (folder / record).is_file():
         return
     found = sorted(path.name for path in folder.iterdir())

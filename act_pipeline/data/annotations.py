@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import logging
+import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -38,7 +40,7 @@ class Annotations:
         category_names: the categories' names in this order, unchanged.
         boxes: COCO's ``annotations`` entries that have a box, numbered from 1, with missing ``area`` and ``iscrowd``
             filled in; None if the file has no ``annotations``. Boxes without width or height are dropped with a
-            warning, since no detection can overlap them.
+            warning, since no detection can overlap them. Boxes outside their picture are kept, with a warning.
         content: the whole file.
     """
 
@@ -74,7 +76,9 @@ class Annotations:
         for image in images:
             if not isinstance(image["file_name"], str) or not image["file_name"]:
                 raise UserError(f"{source}: images: file_name of image {image['id']} is no text, expected a name")
-        boxes = _boxes(content, source, {image["id"] for image in images}, {category["id"] for category in categories})
+        boxes = _boxes(
+            content, source, {image["id"]: image for image in images}, {category["id"] for category in categories}
+        )
         return cls(
             path=source,
             images=sorted(images, key=lambda image: image["id"]),
@@ -216,14 +220,16 @@ def _entries(content: dict[str, Any], name: str, needed: tuple[str, ...], source
     return entries
 
 
-def _boxes(content: dict[str, Any], source: Path, images: set[int], classes: set[int]) -> list[dict[str, Any]] | None:
+def _boxes(
+    content: dict[str, Any], source: Path, images: Mapping[int, dict[str, Any]], classes: set[int]
+) -> list[dict[str, Any]] | None:
     annotations = content.get("annotations")
     if annotations is None:
         return None
     if not isinstance(annotations, list):
         raise UserError(f"{source}: annotations is no list, expected COCO's form; export it again")
     boxes: list[dict[str, Any]] = []
-    flat = []
+    flat, outside = [], []
     for index, annotation in enumerate(annotations):
         where = f"{source}: annotations[{index}]"
         if not isinstance(annotation, dict):
@@ -241,6 +247,8 @@ def _boxes(content: dict[str, Any], source: Path, images: set[int], classes: set
         if bbox[2] <= 0 or bbox[3] <= 0:
             flat.append(index)
             continue
+        if _is_outside(bbox, images[annotation["image_id"]]):
+            outside.append(index)
         # Modified in place: COCO's train2017 has 860,000 annotations.
         if annotation.get("area") is None:
             annotation["area"] = bbox[2] * bbox[3]
@@ -254,12 +262,27 @@ def _boxes(content: dict[str, Any], source: Path, images: set[int], classes: set
         # COCOeval needs distinct ids and reads the id 0 as "not matched"; the ids have no other use.
         annotation["id"] = len(boxes) + 1
         boxes.append(annotation)
-    if flat:
-        _logger.warning(
-            "%s: %d of %d boxes have no width or height (the first is annotations[%d]: %s); left out",
-            source, len(flat), len(annotations), flat[0], annotations[flat[0]]["bbox"],
-        )  # fmt: skip
+    for places, found in (
+        (flat, "have no width or height ({first}); left out"),
+        (outside, "lie wholly outside their picture ({first}), where no detection can match them; correct bbox, or the "
+         "picture's width and height"),
+    ):  # fmt: skip
+        if places:
+            first = f"the first is annotations[{places[0]}]: {annotations[places[0]]['bbox']}"
+            _warn_once(f"{source}: {len(places)} of {len(annotations)} boxes {found.format(first=first)}")
     return boxes
+
+
+def _is_outside(bbox: Sequence[float], image: Mapping[str, Any]) -> bool:
+    """Return whether a box shares no pixel with its picture, whose size the file may leave out."""
+    width, height = (as_number(image.get(side)) or math.inf for side in ("width", "height"))
+    return bbox[0] >= width or bbox[1] >= height or bbox[0] + bbox[2] <= 0 or bbox[1] + bbox[3] <= 0
+
+
+@functools.lru_cache(maxsize=256)
+def _warn_once(message: str) -> None:
+    """Log a warning the first time only: a run reads an annotation file several times."""
+    _logger.warning("%s", message)
 
 
 def _whole(value: Any) -> int | None:

@@ -218,7 +218,8 @@ def _coco_rows(
     if len(classes) and classes.max() >= len(category_ids):
         raise UserError(
             f"the model found class {classes.max()}, but {annotation_file} has {len(category_ids)} categories; "
-            "expected the data set that the model was trained on: give its --reader_config"
+            "expected the data set that the model was trained on: give its --reader_config; or, if the boxes are "
+            "decoded outside of the model's graph, correct arch in its infer_cfg.yml"
         )
     categories = np.asarray(category_ids, np.float64)[classes]
     return np.column_stack([places, bbox[:, 2:4], bbox[:, 4:6] - bbox[:, 2:4], bbox[:, 1], categories])

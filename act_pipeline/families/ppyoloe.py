@@ -18,13 +18,16 @@ from act_pipeline.families.interface import (
 )
 from act_pipeline.families.nms import multiclass_nms
 
+_MOST_AFTER_NMS = 1000
+_BOXES_OF_32_PIXELS = 16 + 4 + 1  # strides of 8, 16 and 32
+
 
 class PPYoloe:
     """Boxes (x1, y1, x2, y2) and scores before NMS, in one of two layouts.
 
     ``exclude_nms``: boxes [N, A, 4] in pixels of the original image, and scores [N, C, A]. ``exclude_post_process``:
-    one array [N, A, 4 + C] with boxes in pixels of the input; YOLOs have arrays of the same shape, so ``arch`` has to
-    name the family. With NMS in the graph the outputs are those of the family ``rtdetr``.
+    one array [N, A, 4 + C], A > 4 + C, with boxes in pixels of the input; YOLOs have arrays of the same shape, so
+    ``arch`` has to name the family. With NMS in the graph the outputs are those of the family ``rtdetr``.
 
     Source: ``ppdet.modeling.heads.PPYOLOEHead.post_process``.
     """
@@ -36,7 +39,12 @@ class PPYoloe:
     def fits(self, shapes: Shapes) -> bool:
         if len(shapes) == 1:
             (rows,) = shapes.values()
-            return len(rows) == 3 and rows[2] > 4
+            if len(rows) != 3 or rows[2] <= 4:
+                return False
+            # [N, 4 + C, A] is a YOLO's array. Arrays after NMS have 100 to 300 rows of six numbers; the smallest inputs
+            # have no more boxes, but 21 for each 32 x 32 pixels.
+            after_nms = rows[2] == 6 and 0 < rows[1] <= _MOST_AFTER_NMS and rows[1] % _BOXES_OF_32_PIXELS
+            return not after_nms and (rows[1] == -1 or rows[1] > rows[2])
         if len(shapes) != 2:
             return False
         boxes, scores = shapes.values()
@@ -47,6 +55,9 @@ class PPYoloe:
         return weighted(scores, boxes / max(geometry.input_size))
 
     def raw(self, shapes: Shapes, num_classes: int | None) -> RawOutputs:
+        if len(shapes) == 1:
+            (both,) = shapes
+            return RawOutputs(Part(both, 2, 4), Part(both, 2, 0, 4), corners=True)
         boxes, scores = shapes
         return RawOutputs(Part(scores, 1), Part(boxes, 2), corners=True)
 

@@ -153,7 +153,10 @@ def make_prompt(
         separators = tuple(vocabulary.ids[mark] for mark in _SEPARATORS if mark in vocabulary.ids)
         ends = (vocabulary.ids[CLS], vocabulary.ids[SEP])
     else:
-        raise UserError(f"the prompt {text!r} has no token ids, expected them, or a vocab.txt that makes them")
+        raise UserError(
+            f"the prompt {text!r} has no token ids; give the vocab.txt of the model's tokenizer, which makes them "
+            "(--vocab, vocab=), or the ids (--input_ids, input_ids=)"
+        )
     if length is not None:
         check_length(ids, length, f"the prompt {text!r}")
     phrases = _phrases(text, ids, separators, ends)

@@ -30,6 +30,7 @@ FAMILIES: tuple[DetectorFamily, ...] = (
     sam.DECODER_FAMILY,
     *nms_in_file.FAMILIES,
 )
+_MOST_SHOWN = 6  # outputs in a message
 _WITH_NMS = (POST_PROCESS_IN_GRAPH, *nms_in_file.FAMILIES)
 
 
@@ -203,7 +204,7 @@ def family_of_file(name: str) -> DetectorFamily | None:
 
 
 def _no_fit(where: Path, shapes: Shapes, family: DetectorFamily | None) -> UserError:
-    found = ", ".join(f"{name} {_dimensions(shape) if shape else ''}".strip() for name, shape in shapes.items())
+    gives = f"{where} gives {_shown(shapes)}"
     others = [entry.name for entry in FAMILIES if entry.fits(shapes)]
     if family is not None and (others or family is not POST_PROCESS_IN_GRAPH):
         remedy = (
@@ -211,13 +212,21 @@ def _no_fit(where: Path, shapes: Shapes, family: DetectorFamily | None) -> UserE
             if others
             else "no family fits: export the model so that it has the outputs of one (docs/import.md)"
         )
-        gives = found or "nothing"
-        return UserError(f"{where} gives {gives}, but the family {family.name} has {family.outputs}; {remedy}")
+        return UserError(f"{gives}, but the family {family.name} has {family.outputs}; {remedy}")
     return UserError(
-        f"{where} gives {found or 'nothing'}, expected bbox [K, 6] and bbox_num [N] (export an RT-DETR with its "
-        "post-process, without exclude_post_process=True), or the outputs of "
-        + "; ".join(f"{entry.name}: {entry.outputs}" for entry in FAMILIES[1:])
+        f"{gives}, expected bbox [K, 6] and bbox_num [N], or the outputs of {', '.join(e.name for e in FAMILIES[1:])}; "
+        "export the model so that it has them (docs/import.md), an RT-DETR with its post-process"
     )
+
+
+def _shown(shapes: Shapes) -> str:
+    """Return the outputs of a model for a message: the first ones, without the names that Paddle makes up."""
+    found = []
+    for name, shape in list(shapes.items())[:_MOST_SHOWN]:
+        known = "" if name.startswith("save_infer_model/") else name
+        found.append(f"{known} {_dimensions(shape) if shape else ''}".strip() or "an output of unknown shape")
+    more = len(shapes) - len(found)
+    return (", ".join(found) or "nothing") + (f" and {more} more" if more > 0 else "")
 
 
 def _dimensions(shape: tuple[int, ...]) -> str:

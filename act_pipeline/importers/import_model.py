@@ -27,12 +27,13 @@ from act_pipeline.families.registry import POST_PROCESS_IN_GRAPH, family_named, 
 from act_pipeline.graph.model_files import inspect_model
 from act_pipeline.graph.static_graph import static_mode
 from act_pipeline.importers.onnx.convert import Converted, convert, require_known_ops
-from act_pipeline.importers.onnx.read import Constants, read_onnx, require_importers
+from act_pipeline.importers.onnx.read import Constants, input_names, read_onnx, require_importers
 from act_pipeline.importers.onnx.source import OnnxInput, OnnxSource
 from act_pipeline.importers.onnx.verify import TOLERANCE, Reference, check_pictures, state_difference
 
 IMPORT_SCHEMA = "act_pipeline.import/1"
 RECORD_FILENAME = "import.json"
+_LEAVE_OUT = "leave the prompt out"
 Freeze = Literal["pixel_mask", "prompt"]
 
 
@@ -113,8 +114,8 @@ def import_onnx(
 
     Raises:
         UserError: the file is damaged, an input's shape is open, an op cannot be converted, the results differ by more
-            than :data:`.onnx.verify.TOLERANCE`, the outputs are not those of ``family``, or a package of the extra
-            ``importers`` is missing.
+            than :data:`.onnx.verify.TOLERANCE`, the outputs are not those of ``family``, the model takes text and there
+            is no prompt, or a package of the extra ``importers`` is missing.
     """
     require_importers()
     if family is not None:
@@ -126,6 +127,8 @@ def import_onnx(
     source = read_onnx(file, input_shape, _frozen(file, prompt, freeze))
     require_known_ops(source)
     _require_one_image(source)
+    if prompt is None:
+        _require_no_text(source)
     decoder = None if mask_decoder is None else _mask_decoder(mask_decoder)
     reference = Reference(source, pictures)
     with new_artifact(directory) as staging, static_mode():
@@ -136,6 +139,8 @@ def import_onnx(
         inputs, outputs = _described(source, converted)
         asked = grounding_dino.FAMILY.name if prompt is not None else family
         found = _family(file, outputs, sam.FAMILY.name if decoder is not None else asked)
+        if found is not sam.DECODER_FAMILY:
+            _require_image(source)
         write_infer_cfg(staging, source, found, prompt)
         if decoder is not None:
             _write_keys(InferenceModel(staging), {sam.MASK_DECODER: os.path.relpath(decoder.directory, directory)})
@@ -153,6 +158,24 @@ def import_onnx(
     )
 
 
+def require_text(model: str | os.PathLike[str] | InferenceModel) -> None:
+    """Check that a model takes text.
+
+    Args:
+        model: an ONNX file, or an imported model.
+
+    Raises:
+        UserError: it does not, or the file cannot be read.
+    """
+    if isinstance(model, InferenceModel):
+        where, names = model.directory, tuple(inspect_model(model).inputs)
+    else:
+        where, names = Path(model), input_names(Path(model))
+    if not set(names) & set(TEXT_INPUTS):
+        frozen = isinstance(model, InferenceModel) and model.infer_cfg().get("prompt")
+        raise _takes_no_text(where, names, "import it again: its prompt was frozen" if frozen else _LEAVE_OUT)
+
+
 def write_prompt(model: InferenceModel, prompt: Prompt) -> None:
     """Write another prompt into the ``infer_cfg.yml`` of a float or INT8 model that takes text.
 
@@ -163,9 +186,9 @@ def write_prompt(model: InferenceModel, prompt: Prompt) -> None:
     Raises:
         UserError: the model takes no text, or fewer tokens.
     """
+    require_text(model)
     summary = inspect_model(model)
-    if not prompt.inputs(summary.inputs, summary.input_dtypes, model.directory):
-        raise _takes_no_text(model.directory, summary.inputs)
+    prompt.inputs(summary.inputs, summary.input_dtypes, model.directory)  # checks its length
     _write_keys(model, _prompt_keys(prompt))
 
 
@@ -180,7 +203,14 @@ def _mask_decoder(folder: str | os.PathLike[str]) -> InferenceModel:
     Raises:
         UserError: there is none.
     """
-    model = InferenceModel.load(folder)
+    try:
+        model = InferenceModel.load(folder)
+    except UserError as error:
+        found = str(error).rsplit("; ", 1)[0]  # without its remedy, which is about detectors
+        raise UserError(
+            f"the mask decoder: {found}; import the decoder first (tools/import_model.py --onnx decoder.onnx), and "
+            "give its folder"
+        ) from None
     find_family(inspect_model(model).output_shapes, model.directory, sam.DECODER_FAMILY.name)
     return model
 
@@ -224,6 +254,26 @@ def _require_one_image(source: OnnxSource) -> None:
         )
 
 
+def _require_image(source: OnnxSource) -> None:
+    if source.image is None:
+        found = ", ".join(f"{each.name} {list(each.shape)}" for each in source.inputs)
+        raise UserError(
+            f"{source.path} has no input for a picture (its inputs are {found or 'all constant'}), expected one "
+            "[N, 3, H, W]; export the model with one"
+        )
+
+
+def _require_no_text(source: OnnxSource) -> None:
+    """Check that the outputs depend on no text, without which nothing can run the model."""
+    used = {name for node in source.nodes for name in node.inputs}
+    text = [each.name for each in source.inputs if each.name in TEXT_INPUTS and each.name in used]
+    if text:
+        raise UserError(
+            f"{source.path} takes text ({', '.join(text)}), expected what it looks for; give --prompt with --vocab or "
+            "--input_ids (in Python: prompt=make_prompt(...))"
+        )
+
+
 def _prompt_keys(prompt: Prompt) -> dict[str, Any]:
     return {"arch": grounding_dino.FAMILY.name, "label_list": list(prompt.classes), "prompt": prompt.section()}
 
@@ -250,10 +300,9 @@ def _frozen(path: Path, prompt: Prompt | None, freeze: Freeze | None) -> Constan
     return constants
 
 
-def _takes_no_text(where: Path, inputs: Iterable[str]) -> UserError:
+def _takes_no_text(where: Path, inputs: Iterable[str], remedy: str = _LEAVE_OUT) -> UserError:
     return UserError(
-        f"{where} takes no text (its inputs are {', '.join(inputs)}), expected an input {TEXT_INPUTS[0]}; leave the "
-        "prompt out"
+        f"{where} takes no text (its inputs are {', '.join(inputs)}), expected an input {TEXT_INPUTS[0]}; {remedy}"
     )
 
 

@@ -89,6 +89,18 @@ def read_onnx(
     )
 
 
+def input_names(path: Path) -> tuple[str, ...]:
+    """Return the names of the inputs of a file.
+
+    Raises:
+        UserError: the file is damaged, or a package of the extra ``importers`` is missing.
+    """
+    require_importers()
+    graph = _parse(path).graph
+    constants = {each.name for each in graph.initializer}
+    return tuple(each.name for each in graph.input if each.name not in constants)
+
+
 def require_importers() -> None:
     """Check that the packages of the extra ``importers`` are installed.
 
@@ -101,7 +113,7 @@ def require_importers() -> None:
         except ImportError as error:
             raise UserError(
                 f'{module} cannot be imported ({error}), which importing ONNX files needs: pip install "act_pipeline'
-                '[importers]"'
+                '[importers]", or -r requirements/importers.txt in a clone'
             ) from None
 
 

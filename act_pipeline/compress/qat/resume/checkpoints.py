@@ -176,7 +176,7 @@ class Checkpoints:
     def how_to_continue(self) -> str:
         """Return how to resume the run, for a message."""
         if self._iteration is None:
-            return "no iteration is saved yet: start it again"
+            return "nothing is saved: start it again"
         return f"saved up to iteration {self._iteration}: the same command with --resume continues from there"
 
     def best(self) -> str:
