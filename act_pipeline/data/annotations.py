@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import io
 import json
 import logging
@@ -269,7 +268,7 @@ def _boxes(
     ):  # fmt: skip
         if places:
             first = f"the first is annotations[{places[0]}]: {annotations[places[0]]['bbox']}"
-            _warn_once(f"{source}: {len(places)} of {len(annotations)} boxes {found.format(first=first)}")
+            _logger.warning("%s: %d of %d boxes %s", source, len(places), len(annotations), found.format(first=first))
     return boxes
 
 
@@ -277,12 +276,6 @@ def _is_outside(bbox: Sequence[float], image: Mapping[str, Any]) -> bool:
     """Return whether a box shares no pixel with its picture, whose size the file may leave out."""
     width, height = (as_number(image.get(side)) or math.inf for side in ("width", "height"))
     return bbox[0] >= width or bbox[1] >= height or bbox[0] + bbox[2] <= 0 or bbox[1] + bbox[3] <= 0
-
-
-@functools.lru_cache(maxsize=256)
-def _warn_once(message: str) -> None:
-    """Log a warning the first time only: a run reads an annotation file several times."""
-    _logger.warning("%s", message)
 
 
 def _whole(value: Any) -> int | None:
