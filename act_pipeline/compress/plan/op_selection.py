@@ -75,8 +75,8 @@ def select(
     dynamic = _matching(ops, quantize.dynamic, "dynamic", path)
     for name in (name for name in dynamic if name in weights and name not in kept):
         raise UserError(
-            f"{path}: quantize.dynamic: '{dynamic[name]}' and quantize.weight_only: '{weights[name]}' both match {name}, "
-            "expected one of them; name it in one"
+            f"{path}: quantize.dynamic: '{dynamic[name]}' and quantize.weight_only: '{weights[name]}' both match "
+            f"{name}, expected one of them; name it in one"
         )
     asked = {
         **{name: f"quantize.weight_only: {why}" for name, why in weights.items()},
