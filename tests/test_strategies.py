@@ -71,7 +71,8 @@ def ptq(sample: Sample):
         "ptq",
         "Strategy={name: ptq, max_drop: null}",
         "quantize.exclude=[head, '*.cross_attn']",
-        "quantize.weight_only=[neck.encoder]",
+        "quantize.weight_only=['neck.encoder.*.self_attn']",
+        "quantize.dynamic=['neck.encoder.*.linear?']",
     )
 
 
@@ -173,6 +174,8 @@ def test_what_is_left_float_and_why_is_recorded(ptq) -> None:
         "linear1",
         "linear2",
     }
+    dynamic = {entry["module"] for entry in record["weight_only_ops"] if entry["reason"] == "quantize.dynamic"}
+    assert {module.rsplit(".", 1)[1] for module in dynamic} == {"linear1", "linear2"}
     everything = sum(record["quantized_ops"].values()) + len(kept) + len(record["weight_only_ops"])
     assert everything == record["quantizable_ops"] == 116
     assert record["steps"][0]["quantized"] == sum(record["quantized_ops"].values()) and record["steps"][0]["chosen"]

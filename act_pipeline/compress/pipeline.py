@@ -19,7 +19,7 @@ from act_pipeline.compress.job import Job
 from act_pipeline.compress.judging.choice import choose_judge
 from act_pipeline.compress.judging.float_checks import check_limits, check_origin, check_outputs, check_worth
 from act_pipeline.compress.judging.judge import Judge
-from act_pipeline.compress.plan.op_selection import Selection, mark_float, select
+from act_pipeline.compress.plan.op_selection import Selection, check_dynamic, mark_float, select
 from act_pipeline.compress.qat.distributed.leader import Leader
 from act_pipeline.compress.qat.distributed.ranks import ALONE, Ranks
 from act_pipeline.compress.qat.resume.checkpoints import Checkpoints
@@ -282,6 +282,7 @@ def _prepare(model: InferenceModel, config: Config, directory: Path) -> tuple[In
             f"({', '.join(config.op_types)}); name the types of ops that the model has"
         )
     selection = select(ops, config.quantize, config.path, float_by_default(graph, ops))
+    check_dynamic(graph, selection, config.path)
     mark_float(graph, list(selection.kept))
     prepared = save_folded(graph, directory)
     copy_infer_cfg(model, prepared.directory)  # a training reads the family and the classes from it

@@ -260,8 +260,9 @@ def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:
     if training.stopped:
         log_notes([f"the training ended after {training.iterations} iterations: {training.stopped}"])
     model = training.model
-    if job.selection.weight_only:
-        model = revert_to_float(model, job.selection.weight_only, job.folder("weight_only"))
+    chosen = job.selection
+    if chosen.weight_only:
+        model = revert_to_float(model, chosen.weight_only, job.folder("weight_only"), dynamic=chosen.dynamic)
     inventory = inventory_of(model, job.config.op_types, job.config.op_section, job.selection)
     details = CandidateDetails(training=_training_details(job, training, start))
     return job.tried.add(Candidate("qat_dis", "qat_dis", model, None, job.selection, inventory, details, seconds))

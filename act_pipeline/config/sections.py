@@ -382,8 +382,11 @@ class Quantize:
         include: the ops to quantize; empty: all ops of ``quantize_op_types``.
         exclude: ops to leave in float.
         weight_only: ops of the remaining ones whose weights are stored in INT8 and whose activations stay float.
+        dynamic: MatMuls of the remaining ones whose weights are stored in INT8 and whose activations are rounded when
+            the model runs, by the range of each tensor's own values; see docs/strategies.md for the runtimes that do.
     """
 
     include: list[str] = key(factory=list)
     exclude: list[str] = key(factory=list)
     weight_only: list[str] = key(factory=list)
+    dynamic: list[str] = key(factory=list)

@@ -276,7 +276,8 @@ class ActRecord:
         seconds: stage -> seconds.
         quantizable_ops: number of ops that could be quantized.
         quantized_ops: op type -> number of ops in INT8.
-        kept_ops, weight_only_ops: ops in float, and ops with INT8 weights only.
+        kept_ops, weight_only_ops: ops in float, and ops with INT8 weights whose activations have no fixed scale (float,
+            or rounded at run time where the reason is ``quantize.dynamic``).
         given_back: ops that accuracy control reverted to float.
         details: ``calibration``, ``smooth_quant`` and ``training`` of the saved candidate, as in the file.
         steps: the candidates, in the order in which they were tried.

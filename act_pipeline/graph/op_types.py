@@ -3,6 +3,8 @@
 CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 # What INT8 kernels of the runtimes compute, and what is counted in ``act.json``.
 QUANTIZABLE_OPS = (*CONVOLUTIONS, "matmul_v2")
+# Attribute of a matmul_v2 with an INT8 weight whose other input is rounded by its own range when the model runs.
+DYNAMIC = "act_dynamic"
 # That pick rows by indices, and those that only give a tensor another shape.
 GATHERING = ("gather_nd", "gather", "take_along_axis", "index_sample")
 RESHAPING = ("reshape2", "flatten_contiguous_range", "flatten2")

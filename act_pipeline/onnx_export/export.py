@@ -16,6 +16,7 @@ from act_pipeline.core.atomic_files import write_bytes_atomically
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.core.hashing import hash_files
 from act_pipeline.core.records import write_record
+from act_pipeline.graph.op_types import DYNAMIC
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 from act_pipeline.onnx_export.float_ops.registry import add_op, exporting
 from act_pipeline.onnx_export.graph_builder import GraphBuilder, require_onnx
@@ -29,7 +30,13 @@ from act_pipeline.onnx_export.nms_cut import (
 )
 from act_pipeline.onnx_export.nms_nodes import PLUGIN_DOMAIN, Output, boxes_and_scores, onnx_nms, tensorrt_nms
 from act_pipeline.onnx_export.program import INT8_OPS, PRODUCTS, Op, Source, read_source
-from act_pipeline.onnx_export.quantized_ops import convolution, matmul, output_channels, scales_by_channel
+from act_pipeline.onnx_export.quantized_ops import (
+    convolution,
+    matmul,
+    output_channels,
+    rounds_dynamically,
+    scales_by_channel,
+)
 from act_pipeline.onnx_export.rewrites.attention_masks import protect_masks
 from act_pipeline.onnx_export.rewrites.channels_last import rewrite_layout_conversions
 from act_pipeline.onnx_export.rewrites.deformable_sampling import sum_by_level
@@ -179,6 +186,9 @@ def lower(
     sum_by_level(source, queries_last=target == "cpu")
     if target == "cpu":
         round_early(source)
+    if target != "cpu" or float16:  # TensorRT has no dynamic scales, and GPUs no DynamicQuantizeLinear
+        for op in source.ops:
+            op.attrs.pop(DYNAMIC, None)
     build, report = _convert(source, TARGETS[target], opset, target == "tensorrt_rtx" and not float16)
     outputs = _outputs(build, source, sizes)
     if suppression is not None and nms != "none":
@@ -230,7 +240,7 @@ def _convert(source: Source, dtype: str, opset: int, unit_scales: bool) -> tuple
             continue
         slots = ("X", "Y") if op.type in PRODUCTS else ("Input", "Filter")
         floats = [op.input(slot) for slot in slots if op.input(slot) not in source.quantized]
-        if not floats:
+        if not floats or rounds_dynamically(build, op):
             quantized[op.type] += 1
         else:
             kept.append({"type": op.type, "output": op.output, "reason": f"no scale for {', '.join(floats)}"})

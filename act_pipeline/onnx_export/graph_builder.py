@@ -54,6 +54,7 @@ class GraphBuilder:
         self._zero_point = np.array(128, np.uint8) if activation_dtype == "uint8" else np.array(0, np.int8)
         self.unit_scales = unit_scales
         self._made: dict[Any, str] = {}
+        self._rounded_at_run_time: dict[tuple[str, bool], list[str]] = {}
         self._count = 0
 
     def fresh(self, hint: str) -> str:
@@ -169,6 +170,19 @@ class GraphBuilder:
             made = self.node("DequantizeLinear", [rounded, scale, zero], f"{tensor.source}.dequantized")
         self._made[key] = made
         return made
+
+    def dynamically_quantized(self, name: str, transposed: bool = False) -> list[str]:
+        """Return the ONNX names of a float tensor in uint8, its scale and its zero point, by its range at run time.
+
+        Args:
+            name: Paddle name of the tensor.
+            transposed: swap the last two axes.
+        """
+        key = (name, transposed)
+        if key not in self._rounded_at_run_time:
+            value = self.swap_last(self.get(name), name) if transposed else self.get(name)
+            self._rounded_at_run_time[key] = self.node("DynamicQuantizeLinear", [value], f"{name}.quantized", 3)
+        return self._rounded_at_run_time[key]
 
     def swap_last(self, value: str, name: str) -> str:
         rank = len(self.shapes[name])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.graph.op_types import DYNAMIC
 from act_pipeline.onnx_export.float_ops.rules import CannotLower, channels_first
 from act_pipeline.onnx_export.graph_builder import GraphBuilder
 from act_pipeline.onnx_export.program import TRANSPOSED_CONVOLUTIONS, Op, QuantizedTensor
@@ -203,13 +204,15 @@ def matmul(build: GraphBuilder, op: Op) -> None:
     if op.type == "mul" and not _is_plain(build, op):
         _flattened_product(build, op)
         return
+    if rounds_dynamically(build, op):
+        build.values[op.output] = _times_alpha(build, op, _dynamic_product(build, op))
+        return
     operands = []
     tensors = [build.quantized.get(op.input(slot)) for slot in ("X", "Y")]
     taken_over = [_taken_over(build, tensor) for tensor in tensors]
     for index, slot in enumerate(("X", "Y")):
         name, tensor = op.input(slot), tensors[index]
-        flag = op.attrs.get(f"trans_{slot.lower()}") or op.attrs.get(f"transpose_{slot}")
-        turn = bool(flag) and len(build.shapes[tensor.source if tensor is not None else name]) > 1
+        turn = _transposes(op, slot) and len(build.shapes[tensor.source if tensor is not None else name]) > 1
         if tensor is not None and tensor.weight is not None:
             scale = tensor.scale * taken_over[1 - index]
             operands.append(build.dequantized(replace(tensor, scale=scale), turn))
@@ -227,10 +230,47 @@ def matmul(build: GraphBuilder, op: Op) -> None:
         factor = np.full(max(last, 1), taken_over[0] * taken_over[1], np.float32)
         if factor[0] != 1:
             made = build.node("Mul", [made, build.initializer(factor, f"{op.output}.scale")], op.output)
+    build.values[op.output] = _times_alpha(build, op, made)
+
+
+def _times_alpha(build: GraphBuilder, op: Op, made: str) -> str:
     alpha = float(op.attrs.get("alpha", 1.0))
-    if alpha != 1:
-        made = build.node("Mul", [made, build.scalar(alpha, op.output)], op.output)
-    build.values[op.output] = made
+    return made if alpha == 1 else build.node("Mul", [made, build.scalar(alpha, op.output)], op.output)
+
+
+def _transposes(op: Op, slot: str) -> bool:
+    return bool(op.attrs.get(f"trans_{slot.lower()}") or op.attrs.get(f"transpose_{slot}"))
+
+
+def rounds_dynamically(build: GraphBuilder, op: Op) -> bool:
+    """Return whether a product is marked to round its float left input by that tensor's own range.
+
+    Its right input has to be an INT8 matrix with one scale, or with one for each output column.
+    """
+    if op.type != "matmul_v2" or not op.attrs.get(DYNAMIC) or op.input("X") in build.quantized:
+        return False
+    tensor = build.quantized.get(op.input("Y"))
+    if tensor is None or tensor.weight is None or tensor.weight.ndim != 2:
+        return False
+    columns = 0 if _transposes(op, "Y") else 1
+    return tensor.scale.ndim == 0 or tensor.axis % 2 == columns
+
+
+def _dynamic_product(build: GraphBuilder, op: Op) -> str:
+    """Return the name of ``(q - z) @ w * (s * t)``: ``q, s, z`` by DynamicQuantizeLinear, ``t`` the scales of ``w``.
+
+    q is uint8, and z is subtracted by MatMulInteger, in int32.
+    """
+    name, tensor = op.input("X"), build.quantized[op.input("Y")]
+    assert tensor.weight is not None
+    turn = _transposes(op, "X") and len(build.shapes[name]) > 1
+    rounded, step, zero = build.dynamically_quantized(name, turn)
+    integers = tensor.weight.T if _transposes(op, "Y") else tensor.weight
+    weight = build.initializer(integers, f"{tensor.source}.int8")
+    sums = build.node("MatMulInteger", [rounded, weight, zero], f"{op.output}.int32")
+    scale = build.initializer(tensor.scale, f"{tensor.source}.scale")
+    factors = build.node("Mul", [step, scale], f"{op.output}.scale")
+    return str(build.node("Mul", [build.cast(sums, np.float32, f"{op.output}.sums"), factors], op.output))
 
 
 def _is_plain(build: GraphBuilder, op: Op) -> bool:

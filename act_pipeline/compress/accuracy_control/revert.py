@@ -20,6 +20,7 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.graph.folding import fold_constants
 from act_pipeline.graph.model_files import inspect_model, read_program
 from act_pipeline.graph.op_index import GraphIndex
+from act_pipeline.graph.op_types import DYNAMIC
 from act_pipeline.graph.parameters_file import read_parameters, write_parameters
 from act_pipeline.graph.program_desc import argument, parsed, variables
 from act_pipeline.graph.quantizable_ops import QuantizableOp
@@ -29,7 +30,11 @@ _QUANTIZE, _DEQUANTIZE = "quantize_linear", "dequantize_linear"
 
 
 def revert_to_float(
-    model: InferenceModel, names: Collection[str], directory: Path, source: Optional[InferenceModel] = None
+    model: InferenceModel,
+    names: Collection[str],
+    directory: Path,
+    source: Optional[InferenceModel] = None,
+    dynamic: Collection[str] = (),
 ) -> InferenceModel:
     """Write a copy of an INT8 model with some ops reverted to float; call it within :func:`static_mode`.
 
@@ -39,6 +44,7 @@ def revert_to_float(
         directory: an existing folder for the new model.
         source: the float model that ``model`` was quantized from, for the ops' weights and biases. None: the weights
             stay in INT8 (weight-only), as in a trained model, whose training has compensated for their rounding.
+        dynamic: those of ``names`` to mark, so that runtimes round their activations by the range of each tensor.
 
     Returns:
         The new model.
@@ -49,6 +55,9 @@ def revert_to_float(
         producer = GraphIndex(graph.program.global_block().ops).producer
         originals = {op.output_arg_names[0]: op for op in _named(original, names)} if original is not None else {}
         for op in _named(graph, names):
+            marked = op.output_arg_names[0] in dynamic
+            if marked or op.has_attr(DYNAMIC):
+                op._set_attr(DYNAMIC, marked)
             for name in op.input_arg_names:
                 dequantize = producer.get(name)
                 if dequantize is None or dequantize.type != _DEQUANTIZE:

@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from act_pipeline.compress.plan.op_selection import Selection
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.graph.op_types import QUANTIZABLE_OPS
+from act_pipeline.graph.op_types import DYNAMIC, QUANTIZABLE_OPS
 from act_pipeline.graph.static_graph import StaticGraph
 
 _WEIGHT_SLOTS = {"conv2d": "Filter", "depthwise_conv2d": "Filter", "matmul_v2": "Y"}
@@ -24,7 +24,8 @@ class OpInventory:
         quantized: op type -> number of ops with all inputs quantized.
         kept: ops that are left in float, each ``{"type", "output", "module", "group", "reason"}``; without ``module``
             and ``group`` where no selection was given.
-        weight_only: ops with float activations whose weight is stored in INT8, in the same form.
+        weight_only: ops with float activations whose weight is stored in INT8, in the same form; the reason of those
+            whose activations runtimes may round when the model runs is ``quantize.dynamic``.
     """
 
     quantized: dict[str, int]
@@ -77,7 +78,8 @@ def take_inventory(
         weight = op.input(_WEIGHT_SLOTS[op.type])[0]
         integers = weight not in float_inputs and block.var(_source(block, weight)).persistable
         if integers:
-            weight_only.append({**entry, "reason": reasons.get(output, "quantize.weight_only")})
+            key = "quantize.dynamic" if op.has_attr(DYNAMIC) and op.attr(DYNAMIC) else "quantize.weight_only"
+            weight_only.append({**entry, "reason": reasons.get(output, key)})
             continue
         if output in reasons:
             reason = reasons[output]

@@ -25,11 +25,13 @@ class Selection:
         ops: all quantizable ops, in the order of the program.
         kept: name of an op that stays float -> the reason.
         weight_only: names of ops with float activations whose weights are stored in INT8.
+        dynamic: those of ``weight_only`` whose activations are rounded by their own range when the model runs.
     """
 
     ops: tuple[QuantizableOp, ...]
     kept: dict[str, str] = field(default_factory=dict)
     weight_only: tuple[str, ...] = ()
+    dynamic: tuple[str, ...] = ()
 
     @property
     def int8(self) -> list[str]:
@@ -44,7 +46,7 @@ class Selection:
             reason: the reason, for ``kept``.
         """
         kept = {**self.kept, **{name: reason for name in names}}
-        return Selection(self.ops, kept, tuple(name for name in self.weight_only if name not in kept))
+        return _selection(self.ops, kept, self.weight_only, self.dynamic)
 
 
 def select(
@@ -59,7 +61,7 @@ def select(
         sensitive: name of an op that stays float unless ``quantize.include`` matches it -> the reason.
 
     Raises:
-        UserError: a pattern matches no op, or no op is left to quantize.
+        UserError: a pattern matches no op, an op is both ``weight_only`` and ``dynamic``, or no op is left to quantize.
     """
     kept: dict[str, str] = {}
     included = _matching(ops, quantize.include, "include", path)
@@ -69,14 +71,64 @@ def select(
     kept.update(
         {name: f"quantize.exclude: {why}" for name, why in _matching(ops, quantize.exclude, "exclude", path).items()}
     )
-    asked = _matching(ops, quantize.weight_only, "weight_only", path)
-    weight_only = [op.name for op in ops if op.name in asked and op.name not in kept]
-    without = [op for op in ops if op.name in weight_only and op.weight is None]
-    kept.update({op.name: f"quantize.weight_only: {asked[op.name]}, and it has no weight" for op in without})
-    selection = Selection(tuple(ops), kept, tuple(name for name in weight_only if name not in kept))
+    weights = _matching(ops, quantize.weight_only, "weight_only", path)
+    dynamic = _matching(ops, quantize.dynamic, "dynamic", path)
+    for name in (name for name in dynamic if name in weights and name not in kept):
+        raise UserError(
+            f"{path}: quantize.dynamic: '{dynamic[name]}' and quantize.weight_only: '{weights[name]}' both match "
+            f"{name}, expected one of them; name it in one"
+        )
+    asked = {
+        **{name: f"quantize.weight_only: {why}" for name, why in weights.items()},
+        **{name: f"quantize.dynamic: {why}" for name, why in dynamic.items()},
+    }
+    without = [op.name for op in ops if op.name in asked and op.name not in kept and op.weight is None]
+    kept.update({name: f"{asked[name]}, and it has no weight" for name in without})
+    selection = _selection(tuple(ops), kept, [op.name for op in ops if op.name in asked], tuple(dynamic))
     if not selection.int8 and not selection.weight_only:
         raise UserError(f"{path}: quantize leaves none of {len(ops)} ops in INT8; exclude less, or include more")
     return selection
+
+
+def check_dynamic(graph: StaticGraph, selection: Selection, path: Path) -> None:
+    """Check that the ops with dynamic activations are MatMuls with a scale for each column of their weight.
+
+    Args:
+        graph: the float graph that the ops are of.
+        selection: the selected ops.
+        path: the config's file, for messages.
+
+    Raises:
+        UserError: an op is no ``matmul_v2``, or its weight is no matrix or is transposed.
+    """
+    block = graph.program.global_block()
+    chosen = {op.name: op for op in selection.ops if op.name in selection.dynamic}
+    for raw in block.ops:
+        op = chosen.get(raw.output_arg_names[0]) if raw.output_arg_names else None
+        if op is None:
+            continue
+        if op.type != "matmul_v2":
+            found = f"is a {op.type}"
+        elif op.weight != raw.input("Y")[0]:
+            found = "has its weight on the left"
+        elif len(block.var(op.weight).shape) != 2:
+            found = f"has a weight of the shape {list(block.var(op.weight).shape)}"
+        elif raw.attr("trans_y"):
+            found = "transposes its weight"
+        else:
+            continue
+        raise UserError(
+            f"{path}: quantize.dynamic: {op.name} (module {op.module}) {found}, expected a matmul_v2 whose right "
+            "input is a weight [in, out] that it does not transpose; match fewer ops, or use quantize.weight_only"
+        )
+
+
+def _selection(
+    ops: tuple[QuantizableOp, ...], kept: dict[str, str], weight_only: Sequence[str], dynamic: Sequence[str]
+) -> Selection:
+    """Return a selection without the ops that are kept in the other two."""
+    left = tuple(name for name in weight_only if name not in kept)
+    return Selection(ops, kept, left, tuple(name for name in left if name in dynamic))
 
 
 def _matching(ops: Sequence[QuantizableOp], patterns: Sequence[str], key: str, path: Path) -> dict[str, str]:

@@ -149,7 +149,8 @@ class PostTraining:
             whole.mkdir(exist_ok=True)
             calibration = write(inserted, settings, self.statistics, whole, self._selection)
             if weight_only:
-                calibration.model = revert_to_float(calibration.model, weight_only, save_dir)
+                dynamic = self._selection.dynamic if self._selection else ()
+                calibration.model = revert_to_float(calibration.model, weight_only, save_dir, dynamic=dynamic)
                 calibration.inventory = inventory_of(
                     calibration.model, settings.quantize_op_types, "QuantPost", self._selection
                 )
