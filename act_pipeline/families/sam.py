@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-import cv2
 import numpy as np
 
 from act_pipeline.core.errors import UserError
@@ -186,6 +185,8 @@ def _detection(
 
 def _in_original(logits: np.ndarray, geometry: Geometry, image: int) -> np.ndarray:
     """Return a mask, bool [height, width] of the original image; logits are enlarged bilinearly, above 0 is inside."""
+    import cv2
+
     height, width = geometry.input_size
     top, left = (round(float(value)) for value in geometry.pad_offset[image])
     inner_height, inner_width = (round(float(value)) for value in geometry.im_shape[image])
