@@ -78,7 +78,8 @@ def make_artifact(folder: Path, reader: StubReader, **changes: Any) -> Path:
     before, after = detections(reader, 1, 0.5), detections(reader, 2, 1.5, 4)
     ids = list(range(40, 45))
     evaluations = {
-        name: SimpleNamespace(detections=rows, image_ids=ids) for name, rows in (("fp32", before), ("int8", after))
+        name: SimpleNamespace(detections=rows, image_ids=ids, masks=None)
+        for name, rows in (("fp32", before), ("int8", after))
     }
     save_detections(folder / "detections.npz", evaluations, {number: f"{number - 40}.png" for number in ids})
     from act_pipeline.report.curves import score

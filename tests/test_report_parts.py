@@ -207,7 +207,9 @@ def test_nothing_found_scores_zero(tmp_path):
 
 def saved(path, image_ids=(3, 7), **rows):
     """Save detections, and return them as read again."""
-    evaluations = {name: SimpleNamespace(detections=array, image_ids=list(image_ids)) for name, array in rows.items()}
+    evaluations = {
+        name: SimpleNamespace(detections=array, image_ids=list(image_ids), masks=None) for name, array in rows.items()
+    }
     save_detections(path, evaluations, {number: f"{number}.jpg" for number in image_ids})
     return load_detections(path)
 
@@ -282,8 +284,8 @@ def test_ids_are_exact_whatever_their_size(tmp_path):
 def test_evaluations_of_different_images_lie_beside_each_other(tmp_path):
     one = np.array([[0, 1, 1, 2, 2, 0.5, 1], [1, 1, 1, 2, 2, 0.25, 1]], float)
     evaluations = {
-        "fp32": SimpleNamespace(detections=one, image_ids=[5, 9]),
-        "int8": SimpleNamespace(detections=one, image_ids=[7, 9]),
+        "fp32": SimpleNamespace(detections=one, image_ids=[5, 9], masks=None),
+        "int8": SimpleNamespace(detections=one, image_ids=[7, 9], masks=None),
     }
     save_detections(tmp_path / "d.npz", evaluations, {5: "a", 7: "b", 9: "c"})
     read = load_detections(tmp_path / "d.npz")
