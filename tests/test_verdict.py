@@ -149,7 +149,7 @@ def test_a_record_is_written_as_it_was_read():
     compared = {
         "map_drop_interval": interval, "probability_within_max_drop": 0.5, "images_needed": 7,
         "agreement": {"boxes": 3, "matched": 0.5, "mean_iou": 0.9, "mean_score_change": 0.1},
-        "agreement_interval": {"value": 0.8, "low": 0.7, "high": 0.9, "level": 0.95, "resamples": 9, "standard_error": 0.1},
+        "agreement_interval": {"low": 0.7, "high": 0.9, "level": 0.95, "resamples": 9, "standard_error": 0.1, "value": 0.8},
         "probability_of_min_agreement": 0.25, "agreement_images_needed": 70,
     }  # fmt: skip
     scores = {"stats": {"ap": 0.5}, "latency_ms": None, "images_per_second": 2.0}
