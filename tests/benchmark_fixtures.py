@@ -36,9 +36,11 @@ def sleeping_support(here=None) -> list[EngineSupport]:
     return rows
 
 
-def sleeping_engine(name, model, precision, device, threads, batch_size=1, machine=None, summary=None):
-    """Replace `create_engine`: the engine detects every image's object after a delay."""
-    return SleepingEngine(name, model, precision, device, threads, summary)
+def sleeping_engine(name, model, precision, device, threads, batch_size=1, machine=None, summary=None, requests=1):
+    """Replace `create_engine`: the engine detects every image's object after a delay; with 0 requests it takes 3."""
+    engine = SleepingEngine(name, model, precision, device, threads, summary)
+    engine.requests = requests or 3
+    return engine
 
 
 class SleepingEngine:
@@ -93,4 +95,7 @@ def fake_model(directory: Path, count: int) -> Path:
 
 def fake_summary(model) -> SimpleNamespace:
     """Return a summary such as `inspect_model` would return."""
-    return SimpleNamespace(quantized="int8" in model.directory.name, input_size=(32, 32))
+    batch = 2 if "fixed" in model.directory.name else -1
+    return SimpleNamespace(
+        quantized="int8" in model.directory.name, input_size=(32, 32), inputs={"image": (batch, 3, 32, 32)}
+    )

@@ -217,19 +217,22 @@ def _scoring(
     return score, list(reader.loader("eval", batch_size=1, shuffle=False))
 
 
-def load_peer(model: OpenVINOModel, threads: int, batch_size: int) -> Any:
+def load_peer(model: OpenVINOModel, threads: int, batch_size: int, requests: int = 1) -> Any:
     """Load NNCF's model in the same engine and with the same settings as the INT8 model of this package.
 
     Args:
         model: the IR.
         threads: number of CPU threads.
         batch_size: images per run.
+        requests: number of parallel requests.
     """
     from act_pipeline.engines.onnx_runtimes.openvino import OpenVINOEngine
 
     decoder = None if model.decoder is None else _staged(model.decoder, threads)
     summary = OnnxSummary(model.inputs, model.outputs, {"FakeQuantize": 1}, input_dtypes=model.input_dtypes)
-    return OpenVINOEngine(model, "int8", "CPU", threads, batch_size=batch_size, summary=summary, decoder=decoder)
+    return OpenVINOEngine(
+        model, "int8", "CPU", threads, batch_size=batch_size, requests=requests, summary=summary, decoder=decoder
+    )
 
 
 def _staged(decoder: Decoder, threads: int | None) -> Decoder:

@@ -19,6 +19,8 @@ from act_pipeline.engines.interface import EngineSupport
 from act_pipeline.graph.model_files import ModelSummary, inspect_model
 
 MIN_REPEATS, QUICK_REPEATS = 50, 10
+# With --throughput: a round has many runs of each engine.
+MIN_BURSTS, QUICK_BURSTS = 10, 3
 # Paddle Inference without TensorRT. Which of the two is faster depends on the model and the CPU. Ratios to "Paddle"
 # refer to the faster one that ran, which is named.
 PADDLE_INFERENCE = ("paddle", "paddle_onednn")
@@ -44,8 +46,9 @@ class BenchmarkRequest:
         cpu_threads: CPU threads of every engine; None for all CPUs available to this process.
         batch_size: images per run.
         warmup: runs of each engine before the first round.
-        repeats: number of rounds, in each of which every engine runs once; None for 50, or 10 with ``quick``.
-        quick: allow fewer than 50 rounds.
+        repeats: number of rounds, in each of which every engine runs once; None for 50, or 10 with ``quick``. With
+            ``throughput`` for each load: None for 10, or 3 with ``quick``.
+        quick: allow fewer rounds.
         random: use random input instead of the data set's images.
         no_map: do not evaluate.
         limit: evaluate the first so many images of the data set; None for all.
@@ -58,6 +61,12 @@ class BenchmarkRequest:
         seed: of the order of the engines within the rounds.
         json: where to write the record.
         chart: where to draw the chart, ``.png``.
+        throughput: measure images per second under load, at each of ``batches`` and ``requests``, instead of the
+            latency of single runs; there is no mAP.
+        batches: batch sizes; None for 1, 2, 4 and 8, or the model's if its batch is fixed.
+        requests: numbers of parallel requests, ``AUTO_REQUESTS`` for the number that the runtime recommends; None for
+            some from 1 to twice the number of threads. Engines that run one request at a time are measured at 1.
+        burst_seconds: how long each engine runs in each round.
     """
 
     model_path: str | None = None
@@ -84,11 +93,26 @@ class BenchmarkRequest:
     seed: int = 0
     json: str | None = None
     chart: str | None = None
+    throughput: bool = False
+    batches: tuple[int, ...] | None = None
+    requests: tuple[int, ...] | None = None
+    burst_seconds: float = 2.0
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether every row is evaluated for its mAP."""
+        return not (self.no_map or self.throughput)
+
+    @property
+    def min_rounds(self) -> int:
+        """The smallest number of rounds without ``quick``."""
+        return MIN_BURSTS if self.throughput else MIN_REPEATS
 
     @property
     def rounds(self) -> int:
         """The number of rounds."""
-        return self.repeats or (QUICK_REPEATS if self.quick else MIN_REPEATS)
+        quick = QUICK_BURSTS if self.throughput else QUICK_REPEATS
+        return self.repeats or (quick if self.quick else self.min_rounds)
 
     def check(self) -> None:
         """Check the request before anything is loaded.
@@ -104,11 +128,18 @@ class BenchmarkRequest:
                     )
         if self.peer is not None and self.peer not in PEERS:
             raise UserError(f"unknown peer {self.peer!r}, expected {', '.join(PEERS)}{suggest(self.peer, PEERS)}")
-        if self.rounds < MIN_REPEATS and not self.quick:
+        if self.rounds < self.min_rounds and not self.quick:
             raise UserError(
-                f"--repeats={self.rounds} is too few for a figure to rely on, expected at least {MIN_REPEATS}; add "
+                f"--repeats={self.rounds} is too few for a figure to rely on, expected at least {self.min_rounds}; add "
                 "--quick for a look"
             )
+        if self.throughput and self.batch_size != 1:
+            raise UserError(
+                f"--batch_size={self.batch_size} is for latencies, --throughput takes --batches={self.batch_size}"
+            )
+        for flag, given in (("batches", self.batches), ("requests", self.requests)):
+            if given is not None and not self.throughput:
+                raise UserError(f"--{flag} is for --throughput, which is not given; add it, or leave --{flag} out")
         if self.chart is not None and Path(self.chart).suffix.lower() != ".png":
             raise UserError(f"--chart={self.chart}: expected a name that ends in .png")
 
@@ -182,6 +213,12 @@ class Models:
     def input_size(self) -> tuple[int, int] | None:
         """Height and width of the input in pixels; None if dynamic."""
         return next(iter(self.summaries.values())).input_size
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only batch size that the models take; None if it is dynamic."""
+        shape = next(iter(self.summaries.values())).inputs.get("image", ())
+        return shape[0] if shape and shape[0] > 0 else None
 
     def for_precision(self, precision: str) -> InferenceModel | None:
         """Return the model that runs at a precision; None if it was not given."""

@@ -4,66 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from act_pipeline.benchmark.plan import PADDLE_INFERENCE, BenchmarkRequest, Candidate, Models
-from act_pipeline.benchmark.rows import BenchmarkRecord, ComparedModel, Memory, Row, RunSettings
-from act_pipeline.benchmark.timing import latency, speed_ratio
-from act_pipeline.benchmark.worker import UNTIMED_RUNS, Worker
+from act_pipeline.benchmark.plan import PADDLE_INFERENCE, BenchmarkRequest, Models
+from act_pipeline.benchmark.rows import BenchmarkRecord, ComparedModel, LoadRow, Row, RunSettings
+from act_pipeline.benchmark.runs import Run
+from act_pipeline.benchmark.timing import speed_ratio
+from act_pipeline.benchmark.worker import UNTIMED_RUNS
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.package_versions import versions
 from act_pipeline.engines import Machine
-
-
-@dataclass
-class Run:
-    """A candidate and its measurements so far; for those without a comment see :class:`Row`.
-
-    Attributes:
-        candidate: the planned row.
-        worker: its process; None before it is loaded and after it failed.
-        seconds: duration of each round.
-        device_ms: the same by the device's clock in ms, where the engine has one.
-        unsettled: number of runs after which the engine's threads did not go to sleep.
-    """
-
-    candidate: Candidate
-    worker: Worker | None = None
-    failure: str | None = None
-    seconds: list[float] = field(default_factory=list)
-    device_ms: list[float] = field(default_factory=list)
-    unsettled: int = 0
-    first_start_seconds: float | None = None
-    start_seconds: float | None = None
-    memory: Memory | None = None
-    map: float | None = None
-    map50: float | None = None
-    miou: float | None = None
-    images: int | None = None
-    map_failure: str | None = None
-
-    @property
-    def label(self) -> str:
-        return self.candidate.label
-
-    @property
-    def running(self) -> Worker:
-        """Its process, once it was loaded and until it fails."""
-        assert self.worker is not None, f"{self.label} was not loaded, or has failed"
-        return self.worker
-
-    def fail(self, reason: object) -> None:
-        self.failure = str(reason)
-        if self.worker is not None:
-            self.worker.kill()
-            self.worker = None
+from act_pipeline.engines.interface import AUTO_REQUESTS
+from act_pipeline.evaluation.batches import mean_and_percentiles
 
 
 def benchmark_record(
-    runs: Sequence[Run], models: Models, here: Machine, settings: RunSettings, reader: Any, notes: Sequence[str]
+    runs: Sequence[Run],
+    models: Models,
+    here: Machine,
+    settings: RunSettings,
+    reader: Any,
+    notes: Sequence[str],
+    throughput: Sequence[LoadRow] = (),
 ) -> BenchmarkRecord:
     """Return the content of ``benchmark.json``, with the rows that ran sorted by latency, then those that failed.
 
@@ -74,7 +38,9 @@ def benchmark_record(
         settings: see :func:`run_settings`.
         reader: the reader; None if none was used.
         notes: notes for the user.
+        throughput: the rows of ``--throughput``; the runs then give versions only.
     """
+    rows = [] if throughput else _rows(runs, settings.batch_size or 1)
     return BenchmarkRecord(
         machine={key: value for key, value in dataclasses.asdict(here).items() if key != "absent"},
         versions=_versions(runs),
@@ -84,7 +50,8 @@ def benchmark_record(
         reader=str(reader.path) if reader is not None else None,
         reader_hash=reader.fingerprint() if reader is not None else None,
         notes=list(notes),
-        rows=sorted(_rows(runs, settings.batch_size or 1), key=lambda row: (row.failure is not None, row.p50)),
+        rows=sorted(rows, key=lambda row: (row.failure is not None, row.p50)),
+        throughput=throughput,
     )
 
 
@@ -112,8 +79,10 @@ def _rows(runs: Sequence[Run], batch_size: int) -> list[Row]:
                 model_bytes=(loaded and loaded.artifact_bytes) or candidate.model.bytes,
                 model_hash=(loaded and loaded.artifact_hash) or candidate.model.content_hash(),
                 made_seconds=candidate.made_seconds,
-                latency_ms=latency(run.seconds) if timed else None,
-                device_latency_ms=latency([ms / 1000 for ms in run.device_ms]) if timed and run.device_ms else None,
+                latency_ms=mean_and_percentiles(run.seconds) if timed else None,
+                device_latency_ms=mean_and_percentiles([ms / 1000 for ms in run.device_ms])
+                if timed and run.device_ms
+                else None,
                 images_per_second=round(batch_size * len(run.seconds) / sum(run.seconds), 3) if timed else None,
                 ratio_to_fp32=speed_ratio(own.seconds, run.seconds, own.label) if timed and own else None,
                 ratio_to_paddle_fp32=(
@@ -137,6 +106,11 @@ def _rows(runs: Sequence[Run], batch_size: int) -> list[Row]:
 def heading(record: BenchmarkRecord) -> str:
     """Return the line above the table."""
     settings = record.settings
+    if record.throughput:
+        return (
+            f"{record.machine['cpu']}, {settings.threads} threads, for each load {settings.rounds} rounds of "
+            f"{settings.burst_seconds:g} s on {settings.input}"
+        )
     return (
         f"{record.machine['cpu']}, {settings.threads} threads, batch {settings.batch_size}, "
         f"{settings.rounds} rounds on {settings.input}"
@@ -146,6 +120,8 @@ def heading(record: BenchmarkRecord) -> str:
 def remarks(record: BenchmarkRecord) -> list[str]:
     """Return the lines below the table."""
     rows = record.rows
+    if record.throughput:
+        return [*load_remarks(record.throughput), *record.notes]
     lines = [f"failed: {row.label}: {row.failure}" for row in rows if row.failure is not None]
     reasons: dict[str, list[str]] = {}
     for row in rows:
@@ -157,6 +133,32 @@ def remarks(record: BenchmarkRecord) -> list[str]:
         lines.append(f"x Paddle: to {to_paddle}, the faster of Paddle Inference's own that ran")
     lines += [f"{row.label}: made in {row.made_seconds:.1f} s" for row in rows if row.made_seconds is not None]
     return [*lines, *record.notes]
+
+
+def load_remarks(rows: Sequence[LoadRow]) -> list[str]:
+    """Return the lines below the table of ``--throughput``: what failed, and the best load of each engine."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    best: dict[str, LoadRow] = {}
+    for row in rows:
+        if row.failure is not None or row.images_per_second is None:
+            where = f"batch {row.batch_size}, {counted_requests(row.requests)}"
+            reasons.setdefault((row.label, str(row.failure)), []).append(where)
+        elif row.label not in best or row.images_per_second > (best[row.label].images_per_second or 0):
+            best[row.label] = row
+    lines = [f"failed: {label} ({'; '.join(loads)}): {reason}" for (label, reason), loads in reasons.items()]
+    for row in sorted(best.values(), key=lambda row: -(row.images_per_second or 0)):
+        lines.append(
+            f"most images/s: {row.label}, {row.images_per_second:.1f} at batch {row.batch_size}, "
+            f"{counted_requests(row.requests)}"
+        )
+    return lines
+
+
+def counted_requests(requests: int) -> str:
+    """Return the number of requests in words."""
+    if requests == AUTO_REQUESTS:
+        return "requests as the runtime recommends"
+    return f"{requests} request{'' if requests == 1 else 's'}"
 
 
 def run_settings(
@@ -172,8 +174,8 @@ def run_settings(
     """
     return RunSettings(
         threads=threads,
-        batch_size=request.batch_size,
-        warmup=request.warmup,
+        batch_size=int(batches["image"].shape[1]),
+        warmup=None if request.throughput else request.warmup,
         rounds=request.rounds,
         untimed_runs=UNTIMED_RUNS,
         seed=request.seed,
@@ -183,6 +185,7 @@ def run_settings(
         peer=request.peer,
         peer_images=request.peer_images if request.peer else None,
         peer_max_drop=request.peer_max_drop if request.peer == "nncf_accuracy_control" else None,
+        burst_seconds=request.burst_seconds if request.throughput else None,
     )
 
 

@@ -100,12 +100,55 @@ class Row:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Row:
         """Read an entry of ``rows``; only its label, engine, precision and device must be there."""
-        values = {name: found[name] for name in cls.__dataclass_fields__ if name in found}
-        for name in ("ratio_to_fp32", "ratio_to_paddle_fp32"):
-            ratio = values.get(name)
-            values[name] = SpeedRatio(ratio.get("to"), ratio["by_round"], ratio.get("of_p50")) if ratio else None
+        values = _with_ratios({name: found[name] for name in cls.__dataclass_fields__ if name in found})
         values["memory"] = Memory(**values["memory"]) if values.get("memory") else None
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class LoadRow:
+    """The throughput of one engine and precision at one batch size and number of parallel requests.
+
+    Attributes:
+        label, engine, precision: as in :class:`Row`.
+        batch_size: images per run.
+        requests: number of requests in parallel.
+        failure: why it did not run, or None.
+        settings: settings that the engine reports, such as its number of streams.
+        images_per_second: the median over the rounds.
+        rates: images per second of each round.
+        latency_ms: ``min``, ``p50``, ``p90``, ``p99``, ``max`` and ``mean`` of a run under this load, of all rounds.
+        runs: number of timed runs.
+        ratio_to_fp32: to the same engine in FP32 under the same load.
+        ratio_to_peer: to the other tool's INT8 model under the same load.
+    """
+
+    label: str
+    engine: str
+    precision: str
+    batch_size: int
+    requests: int
+    failure: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    images_per_second: float | None = None
+    rates: Sequence[float] = ()
+    latency_ms: Mapping[str, float] | None = None
+    runs: int = 0
+    ratio_to_fp32: SpeedRatio | None = None
+    ratio_to_peer: SpeedRatio | None = None
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> LoadRow:
+        """Read an entry of ``throughput``; its label, engine, precision, batch size and requests must be there."""
+        return cls(**_with_ratios({name: found[name] for name in cls.__dataclass_fields__ if name in found}))
+
+
+def _with_ratios(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a row with its ratios read."""
+    for name, ratio in values.items():
+        if name.startswith("ratio_to_") and ratio:
+            values[name] = SpeedRatio(ratio.get("to"), ratio["by_round"], ratio.get("of_p50"))
+    return values
 
 
 @dataclass(frozen=True)
@@ -114,7 +157,7 @@ class RunSettings:
 
     Attributes:
         threads: CPU threads.
-        batch_size: images per run.
+        batch_size: images per run; with ``--throughput``, the largest.
         warmup, rounds, untimed_runs: runs before the first round, rounds, and untimed runs before each timed one.
         seed: of the order of the engines within the rounds.
         input: the data, or ``random``.
@@ -122,6 +165,7 @@ class RunSettings:
         limit: number of evaluated images; None: all.
         peer: the other tool; None: none.
         peer_images, peer_max_drop: its calibration images and allowed mAP drop.
+        burst_seconds: with ``--throughput``, how long each engine runs in each round.
     """
 
     threads: int | None = None
@@ -136,6 +180,7 @@ class RunSettings:
     peer: str | None = None
     peer_images: int | None = None
     peer_max_drop: float | None = None
+    burst_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +208,7 @@ class BenchmarkRecord:
         reader, reader_hash: the data, or None.
         notes: notes for the user.
         rows: those that ran, the fastest first, then those that failed.
+        throughput: with ``--throughput``, and then there are no ``rows``: one for each engine, precision and load.
     """
 
     machine: Mapping[str, Any]
@@ -174,6 +220,7 @@ class BenchmarkRecord:
     reader_hash: str | None
     notes: Sequence[str]
     rows: Sequence[Row]
+    throughput: Sequence[LoadRow] = ()
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> BenchmarkRecord:
@@ -189,6 +236,7 @@ class BenchmarkRecord:
             found.get("reader_hash"),
             found.get("notes") or (),
             [Row.from_json(row) for row in found.get("rows") or ()],
+            [LoadRow.from_json(row) for row in found.get("throughput") or ()],
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -203,4 +251,5 @@ class BenchmarkRecord:
             "reader_hash": self.reader_hash,
             "notes": list(self.notes),
             "rows": [asdict(row) for row in self.rows],
+            **({"throughput": [asdict(row) for row in self.throughput]} if self.throughput else {}),
         }

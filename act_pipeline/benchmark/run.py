@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.benchmark.plan import BenchmarkRequest, Candidate, Models, candidates
-from act_pipeline.benchmark.record import Run, benchmark_record, heading, remarks, run_settings
+from act_pipeline.benchmark.record import benchmark_record, heading, remarks, run_settings
 from act_pipeline.benchmark.rows import BenchmarkRecord
-from act_pipeline.benchmark.table import benchmark_table
-from act_pipeline.benchmark.timing import rounds
-from act_pipeline.benchmark.worker import Worker, WorkerFailed
+from act_pipeline.benchmark.runs import Run, closing, load
+from act_pipeline.benchmark.table import benchmark_table, throughput_table
+from act_pipeline.benchmark.throughput import Load, measure_loads, plan_loads
+from act_pipeline.benchmark.timing import in_batches, rounds
+from act_pipeline.benchmark.worker import WorkerFailed
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
 from act_pipeline.core.errors import UserError
@@ -61,6 +62,9 @@ def run_benchmark(
     the median over the rounds of the ratio within a round (``by_round``), which is printed; the record also has the
     ratio of the two medians (``of_p50``).
 
+    With ``throughput`` each engine runs under load for some seconds in each round instead, and is not evaluated, see
+    :func:`act_pipeline.benchmark.throughput.measure_loads`.
+
     Args:
         request: the request.
         say: is called with one line per step.
@@ -83,35 +87,42 @@ def run_benchmark(
     threads = request.cpu_threads or available_cpus()
     planned, notes = candidates(request, models, threads, here, create)
     notes = [note for note in (models.note, *notes) if note]
-    reader, batches, source = _inputs(request, models, reader)
+    loads = [Load(request.batch_size)]
+    if request.throughput:
+        loads, said = plan_loads(request, models, threads)
+        notes += said
+    largest = max(found.batch_size for found in loads)
+    reader, images, source = _inputs(request, models, reader, largest)
+    settings = run_settings(request, threads, source, in_batches(images, largest))
     with tempfile.TemporaryDirectory(prefix="act_pipeline_benchmark_") as scratch:
         if request.peer is not None:
             planned = [*planned, _peer(request, models, reader, threads, Path(scratch), say)]
+        if request.throughput:
+            measured, rows = measure_loads(planned, loads, request, images, Path(scratch), say)
+            return _finish(request, benchmark_record(measured, models, here, settings, reader, notes, rows))
         inputs = Path(scratch) / "inputs.npz"
-        np.savez(inputs, **batches)
+        np.savez(inputs, **in_batches(images, request.batch_size))
         runs = [Run(candidate, failure=candidate.refusal) for candidate in planned]
-        with _closing(runs):
-            _load(runs, inputs, say)
+        with closing(runs):
+            load(runs, inputs, say)
             _time(runs, request)
             if not request.no_map:
                 _evaluate(runs, request, reader, say)
     if all(run.failure for run in runs):
         raise UserError("no engine could run: " + "; ".join(f"{run.label}: {run.failure}" for run in runs))
-    settings = run_settings(request, threads, source, batches)
     return _finish(request, benchmark_record(runs, models, here, settings, reader, notes))
 
 
-def _inputs(request: BenchmarkRequest, models: Models, reader: Any) -> tuple[Any, dict[str, np.ndarray], str]:
-    """Return the reader (None if not needed), the inputs ``name -> [batches, N, ...]``, and their source."""
-    if not (request.random and request.no_map and request.peer is None):
+def _inputs(
+    request: BenchmarkRequest, models: Models, reader: Any, largest: int
+) -> tuple[Any, dict[str, np.ndarray], str]:
+    """Return the reader (None if not needed), images ``name -> [N, ...]`` for the largest batch, and their source."""
+    if not (request.random and not request.evaluated and request.peer is None):
         reader = _reader(request, models, reader)
-    size = request.batch_size
-    count = max(1, TIMED_IMAGES // size)
+    count = max(TIMED_IMAGES, largest)
     if request.random:
-        images, source = _random_images(models, reader, count * size), "random"
-    else:
-        images, source = _first_images(reader, count * size), str(reader.path)
-    return reader, {name: array.reshape(count, size, *array.shape[1:]) for name, array in images.items()}, source
+        return reader, _random_images(models, reader, count), "random"
+    return reader, _first_images(reader, count), str(reader.path)
 
 
 def _reader(request: BenchmarkRequest, models: Models, reader: Any) -> Any:
@@ -121,7 +132,7 @@ def _reader(request: BenchmarkRequest, models: Models, reader: Any) -> Any:
 
             config = Path(request.reader_config) if request.reader_config else find_shipped(DEFAULT_READER)
             reader = Reader.load(config)
-        if not request.no_map:
+        if request.evaluated:
             reader.annotation_file("eval")
             if hasattr(reader, "require_labels"):
                 reader.require_labels("eval", "the mAP")
@@ -132,7 +143,7 @@ def _reader(request: BenchmarkRequest, models: Models, reader: Any) -> Any:
     model = models.float_ or models.int8
     if model is None:
         return reader
-    return _with_constants(model, reader) if request.no_map else _fitted(model, reader)
+    return _fitted(model, reader) if request.evaluated else _with_constants(model, reader)
 
 
 def _with_constants(model: Any, reader: Any) -> Any:
@@ -202,43 +213,6 @@ def _peer(request: BenchmarkRequest, models: Models, reader: Any, threads: int, 
     )
 
 
-@contextlib.contextmanager
-def _closing(runs: Sequence[Run]) -> Iterator[None]:
-    """End all worker processes on exit, also after an error."""
-    try:
-        yield
-    except BaseException:
-        for run in runs:
-            if run.worker is not None:
-                run.worker.kill()
-        raise
-    for run in runs:
-        if run.worker is not None:
-            run.worker.close()
-
-
-def _load(runs: Sequence[Run], inputs: Path, say: Say) -> None:
-    """Load every engine in its own process, one after the other.
-
-    Each is loaded twice, first in a process that ends again. The first load exports the model or builds the engine,
-    whose files stay on disk, so these steps do not count in the start-up time and memory of the second.
-    """
-    for run in runs:
-        if run.failure is not None:
-            continue
-        say(f"loading {run.label}")
-        create = run.candidate.create
-        assert create is not None, f"{run.label} is not refused, and nothing makes it"
-        try:
-            run.worker = first = Worker(run.label, create, inputs)
-            run.first_start_seconds = round(first.load().start_seconds, 3)
-            first.close()
-            run.worker = Worker(run.label, create, inputs)
-            run.start_seconds = round(run.running.load().start_seconds, 3)
-        except WorkerFailed as error:
-            run.fail(error)
-
-
 def _time(runs: Sequence[Run], request: BenchmarkRequest) -> None:
     by_label = {run.label: run for run in runs if run.failure is None}
     for run in by_label.values():
@@ -290,11 +264,12 @@ def _evaluate(runs: Sequence[Run], request: BenchmarkRequest, reader: Any, say: 
 
 
 def _finish(request: BenchmarkRequest, record: BenchmarkRecord) -> BenchmarkOutcome:
-    lines = [heading(record), "", benchmark_table(record), "", *remarks(record)]
+    table = throughput_table(record) if request.throughput else benchmark_table(record)
+    lines = [heading(record), "", table, "", *remarks(record)]
     if request.chart is not None:
-        from act_pipeline.benchmark.chart import draw_chart
+        from act_pipeline.benchmark.chart import draw_chart, draw_throughput_chart
 
-        draw_chart(record, request.chart)
+        (draw_throughput_chart if request.throughput else draw_chart)(record, request.chart)
         lines.append(f"chart: {request.chart}")
     if request.json is not None:
         write_record(request.json, BENCHMARK_SCHEMA, record.as_json())

@@ -1,14 +1,13 @@
-"""Order of the engines in each round, and statistics of their latencies."""
+"""Order of the engines in each round, their batches, and ratios of their latencies."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from act_pipeline.benchmark.rows import SpeedRatio
-from act_pipeline.evaluation.batches import latency_percentiles
 
 
 def rounds(labels: Sequence[str], repeats: int, seed: int) -> Iterator[list[str]]:
@@ -26,9 +25,10 @@ def rounds(labels: Sequence[str], repeats: int, seed: int) -> Iterator[list[str]
         yield turn
 
 
-def latency(seconds: Sequence[float]) -> dict[str, float]:
-    """Return ``min``, ``p50``, ``p90``, ``p99``, ``max`` and ``mean`` in milliseconds, of durations in seconds."""
-    return {**latency_percentiles(seconds), "mean": round(float(np.mean(seconds)) * 1000, 4)}
+def in_batches(images: Mapping[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
+    """Return images ``name -> [N, ...]`` as ``name -> [batches, size, ...]``, without those that fill no batch."""
+    count = len(images["image"]) // size
+    return {name: array[: count * size].reshape(count, size, *array.shape[1:]) for name, array in images.items()}
 
 
 def speed_ratio(baseline: Sequence[float], seconds: Sequence[float], name: str) -> SpeedRatio:

@@ -23,7 +23,8 @@ import numpy as np
 
 from act_pipeline.benchmark.rows import Memory
 from act_pipeline.core.errors import UserError
-from act_pipeline.engines.interface import Engine
+from act_pipeline.engines.interface import Engine, parallel_requests
+from act_pipeline.evaluation.throughput import Burst, measure_throughput
 
 # Untimed runs before each timed run: other engines have filled the caches with their weights in the meantime, and this
 # engine's threads are asleep. Compared with a tight loop, latencies of RT-DETR at 256 (5th percentiles, 2 cores, 3
@@ -49,6 +50,7 @@ class Loaded:
         versions: library -> version.
         settings: settings that the engine reports.
         artifact, artifact_bytes, artifact_hash: path, size and hash of what it loaded; None if it does not tell.
+        requests: from how many threads its ``run`` may be called at the same time.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Loaded:
     artifact: str | None
     artifact_bytes: int | None
     artifact_hash: str | None
+    requests: int = 1
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,14 @@ class Worker:
             index: index of the batch, modulo their number.
         """
         return self._ask("timed_run", index)
+
+    def timed_burst(self, seconds: float) -> Burst:
+        """Time the engine under load: as many requests in parallel as it takes, after untimed runs of each.
+
+        Args:
+            seconds: duration of the load.
+        """
+        return self._ask("timed_burst", seconds)
 
     def memory(self) -> Memory:
         """Return the peak memory of the process."""
@@ -226,6 +237,8 @@ def _serve(pipe: Any, create: CreateEngine, inputs: str) -> None:
                     engine.run(batches[index % count])
             elif command == "timed_run":
                 answer = _timed_run(engine, batches[arguments[0] % count])
+            elif command == "timed_burst":
+                answer = measure_throughput(engine, batches, parallel_requests(engine), arguments[0], UNTIMED_RUNS)
             elif command == "memory":
                 peak = peak_bytes()
                 answer = Memory(bare_bytes, peak, peak - bare_bytes)
@@ -279,6 +292,7 @@ def _description(engine: Any, start_seconds: float) -> Loaded:
         artifact=str(getattr(artifact, "path", None) or artifact.directory) if artifact else None,
         artifact_bytes=artifact.bytes if artifact else None,
         artifact_hash=artifact.content_hash() if artifact else None,
+        requests=parallel_requests(engine),
     )
 
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from act_pipeline.benchmark.plan import MIN_REPEATS, QUICK_REPEATS, BenchmarkRequest
+from act_pipeline.benchmark.plan import MIN_BURSTS, MIN_REPEATS, QUICK_BURSTS, QUICK_REPEATS, BenchmarkRequest
 from act_pipeline.benchmark.run import run_benchmark
 from act_pipeline.cli.flags import Parser, at_least, device
 from act_pipeline.engines import ENGINES, PRECISIONS
+from act_pipeline.engines.interface import AUTO_REQUESTS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,10 +64,36 @@ def _parser() -> Parser:
     flag("batch_size", "images in a run (default %(default)s)", type=at_least(1), metavar="N")
     flag("warmup", "runs of each engine before the first round (default %(default)s)", type=at_least(0), metavar="N")
     flag(
-        "repeats", f"rounds, in each of which every engine is timed once (default {MIN_REPEATS}, the fewest)",
+        "repeats",
+        f"rounds, in each of which every engine is timed once (default {MIN_REPEATS}, with --throughput {MIN_BURSTS} "
+        "a load; no fewer without --quick)",
         type=at_least(1), metavar="N",
     )  # fmt: skip
-    flag("quick", f"for a look: fewer rounds will do (default then {QUICK_REPEATS})", action="store_true")
+    flag(
+        "quick",
+        f"for a look: fewer rounds will do (default then {QUICK_REPEATS}, with --throughput {QUICK_BURSTS})",
+        action="store_true",
+    )
+    flag(
+        "throughput",
+        "images a second under load, at each of --batches and --requests, with the latency of each; no mAP",
+        action="store_true",
+    )
+    flag(
+        "batches", "batch sizes for --throughput (default 1,2,4,8, or the model's if it is fixed)",
+        type=_counts, metavar="N,...",
+    )  # fmt: skip
+    flag(
+        "requests",
+        "numbers of parallel requests for --throughput, auto for what the runtime recommends (default: some from 1 "
+        "to twice the CPU threads; engines that run one at a time: 1)",
+        type=_requests,
+        metavar="N,...",
+    )
+    flag(
+        "burst_seconds", "with --throughput, how long each engine runs in each round (default %(default)s)",
+        type=_seconds, metavar="S",
+    )  # fmt: skip
     flag("random", "time on random input, not on the data set's images", action="store_true")
     flag("no_map", "do not evaluate; with --random, no data set is needed", action="store_true")
     flag("limit", "evaluate the first N images of the data set (default: all)", type=at_least(1), metavar="N")
@@ -91,3 +118,29 @@ def _names(text: str) -> tuple[str, ...]:
     if not names:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected names with commas between them")
     return names
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected whole numbers of at least 1, such as 1,2,4")
+    return counts
+
+
+def _requests(text: str) -> tuple[int, ...]:
+    parts = [part.strip().lower() for part in text.split(",")]
+    counts = _counts(",".join(part for part in parts if part != "auto")) if set(parts) != {"auto"} else ()
+    return (*counts, AUTO_REQUESTS) if "auto" in parts else counts
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 3600:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of seconds above 0, such as 2")
+    return value

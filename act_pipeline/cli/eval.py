@@ -13,7 +13,8 @@ from act_pipeline.core.errors import suggest
 from act_pipeline.core.process_pool import EXECUTORS
 from act_pipeline.engines import ENGINES, PRECISIONS
 from act_pipeline.inference.engine_selection import ALL, AUTO
-from act_pipeline.inference.run import InferenceRequest, run_inference
+from act_pipeline.inference.request import HINTS, InferenceRequest
+from act_pipeline.inference.run import run_inference
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,6 +110,13 @@ def _parser() -> Parser:
     flag("img_shape", "network input, one number or HEIGHT,WIDTH (default: the reader's)", type=_size, metavar="SIZE")
     flag("batch_size", "images in a run (default %(default)s)", type=at_least(1), metavar="N")
     flag(
+        "hint",
+        "latency: one run at a time on all CPU threads; throughput: as many parallel requests as the runtime "
+        "recommends, where the engine has requests (default %(default)s)",
+        type=_hint,
+        metavar="|".join(HINTS),
+    )
+    flag(
         "shards",
         "evaluate in N parallel processes: the same mAP sooner, but with latencies under the load of the others "
         "(default: 1; with --executor=ray as many as the cluster has room for)",
@@ -143,6 +151,10 @@ def _precision(text: str) -> str:
 
 def _engine(text: str) -> str:
     return _one_of(text, (AUTO, ALL, *ENGINES))
+
+
+def _hint(text: str) -> str:
+    return _one_of(text, HINTS)
 
 
 def _executor(text: str) -> str:

@@ -58,6 +58,8 @@ def create_engine(
         threads: number of CPU threads; None: all CPUs that this process may use.
         **options: ``batch_size``: the largest batch (default 1; unlimited for Paddle without TensorRT); ``decoder``:
             turns the outputs into detections (default: as the model's ``infer_cfg.yml`` and its outputs say);
+            ``requests`` for ``openvino`` and ``onnxruntime``: the number of threads that may call ``run`` at the same
+            time (default 1; :data:`act_pipeline.engines.interface.AUTO_REQUESTS`: as the runtime recommends);
             ``float_precision`` for ``openvino``; ``provider`` for ``onnxruntime``; ``dynamic_shape`` and
             ``calibrate`` for ``paddle_trt``. Tests and tools may pass ``inference`` and ``machine`` (stand-ins) and
             ``summary`` (the result of :func:`inspect_artifact`).
@@ -82,6 +84,12 @@ def create_engine(
         raise UserError(
             f"{model.path} is an ONNX file, {name} takes a model folder; run it with one of {takers} (--engine), or "
             "give the folder it was exported from"
+        )
+    if not runtime.requests and options.pop("requests", 1) != 1:
+        takers = ", ".join(key for key, entry in REGISTRY.items() if entry.requests)
+        raise UserError(
+            f"{name} runs one request at a time, expected one of {takers} for several (requests); leave it at 1, and "
+            "raise the batch size"
         )
     summary = options.pop("summary", None) or inspect_artifact(model, here)
     where = model.path if isinstance(model, OnnxModel) else model.model_path

@@ -17,6 +17,8 @@ from act_pipeline.core.errors import UserError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 DEVICES = ("CPU", "GPU")
+# The option ``requests``: as many parallel requests as the runtime recommends for the highest throughput.
+AUTO_REQUESTS = 0
 _PASS_STATISTICS = b"---    "
 # The Python exceptions that pybind11 raises for a runtime's C++ exceptions.
 _RUNTIME_ERRORS = (RuntimeError, ValueError, OSError, MemoryError, NotImplementedError, IndexError, SystemError)
@@ -32,6 +34,8 @@ class Engine(Protocol):
         device: ``CPU`` or ``GPU``.
         threads: number of CPU threads that compute.
         artifact: what the runtime loaded: the Paddle model folder, or the ONNX file that it was exported to.
+
+    An engine made with the option ``requests`` has it as an attribute, see :func:`parallel_requests`.
     """
 
     name: str
@@ -61,6 +65,11 @@ class Engine(Protocol):
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the runtime and of its libraries, by name."""
+
+
+def parallel_requests(engine: object) -> int:
+    """Return from how many threads ``engine.run`` may be called at the same time; 1 for most engines."""
+    return int(getattr(engine, "requests", 1))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Runtime:
         shapes: whether it needs collected shapes, and takes the options ``dynamic_shape`` and ``calibrate``.
         int8_note: what to know of its INT8, for a message; empty: nothing.
         int8_weights: whether it computes INT8 from weights that are stored as int8 only.
+        requests: whether it takes the option ``requests``: several threads may call ``run`` at the same time.
     """
 
     module: str
@@ -53,6 +54,7 @@ class Runtime:
     shapes: bool = False
     int8_note: str = ""
     int8_weights: bool = False
+    requests: bool = False
 
 
 def support(here: Machine | None = None) -> list[EngineSupport]:
@@ -277,7 +279,9 @@ REGISTRY: dict[str, Runtime] = {
         slow_start=_BUILDS,
         shapes=True,
     ),  # fmt: skip
-    "openvino": Runtime("onnx_runtimes.openvino", "OpenVINOEngine", _openvino_rows, onnx=True),
-    "onnxruntime": Runtime("onnx_runtimes.onnxruntime", "OnnxRuntimeEngine", _onnxruntime_rows, onnx=True),
+    "openvino": Runtime("onnx_runtimes.openvino", "OpenVINOEngine", _openvino_rows, onnx=True, requests=True),
+    "onnxruntime": Runtime(
+        "onnx_runtimes.onnxruntime", "OnnxRuntimeEngine", _onnxruntime_rows, onnx=True, requests=True
+    ),
     "tensorrt": Runtime("tensorrt.engine", "TensorRTEngine", _tensorrt_rows, onnx=True, slow_start=_BUILDS),
 }

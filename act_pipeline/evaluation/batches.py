@@ -142,8 +142,7 @@ def measure_latency(
         engine.run(batch)
         seconds.append(time.perf_counter() - start)
         images += len(batch["image"])
-    latency_ms = {**latency_percentiles(seconds), "mean": round(float(np.mean(seconds)) * 1000, 4)}
-    return latency_ms, images / max(sum(seconds), 1e-9)
+    return mean_and_percentiles(seconds), images / max(sum(seconds), 1e-9)
 
 
 @dataclass(frozen=True)
@@ -193,6 +192,11 @@ def measure_in_turns(
 def latency_percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """Return ``min``, ``p50``, ``p90``, ``p99`` and ``max`` of durations given in seconds, in milliseconds."""
     return {name: round(float(np.percentile(seconds, at)) * 1000, 4) for name, at in PERCENTILES.items()}
+
+
+def mean_and_percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Return :func:`latency_percentiles` and ``mean`` of durations given in seconds, in milliseconds."""
+    return {**latency_percentiles(seconds), "mean": round(float(np.mean(seconds)) * 1000, 4)}
 
 
 def _coco_rows(

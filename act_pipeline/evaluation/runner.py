@@ -70,6 +70,7 @@ def evaluate_in_parallel(
     split: str = "eval",
     progress: bool = True,
     limit: int | None = None,
+    batch_size: int = 1,
 ) -> Evaluation:
     """Evaluate as :func:`evaluate` does with the highest throughput, for scores rather than latencies.
 
@@ -77,7 +78,8 @@ def evaluate_in_parallel(
 
     Args:
         engines: engines of one model, see :func:`act_pipeline.evaluation.batches.run_in_parallel`; they are not closed.
-        reader, split, progress, limit: see :func:`evaluate`.
+            One that takes several requests is here as many times.
+        reader, split, progress, limit, batch_size: see :func:`evaluate`.
 
     Returns:
         an evaluation whose ``latency_ms`` is None if there are several engines, and whose ``images_per_second`` is
@@ -86,12 +88,12 @@ def evaluate_in_parallel(
     Raises:
         UserError: see :func:`evaluate`.
     """
-    loader = reader.loader(split, batch_size=1, shuffle=False, drop_last=False)
+    loader = reader.loader(split, batch_size=batch_size, shuffle=False, drop_last=False)
     truth = GroundTruth.load(reader, split)
     start = time.perf_counter()
-    runs = list(run_in_parallel(engines, _batches(loader, limit, 1, progress), truth.category_ids, truth.path))
+    runs = list(run_in_parallel(engines, _batches(loader, limit, batch_size, progress), truth.category_ids, truth.path))
     seconds = time.perf_counter() - start
-    found = score(runs, truth, 1)
+    found = score(runs, truth, batch_size)
     latency_ms = None if len(engines) > 1 else found.latency_ms
     return replace(found, latency_ms=latency_ms, images_per_second=found.images / max(seconds, 1e-9))
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from act_pipeline.core.artifacts import location
 from act_pipeline.engines import Artifact, Engine
-from act_pipeline.evaluation import Evaluation, evaluate
+from act_pipeline.engines.interface import parallel_requests
+from act_pipeline.evaluation import Evaluation, evaluate, evaluate_in_parallel
 from act_pipeline.inference.float_comparison import against_float
 from act_pipeline.inference.outcome import InferenceOutcome, Say, finished, latency_line
 from act_pipeline.inference.request import InferenceRequest
@@ -18,15 +19,24 @@ def evaluate_once(
 ) -> InferenceOutcome:
     """Evaluate in this process, and compare with the float model's detections where an INT8 model has them."""
     say(f"evaluating {location(model)}: {engine.name} {engine.precision} on {engine.device}, {engine.threads} threads")
-    evaluation = evaluate(engine, reader, "eval", limit=request.limit, batch_size=request.batch_size)
-    assert evaluation.latency_ms is not None, "one engine ran, alone"
+    requests = parallel_requests(engine)
+    if requests == 1:
+        evaluation = evaluate(engine, reader, "eval", limit=request.limit, batch_size=request.batch_size)
+        assert evaluation.latency_ms is not None, "one engine ran, alone"
+        speed = latency_line(evaluation.latency_ms, evaluation.images_per_second, evaluation.batch_size)
+        more = {}
+    else:
+        evaluation = evaluate_in_parallel(
+            [engine] * requests, reader, limit=request.limit, batch_size=request.batch_size
+        )
+        speed = (
+            f"{evaluation.images_per_second:.2f} images/s with {requests} parallel requests, reading the images "
+            "included; --benchmark=True times the model alone"
+        )
+        more = {"requests": requests}
     compared, said = against_float(model, evaluation, reader)
-    record = evaluation.as_record(engine, model, reader, executor="local", shards=1, **compared)
-    lines = [
-        *_score_lines(evaluation),
-        *said,
-        latency_line(evaluation.latency_ms, evaluation.images_per_second, evaluation.batch_size),
-    ]
+    record = evaluation.as_record(engine, model, reader, executor="local", shards=1, **more, **compared)
+    lines = [*_score_lines(evaluation), *said, speed]
     return finished(request, InferenceOutcome(lines=lines, evaluation=evaluation, record=record))
 
 

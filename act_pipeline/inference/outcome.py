@@ -45,7 +45,8 @@ def finished(request: InferenceRequest, outcome: InferenceOutcome) -> InferenceO
     return replace(outcome, lines=[*outcome.lines, f"record: {request.json}"])
 
 
-def latency_line(latency_ms: Mapping[str, float], images_per_second: float, batch_size: int) -> str:
+def latency_line(latency_ms: Mapping[str, float], images_per_second: float, batch_size: int, requests: int = 1) -> str:
     """Return latencies in ms and the throughput in one line."""
     figures = ", ".join(f"{name} {latency_ms[name]:.2f}" for name in ("min", "p50", "p90", "p99", "max"))
-    return f"latency ms a batch of {batch_size}: {figures}; {images_per_second:.2f} images/s"
+    parallel = "" if requests == 1 else f", {requests} in parallel"
+    return f"latency ms a batch of {batch_size}{parallel}: {figures}; {images_per_second:.2f} images/s"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME
 
+HINTS = ("latency", "throughput")
+
 
 @dataclass(frozen=True)
 class InferenceRequest:
@@ -32,6 +34,8 @@ class InferenceRequest:
         trt_calib_mode: let TensorRT calibrate INT8 scales itself.
         img_shape: (height, width) of the network's input in pixels; None for the reader's.
         batch_size: images per run.
+        hint: ``latency``: one run at a time on all threads; ``throughput``: as many parallel requests as the runtime
+            recommends, where the engine has requests.
         limit: evaluate the first so many images of the data set; None for all.
         threshold: minimum score of the detections that are drawn and listed.
         output_dir: folder for drawn images.
@@ -59,6 +63,7 @@ class InferenceRequest:
     trt_calib_mode: bool = False
     img_shape: tuple[int, int] | None = None
     batch_size: int = 1
+    hint: str = "latency"
     limit: int | None = None
     threshold: float = 0.5
     output_dir: str = "output/infer"

@@ -14,6 +14,7 @@ from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import Artifact, Machine, create_engine, find_support, inspect_artifact, machine
+from act_pipeline.engines.interface import AUTO_REQUESTS
 from act_pipeline.engines.registry import find_runtime
 from act_pipeline.inference.engine_selection import ALL, choose_engine, load_model
 from act_pipeline.inference.evaluation import evaluate_once, evaluate_sharded
@@ -50,6 +51,7 @@ def run_inference(
         UserError: the request cannot be fulfilled; the message states what is missing and what would work.
     """
     _check_shards(request)
+    _check_hint(request)
     if request.json is not None:
         _check_record_path(Path(request.json))
     if request.engine == ALL:
@@ -93,6 +95,11 @@ def run_inference(
     options: dict[str, Any] = {}
     if runtime.shapes:
         options.update(dynamic_shape=request.use_dynamic_shape, calibrate=request.trt_calib_mode)
+    if request.hint == "throughput":
+        if runtime.requests:
+            options.update(requests=AUTO_REQUESTS)
+        else:
+            say(f"--hint=throughput has no effect: {name} runs one request at a time; a larger --batch_size may help")
     known = {"summary": summary, "inference": inference, "machine": here}
     engine = create_engine(name, model, precision, device, threads, batch_size=request.batch_size, **known, **options)
     if precision == "int8" and runtime.int8_note:
@@ -126,6 +133,18 @@ def _check_shards(request: InferenceRequest) -> None:
                 f"{asked} spreads the evaluation of a data set over processes, {flag} takes one process; leave one of "
                 "them out"
             )
+
+
+def _check_hint(request: InferenceRequest) -> None:
+    if request.hint != "throughput":
+        return
+    if request.engine == ALL:
+        raise UserError(
+            "--hint=throughput is for one engine, --engine is all; deploy/benchmark.py --throughput has all"
+        )
+    for flag, given in (("--image_file", request.image_file and not request.benchmark), ("--shards", request.sharded)):
+        if given:
+            raise UserError(f"--hint=throughput contradicts {flag}; leave one of them out")
 
 
 def _check_record_path(path: Path) -> None:

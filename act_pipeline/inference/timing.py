@@ -11,19 +11,25 @@ from act_pipeline.core.defaults import DEFAULT_READER
 from act_pipeline.core.errors import UserError
 from act_pipeline.data.random_input import random_batch
 from act_pipeline.engines import Artifact, Engine
+from act_pipeline.engines.interface import parallel_requests
 from act_pipeline.evaluation import engine_record
-from act_pipeline.evaluation.batches import measure_latency
+from act_pipeline.evaluation.batches import mean_and_percentiles, measure_latency
+from act_pipeline.evaluation.throughput import measure_throughput
 from act_pipeline.families.interface import PROMPTS
 from act_pipeline.inference.outcome import InferenceOutcome, Say, finished, latency_line
 from act_pipeline.inference.request import InferenceRequest
 
 BENCHMARK_IMAGES = 16
+THROUGHPUT_SECONDS = 10.0
 
 
 def time_engine(
     request: InferenceRequest, engine: Engine, model: Artifact, reader: Any, summary: Any, say: Say
 ) -> InferenceOutcome:
-    """Time ``engine.run`` on up to :data:`BENCHMARK_IMAGES` images, in batches of the request\'s size."""
+    """Time ``engine.run`` on up to :data:`BENCHMARK_IMAGES` images, in batches of the request's size.
+
+    An engine with several requests is timed under load for :data:`THROUGHPUT_SECONDS` seconds.
+    """
     count = max(request.batch_size, min(request.limit or BENCHMARK_IMAGES, BENCHMARK_IMAGES))
     try:
         images = first_images(request, reader, count)
@@ -39,7 +45,12 @@ def time_engine(
         {name: array[start : start + size] for name, array in images.items()}
         for start in range(0, count - size + 1, size)
     ]
-    latency_ms, images_per_second = measure_latency(engine, batches)
+    requests = parallel_requests(engine)
+    if requests == 1:
+        latency_ms, images_per_second = measure_latency(engine, batches)
+    else:
+        burst = measure_throughput(engine, batches, requests, THROUGHPUT_SECONDS)
+        latency_ms, images_per_second = mean_and_percentiles(burst.latencies), burst.images_per_second
     record = {
         **engine_record(engine, model, reader),
         "images": count,
@@ -49,11 +60,12 @@ def time_engine(
         "images_per_second": images_per_second,
         "batch_size": size,
         "input": source,
+        **({} if requests == 1 else {"requests": requests}),
     }
     lines = [
         f"[Benchmark]Inference time(ms): min={latency_ms['min']:.2f}, max={latency_ms['max']:.2f}, "
         f"avg={latency_ms['mean']:.2f}",
-        latency_line(latency_ms, images_per_second, size),
+        latency_line(latency_ms, images_per_second, size, requests),
     ]
     return finished(request, InferenceOutcome(lines=lines, record=record))
 

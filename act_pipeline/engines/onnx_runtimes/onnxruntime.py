@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.package_versions import versions as package_versions
 from act_pipeline.engines.arrays import InputCheck
-from act_pipeline.engines.interface import refusals
+from act_pipeline.engines.interface import AUTO_REQUESTS, refusals
 from act_pipeline.engines.onnx_runtimes.onnx_files import (
     OnnxSummary,
     decoder_of_file,
@@ -36,10 +37,15 @@ _INEXACT_OPTIMIZERS = ["WeightBiasQuantization"]
 class OnnxRuntimeEngine:
     """A session of ONNX Runtime as an :class:`act_pipeline.engines.interface.Engine`.
 
-    One session runs every batch size.
+    One session runs every batch size. For several requests at a time on the CPU, the threads are divided: two requests
+    on four threads are two sessions of two threads. A session without threads of its own computes in the thread that
+    calls ``run``, so as many requests as threads, or more, share one session and its weights; as many of them compute
+    at a time as there are threads.
 
     Attributes:
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        requests: from how many threads ``run`` may be called at the same time.
+        sessions: number of sessions, each with its own copy of the weights.
     """
 
     name = "onnxruntime"
@@ -52,6 +58,7 @@ class OnnxRuntimeEngine:
         threads: int | None = None,
         *,
         batch_size: int = 1,
+        requests: int = 1,
         provider: str | None = None,
         decoder: Decoder | None = None,
     ) -> None:
@@ -63,6 +70,8 @@ class OnnxRuntimeEngine:
             device: ``CPU`` or ``GPU``.
             threads: number of CPU threads; None: all CPUs that this process may use.
             batch_size: the largest batch.
+            requests: from how many threads ``run`` may be called at the same time; 0 (``AUTO_REQUESTS``): on the CPU
+                as many as threads, on a GPU 2.
             provider: ``cpu``; on a GPU ``cuda`` or ``tensorrt``. None: ``cpu`` on the CPU; on a GPU ``tensorrt`` for
                 ``int8`` (the CUDA provider has no INT8 kernels), otherwise ``cuda``.
             decoder: turns the outputs into detections; None: chosen by the model's description and outputs.
@@ -85,18 +94,20 @@ class OnnxRuntimeEngine:
         self._check = InputCheck(self._where, summary.inputs, batch_size, summary.input_dtypes)
         self._decode = decoder_of_file(model, summary, decoder)
         self._outputs = list(summary.outputs)
-        options = self._runtime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
-        with refusals(f"ONNX Runtime cannot load {self._where}", also=_errors(self._runtime)):
-            self._session = self._runtime.InferenceSession(
-                str(self.artifact.path),
-                options,
-                providers=self._providers(summary, batch_size),
-                disabled_optimizers=_INEXACT_OPTIMIZERS,
-            )
-        used = self._session.get_providers()
+        if requests == AUTO_REQUESTS:
+            requests = self.threads if device == "CPU" else 2
+        self.requests = requests
+        parallel = min(requests, self.threads) if device == "CPU" else 1
+        # The first ones take what division leaves over.
+        shares = [self.threads // parallel + (place < self.threads % parallel) for place in range(parallel)]
+        if max(shares) == 1:
+            shares = [1]
+        sessions = [self._load(summary, batch_size, share) for share in shares]
+        self.sessions = len(sessions)
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for place in range(parallel if device == "CPU" else requests):
+            self._free.put(sessions[place % len(sessions)])
+        used = sessions[0].get_providers()
         if PROVIDERS[self.provider] not in used:  # ONNX Runtime falls back to another provider without an error
             self.close()
             raise UserError(
@@ -107,22 +118,43 @@ class OnnxRuntimeEngine:
     @property
     def settings(self) -> dict[str, str]:
         """Settings other than precision and device that affect results, for the records."""
-        return {"provider": self.provider}
+        settings = {"provider": self.provider}
+        if self.requests != 1:
+            settings.update(requests=str(self.requests), sessions=str(self.sessions))
+        return settings
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See :meth:`act_pipeline.engines.interface.Engine.run`."""
         checked = self._check(inputs)
-        with refusals(f"ONNX Runtime cannot run {self._where}", also=_errors(self._runtime)):
-            arrays = self._session.run(self._outputs, checked)
+        session = self._free.get()
+        try:
+            with refusals(f"ONNX Runtime cannot run {self._where}", also=_errors(self._runtime)):
+                arrays = session.run(self._outputs, checked)
+        finally:
+            self._free.put(session)
         return self._decode(dict(zip(self._outputs, arrays)), inputs)
 
     def close(self) -> None:
-        """Free the session."""
-        self._session = None
+        """Free the sessions."""
+        self._free = SimpleQueue()
 
     def versions(self) -> dict[str, str]:
         """Return the versions of ONNX Runtime and of the packages that exported the model, by name."""
         return {**package_versions(), "onnxruntime": self._runtime.__version__}
+
+    def _load(self, summary: OnnxSummary, batch_size: int, threads: int) -> Any:
+        """Return a session with this number of threads, that of the caller of ``run`` included."""
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        with refusals(f"ONNX Runtime cannot load {self._where}", also=_errors(self._runtime)):
+            return self._runtime.InferenceSession(
+                str(self.artifact.path),
+                options,
+                providers=self._providers(summary, batch_size),
+                disabled_optimizers=_INEXACT_OPTIMIZERS,
+            )
 
     def _providers(self, summary: OnnxSummary, batch_size: int) -> list[Any]:
         """Return the providers in order of priority; the CPU comes last for ops that no other supports."""
