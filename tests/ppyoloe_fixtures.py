@@ -212,3 +212,32 @@ def write_act_config(folder: Path, model: InferenceModel, reader: Path, include_
     path = folder / "ppyoloe_qat_dis.yaml"
     path.write_text(ACT.format(reader=reader, model=model.directory, include_nms=include_nms))
     return path
+
+
+NMS = {
+    "background_label": -1, "score_threshold": 0.3, "nms_top_k": 30, "nms_threshold": 0.5, "keep_top_k": 20,
+    "normalized": True, "nms_eta": 1.0,
+}  # fmt: skip
+
+
+def nms_model(folder: Path, places: int, classes: int, beside: bool = False, **attrs: object) -> InferenceModel:
+    """Save a program of ``multiclass_nms3`` alone; ``beside``: with an output before it."""
+    import paddle
+
+    from act_pipeline.graph.static_graph import StaticGraph, static_mode
+
+    folder.mkdir()
+    with static_mode():
+        program, scope = paddle.static.Program(), paddle.static.Scope()
+        with paddle.static.program_guard(program), paddle.static.scope_guard(scope):
+            boxes = paddle.static.data("image", [-1, places, 4], "float32")
+            scores = paddle.static.data("scores", [-1, classes, places], "float32")
+            graph = StaticGraph(program, ["image", "scores"], [], scope, paddle.static.Executor(paddle.CPUPlace()))
+            moved = paddle.add(boxes, graph.add_parameter("moved", np.zeros(1, np.float32)))
+            block = program.global_block()
+            kinds = {"Out": "float32", "Index": "int32", "NmsRoisNum": "int32"}
+            made = {slot: block.create_var(name=slot.lower(), dtype=kind) for slot, kind in kinds.items()}
+            inputs = {"BBoxes": moved, "Scores": scores}
+            block.append_op(type="multiclass_nms3", inputs=inputs, outputs=made, attrs=attrs)
+            graph.fetch_targets.extend([made["Out"], made["NmsRoisNum"], *([moved] if beside else [])])
+            return graph.save(folder)
