@@ -16,6 +16,7 @@ from act_pipeline.core.atomic_files import write_bytes_atomically
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.core.hashing import hash_files
 from act_pipeline.core.records import write_record
+from act_pipeline.families.yolo import has_objectness
 from act_pipeline.graph.op_types import DYNAMIC
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 from act_pipeline.onnx_export.float_ops.registry import add_op, exporting
@@ -371,11 +372,13 @@ def _after_nms(build: GraphBuilder, source: Source, of: Suppression, nms: str, b
         anchors, classes = first[1], source.shapes[source.outputs[1]][1]
     elif of.family == "ppyoloe":
         anchors, classes = first[1], first[2] - 4
+    elif has_objectness(first, of.post.num_classes):
+        anchors, classes = first[1], first[2] - 5
     else:
-        anchors, classes = max(first[1:]), min(first[1:]) - 4
+        anchors, classes = first[2], first[1] - 4
     if nms == "onnx":
         return onnx_nms(build, boxes, scores, classes, of.post, batch)
-    return tensorrt_nms(build, boxes, scores, anchors, of.post, batch)
+    return tensorrt_nms(build, boxes, scores, anchors * classes, of.post, batch)
 
 
 def _finish(

@@ -24,6 +24,7 @@ from act_pipeline.engines.tensorrt.module import (
     installed,
     installed_version,
     make_log,
+    register_plugins,
 )
 from act_pipeline.families.registry import Decoder
 
@@ -127,6 +128,7 @@ class TensorRTEngine:
             self._trt, gpu, self.artifact, summary, precision=precision, batch_size=batch_size, options=options
         )
         log = make_log(self._trt.module)
+        register_plugins(self._trt.module, log)
         self._runtime = self._trt.module.Runtime(log)
         engine, self.plan_path = load_or_build(
             self._trt, model, self.artifact, recipe, self._runtime.deserialize_cuda_engine, say or print_to_stderr

@@ -17,7 +17,7 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import read_record, write_record
 from act_pipeline.engines.tensorrt.build import BuildOptions, Built, Recipe, build, make_recipe, plan_source
 from act_pipeline.engines.tensorrt.cudart import Gpu, current_gpu
-from act_pipeline.engines.tensorrt.module import TensorRT, import_tensorrt, make_log
+from act_pipeline.engines.tensorrt.module import TensorRT, import_tensorrt, make_log, register_plugins
 from act_pipeline.onnx_export import writable_directory
 
 PLAN_SCHEMA = "act_pipeline.plan/1"
@@ -264,6 +264,7 @@ def inspect_plan(path: str | os.PathLike[str], trt: TensorRT | None = None) -> s
     trt = trt or import_tensorrt()
     require_gpu_for_layers()
     log = make_log(trt.module)
+    register_plugins(trt.module, log)
     engine = trt.module.Runtime(log).deserialize_cuda_engine(Path(path).read_bytes())
     if engine is None:
         raise UserError(f"{trt} does not load {path}: {log.first_error()}")
