@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.benchmark.plan import PADDLE_INFERENCE, BenchmarkRequest, Candidate, Models
+from act_pipeline.benchmark.plan import PADDLE_INFERENCE, BenchmarkedModel, BenchmarkRequest, Candidate, Models
 from act_pipeline.benchmark.rows import BenchmarkRecord, ComparedModel, Memory, Row, RunSettings
 from act_pipeline.benchmark.timing import latency, speed_ratio
 from act_pipeline.benchmark.worker import UNTIMED_RUNS, Worker
-from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.artifacts import location
 from act_pipeline.core.package_versions import versions
 from act_pipeline.engines import Machine
 
@@ -195,5 +195,5 @@ def _versions(runs: Sequence[Run]) -> dict[str, str]:
     return {**found, **versions()}
 
 
-def _compared(model: InferenceModel | None) -> ComparedModel | None:
-    return None if model is None else ComparedModel(str(model.directory), model.bytes, model.content_hash())
+def _compared(model: BenchmarkedModel | None) -> ComparedModel | None:
+    return None if model is None else ComparedModel(str(location(model)), model.bytes, model.content_hash())
