@@ -55,8 +55,8 @@ def data(tmp_path: Path) -> Path:
 
 def request(tmp_path: Path, model: InferenceModel, target: str, data: Path, **options) -> BundleRequest:
     reader = write_reader(tmp_path / "reader.yml", data)
-    output = str(tmp_path / f"{target}.tar")
-    return BundleRequest(str(model.directory), target, output, **{"reader_config": str(reader), **options})
+    given = {"reader_config": str(reader), "output": str(tmp_path / f"{target}.tar"), **options}
+    return BundleRequest(str(model.directory), target, **given)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -140,7 +140,7 @@ def test_verify_finds_a_machine_that_detects_something_else(tmp_path, int8_model
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_raw_outputs_become_the_same_detections_as_in_the_product(tmp_path, data, family, runtime) -> None:
     pytest.importorskip(runtime)
-    nms = {"score_threshold": 0.05, "nms_threshold": 0.3, "keep_top_k": 20}
+    nms = {"score_threshold": 0.05, "nms_threshold": 0.3, "keep_top_k": 100}
     raw = export_raw_model(tmp_path / "raw", family)
     model = described(raw, tmp_path / "model", arch=family, NMS=nms)
     made = make_bundle(request(tmp_path, model, "cpu", data))
@@ -188,7 +188,7 @@ def test_the_same_model_gives_the_same_bytes(tmp_path, int8_model, data) -> None
 @pytest.mark.parametrize(
     ("target", "options", "changes", "message"),
     [
-        ("t5", {}, {}, "--target is 't5', expected one of t4, a10, .*did you mean 't4'"),
+        ("orinn", {}, {}, "--target is 'orinn', expected one of t4, a10, .*did you mean 'orin'"),
         ("nano", {}, {}, "has no INT8; give the float model's folder"),
         ("xavier", {"tensorrt": "10"}, {}, "--tensorrt is '10', but Jetson Xavier has 8.5"),
         ("cpu", {"tensorrt": "10"}, {}, "cpu has no TensorRT"),

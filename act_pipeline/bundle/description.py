@@ -86,11 +86,11 @@ def describe(
             "model so"
         )
     stated = lowered.detections or {"family": decoder.family.name, "post": asdict(decoder.post)}
-    raw = decoder.family.raw(dict(summary.output_shapes), decoder.post.num_classes)
     names = list(summary.outputs)
-    roles = (
-        [names.index(raw.scores.output), names.index(raw.boxes.output)] if raw is not None and len(names) > 1 else None
-    )
+    roles = None
+    if stated["family"] == "detr_raw":
+        raw = decoder.family.raw(dict(summary.output_shapes), decoder.post.num_classes)
+        roles = None if raw is None else [names.index(raw.scores.output), names.index(raw.boxes.output)]
     return {
         "schema": SCHEMA,
         "target": target.name,

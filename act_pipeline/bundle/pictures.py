@@ -52,7 +52,7 @@ def expected_detections(model: InferenceModel, quantized: bool, reader: Any, pic
     if not candidates:
         candidates = [Path(record.file) for record in reader.dataset("eval").records[:_LOOKED_AT]]
     entries: list[dict[str, Any]] = []
-    files = []
+    files: list[tuple[Path, str]] = []
     with contextlib.closing(engine):
         for path in candidates:
             if not pictures and len(files) == PICTURES:

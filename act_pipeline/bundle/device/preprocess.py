@@ -7,7 +7,7 @@ import numpy as np
 try:
     import cv2
 except ImportError:
-    cv2 = None  # type: ignore[assignment]
+    cv2 = None
 
 
 class Refused(Exception):

@@ -110,7 +110,11 @@ def _tensorrt(bundle, path):
 
 
 RUNTIMES = {"tensorrt": _tensorrt, "openvino": OpenVINO, "onnxruntime": OnnxRuntime}
-MODULES = {"tensorrt": ("tensorrt", "tensorrt_rtx"), "openvino": ("openvino",), "onnxruntime": ("onnxruntime",)}
+MODULES = {
+    "tensorrt": ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"),
+    "openvino": ("openvino",),
+    "onnxruntime": ("onnxruntime",),
+}
 
 
 class Detector:

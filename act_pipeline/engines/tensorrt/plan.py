@@ -124,10 +124,10 @@ def build_plan(
     onnx_model, summary = plan_source(model, precision, trt, options.float16_rest)
     recipe = make_recipe(trt, gpu, onnx_model, summary, precision=precision, batch_size=batch_size, options=options)
     cache = cache_directory(model)
-    target = Path(path) if path is not None else cache / plan_name(recipe)
-    if target.is_dir():
-        raise UserError(f"--output is {target}, a folder; give the file to write, such as {target / 'model.plan'}")
-    return _build_and_write(trt, onnx_model, recipe, target, cache, say)
+    output = Path(path) if path is not None else cache / plan_name(recipe)
+    if output.is_dir():
+        raise UserError(f"--output is {output}, a folder; give the file to write, such as {output / 'model.plan'}")
+    return _build_and_write(trt, onnx_model, recipe, output, cache, say)
 
 
 def source_of_plan(plan: PlanModel) -> OnnxModel:
