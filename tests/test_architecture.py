@@ -28,6 +28,7 @@ LAYERS = (
     "analysis",
     "benchmark",
     "inference",
+    "bundle",
     "report",
     "compress",
     "demo",

@@ -16,6 +16,7 @@ SCRIPTS = {
     "tools/report.py": "report",
     "deploy/export_onnx.py": "onnx",
     "deploy/build_engine.py": "engine",
+    "deploy/bundle.py": "bundle",
     "tools/demo.py": "demo",
     "tools/make_sample.py": "make-sample",
 }
