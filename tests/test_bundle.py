@@ -291,6 +291,7 @@ def test_nano_is_told_a_smaller_input_and_why_fp16(tmp_path, data, capsys) -> No
     assert "at most 416 x 416 is advised, 2.4 times less work" in advice
 
 
+@pytest.mark.slow
 def test_the_bundle_of_the_sample_agrees_in_onnx_runtime_and_openvino(tmp_path, demo) -> None:
     pytest.importorskip("onnxruntime")
     images = sorted((demo.root / "data" / "images" / "val").iterdir())[:3]

@@ -117,7 +117,8 @@ def samples_of(batch: dict, count: int) -> list[dict]:
 @pytest.mark.parametrize("clip", [True, False])
 def test_decoding_is_that_of_the_families(family, clip) -> None:
     random = np.random.default_rng(1)
-    post = PostProcess(score_threshold=0.3, keep_top_k=7, clip=clip)
+    threshold, most = (0.3, 7) if clip else (0.0, -1)
+    post = PostProcess(score_threshold=threshold, keep_top_k=most, clip=clip)
     geometry = {
         "scale_factor": np.float32([[0.5, 0.25], [2, 1.5]]),
         "im_shape": np.float32([[60, 64], [64, 48]]),
@@ -135,7 +136,7 @@ def test_decoding_is_that_of_the_families(family, clip) -> None:
     wanted = family_named(family, "test").decode(outputs, Geometry.of({"image": image, **geometry}, 2), post)
     bundle = {
         "family": family, "roles": [0, 1], "input_size": [64, 64],
-        "post": {"clip": clip, "score_threshold": 0.3, "keep_top_k": 7},
+        "post": {"clip": clip, "score_threshold": threshold, "keep_top_k": most},
     }  # fmt: skip
     found = load_script("run").decode(bundle, list(outputs.values()), samples_of(geometry, 2))
     assert [len(rows) for rows in found] == wanted.bbox_num.tolist() and sum(map(len, found)) > 4
