@@ -30,6 +30,7 @@ LAYERS = (
     "inference",
     "report",
     "compress",
+    "serving",
     "demo",
     "doctor",
     "cli",
