@@ -31,6 +31,7 @@ LAYERS = (
     "bundle",
     "report",
     "compress",
+    "serving",
     "demo",
     "doctor",
     "cli",
