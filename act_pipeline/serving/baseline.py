@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Optional
 
 import numpy as np
@@ -11,9 +11,10 @@ import numpy as np
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.evaluation.agreement import detection_change
+from act_pipeline.evaluation.detection_rows import outputs_of_rows
 from act_pipeline.evaluation.detections_file import DETECTIONS_FILENAME, load_detections
 from act_pipeline.serving.detections import Seen
-from act_pipeline.serving.histograms import BIN_NAMES, score_histogram, size_shares
+from act_pipeline.serving.histograms import BIN_NAMES, LEAST_SCORE, score_histogram, size_shares
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def recorded_baseline(model: InferenceModel, category_ids: Optional[Sequence[int
     rows = kept.rows.get("int8")
     if rows is None or not kept.image_ids:
         return None
-    table = np.column_stack([rows[:, 6], rows[:, 5], rows[:, 1:3], rows[:, 1:3] + rows[:, 3:5]])
+    table = outputs_of_rows(rows)
     if category_ids is not None:
         index_of = {number: index for index, number in enumerate(category_ids)}
         unknown = sorted(set(rows[:, 6].astype(int).tolist()) - set(index_of))
@@ -106,8 +107,8 @@ def recorded_baseline(model: InferenceModel, category_ids: Optional[Sequence[int
             )
         table[:, 0] = [index_of[int(number)] for number in rows[:, 6]]
     images = len(kept.image_ids)
-    busy = np.unique(rows[rows[:, 5] >= 0.1, 0])
+    busy = np.unique(rows[rows[:, 5] >= LEAST_SCORE, 0])
     made = Baseline.of(Seen.of(table), images, images - len(busy), by_class=category_ids is not None)
     if "fp32" not in kept.rows or kept.masks:
         return made
-    return Baseline(**{**made.__dict__, "disagreement": detection_change(kept.rows["fp32"], rows)})
+    return replace(made, disagreement=detection_change(kept.rows["fp32"], rows))

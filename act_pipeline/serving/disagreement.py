@@ -9,6 +9,7 @@ from typing import Optional
 import numpy as np
 
 from act_pipeline.evaluation.agreement import agreement
+from act_pipeline.evaluation.detection_rows import rows_of_outputs
 from act_pipeline.evaluation.matching import match
 
 
@@ -81,5 +82,4 @@ class Disagreement:
 def _rows(bbox: np.ndarray) -> np.ndarray:
     """Return rows of ``Evaluation.detections`` [K, 7] of one image, with the class in place of the category."""
     found = bbox[bbox[:, 0] >= 0]
-    edges = found[:, 4:6] - found[:, 2:4]
-    return np.column_stack([np.zeros(len(found)), found[:, 2:4], edges, found[:, 1], found[:, 0]])
+    return rows_of_outputs(found, np.zeros(len(found)))

@@ -67,6 +67,7 @@ def mean_average_precision(images: list[tuple[np.ndarray, np.ndarray]]) -> Optio
     from pycocotools.coco import COCO
 
     from act_pipeline.evaluation.coco import score_detections
+    from act_pipeline.evaluation.detection_rows import rows_of_outputs
 
     objects = [
         {
@@ -87,10 +88,7 @@ def mean_average_precision(images: list[tuple[np.ndarray, np.ndarray]]) -> Optio
     }
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
-    rows = [
-        np.column_stack([np.full(len(found), place), found[:, 2:4], found[:, 4:6] - found[:, 2:4], found[:, 1::-1]])
-        for place, (found, _) in enumerate(images)
-    ]
+    rows = [rows_of_outputs(found, np.full(len(found), place)) for place, (found, _) in enumerate(images)]
     detections = np.concatenate(rows)
     detections = detections[np.isin(detections[:, 6], classes)]
     return score_detections(coco, detections, list(range(len(images)))).stats["ap"]
