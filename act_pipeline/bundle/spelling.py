@@ -9,6 +9,7 @@ import numpy as np
 
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines.tensorrt.targets import Version
+from act_pipeline.onnx_export.validity import invalid_reason
 
 
 def spell_for(path: Path, version: Version, where: str) -> None:
@@ -36,7 +37,8 @@ def spell_for(path: Path, version: Version, where: str) -> None:
         )
     if _opset(proto) > version.opset:
         _lower_opset(proto, version, where)
-    onnx.checker.check_model(proto, full_check=True)
+    else:
+        onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(proto.SerializeToString())
 
 
@@ -50,19 +52,15 @@ def _lower_opset(proto: Any, version: Version, where: str) -> None:
     Raises:
         UserError: an op is not in the older opset.
     """
-    import onnx
-
     for entry in proto.opset_import:
         if entry.domain == "":
             entry.version = version.opset
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = " ".join(str(error).split())
+    reason = invalid_reason(proto)
+    if reason is not None:
         raise UserError(
             f"{where} cannot be written in opset {version.opset}, the newest that {version.title} takes ({reason}); "
             "choose a newer TensorRT with --tensorrt"
-        ) from None
+        )
 
 
 def _write_out_layer_norms(proto: Any) -> None:
