@@ -154,8 +154,7 @@ def make_bundle(request: BundleRequest, say: Say = lambda line: None) -> Bundle:
         expected = expected_detections(model, summary.quantized, reader, request.pictures)
         _write_rest(folder, description, expected, model, target, version, dla)
         _pack(folder, output)
-    notes = [*_advice(target, onnx_summary.input_size, dla)]
-    return Bundle(output, description, tuple(notes))
+    return Bundle(output, description, tuple(_advice(target, onnx_summary.input_size, dla)))
 
 
 def _nms_mode(decoder: Decoder, ops: Any, version: Version | None, where: str) -> str:
@@ -241,15 +240,12 @@ def _reader(request: BundleRequest, model: InferenceModel) -> tuple[Any, list[di
                 "--reader_config, or export the model again"
             )
         reader = reader_of_model(model, reader)
-    if not given and request.pictures:
+    try:
         fitted = fit_reader(model, reader).reader
-    else:
-        try:
-            fitted = fit_reader(model, reader).reader
-        except UserError as error:
-            if given:
-                raise
-            raise UserError(f"{error}. That is the sample's reader: give --reader_config or --pictures") from None
+    except UserError as error:
+        if given or request.pictures:
+            raise
+        raise UserError(f"{error}. That is the sample's reader: give --reader_config or --pictures") from None
     labels = model.infer_cfg().get("label_list")
     classes = [str(label) for label in labels] if isinstance(labels, list) else []
     if not classes and given:

@@ -218,12 +218,11 @@ class OnnxModel:
         Raises:
             UserError: it does not exist, is not a file, or is empty.
         """
-        file = Path(path)
-        if not file.is_file():
-            raise UserError(f"ONNX file {file} does not exist; write it with deploy/export_onnx.py")
-        if file.stat().st_size == 0:
-            raise UserError(f"{file} is empty; write it again with deploy/export_onnx.py")
-        return cls(file)
+        return cls(
+            _file_with_content(
+                path, "ONNX file", "write it with deploy/export_onnx.py", "write it again with deploy/export_onnx.py"
+            )
+        )
 
     @property
     def directory(self) -> Path:
@@ -274,16 +273,24 @@ class PlanModel(OnnxModel):
         Raises:
             UserError: it does not exist, is not a file, or is empty.
         """
-        file = Path(path)
-        if not file.is_file():
-            raise UserError(f"plan {file} does not exist; build it with deploy/build_engine.py, or a bundle's build.sh")
-        if file.stat().st_size == 0:
-            raise UserError(f"{file} is empty; build it again")
-        return cls(file)
+        return cls(
+            _file_with_content(
+                path, "plan", "build it with deploy/build_engine.py, or a bundle's build.sh", "build it again"
+            )
+        )
 
     def record(self) -> dict[str, Any]:
         """Return an empty dictionary: the record beside a plan is of its build, not of an export."""
         return {}
+
+
+def _file_with_content(path: str | os.PathLike[str], kind: str, if_absent: str, if_empty: str) -> Path:
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{kind} {file} does not exist; {if_absent}")
+    if file.stat().st_size == 0:
+        raise UserError(f"{file} is empty; {if_empty}")
+    return file
 
 
 Artifact = Union[InferenceModel, OnnxModel]

@@ -223,7 +223,7 @@ def load_plan(
         plan: the plan, of this package, of a bundle or of ``trtexec``.
         batch_size: the largest batch that is asked for.
         deserialize: returns the engine of a serialized plan, or None if it does not load.
-        log: holds NVIDIA's messages.
+        log: holds NVIDIA's messages; the plugins are registered with it.
 
     Raises:
         UserError: the plan is damaged, is of another version or GPU, or is for smaller batches.
@@ -231,8 +231,6 @@ def load_plan(
     content = plan.path.read_bytes()
     if plan.path.with_suffix(".json").is_file() and _whole(plan.path) is None:
         raise UserError(f"{plan.path} is damaged: it is not the plan of the record beside it; build it again")
-    if hasattr(trt.module, "init_libnvinfer_plugins"):
-        trt.module.init_libnvinfer_plugins(log, "")
     engine = deserialize(content)
     if engine is None:
         raise UserError(
