@@ -36,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse(argv)
 
-    from act_pipeline.serving import SHARES, Repository, promote
+    from act_pipeline.serving import Repository, promote
+    from act_pipeline.serving.state import check_share
 
-    if arguments.share not in SHARES:
-        raise UserError(f"--share is {arguments.share}, expected one of {', '.join(map(str, SHARES))} (percent)")
+    check_share(arguments.share)
     repository = Repository.open(arguments.repository, create=arguments.model_path is not None)
     if arguments.version is not None:
         model_path = repository.version(arguments.version).folder

@@ -9,6 +9,7 @@ from typing import Any, Optional
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import ACT_FILENAME
 from act_pipeline.serving.repository import Repository
 from act_pipeline.serving.state import made_spare, promoted, rolled_back
 from act_pipeline.serving.verdict import verdict_of
@@ -87,14 +88,15 @@ def roll_back(repository: Repository) -> dict[str, Any]:
 
 def _known(repository: Repository, model: InferenceModel) -> Optional[Version]:
     """Return the version that has a model's files and records, or None."""
+    content = model.content_hash()
     for number in repository.numbers():
         version = repository.version(number)
-        if version.model_hash == model.content_hash() and _side_files(version.model) == _side_files(model):
+        if version.model_hash == content and _side_files(version.model) == _side_files(model):
             return version
     return None
 
 
 def _side_files(model: InferenceModel) -> list[bytes]:
     """Return what besides the weights decides what a model detects, and how it passed."""
-    paths = (model.infer_cfg_path, model.directory / "act.json")
+    paths = (model.infer_cfg_path, model.directory / ACT_FILENAME)
     return [path.read_bytes() if path.is_file() else b"" for path in paths]

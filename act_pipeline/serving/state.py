@@ -72,6 +72,16 @@ class State:
         return found
 
 
+def check_share(share: int) -> None:
+    """Check a share of the requests.
+
+    Raises:
+        UserError: it is none of :data:`SHARES`.
+    """
+    if share not in SHARES:
+        raise UserError(f"--share is {share}, expected one of {', '.join(map(str, SHARES))} (percent)")
+
+
 def promoted(state: State, version: int, share: int) -> State:
     """Return the state after a promotion.
 
@@ -84,8 +94,7 @@ def promoted(state: State, version: int, share: int) -> State:
         UserError: the share is not allowed, the version is live, nothing is live that could answer the rest, or
             another version has a share.
     """
-    if share not in SHARES:
-        raise UserError(f"--share is {share}, expected one of {', '.join(map(str, SHARES))} (percent)")
+    check_share(share)
     if state.candidate not in (None, version):
         raise UserError(
             f"version {state.candidate} has {state.share}% of the requests; promote it to 100 or roll it back first"
