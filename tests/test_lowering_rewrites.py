@@ -14,6 +14,7 @@ from act_pipeline.onnx_export.graph_builder import GraphBuilder
 from act_pipeline.onnx_export.program import Op, QuantizedTensor, Source
 from act_pipeline.onnx_export.rewrites import deformable_sampling
 from act_pipeline.onnx_export.rewrites.channels_last import rewrite_layout_conversions
+from act_pipeline.onnx_export.rewrites.constants_in_float16 import store_constants_in_float16
 from act_pipeline.onnx_export.rewrites.deformable_sampling import sum_by_level
 from act_pipeline.onnx_export.rewrites.float16 import to_float16
 from act_pipeline.onnx_export.rewrites.qdq_placement import round_early
@@ -186,11 +187,58 @@ def test_the_samples_of_each_level_are_added_up_where_they_are(stacked: bool) ->
     sum_by_level(summed)
     x = np.random.default_rng(0).normal(size=(3, 5, 7, 2)).astype(np.float32)
     assert kinds(write(plain)).count("Concat") == 1
-    assert kinds(write(summed)).count("Concat") == 0 and kinds(write(summed)).count("ReduceSum") == 2
+    assert kinds(write(summed)).count("Concat") == 0 and kinds(write(summed)).count("ReduceSum") == 1
     np.testing.assert_allclose(run(write(summed), x)[0], run(write(plain), x)[0], rtol=1e-5, atol=1e-6)
     plain.outputs.append("c")
     sum_by_level(plain)
     assert kinds(write(plain)).count("Concat") == 1, "somebody else reads it"
+
+
+def test_levels_with_different_numbers_of_points_are_summed_before_they_are_added() -> None:
+    shapes = {"x": (-1, 5, 7, 2), "b": (-1, 5, 7, 4), "c": (-1, 5, 7, 6), "p": (-1, 5, 7, 6), "y": (-1, 5, 7)}
+    steps = [op("concat", "x x", "b", axis=-1), op("concat", "x b", "c", axis=-1), op("elementwise_mul", "c", "p")]
+    steps[-1].inputs["Y"] = ["w"]
+    steps.append(op("reduce_sum", "p", "y", dim=[-1], keep_dim=False))
+    plain, summed = (source([*steps], {**shapes, "w": (1, 1, 7, 6)}, "y") for _ in range(2))
+    for program in (plain, summed):
+        program.constants["w"] = np.random.default_rng(1).normal(size=(1, 1, 7, 6)).astype(np.float32)
+    sum_by_level(summed)
+    assert kinds(write(summed)).count("ReduceSum") == 2 and kinds(write(summed)).count("Concat") == 1
+    x = np.random.default_rng(0).normal(size=(3, 5, 7, 2)).astype(np.float32)
+    np.testing.assert_allclose(run(write(summed), x)[0], run(write(plain), x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_large_constants_of_int8_files_are_stored_in_half_precision() -> None:
+    rng = np.random.default_rng(3)
+    constants = {
+        "position": rng.normal(size=(1, 1024)).astype(np.float32),
+        "small": rng.normal(size=(1, 1)).astype(np.float32),
+        "huge": np.where(rng.random((1, 1024)) < 0.5, -3e38, 0).astype(np.float32),
+        "tiny": (rng.normal(size=(1, 1024)) * 1e-7).astype(np.float32),
+    }
+    steps, read, shapes = [], "x", {"x": (-1, 1024), "x.dq": (-1, 1024)}
+    for number, (name, value) in enumerate(constants.items()):
+        steps.append(op("elementwise_add", read, f"y{number}"))
+        steps[-1].inputs["Y"], read = [name], f"y{number}"
+        shapes.update({name: value.shape, read: (-1, 1024)})
+    program = source(steps, shapes, "y0 y3")
+    program.constants.update(constants)
+    before, proto = write(program), write(program)
+    assert store_constants_in_float16(proto) == 1
+    types = {tensor.name.split("/")[0]: tensor.data_type for tensor in proto.graph.initializer}
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    assert types == {"position": half, "small": single, "huge": single, "tiny": single}
+    x = np.zeros((1, 1024), np.float32)
+    (exact, _), (found, _) = run(before, x), run(proto, x)
+    assert found.dtype == np.float32 and 0 < np.abs(found - exact).max() <= np.abs(exact).max() * 2.0**-11
+    assert len(proto.SerializeToString()) < len(before.SerializeToString()) - 1900
+
+
+def test_scales_stay_in_single_precision() -> None:
+    program = source([op("relu", "x.dq", "y")], {"x": (-1, 600), "x.dq": (-1, 600), "y": (-1, 600)}, "y")
+    scale = np.linspace(0.1, 0.2, 600, dtype=np.float32)
+    program.quantized["x.dq"] = QuantizedTensor("w", scale, 1, np.ones((1, 600), np.int8))
+    assert store_constants_in_float16(write(program)) == 0
 
 
 @pytest.mark.parametrize(("mask", "kind"), [([1, 0, 1], ["Where"]), ([1, 1, 1], []), ([2, 0, 1], ["Mul"])])
@@ -287,9 +335,8 @@ def test_points_are_sampled_before_queries(traced: bool, monkeypatch: pytest.Mon
         written.append(write(program))
     assert "Concat" in kinds(written[0]) and "Concat" not in kinds(written[1])
     sums = [node for node in written[1].graph.node if node.op_type == "ReduceSum"]
-    assert len(sums) == 2
     axes = {tensor.name: onnx.numpy_helper.to_array(tensor).tolist() for tensor in written[1].graph.initializer}
-    assert [axes[node.input[1]] for node in sums] == [[2], [2]]
+    assert [axes[node.input[1]] for node in sums] == [[2]]
     x = rng.normal(size=(1, 3, 4, 4)).astype(np.float32)
     np.testing.assert_allclose(run(written[1], x)[0], run(written[0], x)[0], rtol=1e-5, atol=1e-6)
 

@@ -216,6 +216,32 @@ def test_the_lowering_says_what_a_mixed_model_keeps_float(ptq) -> None:
     assert sum(record["quantized"].values()) == sum(ptq.record["quantized_ops"].values())
 
 
+def test_tensorrt_gets_no_int8_weights_of_ops_with_float_activations(ptq) -> None:
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(lowered_onnx(ptq.model, "tensorrt").path).graph
+    dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Conv")]
+    weight_only = [node.name for node in products if [i in dequantized for i in node.input[:2]] == [False, True]]
+    assert ptq.record["weight_only_ops"] and weight_only == []
+
+
+def test_a_reverted_op_can_keep_its_int8_weight(sample: Sample, ptq, tmp_path: Path) -> None:
+    with static_mode():
+        source = prepare(sample.model, tmp_path / "float")
+        graph = StaticGraph.load(ptq.model)
+        name = next(op for op in graph.program.global_block().ops if op.type == "conv2d").output_arg_names[0]
+        kinds = {}
+        for kept in ((), (name,)):
+            folder = tmp_path / f"back{len(kept)}"
+            folder.mkdir()
+            back = StaticGraph.load(revert_to_float(ptq.model, [name], folder, source, int8_weights=kept))
+            ops = back.program.global_block().ops
+            producer = {written: op.type for op in ops for written in op.output_arg_names}
+            conv = next(op for op in ops if op.output_arg_names[0] == name)
+            kinds[kept] = [producer.get(conv.input(slot)[0]) == "dequantize_linear" for slot in ("Input", "Filter")]
+    assert kinds == {(): [False, False], (name,): [False, True]}
+
+
 def test_a_model_given_back_whole_is_the_float_model(sample: Sample, ptq, images, tmp_path: Path) -> None:
     """Weights, biases and activations: nothing of the quantization remains."""
     with static_mode():
@@ -323,7 +349,11 @@ def test_the_floor_gives_back_the_op_that_is_hard(
     given = record["given_back"]
     assert hard in [entry["output"] for entry in given] and len(given) <= 3
     assert given[-1]["map_after"] == record["int8"]["map"]
-    assert {entry["output"] for entry in given} <= {entry["output"] for entry in record["kept_ops"]}
+    # A channel of the weight is divided by 1,000, so that its INT8 weights would be zeros: they are float too.
+    assert hard in {entry["output"] for entry in record["kept_ops"]}
+    assert {entry["output"] for entry in given} <= {
+        entry["output"] for entry in (*record["kept_ops"], *record["weight_only_ops"])
+    }
     assert [step["chosen"] for step in record["steps"]].count(True) == 1
     assert record["strategy"] == "auto" and record["max_drop"] == 0.02
     saved = json.loads((sample.root / "hard" / "act.json").read_text())

@@ -124,12 +124,31 @@ class SensitivityRunner:
             "objects": objects,
         }
 
-    def signal_and_noise(self, names: Collection[str], batch: int) -> tuple[float, float, dict[str, np.ndarray]]:
+    def weight_error(self, name: str) -> float:
+        """Return the output error when only the weight of an op is in INT8, on all batches.
+
+        Args:
+            name: an op of the task.
+
+        Returns:
+            noise / signal of the outputs; 0 if the op has no weight.
+
+        Raises:
+            UserError: the outputs are not finite, or memory does not suffice.
+        """
+        powers = [self.signal_and_noise([], batch, weight_only=[name])[:2] for batch in range(len(self.task.batches))]
+        signal, noise = (sum(each) for each in zip(*powers))
+        return noise / signal if signal else 0.0
+
+    def signal_and_noise(
+        self, names: Collection[str], batch: int, weight_only: Collection[str] = ()
+    ) -> tuple[float, float, dict[str, np.ndarray]]:
         """Run a batch with some ops in INT8 and compare the outputs with the float model's.
 
         Args:
             names: names of the ops.
             batch: index of the batch.
+            weight_only: names of other ops of which only the weight is in INT8.
 
         Returns:
             signal power, noise power, and the outputs with these ops in INT8.
@@ -140,10 +159,10 @@ class SensitivityRunner:
         feed = self.task.batches[batch]
         if self.held != batch:
             self.exact, self.held = self.simulation.hold(feed), batch
-        found = self.simulation.run(feed, set(names))
+        found = self.simulation.run(feed, set(names), set(weight_only))
         signal, noise = self._powers(found, feed)
         if not (math.isfinite(signal) and math.isfinite(noise)):
-            some = ", ".join(list(names)[:3])
+            some = ", ".join([*names, *weight_only][:3])
             raise UserError(
                 f"the outputs are not finite with {some} in INT8, or in the float model; its weights or the images are "
                 "damaged: evaluate the float model, and export it again"

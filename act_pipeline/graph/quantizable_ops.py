@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Optional
 
+from act_pipeline.graph.name_scopes import module_of
 from act_pipeline.graph.op_types import CONVOLUTIONS
 from act_pipeline.graph.rtdetr_modules import OTHER_GROUP, Place, find_places
 from act_pipeline.graph.static_graph import StaticGraph
@@ -54,7 +55,7 @@ def quantizable_ops(graph: StaticGraph, op_types: Collection[str]) -> list[Quant
         if not activations:
             continue
         output = op.output_arg_names[0]
-        place = places.get(output, Place(f"model.{output.split('.')[0]}", OTHER_GROUP))
+        place = places.get(output, Place(f"model.{module_of(op) or output.split('.')[0]}", OTHER_GROUP))
         axis = -1
         if weights:
             # PaddleSlim's quant_axis: for matmul weights it is the columns, also if the op transposes the weight. A

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from act_pipeline.graph.name_scopes import module_of
 from act_pipeline.graph.op_index import GraphIndex
 from act_pipeline.graph.op_types import CONVOLUTIONS, TOP_K
 from act_pipeline.graph.static_graph import StaticGraph
@@ -39,8 +40,8 @@ class LayerIndex(GraphIndex):
         return self._position[id(op)]
 
     def layer(self, op: Any) -> str:
-        """Return Paddle's name of the layer (``conv2d_12``), from its weight, or else from its output."""
-        return (self._weight(op) or op.output_arg_names[0]).split(".")[0]
+        """Return the module stored in an op, or Paddle's name of the layer (``conv2d_12``), by its weight or output."""
+        return module_of(op) or (self._weight(op) or op.output_arg_names[0]).split(".")[0]
 
     def has_weight(self, op: Any) -> bool:
         """Return whether an op of :attr:`weighted` reads a parameter."""

@@ -40,8 +40,10 @@ from act_pipeline.onnx_export.quantized_ops import (
 )
 from act_pipeline.onnx_export.rewrites.attention_masks import protect_masks
 from act_pipeline.onnx_export.rewrites.channels_last import rewrite_layout_conversions
+from act_pipeline.onnx_export.rewrites.constants_in_float16 import store_constants_in_float16
 from act_pipeline.onnx_export.rewrites.deformable_sampling import sum_by_level
 from act_pipeline.onnx_export.rewrites.float16 import QUANTIZED_OPSET, to_float16
+from act_pipeline.onnx_export.rewrites.float_weights import write_weights_in_float
 from act_pipeline.onnx_export.rewrites.qdq_placement import round_early
 from act_pipeline.onnx_export.validity import invalid_reason
 
@@ -191,6 +193,8 @@ def lower(
     if target != "cpu" or float16:  # TensorRT has no dynamic scales, and GPUs no DynamicQuantizeLinear
         for op in source.ops:
             op.attrs.pop(DYNAMIC, None)
+    if target == "tensorrt":
+        write_weights_in_float(source)
     build, report = _convert(source, TARGETS[target], opset, target == "tensorrt_rtx" and not float16)
     outputs = _outputs(build, source, sizes)
     if suppression is not None and nms != "none":
@@ -201,6 +205,8 @@ def lower(
         protect_masks(proto)
     if float16:
         to_float16(proto)
+    elif target == "cpu" and source.quantized:
+        store_constants_in_float16(proto)
     reason = invalid_reason(proto)
     if reason is not None:
         raise UserError(

@@ -28,6 +28,7 @@ from act_pipeline.compress.accuracy_control.revert import (
 from act_pipeline.compress.candidates import Candidate
 from act_pipeline.compress.job import Job
 from act_pipeline.compress.plan.op_inventory import inventory_of
+from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.progress import each
 from act_pipeline.evaluation.act_json import FloatOp
 
@@ -109,16 +110,22 @@ class _AccuracyControl:
         for name in each(shortlist, "revert to float", "op", shown=self.job.progress):
             with tempfile.TemporaryDirectory(dir=self.job.work) as folder:
                 target = Path(folder, "tried")
-                tried = revert_to_float(self.candidate.model, [*reverted, name], target, self.candidate.source)
+                tried = self._reverted_model([*reverted, name], target)
                 changes.append(self.job.held_out.change(tried, _TRIAL_IMAGES))
         return [shortlist[int(np.argmin(changes))]]
+
+    def _reverted_model(self, names: Sequence[str], directory: Path) -> InferenceModel:
+        """Write the candidate with ``names`` in float; weights whose rounding hardly costs anything stay in INT8."""
+        source = self.candidate.source  # without it, all weights stay in INT8
+        smaller = self.ranker.with_int8_weights(names) if source is not None else ()
+        return revert_to_float(self.candidate.model, names, directory, source, int8_weights=smaller)
 
     def _without(self, chosen: Sequence[str]) -> Candidate:
         """Return the candidate with ``chosen`` and all previously reverted ops in float, evaluated and recorded."""
         job, candidate = self.job, self.candidate
         names = [*(op.output for op in self.reverted), *chosen]
         selection = candidate.selection.revert_to_float(names, f"reverted to float for {job.tried.limits}")
-        model = revert_to_float(candidate.model, names, job.folder("mixed"), candidate.source)
+        model = self._reverted_model(names, job.folder("mixed"))
         inventory = inventory_of(model, job.config.op_types, job.config.op_section, selection)
         made = Candidate(
             f"{candidate.name}, {len(names)} float",

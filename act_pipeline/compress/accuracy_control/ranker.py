@@ -58,6 +58,7 @@ class Ranker:
         self._runner: Optional[SensitivityRunner] = None
         self._measured: dict[str, OpSensitivity] = {}
         self._reverted: set[str] = set()
+        self._weight_errors: dict[str, float] = {}
 
     def restart(self) -> None:
         """Count all ops as INT8 again; the measurements are kept."""
@@ -84,6 +85,22 @@ class Ranker:
     def detection_change(self, name: str) -> float:
         """Return the change of the detections when an op alone is quantized, in [0, 1]; it must have been measured."""
         return self._measured[name].detection_change
+
+    def with_int8_weights(self, names: Sequence[str]) -> list[str]:
+        """Return the ops whose weights can stay in INT8 when they are reverted to float, so that the file stays small.
+
+        These are the ops whose activations cost the accuracy: rounding the weight alone adds no more error than a
+        typical op (the median of the blocks' errors, divided by their numbers of ops).
+
+        Args:
+            names: names of the ops.
+        """
+        typical = float(np.median([block.error / block.ops for block in self._errors]))
+        for name in names:
+            if name not in self._weight_errors:
+                with all_cores():
+                    self._weight_errors[name] = self._opened().weight_error(name)
+        return [name for name in names if self._weight_errors[name] <= typical]
 
     def close(self) -> None:
         """Free the model; it is loaded again when more ops are to be measured."""

@@ -35,6 +35,7 @@ def revert_to_float(
     directory: Path,
     source: Optional[InferenceModel] = None,
     dynamic: Collection[str] = (),
+    int8_weights: Collection[str] = (),
 ) -> InferenceModel:
     """Write a copy of an INT8 model with some ops reverted to float; call it within :func:`static_mode`.
 
@@ -45,6 +46,7 @@ def revert_to_float(
         source: the float model that ``model`` was quantized from, for the ops' weights and biases. None: the weights
             stay in INT8 (weight-only), as in a trained model, whose training has compensated for their rounding.
         dynamic: those of ``names`` to mark, so that runtimes round their activations by the range of each tensor.
+        int8_weights: those of ``names`` whose weights stay in INT8 although ``source`` is given.
 
     Returns:
         The new model.
@@ -65,7 +67,7 @@ def revert_to_float(
                 before = producer.get(dequantize.input("X")[0])
                 if before is not None and before.type == _QUANTIZE:
                     op._rename_input(name, before.input("X")[0])
-                elif original is not None:
+                elif original is not None and op.output_arg_names[0] not in int8_weights:
                     _restore_weight(graph, original, op, originals[op.output_arg_names[0]], name)
         if original is not None:
             types = {op.type for op in originals.values()}

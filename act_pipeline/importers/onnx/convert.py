@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.graph.folding import grows
+from act_pipeline.graph.name_scopes import set_module
 from act_pipeline.graph.static_graph import StaticGraph
 from act_pipeline.importers.onnx.fusion import fuse_layer_norms
 from act_pipeline.importers.onnx.read import as_node
@@ -110,7 +111,12 @@ def _add_node(source: OnnxSource, build: Build, node: Node) -> None:
         rule = RULES.get(node.type)
         if rule is None:
             raise CannotImport(REFUSED.get(node.type, NO_RULE))
+        block = build.program.global_block()
+        first = len(block.ops)
         made = rule(build, node)
+        if node.module:
+            for op in block.ops[first:]:
+                set_module(op, node.module)
     except CannotImport as reason:
         raise cannot_import(source.path, node, str(reason)) from None
     except (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:

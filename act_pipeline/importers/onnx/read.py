@@ -27,6 +27,7 @@ from act_pipeline.importers.onnx.checks import (
     refuse_loops,
     tensors,
 )
+from act_pipeline.importers.onnx.module_names import module_name
 from act_pipeline.importers.onnx.source import DTYPES, Node, OnnxInput, OnnxSource
 
 _OLDEST_OPSET = 7
@@ -75,13 +76,14 @@ def read_onnx(
     outputs = tuple(output.name for output in graph.output)
     limit_constants(path, graph)
     limit_values(path, model)
+    modules = {node.name: module_name(node) for node in graph.node if node.name}  # onnxslim drops the metadata
     simple = _simplified(model, outputs, {each.name: each.shape for each in inputs})
     return OnnxSource(
         path,
         opset,
         inputs,
         outputs,
-        nodes=_nodes(path, simple.graph),
+        nodes=_nodes(path, simple.graph, modules),
         constants={each.name: array(path, each) for each in simple.graph.initializer},
         reference=model,
         class_names=_class_names(model),
@@ -117,8 +119,13 @@ def require_importers() -> None:
             ) from None
 
 
-def as_node(proto: Any) -> Node:
-    """Return a NodeProto with its attributes as Python values."""
+def as_node(proto: Any, module: str = "") -> Node:
+    """Return a NodeProto with its attributes as Python values.
+
+    Args:
+        proto: the node.
+        module: the module that it was exported from; empty: as its own names tell.
+    """
     from onnx import helper
 
     domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}:"
@@ -126,12 +133,13 @@ def as_node(proto: Any) -> Node:
     for attribute in proto.attribute:
         value = helper.get_attribute_value(attribute)
         attrs[attribute.name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    return Node(domain + proto.op_type, proto.name, tuple(proto.input), tuple(proto.output), attrs)
+    names = tuple(proto.input), tuple(proto.output)
+    return Node(domain + proto.op_type, proto.name, *names, attrs, module or module_name(proto))
 
 
-def _nodes(path: Path, graph: Any) -> tuple[Node, ...]:
+def _nodes(path: Path, graph: Any, modules: Mapping[str, str]) -> tuple[Node, ...]:
     try:
-        return tuple(as_node(node) for node in graph.node)
+        return tuple(as_node(node, modules.get(node.name, "")) for node in graph.node)
     except (ValueError, TypeError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:150]
         raise UserError(f"{path}: an attribute of a node cannot be read ({reason}); {REMEDY}") from None

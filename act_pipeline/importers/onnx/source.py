@@ -26,6 +26,7 @@ class Node:
         inputs: names of the inputs; empty for an optional one that is left out.
         outputs: names of the outputs; empty for one that is not used.
         attrs: attribute name -> value; text as `str`.
+        module: dotted name of the PyTorch module that the node was exported from; empty if unknown.
     """
 
     type: str
@@ -33,6 +34,7 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    module: str = ""
 
     def has(self, index: int) -> bool:
         """Return whether the optional input of this index is given."""

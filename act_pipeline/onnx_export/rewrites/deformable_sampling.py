@@ -1,8 +1,11 @@
-"""The weighted sum of deformable attention, computed for each level separately, and vectorized over the queries.
+"""The weighted sum of deformable attention without a concatenation of the levels, and vectorized over the queries.
 
 Programs concatenate the samples of all levels, multiply them by the attention weights and sum them. The samples are the
-largest tensors of the decoder, and the concatenation copies them. Summing each level and adding the sums avoids the
-copy; only the order of the additions changes.
+largest tensors of the decoder, and the concatenation copies them. Weighting each level separately avoids the copy; only
+the order of the additions changes. Levels with the same number of points are added before the sum over the points, as
+runtimes fuse these products and additions, and one sum is left of one for each level. In OpenVINO (2026.4), sampling,
+products and sums take 0.92 of the time of a sum for each level with 300 queries, 3 levels and 4 points, and 0.83 with
+2125 queries and 4 levels.
 
 The samples ``[N, C, Q, P]`` of a GridSample have the few points of a query on the last axis, over which the sum runs.
 OpenVINO (2026.4) adds up four numbers at a time then. Sampled as ``[N, C, P, Q]``, it adds up whole rows of queries:
@@ -116,7 +119,7 @@ def _declare(source: Source, name: str, like: str, axes: list[int]) -> str:
 def _replace(
     source: Source, old: list[Op], samples: list[str], weights: str, sizes: list[int], axis: int, first: list[Op]
 ) -> None:
-    """Replace ``old``, whose first op is the sum, with ``first`` and a sum along ``axis`` for each level."""
+    """Replace ``old``, whose first op is the sum, with ``first`` and sums of the weighted samples along ``axis``."""
     total, result = old[0], old[0].output
     dtype, shape = source.dtypes[weights], source.shapes[result]
 
@@ -127,17 +130,26 @@ def _replace(
     whole = source.shapes[weights]
     parts = [declare(f"{result}.w{n}", (*whole[:axis], size, *whole[axis + 1 :])) for n, size in enumerate(sizes)]
     made = [*first, Op("split", {"X": [weights]}, {"Out": parts}, {"axis": axis})]
-    sums = []
+    terms = []
     for number, (sample, part) in enumerate(zip(samples, parts)):
-        weighted = declare(f"{result}.p{number}", source.shapes[sample])
-        made.append(Op("elementwise_mul", {"X": [sample], "Y": [part]}, {"Out": [weighted]}, {"axis": -1}))
-        sums.append(declare(f"{result}.s{number}", shape))
-        made.append(Op("reduce_sum", {"X": [weighted]}, {"Out": [sums[-1]]}, {**total.attrs, "dim": [axis]}))
-    so_far = sums[0]
-    for number, name in enumerate(sums[1:], 1):
-        added = result if number == len(sums) - 1 else declare(f"{result}.a{number}", shape)
+        terms.append(declare(f"{result}.p{number}", source.shapes[sample]))
+        made.append(Op("elementwise_mul", {"X": [sample], "Y": [part]}, {"Out": [terms[-1]]}, {"axis": -1}))
+
+    def reduced(name: str, into: str) -> str:
+        made.append(Op("reduce_sum", {"X": [name]}, {"Out": [into]}, {**total.attrs, "dim": [axis]}))
+        return into
+
+    same = len({source.shapes[name] for name in terms}) == 1
+    if not same:
+        terms = [reduced(name, declare(f"{result}.s{number}", shape)) for number, name in enumerate(terms)]
+    so_far = terms[0]
+    for number, name in enumerate(terms[1:], 1):
+        last = number == len(terms) - 1 and not same
+        added = result if last else declare(f"{result}.a{number}", source.shapes[name])
         made.append(Op("elementwise_add", {"X": [so_far], "Y": [name]}, {"Out": [added]}, {"axis": -1}))
         so_far = added
+    if same:
+        reduced(so_far, result)
     gone = set(map(id, old))
     source.ops = [
         new for op in source.ops if op is total or id(op) not in gone for new in (made if op is total else (op,))

@@ -10,6 +10,7 @@ import numpy as np
 QUANTIZED_OPSET = 19
 # Ops that the specification has no FP16 for before opset 20, or that ONNX Runtime sums in FP32 only on the CPU.
 _SINGLE = ("Celu", "IsInf", "ScatterElements", "ScatterND")
+QUANTIZATION_OPS = ("QuantizeLinear", "DequantizeLinear")
 _COMPUTING = ("Conv", "ConvTranspose", "MatMul")
 
 
@@ -30,7 +31,7 @@ def to_float16(proto: Any) -> None:
     types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.input)}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     types.update({name: tensor.data_type for name, tensor in constants.items()})
-    scales = {node.input[1] for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    scales = {node.input[1] for node in graph.node if node.op_type in QUANTIZATION_OPS}
     kept = _after_the_last_matmul(graph)
     is_half: dict[str, bool] = {}
     nodes, casts = [], {}
