@@ -202,6 +202,27 @@ def test_nothing_found_scores_zero(tmp_path):
     assert scores.stats["ap"] == 0 and set(scores.curves["0.75"]) == {0.0}
 
 
+def test_masks_are_scored_where_a_model_gives_them(tmp_path):
+    """The box is exact, but the mask is only its left half: IoU 0.5, so nothing above IoU 0.50."""
+    from pycocotools import mask as coco_mask
+
+    square = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0}
+    square["segmentation"] = [[10, 10, 50, 10, 50, 50, 10, 50]]
+    images = [{"id": 1, "file_name": "1.png", "width": 64, "height": 64}]
+    path = tmp_path / "annotations.json"
+    path.write_text(
+        json.dumps({"images": images, "annotations": [square], "categories": [{"id": 1, "name": "square"}]})
+    )
+    half = np.zeros((64, 64), np.uint8, order="F")
+    half[10:50, 10:32] = 1
+    mask = coco_mask.encode(half)
+    mask["counts"] = mask["counts"].decode()
+    annotations, rows = Annotations.load(path, "test"), np.array([found(OBJECT)], np.float64)
+    boxes, masks = score(annotations, rows, [1]), score(annotations, rows, [1], [mask])
+    assert boxes.stats["ap75"] == pytest.approx(1) and masks.stats["ap75"] == 0
+    assert masks.stats["ap50"] == pytest.approx(1) and set(masks.curves["0.75"]) == {0.0}
+
+
 # --- detections on disk ----------------------------------------------------------------------------------------------
 
 

@@ -205,7 +205,10 @@ def _from_detections(sources: Sources, reader: ReportReader) -> FromDetections:
     before, after = sources.detections.rows["fp32"], sources.detections.rows["int8"]
     if not annotations.boxes:
         return _without_labels(before, after, image_ids, annotations)
-    scores = {"fp32": score(annotations, before, image_ids), "int8": score(annotations, after, image_ids)}
+    masks = sources.detections.masks
+    scores = {
+        name: score(annotations, sources.detections.rows[name], image_ids, masks.get(name)) for name in ("fp32", "int8")
+    }
     judged = {name: judge(rows, annotations.boxes or (), image_ids) for name, rows in sources.detections.rows.items()}
     threshold = best_threshold(judged["fp32"])
     pairs = pair_images(before, after, image_ids, threshold)

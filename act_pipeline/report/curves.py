@@ -35,16 +35,19 @@ class Scores:
     class_curves: dict[str, list[float] | None]
 
 
-def score(annotations: Annotations, detections: np.ndarray, image_ids: Sequence[int]) -> Scores:
+def score(
+    annotations: Annotations, detections: np.ndarray, image_ids: Sequence[int], masks: Sequence[Any] | None = None
+) -> Scores:
     """Score detections and compute precision-recall curves.
 
     Args:
         annotations: the ground truth.
         detections: float64 [M, 7], see ``Evaluation.detections``.
         image_ids: COCO ids of the evaluated images, in ascending order.
+        masks: mask of each detection, COCO's run lengths, which is scored instead of its box; None: boxes are scored.
     """
     truth = annotations.ground_truth()
-    scorer = make_scorer(truth, detections, image_ids)
+    scorer = make_scorer(truth, detections, image_ids, masks)
     with contextlib.redirect_stdout(io.StringIO()):
         scorer.evaluate()
         scorer.accumulate()
