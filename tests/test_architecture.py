@@ -30,6 +30,7 @@ LAYERS = (
     "inference",
     "report",
     "compress",
+    "search",
     "demo",
     "doctor",
     "cli",
