@@ -40,7 +40,7 @@ setup(
     package_dir={CONFIGS: "configs", REQUIREMENTS: "requirements"},
     package_data={
         "act_pipeline": ["data/*.pdparams", "**/*.yml", "**/*.json", "report/page.html", "report/page.css"],
-        CONFIGS: ["**/*.yml", "**/*.yaml"],
+        CONFIGS: ["**/*.yml", "**/*.yaml", "**/*.json"],
         REQUIREMENTS: ["paddle3.txt"],
     },
     entry_points={"console_scripts": ["act-pipeline=act_pipeline.cli.main:main"]},

@@ -9,50 +9,19 @@ import yaml
 
 import act_pipeline  # noqa: F401  (makes paddle importable)
 from act_pipeline.core.artifacts import InferenceModel
+from tools.dev.zoo.ppyoloe import Sizes, config
 
 SIZE = 64
 CLASSES = 3
-_NMS = {
-    "name": "MultiClassNMS", "nms_top_k": 40, "keep_top_k": 25, "score_threshold": 0.2, "nms_threshold": 0.6,
-}  # fmt: skip
-_STEPS = [
-    {"Decode": {}},
-    {"Resize": {"target_size": [SIZE, SIZE], "keep_ratio": False, "interp": 2}},
-    {"NormalizeImage": {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "norm_type": "none"}},
-    {"Permute": {}},
-]
+_TINY = Sizes(
+    classes=CLASSES, depth_mult=1.0, width_mult=0.125, layers=(1, 1, 1, 1), neck_blocks=1,
+    nms={"nms_top_k": 40, "keep_top_k": 25, "score_threshold": 0.2, "nms_threshold": 0.6},
+)  # fmt: skip
 
 
 def ppyoloe_config(architecture: str = "YOLOv3") -> dict:
     """Return the content of a PP-YOLOE+ config with few channels, in the order of PaddleDetection's."""
-    parts = {"backbone": "CSPResNet", "neck": "CustomCSPPAN", "yolo_head": "PPYOLOEHead", "post_process": None}
-    if architecture == "PPYOLOEWithAuxHead":
-        parts["aux_head"] = "SimpleConvHead"
-    return {
-        "architecture": architecture, "norm_type": "sync_bn", "metric": "COCO", "num_classes": CLASSES,
-        "depth_mult": 1.0, "width_mult": 0.125,
-        architecture: parts,
-        "CSPResNet": {
-            "layers": [1, 1, 1, 1], "channels": [64, 128, 256, 512, 1024], "return_idx": [1, 2, 3],
-            "use_large_stem": True, "use_alpha": True,
-        },
-        "CustomCSPPAN": {
-            "out_channels": [768, 384, 192], "stage_num": 1, "block_num": 1, "act": "swish", "spp": True,
-        },
-        "SimpleConvHead": {
-            "feat_in": 192, "feat_out": 32, "num_convs": 1, "fpn_strides": [32, 16, 8], "norm_type": "gn",
-            "act": "LeakyReLU", "reg_max": 16, "num_classes": CLASSES,
-        },
-        "PPYOLOEHead": {
-            "fpn_strides": [32, 16, 8], "grid_cell_scale": 5.0, "grid_cell_offset": 0.5, "static_assigner_epoch": 30,
-            "use_varifocal_loss": True, "loss_weight": {"class": 1.0, "iou": 2.5, "dfl": 0.5},
-            "static_assigner": {"name": "ATSSAssigner", "topk": 9},
-            "assigner": {"name": "TaskAlignedAssigner", "topk": 13, "alpha": 1.0, "beta": 6.0},
-            "nms": dict(_NMS),
-        },
-        "eval_size": [SIZE, SIZE],
-        "TestReader": {"inputs_def": {"image_shape": [3, SIZE, SIZE]}, "sample_transforms": _STEPS, "batch_size": 1},
-    }  # fmt: skip
+    return config(SIZE, _TINY, architecture)
 
 
 def write_model(folder: Path, content: dict, seed: int = 0) -> tuple[Path, Path]:
@@ -62,11 +31,11 @@ def write_model(folder: Path, content: dict, seed: int = 0) -> tuple[Path, Path]
     from act_pipeline.rtdetr.build import build_model
 
     folder.mkdir(parents=True, exist_ok=True)
-    config, weights = folder / "model.yml", folder / "model_final.pdparams"
-    config.write_text(yaml.safe_dump(content, sort_keys=False))
+    path, weights = folder / "model.yml", folder / "model_final.pdparams"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     paddle.seed(seed)
     rng = np.random.default_rng(seed)
-    model = build_model(str(config))
+    model = build_model(str(path))
     state = model.state_dict()
     for name, value in state.items():
         if name.startswith(("yolo_head.pred_cls", "yolo_head.pred_reg")):
@@ -84,15 +53,15 @@ def write_model(folder: Path, content: dict, seed: int = 0) -> tuple[Path, Path]
     with paddle.no_grad():
         model({name: paddle.to_tensor(array) for name, array in batch.items()})
     paddle.save(state, str(weights))
-    return config, weights
+    return path, weights
 
 
 def exported(folder: Path, content: dict, *overrides: str) -> InferenceModel:
     """Write and export a model with random weights."""
     from act_pipeline.export import export_model
 
-    config, weights = write_model(folder, content)
-    return export_model(config, folder / "exported", [f"weights={weights}", *overrides])
+    path, weights = write_model(folder, content)
+    return export_model(path, folder / "exported", [f"weights={weights}", *overrides])
 
 
 def pictures(count: int, seed: int = 1) -> dict[str, np.ndarray]:
@@ -212,3 +181,32 @@ def write_act_config(folder: Path, model: InferenceModel, reader: Path, include_
     path = folder / "ppyoloe_qat_dis.yaml"
     path.write_text(ACT.format(reader=reader, model=model.directory, include_nms=include_nms))
     return path
+
+
+NMS = {
+    "background_label": -1, "score_threshold": 0.3, "nms_top_k": 30, "nms_threshold": 0.5, "keep_top_k": 20,
+    "normalized": True, "nms_eta": 1.0,
+}  # fmt: skip
+
+
+def nms_model(folder: Path, places: int, classes: int, beside: bool = False, **attrs: object) -> InferenceModel:
+    """Save a program of ``multiclass_nms3`` alone; ``beside``: with an output before it."""
+    import paddle
+
+    from act_pipeline.graph.static_graph import StaticGraph, static_mode
+
+    folder.mkdir()
+    with static_mode():
+        program, scope = paddle.static.Program(), paddle.static.Scope()
+        with paddle.static.program_guard(program), paddle.static.scope_guard(scope):
+            boxes = paddle.static.data("image", [-1, places, 4], "float32")
+            scores = paddle.static.data("scores", [-1, classes, places], "float32")
+            graph = StaticGraph(program, ["image", "scores"], [], scope, paddle.static.Executor(paddle.CPUPlace()))
+            moved = paddle.add(boxes, graph.add_parameter("moved", np.zeros(1, np.float32)))
+            block = program.global_block()
+            kinds = {"Out": "float32", "Index": "int32", "NmsRoisNum": "int32"}
+            made = {slot: block.create_var(name=slot.lower(), dtype=kind) for slot, kind in kinds.items()}
+            inputs = {"BBoxes": moved, "Scores": scores}
+            block.append_op(type="multiclass_nms3", inputs=inputs, outputs=made, attrs=attrs)
+            graph.fetch_targets.extend([made["Out"], made["NmsRoisNum"], *([moved] if beside else [])])
+            return graph.save(folder)

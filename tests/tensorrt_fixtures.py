@@ -245,6 +245,10 @@ class _Engine:
     def get_tensor_dtype(self, name):
         return self._TYPES[name]
 
+    def get_tensor_profile_shape(self, name, index):
+        shapes = {"image": (3, 32, 32), "im_shape": (2,), "scale_factor": (2,)}[name]
+        return [(batch, *shapes) for batch in (1, 4, 4)]
+
     def create_execution_context(self):
         return _Context()
 

@@ -52,7 +52,7 @@ def evaluate(model: InferenceModel, reader: TinyReader, **changes):
 def test_the_difference_is_printed_in_one_line_and_recorded(model, reader):
     outcome = evaluate(model, reader)
     (line,) = [line for line in outcome.lines if line.startswith("against FP32 on 6 images: mAP +0.1")]
-    assert "95% of 1,000 resamples" in line and "5 boxes" in line and "score of 0.1000" in line
+    assert "95% of 1,000 resamples" in line and "5 detections" in line and "score of 0.1000" in line
     record = outcome.record
     # Five of six objects are detected: recalls up to 0.83.
     assert record["map_drop"] == pytest.approx(84 / 101 - 1) and record["compared_images"] == 6

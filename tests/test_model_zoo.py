@@ -58,7 +58,7 @@ def run(file: Path, image: np.ndarray) -> list[np.ndarray]:
 def test_a_model_goes_through_all_steps(name: str, tmp_path: Path) -> None:
     if name in model_zoo.IN_TORCH and TORCH is None:
         pytest.skip("needs a Python with torch and transformers in ACT_PIPELINE_TORCH_PYTHON")
-    pictures = model_zoo.write_pictures(tmp_path / "pictures", 160, 8, 4)
+    pictures = model_zoo.write_pictures(tmp_path / "pictures", 160, 8, 8)
     row = model_zoo.try_model(name, tmp_path / name, tmp_path / "pictures", pictures, 8, TORCH)
     assert row.error is None and not row.refused
     assert row.family == FAMILIES.get(name, "yolo") and row.boxes is not None and row.boxes > 10

@@ -9,7 +9,18 @@ import numpy as np
 import onnx
 import pytest
 import yaml
-from ppyoloe_fixtures import CLASSES, SIZE, exported, pictures, ppyoloe_config, write_act_config, write_scenes
+from efficient_nms import plugin_problems
+from ppyoloe_fixtures import (
+    CLASSES,
+    NMS,
+    SIZE,
+    exported,
+    nms_model,
+    pictures,
+    ppyoloe_config,
+    write_act_config,
+    write_scenes,
+)
 
 from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel, OnnxModel
@@ -200,10 +211,12 @@ def test_all_stages_of_the_post_process_give_the_same_boxes(tmp_path: Path, mode
         assert_same(detections("paddle", found), whole)
 
 
-def test_tensorrts_plugin_is_well_formed(model: InferenceModel, tmp_path: Path) -> None:
-    lowered = lower(model, tmp_path / "model.onnx", "tensorrt", nms="tensorrt")
+@pytest.mark.parametrize("float16", [False, True])
+def test_tensorrts_plugin_is_well_formed(model: InferenceModel, tmp_path: Path, float16: bool) -> None:
+    lowered = lower(model, tmp_path / "model.onnx", "tensorrt", nms="tensorrt", float16=float16)
     proto = onnx.load(lowered.path)
     onnx.checker.check_model(proto, full_check=True)
+    assert plugin_problems(proto) == []
     (node,) = (node for node in proto.graph.node if node.op_type == "EfficientNMS_TRT")
     attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
     assert attributes == {
@@ -252,33 +265,6 @@ def test_nms_is_not_appended_to_what_ends_with_detections(float_model: Inference
 
 
 # --- the operator ----------------------------------------------------------------------------------------------------
-
-
-def nms_model(folder: Path, places: int, classes: int, beside: bool = False, **attrs: object) -> InferenceModel:
-    """Save a program of ``multiclass_nms3`` alone; ``beside``: with an output before it."""
-    import paddle
-
-    folder.mkdir()
-    with static_mode():
-        program, scope = paddle.static.Program(), paddle.static.Scope()
-        with paddle.static.program_guard(program), paddle.static.scope_guard(scope):
-            boxes = paddle.static.data("image", [-1, places, 4], "float32")
-            scores = paddle.static.data("scores", [-1, classes, places], "float32")
-            graph = StaticGraph(program, ["image", "scores"], [], scope, paddle.static.Executor(paddle.CPUPlace()))
-            moved = paddle.add(boxes, graph.add_parameter("moved", np.zeros(1, np.float32)))
-            block = program.global_block()
-            kinds = {"Out": "float32", "Index": "int32", "NmsRoisNum": "int32"}
-            made = {slot: block.create_var(name=slot.lower(), dtype=kind) for slot, kind in kinds.items()}
-            inputs = {"BBoxes": moved, "Scores": scores}
-            block.append_op(type="multiclass_nms3", inputs=inputs, outputs=made, attrs=attrs)
-            graph.fetch_targets.extend([made["Out"], made["NmsRoisNum"], *([moved] if beside else [])])
-            return graph.save(folder)
-
-
-NMS = {
-    "background_label": -1, "score_threshold": 0.3, "nms_top_k": 30, "nms_threshold": 0.5, "keep_top_k": 20,
-    "normalized": True, "nms_eta": 1.0,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from act_pipeline.benchmark.rows import BenchmarkRecord
 from act_pipeline.benchmark.run import run_benchmark
 from act_pipeline.benchmark.throughput import default_requests
 from act_pipeline.cli.benchmark import parse_request
+from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import BENCHMARK_SCHEMA, read_record
 from act_pipeline.engines import create_engine
@@ -133,7 +134,8 @@ def test_openvino_says_how_many_requests_and_divides_its_threads(float_model, mo
     assert "PERFORMANCE_HINT_NUM_REQUESTS" not in seen[-1] and "NUM_STREAMS" not in seen[-1]
     assert create_engine("openvino", float_model, threads=2, requests=1).streams == 1
     assert seen[-1]["NUM_STREAMS"] == 1 and "PERFORMANCE_HINT" not in seen[-1]
-    assert create_engine("openvino", float_model, threads=2, requests=2).streams == 2
+    # Parallel test processes have one core each, which OpenVINO does not divide.
+    assert create_engine("openvino", float_model, threads=2, requests=2).streams == min(2, available_cpus())
     assert seen[-1]["PERFORMANCE_HINT_NUM_REQUESTS"] == 2 and seen[-1]["INFERENCE_NUM_THREADS"] == 2
 
 
@@ -283,8 +285,13 @@ def test_the_hint_is_taken_by_the_fastest_engine(float_model, tmp_path: Path, mo
     )  # fmt: skip
     outcome = run_inference(request, reader=reader, say=lambda line: None)
     record = outcome.record
-    assert record["requests"] == int(record["engine_settings"]["requests"]) > 1
+    settings = record["engine_settings"]
+    assert settings["hint"] == "THROUGHPUT" and record.get("requests", 1) == int(settings["requests"])
     assert record["images_per_second"] > 0
+    several = available_cpus() > 1  # parallel test processes have one core each
+    assert ("requests" in record) == several
+    if not several:
+        return
     if benchmark:
         assert record["latency_ms"]["p99"] > 0 and "in parallel" in outcome.lines[-1]
     else:

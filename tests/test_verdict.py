@@ -101,7 +101,7 @@ def test_lines_give_the_interval_its_verdict_and_the_probability_for_max_drop():
         f"it, so 50 images cannot tell whether INT8 keeps it, some {rounded_up(unsure.images_needed):,} could "
         "(probability of a drop of at most 0.005: 60.5%)"
     )
-    assert "1,415 boxes" in agreed and "99.9%" in agreed and "0.9810" in agreed and "0.0204" in agreed
+    assert "1,415 detections" in agreed and "99.9%" in agreed and "0.9810" in agreed and "0.0204" in agreed
     (unlimited, _) = certainty_lines(comparison(np.linspace(-0.0125, 0.0065, 1001)).figures(None), None, 50)
     assert unlimited == "95% interval of the change: -0.0120 to +0.0060 (1,001 resamples of these images)"
     sure = comparison(np.linspace(-0.003, 0.001, 1001)).figures(0.005)

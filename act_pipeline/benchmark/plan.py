@@ -6,14 +6,14 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from act_pipeline.benchmark.worker import CreateEngine
-from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel
+from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, PLAN_SUFFIXES, InferenceModel, PlanModel
 from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.defaults import DEFAULT_MODELS, find_shipped
 from act_pipeline.core.errors import UserError, suggest
-from act_pipeline.engines import ENGINES, PRECISIONS, Machine, create_engine, support
+from act_pipeline.engines import ENGINES, PRECISIONS, Machine, create_engine, inspect_artifact, support
 from act_pipeline.engines.device import engine_device
 from act_pipeline.engines.interface import EngineSupport
 from act_pipeline.graph.model_files import ModelSummary, inspect_model
@@ -27,6 +27,7 @@ PADDLE_INFERENCE = ("paddle", "paddle_onednn")
 # Computes INT8 in float, to evaluate models; timed on request only.
 NOT_DEPLOYED = ("int8_reference",)
 PEERS = ("nncf", "nncf_accuracy_control")
+BenchmarkedModel = Union[InferenceModel, PlanModel]
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class BenchmarkRequest:
     """What to compare and how; the fields are the flags of ``deploy/benchmark.py``.
 
     Attributes:
-        model_path: folder of the FP32 model; None for the sample's, unless ``int8_model_path`` is given.
-        int8_model_path: folder of the INT8 model; None for the sample's, unless ``model_path`` is given.
+        model_path: folder of the FP32 model, or a TensorRT plan; None for the sample's, unless ``int8_model_path`` is
+            given.
+        int8_model_path: folder of the INT8 model, or a plan; None for the sample's, unless ``model_path`` is given.
         model_filename: file name of the program in both.
         params_filename: file name of the parameters in both.
         reader_config: the reader YAML; None for the sample's.
@@ -155,8 +157,8 @@ class Models:
         summaries: ``float`` or ``int8`` -> summary of the model's files.
     """
 
-    float_: InferenceModel | None
-    int8: InferenceModel | None
+    float_: BenchmarkedModel | None
+    int8: BenchmarkedModel | None
     note: str | None = None
     summaries: Mapping[str, ModelSummary] = field(default_factory=dict)
 
@@ -169,7 +171,9 @@ class Models:
                 other.
         """
 
-        def load(path: str | Path | None) -> InferenceModel | None:
+        def load(path: str | Path | None) -> BenchmarkedModel | None:
+            if path is not None and Path(path).suffix in PLAN_SUFFIXES:
+                return PlanModel.load(path)
             return None if path is None else InferenceModel.load(path, request.model_filename, request.params_filename)
 
         if request.model_path is None and request.int8_model_path is None:
@@ -192,8 +196,12 @@ class Models:
         return cls._inspected(load(request.model_path), load(request.int8_model_path), note)
 
     @classmethod
-    def _inspected(cls, float_: InferenceModel | None, int8: InferenceModel | None, note: str | None) -> Models:
-        found = {name: inspect_model(model) for name, model in (("float", float_), ("int8", int8)) if model is not None}
+    def _inspected(cls, float_: BenchmarkedModel | None, int8: BenchmarkedModel | None, note: str | None) -> Models:
+        given = {name: model for name, model in (("float", float_), ("int8", int8)) if model is not None}
+        found: dict[str, Any] = {
+            name: inspect_artifact(model) if isinstance(model, PlanModel) else inspect_model(model)
+            for name, model in given.items()
+        }
         if float_ is not None and found["float"].quantized:
             raise UserError(f"{float_.directory} is an INT8 model, expected an FP32 one; give it as --int8_model_path")
         if int8 is not None and not found["int8"].quantized:
@@ -220,7 +228,7 @@ class Models:
         shape = next(iter(self.summaries.values())).inputs.get("image", ())
         return shape[0] if shape and shape[0] > 0 else None
 
-    def for_precision(self, precision: str) -> InferenceModel | None:
+    def for_precision(self, precision: str) -> BenchmarkedModel | None:
         """Return the model that runs at a precision; None if it was not given."""
         return self.int8 if precision == "int8" else self.float_
 
@@ -254,6 +262,11 @@ class Candidate:
     made_seconds: float | None = None
 
 
+def _loads(entry: EngineSupport, model: BenchmarkedModel | None) -> bool:
+    """Return whether an engine can load a model: only TensorRT loads plans."""
+    return entry.engine == "tensorrt" or not isinstance(model, PlanModel)
+
+
 def _by_default(entry: EngineSupport, request: BenchmarkRequest) -> bool:
     return request.reference or entry.engine not in NOT_DEPLOYED
 
@@ -285,6 +298,7 @@ def candidates(
         and (entry.engine in request.engines if request.engines is not None else _by_default(entry, request))
         and (request.precisions is None or entry.precision in request.precisions)
         and models.for_precision(entry.precision) is not None
+        and _loads(entry, models.for_precision(entry.precision))
     ]
     found = []
     absent: dict[str, list[EngineSupport]] = {}

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.benchmark.plan import PADDLE_INFERENCE, BenchmarkRequest, Models
+from act_pipeline.benchmark.plan import PADDLE_INFERENCE, BenchmarkedModel, BenchmarkRequest, Models
 from act_pipeline.benchmark.rows import BenchmarkRecord, ComparedModel, LoadRow, Row, RunSettings
 from act_pipeline.benchmark.runs import Run
 from act_pipeline.benchmark.timing import speed_ratio
 from act_pipeline.benchmark.worker import UNTIMED_RUNS
-from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.artifacts import location
 from act_pipeline.core.package_versions import versions
 from act_pipeline.engines import Machine
 from act_pipeline.engines.interface import AUTO_REQUESTS
@@ -198,5 +198,5 @@ def _versions(runs: Sequence[Run]) -> dict[str, str]:
     return {**found, **versions()}
 
 
-def _compared(model: InferenceModel | None) -> ComparedModel | None:
-    return None if model is None else ComparedModel(str(model.directory), model.bytes, model.content_hash())
+def _compared(model: BenchmarkedModel | None) -> ComparedModel | None:
+    return None if model is None else ComparedModel(str(location(model)), model.bytes, model.content_hash())

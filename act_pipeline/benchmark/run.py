@@ -20,6 +20,7 @@ from act_pipeline.benchmark.table import benchmark_table, throughput_table
 from act_pipeline.benchmark.throughput import Load, measure_loads, plan_loads
 from act_pipeline.benchmark.timing import in_batches, rounds
 from act_pipeline.benchmark.worker import WorkerFailed
+from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
 from act_pipeline.core.errors import UserError
@@ -197,8 +198,8 @@ def _random_images(models: Models, reader: Any, count: int) -> dict[str, np.ndar
 def _peer(request: BenchmarkRequest, models: Models, reader: Any, threads: int, scratch: Path, say: Say) -> Candidate:
     from act_pipeline.benchmark.nncf_peer import nncf_candidate
 
-    if models.float_ is None:
-        raise UserError(f"--peer={request.peer} quantizes the FP32 model: give --model_path")
+    if not isinstance(models.float_, InferenceModel):
+        raise UserError(f"--peer={request.peer} quantizes the FP32 model: give its folder as --model_path")
     folder = Path(request.work_dir) if request.work_dir else scratch
     max_drop = request.peer_max_drop if request.peer == "nncf_accuracy_control" else None
     return nncf_candidate(

@@ -17,14 +17,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from act_pipeline.benchmark.rows import Memory
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines.interface import Engine, parallel_requests
-from act_pipeline.evaluation.throughput import Burst, measure_throughput
+
+if TYPE_CHECKING:
+    from act_pipeline.evaluation.throughput import Burst
 
 # Untimed runs before each timed run: other engines have filled the caches with their weights in the meantime, and this
 # engine's threads are asleep. Compared with a tight loop, latencies of RT-DETR at 256 (5th percentiles, 2 cores, 3
@@ -238,6 +240,8 @@ def _serve(pipe: Any, create: CreateEngine, inputs: str) -> None:
             elif command == "timed_run":
                 answer = _timed_run(engine, batches[arguments[0] % count])
             elif command == "timed_burst":
+                from act_pipeline.evaluation.throughput import measure_throughput
+
                 answer = measure_throughput(engine, batches, parallel_requests(engine), arguments[0], UNTIMED_RUNS)
             elif command == "memory":
                 peak = peak_bytes()

@@ -45,8 +45,8 @@ def _parser() -> Parser:
         default = BenchmarkRequest.__dataclass_fields__[name].default
         parser.add_argument(f"--{name}", help=help, default=default, **options)
 
-    flag("model_path", "FP32 model folder (default: the sample's, output/rtdetr_sample)")
-    flag("int8_model_path", "INT8 model folder (default: the sample's, output/rtdetr_sample_int8)")
+    flag("model_path", "FP32 model folder, or a TensorRT plan (default: the sample's, output/rtdetr_sample)")
+    flag("int8_model_path", "INT8 model folder, or a TensorRT plan (default: the sample's, output/rtdetr_sample_int8)")
     flag(
         "model_filename",
         "program in the model folders (default %(default)s, else inference.pdmodel, else the only one)",

@@ -26,12 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--compute_capability", help="TensorRT-RTX: the GPU's, such as 8.9 (default: one plan for all from 8.0 on)"
     )
+    parser.add_argument(
+        "--target",
+        help="the device that shall run it: t4, a10, orin, xavier, nano, rtx; refuses what an engine built here cannot "
+        "do there, and says what it needs (default: this machine's GPU)",
+    )
     parser.add_argument("--layers", action="store_true", help="print the engine's layers as JSON; needs a GPU")
     arguments = parser.parse(argv)
 
     from act_pipeline.core.artifacts import open_model
     from act_pipeline.engines.tensorrt.build import BuildOptions
     from act_pipeline.engines.tensorrt.plan import build_plan, inspect_plan, require_gpu_for_layers
+    from act_pipeline.engines.tensorrt.targets import find_target
 
     if arguments.layers:
         require_gpu_for_layers()
@@ -39,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = BuildOptions(
         arguments.float16_rest, detailed=arguments.layers, compute_capability=arguments.compute_capability
     )
-    record = build_plan(model, arguments.output, arguments.precision, arguments.batch_size, options=options)
+    target = find_target(arguments.target) if arguments.target else None
+    record = build_plan(
+        model, arguments.output, arguments.precision, arguments.batch_size, options=options, target=target
+    )
     print(record.summary())
     if arguments.layers:
         print(inspect_plan(record.path))

@@ -55,8 +55,8 @@ def _parser() -> Parser:
 
     flag(
         "model_path",
-        "model folder, or an ONNX file of deploy/export_onnx.py (default: the sample's, output/rtdetr_sample_int8, or "
-        "output/rtdetr_sample with a float --precision)",
+        "model folder, an ONNX file of deploy/export_onnx.py, or a TensorRT plan (.plan, .engine) "
+        "(default: the sample's, output/rtdetr_sample_int8, or output/rtdetr_sample with a float --precision)",
     )
     flag(
         "model_filename", "program in the model folder (default %(default)s, else inference.pdmodel, else the only one)"

@@ -26,6 +26,13 @@ COMMANDS = {
     ),
     "onnx": ("act_pipeline.cli.onnx", "a model as an ONNX file, INT8 with Q/DQ"),
     "engine": ("act_pipeline.cli.engine", "a TensorRT engine of a model"),
+    "bundle": ("act_pipeline.cli.bundle", "a model with everything that its target machine needs, in one file"),
+    "promote": (
+        "act_pipeline.cli.promote",
+        "an INT8 model into a repository of versions, with a share of the requests",
+    ),
+    "rollback": ("act_pipeline.cli.rollback", "the version before, in a repository of versions"),
+    "history": ("act_pipeline.cli.history", "what happened to the versions of a repository, and why"),
     "doctor": ("act_pipeline.doctor.command", "what is installed, what this machine has, which engines run here"),
     "demo": ("act_pipeline.cli.demo", "the whole path on the built-in sample"),
     "make-sample": ("act_pipeline.cli.make_sample", "the built-in sample's pictures and annotations"),

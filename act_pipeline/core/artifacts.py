@@ -218,12 +218,11 @@ class OnnxModel:
         Raises:
             UserError: it does not exist, is not a file, or is empty.
         """
-        file = Path(path)
-        if not file.is_file():
-            raise UserError(f"ONNX file {file} does not exist; write it with deploy/export_onnx.py")
-        if file.stat().st_size == 0:
-            raise UserError(f"{file} is empty; write it again with deploy/export_onnx.py")
-        return cls(file)
+        return cls(
+            _file_with_content(
+                path, "ONNX file", "write it with deploy/export_onnx.py", "write it again with deploy/export_onnx.py"
+            )
+        )
 
     @property
     def directory(self) -> Path:
@@ -252,6 +251,48 @@ class OnnxModel:
         return read_record(self.record_path, ONNX_SCHEMA) if self.record_path.exists() else {}
 
 
+# Suffixes of TensorRT's engines on disk.
+PLAN_SUFFIXES = (".plan", ".engine")
+
+
+@dataclass(frozen=True)
+class PlanModel(OnnxModel):
+    """A TensorRT plan. It does not tell what its outputs mean; the ONNX file that it was built from does.
+
+    Attributes:
+        path: the plan.
+    """
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PlanModel:
+        """Check that the file exists; its content is not checked.
+
+        Args:
+            path: the file.
+
+        Raises:
+            UserError: it does not exist, is not a file, or is empty.
+        """
+        return cls(
+            _file_with_content(
+                path, "plan", "build it with deploy/build_engine.py, or a bundle's build.sh", "build it again"
+            )
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return an empty dictionary: the record beside a plan is of its build, not of an export."""
+        return {}
+
+
+def _file_with_content(path: str | os.PathLike[str], kind: str, if_absent: str, if_empty: str) -> Path:
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{kind} {file} does not exist; {if_absent}")
+    if file.stat().st_size == 0:
+        raise UserError(f"{file} is empty; {if_empty}")
+    return file
+
+
 Artifact = Union[InferenceModel, OnnxModel]
 
 
@@ -274,15 +315,17 @@ def described_by(model: Artifact) -> InferenceModel | None:
 def open_model(
     path: str | os.PathLike[str], model_filename: str = MODEL_FILENAME, params_filename: str = PARAMS_FILENAME
 ) -> InferenceModel | OnnxModel:
-    """Return the model at a path: an ONNX file if it ends in ``.onnx``, otherwise a Paddle model folder.
+    """Return the model at a path: an ONNX file or a TensorRT plan by its suffix, otherwise a Paddle model folder.
 
     Args:
-        path: the ONNX file, the folder, or a ``.pdmodel`` file.
+        path: the ONNX file, the plan, the folder, or a ``.pdmodel`` file.
         model_filename, params_filename: for a folder, see :meth:`InferenceModel.load`.
 
     Raises:
-        UserError: as :meth:`OnnxModel.load` and :meth:`InferenceModel.load`.
+        UserError: as :meth:`OnnxModel.load`, :meth:`PlanModel.load` and :meth:`InferenceModel.load`.
     """
     if Path(path).suffix == ".onnx":
         return OnnxModel.load(path)
+    if Path(path).suffix in PLAN_SUFFIXES:
+        return PlanModel.load(path)
     return InferenceModel.load(path, model_filename, params_filename)

@@ -17,6 +17,10 @@ SCRIPTS = {
     "tools/report.py": "report",
     "deploy/export_onnx.py": "onnx",
     "deploy/build_engine.py": "engine",
+    "deploy/bundle.py": "bundle",
+    "deploy/promote.py": "promote",
+    "deploy/rollback.py": "rollback",
+    "deploy/history.py": "history",
     "tools/demo.py": "demo",
     "tools/make_sample.py": "make-sample",
 }

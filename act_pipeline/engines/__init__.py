@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from act_pipeline.core.artifacts import Artifact, InferenceModel, OnnxModel
+from act_pipeline.core.artifacts import Artifact, InferenceModel, OnnxModel, PlanModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines.interface import DEVICES, PRECISIONS, Engine, EngineSupport
 from act_pipeline.engines.machine import Machine, machine
@@ -52,7 +52,7 @@ def create_engine(
             ``int8_reference`` (the arithmetic of ``paddle`` in INT8, computed by oneDNN), ``paddle_trt`` (Paddle
             Inference with TensorRT), ``openvino``, ``onnxruntime`` or ``tensorrt``.
         model: a Paddle model folder; ``openvino``, ``onnxruntime`` and ``tensorrt`` export it to ONNX and also take an
-            ONNX file.
+            ONNX file; ``tensorrt`` takes a plan, too.
         precision: one of :data:`PRECISIONS`. An INT8 model runs as ``int8`` only, so that no figure is mislabelled.
         device: ``CPU`` or ``GPU``.
         threads: number of CPU threads; None: all CPUs that this process may use.
@@ -79,6 +79,11 @@ def create_engine(
     here = options.pop("machine", None) or machine()
     find_support(name, precision, device, here).require()
     runtime = find_runtime(name)
+    if isinstance(model, PlanModel) and name != "tensorrt":
+        raise UserError(
+            f"{model.path} is a TensorRT plan, which {name} does not run; run it with --engine=tensorrt on the GPU "
+            "that it was built for"
+        )
     if isinstance(model, OnnxModel) and not runtime.onnx:
         takers = ", ".join(key for key, entry in REGISTRY.items() if entry.onnx)
         raise UserError(
@@ -123,7 +128,8 @@ def inspect_artifact(model: Artifact, here: Machine | None = None) -> Any:
     """Return a summary of a model: ``inputs``, ``outputs``, ``quantized``, ``input_size`` and more.
 
     Args:
-        model: a Paddle model folder or an ONNX file.
+        model: a Paddle model folder, an ONNX file, or a TensorRT plan, which the ONNX file that it was built from
+            describes.
         here: this machine, or a stand-in; None: :func:`machine`.
 
     Returns:
@@ -134,8 +140,9 @@ def inspect_artifact(model: Artifact, here: Machine | None = None) -> Any:
     """
     if isinstance(model, OnnxModel):
         from act_pipeline.engines.onnx_runtimes.onnx_files import inspect_onnx
+        from act_pipeline.engines.tensorrt.plan import source_of_plan
 
-        return inspect_onnx(model)
+        return inspect_onnx(source_of_plan(model) if isinstance(model, PlanModel) else model)
     refusal = paddle_refusal(here or machine())
     if refusal is not None:
         why, remedy = refusal

@@ -14,6 +14,7 @@ import numpy as np
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.thread_pool import map_prefetched
 from act_pipeline.engines.interface import Engine
+from act_pipeline.evaluation.detection_rows import rows_of_outputs
 
 PERCENTILES = {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}
 
@@ -226,4 +227,4 @@ def _coco_rows(
             "decoded outside of the model's graph, correct arch in its infer_cfg.yml"
         )
     categories = np.asarray(category_ids, np.float64)[classes]
-    return np.column_stack([places, bbox[:, 2:4], bbox[:, 4:6] - bbox[:, 2:4], bbox[:, 1], categories])
+    return rows_of_outputs(bbox, places, categories)

@@ -1,4 +1,4 @@
-"""Sentences about a comparison of INT8 with the float model: its confidence interval, and the boxes that agree."""
+"""Sentences about a comparison of INT8 with the float model: its confidence interval, and the detections that agree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from act_pipeline.evaluation.comparison import AgreementInterval, ComparisonFigu
 def certainty_lines(
     found: ComparisonFigures, max_drop: float | None, images: int, min_agreement: float | None = None
 ) -> list[str]:
-    """Return lines about the confidence intervals of mAP difference and agreement, and about the models' boxes.
+    """Return lines about the confidence intervals of mAP difference and agreement, and about the detections in common.
 
     The verdict is two-sided: the images decide if the interval lies on one side of ``max_drop``. The one-sided share of
     the resamples within ``max_drop`` is stated in a sentence of its own.
@@ -76,8 +76,8 @@ def _agreement_verdict(found: ComparisonFigures, value: AgreementInterval, limit
 
 
 def agreement_line(agreed: Agreement) -> str:
-    """Return a sentence about how many of the float model's boxes INT8 finds, and how they differ."""
-    said = f"of the float model's {agreed.boxes:,} boxes with a score above 0.3"
+    """Return a sentence about how many of the float model's detections INT8 finds, and how they differ."""
+    said = f"of the float model's {agreed.boxes:,} detections with a score above 0.3"
     if not agreed.matched:
         return f"{said} INT8 finds none" if agreed.boxes else f"{said} there is nothing to compare"
     return (

@@ -59,11 +59,15 @@ def _rows(bbox: np.ndarray, bbox_num: np.ndarray) -> list[np.ndarray]:
 
 
 def _padded_rows(count: np.ndarray, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
-    """Return the rows [K, 6] of each image, without the padding after its last detection."""
-    return [
-        np.column_stack([classes[image, :rows], scores[image, :rows], boxes[image, :rows]]).astype(np.float32)
-        for image, rows in enumerate(count.reshape(-1).astype(np.int64))
-    ]
+    """Return the rows [K, 6] of each image, without the padding after its last detection.
+
+    Rows with a negative score are none: with a threshold of scores below 0.007, TensorRT's plugin counts them too.
+    """
+    images = []
+    for image, rows in enumerate(count.reshape(-1).astype(np.int64)):
+        found = np.column_stack([classes[image, :rows], scores[image, :rows], boxes[image, :rows]]).astype(np.float32)
+        images.append(found[found[:, 1] >= 0])
+    return images
 
 
 FAMILIES = (NmsInFile(on_input=True), NmsInFile(on_input=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from act_pipeline.core.artifacts import OnnxModel, open_model
+from act_pipeline.core.artifacts import OnnxModel, PlanModel, open_model
 from act_pipeline.core.defaults import DEFAULT_MODELS, find_shipped
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import Artifact, Machine, fastest_engine, support
@@ -65,6 +65,8 @@ def choose_engine(request: InferenceRequest, model: Artifact, quantized: bool, h
     asked = _asked_engine(request)
     if request.collect_shape_only:
         return _for_collecting(request, model, precision, asked, here)
+    if isinstance(model, PlanModel) and asked in (None, AUTO):
+        return Choice("tensorrt", precision, _device(request, "tensorrt", precision, here))
     if asked == AUTO or (asked is None and isinstance(model, OnnxModel)):
         return _fastest(request, precision, isinstance(model, OnnxModel), here)
     name = asked or "paddle"

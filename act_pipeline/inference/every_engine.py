@@ -38,7 +38,7 @@ def run_in_every_engine(request: InferenceRequest, say: Callable[[str], None], r
             raise UserError(f"{flag} is for one engine, --engine is all; leave one of them out")
     model = load_model(request)
     if not isinstance(model, InferenceModel):
-        raise UserError(f"{model.path} is an ONNX file, --engine=all takes a model folder; name one engine")
+        raise UserError(f"{model.path} is a single file, --engine=all takes a model folder; name one engine")
     quantized = inspect_artifact(model).quantized
     source = float_source(model) if quantized else model
     if source is None:

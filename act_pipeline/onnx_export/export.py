@@ -16,6 +16,7 @@ from act_pipeline.core.atomic_files import write_bytes_atomically
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.core.hashing import hash_files
 from act_pipeline.core.records import write_record
+from act_pipeline.families.yolo import has_objectness
 from act_pipeline.graph.op_types import DYNAMIC
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 from act_pipeline.onnx_export.float_ops.registry import add_op, exporting
@@ -42,6 +43,7 @@ from act_pipeline.onnx_export.rewrites.channels_last import rewrite_layout_conve
 from act_pipeline.onnx_export.rewrites.deformable_sampling import sum_by_level
 from act_pipeline.onnx_export.rewrites.float16 import QUANTIZED_OPSET, to_float16
 from act_pipeline.onnx_export.rewrites.qdq_placement import round_early
+from act_pipeline.onnx_export.validity import invalid_reason
 
 # Op type -> number of quantized ops; and the ops that are left in float.
 _Report = tuple[dict[str, int], list[dict[str, str]]]
@@ -162,7 +164,7 @@ def lower(
         raise UserError(f"nms is {nms!r}, expected one of {', '.join(NMS_MODES)}{suggest(nms, NMS_MODES)}")
     if batch is not None and batch < 1:
         raise UserError(f"batch is {batch}, expected a positive integer, or 'dynamic'")
-    onnx = require_onnx()
+    require_onnx()
     with static_mode():
         source = read_source(StaticGraph.load(model))
     fake = next((op for op in source.ops if op.type.startswith("fake_")), None)
@@ -199,14 +201,12 @@ def lower(
         protect_masks(proto)
     if float16:
         to_float16(proto)
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = " ".join(str(error).split())
+    reason = invalid_reason(proto)
+    if reason is not None:
         raise UserError(
             f"{model.model_path}: the ONNX graph is not valid ({reason}); a rule for one of the ops is wrong: report "
             "it with the model"
-        ) from None
+        )
     path = Path(output)
     written = proto.SerializeToString()
     quantized, kept = report
@@ -371,11 +371,13 @@ def _after_nms(build: GraphBuilder, source: Source, of: Suppression, nms: str, b
         anchors, classes = first[1], source.shapes[source.outputs[1]][1]
     elif of.family == "ppyoloe":
         anchors, classes = first[1], first[2] - 4
+    elif has_objectness(first, of.post.num_classes):
+        anchors, classes = first[1], first[2] - 5
     else:
-        anchors, classes = max(first[1:]), min(first[1:]) - 4
+        anchors, classes = first[2], first[1] - 4
     if nms == "onnx":
         return onnx_nms(build, boxes, scores, classes, of.post, batch)
-    return tensorrt_nms(build, boxes, scores, anchors, of.post, batch)
+    return tensorrt_nms(build, boxes, scores, anchors * classes, of.post, batch)
 
 
 def _finish(

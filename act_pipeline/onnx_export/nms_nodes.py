@@ -14,6 +14,7 @@ from act_pipeline.onnx_export.nms_cut import Suppression
 # The domain that exporters of other detectors give the plugin; TensorRT's parser looks it up by the op type alone.
 PLUGIN_DOMAIN = "TRT"
 _PLUGIN = "EfficientNMS_TRT"
+_PLUGIN_CANDIDATES = 5000  # it keeps the pairs of box and class with the highest scores of an image, for its NMS
 _LAST = np.iinfo(np.int64).max
 
 
@@ -108,24 +109,28 @@ def onnx_nms(build: GraphBuilder, boxes: str, scores: str, classes: int, post: P
 
 
 def tensorrt_nms(
-    build: GraphBuilder, boxes: str, scores: str, anchors: int, post: PostProcess, batch: Any
+    build: GraphBuilder, boxes: str, scores: str, pairs: int, post: PostProcess, batch: Any
 ) -> list[Output]:
     """Add TensorRT's plugin ``EfficientNMS_TRT`` (version 1).
 
-    It has no ``nms_top_k`` and no ``normalized``: it considers its own number of candidates, of normalized boxes.
+    It has no ``nms_top_k`` and no ``normalized``: it considers its own number of candidates, of normalized boxes. It
+    refuses a negative threshold of scores, which keeps as much as 0, and a threshold of IoU of 0. With a threshold of
+    scores below 0.007 it may count places without a detection, with the score -32768, among the detections.
 
     Args:
         build: the graph.
         boxes, scores: ONNX names of [N, A, 4] and [N, C, A], float32.
-        anchors: number of boxes A.
+        pairs: number of pairs of box and class of an image, A * C.
         post: thresholds and counts.
         batch: the batch size, or the name of its axis.
 
     Returns:
         ``num_dets [N, 1]`` int32, ``det_boxes [N, K, 4]`` float32, ``det_scores [N, K]`` float32, ``det_classes
-        [N, K]`` int32, where K is ``keep_top_k``.
+        [N, K]`` int32, where K is ``keep_top_k``, or the most that the plugin can find.
     """
-    most = min(post.keep_top_k, anchors) if post.keep_top_k > -1 else anchors
+    most = min(pairs, _PLUGIN_CANDIDATES)
+    if post.keep_top_k > -1:
+        most = min(most, post.keep_top_k)
     by_box = build.node("Transpose", [scores], perm=[0, 2, 1])
     made = build.node(
         _PLUGIN,
@@ -133,8 +138,8 @@ def tensorrt_nms(
         outputs=4,
         domain=PLUGIN_DOMAIN,
         plugin_version="1",
-        score_threshold=float(post.score_threshold),
-        iou_threshold=float(post.nms_threshold),
+        score_threshold=max(0.0, float(post.score_threshold)),
+        iou_threshold=max(float(np.finfo(np.float32).tiny), float(post.nms_threshold)),
         max_output_boxes=most,
         background_class=post.background_label,
         score_activation=0,

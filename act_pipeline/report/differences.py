@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.evaluation.detection_rows import outputs_of_rows
 from act_pipeline.evaluation.matching import match
-from act_pipeline.report.errors import FOREGROUND_IOU, corners
+from act_pipeline.report.errors import FOREGROUND_IOU
 
 # Detections with scores below this share of the threshold are ignored: RT-DETR outputs hundreds per image.
 _WEAKEST_PARTNER = 0.25
@@ -98,16 +99,11 @@ def _by_image(rows: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def _pair(first: np.ndarray, second: np.ndarray, threshold: float) -> list[Pair]:
-    found = match(_as_outputs(first), _as_outputs(second), threshold, FOREGROUND_IOU)
+    found = match(outputs_of_rows(first), outputs_of_rows(second), threshold, FOREGROUND_IOU)
     pairs = [Pair(first[row], second[column], float(overlap)) for (row, column), overlap in zip(found.pairs, found.iou)]
     pairs += [Pair(first[row], None, None) for row in found.missed]
     pairs += [Pair(None, second[row], None) for row in found.added]
     return sorted(pairs, key=_surest, reverse=True)
-
-
-def _as_outputs(rows: np.ndarray) -> np.ndarray:
-    """Convert rows of ``Evaluation.detections`` to engine outputs, [K, 6]: class, score, x1, y1, x2, y2."""
-    return np.column_stack([rows[:, 6], rows[:, 5], corners(rows[:, 1:5])])
 
 
 def _surest(pair: Pair) -> float:

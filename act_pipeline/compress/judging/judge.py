@@ -18,6 +18,7 @@ from act_pipeline.engines import Engine, create_engine
 from act_pipeline.engines.registry import find_runtime
 from act_pipeline.evaluation import Evaluation, evaluate_in_parallel
 from act_pipeline.evaluation.batches import Latencies, NotFinite, measure_in_turns
+from act_pipeline.evaluation.detection_rows import rows_of_outputs
 from act_pipeline.families.interface import PROMPTS
 from act_pipeline.families.registry import Decoder
 from act_pipeline.graph.deformable_attention import samples_by_rows
@@ -185,7 +186,7 @@ class Judge:
                 if not np.isfinite(bbox).all():
                     raise NotFinite("the model's boxes are not finite (NaN or infinite) on a training image")
                 ids = np.repeat(image + np.arange(len(counts)), counts)
-                rows.append(np.column_stack([ids, bbox[:, 2:4], bbox[:, 4:] - bbox[:, 2:4], bbox[:, 1], bbox[:, 0]]))
+                rows.append(rows_of_outputs(bbox, ids))
                 has_masks = "masks" in outputs
                 masks.extend(outputs.get("masks", ()))
                 image += len(counts)

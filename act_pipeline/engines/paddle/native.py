@@ -23,8 +23,9 @@ GPU_MEMORY_POOL_MB = 1000
 # between them: they fail ("The node to be removed does not exist", on outputs, to which saving appends an identity
 # `scale`), or leave an op without its input, which ends the process (D-FINE).
 _SCALE_FUSIONS = ("matmul_v2_scale_fuse_pass", "matmul_scale_fuse_pass")
-# What oneDNN may run in INT8. With no list at all Paddle 2.6.2 fails on RT-DETR, in cpu_quantize_squash_pass
-# ("requantize" scale mismatch) or later in a concat; with matmuls in the list it takes none of them.
+# OneDNN's kernel of `pad` in Paddle 2.6.2 is written for images: it takes a tensor's first two axes for batch and
+# channels next to all paddings, and so fills memory beyond the tensor's end (Swin's windows, GroundingDINO).
+_BROKEN_IN_ONEDNN = frozenset({"pad"})
 
 Configure = Callable[[Any, Any], None]
 _Engine = TypeVar("_Engine", bound="PredictorEngine")
@@ -112,6 +113,8 @@ class PaddleEngine(PredictorEngine):
                 if onednn:
                     config.enable_mkldnn()
                     if precision == "int8":
+                        # With no list at all Paddle 2.6.2 fails on RT-DETR, in cpu_quantize_squash_pass
+                        # ("requantize" scale mismatch) or later in a concat; with matmuls in the list it takes none.
                         config.enable_mkldnn_int8(set(CONVOLUTIONS))
                 else:
                     config.disable_mkldnn()
@@ -120,14 +123,18 @@ class PaddleEngine(PredictorEngine):
         self._predictor = Predictor(model, configure, summary, inference, remedy, batch_size, decoder=decoder)
 
 
-def drop_broken_passes(config: Any) -> None:
-    """Leave out the passes that break programs.
+def leave_out_broken(config: Any, model: InferenceModel, summary: ModelSummary) -> None:
+    """Leave out the passes that break programs, and oneDNN's kernels that write beyond their output.
 
     Args:
         config: a ``paddle.inference.Config``, changed in place; its device is set, which resets the passes.
+        model: the model that is loaded.
+        summary: summary of ``model``, or of the model from which it was rewritten.
     """
     for name in _SCALE_FUSIONS:
         config.delete_pass(name)
+    if _BROKEN_IN_ONEDNN & set(summary.op_counts):
+        config.set_mkldnn_op(set(inspect_model(model).op_counts) - _BROKEN_IN_ONEDNN)
 
 
 class Predictor:
@@ -176,7 +183,7 @@ class Predictor:
         config.enable_memory_optim()
         with refusals(f"Paddle Inference cannot load {self._where}", remedy), without_pass_log():
             configure(config, inference)
-            drop_broken_passes(config)
+            leave_out_broken(config, model, self.summary)
             self._predictor = inference.create_predictor(config)
         self._take_handles()
         shapes = {name: self.summary.inputs[name] for name in self._inputs}

@@ -14,7 +14,7 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines.interface import runtime_error_line, without_pass_log
-from act_pipeline.engines.paddle.native import GPU_MEMORY_POOL_MB, drop_broken_passes
+from act_pipeline.engines.paddle.native import GPU_MEMORY_POOL_MB, leave_out_broken
 from act_pipeline.graph.model_files import inspect_model
 
 
@@ -49,15 +49,15 @@ class PaddleTensors:
             config.disable_gpu()
             config.set_cpu_math_library_num_threads(threads or available_cpus())
             config.enable_mkldnn()
-        drop_broken_passes(config)
+        summary = inspect_model(model)
+        leave_out_broken(config, model, summary)
         try:
             with without_pass_log():
                 self._predictor = inference.create_predictor(config)
         except (RuntimeError, ValueError, NotImplementedError) as error:
             raise UserError(f"Paddle Inference cannot load {model.directory}: {runtime_error_line(error)}") from error
         self._inputs = {name: self._predictor.get_input_handle(name) for name in self._predictor.get_input_names()}
-        dtypes = inspect_model(model).input_dtypes
-        self._dtypes = {name: dtypes.get(name, "float32") for name in self._inputs}
+        self._dtypes = {name: summary.input_dtypes.get(name, "float32") for name in self._inputs}
         self._outputs = [self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()]
 
     def run(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Iterator[np.ndarray]]:

@@ -12,7 +12,7 @@ from act_pipeline.core.artifacts import InferenceModel, OnnxModel, location
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines.onnx_runtimes.onnx_files import OnnxSummary, inspect_onnx, onnx_artifact, require_qdq_format
 from act_pipeline.engines.tensorrt.cudart import Gpu
-from act_pipeline.engines.tensorrt.module import TensorRT, make_log
+from act_pipeline.engines.tensorrt.module import TensorRT, make_log, register_plugins
 
 PRECISIONS = ("fp32", "fp16", "int8")
 WORKSPACE_BYTES = 4 << 30
@@ -244,6 +244,7 @@ def build(trt: TensorRT, onnx_model: OnnxModel, recipe: Recipe, timing_cache: by
     """
     started = time.perf_counter()
     log = make_log(trt.module)
+    register_plugins(trt.module, log)
     builder = trt.module.Builder(log)
     network = builder.create_network(_network_flags(trt))
     parser = trt.module.OnnxParser(network, log)

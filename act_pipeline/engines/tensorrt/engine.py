@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from act_pipeline.core.artifacts import Artifact, location
+from act_pipeline.core.artifacts import Artifact, PlanModel, location
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.package_versions import versions as package_versions
 from act_pipeline.engines.arrays import InputCheck
 from act_pipeline.engines.interface import refusals
 from act_pipeline.engines.machine import Machine
-from act_pipeline.engines.onnx_runtimes.onnx_files import decoder_of_file
+from act_pipeline.engines.onnx_runtimes.onnx_files import decoder_of_file, inspect_onnx
 from act_pipeline.engines.tensorrt.cudart import PACKAGE, Cuda, CudaError, Gpu, has_cudart
 from act_pipeline.engines.tensorrt.module import (
     INSTALL,
@@ -24,6 +24,7 @@ from act_pipeline.engines.tensorrt.module import (
     installed,
     installed_version,
     make_log,
+    register_plugins,
 )
 from act_pipeline.families.registry import Decoder
 
@@ -90,7 +91,8 @@ class TensorRTEngine:
         """Export the model to ONNX if it is a folder, build the plan unless it is cached, and load it.
 
         Args:
-            model: float for ``fp32`` and ``fp16``, with Q/DQ for ``int8``; a folder, or an ONNX file for TensorRT.
+            model: float for ``fp32`` and ``fp16``, with Q/DQ for ``int8``; a folder, an ONNX file for TensorRT, or a
+                plan, which is loaded as it is.
             precision: ``fp32``, ``fp16`` or ``int8``.
             device: ``GPU``.
             threads: recorded only, without effect on TensorRT; None: all CPUs that this process may use.
@@ -107,7 +109,7 @@ class TensorRTEngine:
                 TensorRT cannot build or load it.
         """
         from act_pipeline.engines.tensorrt.build import BuildOptions, make_recipe, plan_source
-        from act_pipeline.engines.tensorrt.plan import load_or_build, print_to_stderr
+        from act_pipeline.engines.tensorrt.plan import load_or_build, load_plan, print_to_stderr, source_of_plan
 
         if device != "GPU":
             raise UserError(f"tensorrt runs on the GPU only, found --device={device}; run with --device=GPU")
@@ -118,19 +120,28 @@ class TensorRTEngine:
         if gpu is None:
             raise UserError(f"{self._trt} cannot run here: CUDA finds no GPU, or no driver that fits; {_ELSEWHERE}")
         self.gpu: Gpu = gpu
-        options = BuildOptions(float16_rest=float16_rest)
-        self.artifact, summary = plan_source(model, precision, self._trt, float16_rest)
         self._where = location(model)
-        self._check = InputCheck(self._where, summary.inputs, batch_size, summary.input_dtypes)
         self._settings = {"module": self._trt.name, "gpu": str(gpu), "float16_rest": str(float16_rest)}
-        recipe = make_recipe(
-            self._trt, gpu, self.artifact, summary, precision=precision, batch_size=batch_size, options=options
-        )
         log = make_log(self._trt.module)
+        register_plugins(self._trt.module, log)
         self._runtime = self._trt.module.Runtime(log)
-        engine, self.plan_path = load_or_build(
-            self._trt, model, self.artifact, recipe, self._runtime.deserialize_cuda_engine, say or print_to_stderr
-        )
+        self.artifact: Artifact
+        if isinstance(model, PlanModel):
+            summary = inspect_onnx(source_of_plan(model))
+            engine, largest = load_plan(self._trt, model, batch_size, self._runtime.deserialize_cuda_engine, log)
+            self.artifact, self.plan_path = model, model.path
+            self._settings = {"module": self._trt.name, "gpu": str(gpu)}
+        else:
+            options = BuildOptions(float16_rest=float16_rest)
+            self.artifact, summary = plan_source(model, precision, self._trt, float16_rest)
+            recipe = make_recipe(
+                self._trt, gpu, self.artifact, summary, precision=precision, batch_size=batch_size, options=options
+            )
+            engine, self.plan_path = load_or_build(
+                self._trt, model, self.artifact, recipe, self._runtime.deserialize_cuda_engine, say or print_to_stderr
+            )
+            largest = {name: tuple(shapes[2]) for name, shapes in recipe.profile.items()}
+        self._check = InputCheck(self._where, summary.inputs, batch_size, summary.input_dtypes)
         self._log, self._engine = log, engine
         self._decode = decoder_of_file(model, summary, decoder)
         self._outputs = summary.outputs
@@ -138,7 +149,6 @@ class TensorRTEngine:
             self._context = engine.create_execution_context()
             if self._context is None:
                 raise UserError(f"{self._trt} cannot load {self._where}: {log.first_error()}")
-            largest = {name: shapes[2] for name, shapes in recipe.profile.items()}
             self._inputs = {name: _Buffer(self._cuda, 4 * math.prod(shape)) for name, shape in largest.items()}
             for name, buffer in self._inputs.items():
                 self._context.set_tensor_address(name, buffer.address)

@@ -133,3 +133,15 @@ def make_log(module: Any) -> Any:
             return self.errors[0] if self.errors else "it does not say why"
 
     return Log()
+
+
+def register_plugins(module: Any, log: Any) -> None:
+    """Make NVIDIA's own plugins, such as ``EfficientNMS_TRT``, known to the parser and to the runtime.
+
+    Args:
+        module: NVIDIA's module; ``tensorrt_rtx`` has no plugins.
+        log: see :func:`make_log`.
+    """
+    register = getattr(module, "init_libnvinfer_plugins", None)
+    if register is not None:
+        register(log, "")

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.artifacts import InferenceModel, OnnxModel, PlanModel, location
 from act_pipeline.core.atomic_files import write_bytes_atomically
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import read_record, write_record
 from act_pipeline.engines.tensorrt.build import BuildOptions, Built, Recipe, build, make_recipe, plan_source
 from act_pipeline.engines.tensorrt.cudart import Gpu, current_gpu
-from act_pipeline.engines.tensorrt.module import TensorRT, import_tensorrt, make_log
+from act_pipeline.engines.tensorrt.module import TensorRT, import_tensorrt, make_log, register_plugins
+from act_pipeline.engines.tensorrt.targets import RTX, Target, check_can_build, check_precision, for_target
 from act_pipeline.onnx_export import writable_directory
 
 PLAN_SCHEMA = "act_pipeline.plan/1"
@@ -84,6 +85,7 @@ def build_plan(
     options: BuildOptions | None = None,
     trt: TensorRT | None = None,
     gpu: Gpu | None = None,
+    target: Target | None = None,
 ) -> PlanRecord:
     """Build a plan and write it to disk; works without a GPU where ``tensorrt_rtx`` is installed.
 
@@ -97,28 +99,64 @@ def build_plan(
         options: builder options; None: the defaults.
         trt: NVIDIA's module; None: ``tensorrt``, or ``tensorrt_rtx`` if only that is installed or there is no GPU.
         gpu: the GPU to build on; None: the current CUDA device, if any.
+        target: the device that shall run the plan; None: whichever the module builds for.
 
     Returns:
         The record of the plan.
 
     Raises:
-        UserError: the module is missing, the export to ONNX fails, TensorRT cannot build the model, or ``path`` is a
-            folder.
+        UserError: the module is missing, the export to ONNX fails, TensorRT cannot build the model, ``path`` is a
+            folder, or a plan for the target cannot be made here.
 
     Example:
         >>> model = InferenceModel.load("output/rtdetr_sample_int8")  # doctest: +SKIP
         >>> build_plan(model, "sample.plan").bytes  # doctest: +SKIP
     """
     gpu = gpu or current_gpu()
-    trt = trt or import_tensorrt(() if gpu is not None else ("tensorrt_rtx",))
+    if target is not None:
+        check_precision(target, precision == "int8", str(location(model)))
+        check_can_build(target)
+    rtx_first = gpu is None or (target is not None and target.name == RTX)
+    trt = trt or import_tensorrt(("tensorrt_rtx",) if rtx_first else ())
     options = options or BuildOptions()
+    if target is not None:
+        options = for_target(target, options, trt.rtx, gpu.compute_capability if gpu is not None else None)
     onnx_model, summary = plan_source(model, precision, trt, options.float16_rest)
     recipe = make_recipe(trt, gpu, onnx_model, summary, precision=precision, batch_size=batch_size, options=options)
     cache = cache_directory(model)
-    target = Path(path) if path is not None else cache / plan_name(recipe)
-    if target.is_dir():
-        raise UserError(f"--output is {target}, a folder; give the file to write, such as {target / 'model.plan'}")
-    return _build_and_write(trt, onnx_model, recipe, target, cache, say)
+    output = Path(path) if path is not None else cache / plan_name(recipe)
+    if output.is_dir():
+        raise UserError(f"--output is {output}, a folder; give the file to write, such as {output / 'model.plan'}")
+    return _build_and_write(trt, onnx_model, recipe, output, cache, say)
+
+
+def source_of_plan(plan: PlanModel) -> OnnxModel:
+    """Return the ONNX file that a plan was built from: the one of the same name beside it, or the one in its record.
+
+    Args:
+        plan: the plan.
+
+    Raises:
+        UserError: there is no such file, or it has changed since.
+    """
+    record_path = plan.path.with_suffix(".json")
+    recorded: dict[str, Any] = {}
+    if record_path.is_file():
+        recorded = read_record(record_path, PLAN_SCHEMA)
+    beside = plan.path.with_suffix(".onnx")
+    named = Path(str(recorded.get("onnx", "")))
+    found = next((path for path in (beside, named) if path.suffix == ".onnx" and path.is_file()), None)
+    if found is None:
+        also = f", nor is {named}, which it was built from" if recorded else ""
+        raise UserError(
+            f"{plan.path} does not tell what its outputs mean, and {beside} is not there{also}; put the ONNX file that "
+            "it was built from there"
+        )
+    recipe = recorded.get("recipe")
+    built_from = recipe.get("onnx_hash") if isinstance(recipe, dict) else None
+    if built_from is not None and OnnxModel(found).content_hash() != built_from:
+        raise UserError(f"{plan.path} was built from another file than {found} is now; build it again")
+    return OnnxModel(found)
 
 
 def cache_directory(model: InferenceModel | OnnxModel) -> Path:
@@ -173,6 +211,42 @@ def load_or_build(
             "capability 7.5, 8.0, 8.6, 8.9 and 12.x), on others install NVIDIA's tensorrt; or run with --engine=auto"
         )
     return engine, path
+
+
+def load_plan(
+    trt: TensorRT, plan: PlanModel, batch_size: int, deserialize: Callable[[bytes], Any], log: Any
+) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """Return the engine of a plan, and the largest shape of each of its inputs.
+
+    Args:
+        trt: NVIDIA's module.
+        plan: the plan, of this package, of a bundle or of ``trtexec``.
+        batch_size: the largest batch that is asked for.
+        deserialize: returns the engine of a serialized plan, or None if it does not load.
+        log: holds NVIDIA's messages; the plugins are registered with it.
+
+    Raises:
+        UserError: the plan is damaged, is of another version or GPU, or is for smaller batches.
+    """
+    content = plan.path.read_bytes()
+    if plan.path.with_suffix(".json").is_file() and _whole(plan.path) is None:
+        raise UserError(f"{plan.path} is damaged: it is not the plan of the record beside it; build it again")
+    engine = deserialize(content)
+    if engine is None:
+        raise UserError(
+            f"{trt} does not load {plan.path}: {log.first_error()}; a plan runs with the version and on the GPU that "
+            "it was built with: build it here (deploy/build_engine.py, or its bundle's build.sh)"
+        )
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.module.TensorIOMode.INPUT]
+    largest = {name: tuple(engine.get_tensor_profile_shape(name, 0)[2]) for name in inputs}
+    most = min((shape[0] for shape in largest.values() if shape), default=batch_size)
+    if batch_size > most:
+        raise UserError(
+            f"{plan.path} is for batches up to {most}, asked for --batch_size={batch_size}; lower it, or build the "
+            "plan again"
+        )
+    return engine, largest
 
 
 def _build_and_write(
@@ -264,6 +338,7 @@ def inspect_plan(path: str | os.PathLike[str], trt: TensorRT | None = None) -> s
     trt = trt or import_tensorrt()
     require_gpu_for_layers()
     log = make_log(trt.module)
+    register_plugins(trt.module, log)
     engine = trt.module.Runtime(log).deserialize_cuda_engine(Path(path).read_bytes())
     if engine is None:
         raise UserError(f"{trt} does not load {path}: {log.first_error()}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +14,70 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.export import export_model
 from act_pipeline.rtdetr.build import build_model
 
-CLASSES = 80
+
+@dataclass(frozen=True)
+class Sizes:
+    """What distinguishes one PP-YOLOE+ from another.
+
+    Attributes:
+        classes: number of classes.
+        depth_mult, width_mult: PaddleDetection's factors of the numbers of blocks and of channels.
+        layers: blocks of each stage, before ``depth_mult``.
+        neck_blocks: blocks of each level of the neck, before ``depth_mult``.
+        nms: the parameters of ``MultiClassNMS`` that differ from :data:`_NMS`.
+    """
+
+    classes: int = 80
+    depth_mult: float = 0.33
+    width_mult: float = 0.50
+    layers: tuple[int, int, int, int] = (3, 6, 6, 3)
+    neck_blocks: int = 3
+    nms: Mapping[str, Any] = field(default_factory=dict)
 
 
-def config(size: int) -> dict[str, Any]:
-    """Return PaddleDetection's config of PP-YOLOE+ s, for an input of ``size``."""
+S = Sizes()
+_NMS = {"nms_top_k": 1000, "keep_top_k": 300, "score_threshold": 0.01, "nms_threshold": 0.7}
+
+
+def config(size: int, sizes: Sizes = S, architecture: str = "YOLOv3") -> dict[str, Any]:
+    """Return PaddleDetection's config of a PP-YOLOE+.
+
+    Args:
+        size: height and width of the input.
+        sizes: of the network; PP-YOLOE+ s by default.
+        architecture: ``YOLOv3``, or ``PPYOLOEWithAuxHead``, which is trained with a second head.
+    """
     steps = [
         {"Decode": {}},
         {"Resize": {"target_size": [size, size], "keep_ratio": False, "interp": 2}},
         {"NormalizeImage": {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "norm_type": "none"}},
         {"Permute": {}},
     ]
+    parts = {"backbone": "CSPResNet", "neck": "CustomCSPPAN", "yolo_head": "PPYOLOEHead", "post_process": None}
+    if architecture == "PPYOLOEWithAuxHead":
+        parts["aux_head"] = "SimpleConvHead"
     return {
-        "architecture": "YOLOv3", "norm_type": "sync_bn", "metric": "COCO", "num_classes": CLASSES,
-        "depth_mult": 0.33, "width_mult": 0.50,
-        "YOLOv3": {"backbone": "CSPResNet", "neck": "CustomCSPPAN", "yolo_head": "PPYOLOEHead", "post_process": None},
+        "architecture": architecture, "norm_type": "sync_bn", "metric": "COCO", "num_classes": sizes.classes,
+        "depth_mult": sizes.depth_mult, "width_mult": sizes.width_mult,
+        architecture: parts,
         "CSPResNet": {
-            "layers": [3, 6, 6, 3], "channels": [64, 128, 256, 512, 1024], "return_idx": [1, 2, 3],
+            "layers": list(sizes.layers), "channels": [64, 128, 256, 512, 1024], "return_idx": [1, 2, 3],
             "use_large_stem": True, "use_alpha": True,
         },
         "CustomCSPPAN": {
-            "out_channels": [768, 384, 192], "stage_num": 1, "block_num": 3, "act": "swish", "spp": True,
+            "out_channels": [768, 384, 192], "stage_num": 1, "block_num": sizes.neck_blocks, "act": "swish",
+            "spp": True,
+        },
+        "SimpleConvHead": {
+            "feat_in": 192, "feat_out": 32, "num_convs": 1, "fpn_strides": [32, 16, 8], "norm_type": "gn",
+            "act": "LeakyReLU", "reg_max": 16, "num_classes": sizes.classes,
         },
         "PPYOLOEHead": {
             "fpn_strides": [32, 16, 8], "grid_cell_scale": 5.0, "grid_cell_offset": 0.5, "static_assigner_epoch": 30,
             "use_varifocal_loss": True, "loss_weight": {"class": 1.0, "iou": 2.5, "dfl": 0.5},
             "static_assigner": {"name": "ATSSAssigner", "topk": 9},
             "assigner": {"name": "TaskAlignedAssigner", "topk": 13, "alpha": 1.0, "beta": 6.0},
-            "nms": {
-                "name": "MultiClassNMS", "nms_top_k": 1000, "keep_top_k": 300, "score_threshold": 0.01,
-                "nms_threshold": 0.7,
-            },
+            "nms": {"name": "MultiClassNMS", **_NMS, **sizes.nms},
         },
         "eval_size": [size, size],
         "TestReader": {"inputs_def": {"image_shape": [3, size, size]}, "sample_transforms": steps, "batch_size": 1},

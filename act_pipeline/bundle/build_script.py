@@ -1,0 +1,109 @@
+"""``build.sh`` of a bundle: the engine, built on the target machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from act_pipeline.engines.tensorrt.targets import RTX, Target, Version, trtexec_flags
+
+_TRTEXEC = """\
+#!/bin/sh
+# Builds model.plan from {model}, on {device} with {version}{jetpack}{capability}.
+# ./build.sh [{dla_flag}further flags of trtexec]
+set -eu
+cd "$(dirname "$0")"
+{dla_choice}
+for candidate in "$(command -v trtexec || true)" /usr/src/tensorrt/bin/trtexec /opt/tensorrt/bin/trtexec; do
+    if [ -z "${{TRTEXEC:-}}" ] && [ -n "$candidate" ] && [ -x "$candidate" ]; then TRTEXEC="$candidate"; fi
+done
+if [ -z "${{TRTEXEC:-}}" ]; then
+    if {without_trtexec}python3 -c "import tensorrt" 2>/dev/null; then exec python3 build.py; fi
+    echo "error: trtexec is missing: install {version}{jetpack}, or set TRTEXEC to its path" >&2
+    exit 2
+fi
+# The first line is such as: &&&& RUNNING TensorRT.trtexec [TensorRT v8502], or v100300
+number=$("$TRTEXEC" --help 2>&1 | sed -n 's/.*\\[TensorRT v\\([0-9]*\\)\\].*/\\1/p' | head -n 1)
+if [ -z "$number" ]; then
+    echo "error: $TRTEXEC does not tell its version, expected {version}" >&2
+    exit 2
+fi
+if [ "$number" -ge 100000 ]; then
+    found="$((number / 10000)).$((number / 100 % 100))"
+else
+    found="$((number / 1000)).$((number / 100 % 10))"
+fi
+case "$found" in
+    {pattern}) ;;
+    *) echo "error: this bundle is for {version}, here is TensorRT $found: make one with --tensorrt" >&2; exit 2 ;;
+esac
+{run}
+echo "model.plan is built; next: python3 verify.py && python3 run.py --repeat 50"
+"""
+_DLA = """\
+dla=
+if [ "${1:-}" = "--dla" ]; then dla=1; shift; fi"""
+_NO_DLA = """\
+if [ "${1:-}" = "--dla" ]; then
+    echo "error: %s" >&2
+    exit 2
+fi"""
+_RTX = """\
+#!/bin/sh
+# Builds model.plan from {model} with TensorRT-RTX, for {device}; needs no GPU.
+set -eu
+cd "$(dirname "$0")"
+python3 build.py
+echo "model.plan is built; next: python3 verify.py && python3 run.py --repeat 50"
+"""
+
+
+def build_script(
+    target: Target,
+    version: Version,
+    model: str,
+    *,
+    quantized: bool,
+    profile: Mapping[str, list[list[int]]] | None,
+    dla_model: str | None = None,
+) -> str:
+    """Return the script.
+
+    Args:
+        target: the device.
+        version: its TensorRT.
+        model: name of the ONNX file.
+        quantized: whether it has Q/DQ pairs.
+        profile: see :func:`act_pipeline.engines.tensorrt.targets.trtexec_flags`.
+        dla_model: name of the float ONNX file for the deep learning accelerator; None: there is none.
+    """
+    if version.name == RTX:
+        return _RTX.format(model=model, device=target.device)
+    usual = trtexec_flags(target, version, quantized=quantized, profile=profile)
+    run = _command(model, usual)
+    if dla_model is not None:
+        on_dla = trtexec_flags(target, version, quantized=False, profile=profile, dla=True)
+        run = f'if [ -n "$dla" ]; then\n    {_command(dla_model, on_dla)}\nelse\n    {run}\nfi'
+    missing = (
+        "the DLA computes no Q/DQ pairs: make the bundle with --float_model_path, the float model for it"
+        if target.dla
+        else f"{target.device} has no DLA"
+    )
+    pack = target.jetpack.get(version.name)
+    capabilities = " and ".join(target.compute_capabilities)
+    # A distribution of TensorRT without trtexec is NVIDIA's wheel, which build.py uses.
+    return _TRTEXEC.format(
+        model=model,
+        device=target.device,
+        version=version.title,
+        jetpack=f" (JetPack {pack})" if pack else "",
+        capability=f", compute capability {capabilities}" if capabilities else "",
+        dla_flag="--dla] [" if dla_model is not None else "",
+        dla_choice=_DLA if dla_model is not None else _NO_DLA % missing,
+        without_trtexec='[ -z "$dla" ] && ' if dla_model is not None else "",
+        pattern=version.name if "." in version.name else f"{version.name}.*",
+        run=run,
+    )
+
+
+def _command(model: str, flags: Sequence[str]) -> str:
+    return f'"$TRTEXEC" --onnx={model} --saveEngine=model.plan {" ".join(flags)} "$@"'

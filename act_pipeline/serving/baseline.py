@@ -1,0 +1,114 @@
+"""What a version detected when it was evaluated: what the requests are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Optional
+
+import numpy as np
+
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.evaluation.agreement import detection_change
+from act_pipeline.evaluation.detection_rows import outputs_of_rows
+from act_pipeline.evaluation.detections_file import DETECTIONS_FILENAME, load_detections
+from act_pipeline.serving.detections import Seen
+from act_pipeline.serving.histograms import BIN_NAMES, LEAST_SCORE, score_histogram, size_shares
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Detections of a number of images in figures.
+
+    Attributes:
+        images: number of images.
+        empty: number of images without a detection of at least 0.1.
+        detections: objects (scores above 0.3) an image, mean.
+        scores: number of detections in each bin of :data:`act_pipeline.serving.histograms.BIN_NAMES`.
+        classes: class index -> the same of one class; empty: the class indices are not known.
+        sizes: share of small, medium and large boxes among the objects.
+        disagreement: change of the detections compared with the float model's, in [0, 1]; None: not known.
+    """
+
+    images: int
+    empty: int
+    detections: float
+    scores: Sequence[int]
+    classes: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    sizes: Mapping[str, float] = field(default_factory=dict)
+    disagreement: Optional[float] = None
+
+    @classmethod
+    def of(cls, seen: Seen, images: int, empty: int, by_class: bool = True) -> Baseline:
+        """Return the figures of the detections of ``images`` images, ``empty`` of them without any."""
+        found = np.unique(seen.classes).tolist() if by_class else []
+        return cls(
+            images=images,
+            empty=empty,
+            detections=float(seen.sure.sum() / max(images, 1)),
+            scores=score_histogram(seen.scores).tolist(),
+            classes={index: score_histogram(seen.scores[seen.classes == index]).tolist() for index in found},
+            sizes=size_shares(seen.sides[seen.sure]),
+        )
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Baseline:
+        """Read the figures.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: they are damaged.
+        """
+        scores = [int(count) for count in found["scores"]]
+        classes = {int(index): [int(count) for count in row] for index, row in found["classes"].items()}
+        if any(len(row) != len(BIN_NAMES) for row in (scores, *classes.values())):
+            raise ValueError(f"a histogram has not {len(BIN_NAMES)} bins")
+        sizes, images, empty = dict(found["sizes"]), int(found["images"]), int(found["empty"])
+        return cls(images, empty, float(found["detections"]), scores, classes, sizes, found.get("disagreement"))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {**asdict(self), "classes": {str(index): list(row) for index, row in self.classes.items()}}
+
+    @property
+    def histogram(self) -> np.ndarray:
+        """Counts of the score bins, and of the images without a detection: int64 [10].
+
+        With the last entry the histogram of a stream without any detection is far from every other.
+        """
+        return np.array([*self.scores, self.empty], np.int64)
+
+
+def recorded_baseline(model: InferenceModel, category_ids: Optional[Sequence[int]] = None) -> Optional[Baseline]:
+    """Return the figures of the detections that ``compress`` kept next to a model; None: it kept none.
+
+    Args:
+        model: the INT8 model.
+        category_ids: the COCO category id of every class index; None: not known, then there are none by class.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = model.directory / DETECTIONS_FILENAME
+    if not path.is_file():
+        return None
+    kept = load_detections(path)
+    rows = kept.rows.get("int8")
+    if rows is None or not kept.image_ids:
+        return None
+    table = outputs_of_rows(rows)
+    if category_ids is not None:
+        index_of = {number: index for index, number in enumerate(category_ids)}
+        unknown = sorted(set(rows[:, 6].astype(int).tolist()) - set(index_of))
+        if unknown:
+            raise UserError(
+                f"{path} has detections of category id {unknown[0]}, which the reader's annotations lack; give the "
+                "--reader_config that the model was compressed with"
+            )
+        table[:, 0] = [index_of[int(number)] for number in rows[:, 6]]
+    images = len(kept.image_ids)
+    busy = np.unique(rows[rows[:, 5] >= LEAST_SCORE, 0])
+    made = Baseline.of(Seen.of(table), images, images - len(busy), by_class=category_ids is not None)
+    if "fp32" not in kept.rows or kept.masks:
+        return made
+    return replace(made, disagreement=detection_change(kept.rows["fp32"], rows))

@@ -1,0 +1,369 @@
+"""Watches the answers of each version and acts on the rules: what a server calls for each request."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Optional
+
+import numpy as np
+
+from act_pipeline.core.errors import UserError
+from act_pipeline.serving.baseline import Baseline
+from act_pipeline.serving.breach import Breach, Figure
+from act_pipeline.serving.counters import COUNTERS_FILENAME, Counters
+from act_pipeline.serving.decisions import DEVICE_METRICS, act
+from act_pipeline.serving.detections import Seen
+from act_pipeline.serving.disagreement import Disagreement
+from act_pipeline.serving.labels import Labels
+from act_pipeline.serving.metrics import exposition
+from act_pipeline.serving.repository import PointerWatch, Repository
+from act_pipeline.serving.routing import choose_version, is_shadowed
+from act_pipeline.serving.rules import Rules
+from act_pipeline.serving.shadow import FloatModel, Shadow, as_detections
+from act_pipeline.serving.state import State
+from act_pipeline.serving.temperature import Sensor, Temperature
+from act_pipeline.serving.window import Answer, Window
+
+_logger = logging.getLogger(__name__)
+SAVE_SECONDS = 1.0
+# The live version's window serves as the reference of a version without a recorded one from so many requests on.
+REFERENCE_REQUESTS = 100
+
+
+class _Watched:
+    """What is known of one version since it has had requests."""
+
+    def __init__(self, rules: Rules, baseline: Optional[Baseline], recorded_map: Optional[float]) -> None:
+        self.window = Window(rules.window.requests, rules.window.seconds)
+        self.labels = Labels(rules.window.labelled)
+        self.breaches = [Breach(rule) for rule in rules.rules if rule.metric not in DEVICE_METRICS]
+        self.baseline, self.origin = baseline, "recorded" if baseline else None
+        self.recorded_map = recorded_map
+
+
+class Monitor:
+    """The monitor of one repository; one process has one, and its threads share it.
+
+    For each request the server calls :meth:`route`, then :meth:`answered` or :meth:`failed`.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        rules: Rules,
+        float_model: Optional[FloatModel] = None,
+        sensor: Optional[Callable[[], Temperature]] = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Read the state and the counters.
+
+        Args:
+            repository: the repository; other processes may change it meanwhile.
+            rules: what is watched.
+            float_model: runs the ``inputs`` of :meth:`answered` in the float model and returns ``bbox [K, 6]``; None:
+                no shadow requests.
+            sensor: reads the temperature; None: the sensors of this machine.
+            clock: seconds, never going back.
+
+        Raises:
+            UserError: the pointer or a version's record is damaged.
+        """
+        self._repository, self._rules, self._clock = repository, rules, clock
+        self._pointer = PointerWatch(repository)
+        self._counters = Counters(repository.folder / COUNTERS_FILENAME)
+        self._sensor = sensor or Sensor()
+        self._lock = threading.RLock()
+        self._watched: dict[int, _Watched] = {}
+        self._state = self._refused = State()
+        self._device = [Breach(rule) for rule in rules.rules if rule.metric in DEVICE_METRICS]
+        self._temperature, self._readings = self._sensor(), 0
+        self._since_check, self._saved = 0, clock()
+        self._shadow = None
+        if float_model is not None and rules.shadow.share > 0:
+            self._shadow = Shadow(float_model, self._compared, self._shadow_failed, rules.shadow.queue)
+        self._refresh()
+
+    def route(self, request_id: str) -> Optional[int]:
+        """Return the version that is to answer a request; None: nothing is promoted yet.
+
+        Args:
+            request_id: the request's id; the same id gets the same version while the shares do not change.
+        """
+        with self._lock:
+            return choose_version(self._refresh(), request_id, self._rules.seed)
+
+    def answered(
+        self, version: int, request_id: str, detections: np.ndarray, seconds: float, inputs: Any = None
+    ) -> None:
+        """Note the answer to a request, and check the rules when it is time.
+
+        Args:
+            version: the version that answered.
+            request_id: the request's id.
+            detections: ``bbox [K, 6]`` of the image: class, score, x1, y1, x2, y2 in pixels of the original image.
+                What is not finite or has another shape counts as a failure.
+            seconds: how long the request took.
+            inputs: what ``float_model`` takes; None: the request has no shadow.
+        """
+        try:
+            rows = as_detections(detections)
+        except ValueError:
+            self.failed(version, request_id, seconds)
+            return
+        if self._shadow is not None and inputs is not None:
+            if is_shadowed(request_id, self._rules.shadow.share, self._rules.seed):
+                queued = self._shadow.offer(version, inputs, rows)
+                if not queued:
+                    self._count(version, "shadow_dropped")
+        seen = Seen.of(rows)
+        with self._lock:
+            watched = self._watched.get(version)
+            if watched is not None:
+                watched.labels.answer(request_id, rows)
+            self._counters.add(version, "detections", int(seen.sure.sum()))
+            self._add(version, Answer(self._clock(), seconds, seen))
+
+    def failed(self, version: int, request_id: str, seconds: float) -> None:
+        """Note a request that the version could not answer; a request that is itself wrong is not noted.
+
+        Args:
+            version: the version.
+            request_id: the request's id.
+            seconds: how long it took.
+        """
+        with self._lock:
+            self._counters.add(version, "errors")
+            self._add(version, Answer(self._clock(), seconds, None))
+
+    def post_labels(self, request_id: str, objects: np.ndarray) -> bool:
+        """Note the labels of an earlier request, from which the mAP is computed.
+
+        Args:
+            request_id: the request's id.
+            objects: ``[G, 5]``: class index, x1, y1, x2, y2 in pixels of the original image; empty: no objects.
+
+        Returns:
+            False if the answer to the request is not kept any more.
+
+        Raises:
+            ValueError: the objects have another shape, or are not finite.
+        """
+        rows = np.asarray(objects, np.float64)
+        rows = rows.reshape(0, 5) if rows.size == 0 else rows
+        if rows.ndim != 2 or rows.shape[1] != 5 or not np.isfinite(rows).all():
+            raise ValueError(f"objects are {list(rows.shape)}, expected finite rows of 5: class, x1, y1, x2, y2")
+        with self._lock:
+            for version, watched in self._watched.items():
+                if watched.labels.post(request_id, rows):
+                    self._counters.add(version, "labelled")
+                    return True
+        return False
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures that :meth:`prometheus` and the page show, values for JSON."""
+        with self._lock:
+            state = self._refresh()
+            roles, shares = state.roles(), state.shares()
+            versions = {
+                str(version): {
+                    "role": roles.get(version),
+                    "share": shares.get(version, 0) / 100,
+                    "counters": self._counters.of(version),
+                    "window": self._window(version) if version in self._watched else None,
+                    "rules": self._rule_states(version),
+                }
+                for version in sorted({*self._counters.versions(), *roles})
+            }
+            return {
+                "state": state.as_json(),
+                "temperature": {"celsius": self._temperature.degrees, "source": self._temperature.source},
+                "device_rules": [_rule_state(breach) for breach in self._device],
+                "shadow_waiting": self._shadow.waiting if self._shadow else 0,
+                "versions": versions,
+            }
+
+    def prometheus(self) -> str:
+        """Return the figures in Prometheus' text format, version 0.0.4."""
+        return exposition(self.figures())
+
+    def check(self) -> list[dict[str, Any]]:
+        """Check the rules now; :meth:`answered` and :meth:`failed` do so every ``window.check_every`` requests.
+
+        Returns:
+            the log's entries of what was done.
+        """
+        with self._lock:
+            self._since_check = 0
+            self._temperature = self._sensor()
+            self._readings += self._temperature.degrees is not None
+            done = [*self._check_versions(), *self._check_device()]
+            if done:
+                self._save()
+            return done
+
+    def drain_shadow(self) -> None:
+        """Wait until the queued shadow requests have run."""
+        if self._shadow is not None:
+            self._shadow.drain()
+
+    def close(self) -> None:
+        """End the shadow's thread and save the counters."""
+        if self._shadow is not None:
+            self._shadow.close()
+        with self._lock:
+            self._save()
+
+    def _add(self, version: int, answer: Answer) -> None:
+        self._counters.add(version, "requests")
+        watched = self._watched.get(version)
+        if watched is not None:
+            watched.window.add(answer)
+        self._since_check += 1
+        if self._since_check >= self._rules.window.check_every:
+            self.check()
+        if self._clock() - self._saved >= SAVE_SECONDS:
+            self._save()
+
+    def _save(self) -> None:
+        self._saved = self._clock()
+        try:
+            self._counters.save()
+        except OSError as error:  # a full disk ends no request
+            _logger.warning("the counters are not saved: %s", error)
+
+    def _refresh(self) -> State:
+        """Return the present state, having followed a change of it.
+
+        A change to a version that cannot be read is not followed: those of before go on answering.
+
+        Raises:
+            UserError: there are none of before.
+        """
+        state = self._pointer.state()
+        if state not in (self._state, self._refused):
+            try:
+                self._follow(state)
+            except UserError as error:
+                if self._state.live is None:
+                    raise
+                self._refused = state
+                _logger.warning("the change of versions is not followed: %s", error)
+        return self._state
+
+    def _follow(self, state: State) -> None:
+        new = [self._repository.version(version) for version in state.shares() if version not in self._watched]
+        before = self._watched.get(self._state.live or 0)
+        former = before.window.baseline() if before is not None else None
+        for version in set(self._watched) - set(state.shares()):
+            del self._watched[version]
+        for record in new:
+            self._watched[record.number] = _Watched(self._rules, record.baseline, record.map)
+        # A version that has no baseline of its own is compared with the one that it replaced.
+        now_live = self._watched.get(state.live or 0)
+        if now_live is not None and now_live.baseline is None and former and former.images >= REFERENCE_REQUESTS:
+            now_live.baseline, now_live.origin = former, f"version {self._state.live}"
+        self._state = state
+
+    def _reference(self, version: int) -> tuple[Optional[Baseline], Optional[str]]:
+        """Return what a version's detections are compared with, and where that is from."""
+        watched, live = self._watched[version], self._state.live
+        if watched.baseline is not None or live in (None, version):
+            return watched.baseline, watched.origin
+        other = self._watched[live or 0].window.baseline()
+        enough = other is not None and other.images >= REFERENCE_REQUESTS
+        return (other, f"version {live}") if enough else (None, None)
+
+    def _window(self, version: int) -> dict[str, Any]:
+        watched = self._watched[version]
+        reference, origin = self._reference(version)
+        found, score = watched.window.figures(self._clock(), reference), watched.labels.map()
+        drop = watched.recorded_map - score if watched.recorded_map is not None and score is not None else None
+        labelled = len(watched.labels.labelled)
+        return {**found.as_json(), "psi_reference": origin, "map": score, "map_drop": drop, "labelled": labelled}
+
+    def _check_versions(self) -> list[dict[str, Any]]:
+        done = []
+        state = self._refresh()
+        windows = {version: self._window(version) for version in self._watched}
+        # The candidate first: what it broke is not the live version's fault.
+        for version in sorted(windows, key=lambda number: number != state.candidate):
+            for breach in self._watched[version].breaches if version in self._watched else ():
+                metric = breach.rule.metric
+                if breach.check(_figure(windows[version], metric)):
+                    others = {str(other): found[metric] for other, found in windows.items() if other != version}
+                    entry = self._act(version, breach, windows[version], others)
+                    if entry is not None:
+                        done.append(entry)
+                        if entry["event"] != "alarm":
+                            return done  # the versions have changed: the next check looks at the new ones
+        return done
+
+    def _check_device(self) -> list[dict[str, Any]]:
+        done = []
+        for breach in self._device:
+            state = self._refresh()
+            version = state.live if state.candidate is None else state.candidate
+            if version is None or not breach.check(Figure(self._temperature.degrees, self._readings)):
+                continue
+            figures = {"temperature": self._temperature.degrees, "source": self._temperature.source}
+            entry = self._act(version, breach, figures, {})
+            if entry is not None:
+                done.append(entry)
+        return done
+
+    def _act(
+        self, version: int, breach: Breach, found: dict[str, Any], others: dict[str, Any]
+    ) -> Optional[dict[str, Any]]:
+        rule = breach.rule
+        figures = {
+            "metric": rule.metric,
+            "value": found[rule.metric],
+            "bound": rule.bound,
+            "checks": rule.checks,
+            "action": rule.action,
+            "others": others,
+            "figures": {name: value for name, value in found.items() if not isinstance(value, dict)},
+            "answered": self._counters.of(version)["requests"],
+        }
+        try:
+            entry = act(self._repository, version, rule, figures)
+        except (UserError, OSError) as error:  # the next check tries again; the request is answered all the same
+            breach.active = False
+            _logger.warning("version %d, %s %s: %s", version, rule.metric, rule.bound, error)
+            return None
+        if entry is not None:
+            self._counters.add(version, "decisions")
+        self._refresh()
+        return entry
+
+    def _rule_states(self, version: int) -> list[dict[str, Any]]:
+        watched = self._watched.get(version)
+        return [_rule_state(breach) for breach in watched.breaches] if watched is not None else []
+
+    def _compared(self, version: int, reference: np.ndarray, detections: np.ndarray) -> None:
+        found = Disagreement.of(reference, detections)
+        with self._lock:
+            self._counters.add(version, "shadowed")
+            watched = self._watched.get(version)
+            if watched is not None:
+                watched.window.compare(self._clock(), found)
+
+    def _shadow_failed(self, version: int) -> None:
+        self._count(version, "shadow_errors")
+
+    def _count(self, version: int, name: str) -> None:
+        with self._lock:
+            self._counters.add(version, name)
+
+
+def _figure(window: dict[str, Any], metric: str) -> Figure:
+    counts = {"disagreement": "shadowed", "map": "labelled", "map_drop": "labelled"}
+    return Figure(window[metric], window[counts.get(metric, "requests")])
+
+
+def _rule_state(breach: Breach) -> dict[str, Any]:
+    rule = breach.rule
+    return {"metric": rule.metric, "bound": rule.bound, "action": rule.action, "active": breach.active}

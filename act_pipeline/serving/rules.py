@@ -1,0 +1,157 @@
+"""The rules of a monitor, read from YAML: what is watched, and what a breach does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Optional
+
+from act_pipeline.config.schema import Invalid, Source, build, key
+from act_pipeline.core.defaults import find_shipped
+from act_pipeline.core.yaml_files import apply_overrides, load_yaml, parse_override
+
+DEFAULT_RULES = Path("configs/serving/rules.yml")
+Metric = Literal[
+    "disagreement",
+    "psi",
+    "psi_worst_class",
+    "detections_change",
+    "p50_ms",
+    "p99_ms",
+    "error_rate",
+    "temperature",
+    "map",
+    "map_drop",
+]
+Action = Literal["roll_back", "switch_to_spare", "alarm"]
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """Section ``window``: which requests the figures are of.
+
+    Attributes:
+        requests: the last so many of each version.
+        seconds: none that is older.
+        check_every: the rules are checked after so many requests.
+        labelled: the last so many labelled images, and answers that wait for labels.
+    """
+
+    requests: int = key(500, at_least=1, at_most=100_000)
+    seconds: float = key(600.0, above=0)
+    check_every: int = key(20, at_least=1)
+    labelled: int = key(500, at_least=1, at_most=100_000)
+
+
+@dataclass(frozen=True)
+class ShadowSettings:
+    """Section ``shadow``: the requests that run in the float model too.
+
+    Attributes:
+        share: share of the requests, percent; 0: none.
+        queue: the most requests that wait; more are dropped and counted.
+    """
+
+    share: float = key(5.0, at_least=0, at_most=100)
+    queue: int = key(16, at_least=1, at_most=10_000)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An entry of ``rules``.
+
+    Attributes:
+        metric: the figure.
+        above, below: the bound; one of the two.
+        clear: the breach is over when the figure is within this bound; by default the bound itself.
+        min_count: the least number of requests that the figure is computed from: shadowed images for
+            ``disagreement``, labelled images for ``map`` and ``map_drop``, readings for ``temperature``.
+        checks: consecutive checks out of bounds before the action.
+        action: what to do.
+    """
+
+    metric: Metric
+    above: Optional[float] = None
+    below: Optional[float] = None
+    clear: Optional[float] = None
+    min_count: int = key(100, at_least=1)
+    checks: int = key(2, at_least=1)
+    action: Action = "alarm"
+
+    def __post_init__(self) -> None:
+        if (self.above is None) == (self.below is None):
+            raise Invalid("above", "and below are both given or both missing, expected one of the two")
+        if self.clear is not None and self.is_out(self.clear):
+            raise Invalid(
+                "clear", f"is {self.clear:g}, which is itself out of bounds, expected a value within {self.bound}"
+            )
+
+    @property
+    def bound(self) -> str:
+        """The bound in words, such as ``above 0.1``."""
+        return f"above {self.above:g}" if self.above is not None else f"below {self.below:g}"
+
+    def is_out(self, value: float) -> bool:
+        """Return whether a value is out of bounds."""
+        if self.above is not None:
+            return value > self.above
+        return self.below is not None and value < self.below
+
+    def is_clear(self, value: float) -> bool:
+        """Return whether a value ends a breach."""
+        if self.clear is None:
+            return not self.is_out(value)
+        return value <= self.clear if self.above is not None else value >= self.clear
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The content of the file.
+
+    Attributes:
+        path: the file.
+        window: section ``window``.
+        shadow: section ``shadow``.
+        rules: the list ``rules``.
+        seed: seed of the choice of requests for the candidate and for the shadow.
+    """
+
+    path: Path = key(from_yaml=False)
+    window: WindowSettings = key(factory=WindowSettings)
+    shadow: ShadowSettings = key(factory=ShadowSettings)
+    rules: list[Rule] = key(factory=list)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for index, rule in enumerate(self.rules):
+            most = self._most(rule)
+            if most is not None and rule.min_count > most:
+                raise Invalid(
+                    f"rules[{index}].min_count",
+                    f"is {rule.min_count}, but the window holds {most}: it is never reached",
+                )
+            if rule.metric == "disagreement" and not self.shadow.share:
+                raise Invalid(f"rules[{index}].metric", "is disagreement, which needs shadow.share above 0")
+
+    def _most(self, rule: Rule) -> Optional[int]:
+        if rule.metric == "temperature":
+            return None
+        return self.window.labelled if rule.metric in ("map", "map_drop") else self.window.requests
+
+
+def load_rules(path: str | os.PathLike[str] = DEFAULT_RULES, overrides: Iterable[str] = ()) -> Rules:
+    """Read and check a file of rules.
+
+    Args:
+        path: the file; ``configs/...`` of this package too.
+        overrides: ``section.key=value`` each, set over the file's values.
+
+    Raises:
+        UserError: the file is not YAML, or a section, key, type or value does not fit.
+    """
+    path, overrides = find_shipped(path), list(overrides)
+    content = apply_overrides(load_yaml(path), overrides)
+    source = Source(path, tuple(".".join(parse_override(override)[0]) for override in overrides))
+    return build(Rules, content, source, path=path)

@@ -1,0 +1,110 @@
+"""Requests that run in the float model too, in a thread of its own: the answers do not wait for it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# Runs the float model on what the server gave to `offer`, and returns bbox [K, 6] of the one image.
+FloatModel = Callable[[Any], np.ndarray]
+Report = Callable[[int, np.ndarray, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class _Job:
+    version: int
+    inputs: Any
+    detections: np.ndarray
+
+
+class Shadow:
+    """Runs requests in the float model from a queue of limited length; what does not fit is dropped and counted."""
+
+    def __init__(self, run: FloatModel, report: Report, failed: Callable[[int], None], length: int = 16) -> None:
+        """Start the thread.
+
+        Args:
+            run: the float model. Its exceptions are counted, and end nothing.
+            report: called with the version, the float model's and the version's detections, ``[K, 6]`` each.
+            failed: called with the version when the float model failed.
+            length: the most requests that wait; each holds its inputs in memory.
+        """
+        self._run, self._report, self._failed = run, report, failed
+        self._queue: queue.Queue[_Job] = queue.Queue(length)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
+        self._thread.start()
+
+    def offer(self, version: int, inputs: Any, detections: np.ndarray) -> bool:
+        """Queue a request; returns at once, False if it was dropped.
+
+        Args:
+            version: the version that answered.
+            inputs: what ``run`` takes; it must not be changed afterwards.
+            detections: the answer, ``[K, 6]``.
+        """
+        if self._closing.is_set():
+            return False
+        try:
+            self._queue.put_nowait(_Job(version, inputs, detections))
+        except queue.Full:
+            return False
+        return True
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests in the queue."""
+        return self._queue.qsize()
+
+    def drain(self) -> None:
+        """Wait until the queued requests have run."""
+        self._queue.join()
+
+    def close(self, seconds: float = 10.0) -> None:
+        """Forget the queued requests, and wait for the running one; a second call does nothing.
+
+        Args:
+            seconds: how long to wait.
+        """
+        self._closing.set()
+        self._thread.join(seconds)
+
+    def _work(self) -> None:
+        while not self._closing.is_set():
+            try:
+                job = self._queue.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            try:
+                self._compare(job)
+            finally:
+                self._queue.task_done()
+
+    def _compare(self, job: _Job) -> None:
+        try:
+            reference = as_detections(self._run(job.inputs))
+        except Exception:  # whatever the runtime raises: the answers do not depend on it
+            self._failed(job.version)
+            return
+        self._report(job.version, reference, job.detections)
+
+
+def as_detections(bbox: Any) -> np.ndarray:
+    """Return ``bbox`` as float64 [K, 6].
+
+    Raises:
+        ValueError: it has another shape, or is not finite.
+    """
+    found = np.asarray(bbox, np.float64)
+    if found.size == 0:
+        return found.reshape(0, 6)
+    if found.ndim != 2 or found.shape[1] != 6:
+        raise ValueError(f"bbox is {list(found.shape)}, expected [K, 6]")
+    if not np.isfinite(found).all():
+        raise ValueError("bbox holds NaN or infinity")
+    return found

@@ -1,0 +1,6 @@
+"""Put a model and what its target machine needs into one file: `act-pipeline bundle` in this clone."""
+
+if __name__ == "__main__":  # processes that the command starts import this file too
+    from _clone import run_module
+
+    run_module("act_pipeline.cli.bundle")

@@ -1,0 +1,6 @@
+"""List what happened to the versions of a repository, and why: `act-pipeline history` in this clone."""
+
+if __name__ == "__main__":  # processes that the command starts import this file too
+    from _clone import run_module
+
+    run_module("act_pipeline.cli.history")
