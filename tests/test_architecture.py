@@ -31,6 +31,7 @@ LAYERS = (
     "bundle",
     "report",
     "compress",
+    "search",
     "serving",
     "demo",
     "doctor",

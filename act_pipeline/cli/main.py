@@ -19,6 +19,7 @@ COMMANDS = {
     "eval": ("act_pipeline.cli.eval", "mAP and latency in an inference engine, or one picture"),
     "analyze": ("act_pipeline.cli.analyze", "a float model before compression: distributions, sensitivity to INT8"),
     "benchmark": ("act_pipeline.cli.benchmark", "all engines and precisions of this machine, side by side"),
+    "search": ("act_pipeline.cli.search", "a faster variant without training: fewer decoder layers, fewer queries"),
     "report": (
         "act_pipeline.cli.report",
         "report.html of an INT8 model: what it gains and loses, compared with FP32",

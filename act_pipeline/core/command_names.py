@@ -13,6 +13,7 @@ SCRIPTS = {
     "deploy/infer_eval.py": "eval",
     "tools/analyze.py": "analyze",
     "deploy/benchmark.py": "benchmark",
+    "tools/search.py": "search",
     "tools/report.py": "report",
     "deploy/export_onnx.py": "onnx",
     "deploy/build_engine.py": "engine",

@@ -1,0 +1,161 @@
+"""Result of a search: rows, record, table and picture."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Optional
+
+from act_pipeline.core.atomic_files import write_bytes_atomically
+from act_pipeline.core.tables import figure, megabytes, text_table
+from act_pipeline.search.pareto import front
+
+SEARCH_SCHEMA, SEARCH_FILENAME, PICTURE_FILENAME = "act_pipeline.search/1", "search.json", "search.png"
+_COLORS = {"fp32": "#999999", "int8": "#D55E00"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant at one precision.
+
+    Attributes:
+        name: name of the variant.
+        words: the variant in words.
+        layers, queries, size: see :class:`act_pipeline.search.variants.Variant`.
+        precision: ``fp32`` or ``int8``.
+        folder: its model.
+        bytes: size of the model.
+        map: mAP on the evaluated images.
+        images: number of evaluated images.
+        map_drop: the full float model's mAP on these images - ``map``.
+        low, high: 95% interval of ``map_drop``.
+        probability: share of the resampled data sets on which the drop is within ``max_drop``.
+        latency_ms: median latency in ms.
+        ratio: speed-up over the full model in INT8 (in FP32 for the rows in FP32), median over the rounds.
+        dropped: why it was not followed further; None: it was.
+        on_front: whether no other row of all images is faster and better.
+    """
+
+    name: str
+    words: str
+    layers: Optional[int]
+    queries: Optional[int]
+    size: Sequence[int]
+    precision: str
+    folder: str
+    bytes: int
+    map: Optional[float]
+    images: int
+    map_drop: Optional[float]
+    low: Optional[float]
+    high: Optional[float]
+    probability: Optional[float]
+    latency_ms: float
+    ratio: float
+    dropped: Optional[str] = None
+    on_front: bool = False
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """Result of a search.
+
+    Attributes:
+        rows: all variants, INT8 first, the fastest first.
+        chosen: the fastest row within ``max_drop``; None: there is none.
+        max_drop: the largest drop of mAP.
+        confidence: the share of resampled data sets on which it has to hold.
+        engine: what evaluated and timed.
+        seconds: stage -> seconds.
+        source: what the search was made from.
+    """
+
+    rows: Sequence[Row]
+    chosen: Optional[Row]
+    max_drop: float
+    confidence: float
+    engine: str
+    seconds: Mapping[str, float]
+    source: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of ``search.json``."""
+        return {
+            **self.source,
+            "engine": self.engine,
+            "max_drop": self.max_drop,
+            "confidence": self.confidence,
+            "chosen": None if self.chosen is None else {"name": self.chosen.name, "precision": self.chosen.precision},
+            "seconds": dict(self.seconds),
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    @property
+    def lines(self) -> list[str]:
+        """The text to print."""
+        header = ("", "precision", "ms p50", "x full", "mAP", "change", "images", "MB", "")
+        table = text_table(header, [_cells(row, row is self.chosen) for row in self.rows])
+        lines = [f"mAP and latency in {self.engine}; x full: to the full model at the same precision", "", table, ""]
+        lines += [f"dropped: {row.words}: {row.dropped}" for row in self.rows if row.dropped]
+        chosen = self.chosen
+        if chosen is None:
+            return [*lines, f"no INT8 model is within max_drop {self.max_drop} of the full float model"]
+        if chosen.ratio == 1:
+            return [*lines, f"no variant within max_drop {self.max_drop} is faster than the full model in INT8"]
+        speed = f"{chosen.ratio:.2f} times as fast as the full model in INT8"
+        drop = f"mAP {-(chosen.map_drop or 0.0):+.4f} against the full float model"
+        return [*lines, f"fastest within max_drop {self.max_drop}: {chosen.words}: {speed}, {drop}: {chosen.folder}"]
+
+
+def with_front(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with ``on_front`` set among those that were evaluated on all images, sorted."""
+    most = max((row.images for row in rows), default=0)
+    whole = [row for row in rows if row.images == most and row.map is not None]
+    best = {id(whole[place]) for place in front([(row.latency_ms, row.map or 0.0) for row in whole])}
+    marked = [replace(row, on_front=id(row) in best) for row in rows]
+    return sorted(marked, key=lambda row: (row.precision != "int8", row.latency_ms))
+
+
+def _cells(row: Row, chosen: bool) -> list[str]:
+    mark = "chosen" if chosen else "front" if row.on_front else ""
+    change = "-" if row.map_drop is None else f"{-row.map_drop:+.4f}"
+    speed = [f"{row.latency_ms:.1f}", f"{row.ratio:.2f}"]
+    return [row.words, row.precision, *speed, figure(row.map), change, str(row.images), megabytes(row.bytes), mark]
+
+
+def draw(outcome: SearchOutcome, path: str | os.PathLike[str]) -> None:
+    """Draw mAP over latency of the rows that were evaluated on all images, with the front as a line, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    most = max(row.images for row in outcome.rows)
+    rows = [row for row in outcome.rows if row.images == most and row.map is not None]
+    figure_ = Figure(figsize=(9.0, 5.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure_)
+    axes = figure_.add_subplot()
+    for precision, color in _COLORS.items():
+        shown = [row for row in rows if row.precision == precision]
+        if shown:
+            places = [row.latency_ms for row in shown], [row.map or 0.0 for row in shown]
+            axes.plot(*places, "o", markersize=7, color=color, label=precision, zorder=3)
+    best = sorted((row for row in rows if row.on_front), key=lambda row: row.latency_ms)
+    line = [row.latency_ms for row in best], [row.map or 0.0 for row in best]
+    axes.plot(*line, color="black", linewidth=1.0, label="Pareto front", zorder=2)
+    reference = max((row.map or 0.0) + (row.map_drop or 0.0) for row in rows)
+    axes.axhline(reference - outcome.max_drop, color="black", linestyle=":", linewidth=1.0, label="max_drop")
+    for row in rows:
+        label = row.words.partition(", ")[2] or row.words
+        axes.annotate(label, (row.latency_ms, row.map or 0.0), (5, 5), textcoords="offset points", fontsize=8.5)
+    axes.margins(0.18)
+    axes.set_xlabel(f"ms p50 in {outcome.engine}, batch 1")
+    axes.set_ylabel(f"mAP, {most} images")
+    axes.grid(True, color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    figure_.savefig(buffer, format="png")
+    write_bytes_atomically(path, buffer.getvalue())

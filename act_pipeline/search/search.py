@@ -1,0 +1,267 @@
+"""Search over decoder layers, queries and input sizes, in float and INT8: ``tools/search.py``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from act_pipeline.calibration.feeds import open_reader
+from act_pipeline.compress import Compressed, compress
+from act_pipeline.compress.judging.choice import choose_judge
+from act_pipeline.compress.judging.judge import Judge
+from act_pipeline.config import Config
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import write_record
+from act_pipeline.core.timing import timed
+from act_pipeline.data import Reader
+from act_pipeline.engines.device import paddle_device
+from act_pipeline.engines.float_model import require_float
+from act_pipeline.engines.interface import Engine
+from act_pipeline.evaluation import Evaluation, GroundTruth
+from act_pipeline.evaluation.batches import Latencies, measure_in_turns
+from act_pipeline.evaluation.comparison import compare_on_some
+from act_pipeline.evaluation.confidence import MapDifference
+from act_pipeline.families.interface import PROMPTS
+from act_pipeline.families.registry import decoder_for
+from act_pipeline.search.halving import Entry, halve, ranked, within
+from act_pipeline.search.outcome import (
+    PICTURE_FILENAME,
+    SEARCH_FILENAME,
+    SEARCH_SCHEMA,
+    Row,
+    SearchOutcome,
+    draw,
+    with_front,
+)
+from act_pipeline.search.variants import Source, Variant
+
+# Images for the calibration of each variant: the chosen one can be compressed again with more.
+CALIBRATION_IMAGES = 64
+ROUNDS, _TIMED_IMAGES = 10, 4
+
+Say = Callable[[str], None]
+
+
+def search(
+    config: Config,
+    save_dir: str | os.PathLike[str],
+    device: str = "auto",
+    *,
+    layers: Sequence[int] | None = None,
+    queries: Sequence[int] | None = None,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    candidates: int = 2,
+    progress: bool = True,
+    reader_overrides: Sequence[str] = (),
+    say: Say = lambda line: print(line, file=sys.stderr),
+) -> SearchOutcome:
+    """Find the fastest variant of a model within ``Strategy.max_drop``, without training.
+
+    The variants are exported from the weights, timed in turns in the engine that compress evaluates in, and evaluated
+    in float by successive halving. The best of them and the full model are calibrated (``ptq``), evaluated and timed in
+    INT8. ``save_dir`` gets ``search.json``, ``search.png`` and the models, in ``float/`` and ``int8/``; a second search
+    with the same config takes those that are there.
+
+    Args:
+        config: the compression config; ``Global.model_dir`` is a folder of ``tools/export_model.py``.
+        save_dir: the folder for the results.
+        device: ``CPU``, ``GPU`` or ``auto``.
+        layers, queries, sizes: what to try, see :meth:`act_pipeline.search.variants.Source.variants`.
+        candidates: how many variants besides the full model are made INT8.
+        progress: show progress bars on stderr.
+        reader_overrides: ``Section.key=value`` each, set over the values of the reader's file.
+        say: is called with one line per step.
+
+    Raises:
+        UserError: the model was not exported here, there are no labels or no ``max_drop``, or a variant cannot be made.
+    """
+    max_drop = config.strategy.max_drop
+    if max_drop is None:
+        raise UserError(f"{config.path}: Strategy.max_drop is empty, expected a number: the search stays within it")
+    if config.global_.evaluation is not True:
+        raise UserError(f"{config.path}: Global.Evaluation is {config.global_.evaluation}, expected true for a search")
+    folder, places = Path(save_dir), config.global_
+    model = InferenceModel.load(places.model_dir, places.model_filename, places.params_filename)
+    require_float(model)
+    source = Source.of(model)
+    variants = source.variants(layers, queries, sizes)
+    seconds: dict[str, float] = {}
+    judge = choose_judge(config.strategy.engine, paddle_device(device), model, decoder=decoder_for(config, model))
+    with timed(seconds, "export"):
+        say(f"exporting {len(variants) - 1} variants of {model.directory}")
+        entries = [
+            _entry(config, variant, model if variant == source.full else source.export(variant, folder / "float"),
+                   reader_overrides)
+            for variant in variants
+        ]  # fmt: skip
+    full, rest = entries[0], entries[1:]
+    full.reader.require_labels("eval", "the search")
+    with timed(seconds, "time"):
+        say(f"timing them in {judge.fp32_engine}, {ROUNDS} rounds in turns")
+        measured = _latencies(judge, {entry.variant.name: (entry.model, entry.reader) for entry in entries}, "fp32")
+        for entry in entries:  # by the ratios within the rounds, which move less than the medians
+            entry.latency_ms = measured[full.variant.name].latency_ms["p50"] / measured[entry.variant.name].ratio
+    with timed(seconds, "evaluate"):
+        full.evaluation, _ = judge.evaluate_float(full.model, full.reader, progress)
+        truth = GroundTruth.load(full.reader, "eval")
+        alive = halve(rest, _evaluator(judge, progress), full.evaluation, truth, max_drop, keep=candidates)
+    rows = [_row(entry.variant, "fp32", entry.model, entry.evaluation, entry.difference, measured[entry.variant.name],
+                 max_drop, entry.dropped) for entry in entries]  # fmt: skip
+    best = [entry for entry in ranked(alive, max_drop) if within(entry, max_drop)][:candidates]
+    rows += _int8_rows(
+        config, judge, [full, *best], full.evaluation, truth, folder,
+        device=device, progress=progress, reader_overrides=reader_overrides, seconds=seconds, say=say,
+    )  # fmt: skip
+    rows = with_front(rows)
+    sure = [
+        row for row in rows
+        if row.precision == "int8" and row.probability is not None and row.probability >= config.strategy.confidence
+        and row.map_drop is not None and row.map_drop <= max_drop
+    ]  # fmt: skip
+    outcome = SearchOutcome(
+        rows,
+        max(sure, key=lambda row: row.ratio, default=None),
+        max_drop,
+        config.strategy.confidence,
+        f"{judge.engine} on {judge.device}",
+        {name: round(value, 2) for name, value in seconds.items()},
+        {"config": str(config.path), "model": str(model.directory), "model_hash": model.content_hash(),
+         "reader": str(full.reader.path), "reader_hash": full.reader.fingerprint()},
+    )  # fmt: skip
+    draw(outcome, folder / PICTURE_FILENAME)
+    write_record(folder / SEARCH_FILENAME, SEARCH_SCHEMA, outcome.as_json())
+    return outcome
+
+
+def _entry(config: Config, variant: Variant, model: InferenceModel, overrides: Sequence[str]) -> Entry:
+    changed = _config_of(config, model)
+    resized = variant.reader_overrides(Reader.load(config.global_.reader_config, overrides))
+    reader, _ = open_reader(changed, model, [*overrides, *resized])
+    return Entry(variant, model, reader, tuple(resized))
+
+
+def _config_of(config: Config, model: InferenceModel) -> Config:
+    """Return the config that calibrates a variant, without limits: these refer to the full model."""
+    places = dataclasses.replace(
+        config.global_, model_dir=model.directory, model_filename=model.model_filename,
+        params_filename=model.params_filename,
+    )  # fmt: skip
+    strategy = dataclasses.replace(config.strategy, name="ptq", max_drop=None, min_agreement=None)
+    calibrated = config.quant_post
+    count = min(calibrated.images, CALIBRATION_IMAGES)
+    calibrated = dataclasses.replace(calibrated, calib_images=count, batch_nums=None)
+    return dataclasses.replace(config, global_=places, strategy=strategy, quant_post=calibrated)
+
+
+def _evaluator(judge: Judge, progress: bool) -> Callable[[Entry, Optional[int]], Evaluation]:
+    def evaluate(entry: Entry, count: Optional[int]) -> Evaluation:
+        if count is None:
+            return judge.evaluate_float(entry.model, entry.reader, progress)[0]
+        return judge.evaluate(entry.model, "fp32", entry.reader, progress, limit=count)
+
+    return evaluate
+
+
+def _int8_rows(
+    config: Config,
+    judge: Judge,
+    entries: Sequence[Entry],
+    reference: Evaluation,
+    truth: GroundTruth,
+    folder: Path,
+    *,
+    device: str,
+    progress: bool,
+    reader_overrides: Sequence[str],
+    seconds: dict[str, float],
+    say: Say,
+) -> list[Row]:
+    """Calibrate, evaluate and time variants in INT8, the full model first."""
+    made: dict[str, Compressed] = {}
+    evaluations: dict[str, Evaluation] = {}
+    for entry in entries:
+        name = entry.variant.name
+        say(f"INT8 of {entry.variant.words}")
+        with timed(seconds, "calibrate"):
+            made[name] = compress(
+                _config_of(config, entry.model), folder / "int8" / name, device, progress=progress, reuse=True,
+                reader_overrides=[*reader_overrides, *entry.reader_overrides],
+            )  # fmt: skip
+        with timed(seconds, "evaluate"):
+            evaluations[name] = judge.evaluate(made[name].model, "int8", entry.reader, progress)
+    with timed(seconds, "time"):
+        models = {entry.variant.name: (made[entry.variant.name].model, entry.reader) for entry in entries}
+        measured = _latencies(judge, models, "int8")
+    rows = []
+    for entry in entries:
+        name = entry.variant.name
+        difference = compare_on_some(reference, evaluations[name], truth)
+        rows.append(
+            _row(entry.variant, "int8", made[name].model, evaluations[name], difference, measured[name],
+                 config.strategy.max_drop or 0.0, None)
+        )  # fmt: skip
+    return rows
+
+
+def _row(
+    variant: Variant,
+    precision: str,
+    model: InferenceModel,
+    evaluation: Optional[Evaluation],
+    difference: Optional[MapDifference],
+    latencies: Latencies,
+    max_drop: float,
+    dropped: Optional[str],
+) -> Row:
+    return Row(
+        name=variant.name,
+        words=variant.words,
+        layers=variant.layers,
+        queries=variant.queries,
+        size=list(variant.size),
+        precision=precision,
+        folder=str(model.directory),
+        bytes=model.bytes,
+        map=evaluation.map if evaluation is not None and evaluation.has_map else None,
+        images=evaluation.images if evaluation is not None else 0,
+        map_drop=None if difference is None else -difference.difference,
+        low=None if difference is None else -difference.high,
+        high=None if difference is None else -difference.low,
+        probability=None if difference is None else difference.probability(max_drop),
+        latency_ms=latencies.latency_ms["p50"],
+        ratio=latencies.ratio,
+        dropped=dropped,
+    )
+
+
+class _OnOwnImages:
+    """An engine that runs images of its own input size, chosen by their position."""
+
+    def __init__(self, engine: Engine, batches: Sequence[Mapping[str, np.ndarray]]) -> None:
+        self._engine, self._batches = engine, batches
+
+    def run(self, place: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self._engine.run(self._batches[int(place["place"])])
+
+
+def _latencies(
+    judge: Judge, models: Mapping[str, tuple[InferenceModel, Reader]], precision: str
+) -> dict[str, Latencies]:
+    """Measure latencies in turns, each model on the first images in its own input size; ratios are to the first one."""
+    with contextlib.ExitStack() as stack:
+        engines: dict[str, Any] = {}
+        for name, (model, reader) in models.items():
+            engine = stack.enter_context(contextlib.closing(judge.load(model, precision, reader)))
+            found = zip(range(_TIMED_IMAGES), reader.loader("eval", batch_size=1, shuffle=False, drop_last=False))
+            batches = [{key: array for key, array in batch.items() if key != PROMPTS} for _, batch in found]
+            engines[name] = _OnOwnImages(engine, batches)
+            count = len(batches)
+        return measure_in_turns(engines, [{"place": np.array(place)} for place in range(count)], ROUNDS)

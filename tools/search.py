@@ -1,0 +1,6 @@
+"""Find a faster variant of a detector: `act-pipeline search` in this clone."""
+
+if __name__ == "__main__":  # processes that the command starts import this file too
+    from _clone import run_module
+
+    run_module("act_pipeline.cli.search")
