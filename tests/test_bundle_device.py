@@ -157,6 +157,23 @@ def test_the_plugin_s_four_outputs_are_cut_to_their_number() -> None:
     assert [rows.tolist() for rows in found] == [[[1, 0.5, 1, 1, 1, 1]], [[1, 0.5, 1, 1, 1, 1]] * 2]
 
 
+def test_rows_of_the_plugin_with_a_negative_score_are_none_as_in_the_family() -> None:
+    outputs = {
+        "num_dets": np.int32([[3], [1]]),
+        "det_boxes": np.full((2, 4, 4), 8, np.float32),
+        "det_scores": np.float32([[0.9, 0.002, -1, -1], [-1, -1, -1, -1]]),
+        "det_classes": np.ones((2, 4), np.int32),
+    }
+    geometry = {"scale_factor": np.ones((2, 2)), "im_shape": np.full((2, 2), 64), "pad_offset": np.zeros((2, 2))}
+    image = np.zeros((2, 3, 64, 64), np.float32)
+    family = family_named("nms_on_input", "test")
+    wanted = family.decode(outputs, Geometry.of({"image": image, **geometry}, 2), PostProcess())
+    bundle = {"family": "nms_on_input", "post": {"clip": True}}
+    found = load_script("run").decode(bundle, list(outputs.values()), samples_of(geometry, 2))
+    assert [len(rows) for rows in found] == wanted.bbox_num.tolist() == [2, 0]
+    np.testing.assert_array_equal(np.concatenate(found), wanted.bbox)
+
+
 BOX = [0, 0.9, 10.0, 10.0, 50.0, 50.0]
 
 
