@@ -5,14 +5,12 @@ from __future__ import annotations
 import ast
 import ctypes
 import json
-import os
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from bundle_fixtures import DEVICE, load_script, odd_pictures
+from bundle_fixtures import DEVICE, load_script, odd_pictures, run_build
 from inference_fixtures import make_tiny_data, write_reader
 
 from act_pipeline.bundle.build_script import build_script
@@ -398,21 +396,6 @@ def test_the_ops_that_a_version_lacks_are_those_of_its_parser(version) -> None:
     written = {"Conv", "MatMul", "GridSample", "LayerNormalization", "TopK", "QuantizeLinear", "HardSwish", "Mod", "Xor",
                "NonZero", "OneHot", "Trilu", "CumSum", "GatherND", "ScatterElements", "Erf", "Einsum"}  # fmt: skip
     assert written - known <= lacks
-
-
-def run_build(folder: Path, script: str, told: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Run build.sh with a trtexec that notes its arguments."""
-    folder.mkdir(exist_ok=True)
-    (folder / "build.sh").write_text(script)
-    (folder / "trtexec").write_text(
-        f'#!/bin/sh\nif [ "$1" = --help ]; then echo "&&&& RUNNING TensorRT.trtexec [{told}] # trtexec --help"; exit 0; fi\n'
-        'echo "$@" > called\n'
-    )
-    (folder / "trtexec").chmod(0o755)
-    environment = {**os.environ, "TRTEXEC": str(folder / "trtexec")}
-    return subprocess.run(
-        ["sh", str(folder / "build.sh"), *arguments], capture_output=True, text=True, env=environment, check=False
-    )
 
 
 @pytest.mark.parametrize(
