@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -13,7 +14,16 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import yaml
+from inference_fixtures import CLASS_NAMES, SIZE
 
+from act_pipeline.core.artifacts import InferenceModel
+
+STEPS = [
+    {"type": "Resize", "target_size": [SIZE, SIZE], "keep_ratio": False, "interp": 2},
+    {"type": "NormalizeImage", "mean": [0.0] * 3, "std": [1.0] * 3, "norm_type": "none"},
+    {"type": "Permute"},
+]
 DEVICE = Path(__file__).resolve().parents[1] / "act_pipeline" / "bundle" / "device"
 # Fails every import of what the device does not have, as an environment without it does.
 _EMPTY = """\
@@ -25,6 +35,14 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 """
 ABSENT = ("paddle", "act_pipeline", "ppdet", "paddleslim", "onnx", "scipy", "pycocotools", "yaml", "matplotlib")
+
+
+def described(model: InferenceModel, folder: Path, **changes) -> InferenceModel:
+    """Return a copy of a model with an `infer_cfg.yml`."""
+    shutil.copytree(model.directory, folder)
+    content = {"arch": "DETR", "Preprocess": STEPS, "label_list": list(CLASS_NAMES), **changes}
+    (folder / "infer_cfg.yml").write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
+    return InferenceModel.load(folder)
 
 
 def load_script(name: str) -> ModuleType:
@@ -59,6 +77,21 @@ def on_device(folder: Path, script: str, *arguments: str, absent: tuple[str, ...
         timeout=120,
         check=False,
         cwd=folder.parent,
+    )
+
+
+def run_build(folder: Path, script: str, told: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run build.sh with a trtexec that notes its arguments."""
+    folder.mkdir(exist_ok=True)
+    (folder / "build.sh").write_text(script)
+    (folder / "trtexec").write_text(
+        f'#!/bin/sh\nif [ "$1" = --help ]; then echo "&&&& RUNNING TensorRT.trtexec [{told}] # trtexec --help"; exit 0; fi\n'
+        'echo "$@" > called\n'
+    )
+    (folder / "trtexec").chmod(0o755)
+    environment = {**os.environ, "TRTEXEC": str(folder / "trtexec")}
+    return subprocess.run(
+        ["sh", str(folder / "build.sh"), *arguments], capture_output=True, text=True, env=environment, check=False
     )
 
 
@@ -101,8 +134,6 @@ def tar_names(path: Path) -> list[str]:
 def export_raw_model(directory: Path, family: str) -> Any:
     """Export a network of 32 x 32 pixels with the raw outputs of a family: 16 boxes on a grid, of two classes."""
     import paddle
-
-    from act_pipeline.core.artifacts import InferenceModel
 
     paddle.enable_static()
     main, startup = paddle.static.Program(), paddle.static.Program()

@@ -29,6 +29,7 @@ LAYERS = (
     "benchmark",
     "inference",
     "bundle",
+    "triton",
     "report",
     "compress",
     "search",

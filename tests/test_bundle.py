@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import yaml
-from bundle_fixtures import DEVICE, export_raw_model, load_script, on_device, tar_names, unpack
-from inference_fixtures import CLASS_NAMES, SIZE, make_tiny_data, write_reader
+from bundle_fixtures import DEVICE, STEPS, described, export_raw_model, load_script, on_device, tar_names, unpack
+from inference_fixtures import CLASS_NAMES, make_tiny_data, write_reader
 
 from act_pipeline.bundle import BundleRequest, make_bundle
 from act_pipeline.bundle.spelling import spell_for
@@ -22,11 +20,6 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines.tensorrt.targets import TARGETS, VERSIONS
 
-STEPS = [
-    {"type": "Resize", "target_size": [SIZE, SIZE], "keep_ratio": False, "interp": 2},
-    {"type": "NormalizeImage", "mean": [0.0] * 3, "std": [1.0] * 3, "norm_type": "none"},
-    {"type": "Permute"},
-]
 BASE = [
     "README.md",
     "bundle.json",
@@ -38,14 +31,6 @@ BASE = [
     "verify.py",
 ]
 WITH_ENGINE = ["build.py", "build.sh", "tensorrt_runtime.py"]
-
-
-def described(model: InferenceModel, folder: Path, **changes) -> InferenceModel:
-    """Return a copy of a model with an `infer_cfg.yml`."""
-    shutil.copytree(model.directory, folder)
-    content = {"arch": "DETR", "Preprocess": STEPS, "label_list": list(CLASS_NAMES), **changes}
-    (folder / "infer_cfg.yml").write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
-    return InferenceModel.load(folder)
 
 
 @pytest.fixture

@@ -5,14 +5,12 @@ from __future__ import annotations
 import ast
 import ctypes
 import json
-import os
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from bundle_fixtures import DEVICE, load_script, odd_pictures
+from bundle_fixtures import DEVICE, load_script, odd_pictures, run_build
 from inference_fixtures import make_tiny_data, write_reader
 
 from act_pipeline.bundle.build_script import build_script
@@ -155,6 +153,23 @@ def test_the_plugin_s_four_outputs_are_cut_to_their_number() -> None:
     )
     found = load_script("run").decode({"family": "nms_on_input", "post": {"clip": True}}, outputs, samples)
     assert [rows.tolist() for rows in found] == [[[1, 0.5, 1, 1, 1, 1]], [[1, 0.5, 1, 1, 1, 1]] * 2]
+
+
+def test_rows_of_the_plugin_with_a_negative_score_are_none_as_in_the_family() -> None:
+    outputs = {
+        "num_dets": np.int32([[3], [1]]),
+        "det_boxes": np.full((2, 4, 4), 8, np.float32),
+        "det_scores": np.float32([[0.9, 0.002, -1, -1], [-1, -1, -1, -1]]),
+        "det_classes": np.ones((2, 4), np.int32),
+    }
+    geometry = {"scale_factor": np.ones((2, 2)), "im_shape": np.full((2, 2), 64), "pad_offset": np.zeros((2, 2))}
+    image = np.zeros((2, 3, 64, 64), np.float32)
+    family = family_named("nms_on_input", "test")
+    wanted = family.decode(outputs, Geometry.of({"image": image, **geometry}, 2), PostProcess())
+    bundle = {"family": "nms_on_input", "post": {"clip": True}}
+    found = load_script("run").decode(bundle, list(outputs.values()), samples_of(geometry, 2))
+    assert [len(rows) for rows in found] == wanted.bbox_num.tolist() == [2, 0]
+    np.testing.assert_array_equal(np.concatenate(found), wanted.bbox)
 
 
 BOX = [0, 0.9, 10.0, 10.0, 50.0, 50.0]
@@ -381,21 +396,6 @@ def test_the_ops_that_a_version_lacks_are_those_of_its_parser(version) -> None:
     written = {"Conv", "MatMul", "GridSample", "LayerNormalization", "TopK", "QuantizeLinear", "HardSwish", "Mod", "Xor",
                "NonZero", "OneHot", "Trilu", "CumSum", "GatherND", "ScatterElements", "Erf", "Einsum"}  # fmt: skip
     assert written - known <= lacks
-
-
-def run_build(folder: Path, script: str, told: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Run build.sh with a trtexec that notes its arguments."""
-    folder.mkdir(exist_ok=True)
-    (folder / "build.sh").write_text(script)
-    (folder / "trtexec").write_text(
-        f'#!/bin/sh\nif [ "$1" = --help ]; then echo "&&&& RUNNING TensorRT.trtexec [{told}] # trtexec --help"; exit 0; fi\n'
-        'echo "$@" > called\n'
-    )
-    (folder / "trtexec").chmod(0o755)
-    environment = {**os.environ, "TRTEXEC": str(folder / "trtexec")}
-    return subprocess.run(
-        ["sh", str(folder / "build.sh"), *arguments], capture_output=True, text=True, env=environment, check=False
-    )
 
 
 @pytest.mark.parametrize(

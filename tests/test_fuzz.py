@@ -40,7 +40,10 @@ from tests.fuzz.targets.infer_cfg import _NoData
 from tests.fuzz.targets.onnx_file import _model
 
 # Fewer for the targets that are slowest per example.
-EXAMPLES = {"paddle_model": 10, "reader": 30, "config": 20, "detections": 15, "onnx_import": 30}
+EXAMPLES = {
+    "paddle_model": 10, "reader": 30, "config": 20, "detections": 15, "onnx_import": 30,
+    "live.json": 40, "version.json": 40, "counters.json": 15, "audit.jsonl": 15, "rules": 40,
+}  # fmt: skip
 # Of each target, with examples drawn anew; 0: the same examples each time.
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
 

@@ -16,6 +16,7 @@ from act_pipeline.benchmark.plan import BenchmarkRequest, Models, candidates
 from act_pipeline.core.artifacts import InferenceModel, PlanModel, open_model
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import create_engine, inspect_artifact
+from act_pipeline.engines.onnx_runtimes.onnx_files import onnx_artifact
 from act_pipeline.engines.tensorrt.build import BuildOptions
 from act_pipeline.engines.tensorrt.cudart import Gpu
 from act_pipeline.engines.tensorrt.engine import TensorRTEngine
@@ -105,6 +106,18 @@ def test_only_tensorrt_runs_a_plan(plan) -> None:
     for engine in (None, "auto"):
         choice = choose_engine(InferenceRequest(model_path=str(plan.path), engine=engine), plan, True, here)
         assert (choice.name, choice.precision, choice.device) == ("tensorrt", "int8", "GPU")
+
+
+def test_a_plan_is_no_onnx_file(plan) -> None:
+    """It was taken for one: parsed by TensorRT, or named so in a message."""
+    with pytest.raises(UserError, match="model.plan is a TensorRT plan already, expected a model folder or an ONNX"):
+        build_plan(plan, trt=fake_tensorrt(), gpu=GPU, say=lambda line: None)
+    with pytest.raises(UserError, match="model.plan is a TensorRT plan, expected a model folder or an ONNX file"):
+        onnx_artifact(plan)
+    request = InferenceRequest(model_path=str(plan.path), collect_shape_only=True)
+    with pytest.raises(UserError, match="model.plan is a TensorRT plan, expected a model folder to collect shapes of"):
+        choose_engine(request, plan, True, GPU_MACHINE)
+    assert not hasattr(plan, "record")
 
 
 def test_a_benchmark_runs_a_plan_in_tensorrt_alone(plan, monkeypatch) -> None:

@@ -8,7 +8,7 @@ from act_pipeline.engines.tensorrt.targets import RTX, Target, Version, trtexec_
 
 _TRTEXEC = """\
 #!/bin/sh
-# Builds model.plan from {model}, on {device} with {version}{jetpack}{capability}.
+# Builds {engine} from {model}, on {device} with {version}{jetpack}{capability}.
 # ./build.sh [{dla_flag}further flags of trtexec]
 set -eu
 cd "$(dirname "$0")"
@@ -17,8 +17,7 @@ for candidate in "$(command -v trtexec || true)" /usr/src/tensorrt/bin/trtexec /
     if [ -z "${{TRTEXEC:-}}" ] && [ -n "$candidate" ] && [ -x "$candidate" ]; then TRTEXEC="$candidate"; fi
 done
 if [ -z "${{TRTEXEC:-}}" ]; then
-    if {without_trtexec}python3 -c "import tensorrt" 2>/dev/null; then exec python3 build.py; fi
-    echo "error: trtexec is missing: install {version}{jetpack}, or set TRTEXEC to its path" >&2
+{without_trtexec}    echo "error: trtexec is missing: install {version}{jetpack}, or set TRTEXEC to its path" >&2
     exit 2
 fi
 # The first line is such as: &&&& RUNNING TensorRT.trtexec [TensorRT v8502], or v100300
@@ -37,8 +36,12 @@ case "$found" in
     *) echo "error: this bundle is for {version}, here is TensorRT $found: make one with --tensorrt" >&2; exit 2 ;;
 esac
 {run}
-echo "model.plan is built; next: python3 verify.py && python3 run.py --repeat 50"
+echo "{engine} is built; next: {next_step}"
 """
+_BY_PYTHON = """\
+    if {not_dla}python3 -c "import tensorrt" 2>/dev/null; then exec python3 build.py; fi
+"""
+_NEXT = "python3 verify.py && python3 run.py --repeat 50"
 _DLA = """\
 dla=
 if [ "${1:-}" = "--dla" ]; then dla=1; shift; fi"""
@@ -53,7 +56,7 @@ _RTX = """\
 set -eu
 cd "$(dirname "$0")"
 python3 build.py
-echo "model.plan is built; next: python3 verify.py && python3 run.py --repeat 50"
+echo "model.plan is built; next: {next_step}"
 """
 
 
@@ -65,6 +68,9 @@ def build_script(
     quantized: bool,
     profile: Mapping[str, list[list[int]]] | None,
     dla_model: str | None = None,
+    engine: str = "model.plan",
+    next_step: str = _NEXT,
+    by_python: bool = True,
 ) -> str:
     """Return the script.
 
@@ -75,14 +81,17 @@ def build_script(
         quantized: whether it has Q/DQ pairs.
         profile: see :func:`act_pipeline.engines.tensorrt.targets.trtexec_flags`.
         dla_model: name of the float ONNX file for the deep learning accelerator; None: there is none.
+        engine: the file to build, not for TensorRT-RTX.
+        next_step: what to do afterwards.
+        by_python: whether ``build.py`` lies next to the script, for a machine without ``trtexec``.
     """
     if version.name == RTX:
-        return _RTX.format(model=model, device=target.device)
+        return _RTX.format(model=model, device=target.device, next_step=next_step)
     usual = trtexec_flags(target, version, quantized=quantized, profile=profile)
-    run = _command(model, usual)
+    run = _command(model, engine, usual)
     if dla_model is not None:
         on_dla = trtexec_flags(target, version, quantized=False, profile=profile, dla=True)
-        run = f'if [ -n "$dla" ]; then\n    {_command(dla_model, on_dla)}\nelse\n    {run}\nfi'
+        run = f'if [ -n "$dla" ]; then\n    {_command(dla_model, engine, on_dla)}\nelse\n    {run}\nfi'
     missing = (
         "the DLA computes no Q/DQ pairs: make the bundle with --float_model_path, the float model for it"
         if target.dla
@@ -99,11 +108,13 @@ def build_script(
         capability=f", compute capability {capabilities}" if capabilities else "",
         dla_flag="--dla] [" if dla_model is not None else "",
         dla_choice=_DLA if dla_model is not None else _NO_DLA % missing,
-        without_trtexec='[ -z "$dla" ] && ' if dla_model is not None else "",
+        without_trtexec=_BY_PYTHON.format(not_dla='[ -z "$dla" ] && ' if dla_model else "") if by_python else "",
+        engine=engine,
+        next_step=next_step,
         pattern=version.name if "." in version.name else f"{version.name}.*",
         run=run,
     )
 
 
-def _command(model: str, flags: Sequence[str]) -> str:
-    return f'"$TRTEXEC" --onnx={model} --saveEngine=model.plan {" ".join(flags)} "$@"'
+def _command(model: str, engine: str, flags: Sequence[str]) -> str:
+    return f'"$TRTEXEC" --onnx={model} --saveEngine={engine} {" ".join(flags)} "$@"'

@@ -15,23 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from act_pipeline.bundle.build_script import build_script
-from act_pipeline.bundle.description import describe, device_steps, guide
+from act_pipeline.bundle.content import device_reader, nms_mode, write_onnx, write_openvino
+from act_pipeline.bundle.description import describe, guide
 from act_pipeline.bundle.pictures import Expected, expected_detections
 from act_pipeline.bundle.spelling import spell_for
 from act_pipeline.core.artifacts import InferenceModel, OnnxModel, copy_infer_cfg
 from act_pipeline.core.atomic_files import write_bytes_atomically
-from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines.onnx_runtimes.onnx_files import inspect_onnx
 from act_pipeline.engines.tensorrt.build import make_profile
 from act_pipeline.engines.tensorrt.targets import RTX, Target, Version, check_precision, find_target
-from act_pipeline.families.registry import Decoder, decoder_of
+from act_pipeline.families.registry import decoder_of
 from act_pipeline.graph.model_files import inspect_model
 
 MODEL, DLA_MODEL, OPENVINO_MODEL = "model.onnx", "model_dla.onnx", "model.xml"
 DEVICE_FILES = Path(__file__).parent / "device"
-# Families whose detections the device's scripts make of the outputs, and those that get their NMS into the file.
-_DECODED, _WITH_NMS = ("rtdetr", "detr_raw", "end2end"), ("yolo", "ppyoloe")
 
 Say = Callable[[str], None]
 
@@ -118,16 +116,18 @@ def make_bundle(request: BundleRequest, say: Say = lambda line: None) -> Bundle:
     where = str(model.directory)
     check_precision(target, summary.quantized, where)
     decoder = decoder_of(model, summary.output_shapes)
-    nms = _nms_mode(decoder, summary.op_counts, version, where)
-    reader, steps, classes = _reader(request, model)
+    nms = nms_mode(decoder, summary.op_counts, version, where)
+    reader, steps, classes = device_reader(
+        model, request.reader_config, "" if request.pictures else "give --reader_config or --pictures"
+    )
     with tempfile.TemporaryDirectory(prefix="act-bundle-") as made:
         folder = Path(made) / output.stem
         folder.mkdir()
         say(f"writing the ONNX file for {target.device}")
-        lowered = _write_onnx(model, folder / MODEL, target, version, request.batch, nms)
+        lowered = write_onnx(model, folder / MODEL, target, version, request.batch, nms)
         files = {"onnxruntime": MODEL, "openvino": MODEL} if target.name == "cpu" else {"onnxruntime": MODEL}
         if target.name == "cpu" and summary.quantized:
-            _write_openvino(folder)
+            write_openvino(folder / MODEL, folder / OPENVINO_MODEL)
             files["openvino"] = OPENVINO_MODEL
         dla = _write_dla(request, target, version, summary.quantized, folder, nms)
         OnnxModel(folder / MODEL).record_path.unlink()  # it names paths of this machine
@@ -155,34 +155,6 @@ def make_bundle(request: BundleRequest, say: Say = lambda line: None) -> Bundle:
         _write_rest(folder, description, expected, model, target, version, dla)
         _pack(folder, output)
     return Bundle(output, description, tuple(_advice(target, onnx_summary.input_size, dla)))
-
-
-def _nms_mode(decoder: Decoder, ops: Any, version: Version | None, where: str) -> str:
-    """Return what :func:`act_pipeline.onnx_export.lower` shall do about NMS."""
-    name = decoder.family.name
-    if name in _WITH_NMS or "multiclass_nms3" in ops:
-        return "tensorrt" if version is not None and version.plugins else "onnx"
-    if name not in _DECODED:
-        raise UserError(
-            f"{where} is of the family {name}, expected one of {', '.join((*_DECODED, *_WITH_NMS))}: a bundle has no "
-            "decoding for others; run it with deploy/infer_eval.py"
-        )
-    return "none"
-
-
-def _write_onnx(
-    model: InferenceModel, path: Path, target: Target, version: Version | None, batch: int | None, nms: str
-) -> Any:
-    from act_pipeline.onnx_export import lower
-
-    spelling = "cpu" if version is None else "tensorrt_rtx" if version.name == RTX else "tensorrt"
-    # Jetsons run one stream of pictures: a fixed batch gives TensorRT one shape to choose kernels for.
-    fixed = (batch or target.batch) if target.jetpack or (version is not None and version.name == RTX) else None
-    typed = version is not None and version.typed
-    lowered = lower(model, path, spelling, batch=fixed, float16=typed, nms=nms)
-    if version is not None:
-        spell_for(path, version, str(model.directory))
-    return lowered
 
 
 def _write_dla(
@@ -213,45 +185,6 @@ def _write_dla(
     (folder / DLA_MODEL).with_suffix(".json").unlink()
     spell_for(folder / DLA_MODEL, version, str(model.directory))
     return DLA_MODEL
-
-
-def _write_openvino(folder: Path) -> None:
-    """Write the INT8 model in OpenVINO's own format, with FakeQuantize in place of the Q/DQ pairs."""
-    from act_pipeline.engines.onnx_runtimes.openvino import import_openvino
-    from act_pipeline.engines.onnx_runtimes.openvino_quantization import replace_qdq_with_fake_quantize
-
-    openvino = import_openvino()
-    model = openvino.Core().read_model(str(folder / MODEL))
-    replace_qdq_with_fake_quantize(model)
-    openvino.save_model(model, str(folder / OPENVINO_MODEL), compress_to_fp16=False)
-
-
-def _reader(request: BundleRequest, model: InferenceModel) -> tuple[Any, list[dict[str, Any]], list[str]]:
-    """Return the reader adapted to the model, its steps for the device, and the class names."""
-    from act_pipeline.data import Reader
-    from act_pipeline.data.model_fit import fit_reader, reader_of_model
-
-    given = request.reader_config is not None
-    reader = Reader.load(request.reader_config or find_shipped(DEFAULT_READER))
-    if not given:
-        if not model.infer_cfg().get("Preprocess"):
-            raise UserError(
-                f"{model.infer_cfg_path} has no Preprocess, expected the steps that make the model's input; give "
-                "--reader_config, or export the model again"
-            )
-        reader = reader_of_model(model, reader)
-    try:
-        fitted = fit_reader(model, reader).reader
-    except UserError as error:
-        if given or request.pictures:
-            raise
-        raise UserError(f"{error}. That is the sample's reader: give --reader_config or --pictures") from None
-    labels = model.infer_cfg().get("label_list")
-    classes = [str(label) for label in labels] if isinstance(labels, list) else []
-    if not classes and given:
-        with contextlib.suppress(UserError):
-            classes = list(fitted.class_names)
-    return fitted, device_steps(fitted), classes
 
 
 def _write_rest(

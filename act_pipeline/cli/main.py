@@ -27,6 +27,10 @@ COMMANDS = {
     "onnx": ("act_pipeline.cli.onnx", "a model as an ONNX file, INT8 with Q/DQ"),
     "engine": ("act_pipeline.cli.engine", "a TensorRT engine of a model"),
     "bundle": ("act_pipeline.cli.bundle", "a model with everything that its target machine needs, in one file"),
+    "triton-repository": (
+        "act_pipeline.cli.triton_repository",
+        "a model as a repository for Triton Inference Server and OpenVINO Model Server",
+    ),
     "promote": (
         "act_pipeline.cli.promote",
         "an INT8 model into a repository of versions, with a share of the requests",

@@ -1,4 +1,4 @@
-"""The two artifacts that a runtime loads: a Paddle model folder, and an ONNX file."""
+"""What a runtime loads: a Paddle model folder, an ONNX file, or a TensorRT plan."""
 
 from __future__ import annotations
 
@@ -199,14 +199,32 @@ def _of_paddle3(path: Path) -> UserError:
 
 
 @dataclass(frozen=True)
-class OnnxModel:
-    """An ONNX file with the inputs and outputs of :class:`InferenceModel`, and the record of its export.
+class ModelFile:
+    """A model in one file.
 
     Attributes:
         path: the file.
     """
 
     path: Path
+
+    @property
+    def directory(self) -> Path:
+        return self.path.parent
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file, bytes."""
+        return self.path.stat().st_size
+
+    def content_hash(self) -> str:
+        """Return a hash of the file, ``sha256:<hex>``."""
+        return hash_files([self.path])
+
+
+@dataclass(frozen=True)
+class OnnxModel(ModelFile):
+    """An ONNX file with the inputs and outputs of :class:`InferenceModel`, and the record of its export."""
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> OnnxModel:
@@ -225,22 +243,9 @@ class OnnxModel:
         )
 
     @property
-    def directory(self) -> Path:
-        return self.path.parent
-
-    @property
     def record_path(self) -> Path:
         """Path of the record of the export: ``model_cpu.json`` next to ``model_cpu.onnx``."""
         return self.path.with_suffix(".json")
-
-    @property
-    def bytes(self) -> int:
-        """Size of the file, bytes."""
-        return self.path.stat().st_size
-
-    def content_hash(self) -> str:
-        """Return a hash of the file, ``sha256:<hex>``."""
-        return hash_files([self.path])
 
     def record(self) -> dict[str, Any]:
         """Return the record of the export; empty for a file that this package did not write.
@@ -256,12 +261,8 @@ PLAN_SUFFIXES = (".plan", ".engine")
 
 
 @dataclass(frozen=True)
-class PlanModel(OnnxModel):
-    """A TensorRT plan. It does not tell what its outputs mean; the ONNX file that it was built from does.
-
-    Attributes:
-        path: the plan.
-    """
+class PlanModel(ModelFile):
+    """A TensorRT plan. It does not tell what its outputs mean; the ONNX file that it was built from does."""
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PlanModel:
@@ -279,10 +280,6 @@ class PlanModel(OnnxModel):
             )
         )
 
-    def record(self) -> dict[str, Any]:
-        """Return an empty dictionary: the record beside a plan is of its build, not of an export."""
-        return {}
-
 
 def _file_with_content(path: str | os.PathLike[str], kind: str, if_absent: str, if_empty: str) -> Path:
     file = Path(path)
@@ -293,16 +290,16 @@ def _file_with_content(path: str | os.PathLike[str], kind: str, if_absent: str, 
     return file
 
 
-Artifact = Union[InferenceModel, OnnxModel]
+Artifact = Union[InferenceModel, OnnxModel, PlanModel]
 
 
 def location(model: Artifact) -> Path:
-    """Return the path by which messages name a model: the folder, or the ONNX file."""
-    return model.path if isinstance(model, OnnxModel) else model.directory
+    """Return the path by which messages name a model: the folder, or the file."""
+    return model.path if isinstance(model, ModelFile) else model.directory
 
 
 def described_by(model: Artifact) -> InferenceModel | None:
-    """Return the folder whose ``infer_cfg.yml`` describes a model; None: an ONNX file without one.
+    """Return the folder whose ``infer_cfg.yml`` describes a model; None: a file without one.
 
     Exported ONNX files are in ``onnx/`` in their model's folder.
     """
@@ -314,7 +311,7 @@ def described_by(model: Artifact) -> InferenceModel | None:
 
 def open_model(
     path: str | os.PathLike[str], model_filename: str = MODEL_FILENAME, params_filename: str = PARAMS_FILENAME
-) -> InferenceModel | OnnxModel:
+) -> Artifact:
     """Return the model at a path: an ONNX file or a TensorRT plan by its suffix, otherwise a Paddle model folder.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from act_pipeline.core.artifacts import Artifact, InferenceModel, OnnxModel, PlanModel
+from act_pipeline.core.artifacts import Artifact, InferenceModel, ModelFile, OnnxModel, PlanModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines.interface import DEVICES, PRECISIONS, Engine, EngineSupport
 from act_pipeline.engines.machine import Machine, machine
@@ -97,7 +97,7 @@ def create_engine(
             "raise the batch size"
         )
     summary = options.pop("summary", None) or inspect_artifact(model, here)
-    where = model.path if isinstance(model, OnnxModel) else model.model_path
+    where = model.path if isinstance(model, ModelFile) else model.model_path
     stated = getattr(summary, "decoder", None)  # of an ONNX file
     decoder = stated or options.pop("decoder", None) or decoder_of(model, summary.output_shapes)
     decoder = with_second_stage(decoder, create_engine, name, device, threads, here)
@@ -138,7 +138,7 @@ def inspect_artifact(model: Artifact, here: Machine | None = None) -> Any:
     Raises:
         UserError: a file is damaged, or the package that reads it is missing.
     """
-    if isinstance(model, OnnxModel):
+    if isinstance(model, ModelFile):
         from act_pipeline.engines.onnx_runtimes.onnx_files import inspect_onnx
         from act_pipeline.engines.tensorrt.plan import source_of_plan
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from act_pipeline.core.artifacts import InferenceModel, OnnxModel, location
+from act_pipeline.core.artifacts import InferenceModel, ModelFile, location
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.process_pool import run_work
@@ -323,7 +323,7 @@ def _ids(batch: Sequence[ImageRecord]) -> tuple[int, ...]:
 
 
 def _absolute(model: Artifact) -> Artifact:
-    if isinstance(model, OnnxModel):
+    if isinstance(model, ModelFile):
         return replace(model, path=model.path.absolute())
     assert isinstance(model, InferenceModel)
     return replace(model, directory=model.directory.absolute())

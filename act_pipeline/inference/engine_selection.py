@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from act_pipeline.core.artifacts import OnnxModel, PlanModel, open_model
+from act_pipeline.core.artifacts import ModelFile, OnnxModel, PlanModel, open_model
 from act_pipeline.core.defaults import DEFAULT_MODELS, find_shipped
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import Artifact, Machine, fastest_engine, support
@@ -111,8 +111,9 @@ def _for_collecting(
         raise UserError(
             f"--collect_shape_only collects what paddle_trt needs, --engine is {asked}; leave one of them out"
         )
-    if isinstance(model, OnnxModel):
-        raise UserError(f"{model.path} is an ONNX file, expected a model folder to collect shapes of")
+    if isinstance(model, ModelFile):
+        kind = "a TensorRT plan" if isinstance(model, PlanModel) else "an ONNX file"
+        raise UserError(f"{model.path} is {kind}, expected a model folder to collect shapes of")
     return Choice("paddle", precision, _device(request, "paddle", precision, here))
 
 

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any, Optional
 
-from act_pipeline.core.artifacts import OnnxModel
+from act_pipeline.core.artifacts import ModelFile
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, as_number, read_record
 from act_pipeline.engines import Artifact
@@ -64,7 +64,7 @@ def against_float(model: Artifact, evaluation: Evaluation, reader: Any) -> tuple
 
 def _kept(model: Artifact) -> Optional[Path]:
     # An exported ONNX file is in onnx/ in the folder of its model.
-    folders = [model.path.parent, model.path.parent.parent] if isinstance(model, OnnxModel) else [model.directory]
+    folders = [model.path.parent, model.path.parent.parent] if isinstance(model, ModelFile) else [model.directory]
     return next((path for folder in folders if (path := Path(folder) / DETECTIONS_FILENAME).is_file()), None)
 
 

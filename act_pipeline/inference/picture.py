@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+from act_pipeline.core.artifacts import InferenceModel, ModelFile
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import Artifact, Engine
 from act_pipeline.evaluation import engine_record
@@ -52,7 +52,7 @@ def class_names(reader: Any, model: Artifact) -> Sequence[str]:
     with contextlib.suppress(UserError):
         return list(reader.class_names)
     # An exported ONNX file is in onnx/ in the folder of its model.
-    folders = [model.directory, model.directory.parent] if isinstance(model, OnnxModel) else [model.directory]
+    folders = [model.directory, model.directory.parent] if isinstance(model, ModelFile) else [model.directory]
     labels = (InferenceModel(folder).infer_cfg().get("label_list") for folder in folders)
     names: Any = next(filter(None, labels), [])
     return [str(name) for name in names] if isinstance(names, list) else []

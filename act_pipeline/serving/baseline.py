@@ -10,11 +10,14 @@ import numpy as np
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import as_number
 from act_pipeline.evaluation.agreement import detection_change
 from act_pipeline.evaluation.detection_rows import outputs_of_rows
 from act_pipeline.evaluation.detections_file import DETECTIONS_FILENAME, load_detections
 from act_pipeline.serving.detections import Seen
 from act_pipeline.serving.histograms import BIN_NAMES, LEAST_SCORE, score_histogram, size_shares
+
+_MOST = 1 << 53
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,14 @@ class Baseline:
         Raises:
             ValueError, TypeError, KeyError, AttributeError: they are damaged.
         """
-        scores = [int(count) for count in found["scores"]]
-        classes = {int(index): [int(count) for count in row] for index, row in found["classes"].items()}
+        scores = [_count(count) for count in found["scores"]]
+        classes = {int(index): [_count(count) for count in row] for index, row in found["classes"].items()}
         if any(len(row) != len(BIN_NAMES) for row in (scores, *classes.values())):
             raise ValueError(f"a histogram has not {len(BIN_NAMES)} bins")
-        sizes, images, empty = dict(found["sizes"]), int(found["images"]), int(found["empty"])
-        return cls(images, empty, float(found["detections"]), scores, classes, sizes, found.get("disagreement"))
+        sizes = {str(name): _finite(share) for name, share in found["sizes"].items()}
+        images, empty, change = _count(found["images"]), _count(found["empty"]), found.get("disagreement")
+        change = None if change is None else _finite(change)
+        return cls(images, empty, _finite(found["detections"]), scores, classes, sizes, change)
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -77,6 +82,19 @@ class Baseline:
         With the last entry the histogram of a stream without any detection is far from every other.
         """
         return np.array([*self.scores, self.empty], np.int64)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < _MOST:
+        raise ValueError(f"{value!r:.40} is no count")
+    return value
+
+
+def _finite(value: Any) -> float:
+    number = as_number(value)
+    if number is None:
+        raise ValueError(f"{value!r:.40} is no finite number")
+    return number
 
 
 def recorded_baseline(model: InferenceModel, category_ids: Optional[Sequence[int]] = None) -> Optional[Baseline]:

@@ -17,13 +17,17 @@ class Labels:
         kept: the most answers that wait for labels, and the most labelled images.
         waiting: request id -> detections [K, 6].
         labelled: request id -> detections [K, 6] and objects [G, 5].
+        posted: number of images that labels have come for.
+        map: COCO's mAP at IoU 0.50:0.95 of the labelled images when ``scored`` of them had come, by
+            :func:`mean_average_precision`; None without an object.
     """
 
     kept: int
     waiting: OrderedDict[str, np.ndarray] = field(default_factory=OrderedDict)
     labelled: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=OrderedDict)
-    _known: Optional[tuple[int, Optional[float]]] = None
-    _posted: int = 0
+    posted: int = 0
+    map: Optional[float] = None
+    scored: int = 0
 
     def answer(self, request_id: str, detections: np.ndarray) -> None:
         """Keep an answer until its labels come, or until ``kept`` others have come."""
@@ -43,16 +47,10 @@ class Labels:
         if detections is None:
             return False
         self.labelled[request_id] = detections, objects
-        self._posted += 1
+        self.posted += 1
         while len(self.labelled) > self.kept:
             self.labelled.popitem(last=False)
         return True
-
-    def map(self) -> Optional[float]:
-        """Return COCO's mAP at IoU 0.50:0.95 on the labelled images; None without an object."""
-        if self._known is None or self._known[0] != self._posted:
-            self._known = self._posted, mean_average_precision(list(self.labelled.values()))
-        return self._known[1]
 
 
 def mean_average_precision(images: list[tuple[np.ndarray, np.ndarray]]) -> Optional[float]:

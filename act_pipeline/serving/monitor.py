@@ -17,7 +17,7 @@ from act_pipeline.serving.counters import COUNTERS_FILENAME, Counters
 from act_pipeline.serving.decisions import DEVICE_METRICS, act
 from act_pipeline.serving.detections import Seen
 from act_pipeline.serving.disagreement import Disagreement
-from act_pipeline.serving.labels import Labels
+from act_pipeline.serving.labels import mean_average_precision
 from act_pipeline.serving.metrics import exposition
 from act_pipeline.serving.repository import PointerWatch, Repository
 from act_pipeline.serving.routing import choose_version, is_shadowed
@@ -25,23 +25,13 @@ from act_pipeline.serving.rules import Rules
 from act_pipeline.serving.shadow import FloatModel, Shadow, as_detections
 from act_pipeline.serving.state import State
 from act_pipeline.serving.temperature import Sensor, Temperature
-from act_pipeline.serving.window import Answer, Window
+from act_pipeline.serving.watched import Watched, figure_of, rule_state
+from act_pipeline.serving.window import Answer
 
 _logger = logging.getLogger(__name__)
 SAVE_SECONDS = 1.0
 # The live version's window serves as the reference of a version without a recorded one from so many requests on.
 REFERENCE_REQUESTS = 100
-
-
-class _Watched:
-    """What is known of one version since it has had requests."""
-
-    def __init__(self, rules: Rules, baseline: Optional[Baseline], recorded_map: Optional[float]) -> None:
-        self.window = Window(rules.window.requests, rules.window.seconds)
-        self.labels = Labels(rules.window.labelled)
-        self.breaches = [Breach(rule) for rule in rules.rules if rule.metric not in DEVICE_METRICS]
-        self.baseline, self.origin = baseline, "recorded" if baseline else None
-        self.recorded_map = recorded_map
 
 
 class Monitor:
@@ -57,6 +47,7 @@ class Monitor:
         float_model: Optional[FloatModel] = None,
         sensor: Optional[Callable[[], Temperature]] = None,
         clock: Callable[[], float] = time.monotonic,
+        background: bool = False,
     ) -> None:
         """Read the state and the counters.
 
@@ -67,6 +58,8 @@ class Monitor:
                 no shadow requests.
             sensor: reads the temperature; None: the sensors of this machine.
             clock: seconds, never going back.
+            background: whether the rules are checked in a thread of their own; otherwise the request whose turn it is
+                waits for the check: 10 ms, or seconds when labels have come.
 
         Raises:
             UserError: the pointer or a version's record is damaged.
@@ -76,7 +69,8 @@ class Monitor:
         self._counters = Counters(repository.folder / COUNTERS_FILENAME)
         self._sensor = sensor or Sensor()
         self._lock = threading.RLock()
-        self._watched: dict[int, _Watched] = {}
+        self._checking = threading.Lock()
+        self._watched: dict[int, Watched] = {}
         self._state = self._refused = State()
         self._device = [Breach(rule) for rule in rules.rules if rule.metric in DEVICE_METRICS]
         self._temperature, self._readings = self._sensor(), 0
@@ -85,6 +79,10 @@ class Monitor:
         if float_model is not None and rules.shadow.share > 0:
             self._shadow = Shadow(float_model, self._compared, self._shadow_failed, rules.shadow.queue)
         self._refresh()
+        self._due, self._closing = threading.Event(), False
+        self._thread = threading.Thread(target=self._check_when_due, name="rules", daemon=True) if background else None
+        if self._thread is not None:
+            self._thread.start()
 
     def route(self, request_id: str) -> Optional[int]:
         """Return the version that is to answer a request; None: nothing is promoted yet.
@@ -124,7 +122,7 @@ class Monitor:
             if watched is not None:
                 watched.labels.answer(request_id, rows)
             self._counters.add(version, "detections", int(seen.sure.sum()))
-            self._add(version, Answer(self._clock(), seconds, seen))
+        self._add(version, Answer(self._clock(), seconds, seen))
 
     def failed(self, version: int, request_id: str, seconds: float) -> None:
         """Note a request that the version could not answer; a request that is itself wrong is not noted.
@@ -136,7 +134,7 @@ class Monitor:
         """
         with self._lock:
             self._counters.add(version, "errors")
-            self._add(version, Answer(self._clock(), seconds, None))
+        self._add(version, Answer(self._clock(), seconds, None))
 
     def post_labels(self, request_id: str, objects: np.ndarray) -> bool:
         """Note the labels of an earlier request, from which the mAP is computed.
@@ -180,7 +178,7 @@ class Monitor:
             return {
                 "state": state.as_json(),
                 "temperature": {"celsius": self._temperature.degrees, "source": self._temperature.source},
-                "device_rules": [_rule_state(breach) for breach in self._device],
+                "device_rules": [rule_state(breach) for breach in self._device],
                 "shadow_waiting": self._shadow.waiting if self._shadow else 0,
                 "versions": versions,
             }
@@ -190,18 +188,22 @@ class Monitor:
         return exposition(self.figures())
 
     def check(self) -> list[dict[str, Any]]:
-        """Check the rules now; :meth:`answered` and :meth:`failed` do so every ``window.check_every`` requests.
+        """Check the rules now; this is done every ``window.check_every`` requests.
 
         Returns:
             the log's entries of what was done.
         """
-        with self._lock:
-            self._since_check = 0
-            self._temperature = self._sensor()
-            self._readings += self._temperature.degrees is not None
+        with self._checking:
+            self._score_labels()
+            temperature = self._sensor()
+            with self._lock:
+                self._since_check = 0
+                self._temperature = temperature
+                self._readings += temperature.degrees is not None
             done = [*self._check_versions(), *self._check_device()]
             if done:
-                self._save()
+                with self._lock:
+                    self._save()
             return done
 
     def drain_shadow(self) -> None:
@@ -210,22 +212,53 @@ class Monitor:
             self._shadow.drain()
 
     def close(self) -> None:
-        """End the shadow's thread and save the counters."""
+        """End the threads and save the counters."""
         if self._shadow is not None:
             self._shadow.close()
+        if self._thread is not None:
+            self._closing = True
+            self._due.set()
+            self._thread.join()
         with self._lock:
             self._save()
 
     def _add(self, version: int, answer: Answer) -> None:
-        self._counters.add(version, "requests")
-        watched = self._watched.get(version)
-        if watched is not None:
-            watched.window.add(answer)
-        self._since_check += 1
-        if self._since_check >= self._rules.window.check_every:
+        with self._lock:
+            self._counters.add(version, "requests")
+            watched = self._watched.get(version)
+            if watched is not None:
+                watched.window.add(answer)
+            self._since_check += 1
+            due = self._since_check >= self._rules.window.check_every
+            if due:
+                self._since_check = 0
+            if self._clock() - self._saved >= SAVE_SECONDS:
+                self._save()
+        if due and self._thread is None:
             self.check()
-        if self._clock() - self._saved >= SAVE_SECONDS:
-            self._save()
+        elif due:
+            self._due.set()
+
+    def _check_when_due(self) -> None:
+        while True:
+            self._due.wait()
+            self._due.clear()
+            if self._closing:
+                return
+            try:
+                self.check()
+            except Exception:  # the thread goes on: without it no rule would act
+                _logger.exception("the rules could not be checked")
+
+    def _score_labels(self) -> None:
+        """Compute the mAP of the versions that have new labels; takes seconds for some hundred images."""
+        with self._lock:
+            labels = [watched.labels for watched in self._watched.values()]
+            due = [(each, each.posted, list(each.labelled.values())) for each in labels if each.scored != each.posted]
+        for each, posted, images in due:
+            score = mean_average_precision(images)
+            with self._lock:
+                each.map, each.scored = score, posted
 
     def _save(self) -> None:
         self._saved = self._clock()
@@ -260,7 +293,7 @@ class Monitor:
         for version in set(self._watched) - set(state.shares()):
             del self._watched[version]
         for record in new:
-            self._watched[record.number] = _Watched(self._rules, record.baseline, record.map)
+            self._watched[record.number] = Watched(self._rules, record.baseline, record.map)
         # A version that has no baseline of its own is compared with the one that it replaced.
         now_live = self._watched.get(state.live or 0)
         if now_live is not None and now_live.baseline is None and former and former.images >= REFERENCE_REQUESTS:
@@ -279,20 +312,21 @@ class Monitor:
     def _window(self, version: int) -> dict[str, Any]:
         watched = self._watched[version]
         reference, origin = self._reference(version)
-        found, score = watched.window.figures(self._clock(), reference), watched.labels.map()
+        found, score = watched.window.figures(self._clock(), reference), watched.labels.map
         drop = watched.recorded_map - score if watched.recorded_map is not None and score is not None else None
         labelled = len(watched.labels.labelled)
         return {**found.as_json(), "psi_reference": origin, "map": score, "map_drop": drop, "labelled": labelled}
 
     def _check_versions(self) -> list[dict[str, Any]]:
         done = []
-        state = self._refresh()
-        windows = {version: self._window(version) for version in self._watched}
+        with self._lock:
+            state, watched = self._refresh(), dict(self._watched)
+            windows = {version: self._window(version) for version in watched}
         # The candidate first: what it broke is not the live version's fault.
         for version in sorted(windows, key=lambda number: number != state.candidate):
-            for breach in self._watched[version].breaches if version in self._watched else ():
+            for breach in watched[version].breaches:
                 metric = breach.rule.metric
-                if breach.check(_figure(windows[version], metric)):
+                if breach.check(figure_of(windows[version], metric)):
                     others = {str(other): found[metric] for other, found in windows.items() if other != version}
                     entry = self._act(version, breach, windows[version], others)
                     if entry is not None:
@@ -304,7 +338,8 @@ class Monitor:
     def _check_device(self) -> list[dict[str, Any]]:
         done = []
         for breach in self._device:
-            state = self._refresh()
+            with self._lock:
+                state = self._refresh()
             version = state.live if state.candidate is None else state.candidate
             if version is None or not breach.check(Figure(self._temperature.degrees, self._readings)):
                 continue
@@ -318,6 +353,8 @@ class Monitor:
         self, version: int, breach: Breach, found: dict[str, Any], others: dict[str, Any]
     ) -> Optional[dict[str, Any]]:
         rule = breach.rule
+        with self._lock:
+            answered = self._counters.of(version)["requests"]
         figures = {
             "metric": rule.metric,
             "value": found[rule.metric],
@@ -326,7 +363,7 @@ class Monitor:
             "action": rule.action,
             "others": others,
             "figures": {name: value for name, value in found.items() if not isinstance(value, dict)},
-            "answered": self._counters.of(version)["requests"],
+            "answered": answered,
         }
         try:
             entry = act(self._repository, version, rule, figures)
@@ -334,14 +371,15 @@ class Monitor:
             breach.active = False
             _logger.warning("version %d, %s %s: %s", version, rule.metric, rule.bound, error)
             return None
-        if entry is not None:
-            self._counters.add(version, "decisions")
-        self._refresh()
+        with self._lock:
+            if entry is not None:
+                self._counters.add(version, "decisions")
+            self._refresh()
         return entry
 
     def _rule_states(self, version: int) -> list[dict[str, Any]]:
         watched = self._watched.get(version)
-        return [_rule_state(breach) for breach in watched.breaches] if watched is not None else []
+        return [rule_state(breach) for breach in watched.breaches] if watched is not None else []
 
     def _compared(self, version: int, reference: np.ndarray, detections: np.ndarray) -> None:
         found = Disagreement.of(reference, detections)
@@ -357,13 +395,3 @@ class Monitor:
     def _count(self, version: int, name: str) -> None:
         with self._lock:
             self._counters.add(version, name)
-
-
-def _figure(window: dict[str, Any], metric: str) -> Figure:
-    counts = {"disagreement": "shadowed", "map": "labelled", "map_drop": "labelled"}
-    return Figure(window[metric], window[counts.get(metric, "requests")])
-
-
-def _rule_state(breach: Breach) -> dict[str, Any]:
-    rule = breach.rule
-    return {"metric": rule.metric, "bound": rule.bound, "action": rule.action, "active": breach.active}

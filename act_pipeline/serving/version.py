@@ -64,9 +64,13 @@ class Version:
         path = folder / VERSION_FILENAME
         record = read_record(path, VERSION_SCHEMA)
         try:
-            baseline = record.get("baseline")
+            baseline, number, float_model = record.get("baseline"), record["version"], record.get("float_model")
+            if type(number) is not int or str(number) != folder.name:
+                raise ValueError(f"version is {number!r:.40}, expected {folder.name} as its folder's name")
+            if not (float_model is None or isinstance(float_model, str)):
+                raise ValueError(f"float_model is {float_model!r:.40}, expected a folder")
             return cls(
-                number=int(record["version"]),
+                number=number,
                 folder=folder,
                 source=str(record["source"]),
                 model_hash=str(record["model_hash"]),
@@ -74,7 +78,7 @@ class Version:
                 verdict=str(record["verdict"]),
                 map=as_number(record.get("map")),
                 baseline=None if baseline is None else Baseline.from_json(baseline),
-                float_model=record.get("float_model"),
+                float_model=float_model,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); promote the model again") from None

@@ -19,13 +19,21 @@ def read_picture(path):
     try:
         with open(path, "rb") as file:
             data = file.read()
+    except OSError as error:
+        raise Refused("%s is no picture that can be read: %s" % (path, one_line(error))) from None
+    return decode_picture(data, path)
+
+
+def decode_picture(data, name):
+    """Return the content of a picture file as ``read_picture`` does; ``name`` is for the message."""
+    try:
         if cv2 is not None:
             return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), 1), cv2.COLOR_BGR2RGB)
         from PIL import Image, ImageOps
 
         return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     except Exception as error:  # both libraries raise exceptions of many types
-        raise Refused("%s is no picture that can be read: %s" % (path, one_line(error))) from None
+        raise Refused("%s is no picture that can be read: %s" % (name, one_line(error))) from None
 
 
 def preprocess(image, steps):

@@ -54,6 +54,7 @@ def decode(bundle, outputs, samples):
         number, boxes, scores, classes = outputs
         kept = [int(each) for each in np.asarray(number).reshape(-1)]
         found = [np.column_stack([classes[i, :k], scores[i, :k], boxes[i, :k]]) for i, k in enumerate(kept)]
+        found = [rows[rows[:, 1] >= 0] for rows in found]  # with a low threshold the plugin counts rows that are none
     results = []
     for rows, sample in zip(found[:count], samples):
         rows = np.array(rows, np.float32)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from act_pipeline.core.artifacts import Artifact, InferenceModel, OnnxModel
+from act_pipeline.core.artifacts import Artifact, InferenceModel, OnnxModel, PlanModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.families.registry import Decoder, decoder_of, family_of_file
 
@@ -135,8 +135,10 @@ def onnx_artifact(model: Artifact, target: str = "cpu", float16: bool = False) -
         float16: compute in FP16 what is not INT8. A float ONNX file must be FP16 if set, FP32 otherwise.
 
     Raises:
-        UserError: the export to ONNX fails, or the file's float type is not the requested one.
+        UserError: the export to ONNX fails, the file's float type is not the requested one, or it is a plan.
     """
+    if isinstance(model, PlanModel):
+        raise UserError(f"{model.path} is a TensorRT plan, expected a model folder or an ONNX file")
     if isinstance(model, InferenceModel):
         from act_pipeline.onnx_export import lowered_onnx
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act_pipeline.core.artifacts import InferenceModel, OnnxModel, PlanModel, location
+from act_pipeline.core.artifacts import Artifact, InferenceModel, OnnxModel, PlanModel, location
 from act_pipeline.core.atomic_files import write_bytes_atomically
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import read_record, write_record
@@ -76,7 +76,7 @@ class PlanRecord:
 
 
 def build_plan(
-    model: InferenceModel | OnnxModel,
+    model: Artifact,
     path: str | os.PathLike[str] | None = None,
     precision: str = "int8",
     batch_size: int = 1,
@@ -105,13 +105,15 @@ def build_plan(
         The record of the plan.
 
     Raises:
-        UserError: the module is missing, the export to ONNX fails, TensorRT cannot build the model, ``path`` is a
-            folder, or a plan for the target cannot be made here.
+        UserError: the model is a plan already, the module is missing, the export to ONNX fails, TensorRT cannot build
+            the model, ``path`` is a folder, or a plan for the target cannot be made here.
 
     Example:
         >>> model = InferenceModel.load("output/rtdetr_sample_int8")  # doctest: +SKIP
         >>> build_plan(model, "sample.plan").bytes  # doctest: +SKIP
     """
+    if isinstance(model, PlanModel):
+        raise UserError(f"{model.path} is a TensorRT plan already, expected a model folder or an ONNX file")
     gpu = gpu or current_gpu()
     if target is not None:
         check_precision(target, precision == "int8", str(location(model)))

@@ -16,6 +16,7 @@ from tests.fuzz.targets.onnx_import import ONNX_IMPORT
 from tests.fuzz.targets.paddle_model import PADDLE_MODEL
 from tests.fuzz.targets.reader import READER
 from tests.fuzz.targets.records import RECORDS
+from tests.fuzz.targets.serving import AUDIT, COUNTERS, POINTER, RULES, VERSION
 from tests.fuzz.targets.shapes import SHAPES
 
 _ALL = (
@@ -33,5 +34,10 @@ _ALL = (
     ONNX_IMPORT,
     PADDLE_MODEL,
     DOWNLOAD,
+    POINTER,
+    VERSION,
+    COUNTERS,
+    AUDIT,
+    RULES,
 )
 TARGETS: dict[str, Target] = {target.name: target for target in _ALL}
