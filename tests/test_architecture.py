@@ -32,6 +32,7 @@ LAYERS = (
     "report",
     "compress",
     "serving",
+    "server",
     "demo",
     "doctor",
     "cli",
