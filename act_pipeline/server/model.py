@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -17,6 +18,8 @@ from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, read_record
 from act_pipeline.engines import Engine, Machine, create_engine, fastest_engine, inspect_artifact, machine
+from act_pipeline.engines.interface import AUTO_REQUESTS, parallel_requests
+from act_pipeline.engines.registry import find_runtime
 from act_pipeline.server.items import Found, Item, Outcome, Picture, Prepared, Refused
 from act_pipeline.server.pictures import BadPicture, prepare_picture
 from act_pipeline.server.settings import Limits
@@ -111,10 +114,15 @@ def _reader(model: InferenceModel) -> Any:
 
 
 class LoadedModel:
-    """A model in its engine, for batches of any size up to the largest; several threads may call :meth:`run`.
+    """A model in its engine, for batches of any size; several threads may call :meth:`run`.
+
+    On a CPU a batch in one tensor is no faster than its images one by one (RT-DETR-R18, OpenVINO), and each size takes
+    memory of its own. Where the runtime computes several requests at the same time, the images of a batch are such
+    requests; a single image gets all threads. Other runtimes get the batch.
 
     Attributes:
-        sizes: the batch sizes that are computed, the largest first; :meth:`warm` adds them.
+        sizes: the batch sizes that are computed, the largest first; :meth:`warm` adds the larger ones.
+        parallel: how many images of a batch are computed at the same time; 1 until :meth:`warm` has ended.
     """
 
     def __init__(self, model: ServedModel, threads: int, max_batch: int, limits: Limits) -> None:
@@ -130,27 +138,40 @@ class LoadedModel:
             UserError: the runtime refuses the model.
         """
         self._model, self._limits = model, limits
-        self._threads = threads
-        self._all_sizes = batch_sizes(max_batch, model.fixed_batch)
-        self.sizes = self._all_sizes[-1:]
+        self._threads, self._max_batch = threads, max_batch
+        self.sizes = batch_sizes(max_batch, model.fixed_batch)[-1:]
+        self.parallel = 1
         self._lock = threading.Lock()
         self._engine = self._load(self.sizes)
+        self._streams: Optional[Engine] = None
+        self._pool: Optional[ThreadPoolExecutor] = None
 
     def warm(self) -> None:
         """Load the model for the larger batches too, which may take seconds; :meth:`run` goes on meanwhile.
 
         Raises:
-            UserError: the runtime refuses the larger batches; the smallest one stays.
+            UserError: the runtime refuses it; images are computed one by one then.
         """
-        if self.sizes == self._all_sizes:
+        model, largest = self._model, batch_sizes(self._max_batch, self._model.fixed_batch)
+        if self._max_batch == 1 or self._streams is not None:
             return
-        engine = self._load(self._all_sizes)
+        if find_runtime(model.engine).requests and model.device == "CPU" and model.fixed_batch in (None, 1):
+            engine = self._load([1], requests=AUTO_REQUESTS)
+            self.parallel = min(parallel_requests(engine), self._max_batch)
+            self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="images")
+            self._streams = engine
+            return
+        if self.sizes == largest:
+            return
+        engine = self._load(largest)
         with self._lock:
-            before, self._engine, self.sizes = self._engine, engine, self._all_sizes
+            before, self._engine, self.sizes = self._engine, engine, largest
         before.close()
 
     def run(self, items: Sequence[Item]) -> list[Outcome]:
         """Detect objects on images; a wrong one is refused and does not concern the others."""
+        if len(items) > 1 and self._streams is not None and self._pool is not None:
+            return list(self._pool.map(self._run_alone, items))
         outcomes: list[Outcome] = [Refused("")] * len(items)
         ready: list[tuple[int, tuple[Prepared, np.ndarray]]] = []
         for place, item in enumerate(items):
@@ -159,19 +180,32 @@ class LoadedModel:
             except BadPicture as error:
                 outcomes[place] = Refused(str(error))
         start = 0
-        for size in chunks(len(ready), self.sizes):
-            part = ready[start : start + size]
-            start += len(part)
-            for (place, _), outcome in zip(part, self._detect([sample for _, sample in part], size)):
-                outcomes[place] = outcome
+        with self._lock:
+            for size in chunks(len(ready), self.sizes):
+                part = ready[start : start + size]
+                start += len(part)
+                found = self._detect(self._engine, [sample for _, sample in part], size)
+                for (place, _), outcome in zip(part, found):
+                    outcomes[place] = outcome
         return outcomes
 
     def close(self) -> None:
         """Free the model."""
+        if self._pool is not None:
+            self._pool.shutdown()
         with self._lock:
             self._engine.close()
+            if self._streams is not None:
+                self._streams.close()
 
-    def _load(self, sizes: Sequence[int]) -> Engine:
+    def _run_alone(self, item: Item) -> Outcome:
+        assert self._streams is not None
+        try:
+            return self._detect(self._streams, [self._prepared(item)], 1)[0]
+        except BadPicture as error:
+            return Refused(str(error))
+
+    def _load(self, sizes: Sequence[int], **options: Any) -> Engine:
         """Return the engine, which has run once at each of the batch sizes: some compile a size when it first comes."""
         model, blank = self._model, Prepared(np.zeros((3, *self._model.input_size), np.float32))
         engine = create_engine(
@@ -182,6 +216,7 @@ class LoadedModel:
             self._threads,
             batch_size=sizes[0],
             machine=model.here,
+            **options,
         )
         for size in sizes:
             engine.run(self._batch([(blank, np.zeros(2, np.float32))] * size))
@@ -198,16 +233,15 @@ class LoadedModel:
             raise BadPicture("scale_factor is not positive, expected resized size / original size, y then x")
         return item, np.zeros(2, np.float32)
 
-    def _detect(self, samples: list[tuple[Prepared, np.ndarray]], size: int) -> list[Outcome]:
+    def _detect(self, engine: Engine, samples: list[tuple[Prepared, np.ndarray]], size: int) -> list[Outcome]:
         blank = [samples[-1]] * (size - len(samples))  # a fixed batch is filled up
         batch = self._batch([*samples, *blank])
-        with self._lock:
-            started = time.perf_counter()
-            try:
-                outputs = self._engine.run(batch)
-            except UserError as error:
-                return [Refused(str(error), by_client=False)] * len(samples)
-            taken = (time.perf_counter() - started) * 1000
+        started = time.perf_counter()
+        try:
+            outputs = engine.run(batch)
+        except UserError as error:
+            return [Refused(str(error), by_client=False)] * len(samples)
+        taken = (time.perf_counter() - started) * 1000
         ends = np.cumsum(outputs["bbox_num"])[: len(samples)]
         rows = np.split(outputs["bbox"], ends)[: len(samples)]
         return [Found(np.asarray(part, np.float32), taken / len(samples)) for part in rows]
@@ -215,12 +249,11 @@ class LoadedModel:
     def _batch(self, samples: Sequence[tuple[Prepared, np.ndarray]]) -> dict[str, np.ndarray]:
         height, width = self._model.input_size
         size, one = np.array([height, width], np.float32), np.ones(2, np.float32)
+        images = [item for item, _ in samples]
         batch = {
-            "image": np.stack([sample.image for sample, _ in samples]),
-            "im_shape": np.stack([size if sample.im_shape is None else sample.im_shape for sample, _ in samples]),
-            "scale_factor": np.stack(
-                [one if sample.scale_factor is None else sample.scale_factor for sample, _ in samples]
-            ),
+            "image": np.stack([item.image for item in images]),
+            "im_shape": np.stack([size if item.im_shape is None else item.im_shape for item in images]),
+            "scale_factor": np.stack([one if item.scale_factor is None else item.scale_factor for item in images]),
             "pad_offset": np.stack([offset for _, offset in samples]),
         }
         return {**batch, **{name: np.repeat(value, len(samples), 0) for name, value in self._model.constants.items()}}

@@ -35,6 +35,8 @@ class WorkerPool:
         """
         self._arguments = threads, max_batch, limits
         self._seconds, self._nice = limits.seconds, nice
+        # How long a batch waits for a process: one that was killed is back within it.
+        self._patience = max(2 * limits.seconds, 20.0)
         self._models: dict[int, ServedModel] = {}
         self._free = threading.Condition()
         self._loading = threading.RLock()
@@ -98,7 +100,7 @@ class WorkerPool:
             number: the model's.
             items: the images, at most the largest batch.
         """
-        end = time.monotonic() + self._seconds * 2
+        end = time.monotonic() + self._patience
         outcome = self._attempt(number, items, end)
         if outcome is not None:
             return outcome

@@ -37,6 +37,7 @@ _PASSED = ("content-type", "content-length", HEADER_LENGTH.lower())
 _MAX_DEPTH = 16
 _NO_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\[\]{}"]+', re.DOTALL)
 _OPEN, _CLOSE = tuple(b"[{"), tuple(b"]}")
+_UNREADABLE = b"failed to parse the request JSON"
 _COMPARED_AT_ONCE = 4
 
 
@@ -134,7 +135,18 @@ class Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: Optional[str] = None, explain: Optional[str] = None) -> None:
         """Answer what the standard library refuses, in JSON as all errors."""
         self.close_connection = True
+        # What is no HTTP/1 has no status line in the standard library.
+        self.request_version = self.protocol_version
         self._error(BadRequest(code, message or "bad request"))
+
+    def parse_request(self) -> bool:
+        """Read the request line and the headers; without a version of HTTP they are refused."""
+        if not super().parse_request():
+            return False
+        if self.request_version == "HTTP/0.9":
+            self.send_error(400, "the request line has no version of HTTP")
+            return False
+        return True
 
     def _body_size(self) -> int:
         if self.headers.get("Transfer-Encoding") is not None:
@@ -161,7 +173,7 @@ class Handler(BaseHTTPRequestHandler):
             elif passed.fullmatch(path):
                 self._pass_on(path, body)
             else:
-                raise BadRequest(404, f"there is no {self.command} {path[:100]}; docs/serve.md lists what there is")
+                raise BadRequest(404, f"there is no {self.command} {path[:100]}; docs/serving.md lists what there is")
         except BadRequest as error:
             self._error(error)
 
@@ -222,7 +234,9 @@ class Handler(BaseHTTPRequestHandler):
         found = self._upstream.request(self.command, path, body, headers)
         known = {name.lower(): value for name, value in found.headers.items()}
         more = {HEADER_LENGTH: known[HEADER_LENGTH.lower()]} if HEADER_LENGTH.lower() in known else {}
-        self._send(found.status, found.body, known.get("content-type", "application/json"), more)
+        # Triton calls JSON that it cannot read an error of its own.
+        status = 400 if found.status == 500 and _UNREADABLE in found.body else found.status
+        self._send(status, found.body, known.get("content-type", "application/json"), more)
 
     def _detected(self, body: bytes, query: _Query) -> Any:
         content, headers = picture_request(body, query.id, query.threshold, query.version)

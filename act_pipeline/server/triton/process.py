@@ -200,6 +200,8 @@ class TritonProcess:
             process = self._process
             assert process is not None
             process.wait()
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)  # what a killed one leaves of its own processes
             if self._closing.is_set():
                 return
             self.restarts += 1
