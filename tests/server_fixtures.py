@@ -101,6 +101,8 @@ class FakePool:
         self.broken: set[int] = set()
         self.runs: list[tuple[int, int]] = []
         self.restarts, self.pids, self.seconds = 0, [1], 0.0
+        self.score: float | None = None
+        self.box = [1, 2, 9, 10]
 
     def ready(self, number: int) -> bool:
         return number in self.models
@@ -124,7 +126,7 @@ class FakePool:
     def _one(self, number: int, item: Item) -> Outcome:
         if isinstance(item, Picture) and not item.data.startswith((b"\x89PNG", b"\xff\xd8")):
             return Refused(f"{len(item.data)} bytes are no picture")
-        return Found(np.array([[0, number / 10, 1, 2, 9, 10]], np.float32), 1.5)
+        return Found(np.array([[0, self.score or number / 10, *self.box]], np.float32), 1.5)
 
 
 class FakeFloats:
@@ -132,6 +134,7 @@ class FakeFloats:
 
     def __init__(self, *versions: int) -> None:
         self.versions = versions
+        self.score: float | None = None
 
     def has(self, version: int) -> bool:
         return version in self.versions
@@ -139,7 +142,7 @@ class FakeFloats:
     def run(self, version: int, item: Item) -> Outcome:
         if version not in self.versions:
             return Refused(f"version {version} has no float model here", by_client=False)
-        return Found(np.array([[0, version / 10 + 0.01, 1, 2, 9, 10]], np.float32), 4.5)
+        return Found(np.array([[0, self.score or version / 10 + 0.01, 1, 2, 9, 10]], np.float32), 4.5)
 
     def close(self) -> None:
         """Nothing is to be closed."""

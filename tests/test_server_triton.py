@@ -147,7 +147,7 @@ def test_a_bug_of_ours_is_an_error_and_the_next_request_is_answered(started: Sta
 
 
 def test_a_full_queue_refuses_at_once(started: Started, answers: Answers) -> None:
-    answers.seconds = 1.0
+    answers.seconds = 0.3
     results: list[str] = []
 
     def work() -> None:
@@ -204,8 +204,13 @@ def test_a_killed_triton_comes_back_and_leaves_nothing(started: Started, answers
     stubs = children(triton)
     os.kill(stubs[0], signal.SIGKILL)  # the process of an instance: Triton starts another
     time.sleep(2.5)
+    stubs = children(triton)
+    assert stubs
+    answers.seconds = 1.0  # it is in a batch when Triton is killed
+    time.sleep(1.0)
     before = len(found)
     os.kill(triton, signal.SIGKILL)
+    answers.seconds = 0.0
     end = time.monotonic() + 20
     while len(found) < before + 20 and time.monotonic() < end:
         time.sleep(0.05)
@@ -265,6 +270,8 @@ def test_nothing_is_left_of_a_server_that_is_killed(tmp_path: Path) -> None:
         f"sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]\n"
         "import tempfile\nfrom pathlib import Path\nfrom test_server_triton import Answers, Batching, Started\n"
         "made = Started(Path(tempfile.mkdtemp(prefix='t_')), Answers(), Batching())\n"
+        "import threading\nfrom test_server_triton import infer\nmade.answer.seconds = 60.0\n"
+        "threading.Thread(target=infer, args=(made, 'grpc', 0.5), daemon=True).start()\ntime.sleep(1)\n"
         "print(made.triton.pid, flush=True)\ntime.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
@@ -273,7 +280,7 @@ def test_nothing_is_left_of_a_server_that_is_killed(tmp_path: Path) -> None:
         stubs = children(triton)
         assert stubs
         process.kill()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 20
     while time.monotonic() < end and any(state_of(pid) != "Z" for pid in (triton, *stubs)):
         time.sleep(0.1)
     assert all(state_of(pid) == "Z" for pid in (triton, *stubs))

@@ -3,6 +3,7 @@
 Triton's process runs a copy of this file, without the package: the standard library, NumPy, and what Triton gives.
 """
 
+import faulthandler
 import json
 import os
 import threading
@@ -12,13 +13,20 @@ from multiprocessing.connection import Client
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+_STUCK_SECONDS = 6
 INPUTS = ("picture", "image", "im_shape", "scale_factor")
 
 
 def _end_with_parent(parent):
-    """End this process soon after Triton's, which may be killed without a chance to end it."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
+    """End this process soon after Triton's, which may be killed without a chance to end it.
+
+    The backend may hang with Python's lock held, sending an answer to the process that is gone: then this thread does
+    not run any more, and faulthandler's, which needs no lock, ends the process.
+    """
+    with open(os.devnull, "w") as nowhere:
+        while os.getppid() == parent:
+            faulthandler.dump_traceback_later(_STUCK_SECONDS, exit=True, file=nowhere)
+            time.sleep(1.0)
     os._exit(1)
 
 
