@@ -39,7 +39,7 @@ setup(
     # act_pipeline/core/defaults.py finds them.
     package_dir={CONFIGS: "configs", REQUIREMENTS: "requirements"},
     package_data={
-        "act_pipeline": ["data/*.pdparams", "**/*.yml", "**/*.json", "report/page.html", "report/page.css", "server/http/page.html"],
+        "act_pipeline": ["data/*.pdparams", "**/*.yml", "**/*.json", "**/page.html", "report/page.css"],
         CONFIGS: ["**/*.yml", "**/*.yaml", "**/*.json"],
         REQUIREMENTS: ["paddle3.txt"],
     },

@@ -195,7 +195,9 @@ def test_metadata(source_tree: Path) -> None:
     (metadata,) = importlib.metadata.distributions(path=[str(source_tree)])
     assert metadata.version == __version__
     assert set(metadata.metadata["Requires-Python"].split(",")) == {">=3.9", "<3.13"}
-    assert {"cpu", "gpu", "dev", "onnx", "nncf", "ray", "serve", *RUNTIMES} <= set(metadata.metadata.get_all("Provides-Extra"))
+    assert {"cpu", "gpu", "dev", "onnx", "nncf", "ray", "serve", *RUNTIMES} <= set(
+        metadata.metadata.get_all("Provides-Extra")
+    )
     required = [Requirement(line) for line in metadata.requires or ()]
     names = {canonical(requirement.name) for requirement in required}
     assert not names & {"paddleslim", "paddledet"}, "these two cannot be declared together"

@@ -42,7 +42,7 @@ def serve(settings: ServeSettings, say: Say, stop: Optional[threading.Event] = N
     """
     find_triton()
     repository = Repository.open(settings.repository)
-    rules = load_rules(*([] if settings.rules is None else [settings.rules]))
+    rules = load_rules() if settings.rules is None else load_rules(settings.rules)
     limits, grpc_port = settings.limits, _grpc_port(settings)
     threads = settings.threads or max(1, available_cpus() // settings.workers)
     with contextlib.ExitStack() as stack:

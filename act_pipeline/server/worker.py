@@ -161,7 +161,8 @@ def _serve(calls: Connection, nice: int) -> None:
     slow = ThreadPoolExecutor(1, thread_name_prefix="load")
 
     def work(call: Call) -> None:
-        result, error = None, None
+        result: Any = None
+        error: Optional[Exception] = None
         try:
             result = call.task(held, *call.arguments)
         except UserError as found:

@@ -51,10 +51,9 @@ class TritonPythonModel:
                     inputs[name] = tensor.as_numpy()
             batch.append((request.request_id(), request.parameters(), inputs))
         try:
-            if self._connection is None:
-                self._connect(1.0)
-            self._connection.send(batch)
-            answers = self._connection.recv()
+            connection = self._connection or self._connect(1.0)
+            connection.send(batch)
+            answers = connection.recv()
         except (OSError, EOFError) as error:
             self._connection = None
             answers = [(False, f"the server's process does not answer: {error}")] * len(requests)
@@ -69,7 +68,7 @@ class TritonPythonModel:
         while True:
             try:
                 self._connection = Client(self._address, "AF_UNIX", authkey=self._key)
-                return
+                return self._connection
             except OSError:
                 if time.monotonic() > end:
                     raise
