@@ -361,3 +361,49 @@ def test_answers_have_no_nan(front: Front, running: Running) -> None:
 
     json.loads(front.request("GET", "/figures")[1], parse_constant=refuse)
     assert np.isfinite(detect(front)[1]["milliseconds"])
+
+
+@pytest.mark.slow
+def test_ten_thousand_garbage_requests_hurt_no_other(running: Running) -> None:
+    front = Front(running.service, running.triton, Limits(seconds=1.0, connections=64))
+    garbage = [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
+        b"GET / HTTP/1.1\r\n",
+        LINE + b"Content-Length: 5000\r\n\r\nhalf",
+        LINE + b"Content-Length: 4\r\n\r\nabcd",
+        b"POST " + PATH.encode() + b" HTTP/1.1\r\nContent-Length: 9\r\n\r\n[[[[[[[[[",
+        b"",
+    ]
+    stop = threading.Event()
+    sent: list[int] = []
+
+    def attack(number: int) -> None:
+        for place in range(2500):
+            try:
+                with socket.create_connection(("127.0.0.1", front.port), 5) as client:
+                    client.sendall(garbage[(place + number) % len(garbage)])
+                sent.append(place)
+            except OSError:
+                continue
+
+    taken: list[float] = []
+    found: list[int | None] = []
+
+    def work() -> None:
+        while not stop.is_set():
+            began = time.monotonic()
+            found.append(detect_or_none(front))
+            taken.append(time.monotonic() - began)
+
+    attackers = [threading.Thread(target=attack, args=(number,)) for number in range(4)]
+    good = threading.Thread(target=work)
+    for thread in (*attackers, good):
+        thread.start()
+    for thread in attackers:
+        thread.join()
+    stop.set()
+    good.join()
+    assert len(sent) > 9_900
+    assert set(found) == {200} and max(taken) < 2.0
+    assert len(threading.enumerate()) < 40
+    front.close()

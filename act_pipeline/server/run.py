@@ -62,7 +62,7 @@ def serve(settings: ServeSettings, say: Say, stop: Optional[threading.Event] = N
         model = service.live_model
         say(f"version {repository.state().live}: {model.engine} {model.precision} on {model.device}, {model.why}")
         batching = _batching(settings.batching, model.fixed_batch, say)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="act_serve_")))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="act_serve_", dir=_short_folder())))
         bridge = Bridge(folder, service.answer)
         stack.callback(bridge.close)
         config = model_config(MODEL_NAME, model.input_size, batching, limits, BATCHES_AT_ONCE * settings.workers)
@@ -96,6 +96,11 @@ def _grpc_port(settings: ServeSettings) -> Optional[int]:
             raise UserError("--port=0 takes any free port, then --grpc_port must be given, or 0 for no gRPC")
         return settings.port + 1
     return settings.grpc_port
+
+
+def _short_folder() -> Optional[str]:
+    """Return where the temporary folder is made; None: where they are. The path of a socket has at most 107 bytes."""
+    return "/tmp" if len(tempfile.gettempdir().encode()) > 70 else None
 
 
 def _host(host: str) -> str:
