@@ -136,7 +136,7 @@ class LimitedServer(socketserver.ThreadingMixIn, HTTPServer):
                 self._buffered -= size if fits else 0
 
     def _watch(self) -> None:
-        while True:
+        while not self.draining or self._deadlines:
             time.sleep(_TICK_S)
             now = time.monotonic()
             with self._lock:
