@@ -39,7 +39,7 @@ setup(
     # act_pipeline/core/defaults.py finds them.
     package_dir={CONFIGS: "configs", REQUIREMENTS: "requirements"},
     package_data={
-        "act_pipeline": ["data/*.pdparams", "**/*.yml", "**/*.json", "report/page.html", "report/page.css"],
+        "act_pipeline": ["data/*.pdparams", "**/*.yml", "**/*.json", "**/page.html", "report/page.css"],
         CONFIGS: ["**/*.yml", "**/*.yaml", "**/*.json"],
         REQUIREMENTS: ["paddle3.txt"],
     },
@@ -83,6 +83,8 @@ setup(
             'nncf>=3.4,<3.5; python_version >= "3.10"',
             'openvino>=2026,<2026.5; python_version >= "3.10"',
         ],
+        # `act-pipeline serve`: the binaries of Triton.
+        "serve": ["nvidia-pytriton==0.7.0"],
         # The wheels that the source archive tensorrt-rtx-cu12 names; cuda-bindings 13 wants a driver of CUDA 13.
         "tensorrt-rtx": [
             "cuda-bindings>=12.6,<13",

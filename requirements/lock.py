@@ -17,7 +17,19 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 # In this order: gpu.in and dev.in are held to the versions of cpu.txt, the optional runtimes to those of dev.txt too.
-LOCKS = ("cpu", "gpu", "dev", "openvino", "onnxruntime", "importers", "paddle3", "tensorrt-rtx", "nncf", "lock-tool")
+LOCKS = (
+    "cpu",
+    "gpu",
+    "dev",
+    "openvino",
+    "onnxruntime",
+    "importers",
+    "paddle3",
+    "tensorrt-rtx",
+    "nncf",
+    "serve",
+    "lock-tool",
+)
 OLDEST_PYTHON = "3.9"
 # uv repeats in every line the platform that pyproject.toml states once. Without it a machine of another kind gets
 # pip's "no matching distribution" instead of an installation of nothing that ends well.

@@ -34,6 +34,7 @@ LAYERS = (
     "compress",
     "search",
     "serving",
+    "server",
     "demo",
     "doctor",
     "cli",

@@ -27,7 +27,7 @@ RUNTIMES = {
     "onnxruntime": {"onnxruntime"},
     "tensorrt-rtx": {"tensorrt-rtx-cu12-bindings", "tensorrt-rtx-cu12-libs", "cuda-bindings"},
 }
-LOCKS = ("cpu", "gpu", "dev", *RUNTIMES, "nncf", "paddle3", "lock-tool")
+LOCKS = ("cpu", "gpu", "dev", *RUNTIMES, "nncf", "paddle3", "serve", "lock-tool")
 PYTHONS = ("3.9", "3.10", "3.11", "3.12")
 PADDLE = {"cpu": "paddlepaddle", "gpu": "paddlepaddle-gpu"}
 
@@ -110,7 +110,13 @@ def test_the_locks_agree_with_each_other(python: str) -> None:
         runtime = pins(name, python)
         assert packages | {"onnx"} <= set(runtime)
         assert runtime == {package: {**cpu, **dev}.get(package) for package in runtime}
-    peer, elsewhere = pins("nncf", python), {**cpu, **dev}
+    elsewhere = {**cpu, **dev}
+    serve = pins("serve", python)
+    assert {"nvidia-pytriton", "tritonclient"} <= set(serve)
+    assert {name: elsewhere[name] for name in serve if name in elsewhere} == {
+        name: serve[name] for name in serve if name in elsewhere
+    }, "the server runs with the versions that everything else was tested with"
+    peer = pins("nncf", python)
     assert ({"nncf", "openvino", "onnx"} <= set(peer)) == (python != "3.9"), "nncf 3.4 is for Python 3.10 and later"
     assert {name: elsewhere[name] for name in peer if name in elsewhere} == {
         name: peer[name] for name in peer if name in elsewhere
@@ -189,12 +195,15 @@ def test_metadata(source_tree: Path) -> None:
     (metadata,) = importlib.metadata.distributions(path=[str(source_tree)])
     assert metadata.version == __version__
     assert set(metadata.metadata["Requires-Python"].split(",")) == {">=3.9", "<3.13"}
-    assert {"cpu", "gpu", "dev", "onnx", "nncf", "ray", *RUNTIMES} <= set(metadata.metadata.get_all("Provides-Extra"))
+    assert {"cpu", "gpu", "dev", "onnx", "nncf", "ray", "serve", *RUNTIMES} <= set(
+        metadata.metadata.get_all("Provides-Extra")
+    )
     required = [Requirement(line) for line in metadata.requires or ()]
     names = {canonical(requirement.name) for requirement in required}
     assert not names & {"paddleslim", "paddledet"}, "these two cannot be declared together"
     for python in PYTHONS:
-        locked = {**pins("gpu", python), **pins("cpu", python), **pins("dev", python), **pins("nncf", python)}
+        locks = ("serve", "gpu", "cpu", "dev", "nncf")
+        locked = {name: version for lock in locks for name, version in pins(lock, python).items()}
         for requirement in required:
             if python == "3.9" and str(requirement.marker or "").endswith('"nncf"'):
                 continue  # nncf 3.4 is for Python 3.10 and later

@@ -37,6 +37,7 @@ COMMANDS = {
     ),
     "rollback": ("act_pipeline.cli.rollback", "the version before, in a repository of versions"),
     "history": ("act_pipeline.cli.history", "what happened to the versions of a repository, and why"),
+    "serve": ("act_pipeline.cli.serve", "the versions of a repository, by Triton, with a page and metrics"),
     "doctor": ("act_pipeline.doctor.command", "what is installed, what this machine has, which engines run here"),
     "demo": ("act_pipeline.cli.demo", "the whole path on the built-in sample"),
     "make-sample": ("act_pipeline.cli.make_sample", "the built-in sample's pictures and annotations"),

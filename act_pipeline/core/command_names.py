@@ -22,6 +22,7 @@ SCRIPTS = {
     "deploy/promote.py": "promote",
     "deploy/rollback.py": "rollback",
     "deploy/history.py": "history",
+    "deploy/serve.py": "serve",
     "tools/demo.py": "demo",
     "tools/make_sample.py": "make-sample",
 }

@@ -37,7 +37,7 @@ def run_in_processes(work: Work, units: Sequence[Any], workers: int) -> Generato
     with contextlib.ExitStack() as stack:
         # Killed processes do not remove their temporary files.
         temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="act_pipeline_"))
-        with _environment({**(work.environment or {}), "TMPDIR": temporary}), _without_interrupts():
+        with _environment({**(work.environment or {}), "TMPDIR": temporary}), without_interrupts():
             started = [stack.enter_context(_worker(context, work)) for _ in range(workers)]
         try:
             yield from _results(started, units)
@@ -104,7 +104,7 @@ def _ready(workers: Sequence[Connection]) -> list[Connection]:
 
 def _serve(work: Work, units: Connection) -> None:
     """Work on the units that a connection receives, until it is closed; this is the main function of a process."""
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    threading.Thread(target=end_with_parent, name="parent", daemon=True).start()
     with contextlib.ExitStack() as stack, contextlib.suppress(EOFError):
         session = None
         while True:
@@ -121,8 +121,8 @@ def _serve(work: Work, units: Connection) -> None:
                 units.send((None, RuntimeError(f"the result cannot be sent: {error}"), traceback.format_exc()))
 
 
-def _end_with_parent() -> None:
-    """End this process with its parent, also in the middle of a unit."""
+def end_with_parent() -> None:
+    """End this process with its parent, also in the middle of a unit; runs in a thread of its own."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -145,7 +145,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
+def without_interrupts() -> Iterator[None]:
     """Block SIGINT for processes that start in the block: the parent ends them on Ctrl-C, without tracebacks."""
     # The first process that starts also starts this one, which ends by unblocking SIGINT (Python 3.9 to 3.12).
     resource_tracker.ensure_running()
