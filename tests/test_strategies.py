@@ -364,7 +364,7 @@ def test_auto_takes_the_cheapest_that_is_enough(sample: Sample) -> None:
     record = sample.compress("auto", "Strategy={name: auto, max_drop: 0.1}").record
     assert [step["strategy"] for step in record["steps"]] == ["ptq"]
     compared = record["calibration"]["compared"]
-    assert set(compared) == {"abs_max", "avg", "hist", "mse", "KL"}
+    assert set(compared) == {"abs_max", "avg", "hist", "mse", "mce", "KL"}
     assert record["chosen"] == f"ptq:{min(compared, key=compared.get)}"
     with np.load(sample.root / "auto" / "detections.npz", allow_pickle=False) as stored:
         assert {"fp32", "int8"} <= set(stored.files) and stored["int8"].shape[1] == 7

@@ -52,12 +52,14 @@ class AbsMax:
     Attributes:
         finite_only: as given.
         abs_max: the largest absolute value so far; 0 before the first image.
+        lowest: the least value so far, at most 0.
         images: the number of images so far.
     """
 
     def __init__(self, finite_only: bool = False) -> None:
         self.finite_only = finite_only
         self.abs_max = 0.0
+        self.lowest = 0.0
         self.images = 0
         self._sum = 0.0
 
@@ -71,14 +73,18 @@ class AbsMax:
         if not values.size:
             return
         rows = values.reshape(images, -1)
-        largest = np.maximum(rows.max(axis=1), -rows.min(axis=1)).astype(np.float64)  # NaN stays NaN
+        least = rows.min(axis=1)
+        largest = np.maximum(rows.max(axis=1), -least).astype(np.float64)  # NaN stays NaN
         if not np.isfinite(largest).all():
             if np.isnan(largest).any():
                 raise NotFiniteError("NaN")
             if not self.finite_only:
                 raise NotFiniteError("an infinite value")
-            largest = np.where(np.isfinite(rows), np.abs(rows), 0).max(axis=1).astype(np.float64)
+            finite = np.where(np.isfinite(rows), rows, 0)
+            least = finite.min(axis=1)
+            largest = np.maximum(finite.max(axis=1), -least).astype(np.float64)
         self.abs_max = max(self.abs_max, float(largest.max()))
+        self.lowest = min(self.lowest, float(least.min()))
         self._sum += float(largest.sum())
         self.images += images
 

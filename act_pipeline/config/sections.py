@@ -14,7 +14,7 @@ from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, Inferen
 
 DistillationLoss = Literal["detection", "soft_label", "l2", "dkd", "skd"]
 QuantizeType = Literal["channel_wise_abs_max", "abs_max", "range_abs_max", "moving_average_abs_max"]
-CalibrationAlgorithm = Literal["abs_max", "avg", "hist", "mse", "KL"]
+CalibrationAlgorithm = Literal["abs_max", "avg", "hist", "mse", "mce", "KL"]
 JudgingEngine = Literal[
     "auto", "openvino", "onnxruntime", "paddle_trt", "tensorrt", "paddle_onednn", "paddle", "int8_reference"
 ]
@@ -259,6 +259,8 @@ class QuantPost:
         batch_size: images in a run of the float graph; it affects memory, not the result.
         seed: seed of the random choice of the images.
         bias_correction: whether to correct biases for the mean error that the rounding of weights causes.
+        zero_points: whether OpenVINO and ONNX Runtime round one-sided activations (after ReLU, SiLU, softmax and so on)
+            from their least value to their threshold, with a zero point, instead of symmetrically.
         weight_quantize_type: ``channel_wise_abs_max``, or ``abs_max`` for one scale a weight.
         quantize_op_types: the op types to quantize.
         not_quant_pattern: name scopes of ops that stay float.
@@ -272,6 +274,7 @@ class QuantPost:
     batch_size: int = key(4, at_least=1)
     seed: int = key(0, at_least=0)
     bias_correction: bool = True
+    zero_points: bool = True
     weight_quantize_type: Literal["channel_wise_abs_max", "abs_max"] = "channel_wise_abs_max"
     quantize_op_types: list[WeightedOp] = key(
         factory=lambda: ["conv2d", "depthwise_conv2d", "mul", "matmul", "matmul_v2"]

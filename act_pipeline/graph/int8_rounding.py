@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
 LEVELS = 127
 # float32 holds no more: the figure of what changes nothing.
 MAX_SQNR_DB = 140.0
+# A tensor counts as one-sided if its least value is at most this share of its threshold below 0: after ReLU, sigmoid,
+# softmax, SiLU, GELU. What a matmul or a LayerNorm gives is not, and stays symmetric, which OpenVINO computes faster.
+_ONE_SIDED = 0.5
+_UNSIGNED_LEVELS = 255
+_MIDDLE = 128
 
 
 def to_int8(values: np.ndarray, step: np.ndarray | np.floating | float) -> np.ndarray:
@@ -24,6 +29,23 @@ def to_int8(values: np.ndarray, step: np.ndarray | np.floating | float) -> np.nd
         of the shape and float dtype of ``values / step``; ``astype(np.int8)`` is exact.
     """
     return np.clip(np.rint(values / step), -LEVELS - 1, LEVELS)
+
+
+def unsigned_range(threshold: float, lowest: Optional[float] = None) -> tuple[float, int]:
+    """Return the step and the zero point that a runtime rounds an activation to ``uint8`` with.
+
+    A value x becomes ``clip(round(x / step) + zero_point, 0, 255)``. A one-sided tensor gets the range from its least
+    value to its threshold, so that a ReLU's output has 255 steps instead of 127; all others get the zero point 128, the
+    arithmetic of :func:`to_int8`. Zero is always exact, which the padding of convolutions needs.
+
+    Args:
+        threshold: the largest value, above 0.
+        lowest: the least value; None: unknown, the tensor counts as symmetric.
+    """
+    if lowest is None or -lowest > _ONE_SIDED * threshold:
+        return threshold / LEVELS, _MIDDLE
+    step = (threshold - min(lowest, 0.0)) / _UNSIGNED_LEVELS
+    return step, round(-min(lowest, 0.0) / step)
 
 
 def scale_weights(program: Any, read: Callable[[str], np.ndarray], write: Callable[[str, np.ndarray], None]) -> None:

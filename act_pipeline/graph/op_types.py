@@ -5,6 +5,9 @@ CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 QUANTIZABLE_OPS = (*CONVOLUTIONS, "matmul_v2")
 # Attribute of a matmul_v2 with an INT8 weight whose other input is rounded by its own range when the model runs.
 DYNAMIC = "act_dynamic"
+# Attribute of a quantize_linear: the least value of its tensor on the calibration images. Runtimes with zero points may
+# round with it (graph.int8_rounding.unsigned_range); the op itself, and TensorRT, round symmetrically.
+LOWEST = "act_lowest"
 # That pick rows by indices, and those that only give a tensor another shape.
 GATHERING = ("gather_nd", "gather", "take_along_axis", "index_sample")
 RESHAPING = ("reshape2", "flatten_contiguous_range", "flatten2")

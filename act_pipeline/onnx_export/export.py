@@ -45,14 +45,16 @@ from act_pipeline.onnx_export.rewrites.deformable_sampling import sum_by_level
 from act_pipeline.onnx_export.rewrites.float16 import QUANTIZED_OPSET, to_float16
 from act_pipeline.onnx_export.rewrites.float_weights import write_weights_in_float
 from act_pipeline.onnx_export.rewrites.qdq_placement import round_early
+from act_pipeline.onnx_export.rewrites.zero_points import choose_zero_points
 from act_pipeline.onnx_export.validity import invalid_reason
 
 # Op type -> number of quantized ops; and the ops that are left in float.
 _Report = tuple[dict[str, int], list[dict[str, str]]]
-# Type of quantized activations by target; the scales are the same. OpenVINO loses 0.05 mAP on int8 activations and none
-# on uint8 with zero point 128, which is the same arithmetic. TensorRT accepts only int8 with zero point 0. So does
-# TensorRT-RTX, but its plans are smaller where all activations are rounded with scale 1: GraphBuilder.unit_scales (not
-# with FP16, whose range is too small for the weights' scales then).
+# Type of quantized activations by target; the thresholds are the same. OpenVINO loses 0.05 mAP on int8 activations and
+# none on uint8 with zero point 128, which is the same arithmetic; some tensors have another zero point there
+# (rewrites.zero_points). TensorRT accepts only int8 with zero point 0. So does TensorRT-RTX, but its plans are smaller
+# where all activations are rounded with scale 1: GraphBuilder.unit_scales (not with FP16, whose range is too small for
+# the weights' scales then).
 TARGETS = {"tensorrt": "int8", "tensorrt_rtx": "int8", "cpu": "uint8"}
 OPSETS = range(17, 22)
 PRECISIONS = ("auto", "int8", "fp32")
@@ -189,6 +191,7 @@ def lower(
     rewrite_layout_conversions(source)
     sum_by_level(source, queries_last=target == "cpu")
     if target == "cpu":
+        choose_zero_points(source)
         round_early(source)
     if target != "cpu" or float16:  # TensorRT has no dynamic scales, and GPUs no DynamicQuantizeLinear
         for op in source.ops:

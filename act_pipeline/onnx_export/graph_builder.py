@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.core.errors import UserError
-from act_pipeline.graph.int8_rounding import to_int8
+from act_pipeline.graph.int8_rounding import to_int8, unsigned_range
 from act_pipeline.onnx_export.program import QuantizedTensor, Source
 
 
@@ -143,11 +143,11 @@ class GraphBuilder:
         constant = tensor.weight
         if constant is None and tensor.source in self.constants:
             constant = to_int8(self.constants[tensor.source], tensor.scale).astype(np.int8)
-        key = ("dq", tensor.source, tensor.scale.tobytes(), transposed, self.unit_scales and channel_axis)
+        key = ("dq", tensor.source, tensor.range_key, transposed, self.unit_scales and channel_axis)
         if key in self._made:
             return self._made[key]
-        scale = self.initializer(tensor.scale, f"{tensor.source}.scale")
         if constant is not None:
+            scale = self.initializer(tensor.scale, f"{tensor.source}.scale")
             axis = tensor.axis % constant.ndim if tensor.scale.ndim else 0
             if transposed:
                 constant = np.swapaxes(constant, -1, -2)
@@ -164,9 +164,12 @@ class GraphBuilder:
                 return value
             if self.unit_scales:
                 value = self._divided(value, tensor, transposed, channel_axis)
-                scale = self.initializer(np.float32(1), "unit_scale")
-            zero = self.initializer(self._zero_point, "zero_point")
+            step, zero_point = self._range(tensor)
+            scale = self.initializer(step, "unit_scale" if self.unit_scales else f"{tensor.source}.scale")
+            zero = self.initializer(zero_point, "zero_point")
             rounded = self.node("QuantizeLinear", [value, scale, zero], f"{tensor.source}.quantized")
+            if tensor.shifted:
+                zero = self.initializer(np.uint8(0), "zero_point")
             made = self.node("DequantizeLinear", [rounded, scale, zero], f"{tensor.source}.dequantized")
         self._made[key] = made
         return made
@@ -183,6 +186,16 @@ class GraphBuilder:
             value = self.swap_last(self.get(name), name) if transposed else self.get(name)
             self._rounded_at_run_time[key] = self.node("DynamicQuantizeLinear", [value], f"{name}.quantized", 3)
         return self._rounded_at_run_time[key]
+
+    def _range(self, tensor: QuantizedTensor) -> tuple[np.ndarray | np.float32, np.ndarray | np.uint8]:
+        """Return the scale and the zero point that an activation is rounded with."""
+        if self.unit_scales:
+            return np.float32(1), self._zero_point
+        if self._zero_point.dtype == np.uint8:
+            step, zero_point = unsigned_range(tensor.threshold, tensor.lowest)
+            if zero_point != self._zero_point:
+                return np.float32(step), np.uint8(zero_point)
+        return tensor.scale, self._zero_point
 
     def swap_last(self, value: str, name: str) -> str:
         rank = len(self.shapes[name])

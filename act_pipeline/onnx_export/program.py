@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.graph.int8_rounding import to_int8
-from act_pipeline.graph.op_types import CONVOLUTIONS
+from act_pipeline.graph.int8_rounding import LEVELS, to_int8, unsigned_range
+from act_pipeline.graph.op_types import CONVOLUTIONS, LOWEST
 from act_pipeline.graph.static_graph import StaticGraph
 
 # Paddle 2.6's quantize_linear: round(x / scale * 127), ties to even, clipped to [-128, 127].
@@ -61,12 +61,34 @@ class QuantizedTensor:
         scale: float32 of shape [] or [channels], in ONNX's convention (Paddle's scale divided by 127).
         axis: axis of the channels; -1 for a single scale.
         weight: int8; None for a tensor that is quantized at run time.
+        lowest: the least value of an activation on the calibration images, for runtimes with zero points
+            (:func:`act_pipeline.graph.int8_rounding.unsigned_range`); None: not known, or the zero point is 128.
+        shifted: whether runtimes with zero points read the activation without subtracting its zero point, so that all
+            values are at least 0 (`onnx_export.rewrites.zero_points`).
     """
 
     source: str
     scale: np.ndarray
     axis: int = -1
     weight: np.ndarray | None = None
+    lowest: float | None = None
+    shifted: bool = False
+
+    @property
+    def threshold(self) -> float:
+        """The largest value of an activation, 127 steps when it is rounded symmetrically."""
+        return float(self.scale) * LEVELS
+
+    @property
+    def range_key(self) -> tuple[bytes, float | None, bool]:
+        """What distinguishes the roundings of one tensor."""
+        return self.scale.tobytes(), self.lowest, self.shifted
+
+    @property
+    def shift(self) -> float:
+        """What a runtime with zero points adds to the values of a ``shifted`` activation; else 0."""
+        step, zero_point = unsigned_range(self.threshold, self.lowest)
+        return float(np.float32(step)) * zero_point if self.shifted else 0.0
 
 
 @dataclass
@@ -133,7 +155,8 @@ def read_source(graph: StaticGraph) -> Source:
                 observed[outputs["Y"][0]] = inputs["X"][0]
             else:
                 scale = source.constants[inputs["Scale"][0]].astype(np.float32).reshape(-1) / QUANTIZATION_STEPS
-                pending[outputs["Y"][0]] = QuantizedTensor(inputs["X"][0], scale[0].reshape(()))
+                lowest = float(raw.attr(LOWEST)) if raw.has_attr(LOWEST) else None
+                pending[outputs["Y"][0]] = QuantizedTensor(inputs["X"][0], scale[0].reshape(()), lowest=lowest)
         elif raw.type == "dequantize_linear":
             name, output = inputs["X"][0], outputs["Y"][0]
             if _is_observer(raw):

@@ -91,7 +91,10 @@ def convolution(build: GraphBuilder, op: Op, followers: list[Op]) -> None:
     values = build.quantized.get(op.input("Input"))
     inputs = [build.get(op.input("Input")) if values is None else build.dequantized(values, channel_axis=1)]
     inputs.append(_filter(build, op, factor * _taken_over(build, values)))
-    if followers or "Bias" in op.inputs:
+    shift = values.shift if values is not None else 0.0
+    if shift:
+        bias = bias - shift * factor * _sums_of_weights(build.quantized[filter_name], channels)
+    if followers or "Bias" in op.inputs or shift:
         inputs.append(build.initializer(bias.astype(np.float32), f"{filter_name}.bias"))
     kernel, sizes = list(build.shapes[filter_name][2:]), build.shapes[op.input("Input")][2:]
     # Paddle's padding algorithm SAME also sets the dilations to 1.
@@ -108,6 +111,13 @@ def convolution(build: GraphBuilder, op: Op, followers: list[Op]) -> None:
     made = build.node("ConvTranspose" if transposed else "Conv", inputs, op.output, **attrs)
     for name in (op.output, *(follower.output for follower in followers)):
         build.values[name] = made
+
+
+def _sums_of_weights(filter_values: QuantizedTensor, channels: int) -> np.ndarray:
+    """Return the sum of the weights of each output channel of a convolution, float64 [channels]."""
+    assert filter_values.weight is not None
+    sums = filter_values.weight.reshape(channels, -1).sum(axis=1, dtype=np.int64)
+    return sums * filter_values.scale.astype(np.float64)
 
 
 def output_channels(filter_shape: tuple[int, ...], op: Op) -> int:

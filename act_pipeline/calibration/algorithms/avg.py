@@ -5,6 +5,6 @@ from __future__ import annotations
 from act_pipeline.calibration.observers import AbsMax
 
 
-def threshold(statistics: AbsMax, hist_percent: float) -> float:
+def threshold(statistics: AbsMax, hist_percent: float, lowest: float | None = None) -> float:
     """Return the mean of the images' largest absolute values."""
     return statistics.mean_abs_max

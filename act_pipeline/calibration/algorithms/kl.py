@@ -12,11 +12,11 @@ from act_pipeline.graph.int8_rounding import LEVELS
 _KL_BINS = 2048
 
 
-def threshold(statistics: AbsHistogram, hist_percent: float) -> float:
+def threshold(statistics: AbsHistogram, hist_percent: float, lowest: float | None = None) -> float:
     """Return :func:`kl_threshold` of the histogram, and ``mse``'s where that returns None."""
     bins = statistics.bins()
     found = kl_threshold(uniform_histogram(*bins, _KL_BINS), statistics.abs_max / _KL_BINS)
-    return mse_threshold(*bins) if found is None else found
+    return mse_threshold(*bins, lowest) if found is None else found
 
 
 def kl_threshold(histogram: np.ndarray, bin_width: float, levels: int = LEVELS) -> float | None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from act_pipeline.compress.paddleslim.fast_passes import fast_passes
 from act_pipeline.graph.int8_rounding import scale_weights
+from act_pipeline.graph.op_types import LOWEST
 from act_pipeline.graph.static_graph import StaticGraph
 
 _OBSERVER = "moving_average_abs_max_scale"
@@ -63,3 +64,15 @@ def set_scales(program: Any, graph: StaticGraph, thresholds: Mapping[str, float]
         if op.type == "quantize_linear" and not block.var(op.input("X")[0]).persistable:
             graph.set_parameter(op.input("Scale")[0], np.array([thresholds[op.input("X")[0]]], np.float32))
     scale_weights(program, graph.parameter, graph.set_parameter)
+
+
+def set_lowest(program: Any, lowest: Mapping[str, float]) -> None:
+    """Note the least values of activations at their ``quantize_linear``, for runtimes with zero points.
+
+    Args:
+        program: the output of :func:`insert_quantization`.
+        lowest: activation -> its least value on the calibration images.
+    """
+    for op in program.global_block().ops:
+        if op.type == "quantize_linear" and op.input("X")[0] in lowest:
+            op._set_attr(LOWEST, float(lowest[op.input("X")[0]]))

@@ -128,8 +128,7 @@ class PostTraining:
 
     def thresholds(self, algo: CalibrationAlgorithm) -> dict[str, float]:
         """Return quantized activation -> its threshold by ``algo``; see `calibration.thresholds.threshold`."""
-        percent = self._config.quant_post.hist_percent
-        return {name: threshold(seen, algo, percent) for name, seen in self.statistics.activations.items()}
+        return _thresholds(self.statistics, dataclasses.replace(self._config.quant_post, algo=algo))
 
     def write(self, save_dir: Path, algo: CalibrationAlgorithm | None = None) -> Calibration:
         """Write the INT8 model.
@@ -237,15 +236,16 @@ def write(
         selection: the ops to quantize; None: all.
     """
     graph = inserted.graph
-    thresholds = {
-        name: threshold(seen, settings.algo, settings.hist_percent) for name, seen in statistics.activations.items()
-    }
+    thresholds = _thresholds(statistics, settings)
     # A tensor of zeros is exact at any scale. The threshold 1 is a guess for other values that may occur at inference.
     used = {name: value or 1.0 for name, value in thresholds.items()}
     used.update({name: observer.abs_max or 1.0 for name, observer in statistics.ranges.items()})
     with quiet_upstream():
         corrected = _correct_biases(graph, settings, statistics, selection) if settings.bias_correction else 0
         qdq_program.set_scales(inserted.program, graph, used)
+        if settings.zero_points:
+            lowest = {name: seen.lowest for name, seen in statistics.activations.items() if thresholds[name] > 0}
+            qdq_program.set_lowest(inserted.program, lowest)
         saved, inventory = save_int8(
             inserted.program,
             graph.scope,
@@ -260,6 +260,13 @@ def write(
     graph.close()
     zeros = [name for name, value in thresholds.items() if value == 0]
     return Calibration(saved, inventory, statistics.images, thresholds, corrected, zeros)
+
+
+def _thresholds(statistics: Statistics, settings: QuantPost) -> dict[str, float]:
+    return {
+        name: threshold(seen, settings.algo, settings.hist_percent, settings.zero_points)
+        for name, seen in statistics.activations.items()
+    }
 
 
 def _correct_biases(

@@ -26,7 +26,7 @@ class OnnxSummary:
         output_shapes: output name -> shape, -1 for a dynamic dimension.
         op_counts: op type -> number of nodes.
         rounded_to: type that activations are rounded to, ``int8`` or ``uint8``; None for a float file.
-        symmetric: whether each rounded activation has a single zero point: 0 for ``int8``, 128 for ``uint8``.
+        per_tensor: whether each rounded activation has a single zero point.
         float16: whether the file holds FP16 constants.
         decoder: turns its outputs into detections, where the file states how; None: it does not.
         input_dtypes: input name -> dtype, such as ``float32`` and ``int64``.
@@ -36,7 +36,7 @@ class OnnxSummary:
     outputs: tuple[str, ...]
     op_counts: Mapping[str, int]
     rounded_to: str | None = None
-    symmetric: bool = True
+    per_tensor: bool = True
     float16: bool = False
     output_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     decoder: Decoder | None = None
@@ -83,7 +83,7 @@ def inspect_onnx(model: OnnxModel) -> OnnxSummary:
     values = [node for node in graph.node if node.op_type == "Constant" and node.attribute and node.output]
     constants.update({node.output[0]: node.attribute[0].t for node in values if node.attribute[0].name == "value"})
     try:
-        rounded_to, symmetric = _rounding(onnx, graph, constants)
+        rounded_to, per_tensor = _rounding(onnx, graph, constants)
     except Exception:  # onnx raises exceptions of many types when a constant's type, shape and bytes do not match
         raise damaged from None
     summary = OnnxSummary(
@@ -91,7 +91,7 @@ def inspect_onnx(model: OnnxModel) -> OnnxSummary:
         outputs=tuple(value.name for value in graph.output),
         op_counts=Counter(node.op_type for node in graph.node),
         rounded_to=rounded_to,
-        symmetric=symmetric,
+        per_tensor=per_tensor,
         float16=any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in constants.values()),
         output_shapes={value.name: _shape(value) for value in graph.output},
         decoder=_stated_decoder(proto, model),
@@ -168,7 +168,7 @@ def require_qdq_format(model: OnnxModel, summary: OnnxSummary, target: str, why:
     """
     found = _QDQ_FORMATS.get(summary.rounded_to or "")
     if found is not None and found != target:
-        zero_points = {"tensorrt": "int8 activations, zero point 0", "cpu": "uint8 activations, zero point 128"}
+        zero_points = {"tensorrt": "int8 activations, zero point 0", "cpu": "uint8 activations"}
         raise UserError(
             f"{model.path} has the Q/DQ of --target {found} ({zero_points[found]}), {why}; write it with "
             f"deploy/export_onnx.py --target {target}, or give the model's folder"
@@ -191,12 +191,11 @@ def _dtype(onnx: Any, value: Any) -> str:
 
 
 def _rounding(onnx: Any, graph: Any, constants: Mapping[str, Any]) -> tuple[str | None, bool]:
-    """Return the type that activations are rounded to, and whether each is symmetric with one zero point.
+    """Return the type that activations are rounded to, and whether each has one zero point.
 
     A QuantizeLinear rounds to the type of its zero point; without one to uint8 (or ``output_dtype``, opset 21).
     """
-    kinds, symmetric = set(), True
-    middle = {onnx.TensorProto.INT8: 0, onnx.TensorProto.UINT8: 128}
+    kinds, per_tensor = set(), True
     for node in graph.node:
         if node.op_type != "QuantizeLinear":
             continue
@@ -207,7 +206,7 @@ def _rounding(onnx: Any, graph: Any, constants: Mapping[str, Any]) -> tuple[str 
             raise ValueError("a zero point in another file, which nobody writes and nothing here opens")
         value = onnx.numpy_helper.to_array(zero_point).reshape(-1) if zero_point is not None else [0]
         kinds.add(kind)
-        symmetric = symmetric and len(value) == 1 and middle.get(kind) == value[0]
+        per_tensor = per_tensor and len(value) == 1
     if onnx.TensorProto.INT8 in kinds:  # a single int8 pair makes the file unfit for the other target
-        return "int8", symmetric
-    return "uint8" if onnx.TensorProto.UINT8 in kinds else None, symmetric
+        return "int8", per_tensor
+    return "uint8" if onnx.TensorProto.UINT8 in kinds else None, per_tensor

@@ -110,7 +110,7 @@ class OpenVINOEngine:
         self.requests, self.streams = requests, 1
         with refusals(f"OpenVINO cannot load {self._where}"):
             self._model = core.read_model(str(artifact.path))
-        if summary.rounded_to is not None and summary.symmetric:
+        if summary.rounded_to is not None and summary.per_tensor:
             from act_pipeline.engines.onnx_runtimes.openvino_quantization import replace_qdq_with_fake_quantize
 
             replace_qdq_with_fake_quantize(self._model)

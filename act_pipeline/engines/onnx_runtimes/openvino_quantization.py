@@ -19,10 +19,11 @@ _LEVELS = 256
 def replace_qdq_with_fake_quantize(model: Any) -> int:
     """Replace the activations' Q/DQ pairs in an ``openvino.Model`` that was read from ONNX.
 
-    A pair with scale ``s`` still computes ``clip(round(x / s), -128, 127) * s``.
+    A pair with the scale ``s`` and the zero points ``z`` of QuantizeLinear and ``y`` of DequantizeLinear still computes
+    ``(clip(round(x / s) + z, 0, 255) - y) * s``.
 
     Args:
-        model: the model, changed in place; each pair has one scale and is symmetric.
+        model: the model, changed in place; each pair has one scale and one zero point.
 
     Returns:
         Number of pairs replaced.
@@ -36,9 +37,13 @@ def replace_qdq_with_fake_quantize(model: Any) -> int:
         last = _end_of_pair(rounding)
         if last is None:
             continue
+        low, high, least, most = (_constant(rounding.input_value(index).get_node()) for index in range(1, 5))
         scale = _constant(last.input_value(1).get_node())
-        low, high = (ops.constant(np.float32(steps) * scale) for steps in (-128, 127))
-        node = ops.fake_quantize(rounding.input_value(0), low, high, low, high, _LEVELS)
+        before = last.input_value(0).get_node()
+        zero_point = _constant(before.input_value(1).get_node()) if before.get_type_name() == "Subtract" else 0
+        ends = (low, high, (least - zero_point) * scale, (most - zero_point) * scale)
+        constants = [ops.constant(np.float32(end)) for end in ends]
+        node = ops.fake_quantize(rounding.input_value(0), *constants, _LEVELS)
         node.set_friendly_name(rounding.get_friendly_name())
         for reader in last.output(0).get_target_inputs():
             reader.replace_source_output(node.output(0))

@@ -35,9 +35,9 @@ def round_early(source: Source) -> None:
     for op in source.ops:
         for name in (name for names in op.inputs.values() for name in names):
             readers.setdefault(name, set()).add(id(op))
-    scales: dict[str, set[bytes]] = {}
+    scales: dict[str, set[object]] = {}
     for tensor in source.quantized.values():
-        scales.setdefault(tensor.source, set()).add(tensor.scale.tobytes())
+        scales.setdefault(tensor.source, set()).add(tensor.range_key)
 
     climbing = [tensor for tensor in source.quantized.values() if tensor.weight is None]
     while climbing:
@@ -48,13 +48,15 @@ def round_early(source: Source) -> None:
             continue
         if name in source.rounded or readers.get(name) or len(scales[name]) > 1:
             continue
+        if tensor.shifted and not source.constants.keys().isdisjoint(mover.inputs["X"]):
+            continue
         source.rounded.add(name)
         early = []
         for moved in mover.inputs["X"]:
             readers[moved].discard(id(mover))
-            scales.setdefault(moved, set()).add(tensor.scale.tobytes())
+            scales.setdefault(moved, set()).add(tensor.range_key)
             rounded = replace(tensor, source=moved)
-            early.append(f"{moved}@{float(tensor.scale)!r}")
+            early.append(f"{moved}@{float(tensor.scale)!r}from{tensor.lowest!r}")
             source.quantized[early[-1]] = rounded
             source.shapes[early[-1]], source.dtypes[early[-1]] = source.shapes[moved], source.dtypes[moved]
             climbing.append(rounded)
