@@ -8,11 +8,12 @@ from act_pipeline.triton.model_configs import Plan
 _IMAGE = """\
 # {name}: a repository for Triton Inference Server, on {device}
 
-The Python backend needs NumPy and OpenCV, which NVIDIA's image lacks. YY.MM is a release{release}.
+The Python backend needs NumPy and OpenCV, which NVIDIA's image lacks. IMAGE is that image by its full name, such as
+.../nvidia/tritonserver:YY.MM-py3, of a release{release}.
 
 ```
 cat > /tmp/Dockerfile <<END
-FROM nvcr.io/nvidia/tritonserver:YY.MM-py3
+FROM IMAGE
 RUN pip install opencv-python-headless
 END
 docker build -t triton - < /tmp/Dockerfile
