@@ -157,8 +157,9 @@ class LoadedModel:
             return
         if find_runtime(model.engine).requests and model.device == "CPU" and model.fixed_batch in (None, 1):
             engine = self._load([1], requests=AUTO_REQUESTS)
-            self.parallel = min(parallel_requests(engine), self._max_batch)
-            self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="images")
+            self.parallel = parallel_requests(engine)
+            # While these compute, the pictures of others are decoded.
+            self._pool = ThreadPoolExecutor(2 * self.parallel, thread_name_prefix="images")
             self._streams = engine
             return
         if self.sizes == largest:
