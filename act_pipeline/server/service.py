@@ -78,7 +78,7 @@ class Service:
         self.versions = LoadedVersions(repository, pool)
         self.floats = floats
         self.live_model = self.versions.start()
-        self.monitor = Monitor(repository, rules, float_model=self._float)
+        self.monitor = Monitor(repository, rules, float_model=self._float, background=True)
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="versions")
 
     def answer(self, requests: Sequence[Request]) -> list[Union[Answer, Refused]]:
