@@ -84,6 +84,31 @@ def test_a_float_model_gives_what_paddle_gives_in_batches_of_any_size(float_mode
     engine.close()
 
 
+_OVERLAPPING = """
+import gc, signal, sys
+import act_pipeline
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.engines import create_engine
+
+signal.signal(signal.SIGALRM, lambda number, frame: print("handled"))
+first, second = (create_engine("openvino", InferenceModel.load(sys.argv[1]), threads=1) for _ in range(2))
+first.close()
+del first
+gc.collect()
+second.close()
+del second
+gc.collect()
+signal.raise_signal(signal.SIGALRM)
+"""
+
+
+def test_a_signal_after_engines_were_closed_does_not_end_the_process(float_model):
+    """Seen on CPUs with AMX only: the signal stack that OpenVINO gives a thread must outlive its engines."""
+    command = [sys.executable, "-c", _OVERLAPPING, str(float_model.directory)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
+    assert done.returncode == 0 and done.stdout.endswith("handled\n"), done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("name", ONNX_ENGINES)
 def test_results_are_not_overwritten_by_the_next_run(float_model, name):
     engine = create_engine(name, float_model, threads=1)

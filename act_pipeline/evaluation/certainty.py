@@ -44,6 +44,8 @@ def certainty_lines(
             lines[-1] += f"; {_agreement_verdict(found, value, min_agreement, images)}"
     if found.agreement is not None:
         lines.append(agreement_line(found.agreement))
+        if value is not None and min_agreement is None and interval is not None:
+            lines[-1] += f"; agreement (as for min_agreement): {value.value:.4f}"
     return lines
 
 

@@ -55,7 +55,7 @@ def quantizable_ops(graph: StaticGraph, op_types: Collection[str]) -> list[Quant
         if not activations:
             continue
         output = op.output_arg_names[0]
-        place = places.get(output, Place(f"model.{module_of(op) or output.split('.')[0]}", OTHER_GROUP))
+        place = places.get(output, Place(module_of(op) or f"{OTHER_GROUP}.{output.split('.')[0]}", OTHER_GROUP))
         axis = -1
         if weights:
             # PaddleSlim's quant_axis: for matmul weights it is the columns, also if the op transposes the weight. A

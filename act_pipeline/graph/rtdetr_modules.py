@@ -5,7 +5,8 @@ identifies the parts (`graph.rtdetr_structure`), and the ops in each are in the 
 ``HybridEncoder`` and ``RTDETRTransformer`` compute them. So ops get PaddleDetection's module names
 (``transformer.decoder.layers.0.self_attn.q_proj``), for models of any exporter. Where a part is not recognized, its ops
 are named after their weights (``neck.conv2d_45``). In a graph that is not an RT-DETR, this holds for all ops, in the
-parts that `graph.towers` finds (``text.linear_3``, ``decoder.linear_80``), or without parts (``model.conv2d_3``).
+parts that `graph.towers` finds (``text.linear_3``, ``decoder.linear_80``), or without parts (``model.conv2d_3``); where
+an imported file has the names of PyTorch modules, these are the names (`graph.name_scopes`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from act_pipeline.graph.name_scopes import module_of
 from act_pipeline.graph.rtdetr_structure import Attention, Bounds, LayerIndex, attentions, find_bounds
 from act_pipeline.graph.static_graph import StaticGraph
 from act_pipeline.graph.towers import find_towers
@@ -63,7 +65,7 @@ def find_places(graph: StaticGraph) -> dict[str, Place]:
         for op in index.weighted:
             output = op.output_arg_names[0]
             group = towers.get(output, OTHER_GROUP)
-            places[output] = Place(f"{group}.{index.layer(op)}", group)
+            places[output] = Place(module_of(op) or f"{group}.{index.layer(op)}", group)
         return places
     names = {
         **_projection_names(bounds),

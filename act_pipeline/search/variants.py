@@ -105,7 +105,8 @@ class Source:
         if not path.exists():
             raise UserError(
                 f"{model.directory} has no {RECORD_FILENAME}, expected a model of tools/export_model.py, whose "
-                "variants are exported again from its weights; export it, and give that folder as Global.model_dir"
+                "variants are exported again from its weights; an imported model has none. Export the RT-DETR or "
+                "PP-YOLOE, and give that folder as Global.model_dir"
             )
         record = read_record(path, EXPORT_SCHEMA)
         config, overrides = str(record.get("config")), tuple(record.get("overrides") or ())

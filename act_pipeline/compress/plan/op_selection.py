@@ -11,6 +11,7 @@ from typing import Union
 from act_pipeline.config import Quantize
 from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.graph.quantizable_ops import QuantizableOp
+from act_pipeline.graph.rtdetr_modules import OTHER_GROUP
 from act_pipeline.graph.static_graph import StaticGraph
 
 # Name scope of ops that stay float: PaddleSlim's passes compare name scopes with not_quant_pattern.
@@ -138,9 +139,11 @@ def _matching(ops: Sequence[QuantizableOp], patterns: Sequence[str], key: str, p
         matched = [op.name for op in ops if _matches(op, pattern)]
         if not matched:
             known = sorted({name for op in ops for name in (op.type, op.group, op.module, op.name)})
+            groups = [f"{group}, " for group in dict.fromkeys(op.group for op in ops) if group != OTHER_GROUP]
+            example = f" such as {ops[0].module}" if ops else ""
             raise UserError(
                 f"{path}: quantize.{key}: '{pattern}' matches none of the {len(ops)} ops, expected an op type, "
-                f"backbone, encoder, decoder, head, an op's name or a glob over module names{suggest(pattern, known)}"
+                f"{''.join(groups)}an op's name or a glob over module names{example}{suggest(pattern, known)}"
             )
         for name in matched:
             found.setdefault(name, pattern)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Collection, Mapping
 from queue import SimpleQueue
@@ -88,7 +89,7 @@ class OpenVINOEngine:
         self.precision, self.device = precision, device
         self.threads = threads or available_cpus()
         openvino = import_openvino()
-        core = openvino.Core()
+        core = openvino_core()
         self.float_precision = _float_precision(precision, float_precision)
         if summary is None or not isinstance(model, OnnxModel):
             artifact, summary = onnx_artifact(model)
@@ -217,6 +218,20 @@ def import_openvino() -> Any:
     except ImportError as error:
         raise UserError(f"openvino cannot be imported ({error}); install it: {_PACKAGE}") from None
     return openvino
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """Return the ``openvino.Core`` of this process, which is never destroyed.
+
+    On CPUs with AMX, the CPU plugin of each Core (OpenVINO 2026.4) gives the calling thread an alternate signal stack,
+    and takes it away when the Core is destroyed. If a Core is destroyed before one that was made after it, the thread
+    is left with a stack that is freed already, and the next signal, such as Ctrl-C, ends the process (SIGSEGV).
+
+    Raises:
+        UserError: OpenVINO cannot be imported.
+    """
+    return import_openvino().Core()
 
 
 def _float_precision(precision: str, asked: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.engines.interface import refusals
-from act_pipeline.engines.onnx_runtimes.openvino import import_openvino, set_batch
+from act_pipeline.engines.onnx_runtimes.openvino import openvino_core, set_batch
 from act_pipeline.onnx_export import lowered_onnx
 
 
@@ -39,8 +39,7 @@ class OpenVINOTensors:
             UserError: an op cannot be exported to ONNX, or OpenVINO cannot load the model.
         """
         count = threads or available_cpus()
-        openvino = import_openvino()
-        core = openvino.Core()
+        core = openvino_core()
         self._where = model.directory
         file = lowered_onnx(model, "cpu")
         with refusals(f"OpenVINO cannot load {self._where}"):
