@@ -1,4 +1,4 @@
-"""Analyse a float RT-DETR before it is compressed: the distributions of its tensors, and which ops INT8 costs most."""
+"""Analyse a float detector before it is compressed: the distributions of its tensors, and which ops INT8 costs most."""
 
 from __future__ import annotations
 

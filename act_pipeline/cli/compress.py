@@ -1,4 +1,4 @@
-"""Compress an RT-DETR to INT8: by calibration, SmoothQuant or training (PaddleSlim's ACT), as Strategy.name says.
+"""Compress a detector to INT8: by calibration, SmoothQuant or training (PaddleSlim's ACT), as Strategy.name says.
 
 By default (`auto`) the cheapest way that keeps the mAP within Strategy.max_drop; exit code 3 if there is none.
 Several GPUs or hosts train together under `python -m paddle.distributed.launch tools/compress.py ...`.

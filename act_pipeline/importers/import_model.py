@@ -49,6 +49,7 @@ class ImportedModel:
         family: the detector family of its outputs; None: they are of none, so that nothing can evaluate the model.
         fixed_batch: why the batch is fixed; empty if it is open.
         paddle3_difference: largest difference to the model of Paddle 3 that the ONNX file was made from; None: of none.
+        named_classes: whether the class names are known.
     """
 
     model: InferenceModel
@@ -58,6 +59,7 @@ class ImportedModel:
     family: DetectorFamily | None = None
     fixed_batch: str = ""
     paddle3_difference: float | None = None
+    named_classes: bool = True
 
     def summary(self) -> str:
         """Return what was made, in a few lines."""
@@ -75,6 +77,11 @@ class ImportedModel:
             lines.append("the outputs are of no detector family, so nothing can evaluate the model")
         else:
             lines.append(f"detector family: {self.family.name} ({self.family.outputs})")
+            if not self.named_classes:
+                lines.append(
+                    "the file has no class names: categories of a data set are taken in their order; if the model's "
+                    "order is another one, set label_list in infer_cfg.yml"
+                )
         return "\n".join(lines)
 
 
@@ -155,6 +162,7 @@ def import_onnx(
         difference,
         found,
         reason,
+        named_classes=bool(source.class_names or prompt is not None or isinstance(found, PairedFamily)),
     )
 
 
