@@ -27,7 +27,6 @@ _DISK_ERRORS = {
     errno.ENOTDIR: "a file is there, expected a folder",
     errno.ELOOP: "the links lead in a circle",
     errno.EISDIR: "a folder is there, expected a file",
-    errno.EIO: "the disk does not answer",
     errno.ESTALE: "the network disk does not answer",
     errno.ENOTCONN: "the network disk does not answer",
 }
