@@ -460,7 +460,11 @@ def test_fewer_images_than_asked_for_are_used_and_said(demo, tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("overrides", "reader_overrides", "words"),
     [
-        (["QuantPost.algo=MSE"], [], "QuantPost.algo is the text 'MSE', expected one of abs_max, avg, hist, mse, KL"),
+        (
+            ["QuantPost.algo=MSE"],
+            [],
+            "QuantPost.algo is the text 'MSE', expected one of abs_max, avg, hist, mse, mce, KL",
+        ),
         (["QuantPost.algoo=mse"], [], "did you mean 'algo'?"),
         (["QuantPost.hist_percent=1.5"], [], "QuantPost.hist_percent"),
         (["QuantPost.calib_images=0"], [], "QuantPost.calib_images"),
