@@ -128,7 +128,7 @@ def test_openvino_says_how_many_requests_and_divides_its_threads(float_model, mo
             seen.append(settings)
             return super().compile_model(model, device, settings)
 
-    monkeypatch.setattr("act_pipeline.engines.onnx_runtimes.openvino.openvino_core", RecordingCore)
+    monkeypatch.setattr(openvino, "Core", RecordingCore)
     recommended = create_engine("openvino", float_model, threads=2, requests=0)
     assert recommended.requests >= 1 and recommended.settings["hint"] == "THROUGHPUT"
     assert "PERFORMANCE_HINT_NUM_REQUESTS" not in seen[-1] and "NUM_STREAMS" not in seen[-1]

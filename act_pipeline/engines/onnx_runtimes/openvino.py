@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Collection, Mapping
 from queue import SimpleQueue
@@ -23,6 +22,7 @@ from act_pipeline.engines.onnx_runtimes.onnx_files import (
     onnx_artifact,
     require_qdq_format,
 )
+from act_pipeline.engines.onnx_runtimes.signal_stack import signal_stack_kept
 from act_pipeline.families.registry import Decoder
 
 FLOAT_PRECISIONS = ("auto", "f32", "bf16")
@@ -89,7 +89,7 @@ class OpenVINOEngine:
         self.precision, self.device = precision, device
         self.threads = threads or available_cpus()
         openvino = import_openvino()
-        core = openvino_core()
+        core = openvino.Core()
         self.float_precision = _float_precision(precision, float_precision)
         if summary is None or not isinstance(model, OnnxModel):
             artifact, summary = onnx_artifact(model)
@@ -178,7 +178,8 @@ class OpenVINOEngine:
             settings["PERFORMANCE_HINT"] = "THROUGHPUT"
             if self.requests != AUTO_REQUESTS:
                 settings["PERFORMANCE_HINT_NUM_REQUESTS"] = self.requests
-        compiled = self._core.compile_model(model, "CPU", settings)
+        with signal_stack_kept():
+            compiled = self._core.compile_model(model, "CPU", settings)
         if self.requests == AUTO_REQUESTS:
             self.requests = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self.streams = compiled.get_property("NUM_STREAMS")
@@ -218,20 +219,6 @@ def import_openvino() -> Any:
     except ImportError as error:
         raise UserError(f"openvino cannot be imported ({error}); install it: {_PACKAGE}") from None
     return openvino
-
-
-@functools.cache
-def openvino_core() -> Any:
-    """Return the ``openvino.Core`` of this process, which is never destroyed.
-
-    On CPUs with AMX, the CPU plugin of each Core (OpenVINO 2026.4) gives the calling thread an alternate signal stack,
-    and takes it away when the Core is destroyed. If a Core is destroyed before one that was made after it, the thread
-    is left with a stack that is freed already, and the next signal, such as Ctrl-C, ends the process (SIGSEGV).
-
-    Raises:
-        UserError: OpenVINO cannot be imported.
-    """
-    return import_openvino().Core()
 
 
 def _float_precision(precision: str, asked: str) -> str:

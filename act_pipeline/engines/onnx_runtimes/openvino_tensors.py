@@ -14,7 +14,8 @@ import numpy as np
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.engines.interface import refusals
-from act_pipeline.engines.onnx_runtimes.openvino import openvino_core, set_batch
+from act_pipeline.engines.onnx_runtimes.openvino import import_openvino, set_batch
+from act_pipeline.engines.onnx_runtimes.signal_stack import signal_stack_kept
 from act_pipeline.onnx_export import lowered_onnx
 
 
@@ -39,7 +40,7 @@ class OpenVINOTensors:
             UserError: an op cannot be exported to ONNX, or OpenVINO cannot load the model.
         """
         count = threads or available_cpus()
-        core = openvino_core()
+        core = import_openvino().Core()
         self._where = model.directory
         file = lowered_onnx(model, "cpu")
         with refusals(f"OpenVINO cannot load {self._where}"):
@@ -50,7 +51,8 @@ class OpenVINOTensors:
                 "NUM_STREAMS": count,
                 "INFERENCE_PRECISION_HINT": "f32",
             }
-            compiled = core.compile_model(network, "CPU", settings)
+            with signal_stack_kept():
+                compiled = core.compile_model(network, "CPU", settings)
         self._dtypes = {port.get_any_name(): port.get_element_type().to_dtype() for port in network.inputs}
         # The export to ONNX preserves the order of the Paddle model's outputs.
         self._count = len(network.outputs)
