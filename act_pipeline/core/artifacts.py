@@ -139,6 +139,15 @@ class InferenceModel:
             return {}
         return load_yaml(self.infer_cfg_path)
 
+    def class_names(self) -> list[str]:
+        """Return the names in ``label_list`` of ``infer_cfg.yml`` by class index; empty if there are none.
+
+        Raises:
+            UserError: the file is not a YAML mapping.
+        """
+        labels = self.infer_cfg().get("label_list")
+        return [str(label) for label in labels] if isinstance(labels, list) else []
+
 
 # Keys of infer_cfg.yml that name another model folder, relative to the file's own.
 PATH_KEYS = ("mask_decoder", "image_encoder")

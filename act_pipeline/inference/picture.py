@@ -53,6 +53,4 @@ def class_names(reader: Any, model: Artifact) -> Sequence[str]:
         return list(reader.class_names)
     # An exported ONNX file is in onnx/ in the folder of its model.
     folders = [model.directory, model.directory.parent] if isinstance(model, ModelFile) else [model.directory]
-    labels = (InferenceModel(folder).infer_cfg().get("label_list") for folder in folders)
-    names: Any = next(filter(None, labels), [])
-    return [str(name) for name in names] if isinstance(names, list) else []
+    return next(filter(None, (InferenceModel(folder).class_names() for folder in folders)), [])

@@ -82,7 +82,6 @@ def served_model(folder: str | Path) -> ServedModel:
     with contextlib.closing(create_engine(engine, model, precision, device, 1, summary=summary)) as loaded:
         artifact = loaded.artifact
     batch = inspect_artifact(artifact).inputs["image"][0]
-    labels = model.infer_cfg().get("label_list")
     return ServedModel(
         artifact=artifact,
         engine=engine,
@@ -92,7 +91,7 @@ def served_model(folder: str | Path) -> ServedModel:
         here=here,
         input_size=(int(reader.input_size[0]), int(reader.input_size[1])),
         steps=device_steps(reader),
-        classes=tuple(map(str, labels)) if isinstance(labels, list) else (),
+        classes=model.class_names(),
         constants=constant_inputs(model),
         fixed_batch=int(batch) if batch > 0 else None,
     )
