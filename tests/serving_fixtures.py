@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from act_pipeline.core.records import ACT_SCHEMA, write_record
 from act_pipeline.evaluation.act_json import ActRecord, EvaluatedIn, ModelFigures, Step
 from act_pipeline.evaluation.comparison import ComparisonFigures
 from act_pipeline.evaluation.detections_file import DETECTIONS_FILENAME
+from act_pipeline.serving import Monitor, Repository
 
 BASELINE_IMAGES = 100
 
@@ -88,6 +90,39 @@ class Scene:
         random = np.random.default_rng([self.seed, number, 3])
         rows[:, 1] *= np.where(random.random(len(rows)) < 0.5, 0.5, 0.1)
         return rows
+
+
+def serve_until_changed(
+    monitor: Monitor, repository: Repository, requests: int, answer: Callable[[int, int], tuple[np.ndarray, float, Any]]
+) -> int | None:
+    """Answer requests until a rule takes the candidate back, and close the monitor.
+
+    Args:
+        monitor: the monitor.
+        repository: its versions.
+        requests: the most requests.
+        answer: number and version of a request -> detections, seconds, and the inputs of the float model.
+
+    Returns:
+        the number of requests after which a rule changed the versions; None: none did.
+    """
+    try:
+        for number in range(requests):
+            version = monitor.route(f"r{number}")
+            rows, seconds, inputs = answer(number, version)
+            monitor.answered(version, f"r{number}", rows, seconds, inputs)
+            monitor.drain_shadow()
+            if repository.state().candidate is None:
+                return number + 1
+        return None
+    finally:
+        monitor.close()
+
+
+def decision_of(repository: Repository) -> dict[str, Any]:
+    """Return the first entry of the audit log by which a rule did more than raise an alarm."""
+    entries = [entry for entry in audit_of(repository.folder) if entry.get("by") == "rule"]
+    return next(entry for entry in entries if entry["event"] != "alarm")
 
 
 def audit_of(repository: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from serving_fixtures import BASELINE_IMAGES, Scene, audit_of, keep_detections, make_model
+from serving_fixtures import (
+    BASELINE_IMAGES,
+    Scene,
+    audit_of,
+    decision_of,
+    keep_detections,
+    make_model,
+    serve_until_changed,
+)
 
 from act_pipeline.core.errors import UserError
 from act_pipeline.serving import Monitor, Repository, State, Temperature, load_rules, promote
@@ -40,25 +48,16 @@ class Service:
 
     def serve(self, requests: int, new: Callable[[int], np.ndarray], new_s: float = 0.03, old=None) -> int | None:
         """Answer requests; returns the number after which a rule changed the versions, None if none did."""
-        for number in range(requests):
-            version = self.monitor.route(f"r{number}")
+
+        def answer(number: int, version: int) -> tuple[np.ndarray, float, int]:
             self.now += 0.05
-            answer = new if version == 2 else (old or self.scene.int8_detections)
-            seconds = new_s if version == 2 else 0.03
-            self.monitor.answered(version, f"r{number}", answer(number), seconds, number)
-            self.monitor.drain_shadow()
-            if self.repository.state().candidate is None:
-                self.monitor.close()
-                return number + 1
-        self.monitor.close()
-        return None
+            detect = new if version == 2 else (old or self.scene.int8_detections)
+            return detect(number), new_s if version == 2 else 0.03, number
+
+        return serve_until_changed(self.monitor, self.repository, requests, answer)
 
     def decision(self) -> dict:
-        return next(
-            entry
-            for entry in audit_of(self.repository.folder)
-            if entry.get("by") == "rule" and entry["event"] != "alarm"
-        )
+        return decision_of(self.repository)
 
 
 def cool() -> Temperature:

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from serving_fixtures import audit_of
+from serving_fixtures import audit_of, decision_of, serve_until_changed
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.data import Reader
@@ -116,22 +116,17 @@ class Stream:
     def serve(self, requests: int, new: str = "before", delay: float = 0.0, kind: str = "usual") -> int | None:
         """Answer requests; return the number after which a rule took the new version back, None if none did."""
         self.kind = kind
-        for number in range(requests):
-            version = self.monitor.route(f"r{number}")
+
+        def answer(number: int, version: int) -> tuple[np.ndarray, float, int]:
             picture = int(self.random.integers(PICTURES))
             rows, seconds = self.lab.answers[new if version == 2 else "before", kind][picture]
             self.now += 0.05
-            self.monitor.answered(version, f"r{number}", rows, seconds + delay * (version == 2), picture)
-            self.monitor.drain_shadow()
-            if self.repository.state().candidate is None:
-                self.monitor.close()
-                return number + 1
-        self.monitor.close()
-        return None
+            return rows, seconds + delay * (version == 2), picture
+
+        return serve_until_changed(self.monitor, self.repository, requests, answer)
 
     def decision(self) -> dict:
-        entries = [entry for entry in audit_of(self.repository.folder) if entry.get("by") == "rule"]
-        return next(entry for entry in entries if entry["event"] != "alarm")
+        return decision_of(self.repository)
 
 
 @pytest.mark.parametrize("seed", range(3))
