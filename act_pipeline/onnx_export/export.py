@@ -30,13 +30,13 @@ from act_pipeline.onnx_export.nms_cut import (
     described_suppression,
 )
 from act_pipeline.onnx_export.nms_nodes import PLUGIN_DOMAIN, Output, boxes_and_scores, onnx_nms, tensorrt_nms
-from act_pipeline.onnx_export.program import INT8_OPS, PRODUCTS, Op, Source, read_source
+from act_pipeline.onnx_export.program import INT8_OPS, PRODUCTS, Source, read_source
 from act_pipeline.onnx_export.quantized_ops import (
     convolution,
+    followers_of,
     matmul,
-    output_channels,
+    readers_of,
     rounds_dynamically,
-    scales_by_channel,
 )
 from act_pipeline.onnx_export.rewrites.attention_masks import protect_masks
 from act_pipeline.onnx_export.rewrites.channels_last import rewrite_layout_conversions
@@ -237,7 +237,7 @@ def lowering_hash() -> str:
 
 def _convert(source: Source, dtype: str, opset: int, unit_scales: bool) -> tuple[GraphBuilder, _Report]:
     build = GraphBuilder(source, dtype, opset, unit_scales)
-    readers = _readers(source)
+    readers = readers_of(source)
     merged: set[int] = set()
     quantized: Counter[str] = Counter()
     kept = []
@@ -247,8 +247,7 @@ def _convert(source: Source, dtype: str, opset: int, unit_scales: bool) -> tuple
         if op.type not in INT8_OPS:
             add_op(build, op)
             continue
-        slots = ("X", "Y") if op.type in PRODUCTS else ("Input", "Filter")
-        floats = [op.input(slot) for slot in slots if op.input(slot) not in source.quantized]
+        floats = [op.input(slot) for slot in op.operands if op.input(slot) not in source.quantized]
         if not floats or rounds_dynamically(build, op):
             quantized[op.type] += 1
         else:
@@ -257,51 +256,10 @@ def _convert(source: Source, dtype: str, opset: int, unit_scales: bool) -> tuple
             if op.type in PRODUCTS:
                 matmul(build, op)
             else:
-                followers = _followers(op, source, readers)
+                followers = followers_of(op, source, readers)
                 merged.update(map(id, followers))
                 convolution(build, op, followers)
     return build, (dict(quantized), kept)
-
-
-def _readers(source: Source) -> dict[str, list[Op | None]]:
-    """Return tensor name -> the ops that read it; None stands for a Q/DQ pair or an output of the graph."""
-    readers: dict[str, list[Op | None]] = {}
-    for op in source.ops:
-        for name in (name for names in op.inputs.values() for name in names):
-            readers.setdefault(name, []).append(op)
-    for tensor in source.quantized.values():
-        readers.setdefault(tensor.source, []).append(None)
-    for name in source.outputs:
-        readers.setdefault(name, []).append(None)
-    return readers
-
-
-def _followers(op: Op, source: Source, readers: dict[str, list[Op | None]]) -> list[Op]:
-    """Return the BatchNorm and the bias addition after a convolution, each the only reader of the result before it."""
-    found: list[Op] = []
-    name, filter_name = op.output, op.input("Filter")
-    tensor, shape = source.quantized.get(filter_name), source.shapes[filter_name]
-    if tensor is not None and tensor.weight is not None:
-        takes_factors = scales_by_channel(op, shape)
-    else:
-        takes_factors = filter_name in source.constants
-    while True:
-        reading = readers.get(name, [])
-        follower = reading[0] if len(reading) == 1 else None
-        if follower is None:
-            return found
-        if follower.type == "elementwise_add":
-            bias = source.constants.get(follower.inputs["Y"][0])
-            channels = output_channels(shape, op)
-            per_channel = bias is not None and (
-                (bias.shape == (channels,) and follower.attrs.get("axis") == 1) or bias.shape == (1, channels, 1, 1)
-            )
-            if not per_channel or follower.input("X") != name:
-                return found
-        elif follower.type != "batch_norm" or not takes_factors:
-            return found
-        found.append(follower)
-        name = follower.output
 
 
 def _gives_detections(source: Source) -> bool:

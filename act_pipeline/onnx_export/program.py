@@ -44,6 +44,11 @@ class Op:
         return self.inputs[slot][0]
 
     @property
+    def operands(self) -> tuple[str, str]:
+        """Slots of the activation and of the weight, or of both factors, of an op of :data:`INT8_OPS`."""
+        return ("X", "Y") if self.type in PRODUCTS else ("Input", "Filter")
+
+    @property
     def output(self) -> str:
         """Name of the first tensor of ``Out``, ``Output`` or ``Y``, otherwise of the first output slot."""
         for slot in ("Out", "Output", "Y"):

@@ -11,7 +11,7 @@ import numpy as np
 from act_pipeline.graph.op_types import DYNAMIC
 from act_pipeline.onnx_export.float_ops.rules import CannotLower, channels_first
 from act_pipeline.onnx_export.graph_builder import GraphBuilder
-from act_pipeline.onnx_export.program import TRANSPOSED_CONVOLUTIONS, Op, QuantizedTensor
+from act_pipeline.onnx_export.program import TRANSPOSED_CONVOLUTIONS, Op, QuantizedTensor, Source
 
 
 def same_padding(sizes: tuple[int, ...], kernel: list[int], strides: list[int], dilations: list[int]) -> list[int]:
@@ -111,6 +111,47 @@ def convolution(build: GraphBuilder, op: Op, followers: list[Op]) -> None:
     made = build.node("ConvTranspose" if transposed else "Conv", inputs, op.output, **attrs)
     for name in (op.output, *(follower.output for follower in followers)):
         build.values[name] = made
+
+
+def readers_of(source: Source) -> dict[str, list[Op | None]]:
+    """Return tensor name -> the ops that read it; None stands for a Q/DQ pair or an output of the graph."""
+    readers: dict[str, list[Op | None]] = {}
+    for op in source.ops:
+        for name in (name for names in op.inputs.values() for name in names):
+            readers.setdefault(name, []).append(op)
+    for tensor in source.quantized.values():
+        readers.setdefault(tensor.source, []).append(None)
+    for name in source.outputs:
+        readers.setdefault(name, []).append(None)
+    return readers
+
+
+def followers_of(op: Op, source: Source, readers: dict[str, list[Op | None]]) -> list[Op]:
+    """Return the BatchNorm and the bias addition after a convolution, each the only reader of the result before it."""
+    found: list[Op] = []
+    name, filter_name = op.output, op.input("Filter")
+    tensor, shape = source.quantized.get(filter_name), source.shapes[filter_name]
+    if tensor is not None and tensor.weight is not None:
+        takes_factors = scales_by_channel(op, shape)
+    else:
+        takes_factors = filter_name in source.constants
+    while True:
+        reading = readers.get(name, [])
+        follower = reading[0] if len(reading) == 1 else None
+        if follower is None:
+            return found
+        if follower.type == "elementwise_add":
+            bias = source.constants.get(follower.inputs["Y"][0])
+            channels = output_channels(shape, op)
+            per_channel = bias is not None and (
+                (bias.shape == (channels,) and follower.attrs.get("axis") == 1) or bias.shape == (1, channels, 1, 1)
+            )
+            if not per_channel or follower.input("X") != name:
+                return found
+        elif follower.type != "batch_norm" or not takes_factors:
+            return found
+        found.append(follower)
+        name = follower.output
 
 
 def _sums_of_weights(filter_values: QuantizedTensor, channels: int) -> np.ndarray:

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from act_pipeline.graph.op_types import CONVOLUTIONS
-from act_pipeline.onnx_export.program import INT8_OPS, PRODUCTS, TRANSPOSED_CONVOLUTIONS, QuantizedTensor, Source
-
-_ACTIVATIONS = {**dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS), "Input"), **dict.fromkeys(PRODUCTS, "X")}
-_WEIGHTS = {**dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS), "Filter"), **dict.fromkeys(PRODUCTS, "Y")}
+from act_pipeline.onnx_export.program import INT8_OPS, QuantizedTensor, Source
 
 
 def write_weights_in_float(source: Source) -> int:
@@ -26,9 +22,11 @@ def write_weights_in_float(source: Source) -> int:
     """
     changed = 0
     for op in source.ops:
-        if op.type not in INT8_OPS or op.input(_ACTIVATIONS[op.type]) in source.quantized:
+        if op.type not in INT8_OPS:
             continue
-        slot = _WEIGHTS[op.type]
+        activation, slot = op.operands
+        if op.input(activation) in source.quantized:
+            continue
         name = op.input(slot)
         tensor = source.quantized.get(name)
         if tensor is None or tensor.weight is None:
