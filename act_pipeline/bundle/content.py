@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,64 @@ from act_pipeline.bundle.spelling import spell_for
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
 from act_pipeline.core.errors import UserError
-from act_pipeline.engines.tensorrt.targets import RTX, Target, Version
-from act_pipeline.families.registry import Decoder
+from act_pipeline.engines.tensorrt.targets import RTX, Target, Version, check_precision
+from act_pipeline.families.registry import Decoder, decoder_of
+from act_pipeline.graph.model_files import inspect_model
 from act_pipeline.onnx_export import Lowered, lower
 
 # Families whose detections the device's scripts make of the outputs, and those that get their NMS into the file.
 _DECODED, _WITH_NMS = ("rtdetr", "detr_raw", "end2end"), ("yolo", "ppyoloe")
 
 
-def nms_mode(decoder: Decoder, ops: Any, version: Version | None, where: str) -> str:
+@dataclass(frozen=True)
+class DeviceModel:
+    """A model that a device can run, and what its scripts need to know.
+
+    Attributes:
+        model: the model folder.
+        quantized: whether it is an INT8 model.
+        decoder: of its outputs.
+        nms: what :func:`act_pipeline.onnx_export.lower` shall do about NMS.
+        reader: the reader adapted to the model.
+        steps: the preprocessing for the device.
+        classes: the class names; empty: not known.
+    """
+
+    model: InferenceModel
+    quantized: bool
+    decoder: Decoder
+    nms: str
+    reader: Any
+    steps: list[dict[str, Any]]
+    classes: list[str]
+
+
+def device_model(
+    model: InferenceModel, target: Target, version: Version | None, reader_config: str | None, advice: str = ""
+) -> DeviceModel:
+    """Check that a device and its scripts can run a model, and return what they need.
+
+    Args:
+        model: the model.
+        target: the device.
+        version: its TensorRT; None: another runtime.
+        reader_config: reader YAML; None: the preprocessing of the model's ``infer_cfg.yml``.
+        advice: what to do if the sample's reader does not fit the model; empty: nothing can be advised.
+
+    Raises:
+        UserError: the device cannot run the model, the model is of a family that the scripts do not know, or its
+            preprocessing is not told or unknown to them.
+    """
+    summary = inspect_model(model)
+    where = str(model.directory)
+    check_precision(target, summary.quantized, where)
+    decoder = decoder_of(model, summary.output_shapes)
+    nms = _nms_mode(decoder, summary.op_counts, version, where)
+    reader, steps, classes = _device_reader(model, reader_config, advice)
+    return DeviceModel(model, summary.quantized, decoder, nms, reader, steps, classes)
+
+
+def _nms_mode(decoder: Decoder, ops: Any, version: Version | None, where: str) -> str:
     """Return what :func:`act_pipeline.onnx_export.lower` shall do about NMS.
 
     Args:
@@ -53,7 +103,7 @@ def write_onnx(
         target: the device.
         version: its TensorRT; None: another runtime.
         batch: the largest batch, which is fixed in the file for Jetsons and TensorRT-RTX; None: that of the device.
-        nms: of :func:`nms_mode`.
+        nms: see :class:`DeviceModel`.
 
     Raises:
         UserError: an op cannot be exported, or the version does not know it.
@@ -84,7 +134,7 @@ def write_openvino(source: Path, target: Path) -> None:
     openvino.save_model(model, str(target), compress_to_fp16=False)
 
 
-def device_reader(
+def _device_reader(
     model: InferenceModel, reader_config: str | None, advice: str = ""
 ) -> tuple[Any, list[dict[str, Any]], list[str]]:
     """Return the reader adapted to a model, its steps for the device, and the class names.
@@ -115,8 +165,7 @@ def device_reader(
         if given or not advice:
             raise
         raise UserError(f"{error}. That is the sample's reader: {advice}") from None
-    labels = model.infer_cfg().get("label_list")
-    classes = [str(label) for label in labels] if isinstance(labels, list) else []
+    classes = model.class_names()
     if not classes and given:
         with contextlib.suppress(UserError):
             classes = list(fitted.class_names)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from act_pipeline.bundle.build_script import build_script
-from act_pipeline.bundle.content import device_reader, nms_mode, write_onnx, write_openvino
+from act_pipeline.bundle.content import device_model, write_onnx, write_openvino
 from act_pipeline.bundle.description import describe, guide
 from act_pipeline.bundle.pictures import Expected, expected_detections
 from act_pipeline.bundle.spelling import spell_for
@@ -24,9 +24,7 @@ from act_pipeline.core.atomic_files import write_bytes_atomically
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines.onnx_runtimes.onnx_files import inspect_onnx
 from act_pipeline.engines.tensorrt.build import make_profile
-from act_pipeline.engines.tensorrt.targets import RTX, Target, Version, check_precision, find_target
-from act_pipeline.families.registry import decoder_of
-from act_pipeline.graph.model_files import inspect_model
+from act_pipeline.engines.tensorrt.targets import RTX, Target, Version, find_target
 
 MODEL, DLA_MODEL, OPENVINO_MODEL = "model.onnx", "model_dla.onnx", "model.xml"
 DEVICE_FILES = Path(__file__).parent / "device"
@@ -112,24 +110,18 @@ def make_bundle(request: BundleRequest, say: Say = lambda line: None) -> Bundle:
     if request.batch is not None and request.batch < 1:
         raise UserError(f"--batch is {request.batch}, expected at least 1")
     model = InferenceModel.load(request.model_path, request.model_filename, request.params_filename)
-    summary = inspect_model(model)
-    where = str(model.directory)
-    check_precision(target, summary.quantized, where)
-    decoder = decoder_of(model, summary.output_shapes)
-    nms = nms_mode(decoder, summary.op_counts, version, where)
-    reader, steps, classes = device_reader(
-        model, request.reader_config, "" if request.pictures else "give --reader_config or --pictures"
-    )
+    advice = "" if request.pictures else "give --reader_config or --pictures"
+    known = device_model(model, target, version, request.reader_config, advice)
     with tempfile.TemporaryDirectory(prefix="act-bundle-") as made:
         folder = Path(made) / output.stem
         folder.mkdir()
         say(f"writing the ONNX file for {target.device}")
-        lowered = write_onnx(model, folder / MODEL, target, version, request.batch, nms)
+        lowered = write_onnx(model, folder / MODEL, target, version, request.batch, known.nms)
         files = {"onnxruntime": MODEL, "openvino": MODEL} if target.name == "cpu" else {"onnxruntime": MODEL}
-        if target.name == "cpu" and summary.quantized:
+        if target.name == "cpu" and known.quantized:
             write_openvino(folder / MODEL, folder / OPENVINO_MODEL)
             files["openvino"] = OPENVINO_MODEL
-        dla = _write_dla(request, target, version, summary.quantized, folder, nms)
+        dla = _write_dla(request, target, version, known.quantized, folder, known.nms)
         OnnxModel(folder / MODEL).record_path.unlink()  # it names paths of this machine
         onnx_summary = inspect_onnx(OnnxModel(folder / MODEL))
         batch = lowered.batch or request.batch or target.batch
@@ -142,16 +134,16 @@ def make_bundle(request: BundleRequest, say: Say = lambda line: None) -> Bundle:
             version,
             lowered,
             onnx_summary,
-            decoder,
-            steps=steps,
-            classes=classes,
+            known.decoder,
+            steps=known.steps,
+            classes=known.classes,
             batch=batch,
             profile=profile,
             files=files,
             source_hash=model.content_hash(),
         )
         say("detecting in the pictures")
-        expected = expected_detections(model, summary.quantized, reader, request.pictures)
+        expected = expected_detections(model, known.quantized, known.reader, request.pictures)
         _write_rest(folder, description, expected, model, target, version, dla)
         _pack(folder, output)
     return Bundle(output, description, tuple(_advice(target, onnx_summary.input_size, dla)))

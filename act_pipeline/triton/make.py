@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from act_pipeline.bundle.build_script import build_script
-from act_pipeline.bundle.content import device_reader, nms_mode, write_onnx, write_openvino
+from act_pipeline.bundle.content import device_model, write_onnx, write_openvino
 from act_pipeline.bundle.description import describe
 from act_pipeline.bundle.make import DEVICE_FILES
 from act_pipeline.core.artifacts import InferenceModel, OnnxModel
@@ -21,9 +21,7 @@ from act_pipeline.core.output_folders import new_artifact, require_replaceable
 from act_pipeline.core.records import write_record
 from act_pipeline.engines.onnx_runtimes.onnx_files import inspect_onnx
 from act_pipeline.engines.tensorrt.build import make_profile
-from act_pipeline.engines.tensorrt.targets import RTX, Target, Version, check_precision, find_target
-from act_pipeline.families.registry import decoder_of
-from act_pipeline.graph.model_files import inspect_model
+from act_pipeline.engines.tensorrt.targets import RTX, Target, Version, find_target
 from act_pipeline.triton.by_picture import detections_by_picture, shapes_at_batch
 from act_pipeline.triton.guide import guide
 from act_pipeline.triton.model_configs import (
@@ -132,25 +130,20 @@ def make_repository(request: RepositoryRequest, say: Say = lambda line: None) ->
     output = Path(request.output)
     require_replaceable(output, RECORD, "--output")
     model = InferenceModel.load(request.model_path, request.model_filename, request.params_filename)
-    summary = inspect_model(model)
-    where = str(model.directory)
-    check_precision(target, summary.quantized, where)
-    decoder = decoder_of(model, summary.output_shapes)
-    nms = nms_mode(decoder, summary.op_counts, version, where)
-    _, steps, classes = device_reader(model, request.reader_config, "give --reader_config")
+    known = device_model(model, target, version, request.reader_config, "give --reader_config")
     wanted = request.max_batch or (1 if backend == "openvino" else target.batch)
     with tempfile.TemporaryDirectory(prefix="act-triton-") as made, new_artifact(output) as folder:
         say(f"writing the ONNX file for {target.device}")
         path = Path(made) / "model.onnx"
-        lowered = write_onnx(model, path, target, version, wanted, nms)
+        lowered = write_onnx(model, path, target, version, wanted, known.nms)
         onnx_summary = inspect_onnx(OnnxModel(path))
         description = describe(
-            target, version, lowered, onnx_summary, decoder, steps=steps, classes=classes, files={}, profile=None,
-            batch=lowered.batch or wanted, source_hash=model.content_hash(),
+            target, version, lowered, onnx_summary, known.decoder, steps=known.steps, classes=known.classes, files={},
+            profile=None, batch=lowered.batch or wanted, source_hash=model.content_hash(),
         )  # fmt: skip
         by_picture = lowered.batch is None and onnx_summary.outputs == ("bbox", "bbox_num")
         if by_picture:
-            detections_by_picture(path, where, fixed_only=backend == "tensorrt")
+            detections_by_picture(path, str(model.directory), fixed_only=backend == "tensorrt")
         file = _write_detector(path, folder / f"{request.name}_detector" / "1", backend)
         max_batch = wanted if lowered.batch is None else 0
         plan = Plan(
@@ -161,7 +154,7 @@ def make_repository(request: RepositoryRequest, say: Say = lambda line: None) ->
             queue_delay_us=request.queue_delay_us,
             inputs=_tensors(path, "input"),
             outputs=_outputs(path, file, max_batch),
-            classes=tuple(classes),
+            classes=tuple(known.classes),
             min_score=request.min_score,
         )
         _write_models(folder, plan, {**description, "by_picture": by_picture})

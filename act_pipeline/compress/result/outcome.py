@@ -79,10 +79,9 @@ def _reference(job: Job, chosen: Candidate) -> Optional[ReferenceCheck]:
         if difference.high < 0:
             why = "it rounds with zero points, and TensorRT, which has none, is nearer to int8_reference; "
         _logger.warning(
-            "%s gives the INT8 model %+.4f mAP compared with %s (%+.4f to %+.4f with 95%%, %d images): "
-            + why
+            "%s gives the INT8 model %+.4f mAP compared with %s (%+.4f to %+.4f with 95%%, %d images): %s"
             + name_commands("`deploy/infer_eval.py --engine=all` shows all of them"),
-            job.judge.engine, -difference.difference, REFERENCE, -difference.high, -difference.low, found.images,
+            job.judge.engine, -difference.difference, REFERENCE, -difference.high, -difference.low, found.images, why,
         )  # fmt: skip
     judged_map = found.map - difference.difference
     return ReferenceCheck(REFERENCE, found.images, found.map, judged_map, -difference.high, -difference.low)
