@@ -370,6 +370,30 @@ def test_auto_takes_the_cheapest_that_is_enough(sample: Sample) -> None:
         assert {"fp32", "int8"} <= set(stored.files) and stored["int8"].shape[1] == 7
 
 
+@pytest.mark.parametrize(
+    ("changes", "maps", "steps"),
+    [
+        ({"mse": 0.10, "avg": 0.11}, [0.1, 0.6], ["ptq:mse", "ptq:avg"]),  # nearly as good, and within the limit
+        ({"mse": 0.11, "avg": 0.10}, [0.6], ["ptq:avg"]),  # the best one first; it is enough
+        ({"mse": 0.10, "avg": 0.12}, [0.1, 0.6], ["ptq:mse", "smooth_quant:mse"]),  # clearly worse: not tried
+    ],
+)
+def test_auto_tries_what_is_nearly_as_good_before_what_costs_time(
+    sample: Sample,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, float],
+    maps: list[float],
+    steps: list[str],
+) -> None:
+    monkeypatch.setattr("act_pipeline.compress.strategies._compare", lambda job, post: changes)
+    monkeypatch.setattr(Judge, "evaluate", scoring(*maps))
+    record = sample.compress(
+        f"near_{'_'.join(map(str, changes.values()))}", "Strategy={name: auto, max_drop: 0.2}"
+    ).record
+    assert [step["name"] for step in record["steps"]] == steps
+    assert record["chosen"] == steps[-1]
+
+
 @pytest.mark.usefixtures("two_calibrations")
 @pytest.mark.slow
 def test_auto_trains_from_the_best_scales_when_nothing_cheaper_is_enough(
@@ -396,11 +420,12 @@ def test_auto_trains_from_the_best_scales_when_nothing_cheaper_is_enough(
     monkeypatch.setattr(state, "start_moving_averages", noted)
     settings = ["TrainConfig.train_iter=2", "TrainConfig.eval_iter=2", "TrainConfig.snapshot_iter=null"]
     record = sample.compress("trained", "Strategy={name: auto, max_drop: 0.15}", *settings).record
-    assert [step["strategy"] for step in record["steps"]] == ["ptq", "smooth_quant", "qat_dis"]
+    steps = [step["strategy"] for step in record["steps"]]
+    assert list(dict.fromkeys(steps)) == ["ptq", "smooth_quant", "qat_dis"]
     assert record["chosen"] == "qat_dis" and record["training"]["iterations"] == 2
     assert record["training"]["scales_from"] == record["steps"][0]["name"]
     count, thresholds = started[0]
-    assert len(calibrated) == 2 and count > 100
+    assert len(calibrated) == len(steps) - 1 and count > 100
     # A moving average of rate 0.9 is still close to its initial value after two steps.
     after = read_saved_thresholds(InferenceModel.load(sample.root / "trained"))
     ratios = np.array([after[name] / value for name, value in thresholds.items() if name in after])

@@ -77,6 +77,21 @@ def test_without_a_limit_or_objects_nothing_is_asked():
     assert tried(0.005, 0.9).meets(candidate(Comparison(None, Agreement(0, None, None, None), 50)))
 
 
+def test_each_step_of_a_compression_says_how_it_ended_and_what_comes_next(capsys):
+    steps = tried(0.005, 0.5)
+    steps._progress = True
+    for name, map_ in (("ptq:mse", 0.49), ("ptq:avg", 0.497)):
+        made = candidate(None, map_)
+        made.name, made.model = name, SimpleNamespace(bytes=1)
+        steps.add(made)
+    steps.announce("something else")
+    assert capsys.readouterr().err.splitlines() == [
+        "ptq:mse: mAP 0.4900, drop 0.0100; not within max_drop 0.005",
+        "ptq:avg: mAP 0.4970, drop 0.0030; within max_drop 0.005",
+        "next: something else",
+    ]
+
+
 def test_what_a_record_says():
     told = comparison([-0.002, -0.001, 0.0]).figures(0.005).as_json()
     assert told["map_drop_interval"]["low"] == pytest.approx(-0.0, abs=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Optional
@@ -97,7 +98,24 @@ class Candidates:
                 candidate.evaluation = self._judge.evaluate(candidate.model, "int8", self._reader, self._progress)
         candidate.bytes = candidate.model.bytes
         self._added.append(candidate)
+        if self._progress and self._fp32 is not None:
+            print(self._verdict(candidate), file=sys.stderr)
         return candidate
+
+    def announce(self, step: str) -> None:
+        """Tell on stderr what is tried next, if progress is shown."""
+        if self._progress:
+            print(f"next: {step}", file=sys.stderr)
+
+    def _verdict(self, candidate: Candidate) -> str:
+        """Return a line on the accuracy of a candidate, and whether that is within the limits."""
+        figures = []
+        if self.has_map:
+            figures.append(f"mAP {candidate.map:.4f}, drop {self.drop(candidate):.4f}")
+        if self.min_agreement is not None or not self.has_map:
+            figures.append(f"agreement {self.agreement(candidate):.4f}")
+        limits = f"; {'within' if self.meets(candidate) else 'not within'} {self.limits}" if self.limits else ""
+        return f"{candidate.name}: {', '.join(figures)}{limits}"
 
     @functools.cached_property
     def truth(self) -> GroundTruth:
