@@ -25,7 +25,7 @@ COMMANDS = {
         "act_pipeline.cli.report",
         "report.html of an INT8 model: what it gains and loses, compared with FP32",
     ),
-    "onnx": ("act_pipeline.cli.onnx", "a model as an ONNX file, INT8 with Q/DQ"),
+    "onnx": ("act_pipeline.cli.onnx", "a model as an ONNX file, for OpenVINO, ONNX Runtime or TensorRT"),
     "engine": ("act_pipeline.cli.engine", "a TensorRT engine of a model"),
     "bundle": ("act_pipeline.cli.bundle", "a model with everything that its target machine needs, in one file"),
     "triton-repository": (
