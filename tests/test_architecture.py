@@ -50,6 +50,7 @@ TOUCH_PADDLE = {
     "engines/paddle",
     "compress/accuracy_control/revert.py",
     "engines/machine.py",
+    "core/interruption.py",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from act_pipeline.compress.ptq.quantizer import PostTraining
 from act_pipeline.config import Config, Quantize, load_config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.records import ACT_SCHEMA, write_record
 from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 from act_pipeline.onnx_export import lower
@@ -150,6 +152,27 @@ def test_gpus_get_int8_weights_and_float_activations(dynamic, target: str, float
     counts = op_counts(lowered.path)
     assert "DynamicQuantizeLinear" not in counts and counts["MatMul"] == 4
     assert lowered.quantized == {"matmul_v2": 2, "conv2d": 1} and len(lowered.kept) == 2
+
+
+def test_the_export_says_why_an_op_is_in_float(dynamic, tmp_path: Path) -> None:
+    """As act.json does, and by the module's name; a model of PaddleSlim's own ACT has no record."""
+    model = InferenceModel.load(shutil.copytree(dynamic[0].directory, tmp_path / "int8"))
+    lowered = lower(model, tmp_path / "a.onnx", "tensorrt")
+    first, second = (op["output"] for op in lowered.kept)
+    said = lowered.summary().splitlines()
+    assert said[0].endswith("any batch size, INT8 for TensorRT") and said[1].startswith(
+        "in INT8: 1 conv2d, 2 matmul_v2"
+    )
+    assert said[2] == "in FP32: 2 convolutions and matmuls:"
+    assert said[3].startswith(f"  {first} (matmul_v2): the INT8 model has no scale for its input ")
+    record = model.directory / "act.json"
+    ops = [{"output": first, "module": "head.dfl", "reason": "it hurts"}, {"reason": "of nothing"}, 7]
+    write_record(record, ACT_SCHEMA, {"kept_ops": ops, "weight_only_ops": [{"output": second, "reason": 1}]})
+    lowered = lower(model, tmp_path / "b.onnx", "tensorrt")
+    assert lowered.summary().splitlines()[3:] == ["  head.dfl (matmul_v2): it hurts", said[4]]
+    assert lowered.kept[0] == {"type": "matmul_v2", "output": first, "module": "head.dfl", "reason": "it hurts"}
+    record.write_text("[")
+    assert lower(model, tmp_path / "c.onnx", "tensorrt").summary().splitlines()[1:] == said[1:]
 
 
 def test_an_op_reverted_to_float_is_no_longer_dynamic(model, dynamic, tmp_path: Path) -> None:

@@ -273,5 +273,8 @@ def test_a_model_without_scales_and_an_unknown_op(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "x.onnx").exists()
     assert run_command(main, ["--model_path", str(tmp_path / "relu"), *output]) == 0
     said = capsys.readouterr().out
-    assert "fp32, Q/DQ for cpu" in said and {path.name for path in tmp_path.glob("x.*")} == {"x.onnx", "x.json"}
+    assert "opset 17, any batch size, FP32" in said and {path.name for path in tmp_path.glob("x.*")} == {
+        "x.onnx",
+        "x.json",
+    }
     assert str(tmp_path / "x.json") in said.splitlines()[-1]

@@ -54,7 +54,7 @@ def _parser() -> Parser:
     flag("params_filename", "parameters in the model folders (default %(default)s, else as the program)")
     flag("reader_config", "reader YAML: data set and preprocessing (default configs/readers/sample_reader.yml)")
     flag("engines", f"some of {','.join(ENGINES)} (default: all that run here)", type=_names, metavar="NAME,...")
-    flag("reference", "int8_reference too, which computes every Q/DQ and which nobody deploys", action="store_true")
+    flag("reference", "the engine int8_reference too, a cross-check in Paddle that nobody deploys", action="store_true")
     flag("precisions", f"some of {','.join(PRECISIONS)} (default: all)", type=_names, metavar="NAME,...")
     flag(
         "device", "CPU, GPU or auto: a GPU if an engine can use one (default %(default)s)",

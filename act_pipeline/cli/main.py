@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from act_pipeline.core.errors import UserError, run_command, suggest
+from act_pipeline.core.interruption import ended_by_signals
 from act_pipeline.core.version import __version__
 
 PROGRAM = "act-pipeline"
@@ -24,7 +25,7 @@ COMMANDS = {
         "act_pipeline.cli.report",
         "report.html of an INT8 model: what it gains and loses, compared with FP32",
     ),
-    "onnx": ("act_pipeline.cli.onnx", "a model as an ONNX file, INT8 with Q/DQ"),
+    "onnx": ("act_pipeline.cli.onnx", "a model as an ONNX file, for OpenVINO, ONNX Runtime or TensorRT"),
     "engine": ("act_pipeline.cli.engine", "a TensorRT engine of a model"),
     "bundle": ("act_pipeline.cli.bundle", "a model with everything that its target machine needs, in one file"),
     "triton-repository": (
@@ -51,14 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command and its flags; None: those of the process.
 
     Returns:
-        the command's exit code; 2 for a command that there is not, and where ``run_command`` says so.
+        the command's exit code; 2 for a command that there is not, and where ``run_command`` says so; 130 for Ctrl-C,
+        143 for SIGTERM.
     """
-    return run_command(_dispatch, argv)
+    return run_command(ended_by_signals(_dispatch), argv)
 
 
 def run_module(module: str) -> NoReturn:
     """End the process with what a module's ``main`` makes of the command line; for the scripts of the repository."""
-    sys.exit(run_command(importlib.import_module(module).main))
+    sys.exit(run_command(ended_by_signals(lambda argv: importlib.import_module(module).main(argv))))
 
 
 def _dispatch(argv: Sequence[str] | None) -> int:

@@ -1,4 +1,8 @@
-"""Export a model to ONNX, an INT8 model with Q/DQ in the format of the runtime that will load it."""
+"""Export a model to ONNX, for OpenVINO, ONNX Runtime or TensorRT.
+
+The file of an INT8 model holds its scales in QuantizeLinear and DequantizeLinear ops (Q/DQ), in the form that the
+runtime of --target computes right.
+"""
 
 from __future__ import annotations
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import difflib
 import errno
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Sequence
-from types import FrameType
 
 from act_pipeline.core.command_names import name_commands
+from act_pipeline.core.progress import end_bars
 
 EXIT_USER_ERROR = 2
 EXIT_BELOW_FLOOR = 3
@@ -95,7 +93,6 @@ def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str]
     Raises:
         Exception: any other exception of ``main``, which is a bug.
     """
-    pressed = _noted_interrupts()
     try:
         return main(argv)
     except UserError as error:
@@ -103,33 +100,18 @@ def run_command(main: Callable[[Sequence[str] | None], int], argv: Sequence[str]
     except KeyboardInterrupt as error:
         # Paddle's translation of layers puts its own traceback into the message of any other.
         told = str(error) if isinstance(error, Interrupted) else ""
-        print(f"interrupted: {told or 'nothing half-written is left behind'}", file=sys.stderr)
+        _say(f"interrupted: {told or 'nothing half-written is left behind'}")
         return error.exit_code if isinstance(error, Interrupted) else EXIT_INTERRUPTED
     except OSError as error:
         described = describe_os_error(error)
         if described is None:
             raise
         message, exit_code = described, EXIT_USER_ERROR
-    except Exception:
-        # Modules in C turn a KeyboardInterrupt that comes while they are imported into an error of their own.
-        if not pressed:
-            raise
-        print("interrupted: nothing half-written is left behind", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    print(f"error: {name_commands(message)}", file=sys.stderr)
+    _say(f"error: {name_commands(message)}")
     return exit_code
 
 
-def _noted_interrupts() -> list[int]:
-    """Return a list that gets an entry for each Ctrl-C from now on, where Python's own handler answers it."""
-    pressed: list[int] = []
-    if threading.current_thread() is threading.main_thread() and (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):
-
-        def note(signum: int, frame: FrameType | None) -> None:
-            pressed.append(signum)
-            signal.default_int_handler(signum, frame)
-
-        signal.signal(signal.SIGINT, note)
-    return pressed
+def _say(line: str) -> None:
+    """Print a last line on stderr, without the progress bars of the loops that it ends."""
+    end_bars()
+    print(line, file=sys.stderr)

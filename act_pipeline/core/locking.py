@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.output_folders import making
 
 # File systems without flock (some network mounts): the run continues without a lock.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -25,12 +26,13 @@ def hold_lock(directory: str | os.PathLike[str]) -> Iterator[None]:
         directory: the folder; it need not exist.
 
     Raises:
-        UserError: another process holds the lock.
+        UserError: another process holds the lock, or nothing can be made there.
     """
     target = Path(directory).absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
     path = target.parent / f".{target.name}.lock"
-    handle = _acquire(path, target)
+    with making(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle = _acquire(path, target)
     try:
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)

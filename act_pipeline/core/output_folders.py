@@ -17,6 +17,24 @@ BELOW_SUFFIX = ".below_max_drop"
 
 
 @contextlib.contextmanager
+def making(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Explain why nothing can be made at a place, during a block that makes it or its folder.
+
+    Args:
+        target: the file or folder.
+
+    Raises:
+        UserError: its file system refuses new files and folders with "no such file", as ``/proc`` does.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(
+            f"cannot make {target}: its file system takes no new files and folders; choose another place"
+        ) from None
+
+
+@contextlib.contextmanager
 def new_artifact(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to ``directory`` when the block ends without an error.
 
@@ -27,13 +45,14 @@ def new_artifact(directory: str | os.PathLike[str]) -> Iterator[Path]:
         directory: the folder to create or replace.
 
     Raises:
-        UserError: ``directory`` is a file.
+        UserError: ``directory`` is a file, or nothing can be made there.
     """
     target = Path(directory)
-    target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file, expected a folder to write to; choose another place")
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    with making(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     staging.chmod(0o755)
     try:
         yield staging

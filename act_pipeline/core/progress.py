@@ -133,6 +133,15 @@ def _rate(counted: int, seconds: float, unit: str) -> str:
     return f", {counted / seconds:.1f} {unit}/s" if counted >= seconds else f", {seconds / counted:.1f} s/{unit}"
 
 
+def end_bars() -> None:
+    """Remove the bars of loops that an exception has ended and nothing has closed, such as those of generators."""
+    tqdm = sys.modules.get("tqdm")
+    if tqdm is not None:
+        # tqdm has no public list of its bars.
+        for bar in list(getattr(tqdm.tqdm, "_instances", ())):
+            bar.close()
+
+
 class _AboveBars(logging.Handler):
     """Writes log lines to stderr above the bars, which would otherwise be drawn over them."""
 

@@ -22,9 +22,9 @@ from act_pipeline.graph.static_graph import StaticGraph
 
 # Ops between a product and its quotient: slices, moved or with a small number added.
 _PARTS = (*RESHAPING, "slice", "strided_slice", "split", "transpose2", "scale")
-LINEAR_ATTENTION = "sums of a linear attention"
-DISTRIBUTION = "mean of a distribution over box distances (DFL)"
-NO_MATRIX = "product with a constant that is no matrix"
+LINEAR_ATTENTION = "sums of a linear attention: one INT8 scale cannot hold them beside the rest"
+DISTRIBUTION = "mean of a distribution over box distances (DFL): INT8 would round the distances and move every box"
+NO_MATRIX = "product with a constant that is no matrix: runtimes refuse its INT8 scales"
 
 
 def float_by_default(graph: StaticGraph, ops: Sequence[QuantizableOp]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.output_folders import making
 
 _DPI = 100
 # Matplotlib's limit is 65,535, and it needs about 25 bytes per pixel.
@@ -156,7 +157,8 @@ def _font_families() -> list[str]:
 def _write_image(pixels: np.ndarray, path: Path) -> None:
     import cv2
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with making(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix.lower() if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp", ".webp") else ".jpg"
     options: list[Any] = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix in (".jpg", ".jpeg") else []
     ok, encoded = cv2.imencode(suffix, cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR), options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from act_pipeline.families.yolo import has_objectness
 from act_pipeline.graph.op_types import DYNAMIC
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 from act_pipeline.onnx_export.float_ops.registry import add_op, exporting
+from act_pipeline.onnx_export.float_reasons import float_reasons
 from act_pipeline.onnx_export.graph_builder import GraphBuilder, require_onnx
 from act_pipeline.onnx_export.nms_cut import (
     METADATA_KEY,
@@ -56,6 +58,7 @@ _Report = tuple[dict[str, int], list[dict[str, str]]]
 # where all activations are rounded with scale 1: GraphBuilder.unit_scales (not with FP16, whose range is too small for
 # the weights' scales then).
 TARGETS = {"tensorrt": "int8", "tensorrt_rtx": "int8", "cpu": "uint8"}
+_RUNTIMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX", "cpu": "OpenVINO and ONNX Runtime"}
 OPSETS = range(17, 22)
 PRECISIONS = ("auto", "int8", "fp32")
 _OUTPUTS = ("bbox", "bbox_num")
@@ -76,7 +79,8 @@ class Lowered:
         batch: the batch size, if the model or the caller fixes it; None: dynamic.
         bytes: size of the file.
         quantized: Paddle op type -> number of ops that compute in INT8.
-        kept: convolutions and matmuls left in float, each ``{"type", "output", "reason"}``.
+        kept: convolutions and matmuls left in float, each ``{"type", "output", "reason"}`` and, where the model's
+            ``act.json`` names it, ``module``.
         detections: what turns the outputs into detections besides their shapes, ``{"family", "post"}``: the thresholds
             of the NMS that is not in the file, or what is left to do after the one that is. None: nothing.
     """
@@ -108,16 +112,21 @@ class Lowered:
 
     def summary(self) -> str:
         """Return a description of the export for users, of a few lines."""
-        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.quantized.items())) or "none"
-        batch = "any" if self.batch is None else self.batch
-        lines = [
-            f"exported to {self.path}: {self.bytes / 1e6:.2f} MB, opset {self.opset}, batch {batch}, "
-            f"{self.precision}{' and fp16' if self.float16 else ''}, Q/DQ for {self.target}",
-            f"in INT8: {counts}; float: {len(self.kept)} convolutions and matmuls",
-        ]
-        if self.precision == "int8":
-            lines += [f"  {entry['type']} {entry['output']}: {entry['reason']}" for entry in self.kept]
-        return "\n".join(lines)
+        batch = "any batch size" if self.batch is None else f"batch size {self.batch}"
+        done = f"exported to {self.path}: {self.bytes / 1e6:.2f} MB, opset {self.opset}, {batch}"
+        rest = "FP16" if self.float16 else "FP32"
+        if self.precision != "int8":
+            return f"{done}, {rest}"
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self.quantized.items())) or "no op"
+        left = f"{len(self.kept)} convolutions and matmuls" if self.kept else "no convolution and no matmul"
+        return "\n".join(
+            [
+                f"{done}, INT8 for {_RUNTIMES[self.target]}",
+                f"in INT8: {counts} (the scales are in ops QuantizeLinear and DequantizeLinear)",
+                f"in {rest}: {left}{':' if self.kept else ''}",
+                *(f"  {op.get('module') or op['output']} ({op['type']}): {op['reason']}" for op in self.kept),
+            ]
+        )
 
 
 def lower(
@@ -198,7 +207,8 @@ def lower(
             op.attrs.pop(DYNAMIC, None)
     if target == "tensorrt":
         write_weights_in_float(source)
-    build, report = _convert(source, TARGETS[target], opset, target == "tensorrt_rtx" and not float16)
+    reasons = float_reasons(model) if source.quantized else {}
+    build, report = _convert(source, TARGETS[target], opset, target == "tensorrt_rtx" and not float16, reasons)
     outputs = _outputs(build, source, sizes)
     if suppression is not None and nms != "none":
         outputs = _after_nms(build, source, suppression, nms, _batch_of(sizes))
@@ -235,7 +245,9 @@ def lowering_hash() -> str:
     return hash_files(sorted(Path(__file__).parent.rglob("*.py")))
 
 
-def _convert(source: Source, dtype: str, opset: int, unit_scales: bool) -> tuple[GraphBuilder, _Report]:
+def _convert(
+    source: Source, dtype: str, opset: int, unit_scales: bool, reasons: Mapping[str, Mapping[str, str]]
+) -> tuple[GraphBuilder, _Report]:
     build = GraphBuilder(source, dtype, opset, unit_scales)
     readers = readers_of(source)
     merged: set[int] = set()
@@ -251,7 +263,8 @@ def _convert(source: Source, dtype: str, opset: int, unit_scales: bool) -> tuple
         if not floats or rounds_dynamically(build, op):
             quantized[op.type] += 1
         else:
-            kept.append({"type": op.type, "output": op.output, "reason": f"no scale for {', '.join(floats)}"})
+            unknown = f"the INT8 model has no scale for its input {' and '.join(floats)}"
+            kept.append({"type": op.type, "output": op.output, "reason": unknown, **reasons.get(op.output, {})})
         with exporting(op):
             if op.type in PRODUCTS:
                 matmul(build, op)

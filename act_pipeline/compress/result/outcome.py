@@ -77,7 +77,7 @@ def _reference(job: Job, chosen: Candidate) -> Optional[ReferenceCheck]:
     if difference.low > 0 or difference.high < 0:
         why = "the loss is of one runtime; "
         if difference.high < 0:
-            why = "it rounds with zero points, and TensorRT, which has none, is nearer to int8_reference; "
+            why = "it also rounds with zero points, which TensorRT cannot: that one computes as int8_reference does; "
         _logger.warning(
             "%s gives the INT8 model %+.4f mAP compared with %s (%+.4f to %+.4f with 95%%, %d images): %s"
             + name_commands("`deploy/infer_eval.py --engine=all` shows all of them"),

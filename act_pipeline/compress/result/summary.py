@@ -51,8 +51,9 @@ def compression_table(record: Mapping[str, Any]) -> str:
     other = act.reference
     if other is not None and other.judged_map is not None:
         lines.append(
-            f"{other.engine}, which computes every Q/DQ in Paddle, gives INT8 {other.map:.4f} on {other.images} of "
-            f"these images, {evaluated.engine} {other.judged_map:.4f} ({other.low:+.4f} to {other.high:+.4f})"
+            f"cross-check: {other.engine} (Paddle, which rounds wherever the model says so) gives INT8 {other.map:.4f} "
+            f"on {other.images} of these images, {evaluated.engine} {other.judged_map:.4f}; 95% interval of the "
+            f"difference: {other.low:+.4f} to {other.high:+.4f}"
         )
     if act.latency is not None:
         float_, int8 = act.latency.fp32, act.latency.int8
