@@ -688,3 +688,11 @@ def test_the_command_takes_the_reader_that_the_model_names(data, tmp_path):
         f"error: reader {reader} does not exist, named by {artifact / 'act.json'}: config.Global.reader_config; run in "
         "the folder of the compression, or give --reader_config\n"
     )
+
+
+def test_a_folder_that_is_missing_or_not_compressed_is_one_line(tmp_path):
+    (tmp_path / "fp32").mkdir()
+    for folder, words in (("none", "does not exist"), ("fp32", "has no act.json")):
+        ended = run_report("--model_path", str(tmp_path / folder), cwd=tmp_path)
+        assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+        assert ended.stderr.startswith(f"error: --model_path={tmp_path / folder} {words}, expected the folder that")

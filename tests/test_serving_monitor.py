@@ -219,3 +219,14 @@ def test_alert_rules_and_the_dashboard_have_names_of_the_metrics() -> None:
         assert yaml.safe_load(text)  # JSON is YAML
         used = set(re.findall(rf"{PREFIX}[a-z_]+", text))
         assert used and used <= known, used - known
+
+
+def test_alerts_come_before_the_rules_act() -> None:
+    text = (CONFIGS / "prometheus_alerts.yml").read_text()
+    bounds = {rule.metric: rule.above for rule in load_rules().rules}
+    found = {name: float(bound) for name, bound in re.findall(rf"expr: {PREFIX}([a-z_]+)\S* > ([\d.]+)$", text, re.M)}
+    units = {"latency_seconds": ("p99_ms", 1000.0), "temperature_celsius": ("temperature", 1.0)}
+    for name, bound in found.items():
+        metric, factor = units.get(name, (name, 1.0))
+        assert bound * factor < bounds[metric], name
+    assert {"psi", "disagreement", "detections_change", "error_rate", *units} <= set(found)

@@ -145,21 +145,21 @@ def test_pictures_at_night_are_found_and_told_from_a_bad_model(lab, tmp_path, se
     assert found is not None
     decision = stream.decision()
     other = decision["others"]["1"]
-    assert decision["metric"] == "psi" and other > 0.5, "the other version has it too: the stream has changed"
+    assert decision["metric"] == "psi" and other > 0.5 and decision["cause"] == "common", "the stream has changed"
     print(f"seed {seed}: {found} requests, psi {decision['value']:.3f}, of the other version {other:.3f}")
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_half_of_the_objects_lost_at_dusk_are_an_alarm(lab, tmp_path, seed) -> None:
+def test_half_of_the_objects_lost_at_dusk_are_found(lab, tmp_path, seed) -> None:
     """The scores of those that are found are as before, so their PSI stays below the bound."""
     stream = Stream(lab, tmp_path, "healthy", seed)
-    stream.serve(600, kind="dusk")
-    decided = [entry for entry in audit_of(stream.repository.folder) if entry.get("by") == "rule"]
-    alarms = [entry for entry in decided if (entry["event"], entry["metric"]) == ("alarm", "detections_change")]
-    assert {entry["version"] for entry in alarms} == {1, 2} and max(entry["answered"] for entry in alarms) <= 150
-    # INT8 and float are about as far apart as the bound of `disagreement`: it may act or not; the PSI does not.
-    assert "psi" not in {entry["metric"] for entry in decided}
-    print(f"seed {seed}: " + ", ".join(f"{entry['answered']} requests: {entry['value']:.2f}" for entry in alarms))
+    found = stream.serve(600, kind="dusk")
+    decision = stream.decision()
+    assert found is not None and stream.repository.state().shares() == {1: 100}
+    # INT8 and float are about as far apart as the bound of `disagreement`: it may act first.
+    assert decision["metric"] in ("detections_change", "disagreement")
+    assert decision["metric"] == "disagreement" or decision["cause"] == "common"
+    print(f"seed {seed}: {found} requests, {decision['metric']} {decision['value']:.2f}, {decision['cause']}")
 
 
 @pytest.mark.parametrize("seed", range(3))

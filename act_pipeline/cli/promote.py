@@ -34,7 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--float_model", help="folder of the float model for shadow requests; default: that of act.json"
     )
+    parser.add_argument(
+        "--plan", metavar="FILE", help="TensorRT plan of the model, as its bundle builds it: loaded where TensorRT is"
+    )
     arguments = parser.parse(argv)
+    if arguments.plan is not None and arguments.version is not None:
+        raise UserError(
+            f"--plan={arguments.plan} comes with a new version, and --version={arguments.version} is there already; "
+            "give --model_path"
+        )
 
     from act_pipeline.serving import Repository, promote
     from act_pipeline.serving.state import check_share
@@ -54,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         spare=arguments.spare,
         category_ids=_category_ids(arguments.reader_config, named.get("reader_config")),
         float_model=_float_model(arguments.float_model, named.get("model_dir")),
+        plan=arguments.plan,
     )
     if arguments.spare:
         use = "spare, answers no requests"

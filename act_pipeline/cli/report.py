@@ -37,12 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--lang", default="en", help="language of the report, en or zh; default: %(default)s")
     arguments = parser.parse(argv)
+    model = _compressed(Path(arguments.model_path))
 
     from act_pipeline.report import write_report
 
     path = write_report(
-        arguments.model_path,
-        _reader(arguments.reader_config, Path(arguments.model_path)),
+        model,
+        _reader(arguments.reader_config, model),
         arguments.eval,
         lang=arguments.lang,
         analysis=arguments.analysis,
@@ -51,6 +52,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(f"report: {path}")
     return 0
+
+
+def _compressed(folder: Path) -> Path:
+    """Return the folder of a model that was compressed.
+
+    Raises:
+        UserError: it does not exist, or has no ``act.json``.
+    """
+    from act_pipeline.core.records import ACT_FILENAME
+
+    if not folder.is_dir():
+        raise UserError(f"--model_path={folder} does not exist, expected the folder that tools/compress.py wrote")
+    if not (folder / ACT_FILENAME).is_file():
+        raise UserError(
+            f"--model_path={folder} has no {ACT_FILENAME}, expected the folder that tools/compress.py wrote; a report "
+            "is about an INT8 model and its compression"
+        )
+    return folder
 
 
 def _reader(given: str | None, model: Path) -> Reader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from act_pipeline.core.errors import UserError
@@ -13,6 +14,8 @@ from act_pipeline.server.versions import prepare
 from act_pipeline.serving import Repository
 
 _NICE = 10
+# On a busy machine a process of low priority is late long before it hangs.
+_PATIENCE = 4
 
 
 class FloatModels:
@@ -80,7 +83,8 @@ class FloatModels:
         if self._loaded != folder:
             model = prepare(folder)
             if self._pool is None:
-                self._pool = WorkerPool(1, self._threads, 1, self._limits, _NICE)
+                limits = replace(self._limits, seconds=_PATIENCE * self._limits.seconds)
+                self._pool = WorkerPool(1, self._threads, 1, limits, _NICE)
             else:
                 self._pool.unload(0)
             self._pool.load(0, model)

@@ -13,16 +13,17 @@ from typing import Any, Optional
 
 import numpy as np
 
-from act_pipeline.core.artifacts import Artifact, InferenceModel
+from act_pipeline.core.artifacts import Artifact, InferenceModel, PlanModel
 from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, read_record
 from act_pipeline.engines import Engine, Machine, create_engine, fastest_engine, inspect_artifact, machine
 from act_pipeline.engines.interface import AUTO_REQUESTS, parallel_requests
-from act_pipeline.engines.registry import find_runtime
+from act_pipeline.engines.registry import find_runtime, find_support
 from act_pipeline.server.items import Found, Item, Outcome, Picture, Prepared, Refused
 from act_pipeline.server.pictures import BadPicture, prepare_picture
 from act_pipeline.server.settings import Limits
+from act_pipeline.serving.version import PLAN_FILENAME
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,19 @@ def served_model(folder: str | Path) -> ServedModel:
     precision = "int8" if summary.quantized else "fp32"
     here = machine()
     engine, device, why = fastest_engine(precision, here=here)
+    chosen: Artifact = model
+    kept = model.directory / PLAN_FILENAME
+    if kept.is_file():
+        runs = find_support("tensorrt", precision, "GPU", here)
+        if runs.available:
+            chosen, engine, device, why = PlanModel.load(kept), "tensorrt", "GPU", "the plan of the version"
+        else:
+            why = f"{why}; its plan is left aside: {runs.why}"
     reader = _reader(model)
     if summary.input_size is not None and tuple(reader.input_size) != tuple(summary.input_size):
         reader = reader.with_input_size(*summary.input_size)
-    with contextlib.closing(create_engine(engine, model, precision, device, 1, summary=summary)) as loaded:
+    described = summary if chosen is model else None
+    with contextlib.closing(create_engine(engine, chosen, precision, device, 1, summary=described)) as loaded:
         artifact = loaded.artifact
     batch = inspect_artifact(artifact).inputs["image"][0]
     return ServedModel(

@@ -14,6 +14,7 @@ from act_pipeline.core.records import as_number
 from act_pipeline.evaluation.agreement import detection_change
 from act_pipeline.evaluation.detection_rows import outputs_of_rows
 from act_pipeline.evaluation.detections_file import DETECTIONS_FILENAME, load_detections
+from act_pipeline.evaluation.matching import MIN_SCORE
 from act_pipeline.serving.detections import Seen
 from act_pipeline.serving.histograms import BIN_NAMES, LEAST_SCORE, score_histogram, size_shares
 
@@ -32,6 +33,7 @@ class Baseline:
         classes: class index -> the same of one class; empty: the class indices are not known.
         sizes: share of small, medium and large boxes among the objects.
         disagreement: change of the detections compared with the float model's, in [0, 1]; None: not known.
+        spread: standard deviation of the objects an image; None: not recorded.
     """
 
     images: int
@@ -41,18 +43,32 @@ class Baseline:
     classes: Mapping[int, Sequence[int]] = field(default_factory=dict)
     sizes: Mapping[str, float] = field(default_factory=dict)
     disagreement: Optional[float] = None
+    spread: Optional[float] = None
 
     @classmethod
-    def of(cls, seen: Seen, images: int, empty: int, by_class: bool = True) -> Baseline:
-        """Return the figures of the detections of ``images`` images, ``empty`` of them without any."""
+    def of(
+        cls, seen: Seen, images: int, empty: int, by_class: bool = True, objects: Optional[np.ndarray] = None
+    ) -> Baseline:
+        """Return the figures of the detections of a number of images.
+
+        Args:
+            seen: the detections of all images.
+            images: number of images.
+            empty: number of images without a detection.
+            by_class: whether there are figures by class.
+            objects: number of objects of each image that has one, int [I]; None: not known.
+        """
         found = np.unique(seen.classes).tolist() if by_class else []
+        mean = float(seen.sure.sum() / max(images, 1))
+        squares = None if objects is None else float((np.asarray(objects, np.float64) ** 2).sum() / max(images, 1))
         return cls(
             images=images,
             empty=empty,
-            detections=float(seen.sure.sum() / max(images, 1)),
+            detections=mean,
             scores=score_histogram(seen.scores).tolist(),
             classes={index: score_histogram(seen.scores[seen.classes == index]).tolist() for index in found},
             sizes=size_shares(seen.sides[seen.sure]),
+            spread=None if squares is None else max(squares - mean**2, 0.0) ** 0.5,
         )
 
     @classmethod
@@ -67,13 +83,21 @@ class Baseline:
         if any(len(row) != len(BIN_NAMES) for row in (scores, *classes.values())):
             raise ValueError(f"a histogram has not {len(BIN_NAMES)} bins")
         sizes = {str(name): _finite(share) for name, share in found["sizes"].items()}
-        images, empty, change = _count(found["images"]), _count(found["empty"]), found.get("disagreement")
-        change = None if change is None else _finite(change)
-        return cls(images, empty, _finite(found["detections"]), scores, classes, sizes, change)
+        images, empty = _count(found["images"]), _count(found["empty"])
+        # Records of earlier versions of this package lack the spread.
+        change, spread = (
+            None if found.get(name) is None else _finite(found[name]) for name in ("disagreement", "spread")
+        )
+        return cls(images, empty, _finite(found["detections"]), scores, classes, sizes, change, spread)
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
         return {**asdict(self), "classes": {str(index): list(row) for index, row in self.classes.items()}}
+
+    @property
+    def variance(self) -> float:
+        """Variance of the objects an image; where none is recorded, that of objects which come independently."""
+        return self.detections if self.spread is None else self.spread**2
 
     @property
     def histogram(self) -> np.ndarray:
@@ -126,7 +150,8 @@ def recorded_baseline(model: InferenceModel, category_ids: Optional[Sequence[int
         table[:, 0] = [index_of[int(number)] for number in rows[:, 6]]
     images = len(kept.image_ids)
     busy = np.unique(rows[rows[:, 5] >= LEAST_SCORE, 0])
-    made = Baseline.of(Seen.of(table), images, images - len(busy), by_class=category_ids is not None)
+    _, objects = np.unique(rows[rows[:, 5] > MIN_SCORE, 0], return_counts=True)
+    made = Baseline.of(Seen.of(table), images, images - len(busy), category_ids is not None, objects)
     if "fp32" not in kept.rows or kept.masks:
         return made
     return replace(made, disagreement=detection_change(kept.rows["fp32"], rows))

@@ -22,7 +22,7 @@ METRICS = {
     "latency_seconds": ("gauge", "Latency over the window by quantile."),
     "error_rate": ("gauge", "Share of the requests in the window that failed."),
     "detections_per_image": ("gauge", "Detections with a score above 0.3 an image, over the window."),
-    "detections_change": ("gauge", "Relative change of the detections an image since the evaluation."),
+    "detections_change": ("gauge", "Relative change of the detections an image since the evaluation; 0: chance."),
     "scores": ("gauge", "Detections in the window by class and score."),
     "psi": ("gauge", "Population stability index of the scores, compared with the evaluation."),
     "psi_class": ("gauge", "The same of one class."),

@@ -13,6 +13,7 @@ import numpy as np
 from act_pipeline.core.errors import UserError
 from act_pipeline.serving.baseline import Baseline
 from act_pipeline.serving.breach import Breach, Figure
+from act_pipeline.serving.cause import COMMON, cause_of
 from act_pipeline.serving.counters import COUNTERS_FILENAME, Counters
 from act_pipeline.serving.decisions import DEVICE_METRICS, act
 from act_pipeline.serving.detections import Seen
@@ -326,9 +327,14 @@ class Monitor:
         for version in sorted(windows, key=lambda number: number != state.candidate):
             for breach in watched[version].breaches:
                 metric = breach.rule.metric
-                if breach.check(figure_of(windows[version], metric)):
+                figure = figure_of(windows[version], metric)
+                if figure.value is not None and breach.rule.is_clear(figure.value):
+                    watched[version].common.discard(metric)
+                if breach.check(figure):
                     others = {str(other): found[metric] for other, found in windows.items() if other != version}
-                    entry = self._act(version, breach, windows[version], others)
+                    cause = cause_of(breach.rule, version, self._rules, windows, watched)
+                    compared = {"others": others, "cause": cause}
+                    entry = self._act(version, breach, windows[version], compared)
                     if entry is not None:
                         done.append(entry)
                         if entry["event"] != "alarm":
@@ -350,7 +356,7 @@ class Monitor:
         return done
 
     def _act(
-        self, version: int, breach: Breach, found: dict[str, Any], others: dict[str, Any]
+        self, version: int, breach: Breach, found: dict[str, Any], compared: dict[str, Any]
     ) -> Optional[dict[str, Any]]:
         rule = breach.rule
         with self._lock:
@@ -361,12 +367,12 @@ class Monitor:
             "bound": rule.bound,
             "checks": rule.checks,
             "action": rule.action,
-            "others": others,
+            **compared,
             "figures": {name: value for name, value in found.items() if not isinstance(value, dict)},
             "answered": answered,
         }
         try:
-            entry = act(self._repository, version, rule, figures)
+            entry = act(self._repository, version, rule, figures, compared.get("cause") == COMMON)
         except (UserError, OSError) as error:  # the next check tries again; the request is answered all the same
             breach.active = False
             _logger.warning("version %d, %s %s: %s", version, rule.metric, rule.bound, error)

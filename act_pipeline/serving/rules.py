@@ -26,6 +26,9 @@ Metric = Literal[
     "map_drop",
 ]
 Action = Literal["roll_back", "switch_to_spare", "alarm"]
+# Figures that follow the pictures, and those that follow the load of the machine: all versions have them in common.
+STREAM_METRICS = ("psi", "psi_worst_class", "detections_change")
+LOAD_METRICS = ("p50_ms", "p99_ms")
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel, copy_infer_cfg
+from act_pipeline.core.artifacts import (
+    MODEL_FILENAME,
+    PARAMS_FILENAME,
+    InferenceModel,
+    OnnxModel,
+    PlanModel,
+    copy_infer_cfg,
+)
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.output_folders import new_artifact
 from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, as_number, read_record, write_record
+from act_pipeline.engines import inspect_artifact
+from act_pipeline.engines.tensorrt.plan import source_of_plan
 from act_pipeline.evaluation.detections_file import DETECTIONS_FILENAME
 from act_pipeline.serving.baseline import Baseline, recorded_baseline
 from act_pipeline.serving.durable_files import sync_files, sync_folder
 from act_pipeline.serving.verdict import Verdict
 
 VERSION_SCHEMA, VERSION_FILENAME = "act_pipeline.version/1", "version.json"
+# A TensorRT plan of the model, and the ONNX file that tells what its outputs mean.
+PLAN_FILENAME, PLAN_SOURCE_FILENAME = "model.plan", "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,7 @@ def write_version(
     verdict: Verdict,
     category_ids: Optional[Sequence[int]] = None,
     float_model: Optional[Path] = None,
+    plan: Optional[PlanModel] = None,
 ) -> Version:
     """Copy a model into a new version's folder, complete or absent.
 
@@ -99,11 +111,13 @@ def write_version(
         verdict: the verdict on it.
         category_ids: see :func:`act_pipeline.serving.baseline.recorded_baseline`.
         float_model: folder of the float model for shadow requests.
+        plan: a TensorRT plan of the model, which is copied with its ONNX file.
 
     Raises:
-        UserError: its kept detections are damaged.
+        UserError: its kept detections are damaged, or the plan's ONNX file is missing or of another model.
     """
     baseline = recorded_baseline(model, category_ids)
+    source = None if plan is None else _source_of(plan, model)
     with new_artifact(folder) as staging:
         shutil.copyfile(model.model_path, staging / MODEL_FILENAME)
         shutil.copyfile(model.params_path, staging / PARAMS_FILENAME)
@@ -111,6 +125,10 @@ def write_version(
         for name in (ACT_FILENAME, DETECTIONS_FILENAME):
             if (model.directory / name).is_file():
                 shutil.copyfile(model.directory / name, staging / name)
+        if plan is not None and source is not None:
+            # Without its record, which names paths of the machine that built it.
+            shutil.copyfile(plan.path, staging / PLAN_FILENAME)
+            shutil.copyfile(source.path, staging / PLAN_SOURCE_FILENAME)
         record: dict[str, Any] = {
             "version": int(folder.name),
             "source": str(model.directory.absolute()),
@@ -125,6 +143,25 @@ def write_version(
         sync_files(staging)
     sync_folder(folder.parent)
     return Version.read(folder)
+
+
+def _source_of(plan: PlanModel, model: InferenceModel) -> OnnxModel:
+    """Return the ONNX file of a plan.
+
+    Raises:
+        UserError: it is missing, or has another input or precision than the model.
+    """
+    found, wanted = inspect_artifact(plan), inspect_artifact(model)
+    for what, of_plan, of_model in (
+        ("an input of", found.input_size, wanted.input_size),
+        ("INT8", found.quantized, wanted.quantized),
+    ):
+        if of_plan is not None and of_model is not None and of_plan != of_model:
+            raise UserError(
+                f"{plan.path} is of another model than {model.directory}: {what} {of_plan}, expected {of_model}; build "
+                "it from this one"
+            )
+    return source_of_plan(plan)
 
 
 def _recorded_map(model: InferenceModel) -> Optional[float]:

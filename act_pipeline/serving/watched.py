@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Optional
 
 from act_pipeline.serving.baseline import Baseline
@@ -25,6 +26,7 @@ class Watched:
         baseline: what its detections are compared with; None: nothing.
         origin: where the baseline is from: ``recorded``, or ``version N``; None: there is none.
         recorded_map: mAP of its evaluation; None: not known.
+        common: metrics whose breach is not its own fault, see :mod:`act_pipeline.serving.cause`.
     """
 
     def __init__(self, rules: Rules, baseline: Optional[Baseline], recorded_map: Optional[float]) -> None:
@@ -33,9 +35,10 @@ class Watched:
         self.breaches = [Breach(rule) for rule in rules.rules if rule.metric not in DEVICE_METRICS]
         self.baseline, self.origin = baseline, "recorded" if baseline else None
         self.recorded_map = recorded_map
+        self.common: set[str] = set()
 
 
-def figure_of(window: dict[str, Any], metric: str) -> Figure:
+def figure_of(window: Mapping[str, Any], metric: str) -> Figure:
     """Return the figure of a rule's metric, from the figures of a version's window."""
     return Figure(window[metric], window[_COUNTS.get(metric, "requests")])
 

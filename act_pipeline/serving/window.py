@@ -15,6 +15,8 @@ from act_pipeline.serving.histograms import BIN_NAMES, psi, size_shares
 
 # The least detections of a class for a PSI of its own: with fewer, chance alone gives large ones.
 CLASS_DETECTIONS = 100
+# A change of the objects an image that is smaller than so many of its standard errors is put down to chance.
+STANDARD_ERRORS = 3.0
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,7 @@ class Window:
         answered = [answer.seen for answer in self.answers if answer.seen is not None]
         if not answered:
             return None
-        empty = sum(not len(seen.scores) for seen in answered)
-        return Baseline.of(joined(answered), len(answered), empty)
+        return _baseline(answered)
 
     def _forget(self, now: float) -> None:
         while self.answers and (len(self.answers) > self.length or self.answers[0].at < now - self.seconds):
@@ -93,7 +94,7 @@ class WindowFigures:
         p50_ms, p99_ms: latency of the answered requests.
         fps: requests a second, from the first request in the window to now.
         detections: objects (scores above 0.3) an image, mean.
-        detections_change: absolute change of ``detections`` relative to the reference's.
+        detections_change: absolute change of ``detections`` relative to the reference's; 0: chance explains it.
         scores: class index -> counts of the score bins.
         psi: of all scores, compared with the reference; images without a detection are a bin too.
         psi_class: class index -> PSI, of classes with at least 100 detections in both.
@@ -125,8 +126,7 @@ class WindowFigures:
     ) -> WindowFigures:
         """Compute the figures; for the arguments see :meth:`Window.figures`."""
         parts = [answer.seen for answer in answers if answer.seen is not None]
-        seen = joined(parts)
-        made = Baseline.of(seen, len(parts), sum(not len(part.scores) for part in parts))
+        seen, made = joined(parts), _baseline(parts)
         errors = len(answers) - len(parts)
         taken = np.array([answer.seconds for answer in answers if answer.seen is not None]) * 1000
         sides = seen.sides[seen.sure]
@@ -182,7 +182,20 @@ def _psi_by_class(reference: Optional[Baseline], made: Baseline) -> dict[int, fl
     }
 
 
+def _baseline(parts: list[Seen]) -> Baseline:
+    objects = np.array([part.sure.sum() for part in parts], np.int64)
+    return Baseline.of(joined(parts), len(parts), sum(not len(part.scores) for part in parts), objects=objects)
+
+
 def _relative_change(reference: Optional[Baseline], made: Baseline) -> Optional[float]:
-    if reference is None or not reference.detections:
+    """Return the change of the objects an image if it is beyond its standard errors, otherwise 0.
+
+    Both means are of a sample of images. The larger of the two variances is taken for both, since a sample without any
+    object has none.
+    """
+    if reference is None or not reference.detections or not reference.images:
         return None
-    return abs(made.detections / reference.detections - 1)
+    variance = max(reference.variance, made.variance)
+    error = (variance * (1 / reference.images + 1 / made.images)) ** 0.5
+    change = abs(made.detections - reference.detections)
+    return change / reference.detections if change > STANDARD_ERRORS * error else 0.0
