@@ -9,7 +9,13 @@ import pytest
 
 import act_pipeline  # noqa: F401 - before paddle
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.graph.float_by_default import DISTRIBUTION, LINEAR_ATTENTION, NO_MATRIX, float_by_default
+from act_pipeline.graph.float_by_default import (
+    DISTRIBUTION,
+    LINEAR_ATTENTION,
+    NO_MATRIX,
+    SIMILARITY,
+    float_by_default,
+)
 from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
@@ -72,8 +78,8 @@ def attention(tmp_path: Path) -> InferenceModel:
             apart = paddle.matmul(scores, paddle.matmul(values, weight)) / paddle.sum(scores, axis=-1, keepdim=True)
             executor = paddle.static.Executor(paddle.CPUPlace())
             executor.run(startup)
-            inputs = [queries, keys, values]
-            paddle.static.save_inference_model(str(tmp_path / "model"), inputs, [joint, apart], executor)
+            inputs, outputs = [queries, keys, values], [paddle.matmul(found, weight) for found in (joint, apart)]
+            paddle.static.save_inference_model(str(tmp_path / "model"), inputs, outputs, executor)
     return InferenceModel.load(tmp_path)
 
 
@@ -83,5 +89,42 @@ def test_the_products_of_a_linear_attention_that_hold_their_sums(attention: Infe
         ops = quantizable_ops(graph, ("matmul_v2",))
         found = float_by_default(graph, ops)
         graph.close()
-    assert len(ops) == 5
+    assert len(ops) == 7
     assert found == {op.name: LINEAR_ATTENTION for op in ops[:2]}
+
+
+@pytest.fixture
+def similarities(tmp_path: Path) -> InferenceModel:
+    """Queries chosen by their similarity to tokens, then attention to these, then scores as an open vocabulary's are."""
+    import paddle
+    import paddle.nn.functional as F
+
+    with static_mode(), paddle.utils.unique_name.guard():
+        program, startup = paddle.static.Program(), paddle.static.Program()
+        with paddle.static.program_guard(program, startup):
+            features = paddle.static.data("features", [1, 32, 8], "float32")
+            tokens = paddle.static.data("tokens", [1, 4, 8], "float32")
+            start = paddle.nn.initializer.Assign(np.ones((8, 8), np.float32))
+            weight = paddle.static.create_parameter([8, 8], "float32", attr=paddle.ParamAttr("w", initializer=start))
+            ranks = paddle.max(F.pad(paddle.matmul(features, tokens, transpose_y=True), [0, 0, 0, 0, 0, 4]), axis=-1)
+            _, rows = paddle.topk(ranks, 6, axis=1)
+            queries = paddle.take_along_axis(features, paddle.expand(rows.unsqueeze(-1), [1, 6, 8]), 1)
+            attention = F.softmax(paddle.matmul(queries, tokens, transpose_y=True))
+            queries = queries + paddle.matmul(paddle.matmul(attention, tokens), weight)
+            logits = paddle.matmul(queries, tokens, transpose_y=True)
+            scores = F.sigmoid(paddle.concat([logits, paddle.full([1, 6, 4], -100.0)], axis=-1))
+            executor = paddle.static.Executor(paddle.CPUPlace())
+            executor.run(startup)
+            paddle.static.save_inference_model(str(tmp_path / "model"), [features, tokens], [scores], executor)
+    return InferenceModel.load(tmp_path)
+
+
+def test_similarities_that_are_scores_and_no_others(similarities: InferenceModel) -> None:
+    with static_mode():
+        graph = StaticGraph.load(similarities)
+        ops = quantizable_ops(graph, ("matmul_v2",))
+        found = float_by_default(graph, ops)
+        graph.close()
+    # Of the ranks, the attention (two products and a linear layer) and the scores.
+    assert len(ops) == 5
+    assert found == {ops[0].name: SIMILARITY, ops[4].name: SIMILARITY}
