@@ -240,6 +240,15 @@ def test_a_model_that_normalizes_is_fed_pixels(model, config, monkeypatch) -> No
     assert len(fit_reader(model, Reader.load(config)).notes) == 1
 
 
+def test_the_reader_of_an_imported_model_that_normalizes_is_left_as_it_is(model, config, monkeypatch) -> None:
+    """It may take pixels of 0 to 1 and subtract its own mean: without the reader's NormalizeImage it would get 0 to 255."""
+    describe(model)
+    monkeypatch.setattr("act_pipeline.data.model_fit.read_detector_graph", lambda model: DetectorGraph(normalizes=True))
+    fit = fit_reader(model, Reader.load(config))
+    assert len(fit.notes) == 1 and "if the model takes pixels of 0 to 255, delete NormalizeImage" in fit.notes[0]
+    assert next(iter(fit.reader.loader("eval")))["image"].max() < 10
+
+
 LETTERBOX = (
     "EvalReader.sample_transforms=[{Decode: {}}, {Resize: {target_size: [32, 32], keep_ratio: True, interp: 2}}, "
     "{Pad: {size: [32, 32], pad_mode: %d}}, {NormalizeImage: {mean: [0, 0, 0], std: [1, 1, 1], norm_type: none}}, "

@@ -119,6 +119,7 @@ def test_one_of_several_pictures_has_to_be_named(tmp_path: Path, capfd: pytest.C
     assert "--input_shape images:1,3,16,16" in line
     made = import_onnx(tmp_path / "model.onnx", tmp_path / "made", input_shape={"second": [1, 3, 16, 16]})
     assert made.inputs == {"images": (-1, 3, 16, 16), "image": (-1, 3, 16, 16)}
+    assert "nothing feeds the input images, so that the other commands refuse the model" in made.summary()
 
 
 def test_an_input_without_a_rank(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

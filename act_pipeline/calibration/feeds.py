@@ -90,7 +90,7 @@ def model_feed(config: Config, feed_names: Sequence[str], batch: Mapping[str, _V
         if source not in batch:
             raise UserError(
                 f"{config.path}: the reader has no input '{name}' for the model, it has {', '.join(sorted(batch))}; "
-                "name it in Global.input_list"
+                "if it is one of these, say so in Global.input_list; otherwise export the model without it"
             )
     return {name: batch[source] for name, source in sources.items()}
 

@@ -209,10 +209,19 @@ def _check_size(model: Artifact, size: tuple[int, int] | None, reader: Reader) -
 
 
 def _normalized_once(described: Described, graph: DetectorGraph, reader: Reader) -> tuple[Reader, list[str]]:
-    """Remove ``NormalizeImage`` from a reader whose model normalizes in the graph (``TestReader.fuse_normalize``)."""
+    """Remove ``NormalizeImage`` from a reader whose model normalizes in the graph (``TestReader.fuse_normalize``).
+
+    The graph of an imported model, whose ``infer_cfg.yml`` describes no preprocessing, may expect pixels of 0 to 1 or
+    of 0 to 255 where it normalizes: there the reader decides.
+    """
     in_cfg = described.has("NormalizeImage")
     if in_cfg or not normalizes(reader.settings):
         return reader, []
+    if graph.normalizes and in_cfg is None and Path(described.source).is_file():
+        return reader, [
+            f"{reader.path}: NormalizeImage comes before what the graph itself does to the picture, and "
+            f"{described.source} has no Preprocess; if the model takes pixels of 0 to 255, delete NormalizeImage"
+        ]
     if graph.normalizes is False and in_cfg is False:
         where = reader.settings.source.locate(f"{reader.settings.reader_name}.sample_transforms")
         raise UserError(

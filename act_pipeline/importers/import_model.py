@@ -34,6 +34,8 @@ from act_pipeline.importers.onnx.verify import TOLERANCE, Reference, check_pictu
 IMPORT_SCHEMA = "act_pipeline.import/1"
 RECORD_FILENAME = "import.json"
 _LEAVE_OUT = "leave the prompt out"
+# Inputs that a reader gives, and those that a prompt gives.
+_FED = ("image", "im_shape", "scale_factor", *TEXT_INPUTS, *PIXEL_MASKS)
 Freeze = Literal["pixel_mask", "prompt"]
 
 
@@ -71,6 +73,12 @@ class ImportedModel:
         if self.fixed_batch:
             lines.append(f"the batch is fixed: {self.fixed_batch}")
         lines.append(f"largest difference to ONNX Runtime: {self.max_difference:.1e}")
+        unfed = [name for name in self.inputs if name not in _FED]
+        if unfed and self.family is not sam.DECODER_FAMILY:
+            names = " and ".join(unfed)
+            lines.append(
+                f"nothing feeds the input {names}, so that the other commands refuse the model; export it without"
+            )
         if self.paddle3_difference is not None:
             lines.append(f"largest difference to Paddle 3: {self.paddle3_difference:.1e}")
         if self.family is None:
