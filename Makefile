@@ -13,6 +13,9 @@ QUICK := config yaml_file reader commands user_files doctor install packaging ar
   model_folder lowering installed fuzz sample
 # What `make lint` reads; mypy reads act_pipeline (pyproject.toml).
 LINTED := act_pipeline tools deploy tests requirements notebooks
+# The server's tests need Triton's binaries, which are for glibc 2.35 and later; elsewhere these tests skip.
+TRITON := $(shell getconf GNU_LIBC_VERSION 2>/dev/null | \
+  awk '{split($$2, v, "."); if (v[1] > 2 || v[2] >= 35) print "requirements/serve.txt"}')
 # Locks of what is optional that `make benchmark` compares.
 RUNTIMES ?= onnxruntime nncf
 
@@ -66,7 +69,7 @@ env: check-python ## .venv with what the commands need
 	@$(INSTALL) requirements/$(LOCK).txt
 
 env-dev: check-python # .venv with what the tests need too
-	@$(INSTALL) requirements/$(LOCK).txt requirements/dev.txt
+	@$(INSTALL) requirements/$(LOCK).txt requirements/dev.txt $(TRITON)
 
 check-python:
 	@command -v $(PYTHON) >/dev/null || { \

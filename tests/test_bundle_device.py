@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import ctypes
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -351,6 +352,19 @@ def test_the_scripts_are_short_and_of_python_3_6() -> None:
     for path in DEVICE.glob("*.py"):
         ast.parse(path.read_text(), feature_version=(3, 6))
         assert "from __future__ import annotations" not in path.read_text(), "Python 3.6 has it not"
+
+
+def test_onnx_runtime_computes_biases_as_they_are_written(monkeypatch) -> None:
+    """Of RT-DETR-R18 at 640, made for a T4, the mean change of the scores is 0.065 otherwise, and 0.019 so."""
+    seen = SimpleNamespace(
+        __version__="1",
+        set_default_logger_severity=lambda level: None,
+        get_available_providers=lambda: ["CPU"],
+        InferenceSession=lambda path, providers, disabled_optimizers: disabled_optimizers,
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", seen)
+    made = load_script("run").OnnxRuntime({"outputs": []}, "model.onnx")
+    assert made._session == ["WeightBiasQuantization"]
 
 
 def recorded(name: str) -> set[str]:

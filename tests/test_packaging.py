@@ -259,6 +259,19 @@ def test_make_offers_what_the_documentation_names() -> None:
     assert "requirements/gpu.txt" in gpu.stdout
 
 
+@pytest.mark.parametrize(("glibc", "has"), [("2.28", False), ("2.34", False), ("2.35", True), ("2.36", True)])
+def test_the_tests_get_triton_where_its_binaries_run(glibc: str, has: bool, tmp_path: Path) -> None:
+    getconf = tmp_path / "getconf"
+    getconf.write_text(f"#!/bin/sh\necho glibc {glibc}\n")
+    getconf.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for target, wanted in (("test", has), ("test-all", has), ("demo", False)):
+        dry = subprocess.run(
+            ["make", "-n", target], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        assert ("requirements/serve.txt" in dry.stdout) == wanted, (target, dry.stdout)
+
+
 def test_make_without_python_says_so_in_one_line() -> None:
     ended = subprocess.run(
         ["make", "-s", "env", "PYTHON=no-such-python"],

@@ -19,13 +19,10 @@ import pytest
 from act_pipeline.server.triton.process import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("pytriton") is None or shutil.which("curl") is None,
-        reason="nvidia-pytriton (requirements/serve.txt) or curl is missing",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("pytriton") is None or shutil.which("curl") is None,
+    reason="nvidia-pytriton (requirements/serve.txt) or curl is missing",
+)
 
 
 def commands() -> list[str]:
@@ -35,13 +32,20 @@ def commands() -> list[str]:
     return block.splitlines()
 
 
-def test_the_walk(demo: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("second", ["copied", pytest.param("compressed", marks=pytest.mark.slow)])
+def test_the_walk(demo: Any, tmp_path: Path, second: str) -> None:
+    """``copied``: the second version is the first one's model again, which saves a compression."""
     lines = commands()
     assert len(lines) == 10 and lines[0] == "make demo" and "requirements/serve.txt" in lines[2]
     port = free_port("127.0.0.1")
     (tmp_path / "output").mkdir()
     for model in (demo.fp32.directory, demo.compressed.model.directory):
         shutil.copytree(model, tmp_path / "output" / model.name)
+    if second == "copied":
+        copied = tmp_path / "output" / "second_int8"
+        shutil.copytree(demo.compressed.model.directory, copied)
+        with (copied / "infer_cfg.yml").open("a") as file:
+            file.write("# another version\n")
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "sample").symlink_to(demo.root / "data")
     for name in ("deploy", "tools", "configs", "act_pipeline"):
@@ -50,7 +54,7 @@ def test_the_walk(demo: Any, tmp_path: Path) -> None:
     environment = {**os.environ, "COLUMNS": "100"}
     server = None
     try:
-        for line in [lines[1], *lines[3:]]:
+        for line in [*([lines[1]] if second == "compressed" else []), *lines[3:]]:
             line = line.replace("8000", str(port)).replace("python ", f"{sys.executable} ")
             if line.endswith("&"):
                 # Two free ports: the one of gRPC is the next.
