@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from inference_fixtures import SIZE
 
+from act_pipeline.compress.plan import placement_timing
 from act_pipeline.compress.plan.placement import (
     FLOAT,
     INT8,
@@ -21,8 +25,14 @@ from act_pipeline.compress.plan.placement import (
     verdict_line,
 )
 from act_pipeline.compress.plan.placement_cache import StoredMeasurements
+from act_pipeline.compress.plan.placement_groups import group_ops, structure_hash
+from act_pipeline.compress.plan.placing import check_placement
 from act_pipeline.compress.result.summary import compression_table
+from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError
 from act_pipeline.evaluation.act_json import PlacementRecord
+from act_pipeline.graph.quantizable_ops import quantizable_ops
+from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 ROUNDS = 15
 
@@ -219,3 +229,47 @@ def test_the_table_says_the_verdict() -> None:
     assert "INT8 everywhere 9.0, as saved 8.2, FP32 9.0" in table
     assert "in float: backbone, 1x1 convolutions (3 ops)" in table
     assert "INT8 is not faster" not in table
+
+
+def test_a_real_run_in_onnx_runtime(
+    int8_model: InferenceModel, float_model: InferenceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny model: its convolution alone in float, and the float model, in processes of ONNX Runtime."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(placement_timing, "ROUNDS", 3)
+    with static_mode(), contextlib.closing(StaticGraph.load(float_model)) as graph:
+        found = quantizable_ops(graph, ["conv2d"])
+        tiny = group_ops(graph, found)
+        structure = structure_hash(graph, tiny)
+    assert [group.name for group in tiny] == [f"model, 3x3 convolutions, {SIZE}x{SIZE}"]
+    feeds = [
+        {
+            "image": np.full((1, 3, SIZE, SIZE), value, np.float32),
+            "im_shape": np.full((1, 2), SIZE, np.float32),
+            "scale_factor": np.ones((1, 2), np.float32),
+        }
+        for value in (0.25, 0.5)
+    ]
+    said: list[str] = []
+    timer = placement_timing.Timer(
+        int8_model, None, float_model, "onnxruntime", 1, feeds, tmp_path, None, said.append
+    )  # fmt: skip
+    measure = StoredMeasurements(timer, {"structure": structure}, tmp_path / "cache")
+    with static_mode():
+        times = measure({"all": frozenset(), "alone": frozenset(tiny[0].ops), "fp32": "fp32"})
+        assert {label: len(taken) for label, taken in times.items()} == {"all": 3, "alone": 3, "fp32": 3}
+        assert all(0 < value < 10 for taken in times.values() for value in taken)
+        decided = place(tiny, measure)
+        again = place(tiny, StoredMeasurements(timer, {"structure": structure}, tmp_path / "cache"))
+    assert decided.verdict in (INT8, MIXED, FLOAT) and set(decided.gains) == {tiny[0].name}
+    assert again == decided
+    assert len(said) == measure.made
+    assert not list(tmp_path.glob("tmp*")), "the variants are removed"
+
+
+def test_other_engines_are_refused() -> None:
+    config = SimpleNamespace(path="c.yml", strategy=SimpleNamespace(placement="measured"))
+    check_placement(config, "openvino", "CPU")
+    with pytest.raises(UserError, match="the engine is paddle on the CPU, expected one of openvino, onnxruntime"):
+        check_placement(config, "paddle", "CPU")
+    check_placement(SimpleNamespace(path="", strategy=SimpleNamespace(placement="all")), "paddle", "CPU")

@@ -42,6 +42,7 @@ def structure_hash(graph: StaticGraph, groups: Collection[OpGroup]) -> str:
     ops = [
         (op.type, sorted(op.input_arg_names), [(name, _shape(block, name)) for name in op.output_arg_names])
         for op in block.ops
+        if op.type not in ("feed", "fetch")
     ]
     weights = sorted((name, _shape(block, name)) for name in block.vars if graph.is_parameter(name))
     described = json.dumps([ops, weights, [(group.name, group.ops) for group in groups]])
