@@ -270,7 +270,7 @@ def _convert(source: Source, dtype: str, opset: int, unit_scales: bool) -> tuple
 
 def _observed_ranges(build: GraphBuilder, source: Source) -> dict[str, float]:
     """Return ONNX name of a tensor -> its largest absolute value in calibration, where the model states it."""
-    found = {build.values.get(op.output, ""): float(op.attrs.get("out_threshold") or 0) for op in source.ops}
+    found = {build.values.get(op.output, ""): source.ranges.get(op.output, 0.0) for op in source.ops}
     return {name: value for name, value in found.items() if 0 < value < np.inf}
 
 
