@@ -101,7 +101,7 @@ def _evaluate(
     model: InferenceModel, precision: str, engine: str, json_file: Path, reader_overrides: Sequence[str]
 ) -> EvalRecord:
     reader = Reader.load(READER_CONFIG, reader_overrides)
-    kept = _kept_evaluation(json_file, _loaded_by(engine, model), reader)
+    kept = _kept_evaluation(json_file, _loaded_by(engine, precision, model), reader)
     if kept is not None:
         return kept
     request = InferenceRequest(
@@ -111,9 +111,10 @@ def _evaluate(
     return EvalRecord.from_json(read_record(json_file, EVAL_SCHEMA))
 
 
-def _loaded_by(engine: str, model: InferenceModel) -> Artifact:
+def _loaded_by(engine: str, precision: str, model: InferenceModel) -> Artifact:
     """Return what an engine loads of a model on a CPU: the folder, or the ONNX file that it is lowered to."""
-    return lowered_onnx(model, "cpu") if find_runtime(engine).onnx else model
+    runtime = find_runtime(engine)
+    return lowered_onnx(model, runtime.target(precision)) if runtime.onnx else model
 
 
 def _kept_evaluation(json_file: Path, model: Artifact, reader: Reader) -> EvalRecord | None:

@@ -278,3 +278,24 @@ def test_a_model_without_scales_and_an_unknown_op(tmp_path: Path, capsys: pytest
         "x.json",
     }
     assert str(tmp_path / "x.json") in said.splitlines()[-1]
+
+
+@needs_bccd
+def test_onnxruntime_computes_every_quantized_convolution_in_int8(tmp_path: Path) -> None:
+    """Of ``--target cpu`` it computes none in INT8; the further rounding of their outputs costs little."""
+    inputs = photographs(3)
+    stock = InferenceModel.load(STOCK)
+    plain, fast = (lower(stock, tmp_path / f"{target}.onnx", target).path for target in ("cpu", "onnxruntime"))
+    for path, count in ((plain, 0), (fast, 68)):
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        options.log_severity_level = 3
+        ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+        )
+        kinds = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+        assert kinds.count("QLinearConv") == count
+    overlap, _, mean = agreement(
+        one_by_one(in_onnxruntime(plain), inputs), one_by_one(in_onnxruntime(fast), inputs)
+    )  # fmt: skip
+    assert overlap >= 0.97 and mean <= 0.04

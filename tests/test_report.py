@@ -542,6 +542,22 @@ def test_the_speed_is_what_the_compression_timed_in_turns(data, tmp_path, lang):
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
+@pytest.mark.parametrize(
+    ("verdict", "english"),
+    [("int8", "INT8 everywhere"), ("mixed", "2 of 12 ops are in float"), ("float", "Ship BF16: INT8 is not faster in openvino")],
+)  # fmt: skip
+def test_the_placement_is_a_verdict(data, tmp_path, lang, verdict, english):
+    placement = {
+        "verdict": verdict, "line": "", "engine": "openvino", "ops": 12, "reverted": ["a", "b"], "float_precision": "bf16",
+        "latency_ms": {"all": 8.0, "placed": 7.5, "fp32": 20.0, "bf16": 11.25},
+    }  # fmt: skip
+    path = write_report(make_artifact(tmp_path / "model", data, placement=placement), data, lang=lang)
+    text = " ".join(Page(path.read_text(encoding="utf-8")).text_of("placement").split())
+    assert all(figure in text for figure in ("7.5", "8.0", "11.2"))
+    assert lang == "zh" or english in text
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
 def test_two_evaluations_alone_give_no_ratio(data, tmp_path, lang):
     artifact = make_artifact(tmp_path / "m", data, latency=None)
     act = read_record(artifact / "act.json", "act_pipeline.act/1")

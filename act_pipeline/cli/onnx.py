@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--target",
         default="cpu",
-        help="cpu (uint8 with zero points: OpenVINO, ONNX Runtime), tensorrt (int8, zero point 0), or tensorrt_rtx "
-        "(the same with all activations at the scale 1: smaller plans)",
+        help="cpu (uint8 with zero points: OpenVINO, also ONNX Runtime), onnxruntime (the same with outputs of "
+        "convolutions rounded: ONNX Runtime's INT8 kernels), tensorrt (int8, zero point 0), or tensorrt_rtx (the same "
+        "with all activations at the scale 1: smaller plans)",
     )
     parser.add_argument("--precision", default="auto", help="auto (what the model is), int8 or fp32")
     parser.add_argument(

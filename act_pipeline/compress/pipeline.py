@@ -20,6 +20,7 @@ from act_pipeline.compress.judging.choice import choose_judge
 from act_pipeline.compress.judging.float_checks import check_limits, check_origin, check_outputs, check_worth
 from act_pipeline.compress.judging.judge import Judge
 from act_pipeline.compress.plan.op_selection import Selection, check_dynamic, mark_float, select
+from act_pipeline.compress.plan.placing import check_placement, place_by_measurement
 from act_pipeline.compress.qat.distributed.leader import Leader
 from act_pipeline.compress.qat.distributed.ranks import ALONE, Ranks
 from act_pipeline.compress.qat.resume.checkpoints import Checkpoints
@@ -106,11 +107,13 @@ def compress(
     with _running(run, resume=resume) as running:
         seconds: dict[str, float] = {}
         job = _make_job(run, running, seconds)
-        chosen = STRATEGIES[config.strategy.name](job)
+        chosen, placement = STRATEGIES[config.strategy.name](job), None
+        if config.strategy.placement == "measured":
+            chosen, placement = place_by_measurement(job, chosen, inputs.model)
         met = job.tried.meets(chosen)
         target = save_dir if met else below_dir
         measured = measure_chosen(job, chosen, inputs.model)
-        act = compression_record(job, chosen, inputs.model, seconds, measured)
+        act = compression_record(job, chosen, inputs.model, seconds, measured, placement)
         write_result(target, inputs.model, chosen, job, {**act.as_json(), **inputs.source, **processes(ranks)})
         if report is not None:
             write_report(target, inputs.reader, lang=report)
@@ -236,6 +239,7 @@ def _make_job(run: _Run, running: _Running, seconds: dict[str, float]) -> Job:
         judge = choose_judge(
             config.strategy.engine, inputs.device, inputs.model, decoder=decoder_for(config, inputs.model)
         )
+        check_placement(config, judge.engine, judge.device)
     fp32, cached = None, False
     if config.global_.evaluation:
         with timed(seconds, "evaluate_fp32"):

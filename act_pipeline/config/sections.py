@@ -18,6 +18,7 @@ CalibrationAlgorithm = Literal["abs_max", "avg", "hist", "mse", "mce", "KL"]
 JudgingEngine = Literal[
     "auto", "openvino", "onnxruntime", "paddle_trt", "tensorrt", "paddle_onednn", "paddle", "int8_reference"
 ]
+PlacementName = Literal["all", "measured"]
 StrategyName = Literal["auto", "ptq", "smooth_quant", "qat_dis"]
 WeightedOp = Literal["conv2d", "depthwise_conv2d", "conv2d_transpose", "mul", "matmul", "matmul_v2"]
 DEFAULT_CALIBRATION_IMAGES = 200
@@ -364,6 +365,9 @@ class Strategy:
             None: no limit.
         confidence: the share of resampled data sets on which the limits have to hold, in (0, 1) (a paired bootstrap
             over the images of EvalDataset, `evaluation.confidence`). 0.5: the measured figures decide.
+        placement: ``all``: every quantized op computes in INT8. ``measured``: groups of ops that the engine computes at
+            least 2% sooner in float on this machine, as measured with the whole model, are reverted; `engine` is then
+            ``openvino`` or ``onnxruntime``, on the CPU.
     """
 
     name: StrategyName = "auto"
@@ -371,6 +375,7 @@ class Strategy:
     max_drop: Optional[float] = key(0.005, at_least=0, at_most=1)
     min_agreement: Optional[float] = key(None, at_least=0, at_most=1)
     confidence: float = key(0.5, above=0, below=1)
+    placement: PlacementName = "all"
 
 
 @dataclass(frozen=True)

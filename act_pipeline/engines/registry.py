@@ -41,6 +41,7 @@ class Runtime:
         int8_note: what to know of its INT8, for a message; empty: nothing.
         int8_weights: whether it computes INT8 from weights that are stored as int8 only.
         requests: whether it takes the option ``requests``: several threads may call ``run`` at the same time.
+        int8_target: Q/DQ format that it exports an INT8 model folder in on a CPU, where ``onnx`` is set.
     """
 
     module: str
@@ -55,6 +56,11 @@ class Runtime:
     int8_note: str = ""
     int8_weights: bool = False
     requests: bool = False
+    int8_target: str = "cpu"
+
+    def target(self, precision: str) -> str:
+        """Return the Q/DQ format that it exports a model folder in on a CPU, where ``onnx`` is set."""
+        return self.int8_target if precision == "int8" else "cpu"
 
 
 def support(here: Machine | None = None) -> list[EngineSupport]:
@@ -170,7 +176,7 @@ def _onnxruntime_rows(here: Machine) -> list[Row]:
         gpu = (here.absent.get("nvidia_gpus", "no NVIDIA GPU"), f"{_CHECK_GPU}, or run with --device=CPU")
     return [
         ("fp32", "CPU", refusal, version),
-        ("int8", "CPU", refusal, f"{version}, slower than its fp32 on RT-DETR"),
+        ("int8", "CPU", refusal, f"{version}, INT8 kernels {_int8_kernels(here)}; the rest f32"),
         ("fp32", "GPU", gpu, f"{version}, CUDA"),
         ("fp16", "GPU", gpu, f"{version}, CUDA"),
         ("int8", "GPU", gpu, f"{version}, TensorRT"),
@@ -281,7 +287,12 @@ REGISTRY: dict[str, Runtime] = {
     ),  # fmt: skip
     "openvino": Runtime("onnx_runtimes.openvino", "OpenVINOEngine", _openvino_rows, onnx=True, requests=True),
     "onnxruntime": Runtime(
-        "onnx_runtimes.onnxruntime", "OnnxRuntimeEngine", _onnxruntime_rows, onnx=True, requests=True
+        "onnx_runtimes.onnxruntime",
+        "OnnxRuntimeEngine",
+        _onnxruntime_rows,
+        onnx=True,
+        requests=True,
+        int8_target="onnxruntime",
     ),
     "tensorrt": Runtime("tensorrt.engine", "TensorRTEngine", _tensorrt_rows, onnx=True, slow_start=_BUILDS),
 }

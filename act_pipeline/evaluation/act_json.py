@@ -260,6 +260,44 @@ class ReferenceCheck:
 
 
 @dataclass(frozen=True)
+class PlacementRecord:
+    """Which ops compute in float because the runtime computes them sooner so, see `compress.plan.placement`.
+
+    Attributes:
+        verdict: ``int8`` (no op), ``mixed`` (some), ``float``: INT8 is not faster than the float model.
+        line: the verdict in one line.
+        engine: the runtime.
+        ops: number of ops that were in INT8 before.
+        reverted: names of the ops that are in float now.
+        groups: name of a group that was reverted -> number of its ops.
+        gains: name of every group -> how much faster the model is with this group alone in float, as a share.
+        latency_ms: medians of one image: ``all`` (ops in INT8), ``placed``, and the float model by precision.
+        int8_gain: how much faster the saved model is than the fastest float model, as a share.
+        float_precision: precision of the fastest float model.
+        measured, from_cache: number of measurements that were made, and that an earlier run had made.
+    """
+
+    verdict: str
+    line: str
+    engine: str
+    ops: int
+    reverted: Sequence[str] = ()
+    groups: Mapping[str, int] = field(default_factory=dict)
+    gains: Mapping[str, float] = field(default_factory=dict)
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
+    int8_gain: float | None = None
+    float_precision: str = "fp32"
+    measured: int | None = None
+    from_cache: int | None = None
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any] | None) -> PlacementRecord | None:
+        if not found:
+            return None
+        return cls(**{name: found[name] for name in cls.__dataclass_fields__ if name in found})
+
+
+@dataclass(frozen=True)
 class ActRecord:
     """The content of ``act.json``.
 
@@ -284,6 +322,7 @@ class ActRecord:
         evaluation: how the models were evaluated.
         latency: latencies of both models; None: not measured.
         reference: evaluation in the reference engine; None: there was none.
+        placement: the placement by measurement; None: ``Strategy.placement`` is ``all``.
         model_hash: hash of the INT8 model.
         overrides: ``Section.key=value`` that were set over the config; None in records of earlier versions.
         source_hash, data_hash, config, versions: what the model was made from, read from the file only.
@@ -310,6 +349,7 @@ class ActRecord:
     evaluation: EvaluatedIn = EvaluatedIn()
     latency: LatencyPair | None = None
     reference: ReferenceCheck | None = None
+    placement: PlacementRecord | None = None
     model_hash: str | None = None
     overrides: Sequence[str] | None = None
     source_hash: str | None = None
@@ -346,6 +386,7 @@ class ActRecord:
             evaluation=EvaluatedIn.from_json(found.get("evaluation") or {}),
             latency=LatencyPair.from_json(found.get("latency")),
             reference=ReferenceCheck.from_json(found.get("reference")),
+            placement=PlacementRecord.from_json(found.get("placement")),
             model_hash=found.get("model_hash"),
             overrides=found.get("overrides"),
             source_hash=found.get("source_hash"),
@@ -378,6 +419,7 @@ class ActRecord:
             "evaluation": asdict(self.evaluation),
             "latency": None if self.latency is None else asdict(self.latency),
             "reference": None if self.reference is None else self.reference.as_json(),
+            "placement": None if self.placement is None else asdict(self.placement),
             "model_hash": self.model_hash,
             "overrides": None if self.overrides is None else list(self.overrides),
         }

@@ -46,6 +46,7 @@ from act_pipeline.onnx_export.rewrites.constants_in_float16 import store_constan
 from act_pipeline.onnx_export.rewrites.deformable_sampling import sum_by_level
 from act_pipeline.onnx_export.rewrites.float16 import QUANTIZED_OPSET, to_float16
 from act_pipeline.onnx_export.rewrites.float_weights import write_weights_in_float
+from act_pipeline.onnx_export.rewrites.integer_convolutions import write_integer_convolutions
 from act_pipeline.onnx_export.rewrites.qdq_placement import round_early
 from act_pipeline.onnx_export.rewrites.zero_points import choose_zero_points
 from act_pipeline.onnx_export.validity import invalid_reason
@@ -57,8 +58,15 @@ _Report = tuple[dict[str, int], list[dict[str, str]]]
 # (rewrites.zero_points). TensorRT accepts only int8 with zero point 0. So does TensorRT-RTX, but its plans are smaller
 # where all activations are rounded with scale 1: GraphBuilder.unit_scales (not with FP16, whose range is too small for
 # the weights' scales then).
-TARGETS = {"tensorrt": "int8", "tensorrt_rtx": "int8", "cpu": "uint8"}
-_RUNTIMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX", "cpu": "OpenVINO and ONNX Runtime"}
+TARGETS = {"tensorrt": "int8", "tensorrt_rtx": "int8", "cpu": "uint8", "onnxruntime": "uint8"}
+# The targets that run on a CPU.
+_CPU = ("cpu", "onnxruntime")
+_RUNTIMES = {
+    "tensorrt": "TensorRT",
+    "tensorrt_rtx": "TensorRT-RTX",
+    "cpu": "OpenVINO and ONNX Runtime",
+    "onnxruntime": "ONNX Runtime",
+}
 OPSETS = range(17, 22)
 PRECISIONS = ("auto", "int8", "fp32")
 _OUTPUTS = ("bbox", "bbox_num")
@@ -198,11 +206,12 @@ def lower(
     sizes = _input_sizes(source, batch, model.model_path)
     suppression = _suppression(model, source, nms)
     rewrite_layout_conversions(source)
-    sum_by_level(source, queries_last=target == "cpu")
-    if target == "cpu":
+    sum_by_level(source, queries_last=target in _CPU)
+    if target in _CPU:
         choose_zero_points(source)
+    if target == "cpu":  # ONNX Runtime moves Q/DQ pairs itself, and needs one right before every op
         round_early(source)
-    if target != "cpu" or float16:  # TensorRT has no dynamic scales, and GPUs no DynamicQuantizeLinear
+    if target not in _CPU or float16:  # TensorRT has no dynamic scales, and GPUs no DynamicQuantizeLinear
         for op in source.ops:
             op.attrs.pop(DYNAMIC, None)
     if target == "tensorrt":
@@ -216,9 +225,11 @@ def lower(
     proto = _finish(build, source, opset, sizes, outputs, detections)
     if target == "cpu" and source.quantized:
         protect_masks(proto)
+    if target == "onnxruntime" and source.quantized:
+        write_integer_convolutions(proto, _observed_ranges(build, source))
     if float16:
         to_float16(proto)
-    elif target == "cpu" and source.quantized:
+    elif target in _CPU and source.quantized:
         store_constants_in_float16(proto)
     reason = invalid_reason(proto)
     if reason is not None:
@@ -273,6 +284,12 @@ def _convert(
                 merged.update(map(id, followers))
                 convolution(build, op, followers)
     return build, (dict(quantized), kept)
+
+
+def _observed_ranges(build: GraphBuilder, source: Source) -> dict[str, float]:
+    """Return ONNX name of a tensor -> its largest absolute value in calibration, where the model states it."""
+    found = {build.values.get(op.output, ""): source.ranges.get(op.output, 0.0) for op in source.ops}
+    return {name: value for name, value in found.items() if 0 < value < np.inf}
 
 
 def _gives_detections(source: Source) -> bool:

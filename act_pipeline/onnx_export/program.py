@@ -110,6 +110,7 @@ class Source:
         outputs: names of the outputs.
         rounded: names of tensors that hold only elements of rounded tensors, and so need no Q/DQ pair.
         exposed: name of an output -> its name in the ONNX file, where that is another one.
+        ranges: name of an observed tensor -> its largest absolute value in calibration or training.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -121,6 +122,7 @@ class Source:
     outputs: list[str] = field(default_factory=list)
     rounded: set[str] = field(default_factory=set)
     exposed: dict[str, str] = field(default_factory=dict)
+    ranges: dict[str, float] = field(default_factory=dict)
 
 
 def read_source(graph: StaticGraph) -> Source:
@@ -158,6 +160,7 @@ def read_source(graph: StaticGraph) -> Source:
         if raw.type == "quantize_linear":
             if _is_observer(raw):
                 observed[outputs["Y"][0]] = inputs["X"][0]
+                source.ranges[inputs["X"][0]] = float(source.constants[inputs["Scale"][0]].reshape(-1)[0])
             else:
                 scale = source.constants[inputs["Scale"][0]].astype(np.float32).reshape(-1) / QUANTIZATION_STEPS
                 lowest = float(raw.attr(LOWEST)) if raw.has_attr(LOWEST) else None
@@ -173,6 +176,8 @@ def read_source(graph: StaticGraph) -> Source:
         else:
             attrs = {name: raw.attr(name) for name in raw.attr_names if name != "op_callstack"}
             source.ops.append(Op(raw.type, inputs, outputs, attrs))
+            if attrs.get("out_threshold"):
+                source.ranges[source.ops[-1].output] = float(attrs["out_threshold"])
     return source
 
 

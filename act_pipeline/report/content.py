@@ -116,6 +116,7 @@ def build(sources: Sources, reader: ReportReader, name: str) -> dict[str, Any]:
             "weight_only_ops": _ops(act.weight_only_ops),
             "given_back": _ops(act.given_back),
         },
+        "placement": None if act.placement is None else asdict(act.placement),
         "distributions": distributions(sources.analysis),
         "training": act.training,
         "seconds": _seconds(act.seconds),

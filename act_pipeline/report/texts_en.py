@@ -47,6 +47,11 @@ TEXTS = {
     "images_needed": "Some {images} could.",
     "agreement": "Of the {boxes} boxes that FP32 is sure of (a score above 0.3), INT8 finds {matched}; they overlap with an "
     "IoU of {iou}, and their scores change by {change} on average.",
+    # Placement by measurement.
+    "placement_int8": "INT8 everywhere: no op is worth reverting to float in {engine} on this machine.",
+    "placement_mixed": "Mixed: {reverted} of {ops} ops are in float, since {engine} computes them sooner so on this machine.",
+    "placement_float": "Ship {float}: INT8 is not faster in {engine} on this machine.",
+    "placement_measured": "One image takes {placed} ms, {all} ms with all ops in INT8, and {ms} ms in {float}.",
     "from_to": "{low} to {high}",
     # The four figures below the verdict.
     "tile_accuracy": "Accuracy, mAP",
@@ -263,4 +268,5 @@ STAGES = {
     "smooth_quant": "SmoothQuant",
     "mixed": "Mixed precision",
     "floor": "Accuracy control",
+    "placement": "Place Q/DQ by measurement",
 }

@@ -41,6 +41,10 @@ TEXTS = {
     "cannot_tell": "因此仅凭 {images} 张图像还不能断定 INT8 是否在允许的下降之内。",
     "images_needed": "大约需要 {images} 张。",
     "agreement": "FP32 有把握的 {boxes} 个框（得分高于 0.3）中，INT8 检出 {matched}；两者的平均 IoU 为 {iou}，得分平均变化 {change}。",
+    "placement_int8": "全部使用 INT8：在本机的 {engine} 中，没有算子改用浮点更快。",
+    "placement_mixed": "混合精度：{ops} 个算子中有 {reverted} 个使用浮点，因为 {engine} 在本机上这样算得更快。",
+    "placement_float": "请部署 {float}：在本机的 {engine} 中 INT8 并不更快。",
+    "placement_measured": "单张图像耗时 {placed} ms；所有算子都用 INT8 时为 {all} ms，{float} 为 {ms} ms。",
     "from_to": "{low} 至 {high}",
     "tile_accuracy": "精度，mAP",
     "tile_size": "大小，MB",
@@ -238,4 +242,5 @@ STAGES = {
     "smooth_quant": "SmoothQuant",
     "mixed": "混合精度",
     "floor": "精度控制",
+    "placement": "按实测放置 Q/DQ",
 }

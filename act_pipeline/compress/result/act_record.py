@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Optional
 
 from act_pipeline.compress.candidates import Candidate
 from act_pipeline.compress.job import Job
 from act_pipeline.compress.result.outcome import Measured
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.evaluation import ComparisonFigures
-from act_pipeline.evaluation.act_json import ActRecord, EvaluatedIn, FloatOp, ModelFigures, Step
+from act_pipeline.evaluation.act_json import ActRecord, EvaluatedIn, FloatOp, ModelFigures, PlacementRecord, Step
 
 
 def compression_record(
-    job: Job, chosen: Candidate, model: InferenceModel, seconds: Mapping[str, float], measured: Measured
+    job: Job,
+    chosen: Candidate,
+    model: InferenceModel,
+    seconds: Mapping[str, float],
+    measured: Measured,
+    placement: Optional[PlacementRecord] = None,
 ) -> ActRecord:
     """Return the part of ``act.json`` that describes the result of a compression.
 
@@ -23,6 +29,7 @@ def compression_record(
         model: the original float model.
         seconds: stage -> seconds, of the stages before the strategy.
         measured: latency and reference evaluation of ``chosen``.
+        placement: the placement by measurement; None: it was not asked for.
     """
     steps = [_step(job, candidate, candidate is chosen) for candidate in job.tried]
     stages = dict(seconds)
@@ -61,6 +68,7 @@ def compression_record(
         ),
         latency=measured.latency,
         reference=measured.reference,
+        placement=placement,
         model_hash=chosen.model.content_hash(),
         overrides=job.config.overrides,
     )

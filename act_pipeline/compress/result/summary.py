@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from act_pipeline.core.tables import figure, megabytes, text_table
-from act_pipeline.evaluation.act_json import ActRecord, Step
+from act_pipeline.evaluation.act_json import ActRecord, PlacementRecord, Step
 from act_pipeline.evaluation.certainty import certainty_lines
 from act_pipeline.evaluation.comparison import Interval
 
 _NAMED_OPS = 4
+_LEAST_RATIO = 1.02
+_LATENCY_NAMES = {"all": "INT8 everywhere", "placed": "as saved"}
 
 
 def compression_table(record: Mapping[str, Any]) -> str:
@@ -61,7 +63,20 @@ def compression_table(record: Mapping[str, Any]) -> str:
             f"there, one image in ms: FP32 {float_.p50_ms:.1f} (90%: {float_.p90_ms:.1f}), INT8 "
             f"{int8.p50_ms:.1f} ({int8.p90_ms:.1f}): {act.latency.ratio:.2f} times as fast"
         )
+    if act.placement is not None:
+        lines += placement_lines(act.placement)
+    elif act.latency is not None and act.latency.ratio < _LEAST_RATIO:
+        lines.append(f"INT8 is not faster than FP32 in {evaluated.engine} here; see Strategy.placement")
     return "\n".join(lines)
+
+
+def placement_lines(found: PlacementRecord) -> list[str]:
+    """Return the verdict of a placement by measurement, and what was measured."""
+    latency = ", ".join(
+        f"{_LATENCY_NAMES.get(label, label.upper())} {ms:.1f}" for label, ms in found.latency_ms.items()
+    )
+    lines = [f"placement: {found.line}", f"  one image in ms, in turns: {latency}"]
+    return lines + [f"  in float: {name} ({count} ops)" for name, count in found.groups.items()]
 
 
 def _accuracy_columns(act: ActRecord) -> list[tuple[str, str, Callable[[Step], str]]]:

@@ -85,9 +85,8 @@ class OnnxRuntimeEngine:
         self.provider = provider or {"CPU": "cpu"}.get(device, "tensorrt" if precision == "int8" else "cuda")
         self._runtime = import_onnxruntime()
         _require_provider(self._runtime, self.provider, device)
-        self.artifact, summary = onnx_artifact(
-            model, "tensorrt" if self.provider == "tensorrt" else "cpu", precision == "fp16"
-        )
+        target = {"tensorrt": "tensorrt", "cpu": "onnxruntime"}.get(self.provider, "cpu")
+        self.artifact, summary = onnx_artifact(model, target if precision != "fp32" else "cpu", precision == "fp16")
         if self.provider == "tensorrt":
             require_qdq_format(self.artifact, summary, "tensorrt", "which TensorRT refuses")
         self._where = location(model)
