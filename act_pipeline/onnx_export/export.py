@@ -49,24 +49,11 @@ from act_pipeline.onnx_export.rewrites.float_weights import write_weights_in_flo
 from act_pipeline.onnx_export.rewrites.integer_convolutions import write_integer_convolutions
 from act_pipeline.onnx_export.rewrites.qdq_placement import round_early
 from act_pipeline.onnx_export.rewrites.zero_points import choose_zero_points
+from act_pipeline.onnx_export.targets import CPU_TARGETS, RUNTIMES, TARGETS
 from act_pipeline.onnx_export.validity import invalid_reason
 
 # Op type -> number of quantized ops; and the ops that are left in float.
 _Report = tuple[dict[str, int], list[dict[str, str]]]
-# Type of quantized activations by target; the thresholds are the same. OpenVINO loses 0.05 mAP on int8 activations and
-# none on uint8 with zero point 128, which is the same arithmetic; some tensors have another zero point there
-# (rewrites.zero_points). TensorRT accepts only int8 with zero point 0. So does TensorRT-RTX, but its plans are smaller
-# where all activations are rounded with scale 1: GraphBuilder.unit_scales (not with FP16, whose range is too small for
-# the weights' scales then).
-TARGETS = {"tensorrt": "int8", "tensorrt_rtx": "int8", "cpu": "uint8", "onnxruntime": "uint8"}
-# The targets that run on a CPU.
-_CPU = ("cpu", "onnxruntime")
-_RUNTIMES = {
-    "tensorrt": "TensorRT",
-    "tensorrt_rtx": "TensorRT-RTX",
-    "cpu": "OpenVINO and ONNX Runtime",
-    "onnxruntime": "ONNX Runtime",
-}
 OPSETS = range(17, 22)
 PRECISIONS = ("auto", "int8", "fp32")
 _OUTPUTS = ("bbox", "bbox_num")
@@ -129,7 +116,7 @@ class Lowered:
         left = f"{len(self.kept)} convolutions and matmuls" if self.kept else "no convolution and no matmul"
         return "\n".join(
             [
-                f"{done}, INT8 for {_RUNTIMES[self.target]}",
+                f"{done}, INT8 for {RUNTIMES[self.target]}",
                 f"in INT8: {counts} (the scales are in ops QuantizeLinear and DequantizeLinear)",
                 f"in {rest}: {left}{':' if self.kept else ''}",
                 *(f"  {op.get('module') or op['output']} ({op['type']}): {op['reason']}" for op in self.kept),
@@ -206,12 +193,12 @@ def lower(
     sizes = _input_sizes(source, batch, model.model_path)
     suppression = _suppression(model, source, nms)
     rewrite_layout_conversions(source)
-    sum_by_level(source, queries_last=target in _CPU)
-    if target in _CPU:
+    sum_by_level(source, queries_last=target in CPU_TARGETS)
+    if target in CPU_TARGETS:
         choose_zero_points(source)
     if target == "cpu":  # ONNX Runtime moves Q/DQ pairs itself, and needs one right before every op
         round_early(source)
-    if target not in _CPU or float16:  # TensorRT has no dynamic scales, and GPUs no DynamicQuantizeLinear
+    if target not in CPU_TARGETS or float16:  # TensorRT has no dynamic scales, and GPUs no DynamicQuantizeLinear
         for op in source.ops:
             op.attrs.pop(DYNAMIC, None)
     if target == "tensorrt":
@@ -229,7 +216,7 @@ def lower(
         write_integer_convolutions(proto, _observed_ranges(build, source))
     if float16:
         to_float16(proto)
-    elif target in _CPU and source.quantized:
+    elif target in CPU_TARGETS and source.quantized:
         store_constants_in_float16(proto)
     reason = invalid_reason(proto)
     if reason is not None:
