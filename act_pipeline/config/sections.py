@@ -364,6 +364,8 @@ class Strategy:
             None: no limit.
         confidence: the share of resampled data sets on which the limits have to hold, in (0, 1) (a paired bootstrap
             over the images of EvalDataset, `evaluation.confidence`). 0.5: the measured figures decide.
+        search: whether ``tools/compress.py`` then searches for a faster variant (fewer decoder layers, fewer queries)
+            within ``max_drop``, as a second result in ``<save_dir>.search``; see docs/search.md.
     """
 
     name: StrategyName = "auto"
@@ -371,6 +373,7 @@ class Strategy:
     max_drop: Optional[float] = key(0.005, at_least=0, at_most=1)
     min_agreement: Optional[float] = key(None, at_least=0, at_most=1)
     confidence: float = key(0.5, above=0, below=1)
+    search: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,12 @@ class Interruption:
 
     Attributes:
         signum: the first signal received; None: none.
+        last_words: returns the line to print if the process ends after the time limit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last_words: Callable[[], str] = lambda: "") -> None:
         self.signum: Optional[int] = None
+        self.last_words = last_words
         self._held = 0
 
     @contextlib.contextmanager
@@ -67,13 +69,15 @@ def interruptible(last_words: Callable[[], str], grace_seconds: float = GRACE_SE
     after ``grace_seconds``; the work since the last checkpoint is lost then.
 
     Args:
-        last_words: returns the line to print in that case.
+        last_words: returns the line to print in that case. Of a block inside another one, the outer one's are printed:
+            they say what the whole run leaves.
         grace_seconds: time limit for an orderly end, s.
 
     Yields:
         The object that delays or ignores signals.
     """
-    interruption = Interruption()
+    outer = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+    interruption = Interruption(outer.last_words if isinstance(outer, Interruption) else last_words)
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
@@ -84,7 +88,7 @@ def interruptible(last_words: Callable[[], str], grace_seconds: float = GRACE_SE
     def watch() -> None:
         while heard := os.read(reader, 1)[0]:
             if heard in _SIGNALS and not over.wait(grace_seconds):
-                print(f"interrupted: {last_words()}", file=sys.stderr, flush=True)
+                print(f"interrupted: {interruption.last_words()}", file=sys.stderr, flush=True)
                 os._exit(128 + heard)
 
     watcher = threading.Thread(target=watch, name="interruption", daemon=True)
