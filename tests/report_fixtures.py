@@ -164,6 +164,38 @@ def analysis_record(ops: int = 30) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def search_record(**changes: Any) -> dict[str, Any]:
+    """Return a ``search.json``: of three variants one is dropped early, one is beyond max_drop and one is chosen."""
+
+    def row(
+        layers: int, queries: int, precision: str, ms: float, ratio: float, drop: float | None, **more: Any
+    ) -> dict:
+        known = drop is not None
+        return {
+            "name": f"layers{layers}_queries{queries}_640x480", "words": "", "layers": layers, "queries": queries,
+            "size": [640, 480], "precision": precision, "folder": "s/m", "bytes": 4000000, "map": 0.5366 - (drop or 0.0),
+            "images": 72, "map_drop": drop, "low": drop - 0.006 if known else None,
+            "high": drop + 0.0055 if known else None, "probability": 0.75 if known else None, "latency_ms": ms,
+            "ratio": ratio, "dropped": None, "on_front": False, **more,
+        }  # fmt: skip
+
+    return {
+        "model": "output/float", "model_hash": FP32_HASH, "engine": "openvino on CPU", "max_drop": 0.01, "confidence": 0.5,
+        "chosen": {"name": "layers2_queries100_640x480", "precision": "int8"}, "calibration_images": 64,
+        "full_int8": "output/m", "seconds": {"time": 3.5},
+        "rows": [
+            row(1, 200, "int8", 88.5, 1.41, 0.0321, on_front=True),
+            row(2, 100, "int8", 105.25, 1.19, 0.0082, on_front=True),
+            row(3, 300, "int8", 125.5, 1.0, 0.0035, on_front=True),
+            row(1, 200, "fp32", 301.5, 1.31, 0.0309),
+            row(2, 100, "fp32", 355.25, 1.11, 0.0019),
+            row(1, 100, "fp32", 299.5, 1.33, 0.0812, images=18, dropped="others are faster or better on 18 images"),
+            row(3, 300, "fp32", 394.5, 1.0, None, on_front=True),
+        ],
+        **changes,
+    }  # fmt: skip
+
+
 def write_eval(path: Path, engine: str, precision: str, p50: float, **changes: Any) -> Path:
     """Write an ``eval.json`` of one of the two models."""
     int8 = precision == "int8"

@@ -22,6 +22,7 @@ from report_fixtures import (
     latency,
     make_artifact,
     make_data,
+    search_record,
     write_eval,
 )
 
@@ -30,7 +31,7 @@ from act_pipeline.compress.result.candidate_details import CandidateDetails
 from act_pipeline.compress.result.outcome import Measured
 from act_pipeline.config import load_config
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import read_record, write_record
+from act_pipeline.core.records import SEARCH_SCHEMA, read_record, write_record
 from act_pipeline.report import REPORT_SCHEMA, write_report
 from act_pipeline.report.render import number
 from act_pipeline.report.scalars import LOG_FILENAME, write_scalars
@@ -39,7 +40,7 @@ from act_pipeline.report.texts import LANGUAGES, texts
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = (
-    "models", "classes", "curves", "pictures", "errors", "sensitivity", "distributions", "time", "again",
+    "models", "variants", "classes", "curves", "pictures", "errors", "sensitivity", "distributions", "time", "again",
 )  # fmt: skip
 _VOID = {"meta", "img", "br"}
 _LEAVES = {"path", "rect", "use"}
@@ -99,6 +100,7 @@ def whole(request, data, tmp_path_factory):
     """A report of everything in each language: the page, its record, its folder."""
     folder = tmp_path_factory.mktemp("report")
     artifact = make_artifact(folder / "model_int8", data)
+    write_record(artifact / "search.json", SEARCH_SCHEMA, search_record())
     evals = [
         write_eval(folder / f"{engine}_{precision}.json", engine, precision, p50)
         for engine, precision, p50 in (
@@ -142,6 +144,7 @@ def test_it_can_be_read_without_eyes_and_colours(whole):
 def test_every_section_is_there_in_order(whole):
     page, _, _ = whole
     assert [found["id"] for found in page.named("section")] == list(SECTIONS)
+    assert {f"#{section}" for section in SECTIONS} < {found["href"] for found in page.named("a")}
     for section in SECTIONS:
         assert len(page.text_of(section)) > 100, section
 
@@ -271,7 +274,8 @@ def test_an_older_record_alone_gives_a_report(data, tmp_path):
         },
     )  # fmt: skip
     page, record = written(tmp_path / "m", data)
-    assert [found["id"] for found in page.named("section")] == list(SECTIONS)
+    assert [found["id"] for found in page.named("section")] == [name for name in SECTIONS if name != "variants"]
+    assert record["variants"] is None and "#variants" not in {found["href"] for found in page.named("a")}
     assert record["verdict"]["state"] == "no_limit" and record["errors"] is None and record["curves"] is None
     words = texts("en")
     for section, text in (
@@ -414,6 +418,70 @@ def test_many_classes_stand_behind_a_click(data, tmp_path):
     assert record["class_counts"] == {"known": 80, "lower": 1, "shown": 20, "hidden": 60}
     assert record["per_class"][0]["name"] == "class 44"
     assert page.text_of("classes").count("class ") >= 80
+
+
+# --- faster variants -------------------------------------------------------------------------------------------------
+
+
+def test_the_variants_of_a_search_are_shown(whole):
+    page, record, artifact = whole
+    assert "search.json" in record["sources"]
+    shown = record["variants"]
+    assert [(row["number"], row["precision"], row["images"]) for row in shown["rows"]][:2] == [
+        (1, "int8", 72), (2, "int8", 72)
+    ]  # fmt: skip
+    chosen = shown["rows"][1]
+    assert chosen["chosen"] and shown["faster"] == chosen and sum(row["chosen"] for row in shown["rows"]) == 1
+    assert (chosen["change"], chosen["low"], chosen["high"]) == pytest.approx((-0.0082, -0.0137, -0.0022))
+    assert shown["lowest_map"] == pytest.approx(0.5266) and shown["images"] == 72
+    said = "".join(page.text_of("variants").split())
+    for figure in ("640×480", "1.19", "−0.0082", "−0.0137", "−0.0022", "INT8", "FP32", "0.5284", "105.2", "95%"):
+        assert figure in said, figure
+    words = texts(page.named("html")[0]["lang"][:2])
+    for text in ("chosen", "on_front"):
+        assert page.text_of("variants").count(words[text]) >= 1, text
+    assert words["variants_full_given"].partition("{")[0].replace(" ", "") in said
+    drawn = (artifact / "report.html").read_text(encoding="utf-8")
+    chart = drawn[drawn.index('id="variants"') :].partition("<svg")[2].partition("</svg>")[0]
+    assert re.findall(r">(\d)</text>", chart) == ["1", "2", "3", "4", "5", "7"], (
+        "the dropped row is no point of the chart"
+    )
+    assert "var(--int8)" in chart and "var(--loss)" in chart
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"chosen": {"name": "layers3_queries300_640x480", "precision": "int8"}}, "variants_none_faster"),
+        ({"chosen": None}, "variants_none_within"),
+        ({"full_int8": None}, "variants_calibrated"),
+    ],
+)
+def test_a_search_without_a_faster_variant_says_so(data, tmp_path, changes, text):
+    artifact = make_artifact(tmp_path / "m", data)
+    write_record(tmp_path / "s.json", SEARCH_SCHEMA, search_record(**changes))
+    page, record = written(artifact, data, search=tmp_path / "s.json")
+    assert texts("en")[text].partition("{")[0] in page.text_of("variants")
+    assert (record["variants"]["faster"] is None) == (text != "variants_calibrated")
+
+
+def test_a_search_of_another_model_is_refused(data, tmp_path):
+    artifact = make_artifact(tmp_path / "m", data)
+    write_record(artifact / "search.json", SEARCH_SCHEMA, search_record(model_hash=INT8_HASH))
+    with pytest.raises(UserError, match=r"search\.json is of the float model output/float, expected the one that"):
+        write_report(artifact, data)
+    with pytest.raises(UserError, match=r"none\.json is missing"):
+        write_report(artifact, data, search=tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rows": []}, {"rows": None}, {"rows": [{"name": 1}, 3]}, {"rows": {}, "chosen": 3}, {"max_drop": "x"}]
+)
+def test_a_search_record_of_another_form_is_no_traceback(data, tmp_path, changes):
+    artifact = make_artifact(tmp_path / "m", data)
+    write_record(artifact / "search.json", SEARCH_SCHEMA, search_record(**changes))
+    page, record = written(artifact, data)
+    assert (record["variants"] is None) == ("rows" in changes) == ("variants" not in page.ids)
 
 
 # --- invalid requests ------------------------------------------------------------------------------------------------

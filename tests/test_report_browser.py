@@ -11,8 +11,9 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from report_fixtures import make_artifact, make_data, write_eval
+from report_fixtures import make_artifact, make_data, search_record, write_eval
 
+from act_pipeline.core.records import SEARCH_SCHEMA, write_record
 from act_pipeline.report import write_report
 from act_pipeline.report.texts import LANGUAGES
 
@@ -85,6 +86,7 @@ def report(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
     reader = make_data(folder / "data")
     artifact = make_artifact(folder / "model_int8", reader)
+    write_record(artifact / "search.json", SEARCH_SCHEMA, search_record())
     evals = [
         write_eval(folder / f"{precision}.json", "openvino", precision, p50)
         for precision, p50 in (("fp32", 20.0), ("int8", 8.0), ("bf16", 11.0))

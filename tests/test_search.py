@@ -16,13 +16,13 @@ from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.core.hashing import hash_files
-from act_pipeline.core.records import read_record
+from act_pipeline.core.records import SEARCH_SCHEMA, read_record
 from act_pipeline.data.builtin_sample import make_sample
 from act_pipeline.demo import COMPRESS_CONFIG, MODEL_CONFIG, WEIGHTS
 from act_pipeline.evaluation.confidence import Difference
 from act_pipeline.search import halving
 from act_pipeline.search.halving import Entry, halve, steps
-from act_pipeline.search.outcome import SEARCH_SCHEMA, Row, SearchOutcome, draw, with_front
+from act_pipeline.search.outcome import Row, SearchOutcome, draw, with_front
 from act_pipeline.search.pareto import by_fronts, front
 from act_pipeline.search.variants import Source, Variant
 

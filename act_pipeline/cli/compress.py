@@ -1,6 +1,7 @@
 """Compress a detector to INT8: by calibration, SmoothQuant or training (PaddleSlim's ACT), as Strategy.name says.
 
-By default (`auto`) the cheapest way that keeps the mAP within Strategy.max_drop; exit code 3 if there is none.
+By default (`auto`) the cheapest way that keeps the mAP within Strategy.max_drop; exit code 3 if there is none. With
+Strategy.search=true, a faster variant of the model is searched for afterwards, as a second result in <save_dir>.search.
 Several GPUs or hosts train together under `python -m paddle.distributed.launch tools/compress.py ...`.
 """
 
@@ -57,10 +58,18 @@ def _compress(arguments: argparse.Namespace, ranks: Ranks) -> int:
     config = load_config_of(arguments, announce=ranks.leads)
     if not ranks.leads:
         follow(config, arguments.devices, ranks)
+    if config.strategy.search:
+        from act_pipeline.search.second_result import check_search, second_result, second_result_lines
+
+        check_search(config, arguments.save_dir)
     report = None if arguments.lang == "none" else arguments.lang
     result = compress(
         config, arguments.save_dir, arguments.devices, resume=arguments.resume, report=report, ranks=ranks
     )
     print(compression_table(result.record))
-    print(f"INT8 model, act.json{'' if report is None else ' and report.html'}: {result.model.directory}")
+    print(f"INT8 model, act.json{'' if report is None else ' and report.html'}: {result.model.directory}", flush=True)
+    if config.strategy.search:
+        outcome = second_result(config, result, arguments.devices, report=report)
+        for line in second_result_lines(outcome, config):
+            print(line)
     return 0

@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--analysis", metavar="FILE", help="an analysis.json; default: the one in the model's folder, if there is one"
     )
+    parser.add_argument(
+        "--search", metavar="FILE", help="a search.json; default: the one in the model's folder, if there is one"
+    )
     parser.add_argument("--lang", default="en", help="language of the report, en or zh; default: %(default)s")
     arguments = parser.parse(argv)
     model = _compressed(Path(arguments.model_path))
@@ -49,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         analysis=arguments.analysis,
         progress=lambda line: print(line, file=sys.stderr),
         benchmark=arguments.benchmark,
+        search=arguments.search,
     )
     print(f"report: {path}")
     return 0

@@ -40,7 +40,7 @@ def training_identity(config: Config, source: Mapping[str, Any], reader: Reader,
 
     return {
         "Distillation": without("Distillation", places),
-        "Strategy": settings.get("Strategy"),
+        "Strategy": without("Strategy", ("search",)),  # it comes after the training
         "quantize": settings.get("quantize"),
         "QuantAware": settings.get("QuantAware"),
         # What `auto` does before it trains decides which model is trained, and from which scales.

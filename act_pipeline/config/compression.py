@@ -71,6 +71,22 @@ class Config:
                 "Strategy.name", "is auto, which needs Global.Evaluation: true; name ptq, smooth_quant or qat_dis"
             )
         self._check_limits()
+        self._check_search()
+
+    def _check_search(self) -> None:
+        if not self.strategy.search:
+            return
+        if self.global_.evaluation is not True:
+            raise Invalid(
+                "Strategy.search",
+                f"is true, but Global.Evaluation is {str(self.global_.evaluation).lower()}: variants are chosen by "
+                "their mAP; expected Global.Evaluation: true, or leave search out",
+            )
+        if self.strategy.max_drop is None:
+            raise Invalid(
+                "Strategy.search",
+                "is true, but Strategy.max_drop is empty: the search stays within it; set it, or leave search out",
+            )
 
     def _check_limits(self) -> None:
         strategy, evaluation = self.strategy, self.global_.evaluation

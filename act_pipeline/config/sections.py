@@ -368,6 +368,8 @@ class Strategy:
         placement: ``all``: every quantized op computes in INT8. ``measured``: groups of ops that the engine computes at
             least 2% sooner in float on this machine, as measured with the whole model, are reverted; `engine` is then
             ``openvino`` or ``onnxruntime``, on the CPU.
+        search: whether ``tools/compress.py`` then searches for a faster variant (fewer decoder layers, fewer queries)
+            within ``max_drop``, as a second result in ``<save_dir>.search``; see docs/search.md.
     """
 
     name: StrategyName = "auto"
@@ -376,6 +378,7 @@ class Strategy:
     min_agreement: Optional[float] = key(None, at_least=0, at_most=1)
     confidence: float = key(0.5, above=0, below=1)
     placement: PlacementName = "all"
+    search: bool = False
 
 
 @dataclass(frozen=True)

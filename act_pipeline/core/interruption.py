@@ -44,10 +44,13 @@ class Interruption:
 
     Attributes:
         signum: the first signal received; None: none.
+        last_words: returns the line to print if the process ends after the time limit.
+        general: whether that line says nothing of what the run leaves, so that a block inside has a better one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last_words: Callable[[], str] = lambda: "", general: bool = False) -> None:
         self.signum: Optional[int] = None
+        self.last_words, self.general = last_words, general
         self._held = 0
         self._late = False
         self._over = threading.Event()
@@ -105,7 +108,9 @@ def _loads_paddle() -> bool:
 
 
 @contextlib.contextmanager
-def interruptible(last_words: Callable[[], str], grace_seconds: float = GRACE_SECONDS) -> Iterator[Interruption]:
+def interruptible(
+    last_words: Callable[[], str], grace_seconds: float = GRACE_SECONDS, general: bool = False
+) -> Iterator[Interruption]:
     """Handle SIGINT and SIGTERM during the block; in threads other than the main one, do nothing.
 
     Python handles no signal while Paddle computes, and a step of a large model can take longer than users wait. So a
@@ -114,13 +119,18 @@ def interruptible(last_words: Callable[[], str], grace_seconds: float = GRACE_SE
     its own answers for the time that it takes.
 
     Args:
-        last_words: returns the line to print in that case.
+        last_words: returns the line to print in that case. Of a block inside another one, the outer one's are printed,
+            which say what the whole run leaves, unless they are general.
         grace_seconds: time limit for an orderly end, s.
+        general: see :class:`Interruption`.
 
     Yields:
         The object that delays or ignores signals.
     """
-    interruption = Interruption()
+    outer = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+    if isinstance(outer, Interruption) and not outer.general:
+        last_words = outer.last_words
+    interruption = Interruption(last_words, general)
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
@@ -134,7 +144,7 @@ def interruptible(last_words: Callable[[], str], grace_seconds: float = GRACE_SE
                 continue
             if not over.wait(grace_seconds):
                 line = "\n" if sys.stderr.isatty() else ""  # ends the line of a progress bar
-                print(f"{line}interrupted: {last_words()}", file=sys.stderr, flush=True)
+                print(f"{line}interrupted: {interruption.last_words()}", file=sys.stderr, flush=True)
                 os._exit(128 + heard)
 
     watcher = threading.Thread(target=watch, name="interruption", daemon=True)
@@ -174,7 +184,8 @@ def ended_by_signals(main: _Main) -> _Main:
     """
 
     def interruptible_main(argv: Optional[Sequence[str]] = None) -> int:
-        with interruptible(lambda: "a step took too long to end; hidden temporary folders may be left") as interruption:
+        words = "a step took too long to end; hidden temporary folders may be left"
+        with interruptible(lambda: words, general=True) as interruption:
             try:
                 return main(argv)
             except Exception:

@@ -17,6 +17,7 @@ from act_pipeline.core.package_versions import versions
 ACT_SCHEMA, ACT_FILENAME = "act_pipeline.act/1", "act.json"
 ANALYSIS_SCHEMA, ANALYSIS_FILENAME = "act_pipeline.analysis/1", "analysis.json"
 BENCHMARK_SCHEMA = "act_pipeline.benchmark/1"
+SEARCH_SCHEMA, SEARCH_FILENAME = "act_pipeline.search/1", "search.json"
 
 
 def write_record(path: str | os.PathLike[str], schema: str, record: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from act_pipeline.report.models import before_and_after, change_of, engine_row, 
 from act_pipeline.report.pictures import describe
 from act_pipeline.report.sensitivity import distributions, sensitivity
 from act_pipeline.report.sources import Sources, fastest_pair
+from act_pipeline.report.variants import variants
 
 REPORT_SCHEMA = "act_pipeline.report/1"
 PICTURES = 6
@@ -103,6 +104,7 @@ def build(sources: Sources, reader: ReportReader, name: str) -> dict[str, Any]:
         "models": [row.as_json() for row in before_and_after(act, fp32, int8, engines, pair)],
         "strategies": [strategy_row(step, act, fp32).as_json() for step in act.steps],
         "engines": [engine_row(row, fp32).as_json() for row in engines],
+        "variants": variants(sources.search),
         "per_class": [asdict(row) for row in classes],
         "class_counts": _class_counts(classes),
         "curves": measured.curves,

@@ -195,6 +195,57 @@ def histogram(
     return _svg(draw, 3.5, 2.2)
 
 
+def pareto(found: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """Return a chart of mAP over latency, with the Pareto front as a line and the rows' numbers beside the points.
+
+    Rows that were evaluated on fewer images than the others are left out. A number that has no room is left out too.
+
+    Args:
+        found: see :func:`act_pipeline.report.variants.variants`.
+        words: the text for ``pareto_latency``.
+    """
+    rows = [row for row in found["rows"] if row["images"] == found["images"] and row["map"] is not None]
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        for precision, color, marker in (("fp32", FP32, "s"), ("int8", INT8, "o")):
+            shown = [row for row in rows if row["precision"] == precision]
+            places = [row["latency_ms"] for row in shown], [row["map"] for row in shown]
+            axes.plot(*places, marker, markersize=5.5, color=color, label=precision.upper(), zorder=3)
+        best = sorted((row for row in rows if row["on_front"]), key=lambda row: row["latency_ms"])
+        axes.plot([row["latency_ms"] for row in best], [row["map"] for row in best], color=INK, linewidth=0.9, zorder=2)
+        for row in rows:
+            if row["chosen"]:
+                axes.plot(row["latency_ms"], row["map"], "o", markersize=11, fillstyle="none", color=INK, zorder=3)
+        if found["lowest_map"] is not None:
+            axes.axhline(found["lowest_map"], color=LOSS, linewidth=1.0, linestyle=(0, (1, 2)))
+        axes.margins(0.16)
+        axes.set_xlabel(words["pareto_latency"])
+        axes.set_ylabel("mAP")
+        figure.legend(loc="outside upper right", ncols=2, columnspacing=2.4)
+        _number(figure, axes, [(row["latency_ms"], row["map"], str(row["number"])) for row in rows])
+
+    return _svg(draw)
+
+
+def _number(figure: Any, axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write a text beside each point, at the first of four places that no other text or point takes."""
+    figure.draw_without_rendering()  # sets the limits of the axes
+    unit = figure.dpi / 72
+    places = axes.transData.transform([point[:2] for point in points]).tolist() if points else []
+    taken = [(x - 4 * unit, y - 4 * unit, x + 4 * unit, y + 4 * unit) for x, y in places]
+    for (x, y), point in zip(places, points):
+        width, height = 7.0 * len(point[2]), 11.0
+        for right, up in ((True, False), (True, True), (False, True), (False, False)):
+            left, low = (6.0 if right else -6.0 - width), (3.0 if up else -3.0 - height)
+            box = (x + left * unit, y + low * unit, x + (left + width) * unit, y + (low + height) * unit)
+            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+                taken.append(box)
+                axes.annotate(point[2], point[:2], (left + width / 2, low + height / 2), textcoords="offset points",
+                              ha="center", va="center", color=MUTED)  # fmt: skip
+                break
+
+
 def _logarithmic(axes: Any) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 

@@ -16,6 +16,8 @@ from act_pipeline.core.records import (
     ANALYSIS_FILENAME,
     ANALYSIS_SCHEMA,
     BENCHMARK_SCHEMA,
+    SEARCH_FILENAME,
+    SEARCH_SCHEMA,
     read_record,
 )
 from act_pipeline.evaluation import DETECTIONS_FILENAME, EVAL_SCHEMA, Detections, load_detections
@@ -96,6 +98,7 @@ class Sources:
         evals: the given ``eval.json`` files.
         benchmark: the given ``benchmark.json``, or None.
         analysis: content of ``analysis.json``, or None.
+        search: content of ``search.json``, or None.
         detections: detections of ``fp32`` and ``int8``, or None.
         files: file names of the records.
     """
@@ -105,6 +108,7 @@ class Sources:
     evals: list[EvalRecord] = field(default_factory=list)
     benchmark: BenchmarkRecord | None = None
     analysis: dict[str, Any] | None = None
+    search: dict[str, Any] | None = None
     detections: Detections | None = None
     files: list[str] = field(default_factory=list)
 
@@ -115,6 +119,7 @@ class Sources:
         evals: Sequence[str | os.PathLike[str]] = (),
         analysis: str | os.PathLike[str] | None = None,
         benchmark: str | os.PathLike[str] | None = None,
+        search: str | os.PathLike[str] | None = None,
     ) -> Sources:
         """Read the records in a model's folder, and the given ones.
 
@@ -123,9 +128,10 @@ class Sources:
             evals: ``eval.json`` files.
             analysis: an ``analysis.json``; None for the one in the folder, if any.
             benchmark: a ``benchmark.json``; None for none.
+            search: a ``search.json``; None for the one in the folder, if any.
 
         Raises:
-            UserError: ``act.json`` or a given file is missing or has other content.
+            UserError: ``act.json`` or a given file is missing or has other content, or the search was of another model.
         """
         found = cls(
             artifact,
@@ -142,6 +148,15 @@ class Sources:
         if analysis is not None or beside.is_file():
             found.analysis = read_record(analysis if analysis is not None else beside, ANALYSIS_SCHEMA)
             found.files.append(Path(analysis if analysis is not None else beside).name)
+        searched = search if search is not None else artifact / SEARCH_FILENAME
+        if search is not None or Path(searched).is_file():
+            found.search = read_record(searched, SEARCH_SCHEMA)
+            found.files.append(Path(searched).name)
+            if found.act.source_hash is not None and found.search.get("model_hash") != found.act.source_hash:
+                raise UserError(
+                    f"{searched} is of the float model {found.search.get('model')}, expected the one that {artifact} "
+                    "was made from; search again with the config of its compression"
+                )
         if (artifact / DETECTIONS_FILENAME).is_file():
             detections = load_detections(artifact / DETECTIONS_FILENAME)
             missing = [name for name in ("fp32", "int8") if name not in detections.rows]

@@ -97,6 +97,30 @@ TEXTS = {
     "it.",
     "no_steps": "One strategy was run: {strategy}.",
     # Classes.
+    "variants": "Faster variants",
+    "variants_lead": "A second result without training: {variant}, {times} times as fast as the full model in INT8, mAP "
+    "{map} ({change} from the full float model; allowed drop {limit}).",
+    "variants_none_faster": "No variant within the allowed drop of {limit} is faster than the full model in INT8.",
+    "variants_none_within": "No INT8 model is within the allowed drop of {limit}.",
+    "variant": "Variant",
+    "variant_size": "{height} × {width}",
+    "variant_layers": ", {layers} decoder layers, {queries} queries",
+    "variant_layers_one": ", {layers} decoder layer, {queries} queries",
+    "variant_precision": "precision",
+    "variant_dropped": "dropped after {images} images",
+    "times_full": "times the full",
+    "on_front": "front",
+    "variants_note": "Timed in {engine}, one image a run; times the full: to the full model at the same precision. Change: "
+    "from the full float model on the same images, {images} unless dropped; below it the {level} interval. The variant "
+    "was chosen on these images, so its mAP is slightly optimistic.",
+    "variants_full_given": "The full model in INT8 is the model of this report; the variants were calibrated with at most "
+    "{images} images.",
+    "variants_calibrated": "All were calibrated with at most {images} images.",
+    "pareto": "mAP over latency",
+    "pareto_note": "Numbers: rows of the table. Line: the Pareto front, which no variant beats in both. Dotted: the lowest "
+    "mAP allowed. Ring: chosen.",
+    "pareto_alt": "mAP over latency of the variants, with the Pareto front",
+    "pareto_latency": "ms, p50",
     "classes": "Classes",
     "classes_lead": "{lower} of {count} classes have a lower AP in INT8; the largest loss is {change}, in class {name}.",
     "classes_none_lower": "No class has a lower AP in INT8.",

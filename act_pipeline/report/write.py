@@ -35,12 +35,13 @@ def write_report(
     progress: Callable[[str], None] | None = None,
     benchmark: str | os.PathLike[str] | None = None,
     name: str | None = None,
+    search: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write ``report.html`` and the record of its figures, ``report.json``, into the folder of an INT8 model.
 
     If VisualDL is installed, the scalars of a training are written to ``visualdl`` in the folder. No model is run: the
-    figures come from ``act.json``, ``detections.npz`` and ``analysis.json`` in the folder, and from the given records.
-    For figures that were not measured, the page states how to measure them.
+    figures come from ``act.json``, ``detections.npz``, ``analysis.json`` and ``search.json`` in the folder, and from
+    the given records. For figures that were not measured, the page states how to measure them.
 
     Args:
         artifact: the folder of the INT8 model, with ``act.json``.
@@ -52,6 +53,7 @@ def write_report(
         progress: is called with one line per step.
         benchmark: a ``benchmark.json``.
         name: name of the model in the page; None for its folder's name. Needed if the folder has a temporary name.
+        search: a ``search.json`` other than the one in the folder.
 
     Returns:
         the path of ``report.html``.
@@ -64,7 +66,7 @@ def write_report(
     say = progress or (lambda line: None)
     folder = Path(artifact)
     say(f"reading the records of {folder}")
-    sources = Sources.read(folder, evals, analysis, benchmark)
+    sources = Sources.read(folder, evals, analysis, benchmark, search)
     if isinstance(reader, Reader) and reader.settings.classes is None:
         reader = with_classes_of(InferenceModel(folder), reader)
     if sources.detections is not None:

@@ -12,7 +12,7 @@ from act_pipeline.core.atomic_files import write_bytes_atomically
 from act_pipeline.core.tables import figure, megabytes, text_table
 from act_pipeline.search.pareto import front
 
-SEARCH_SCHEMA, SEARCH_FILENAME, PICTURE_FILENAME = "act_pipeline.search/1", "search.json", "search.png"
+PICTURE_FILENAME = "search.png"
 _COLORS = {"fp32": "#999999", "int8": "#D55E00"}
 
 
@@ -70,6 +70,8 @@ class SearchOutcome:
         engine: what evaluated and timed.
         seconds: stage -> seconds.
         source: what the search was made from.
+        calibration_images: the most images that the INT8 models of the search were calibrated with.
+        full_int8: the folder of the full model in INT8, if it was given; None: it was calibrated as the others were.
     """
 
     rows: Sequence[Row]
@@ -79,6 +81,13 @@ class SearchOutcome:
     engine: str
     seconds: Mapping[str, float]
     source: Mapping[str, Any]
+    calibration_images: Optional[int] = None
+    full_int8: Optional[str] = None
+
+    @property
+    def faster(self) -> Optional[Row]:
+        """The chosen row if it is another than the full model in INT8, whose ratio is 1."""
+        return None if self.chosen is None or self.chosen.ratio == 1 else self.chosen
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of ``search.json``."""
@@ -88,25 +97,40 @@ class SearchOutcome:
             "max_drop": self.max_drop,
             "confidence": self.confidence,
             "chosen": None if self.chosen is None else {"name": self.chosen.name, "precision": self.chosen.precision},
+            "calibration_images": self.calibration_images,
+            "full_int8": self.full_int8,
             "seconds": dict(self.seconds),
             "rows": [asdict(row) for row in self.rows],
         }
 
     @property
     def lines(self) -> list[str]:
-        """The text to print."""
+        """The text to print: the table and what was chosen."""
+        return [*self.table, self._conclusion]
+
+    @property
+    def table(self) -> list[str]:
+        """The table, and why variants were dropped."""
         header = ("", "precision", "ms p50", "x full", "mAP", "change", "images", "MB", "")
         table = text_table(header, [_cells(row, row is self.chosen) for row in self.rows])
         lines = [f"mAP and latency in {self.engine}; x full: to the full model at the same precision", "", table, ""]
-        lines += [f"dropped: {row.words}: {row.dropped}" for row in self.rows if row.dropped]
-        chosen = self.chosen
+        if self.full_int8 is not None:
+            lines.append(
+                f"the full model in INT8 is {self.full_int8}; the variants were calibrated with at most "
+                f"{self.calibration_images} images"
+            )
+        return lines + [f"dropped: {row.words}: {row.dropped}" for row in self.rows if row.dropped]
+
+    @property
+    def _conclusion(self) -> str:
+        chosen = self.faster
+        if self.chosen is None:
+            return f"no INT8 model is within max_drop {self.max_drop} of the full float model"
         if chosen is None:
-            return [*lines, f"no INT8 model is within max_drop {self.max_drop} of the full float model"]
-        if chosen.ratio == 1:
-            return [*lines, f"no variant within max_drop {self.max_drop} is faster than the full model in INT8"]
+            return f"no variant within max_drop {self.max_drop} is faster than the full model in INT8"
         speed = f"{chosen.ratio:.2f} times as fast as the full model in INT8"
         drop = f"mAP {-(chosen.map_drop or 0.0):+.4f} against the full float model"
-        return [*lines, f"fastest within max_drop {self.max_drop}: {chosen.words}: {speed}, {drop}: {chosen.folder}"]
+        return f"fastest within max_drop {self.max_drop}: {chosen.words}: {speed}, {drop}: {chosen.folder}"
 
 
 def with_front(rows: Sequence[Row]) -> list[Row]:

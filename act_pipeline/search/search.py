@@ -13,13 +13,13 @@ from typing import Any, Optional
 import numpy as np
 
 from act_pipeline.calibration.feeds import open_reader
-from act_pipeline.compress import Compressed, compress
+from act_pipeline.compress import compress
 from act_pipeline.compress.judging.choice import choose_judge
 from act_pipeline.compress.judging.judge import Judge
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
-from act_pipeline.core.records import write_record
+from act_pipeline.core.records import SEARCH_FILENAME, SEARCH_SCHEMA, write_record
 from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
 from act_pipeline.engines.device import paddle_device
@@ -34,8 +34,6 @@ from act_pipeline.families.registry import decoder_for
 from act_pipeline.search.halving import Entry, halve, ranked, within
 from act_pipeline.search.outcome import (
     PICTURE_FILENAME,
-    SEARCH_FILENAME,
-    SEARCH_SCHEMA,
     Row,
     SearchOutcome,
     draw,
@@ -59,6 +57,7 @@ def search(
     queries: Sequence[int] | None = None,
     sizes: Sequence[tuple[int, int]] | None = None,
     candidates: int = 2,
+    full_int8: InferenceModel | None = None,
     progress: bool = True,
     reader_overrides: Sequence[str] = (),
     say: Say = lambda line: print(line, file=sys.stderr),
@@ -76,6 +75,7 @@ def search(
         device: ``CPU``, ``GPU`` or ``auto``.
         layers, queries, sizes: what to try, see :meth:`act_pipeline.search.variants.Source.variants`.
         candidates: how many variants besides the full model are made INT8.
+        full_int8: the full model in INT8, to which the others are compared; None: it is calibrated as they are.
         progress: show progress bars on stderr.
         reader_overrides: ``Section.key=value`` each, set over the values of the reader's file.
         say: is called with one line per step.
@@ -118,7 +118,8 @@ def search(
     best = [entry for entry in ranked(alive, max_drop) if within(entry, max_drop)][:candidates]
     rows += _int8_rows(
         config, judge, [full, *best], full.evaluation, truth, folder,
-        device=device, progress=progress, reader_overrides=reader_overrides, seconds=seconds, say=say,
+        full_int8=full_int8, device=device, progress=progress, reader_overrides=reader_overrides, seconds=seconds,
+        say=say,
     )  # fmt: skip
     rows = with_front(rows)
     sure = [
@@ -135,6 +136,8 @@ def search(
         {name: round(value, 2) for name, value in seconds.items()},
         {"config": str(config.path), "model": str(model.directory), "model_hash": model.content_hash(),
          "reader": str(full.reader.path), "reader_hash": full.reader.fingerprint()},
+        min(config.quant_post.images, CALIBRATION_IMAGES),
+        None if full_int8 is None else str(full_int8.directory),
     )  # fmt: skip
     draw(outcome, folder / PICTURE_FILENAME)
     write_record(folder / SEARCH_FILENAME, SEARCH_SCHEMA, outcome.as_json())
@@ -154,7 +157,7 @@ def _config_of(config: Config, model: InferenceModel) -> Config:
         config.global_, model_dir=model.directory, model_filename=model.model_filename,
         params_filename=model.params_filename,
     )  # fmt: skip
-    strategy = dataclasses.replace(config.strategy, name="ptq", max_drop=None, min_agreement=None)
+    strategy = dataclasses.replace(config.strategy, name="ptq", max_drop=None, min_agreement=None, search=False)
     calibrated = config.quant_post
     count = min(calibrated.images, CALIBRATION_IMAGES)
     calibrated = dataclasses.replace(calibrated, calib_images=count, batch_nums=None)
@@ -178,6 +181,7 @@ def _int8_rows(
     truth: GroundTruth,
     folder: Path,
     *,
+    full_int8: InferenceModel | None,
     device: str,
     progress: bool,
     reader_overrides: Sequence[str],
@@ -185,27 +189,27 @@ def _int8_rows(
     say: Say,
 ) -> list[Row]:
     """Calibrate, evaluate and time variants in INT8, the full model first."""
-    made: dict[str, Compressed] = {}
+    made: dict[str, InferenceModel] = {}
     evaluations: dict[str, Evaluation] = {}
     for entry in entries:
         name = entry.variant.name
         say(f"INT8 of {entry.variant.words}")
         with timed(seconds, "calibrate"):
-            made[name] = compress(
+            made[name] = full_int8 if full_int8 is not None and entry is entries[0] else compress(
                 _config_of(config, entry.model), folder / "int8" / name, device, progress=progress, reuse=True,
                 reader_overrides=[*reader_overrides, *entry.reader_overrides],
-            )  # fmt: skip
+            ).model  # fmt: skip
         with timed(seconds, "evaluate"):
-            evaluations[name] = judge.evaluate(made[name].model, "int8", entry.reader, progress)
+            evaluations[name] = judge.evaluate(made[name], "int8", entry.reader, progress)
     with timed(seconds, "time"):
-        models = {entry.variant.name: (made[entry.variant.name].model, entry.reader) for entry in entries}
+        models = {entry.variant.name: (made[entry.variant.name], entry.reader) for entry in entries}
         measured = _latencies(judge, models, "int8")
     rows = []
     for entry in entries:
         name = entry.variant.name
         difference = compare_on_some(reference, evaluations[name], truth)
         rows.append(
-            _row(entry.variant, "int8", made[name].model, evaluations[name], difference, measured[name],
+            _row(entry.variant, "int8", made[name], evaluations[name], difference, measured[name],
                  config.strategy.max_drop or 0.0, None)
         )  # fmt: skip
     return rows

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from act_pipeline.compress.result.saved_result import current_result
 from act_pipeline.core.artifacts import INFER_CFG_FILENAME, ONNX_SCHEMA, InferenceModel, OnnxModel
-from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, ANALYSIS_SCHEMA, read_record
+from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, ANALYSIS_SCHEMA, SEARCH_SCHEMA, read_record
 from act_pipeline.data import builtin_sample
 from act_pipeline.demo import _kept_evaluation
 from act_pipeline.evaluation import EVAL_SCHEMA
 from act_pipeline.export import EXPORT_SCHEMA, _is_current
 from act_pipeline.export import RECORD_FILENAME as EXPORT_FILENAME
+from act_pipeline.report.variants import variants
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import json_files, raw
 
@@ -31,7 +32,7 @@ def _examples(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
     for name in ("model.pdmodel", "model.pdiparams", "model.onnx"):
         (folder / name).write_bytes(b"model")
     (folder / INFER_CFG_FILENAME).write_text("label_list: [a]\n")
-    names = (EVAL_SCHEMA, ACT_SCHEMA, ANALYSIS_SCHEMA, EXPORT_SCHEMA, ONNX_SCHEMA, builtin_sample.SCHEMA)
+    names = (EVAL_SCHEMA, ACT_SCHEMA, ANALYSIS_SCHEMA, EXPORT_SCHEMA, ONNX_SCHEMA, SEARCH_SCHEMA, builtin_sample.SCHEMA)
     body = {
         "model_hash": InferenceModel(folder).content_hash(),
         "reader_hash": _HASH,
@@ -44,6 +45,11 @@ def _examples(folder: Path) -> st.SearchStrategy[tuple[str, bytes]]:
         "versions": {"python": "3"},
         "steps": [{"name": "ptq", "map": 0.5, "chosen": True}],
         "ops": [{"name": "conv", "sensitivity": 0.1}],
+        "rows": [
+            {"name": "v", "size": [64, 64], "images": 9, "latency_ms": 1.0, "ratio": 1.0, "map": 0.5, "map_drop": 0.1}
+        ],
+        "chosen": {"name": "v", "precision": "int8"},
+        "max_drop": 0.005,
     }
     seeds = {schema: {"schema": schema, **body} for schema in names}
     return st.sampled_from(names).flatmap(
@@ -74,6 +80,8 @@ def _read(folder: Path, example: tuple[str, bytes]) -> None:
         builtin_sample.is_made(folder, 1, 1, 0, 64)
     elif schema == ONNX_SCHEMA:
         OnnxModel(folder / "model.onnx").record()
+    elif schema == SEARCH_SCHEMA:
+        variants(read_record(path, schema))
     read_record(path, schema)
 
 
