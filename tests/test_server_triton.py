@@ -31,8 +31,8 @@ from act_pipeline.server.triton.process import TritonProcess, free_port
 from act_pipeline.server.triton.tensors import model_config
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("pytriton") is None or importlib.util.find_spec("tritonclient") is None,
-    reason="nvidia-pytriton and tritonclient are missing; install requirements/serve.txt",
+    any(importlib.util.find_spec(name) is None for name in ("pytriton", "tritonclient", "grpc")),
+    reason="nvidia-pytriton, tritonclient or grpcio is missing; install requirements/serve.txt on Python 3.10 or later",
 )
 SIZE = (16, 16)
 LIMITS = Limits(queue=16, seconds=5.0)

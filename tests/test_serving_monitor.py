@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -219,6 +220,16 @@ def test_alert_rules_and_the_dashboard_have_names_of_the_metrics() -> None:
         assert yaml.safe_load(text)  # JSON is YAML
         used = set(re.findall(rf"{PREFIX}[a-z_]+", text))
         assert used and used <= known, used - known
+
+
+def test_the_dashboard_has_the_figure_of_every_rule_and_panels_that_do_not_overlap() -> None:
+    dashboard = json.loads((CONFIGS / "grafana.json").read_text(encoding="utf-8"))
+    shown = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    names = {"p99_ms": "latency_seconds", "temperature": "temperature_celsius", "psi_worst_class": "psi_class"}
+    for rule in load_rules().rules:
+        assert PREFIX + names.get(rule.metric, rule.metric) in shown.split(), rule.metric
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
+    assert len(set(places)) == len(places) == len({panel["id"] for panel in dashboard["panels"]})
 
 
 def test_alerts_come_before_the_rules_act() -> None:
