@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,10 +191,20 @@ def test_an_interrupted_run_continues(tmp_path: Path) -> None:
     assert names(whole) == ["OP0", "OP1"]
 
 
-def test_a_damaged_file_of_measurements_is_measured_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["no JSON", "other measurements", "a label is missing", "rounds are missing"])
+def test_a_damaged_file_of_measurements_is_measured_again(tmp_path: Path, damage: str) -> None:
     clock = Clock({"a": 10}, {"a": 40})
     stored = StoredMeasurements(clock, {}, tmp_path)
-    stored.path.write_text('{"schema": "act_pipeline.placement/1", "measurements": {"x": 3}}')
+    place(groups("a"), stored)
+    record = json.loads(stored.path.read_text())
+    for found in record["measurements"].values():
+        if damage == "a label is missing":
+            found.pop("all")
+        elif damage == "rounds are missing":
+            found["all"].pop()
+    if damage == "other measurements":
+        record["measurements"] = {"x": 3}
+    stored.path.write_text("{" if damage == "no JSON" else json.dumps(record))
     measure = StoredMeasurements(clock, {}, tmp_path)
     place(groups("a"), measure)
     assert measure.made == 2

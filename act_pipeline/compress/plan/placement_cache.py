@@ -49,7 +49,7 @@ class StoredMeasurements:
         """Return label -> seconds of each round."""
         described = {label: ops if isinstance(ops, str) else sorted(ops) for label, ops in models.items()}
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
-        if key in self._known:
+        if self._known.get(key, {}).keys() == models.keys():
             self.reused += 1
             return self._known[key]
         self._known[key] = {label: [float(value) for value in taken] for label, taken in self._measure(models).items()}
@@ -67,7 +67,7 @@ def _read(path: Path) -> dict[str, dict[str, list[float]]]:
         return {
             str(key): {str(label): [float(value) for value in taken] for label, taken in found.items()}
             for key, found in record["measurements"].items()
-            if record["schema"] == _SCHEMA
+            if record["schema"] == _SCHEMA and len(set(map(len, found.values()))) == 1
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
