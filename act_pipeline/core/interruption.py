@@ -109,7 +109,7 @@ def _loads_paddle() -> bool:
 
 @contextlib.contextmanager
 def interruptible(
-    last_words: Callable[[], str], grace_seconds: float = GRACE_SECONDS, general: bool = False
+    last_words: Callable[[], str], grace_seconds: float = GRACE_SECONDS, *, general: bool = False
 ) -> Iterator[Interruption]:
     """Handle SIGINT and SIGTERM during the block; in threads other than the main one, do nothing.
 
