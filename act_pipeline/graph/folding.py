@@ -30,7 +30,7 @@ def grows(result: int, sources: Iterable[int]) -> bool:
         result: its number of elements.
         sources: numbers of elements of what it is computed from.
     """
-    return result > MOST_GROWN_ELEMENTS and result > 2 * max(sources, default=0)
+    return result > MOST_GROWN_ELEMENTS and result > 2 * sum(sources)
 
 
 def prepare(model: InferenceModel, directory: Path) -> InferenceModel:

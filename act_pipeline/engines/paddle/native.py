@@ -23,6 +23,8 @@ GPU_MEMORY_POOL_MB = 1000
 # between them: they fail ("The node to be removed does not exist", on outputs, to which saving appends an identity
 # `scale`), or leave an op without its input, which ends the process (D-FINE).
 _SCALE_FUSIONS = ("matmul_v2_scale_fuse_pass", "matmul_scale_fuse_pass")
+# This one, for recommender models, ends the process (SIGSEGV) where a `concat` reads parameters only.
+_SEQUENCE_FUSION = "seqpool_cvm_concat_fuse_pass"
 # OneDNN's kernel of `pad` in Paddle 2.6.2 is written for images: it takes a tensor's first two axes for batch and
 # channels next to all paddings, and so fills memory beyond the tensor's end (Swin's windows, GroundingDINO).
 _BROKEN_IN_ONEDNN = frozenset({"pad"})
@@ -131,7 +133,7 @@ def leave_out_broken(config: Any, model: InferenceModel, summary: ModelSummary) 
         model: the model that is loaded.
         summary: summary of ``model``, or of the model from which it was rewritten.
     """
-    for name in _SCALE_FUSIONS:
+    for name in (*_SCALE_FUSIONS, _SEQUENCE_FUSION):
         config.delete_pass(name)
     if _BROKEN_IN_ONEDNN & set(summary.op_counts):
         config.set_mkldnn_op(set(inspect_model(model).op_counts) - _BROKEN_IN_ONEDNN)
