@@ -8,6 +8,7 @@ of the step is the state.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
@@ -40,10 +41,9 @@ def changing_variables(infos: Iterable[Any]) -> dict[str, str]:
 
     Returns:
         A name that is the same in every run -> the variable's name in this run. They differ for the moving averages,
-        which Paddle's passes number (``accum_3``) in the order of memory addresses.
-
-    Raises:
-        RuntimeError: two moving averages cannot be distinguished.
+        which Paddle's passes number (``accum_3``) in the order of memory addresses. A tensor that an op with a weight
+        and one without read is rounded by two ops, one of each pass: their averages cannot be told apart, and need not
+        be, since they are those of the same values.
     """
     names, written, roles = set(), set(), {}
     for info in infos:
@@ -57,9 +57,12 @@ def changing_variables(infos: Iterable[Any]) -> dict[str, str]:
                     roles[name] = f"{op.type}:{op.input('X')[0]}:{slot}"
     constant = {name for name in names - written if name.startswith(TEACHER_PREFIX)}
     kept = sorted(names - constant - {"feed", "fetch"})
-    found = {roles.get(name, name): name for name in kept}
-    if len(found) < len(kept):
-        raise RuntimeError("two quantization ops share an input and a type: their moving averages cannot be told apart")
+    counts: Counter[str] = Counter()
+    found = {}
+    for name in kept:
+        role = roles.get(name, name)
+        counts[role] += 1
+        found[role if counts[role] == 1 else f"{role}:{counts[role]}"] = name
     return found
 
 
