@@ -144,8 +144,17 @@ class _ReplacedMethods(AutoCompression):
 
 
 def _recover_with_constants(recover: Callable[..., Any], weights: Collection[str], *args: Any) -> Any:
-    """Return the output of PaddleSlim's ``recover_inference_program``, in which only ``weights`` are trained."""
+    """Return the output of PaddleSlim's ``recover_inference_program``, in which only ``weights`` are trained.
+
+    A saved program does not say that indices and masks have no gradient. Paddle 2.6.2 computes some, and has no kernel
+    that adds those of two readers.
+    """
+    from paddle.base.core import VarDesc
+
     recovered = recover(*args)
+    for variable in recovered.list_vars():
+        if variable.type == VarDesc.VarType.LOD_TENSOR and "float" not in str(variable.dtype):
+            variable.stop_gradient = True
     for parameter in recovered.all_parameters():
         if parameter.name not in weights:
             parameter.trainable = False

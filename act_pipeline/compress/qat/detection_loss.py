@@ -57,7 +57,8 @@ def require_tensors(config: Config, model: InferenceModel) -> Tensors:
         raise UserError(
             f"{config.path}: Distillation.loss is detection, which needs a model that selects queries as RT-DETR does "
             "(a top-k whose indices a gather reads, then scores and boxes of as many rows), or has scores and boxes "
-            f"before NMS (as outputs, or as inputs of multiclass_nms3), and {model.model_path} has none; set it to l2"
+            "before NMS (as outputs, or as inputs of multiclass_nms3), and "
+            f"{config.global_.model_dir} has none; set it to l2"
         )
     return found
 
