@@ -264,6 +264,10 @@ def test_a_model_without_scales_and_an_unknown_op(tmp_path: Path, capsys: pytest
             ["--model_path", str(tmp_path / "relu"), "--target", "gpu"],
             "target is 'gpu', expected one of tensorrt, tensorrt_rtx, cpu",
         ),
+        (
+            ["--model_path", str(tmp_path / "relu"), "--target", "onnxruntime", "--float16"],
+            "target onnxruntime is for CPUs and float16 for GPUs",
+        ),
         (["--model_path", str(tmp_path / "relu"), "--batch", "0"], "--batch is '0'"),
     ):
         assert run_command(main, arguments + output) == 2

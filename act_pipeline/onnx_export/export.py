@@ -172,6 +172,10 @@ def lower(
         raise UserError(f"nms is {nms!r}, expected one of {', '.join(NMS_MODES)}{suggest(nms, NMS_MODES)}")
     if batch is not None and batch < 1:
         raise UserError(f"batch is {batch}, expected a positive integer, or 'dynamic'")
+    if float16 and target == "onnxruntime":
+        raise UserError(
+            "target onnxruntime is for CPUs and float16 for GPUs; leave float16 out, or take another target"
+        )
     require_onnx()
     with static_mode():
         source = read_source(StaticGraph.load(model))
