@@ -206,6 +206,27 @@ def test_the_loss_of_scores_is_that_of_their_logits_and_of_boxes_relative_to_the
     assert least < other < least + 4 + 1e-3  # 2 (1 - GIoU) is in [0, 4]
 
 
+def test_classes_that_are_masked_out_neither_add_to_the_loss_nor_end_it() -> None:
+    """The logits of GroundingDINO are -inf beyond its prompt, those of the model and those of its teacher."""
+    rng = np.random.default_rng(0)
+    feed = {side: rng.normal(-1, 2, (1, 5, 3)).astype(np.float32) for side in "st"}
+    with static_mode():
+        program = paddle.static.Program()
+        with paddle.static.program_guard(program), paddle.utils.unique_name.guard():
+            boxes = paddle.full([1, 5, 4], 0.25)
+            logits = {side: paddle.static.data(side, [1, 5, -1]) for side in "st"}
+            logits["s"].stop_gradient = False
+            loss = detection_loss(*({"logits": logits[side], "boxes": boxes} for side in "st"))
+            (gradient,) = paddle.static.gradients([loss], [logits["s"]])
+        executor = paddle.static.Executor(paddle.CPUPlace())
+        expected, slope = executor.run(program, feed=feed, fetch_list=[loss, gradient])
+        outside = np.full((1, 5, 2), -np.inf, np.float32)
+        masked = {side: np.concatenate([values, outside], -1) for side, values in feed.items()}
+        found, masked_slope = executor.run(program, feed=masked, fetch_list=[loss, gradient])
+    assert float(found) == pytest.approx(float(expected), rel=1e-6) and float(found) > 0.1
+    np.testing.assert_allclose(masked_slope, np.concatenate([slope, np.zeros_like(outside)], -1), rtol=1e-5, atol=1e-7)
+
+
 def test_a_graph_without_scores_before_nms_is_refused_in_one_line(tmp_path: Path) -> None:
     def pairs(image: Any) -> list[Any]:
         row = paddle.mean(conv(image, 6), [2, 3])

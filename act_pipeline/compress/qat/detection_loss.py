@@ -38,6 +38,7 @@ Tensors = Union[DetectionTensors, RawTensors]
 DETECTION = "detection"
 _BOX_WEIGHT, _GIOU_WEIGHT = 5.0, 2.0
 _LEAST_WEIGHT = 0.02
+_LARGEST_LOGIT = 1e4
 # Factor of the loss of a model that scores the places of a grid, no queries.
 _PLACES_WEIGHT = 10.0
 
@@ -145,6 +146,8 @@ def _divergence(student: Any, teacher: Any) -> Any:
     import paddle
     from paddle.nn import functional
 
+    # GroundingDINO's logits are -inf beyond its prompt, and -inf times the score 0 would be NaN.
+    student, teacher = (paddle.clip(each, -_LARGEST_LOGIT, _LARGEST_LOGIT) for each in (student, teacher))
     scores = _constant(functional.sigmoid(teacher))
     best = paddle.maximum(scores, _constant(functional.sigmoid(student))).max(-1, keepdim=True)
     cross = functional.binary_cross_entropy_with_logits(student, scores, reduction="none")
