@@ -18,6 +18,7 @@ from act_pipeline.compress.accuracy_control.revert import dequantized, dequantiz
 from act_pipeline.compress.job import Job
 from act_pipeline.compress.judging.judge import Judge
 from act_pipeline.compress.plan.op_selection import select
+from act_pipeline.compress.ptq.bias_correction import find_biases
 from act_pipeline.compress.qat import state
 from act_pipeline.compress.result.outcome import Measured
 from act_pipeline.config import Quantize, load_config
@@ -230,7 +231,8 @@ def test_a_reverted_op_can_keep_its_int8_weight(sample: Sample, ptq, tmp_path: P
         source = prepare(sample.model, tmp_path / "float")
         graph = StaticGraph.load(ptq.model)
         name = next(op for op in graph.program.global_block().ops if op.type == "conv2d").output_arg_names[0]
-        kinds = {}
+        bias = next(bias.name for bias in find_biases(StaticGraph.load(source), ("conv2d",)) if bias.op == name)
+        kinds, biases = {}, {}
         for kept in ((), (name,)):
             folder = tmp_path / f"back{len(kept)}"
             folder.mkdir()
@@ -239,7 +241,12 @@ def test_a_reverted_op_can_keep_its_int8_weight(sample: Sample, ptq, tmp_path: P
             producer = {written: op.type for op in ops for written in op.output_arg_names}
             conv = next(op for op in ops if op.output_arg_names[0] == name)
             kinds[kept] = [producer.get(conv.input(slot)[0]) == "dequantize_linear" for slot in ("Input", "Filter")]
-    assert kinds == {(): [False, False], (name,): [False, True]}
+            biases[kept] = back.parameter(bias)
+        assert kinds == {(): [False, False], (name,): [False, True]}
+        # The corrected bias makes up for the rounding of the weight, and stays with it.
+        np.testing.assert_array_equal(biases[()], StaticGraph.load(source).parameter(bias))
+        np.testing.assert_array_equal(biases[name,], graph.parameter(bias))
+        assert (biases[()] != biases[name,]).any()
 
 
 def test_a_model_given_back_whole_is_the_float_model(sample: Sample, ptq, images, tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def revert_to_float(
         if original is not None:
             types = {op.type for op in originals.values()}
             for bias in find_biases(original, types):
-                if bias.op in originals:
+                # A weight that stays in INT8 keeps the bias that makes up for its rounding.
+                if bias.op in originals and bias.op not in int8_weights:
                     graph.set_parameter(bias.name, original.parameter(bias.name))
         _remove_unread_pairs(graph)
         return graph.save(directory)
