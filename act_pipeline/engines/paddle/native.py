@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -15,8 +16,9 @@ from act_pipeline.core.package_versions import versions as package_versions
 from act_pipeline.engines.arrays import InputCheck
 from act_pipeline.engines.interface import refusals, without_pass_log
 from act_pipeline.families.registry import Decoder, decoder_of
-from act_pipeline.graph.model_files import ModelSummary, inspect_model
+from act_pipeline.graph.model_files import ModelSummary, inspect_model, read_program
 from act_pipeline.graph.op_types import CONVOLUTIONS
+from act_pipeline.graph.program_desc import argument, sizes_of_tensors
 
 GPU_MEMORY_POOL_MB = 1000
 # These passes of Paddle 2.6.2 fuse a `scale` with the matmul before or after it, and forget other readers of the tensor
@@ -27,7 +29,10 @@ _SCALE_FUSIONS = ("matmul_v2_scale_fuse_pass", "matmul_scale_fuse_pass")
 _SEQUENCE_FUSION = "seqpool_cvm_concat_fuse_pass"
 # OneDNN's kernel of `pad` in Paddle 2.6.2 is written for images: it takes a tensor's first two axes for batch and
 # channels next to all paddings, and so fills memory beyond the tensor's end (Swin's windows, GroundingDINO).
-_BROKEN_IN_ONEDNN = frozenset({"pad"})
+_PAD = "pad"
+# That of a division swaps its operands, as an addition may, where the divisor has more elements: it computes y / x
+# (the position embeddings of GroundingDINO's text).
+_DIVISION = "elementwise_div"
 
 Configure = Callable[[Any, Any], None]
 _Engine = TypeVar("_Engine", bound="PredictorEngine")
@@ -126,7 +131,7 @@ class PaddleEngine(PredictorEngine):
 
 
 def leave_out_broken(config: Any, model: InferenceModel, summary: ModelSummary) -> None:
-    """Leave out the passes that break programs, and oneDNN's kernels that write beyond their output.
+    """Leave out the passes that break programs, and oneDNN's kernels that compute wrongly.
 
     Args:
         config: a ``paddle.inference.Config``, changed in place; its device is set, which resets the passes.
@@ -135,8 +140,21 @@ def leave_out_broken(config: Any, model: InferenceModel, summary: ModelSummary) 
     """
     for name in (*_SCALE_FUSIONS, _SEQUENCE_FUSION):
         config.delete_pass(name)
-    if _BROKEN_IN_ONEDNN & set(summary.op_counts):
-        config.set_mkldnn_op(set(inspect_model(model).op_counts) - _BROKEN_IN_ONEDNN)
+    broken = {_PAD} & set(summary.op_counts)
+    if _DIVISION in summary.op_counts and _has_small_dividend(read_program(model.model_path).blocks[0]):
+        broken.add(_DIVISION)
+    if broken:
+        config.set_mkldnn_op(set(inspect_model(model).op_counts) - broken)
+
+
+def _has_small_dividend(block: Any) -> bool:
+    """Return whether a block divides a tensor by one that has more elements."""
+    sizes = sizes_of_tensors(block)
+
+    def elements(op: Any, slot: str) -> int:
+        return abs(math.prod(sizes.get(argument(op.inputs, slot), ())))  # a dynamic size, -1, counts as 1
+
+    return any(elements(op, "X") < elements(op, "Y") for op in block.ops if op.type == _DIVISION)
 
 
 class Predictor:

@@ -1,4 +1,4 @@
-"""Padding in Paddle Inference with oneDNN, whose kernel of `pad` writes beyond the tensor."""
+"""Paddle Inference with oneDNN: `pad`, whose kernel writes beyond the tensor, and divisions, which it turns around."""
 
 from __future__ import annotations
 
@@ -48,3 +48,35 @@ def test_pads_any_axes(padding_model: InferenceModel, request) -> None:
     runner.close()
     pairs = np.reshape(PADDINGS[shape], (-1, 2))
     np.testing.assert_array_equal(output, np.pad(image, pairs, constant_values=0.5))
+
+
+DIVISIONS = [
+    ([1, 20, 1], [128]),
+    ([5], [4, 5]),
+    ([1], [4, 5]),
+    ([1, 4, 5], [3, 4, 5]),
+    ([4, 5], [4, 1]),
+    ([4, 5], [4, 5]),
+]
+
+
+@pytest.mark.parametrize("shapes", DIVISIONS, ids=str)
+def test_divides_a_tensor_by_one_with_more_elements(shapes, tmp_path: Path) -> None:
+    import paddle
+
+    paddle.enable_static()
+    program, start = paddle.static.Program(), paddle.static.Program()
+    with paddle.static.program_guard(program, start):
+        first, second = (paddle.static.data(name, shape, "float32") for name, shape in zip("ab", shapes))
+        # A model has parameters, and so this one too.
+        zero = paddle.static.create_parameter([1], "float32", is_bias=True)
+        output = (first + zero) / (second + zero)
+    executor = paddle.static.Executor(paddle.CPUPlace())
+    executor.run(start)
+    paddle.static.save_inference_model(str(tmp_path / "model"), [first, second], [output], executor, program=program)
+    random = np.random.default_rng(0)
+    a, b = (random.random(shape, np.float32) + 1 for shape in shapes)
+    runner = PaddleTensors(InferenceModel.load(tmp_path), threads=1)
+    (found,) = next(runner.run([{"a": a, "b": b}]))
+    runner.close()
+    np.testing.assert_allclose(found, a / b, rtol=1e-6)
