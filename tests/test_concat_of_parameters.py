@@ -10,25 +10,28 @@ import pytest
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.engines.paddle.tensors import PaddleTensors
 from act_pipeline.graph.folding import MOST_GROWN_ELEMENTS, grows
+from act_pipeline.graph.static_graph import static_mode
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> InferenceModel:
     import paddle
 
-    paddle.enable_static()
-    program, start = paddle.static.Program(), paddle.static.Program()
-    with paddle.static.program_guard(program, start):
-        image = paddle.static.data("image", [-1, 16], "float32")
-        ones = paddle.nn.initializer.Constant(1.0)
-        parts = [
-            paddle.static.create_parameter([1, 4], "float32", attr=paddle.ParamAttr(name=f"part{i}", initializer=ones))
-            for i in range(4)
-        ]
-        outputs = [image + paddle.concat(parts, 1)]
-    executor = paddle.static.Executor(paddle.CPUPlace())
-    executor.run(start)
-    paddle.static.save_inference_model(str(tmp_path / "model"), [image], outputs, executor, program=program)
+    with static_mode():
+        program, start = paddle.static.Program(), paddle.static.Program()
+        with paddle.static.program_guard(program, start):
+            image = paddle.static.data("image", [-1, 16], "float32")
+            ones = paddle.nn.initializer.Constant(1.0)
+            parts = [
+                paddle.static.create_parameter(
+                    [1, 4], "float32", attr=paddle.ParamAttr(name=f"part{i}", initializer=ones)
+                )
+                for i in range(4)
+            ]
+            outputs = [image + paddle.concat(parts, 1)]
+        executor = paddle.static.Executor(paddle.CPUPlace())
+        executor.run(start)
+        paddle.static.save_inference_model(str(tmp_path / "model"), [image], outputs, executor, program=program)
     return InferenceModel.load(tmp_path)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.engines.paddle.tensors import PaddleTensors
+from act_pipeline.graph.static_graph import static_mode
 
 # The second is a shifted window of Swin: [N, H, W, C], with the height and width padded.
 PADDINGS = {
@@ -23,19 +24,21 @@ def padding_model(request, tmp_path: Path) -> InferenceModel:
     import paddle
 
     shape, paddings = request.param, PADDINGS[request.param]
-    paddle.enable_static()
-    program, start = paddle.static.Program(), paddle.static.Program()
-    with paddle.static.program_guard(program, start):
-        image = paddle.static.data("image", shape, "float32")
-        # `pad` itself: paddle.nn.functional.pad writes pad3d where it can.
-        padded = program.global_block().create_var(name="padded", dtype="float32")
-        attributes = {"paddings": paddings, "pad_value": 0.5}
-        program.global_block().append_op(type="pad", inputs={"X": [image]}, outputs={"Out": [padded]}, attrs=attributes)
-        # A model has parameters, and so this one too.
-        outputs = [padded + paddle.static.create_parameter([1], "float32", is_bias=True)]
-    executor = paddle.static.Executor(paddle.CPUPlace())
-    executor.run(start)
-    paddle.static.save_inference_model(str(tmp_path / "model"), [image], outputs, executor, program=program)
+    with static_mode():
+        program, start = paddle.static.Program(), paddle.static.Program()
+        with paddle.static.program_guard(program, start):
+            image = paddle.static.data("image", shape, "float32")
+            # `pad` itself: paddle.nn.functional.pad writes pad3d where it can.
+            padded = program.global_block().create_var(name="padded", dtype="float32")
+            attributes = {"paddings": paddings, "pad_value": 0.5}
+            program.global_block().append_op(
+                type="pad", inputs={"X": [image]}, outputs={"Out": [padded]}, attrs=attributes
+            )
+            # A model has parameters, and so this one too.
+            outputs = [padded + paddle.static.create_parameter([1], "float32", is_bias=True)]
+        executor = paddle.static.Executor(paddle.CPUPlace())
+        executor.run(start)
+        paddle.static.save_inference_model(str(tmp_path / "model"), [image], outputs, executor, program=program)
     return InferenceModel.load(tmp_path)
 
 
@@ -64,16 +67,18 @@ DIVISIONS = [
 def test_divides_a_tensor_by_one_with_more_elements(shapes, tmp_path: Path) -> None:
     import paddle
 
-    paddle.enable_static()
-    program, start = paddle.static.Program(), paddle.static.Program()
-    with paddle.static.program_guard(program, start):
-        first, second = (paddle.static.data(name, shape, "float32") for name, shape in zip("ab", shapes))
-        # A model has parameters, and so this one too.
-        zero = paddle.static.create_parameter([1], "float32", is_bias=True)
-        output = (first + zero) / (second + zero)
-    executor = paddle.static.Executor(paddle.CPUPlace())
-    executor.run(start)
-    paddle.static.save_inference_model(str(tmp_path / "model"), [first, second], [output], executor, program=program)
+    with static_mode():
+        program, start = paddle.static.Program(), paddle.static.Program()
+        with paddle.static.program_guard(program, start):
+            first, second = (paddle.static.data(name, shape, "float32") for name, shape in zip("ab", shapes))
+            # A model has parameters, and so this one too.
+            zero = paddle.static.create_parameter([1], "float32", is_bias=True)
+            output = (first + zero) / (second + zero)
+        executor = paddle.static.Executor(paddle.CPUPlace())
+        executor.run(start)
+        paddle.static.save_inference_model(
+            str(tmp_path / "model"), [first, second], [output], executor, program=program
+        )
     random = np.random.default_rng(0)
     a, b = (random.random(shape, np.float32) + 1 for shape in shapes)
     runner = PaddleTensors(InferenceModel.load(tmp_path), threads=1)
