@@ -284,3 +284,11 @@ def test_other_engines_are_refused() -> None:
     with pytest.raises(UserError, match="the engine is paddle on the CPU, expected one of openvino, onnxruntime"):
         check_placement(config, "paddle", "CPU")
     check_placement(SimpleNamespace(path="", strategy=SimpleNamespace(placement="all")), "paddle", "CPU")
+
+
+@pytest.mark.parametrize(("fp32_ms", "verdict"), [(20.0, INT8), (10.1, FLOAT)])
+def test_a_placement_that_is_not_within_the_limits_tells_of_the_model_that_is_saved(fp32_ms, verdict) -> None:
+    latency_ms = {"all": 10.0, "placed": 8.0, "fp32": fp32_ms}
+    kept = Placement(MIXED, (OpGroup("a", ("x",)),), {"a": 0.2}, latency_ms, 1.5, "fp32").without_reverts()
+    assert (kept.verdict, kept.ops, kept.latency_ms["placed"]) == (verdict, (), 10.0)
+    assert kept.int8_gain == pytest.approx(fp32_ms / 10 - 1)

@@ -93,6 +93,13 @@ class Placement:
         """Names of the ops to compute in float."""
         return tuple(op for group in self.reverted for op in group.ops)
 
+    def without_reverts(self) -> Placement:
+        """Return the decision where the model with reverted ops cannot be taken; its gain is that of the medians."""
+        latency_ms = {**self.latency_ms, "placed": self.latency_ms["all"]}
+        gain = latency_ms[self.float_precision] / latency_ms["all"] - 1
+        verdict = INT8 if gain >= LEAST_GAIN else FLOAT
+        return Placement(verdict, (), self.gains, latency_ms, round(gain, 4), self.float_precision)
+
 
 def place(groups: Sequence[OpGroup], measure: Measure, floats: Collection[str] = ("fp32",)) -> Placement:
     """Decide which groups compute in float.

@@ -75,7 +75,7 @@ def place_by_measurement(job: Job, chosen: Candidate, model: InferenceModel) -> 
     kept = placed if placed is not None and (job.tried.meets(placed) or not job.tried.meets(chosen)) else chosen
     if found.verdict == MIXED and kept is chosen:
         _say(job, "placement: the model with the faster ops in float is not within the limits; all stay in INT8")
-        found = Placement("int8", (), found.gains, found.latency_ms, found.int8_gain, found.float_precision)
+        found = found.without_reverts()
     return kept, _record(found, engine, len(ops), measure)
 
 
