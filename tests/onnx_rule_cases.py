@@ -148,6 +148,7 @@ CASES: dict[str, Callable[[Inputs], Any]] = {
     "pow": lambda v: [paddle.pow(v.p, 1.7), v.x**2],
     "pow of tensors": lambda v: [paddle.pow(v.p, v.x), v.i**2],
     **{name: binary(name) for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum")},
+    "fmax": lambda v: [paddle.fmax(v.x, v.y), paddle.fmax(paddle.log(v.x), v.y), paddle.fmax(v.y, paddle.log(v.x))],
     "mod of floats": binary("mod"),
     "floor_divide of floats": binary("floor_divide"),
     **{f"{name} of integers": whole_numbers(name) for name in ("mod", "floor_divide", "maximum", "minimum", "add",

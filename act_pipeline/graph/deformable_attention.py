@@ -144,10 +144,10 @@ def corners(values: Any, grids: Any, shape: Shape, weights: Any = None) -> tuple
     count = len(shape.levels) * shape.points
 
     # x and y, and the corners, are separate tensors, because Paddle is slow on a last dimension of 2 or 4.
-    def constant(of_level: np.ndarray, of_head: Sequence[int] = (0,) * shape.heads) -> Any:
+    def constant(of_level: np.ndarray, of_head: Sequence[int] = (0,) * shape.heads, dtype: type = np.float32) -> Any:
         """Return a constant [heads * levels * points], the sum of a value for each level and one for each head."""
         by_head = np.add.outer(np.array(of_head), np.repeat(of_level, shape.points))
-        return paddle.assign(by_head.reshape(-1).astype(np.float32))
+        return paddle.assign(by_head.reshape(-1).astype(dtype))
 
     def along(axis: int, extent: np.ndarray) -> tuple[Any, Any, Any]:
         """Return the first of the two neighbouring pixels along an axis, and the linear weights of both."""
@@ -166,11 +166,14 @@ def corners(values: Any, grids: Any, shape: Shape, weights: Any = None) -> tuple
         upper, lower = upper * by_point, lower * by_point
     shares = paddle.stack([upper * left, upper * right, lower * left, lower * right], axis=-1)
 
+    # Integers: a runtime may compute floats in bf16, which has 8 bits.
     starts = np.cumsum([0, *(heights * widths)[:-1]])
-    row = line * constant(widths * shape.heads) + column * shape.heads
-    row = row + constant(starts * shape.heads, range(shape.heads))
-    below = row + constant(widths * shape.heads)
-    rows = paddle.cast(paddle.stack([row, row + shape.heads, below, below + shape.heads], axis=-1), "int64")
+    whole_line, whole_column = (paddle.cast(at, "int64") for at in (line, column))
+    length = constant(widths * shape.heads, dtype=np.int64)
+    row = whole_line * length + whole_column * shape.heads
+    row = row + constant(starts * shape.heads, range(shape.heads), np.int64)
+    below = row + length
+    rows = paddle.stack([row, row + shape.heads, below, below + shape.heads], axis=-1)
     image = paddle.cumsum(paddle.ones_like(grids[:, 0, 0, 0, 0, :1]), axis=0) - 1
     image = paddle.reshape(paddle.cast(image, "int64") * (shape.pixels * shape.heads), [-1, 1, 1, 1])
     rows = paddle.reshape(rows + image, [-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,12 @@ from act_pipeline.onnx_export.quantized_ops import (
     readers_of,
     rounds_dynamically,
 )
+from act_pipeline.onnx_export.rewrites.attention_by_rows import with_attention_by_rows
 from act_pipeline.onnx_export.rewrites.attention_masks import protect_masks
 from act_pipeline.onnx_export.rewrites.channels_last import rewrite_layout_conversions
 from act_pipeline.onnx_export.rewrites.constants_in_float16 import store_constants_in_float16
 from act_pipeline.onnx_export.rewrites.deformable_sampling import sum_by_level
+from act_pipeline.onnx_export.rewrites.early_selection import select_early
 from act_pipeline.onnx_export.rewrites.float16 import QUANTIZED_OPSET, to_float16
 from act_pipeline.onnx_export.rewrites.float_weights import write_weights_in_float
 from act_pipeline.onnx_export.rewrites.integer_convolutions import write_integer_convolutions
@@ -178,7 +180,9 @@ def lower(
         )
     require_onnx()
     with static_mode():
-        source = read_source(StaticGraph.load(model))
+        graph = StaticGraph.load(model)
+        own = set(graph.program.global_block().vars)
+        source = read_source(with_attention_by_rows(graph) if target in CPU_TARGETS else graph)
     fake = next((op for op in source.ops if op.type.startswith("fake_")), None)
     if float16 and source.quantized:
         opset = max(opset, QUANTIZED_OPSET)
@@ -197,6 +201,7 @@ def lower(
     sizes = _input_sizes(source, batch, model.model_path)
     suppression = _suppression(model, source, nms)
     rewrite_layout_conversions(source)
+    select_early(source)
     sum_by_level(source, queries_last=target in CPU_TARGETS)
     if target in CPU_TARGETS:
         choose_zero_points(source)
@@ -208,7 +213,7 @@ def lower(
     if target == "tensorrt":
         write_weights_in_float(source)
     reasons = float_reasons(model) if source.quantized else {}
-    build, report = _convert(source, TARGETS[target], opset, target == "tensorrt_rtx" and not float16, reasons)
+    build, report = _convert(source, TARGETS[target], opset, target == "tensorrt_rtx" and not float16, reasons, own)
     outputs = _outputs(build, source, sizes)
     if suppression is not None and nms != "none":
         outputs = _after_nms(build, source, suppression, nms, _batch_of(sizes))
@@ -248,8 +253,14 @@ def lowering_hash() -> str:
 
 
 def _convert(
-    source: Source, dtype: str, opset: int, unit_scales: bool, reasons: Mapping[str, Mapping[str, str]]
+    source: Source,
+    dtype: str,
+    opset: int,
+    unit_scales: bool,
+    reasons: Mapping[str, Mapping[str, str]],
+    own: Collection[str],
 ) -> tuple[GraphBuilder, _Report]:
+    """Return the nodes, and the report of the model's ops, which are those that write one of the tensors ``own``."""
     build = GraphBuilder(source, dtype, opset, unit_scales)
     readers = readers_of(source)
     merged: set[int] = set()
@@ -264,7 +275,7 @@ def _convert(
         floats = [op.input(slot) for slot in op.operands if op.input(slot) not in source.quantized]
         if not floats or rounds_dynamically(build, op):
             quantized[op.type] += 1
-        else:
+        elif op.output in own:
             unknown = f"the INT8 model has no scale for its input {' and '.join(floats)}"
             kept.append({"type": op.type, "output": op.output, "reason": unknown, **reasons.get(op.output, {})})
         with exporting(op):

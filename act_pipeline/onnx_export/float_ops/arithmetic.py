@@ -77,6 +77,16 @@ def _binary(build: GraphBuilder, op: Op) -> str:
     return build.node(_BINARY[op.type], _operands(build, op), op.output)
 
 
+def _maximum_of_numbers(build: GraphBuilder, op: Op) -> str:
+    """Add a Max that is the other operand where one is NaN; ONNX's is NaN."""
+    left, right = _operands(build, op)
+    numbers = [
+        build.node("Where", [build.node("IsNaN", [value]), other, value])
+        for value, other in ((left, right), (right, left))
+    ]
+    return build.node("Max", numbers, op.output)
+
+
 def _multiply(build: GraphBuilder, op: Op) -> str:
     """Add a Mul, or a Where for a mask of zeros and ones, which OpenVINO would fold into a scale and divide by."""
     mask, value = build.constants.get(op.input("Y")), op.input("X")
@@ -203,6 +213,7 @@ RULES: dict[str, Rule] = {
     **{kind: _unary for kind in _UNARY},
     **{kind: _binary for kind in _BINARY},
     **{kind: _logical for kind in (*_LOGICAL, "logical_not", "bitwise_not")},
+    "elementwise_fmax": _maximum_of_numbers,
     "elementwise_mul": _multiply,
     "elementwise_mod": _modulo,
     "elementwise_floordiv": _floor_divide,
