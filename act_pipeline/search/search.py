@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
@@ -17,14 +18,16 @@ from act_pipeline.compress import compress
 from act_pipeline.compress.judging.choice import choose_judge
 from act_pipeline.compress.judging.judge import Judge
 from act_pipeline.config import Config
-from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.artifacts import InferenceModel, copy_infer_cfg
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.output_folders import new_artifact
 from act_pipeline.core.records import SEARCH_FILENAME, SEARCH_SCHEMA, write_record
 from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
 from act_pipeline.engines.device import paddle_device
 from act_pipeline.engines.float_model import require_float
 from act_pipeline.engines.interface import Engine
+from act_pipeline.engines.onnx_runtimes.openvino import FLOAT_PRECISION_KEY, computes_in_bf16
 from act_pipeline.evaluation import Evaluation, GroundTruth
 from act_pipeline.evaluation.batches import Latencies, measure_in_turns
 from act_pipeline.evaluation.comparison import compare_on_some
@@ -188,31 +191,54 @@ def _int8_rows(
     seconds: dict[str, float],
     say: Say,
 ) -> list[Row]:
-    """Calibrate, evaluate and time variants in INT8, the full model first."""
-    made: dict[str, InferenceModel] = {}
-    evaluations: dict[str, Evaluation] = {}
+    """Calibrate, evaluate and time variants in INT8, the full model first, and with bf16 where that may be faster."""
+    made: dict[str, _Int8] = {}
     for entry in entries:
-        name = entry.variant.name
-        say(f"INT8 of {entry.variant.words}")
+        variant = entry.variant
+        say(f"INT8 of {variant.words}")
         with timed(seconds, "calibrate"):
-            made[name] = full_int8 if full_int8 is not None and entry is entries[0] else compress(
-                _config_of(config, entry.model), folder / "int8" / name, device, progress=progress, reuse=True,
+            model = full_int8 if full_int8 is not None and entry is entries[0] else compress(
+                _config_of(config, entry.model), folder / "int8" / variant.name, device, progress=progress, reuse=True,
                 reader_overrides=[*reader_overrides, *entry.reader_overrides],
             ).model  # fmt: skip
+        models = {variant: model}
+        if judge.engine == "openvino" and computes_in_bf16():
+            rest_in_bf16 = dataclasses.replace(variant, bf16=True)
+            models[rest_in_bf16] = _with_bf16(model, folder / "int8" / rest_in_bf16.name)
         with timed(seconds, "evaluate"):
-            evaluations[name] = judge.evaluate(made[name], "int8", entry.reader, progress)
+            for each, model in models.items():
+                evaluation = judge.evaluate(model, "int8", entry.reader, progress)
+                made[each.name] = _Int8(each, model, entry.reader, evaluation)
     with timed(seconds, "time"):
-        models = {entry.variant.name: (made[entry.variant.name], entry.reader) for entry in entries}
-        measured = _latencies(judge, models, "int8")
-    rows = []
-    for entry in entries:
-        name = entry.variant.name
-        difference = compare_on_some(reference, evaluations[name], truth)
-        rows.append(
-            _row(entry.variant, "int8", made[name], evaluations[name], difference, measured[name],
-                 config.strategy.max_drop or 0.0, None)
-        )  # fmt: skip
-    return rows
+        measured = _latencies(judge, {name: (each.model, each.reader) for name, each in made.items()}, "int8")
+    return [
+        _row(
+            each.variant, "int8", each.model, each.evaluation, compare_on_some(reference, each.evaluation, truth),
+            measured[name], config.strategy.max_drop or 0.0, None,
+        )
+        for name, each in made.items()
+    ]  # fmt: skip
+
+
+class _Int8(NamedTuple):
+    """An INT8 model, the data in its input size, and its evaluation."""
+
+    variant: Variant
+    model: InferenceModel
+    reader: Reader
+    evaluation: Evaluation
+
+
+def _with_bf16(model: InferenceModel, folder: Path) -> InferenceModel:
+    """Copy an INT8 model into a folder whose description lets OpenVINO compute in bf16 what is not INT8.
+
+    Its ``act.json`` is left out: it has the figures of the model that computes the rest in f32.
+    """
+    with new_artifact(folder) as staging:
+        for path in (model.model_path, model.params_path):
+            shutil.copyfile(path, staging / path.name)
+        copy_infer_cfg(model, staging, folder, {FLOAT_PRECISION_KEY: "bf16"})
+    return InferenceModel.load(folder, model.model_filename, model.params_filename)
 
 
 def _row(

@@ -32,25 +32,27 @@ class Variant:
         layers: decoder layers that are computed; None: the model has none to leave out.
         queries: queries that the decoder computes; None: as ``layers``.
         size: height and width of the input in pixels.
+        bf16: whether its INT8 model computes in bf16 what is not INT8 (OpenVINO).
     """
 
     layers: Optional[int]
     queries: Optional[int]
     size: tuple[int, int]
+    bf16: bool = False
 
     @property
     def name(self) -> str:
         """Name of its folder."""
         parts = [] if self.layers is None else [f"layers{self.layers}", f"queries{self.queries}"]
-        return "_".join([*parts, f"{self.size[0]}x{self.size[1]}"])
+        return "_".join([*parts, f"{self.size[0]}x{self.size[1]}", *(["bf16"] if self.bf16 else [])])
 
     @property
     def words(self) -> str:
         """What it is, for a message."""
-        size = f"{self.size[0]} x {self.size[1]}"
+        size, rest = f"{self.size[0]} x {self.size[1]}", ", the rest in bf16" if self.bf16 else ""
         if self.layers is None:
-            return size
-        return f"{size}, {self.layers} decoder layer{'' if self.layers == 1 else 's'}, {self.queries} queries"
+            return f"{size}{rest}"
+        return f"{size}, {self.layers} decoder layer{'' if self.layers == 1 else 's'}, {self.queries} queries{rest}"
 
     def overrides(self) -> list[str]:
         """Return the ``key=value`` for the model config."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.core.artifacts import Artifact, OnnxModel, location
+from act_pipeline.core.artifacts import Artifact, OnnxModel, described_by, location
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.openvino_telemetry import without_openvino_telemetry
@@ -26,6 +26,8 @@ from act_pipeline.engines.onnx_runtimes.signal_stack import signal_stack_kept
 from act_pipeline.families.registry import Decoder
 
 FLOAT_PRECISIONS = ("auto", "f32", "bf16")
+# Key of infer_cfg.yml: the precision of what is not INT8 (written by `act_pipeline.search`).
+FLOAT_PRECISION_KEY = "float_precision"
 _PACKAGE = 'pip install "act_pipeline[openvino]", or -r requirements/openvino.txt'
 
 
@@ -76,9 +78,10 @@ class OpenVINOEngine:
             batch_size: the largest batch.
             requests: from how many threads ``run`` may be called at the same time; 0 (``AUTO_REQUESTS``): OpenVINO's
                 ``OPTIMAL_NUMBER_OF_INFER_REQUESTS`` for the hint ``THROUGHPUT``.
-            float_precision: for ``int8``, the precision of what is not INT8: ``f32``, ``bf16``, or ``auto`` (f32). With
-                bf16, R18 is 4% faster, but coordinates are rounded to 8 bits: the sample loses 0.004 mAP (480 images),
-                and the mean IoU with Paddle's boxes is 0.975 instead of 0.988.
+            float_precision: for ``int8``, the precision of what is not INT8: ``f32``, ``bf16``, or ``auto``: as
+                ``float_precision`` of the model's ``infer_cfg.yml`` says, if this CPU computes in bf16; otherwise f32.
+                With bf16, R18 is 4% faster, but coordinates are rounded to 8 bits: the sample loses 0.004 mAP (480
+                images), and the mean IoU with Paddle's boxes is 0.975 instead of 0.988.
             summary: for an artifact that is not ONNX (OpenVINO's ``.xml``) and is loaded unchanged: its summary.
             decoder: turns its outputs into detections; None: chosen by the model's description and outputs.
 
@@ -90,7 +93,7 @@ class OpenVINOEngine:
         self.threads = threads or available_cpus()
         openvino = import_openvino()
         core = openvino.Core()
-        self.float_precision = _float_precision(precision, float_precision)
+        self.float_precision = _float_precision(precision, float_precision, model, core)
         if summary is None or not isinstance(model, OnnxModel):
             artifact, summary = onnx_artifact(model)
         else:
@@ -221,7 +224,29 @@ def import_openvino() -> Any:
     return openvino
 
 
-def _float_precision(precision: str, asked: str) -> str:
+def computes_in_bf16(core: Any = None) -> bool:
+    """Return whether OpenVINO's CPU plugin has bf16 kernels here.
+
+    Args:
+        core: an ``openvino.Core``; None: a new one.
+    """
+    core = core or import_openvino().Core()
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _stated_precision(model: Artifact) -> str:
+    """Return the precision that the description of a model states for what is not INT8; f32 if it states none."""
+    described = described_by(model)
+    known = FLOAT_PRECISIONS[1:]
+    stated = known[0] if described is None else described.infer_cfg().get(FLOAT_PRECISION_KEY, known[0])
+    if described is not None and stated not in known:
+        raise UserError(
+            f"{described.infer_cfg_path}: {FLOAT_PRECISION_KEY} is {stated!r}, expected {' or '.join(known)}"
+        )
+    return str(stated)
+
+
+def _float_precision(precision: str, asked: str, model: Artifact, core: Any) -> str:
     """Return the precision of what is not INT8, ``f32`` or ``bf16``."""
     if asked not in FLOAT_PRECISIONS:
         raise UserError(f"float_precision is {asked!r}, expected one of {', '.join(FLOAT_PRECISIONS)}")
@@ -230,4 +255,6 @@ def _float_precision(precision: str, asked: str) -> str:
         if asked not in ("auto", fixed):
             raise UserError(f"float_precision is {asked!r}, which contradicts the precision {precision}; leave it out")
         return fixed
-    return "f32" if asked == "auto" else asked
+    if asked != "auto":
+        return asked
+    return "bf16" if _stated_precision(model) == "bf16" and computes_in_bf16(core) else "f32"
