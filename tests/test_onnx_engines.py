@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from inference_fixtures import GPU_MACHINE, OBJECT, SHARED, SIZE, TinyReader, make_tiny_data
 
 from act_pipeline.cli.eval import parse_request
@@ -19,6 +20,7 @@ from act_pipeline.core.artifacts import InferenceModel, OnnxModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import ENGINES, Engine, best_engine, create_engine, find_support, machine, support
 from act_pipeline.engines.machine import optional_packages
+from act_pipeline.engines.onnx_runtimes import openvino as openvino_engine
 from act_pipeline.engines.onnx_runtimes.onnx_files import inspect_onnx
 from act_pipeline.engines.onnx_runtimes.openvino import OpenVINOEngine
 from act_pipeline.inference import InferenceRequest, run_inference
@@ -166,6 +168,27 @@ def test_what_is_not_int8_computes_in_f32_unless_bf16_is_asked_for(int8_model):
     engine.close()
     with pytest.raises(UserError, match="float_precision is 'f16', expected one of auto, f32, bf16"):
         create_engine("openvino", int8_model, "int8", float_precision="f16")
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_model_may_state_bf16_for_what_is_not_int8(int8_model, supported, tmp_path, monkeypatch):
+    """Only where the CPU computes in bf16; an exported file beside the description is treated like its folder."""
+    monkeypatch.setattr(openvino_engine, "computes_in_bf16", lambda core: supported)
+    folder = tmp_path / "model"
+    shutil.copytree(int8_model.directory, folder)
+    described = yaml.safe_load((folder / "infer_cfg.yml").read_text()) if (folder / "infer_cfg.yml").exists() else {}
+    (folder / "infer_cfg.yml").write_text(yaml.safe_dump({**described, "float_precision": "bf16"}))
+    model = InferenceModel.load(folder)
+    for stating in (model, lowered_onnx(model)):
+        engine = create_engine("openvino", stating, "int8", threads=1)
+        assert engine.settings["float_precision"] == ("bf16" if supported else "f32")
+        engine.close()
+    engine = create_engine("openvino", model, "int8", threads=1, float_precision="f32")
+    assert engine.settings["float_precision"] == "f32"
+    engine.close()
+    (folder / "infer_cfg.yml").write_text("float_precision: half\n")
+    with pytest.raises(UserError, match="infer_cfg.yml: float_precision is 'half', expected f32 or bf16"):
+        create_engine("openvino", model, "int8", threads=1)
 
 
 def test_float_precision_cannot_contradict_the_precision(float_model):

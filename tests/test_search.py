@@ -19,6 +19,7 @@ from act_pipeline.core.hashing import hash_files
 from act_pipeline.core.records import SEARCH_SCHEMA, read_record
 from act_pipeline.data.builtin_sample import make_sample
 from act_pipeline.demo import COMPRESS_CONFIG, MODEL_CONFIG, WEIGHTS
+from act_pipeline.engines.onnx_runtimes.openvino import computes_in_bf16
 from act_pipeline.evaluation.confidence import Difference
 from act_pipeline.search import halving
 from act_pipeline.search.halving import Entry, halve, steps
@@ -208,7 +209,10 @@ def test_the_sample_is_searched(sample_model: InferenceModel, tmp_path: Path) ->
     record = read_record(tmp_path / "search" / "search.json", SEARCH_SCHEMA)
     assert record["chosen"] == {"name": outcome.chosen.name, "precision": "int8"}
     by_name = {(one["name"], one["precision"]): one for one in record["rows"]}
-    assert len(by_name) == 4 + 2 and (tmp_path / "search" / "search.png").exists()
+    in_bf16 = 2 if computes_in_bf16() else 0
+    assert len(by_name) == 4 + 2 + in_bf16 and (tmp_path / "search" / "search.png").exists()
+    stated = [InferenceModel.load(one["folder"]).infer_cfg().get("float_precision") for one in record["rows"]]
+    assert stated.count("bf16") == in_bf16
     full = by_name["layers2_queries50_224x224", "fp32"]
     assert full["map_drop"] is None and full["ratio"] == 1 and full["map"] > 0.5
     for one in record["rows"]:
