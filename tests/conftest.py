@@ -15,6 +15,7 @@ from together import a_turn, keep_to_own_cores, together  # noqa: E402
 keep_to_own_cores()
 
 from inference_fixtures import float_model, int8_model  # noqa: E402, F401
+from placement_fixtures import four_groups  # noqa: E402, F401
 from sample_fixtures import demo, sample_model  # noqa: E402, F401
 
 import act_pipeline  # noqa: E402, F401  (makes paddle importable, whichever test imports it first)

@@ -13,6 +13,10 @@ _TRTEXEC = """\
 set -eu
 cd "$(dirname "$0")"
 {dla_choice}
+{trtexec}{run}
+echo "{engine} is built; next: {next_step}"
+"""
+_FIND = """\
 for candidate in "$(command -v trtexec || true)" /usr/src/tensorrt/bin/trtexec /opt/tensorrt/bin/trtexec; do
     if [ -z "${{TRTEXEC:-}}" ] && [ -n "$candidate" ] && [ -x "$candidate" ]; then TRTEXEC="$candidate"; fi
 done
@@ -33,10 +37,8 @@ else
 fi
 case "$found" in
     {pattern}) ;;
-    *) echo "error: this bundle is for {version}, here is TensorRT $found: make one with --tensorrt" >&2; exit 2 ;;
+    *) echo "error: {what} for {version}, here is TensorRT $found: make one with --tensorrt" >&2; exit 2 ;;
 esac
-{run}
-echo "{engine} is built; next: {next_step}"
 """
 _BY_PYTHON = """\
     if {not_dla}python3 -c "import tensorrt" 2>/dev/null; then exec python3 build.py; fi
@@ -97,23 +99,47 @@ def build_script(
         if target.dla
         else f"{target.device} has no DLA"
     )
-    pack = target.jetpack.get(version.name)
     capabilities = " and ".join(target.compute_capabilities)
     # A distribution of TensorRT without trtexec is NVIDIA's wheel, which build.py uses.
+    without = _BY_PYTHON.format(not_dla='[ -z "$dla" ] && ' if dla_model else "") if by_python else ""
     return _TRTEXEC.format(
         model=model,
         device=target.device,
         version=version.title,
-        jetpack=f" (JetPack {pack})" if pack else "",
+        jetpack=_jetpack(target, version),
         capability=f", compute capability {capabilities}" if capabilities else "",
         dla_flag="--dla] [" if dla_model is not None else "",
         dla_choice=_DLA if dla_model is not None else _NO_DLA % missing,
-        without_trtexec=_BY_PYTHON.format(not_dla='[ -z "$dla" ] && ' if dla_model else "") if by_python else "",
+        trtexec=find_trtexec(target, version, "this bundle is", without),
         engine=engine,
         next_step=next_step,
-        pattern=version.name if "." in version.name else f"{version.name}.*",
         run=run,
     )
+
+
+def find_trtexec(target: Target, version: Version, what: str, without_trtexec: str = "") -> str:
+    """Return lines of a shell script that set ``$TRTEXEC``, ``$found`` (``10.3``) and ``$number`` (``100300``).
+
+    They end the script where there is no ``trtexec``, or one of another version.
+
+    Args:
+        target: the device.
+        version: its TensorRT.
+        what: what is for this version, and the verb.
+        without_trtexec: lines to run where there is none.
+    """
+    return _FIND.format(
+        version=version.title,
+        jetpack=_jetpack(target, version),
+        what=what,
+        without_trtexec=without_trtexec,
+        pattern=version.name if "." in version.name else f"{version.name}.*",
+    )
+
+
+def _jetpack(target: Target, version: Version) -> str:
+    pack = target.jetpack.get(version.name)
+    return f" (JetPack {pack})" if pack else ""
 
 
 def _command(model: str, engine: str, flags: Sequence[str]) -> str:

@@ -64,32 +64,30 @@ def device_model(
     where = str(model.directory)
     check_precision(target, summary.quantized, where)
     decoder = decoder_of(model, summary.output_shapes)
-    nms = _nms_mode(decoder, summary.op_counts, version, where)
+    nms = nms_mode(decoder, summary.op_counts, version)
+    if nms is None:
+        raise UserError(
+            f"{where} is of the family {decoder.family.name}, expected one of {', '.join((*_DECODED, *_WITH_NMS))}: a "
+            "bundle has no decoding for others; run it with deploy/infer_eval.py"
+        )
     reader, steps, classes = _device_reader(model, reader_config, advice)
     return DeviceModel(model, summary.quantized, decoder, nms, reader, steps, classes)
 
 
-def _nms_mode(decoder: Decoder, ops: Any, version: Version | None, where: str) -> str:
+def nms_mode(decoder: Decoder, ops: Any, version: Version | None) -> str | None:
     """Return what :func:`act_pipeline.onnx_export.lower` shall do about NMS.
 
     Args:
         decoder: of the model's outputs.
         ops: op types of the model's program.
         version: TensorRT on the device; None: another runtime.
-        where: path of the model, for the message.
 
-    Raises:
-        UserError: the device's scripts have no decoding for the model's family.
+    Returns:
+        The mode; None: the device's scripts have no decoding for the model's family, and it has no NMS.
     """
-    name = decoder.family.name
-    if name in _WITH_NMS or "multiclass_nms3" in ops:
+    if decoder.family.name in _WITH_NMS or "multiclass_nms3" in ops:
         return "tensorrt" if version is not None and version.plugins else "onnx"
-    if name not in _DECODED:
-        raise UserError(
-            f"{where} is of the family {name}, expected one of {', '.join((*_DECODED, *_WITH_NMS))}: a bundle has no "
-            "decoding for others; run it with deploy/infer_eval.py"
-        )
-    return "none"
+    return "none" if decoder.family.name in _DECODED else None
 
 
 def write_onnx(

@@ -45,15 +45,32 @@ def open_reader(config: Config, model: InferenceModel, overrides: Sequence[str] 
     fit = fit_reader(model, Reader.load(config.global_.reader_config, overrides))
     if not config.global_.evaluation:
         return fit.reader, fit.notes
-    reader, notes = _evaluated(config, fit.reader)
+    reader, notes = evaluated_splits(fit.reader, config.global_.evaluation)
+    return reader, (*fit.notes, *notes)
+
+
+def evaluated_splits(reader: Reader, evaluation: object) -> tuple[Reader, tuple[str, ...]]:
+    """Return a reader whose EvalDataset is what a compression evaluates, without images that calibrate.
+
+    Args:
+        reader: fitted to the model.
+        evaluation: ``Global.Evaluation``.
+
+    Returns:
+        The reader, and one line for each change that was made to it.
+
+    Raises:
+        UserError: the data cannot be split.
+    """
+    reader, notes = _evaluated(evaluation, reader)
     reader, note = separate_splits(reader)
-    return reader, (*fit.notes, *notes, *([] if note is None else [note]))
+    return reader, (*notes, *([] if note is None else [note]))
 
 
-def _evaluated(config: Config, reader: Reader) -> tuple[Reader, list[str]]:
+def _evaluated(evaluation: object, reader: Reader) -> tuple[Reader, list[str]]:
     """Return a reader whose EvalDataset is what models are evaluated on, with or without labels, and notes on it."""
     datasets = reader.settings.datasets
-    if config.global_.evaluation == "agreement":
+    if evaluation == "agreement":
         notes = []
         if "eval" not in datasets and "test" in datasets:
             datasets = {**datasets, "eval": datasets["test"]}

@@ -28,6 +28,7 @@ COMMANDS = {
     "onnx": ("act_pipeline.cli.onnx", "a model as an ONNX file, for OpenVINO, ONNX Runtime or TensorRT"),
     "engine": ("act_pipeline.cli.engine", "a TensorRT engine of a model"),
     "bundle": ("act_pipeline.cli.bundle", "a model with everything that its target machine needs, in one file"),
+    "placement": ("act_pipeline.cli.placement", "which ops TensorRT computes sooner in FP16, timed on its machine"),
     "triton-repository": (
         "act_pipeline.cli.triton_repository",
         "a model as a repository for Triton Inference Server and OpenVINO Model Server",

@@ -73,14 +73,20 @@ class Candidates:
     """
 
     def __init__(
-        self, settings: Strategy, judge: Judge, reader: Reader, fp32: Optional[Evaluation], *, progress: bool
+        self,
+        settings: Strategy,
+        judge: Optional[Judge],
+        reader: Optional[Reader],
+        fp32: Optional[Evaluation],
+        *,
+        progress: bool,
     ) -> None:
         """Start without candidates.
 
         Args:
             settings: section ``Strategy``, for ``max_drop``, ``min_agreement`` and ``confidence``.
-            judge: evaluates the candidates.
-            reader: the data.
+            judge: evaluates the candidates; None, without ``fp32``: nothing does.
+            reader: the data; None: as ``judge``.
             fp32: the float model's evaluation; None: nothing is evaluated.
             progress: show progress bars on stderr.
         """
@@ -94,6 +100,7 @@ class Candidates:
     def add(self, candidate: Candidate) -> Candidate:
         """Add a candidate and return it, evaluating it first unless that was done or nothing is evaluated."""
         if self._fp32 is not None and candidate.evaluation is None:
+            assert self._judge is not None and self._reader is not None
             with timed(candidate.seconds, "evaluate_int8"):
                 candidate.evaluation = self._judge.evaluate(candidate.model, "int8", self._reader, self._progress)
         candidate.bytes = candidate.model.bytes
@@ -120,6 +127,7 @@ class Candidates:
     @functools.cached_property
     def truth(self) -> GroundTruth:
         """Ground truth of the eval split."""
+        assert self._reader is not None
         return GroundTruth.load(self._reader, "eval")
 
     @property

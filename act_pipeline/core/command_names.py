@@ -18,6 +18,7 @@ SCRIPTS = {
     "deploy/export_onnx.py": "onnx",
     "deploy/build_engine.py": "engine",
     "deploy/bundle.py": "bundle",
+    "deploy/placement.py": "placement",
     "deploy/triton_repository.py": "triton-repository",
     "deploy/promote.py": "promote",
     "deploy/rollback.py": "rollback",

@@ -271,10 +271,12 @@ class PlacementRecord:
         reverted: names of the ops that are in float now.
         groups: name of a group that was reverted -> number of its ops.
         gains: name of every group -> how much faster the model is with this group alone in float, as a share.
-        latency_ms: medians of one image: ``all`` (ops in INT8), ``placed``, and the float model by precision.
+        latency_ms: medians: ``all`` (ops in INT8), ``placed``, and the float model by precision.
         int8_gain: how much faster the saved model is than the fastest float model, as a share.
         float_precision: precision of the fastest float model.
         measured, from_cache: number of measurements that were made, and that an earlier run had made.
+        device: the machine that was measured; None: the one that compressed.
+        batch: number of images that were timed at once.
     """
 
     verdict: str
@@ -289,6 +291,8 @@ class PlacementRecord:
     float_precision: str = "fp32"
     measured: int | None = None
     from_cache: int | None = None
+    device: str | None = None
+    batch: int = 1
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any] | None) -> PlacementRecord | None:

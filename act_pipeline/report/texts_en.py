@@ -48,10 +48,14 @@ TEXTS = {
     "agreement": "Of the {boxes} boxes that FP32 is sure of (a score above 0.3), INT8 finds {matched}; they overlap with an "
     "IoU of {iou}, and their scores change by {change} on average.",
     # Placement by measurement.
-    "placement_int8": "INT8 everywhere: no op is worth reverting to float in {engine} on this machine.",
-    "placement_mixed": "Mixed: {reverted} of {ops} ops are in float, since {engine} computes them sooner so on this machine.",
-    "placement_float": "Ship {float}: INT8 is not faster in {engine} on this machine.",
-    "placement_measured": "One image takes {placed} ms, {all} ms with all ops in INT8, and {ms} ms in {float}.",
+    "placement_int8": "INT8 everywhere: no op is worth reverting to float in {engine} {where}.",
+    "placement_mixed": "Mixed: {reverted} of {ops} ops are in float, since {engine} computes them sooner so {where}.",
+    "placement_float": "Ship {float}: INT8 is not faster in {engine} {where}.",
+    "placement_here": "on this machine",
+    "placement_there": "on {device}",
+    "placement_one": "One image takes",
+    "placement_several": "{batch} images take",
+    "placement_measured": "{images} {placed} ms, {all} ms with all ops in INT8, and {ms} ms in {float}.",
     "from_to": "{low} to {high}",
     # The four figures below the verdict.
     "tile_accuracy": "Accuracy, mAP",

@@ -18,6 +18,8 @@ from typing import Optional, Union
 import numpy as np
 
 LEAST_GAIN = 0.02
+# Labels of the two models of a measurement that asks whether more groups gain in addition.
+BEFORE, AFTER = "before", "after"
 # A model of a measurement: the names of the ops reverted to float, or the precision of the float model.
 Variant = Union[frozenset[str], str]
 # Label -> model, to label -> seconds of each round.
@@ -132,8 +134,8 @@ def _single_gains(groups: Sequence[OpGroup], measure: Measure) -> dict[str, Gain
 
 def _gains_in_addition(reverted: Sequence[OpGroup], more: Sequence[OpGroup], measure: Measure) -> bool:
     now = _ops(reverted)
-    times = measure({"before": now, "after": now | _ops(more)})
-    return Gain.of(times["before"], times["after"]).counts
+    times = measure({BEFORE: now, AFTER: now | _ops(more)})
+    return Gain.of(times[BEFORE], times[AFTER]).counts
 
 
 def _verified(
@@ -156,7 +158,9 @@ def _ops(groups: Sequence[OpGroup]) -> frozenset[str]:
     return frozenset(op for group in groups for op in group.ops)
 
 
-def verdict_line(verdict: Optional[str], reverted: int, ops: int, engine: str, float_precision: str) -> str:
+def verdict_line(
+    verdict: Optional[str], reverted: int, ops: int, engine: str, float_precision: str, where: str = "here"
+) -> str:
     """Return the verdict for users, in one line.
 
     Args:
@@ -165,9 +169,10 @@ def verdict_line(verdict: Optional[str], reverted: int, ops: int, engine: str, f
         ops: number of ops that were in INT8 before.
         engine: the runtime.
         float_precision: of the fastest float model, such as ``fp32``.
+        where: the machine that was measured.
     """
     if verdict == FLOAT:
-        return f"ship {float_precision.upper()}: INT8 is not faster in {engine} here"
+        return f"ship {float_precision.upper()}: INT8 is not faster in {engine} {where}"
     if verdict == MIXED:
-        return f"mixed: {reverted} of {ops} ops in float, since {engine} computes them sooner so here"
-    return f"INT8 everywhere: no op is worth reverting in {engine} here"
+        return f"mixed: {reverted} of {ops} ops in float, since {engine} computes them sooner so {where}"
+    return f"INT8 everywhere: no op is worth reverting in {engine} {where}"

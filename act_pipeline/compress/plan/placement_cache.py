@@ -47,8 +47,7 @@ class StoredMeasurements:
 
     def __call__(self, models: Mapping[str, Variant]) -> Mapping[str, Sequence[float]]:
         """Return label -> seconds of each round."""
-        described = {label: ops if isinstance(ops, str) else sorted(ops) for label, ops in models.items()}
-        key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
+        key = key_of(models)
         if self._known.get(key, {}).keys() == models.keys():
             self.reused += 1
             return self._known[key]
@@ -59,6 +58,12 @@ class StoredMeasurements:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text_atomically(self.path, json.dumps(record))
         return self._known[key]
+
+
+def key_of(models: Mapping[str, Variant]) -> str:
+    """Return what a measurement is found by: its labels and models."""
+    described = {label: ops if isinstance(ops, str) else sorted(ops) for label, ops in models.items()}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _read(path: Path) -> dict[str, dict[str, list[float]]]:

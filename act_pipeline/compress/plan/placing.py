@@ -6,11 +6,10 @@ import contextlib
 import sys
 from typing import Any
 
-from act_pipeline.compress.accuracy_control.revert import revert_to_float
 from act_pipeline.compress.candidates import Candidate
 from act_pipeline.compress.job import Job
-from act_pipeline.compress.plan.op_inventory import inventory_of
-from act_pipeline.compress.plan.placement import MIXED, Placement, place, verdict_line
+from act_pipeline.compress.plan.placed import keep_placed, placed_candidate, placement_record
+from act_pipeline.compress.plan.placement import place
 from act_pipeline.compress.plan.placement_cache import StoredMeasurements
 from act_pipeline.compress.plan.placement_groups import group_ops, structure_hash
 from act_pipeline.compress.plan.placement_timing import ROUNDS, Timer
@@ -71,35 +70,10 @@ def place_by_measurement(job: Job, chosen: Candidate, model: InferenceModel) -> 
         floats = [name for name in ("fp32", "bf16") if _runs(engine, name)]
         found = place(groups, measure, floats)
     chosen.seconds.update(seconds)
-    placed = _placed(job, chosen, found)
-    kept = placed if placed is not None and (job.tried.meets(placed) or not job.tried.meets(chosen)) else chosen
-    if found.verdict == MIXED and kept is chosen:
-        _say(job, "placement: the model with the faster ops in float is not within the limits; all stay in INT8")
-        found = found.without_reverts()
-    return kept, _record(found, engine, len(ops), measure)
-
-
-def _placed(job: Job, chosen: Candidate, found: Placement) -> Candidate | None:
-    """Return the candidate with the ops of a decision in float, evaluated; None: there are none."""
-    names = found.ops
-    if not names or len(names) == sum(chosen.inventory.quantized.values()):
-        return None
-    selection = chosen.selection.revert_to_float(names, f"faster in float in {job.judge.engine}")
-    placed = revert_to_float(chosen.model, names, job.folder("placed"), chosen.source)
-    inventory = inventory_of(placed, job.config.op_types, job.config.op_section, selection)
-    return job.tried.add(
-        Candidate(
-            f"{chosen.name}, placed",
-            "mixed",
-            placed,
-            chosen.source,
-            selection,
-            inventory,
-            chosen.details,
-            note=f"{len(names)} ops in float, which is faster in {job.judge.engine}",
-            reverted=chosen.reverted,
-        )
-    )
+    config = job.config
+    placed = placed_candidate(chosen, found, engine, job.folder("placed"), config.op_types, config.op_section)
+    kept, found = keep_placed(job.tried, chosen, placed, found, lambda line: _say(job, line))
+    return kept, placement_record(found, engine, len(ops), measure.made, measure.reused)
 
 
 def _identity(structure: str, engine: str, threads: int, trained: bool) -> dict[str, Any]:
@@ -113,23 +87,6 @@ def _identity(structure: str, engine: str, threads: int, trained: bool) -> dict[
         "rounds": ROUNDS,
         "int8 weights": trained,
     }
-
-
-def _record(found: Placement, engine: str, ops: int, measure: StoredMeasurements) -> PlacementRecord:
-    return PlacementRecord(
-        verdict=found.verdict,
-        line=verdict_line(found.verdict, len(found.ops), ops, engine, found.float_precision),
-        engine=engine,
-        ops=ops,
-        reverted=list(found.ops),
-        groups={group.name: len(group.ops) for group in found.reverted},
-        gains=dict(found.gains),
-        latency_ms=dict(found.latency_ms),
-        int8_gain=found.int8_gain,
-        float_precision=found.float_precision,
-        measured=measure.made,
-        from_cache=measure.reused,
-    )
 
 
 def _runs(engine: str, precision: str) -> bool:

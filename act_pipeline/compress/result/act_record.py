@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Optional
 
-from act_pipeline.compress.candidates import Candidate
+from act_pipeline.compress.candidates import Candidate, Candidates
 from act_pipeline.compress.job import Job
 from act_pipeline.compress.result.outcome import Measured
 from act_pipeline.core.artifacts import InferenceModel
@@ -31,7 +31,7 @@ def compression_record(
         measured: latency and reference evaluation of ``chosen``.
         placement: the placement by measurement; None: it was not asked for.
     """
-    steps = [_step(job, candidate, candidate is chosen) for candidate in job.tried]
+    steps = [step_of(job.tried, candidate, candidate is chosen) for candidate in job.tried]
     stages = dict(seconds)
     engines, threads = job.judge.parallel
     for taken in (*(candidate.seconds for candidate in job.tried), measured.seconds):
@@ -45,8 +45,8 @@ def compression_record(
         fp32=ModelFigures.of(job.fp32, model.bytes),
         int8=ModelFigures.of(chosen.evaluation, chosen.bytes),
         confidence=job.config.strategy.confidence if job.tried.limits else None,
-        map_drop=_map_drop(job, chosen),
-        comparison=_compared(job, chosen),
+        map_drop=map_drop(job.tried, chosen),
+        comparison=compared(job.tried, chosen),
         bytes_ratio=chosen.bytes / model.bytes,
         seconds={name: round(value, 2) for name, value in stages.items()},
         quantizable_ops=len(job.selection.ops),
@@ -74,30 +74,37 @@ def compression_record(
     )
 
 
-def _compared(job: Job, candidate: Candidate) -> ComparisonFigures:
-    found = job.tried.compare(candidate)
-    if found is None:
-        return ComparisonFigures()
-    return found.figures(job.tried.max_drop, job.tried.min_agreement)
+def compared(tried: Candidates, candidate: Candidate) -> ComparisonFigures:
+    """Return a candidate's comparison with the float model; empty: it was not evaluated."""
+    found = tried.compare(candidate)
+    return ComparisonFigures() if found is None else found.figures(tried.max_drop, tried.min_agreement)
 
 
-def _map_drop(job: Job, candidate: Candidate) -> float | None:
-    return job.tried.drop(candidate) if job.tried.has_map and candidate.evaluation else None
+def map_drop(tried: Candidates, candidate: Candidate) -> float | None:
+    """Return a candidate's drop of mAP; None: it was not evaluated, or there are no labels."""
+    return tried.drop(candidate) if tried.has_map and candidate.evaluation else None
 
 
-def _step(job: Job, candidate: Candidate, chosen: bool) -> Step:
+def step_of(tried: Candidates, candidate: Candidate, chosen: bool) -> Step:
+    """Return the entry of ``steps`` of a candidate.
+
+    Args:
+        tried: all candidates.
+        candidate: one of them.
+        chosen: whether it is the saved model.
+    """
     inventory = candidate.inventory
     return Step(
         name=candidate.name,
         strategy=candidate.strategy,
         note=candidate.note,
         figures=ModelFigures.of(candidate.evaluation, candidate.bytes, per_class=False),
-        map_drop=_map_drop(job, candidate),
-        comparison=_compared(job, candidate),
+        map_drop=map_drop(tried, candidate),
+        comparison=compared(tried, candidate),
         quantized=sum(inventory.quantized.values()),
         kept=len(inventory.kept),
         weight_only=len(inventory.weight_only),
         seconds=round(sum(candidate.seconds.values()), 2),
-        meets_max_drop=job.tried.meets(candidate),
+        meets_max_drop=tried.meets(candidate),
         chosen=chosen,
     )

@@ -72,10 +72,12 @@ def compression_table(record: Mapping[str, Any]) -> str:
 
 def placement_lines(found: PlacementRecord) -> list[str]:
     """Return the verdict of a placement by measurement, and what was measured."""
+    digits = 1 if found.device is None else 3  # a GPU takes few milliseconds
     latency = ", ".join(
-        f"{_LATENCY_NAMES.get(label, label.upper())} {ms:.1f}" for label, ms in found.latency_ms.items()
+        f"{_LATENCY_NAMES.get(label, label.upper())} {ms:.{digits}f}" for label, ms in found.latency_ms.items()
     )
-    lines = [f"placement: {found.line}", f"  one image in ms, in turns: {latency}"]
+    images = "one image" if found.batch == 1 else f"{found.batch} images"
+    lines = [f"placement: {found.line}", f"  {images} in ms, in turns: {latency}"]
     return lines + [f"  in float: {name} ({count} ops)" for name, count in found.groups.items()]
 
 

@@ -10,6 +10,8 @@ from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.engines.tensorrt.build import BuildOptions
 
 RTX = "rtx"
+# Of a timed run: enough for the GPU's clocks to rise, and for hundreds of inferences.
+WARM_UP_MS, DURATION_S = 500, 1
 # Ops that the export writes and NVIDIA's ONNX parser of a version does not know (onnx-tensorrt, by its branches).
 _NEVER = frozenset({"DynamicQuantizeLinear", "MatMulInteger"})
 _NOT_IN_8_5 = _NEVER | {"LayerNormalization", "IsInf"}
@@ -248,3 +250,34 @@ def trtexec_flags(
         shapes = [f"{key}:{'x'.join(map(str, sizes[place]))}" for key, sizes in (profile or {}).items()]
         flags.append(f"--{name}Shapes={','.join(shapes)}")
     return flags
+
+
+@dataclass(frozen=True)
+class TimingFlags:
+    """Flags of ``trtexec`` to build an engine without running it, and to time one that is built.
+
+    Attributes:
+        build: to build and not to run.
+        run: to time the GPU's work alone: launched as one CUDA graph, without copies of inputs and outputs, while the
+            host waits actively. From 11 on that is the default, and the flags are deprecated.
+        profile: for ``--exportProfile``, in a run of its own, since a profiler slows down what it looks at.
+    """
+
+    build: tuple[str, ...]
+    run: tuple[str, ...]
+    profile: tuple[str, ...]
+
+
+def timing_flags(version: Version, profile: Mapping[str, list[list[int]]] | None = None) -> TimingFlags:
+    """Return the flags, besides the files, by which ``trtexec`` builds and times an engine.
+
+    Args:
+        version: its TensorRT, 8.5 or later, not TensorRT-RTX.
+        profile: as for :func:`trtexec_flags`; the optimal shapes are timed.
+    """
+    shapes = [f"{name}:{'x'.join(map(str, sizes[1]))}" for name, sizes in (profile or {}).items()]
+    common = [f"--shapes={','.join(shapes)}"] if shapes else []
+    common += [f"--warmUp={WARM_UP_MS}", f"--duration={DURATION_S}"]
+    run = common if version.name == "11" else [*common, "--useCudaGraph", "--noDataTransfers", "--useSpinWait"]
+    build = "--buildOnly" if version.name == "8.5" else "--skipInference"
+    return TimingFlags((build,), tuple(run), tuple(common))

@@ -7,6 +7,7 @@ from tests.fuzz.targets.annotations import ANNOTATIONS
 from tests.fuzz.targets.checkpoint import CHECKPOINT
 from tests.fuzz.targets.config import CONFIG
 from tests.fuzz.targets.detections import DETECTIONS
+from tests.fuzz.targets.device_placement import DEVICE_PLACEMENT
 from tests.fuzz.targets.download import DOWNLOAD
 from tests.fuzz.targets.infer_cfg import INFER_CFG
 from tests.fuzz.targets.inference_yml import INFERENCE_YML
@@ -26,6 +27,7 @@ _ALL = (
     RECORDS,
     DETECTIONS,
     CHECKPOINT,
+    DEVICE_PLACEMENT,
     SHAPES,
     INFER_CFG,
     INFERENCE_YML,
