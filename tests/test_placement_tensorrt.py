@@ -293,6 +293,14 @@ def test_where_the_data_are_missing_the_accuracy_is_said_to_be_unknown(
     assert not (tmp_path / "placed").exists()
 
 
+def test_candidates_of_two_versions_of_the_export_are_not_mixed(study: Path, tmp_path: Path, capsys) -> None:
+    Device(tmp_path / "device", [300, 100, 100, 100], [100, 400, 400, 400]).measure(study)
+    content = json.loads((study / "placement.json").read_text())
+    content["of"]["export"] = "sha256:other"
+    (study / "placement.json").write_text(json.dumps(content))
+    assert read(study) == 2 and "was written by another version of this package" in capsys.readouterr().err
+
+
 def test_an_interrupted_measurement_goes_on(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Of a round that was cut, all is measured again."""
     device = Device(tmp_path / "device", [300] * 4, [400] * 4)

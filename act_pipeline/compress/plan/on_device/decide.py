@@ -19,6 +19,7 @@ from act_pipeline.core.output_folders import require_replaceable
 from act_pipeline.core.records import ACT_FILENAME
 from act_pipeline.core.tables import text_table
 from act_pipeline.engines.tensorrt.trtexec_records import LayerTime, read_compute_ms, read_layer_times
+from act_pipeline.onnx_export.export import lowering_hash
 
 _SLOWEST = 3
 # What TensorRT calls its own conversions between layouts and types.
@@ -80,6 +81,11 @@ def read_study(
     found = place(study.groups, recorded, [FLOAT16])
     table = (*_table(study, found), *_layers(folder, study))
     if recorded.missing:
+        if study.of.export != lowering_hash():
+            raise UserError(
+                f"{folder} was written by another version of this package, so the next candidates would differ from "
+                "the others in more than a group; run deploy/placement.py write into another folder"
+            )
         study = write_step(study.with_step(recorded.missing), folder, say)
         return Outcome(table, None, len(study.names(len(study.steps))))
     engine = f"TensorRT {machine.tensorrt}"
