@@ -14,6 +14,7 @@ from test_bundle_device import OPTIONS, recorded
 from test_placement import Clock, groups
 
 from act_pipeline.cli.main import main
+from act_pipeline.compress.candidates import Candidates
 from act_pipeline.compress.plan.on_device.foresight import Question, Recorded
 from act_pipeline.compress.plan.on_device.study import ROUNDS, Study
 from act_pipeline.compress.plan.placement import Placement, place
@@ -291,6 +292,26 @@ def test_where_the_data_are_missing_the_accuracy_is_said_to_be_unknown(
     shutil.rmtree(tmp_path / "placed")
     assert read(study, "--reader_config", str(tmp_path / "none.yml")) == 2
     assert not (tmp_path / "placed").exists()
+
+
+def test_a_model_that_is_not_within_the_limits_stays_in_int8(
+    four_groups: Compressed, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    """The candidate with the faster op in float is made to lose all of its mAP."""
+    device = Device(tmp_path / "device", [300, 100, 100, 100], [100, 400, 400, 400])
+    assert device.measure(study).returncode == 0 and read(study) == 0
+    assert device.measure(study).returncode == 0
+    monkeypatch.setattr(Candidates, "meets", lambda self, candidate: "placed" not in candidate.name)
+    assert read(study) == 0
+    printed = capsys.readouterr()
+    assert "the model with the faster ops in float is not within the limits; all stay in INT8" in printed.err
+    assert "placement: INT8 everywhere" in printed.out
+    act = placed_of(study)
+    assert act.placement is not None and (act.placement.verdict, list(act.placement.reverted)) == ("int8", [])
+    assert act.placement.latency_ms["placed"] == act.placement.latency_ms["all"] == pytest.approx(1.6)
+    assert [(step.name, step.chosen) for step in act.steps] == [("ptq:mse", True), ("ptq:mse, placed", False)]
+    assert act.quantized_ops == {"conv2d": 4} and act.int8.map == 1.0 and act.latency is not None
+    assert InferenceModel.load(tmp_path / "placed").content_hash() == four_groups.int8.content_hash()
 
 
 def test_candidates_of_two_versions_of_the_export_are_not_mixed(study: Path, tmp_path: Path, capsys) -> None:
