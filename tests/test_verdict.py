@@ -185,7 +185,8 @@ def test_a_record_is_written_as_it_was_read():
                       "difference": {"low": -0.1, "high": 0.1}},
         "placement": {"verdict": "mixed", "line": "mixed: 2 of 3", "engine": "openvino", "ops": 3, "reverted": ["a", "b"],
                       "groups": {"g": 2}, "gains": {"g": 0.1, "h": -0.1}, "latency_ms": {"all": 3.0, "placed": 2.0},
-                      "int8_gain": 0.5, "float_precision": "bf16", "measured": 2, "from_cache": 1},
+                      "int8_gain": 0.5, "float_precision": "bf16", "measured": 2, "from_cache": 1,
+                      "device": "Tesla T4", "batch": 8},
         "model_hash": "sha256:ab", "overrides": ["a.b=c"],
     }  # fmt: skip
     assert json.dumps(ActRecord.from_json(record).as_json()) == json.dumps(record)
