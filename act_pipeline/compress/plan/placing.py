@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from typing import Any
 
 from act_pipeline.compress.accuracy_control.revert import revert_to_float
@@ -65,7 +64,7 @@ def place_by_measurement(job: Job, chosen: Candidate, model: InferenceModel) -> 
             structure = structure_hash(graph, groups)
         timer = Timer(
             chosen.model, chosen.source, model, engine, threads, job.held_out.feeds[:_IMAGES],
-            job.folder("placement"), job.judge.decoder, lambda line: _say(job, line),
+            job.folder("placement"), job.judge.decoder, job.say,
         )  # fmt: skip
         measure = StoredMeasurements(timer, _identity(structure, engine, threads, chosen.source is None))
         floats = [name for name in ("fp32", "bf16") if _runs(engine, name)]
@@ -74,7 +73,7 @@ def place_by_measurement(job: Job, chosen: Candidate, model: InferenceModel) -> 
     placed = _placed(job, chosen, found)
     kept = placed if placed is not None and (job.tried.meets(placed) or not job.tried.meets(chosen)) else chosen
     if found.verdict == MIXED and kept is chosen:
-        _say(job, "placement: the model with the faster ops in float is not within the limits; all stay in INT8")
+        job.say("placement: the model with the faster ops in float is not within the limits; all stay in INT8")
         found = found.without_reverts()
     return kept, _record(found, engine, len(ops), measure)
 
@@ -137,8 +136,3 @@ def _runs(engine: str, precision: str) -> bool:
         return find_support(engine, precision, "CPU").available
     except UserError:
         return False
-
-
-def _say(job: Job, line: str) -> None:
-    if job.progress:
-        print(line, file=sys.stderr)
