@@ -88,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="with --onnx, for the image encoder of a Segment Anything: the folder of its imported mask decoder",
     )
-    parser.add_argument("--images", metavar="DIR", help="pictures to compare on; default: random numbers")
+    parser.add_argument(
+        "--images", metavar="DIR", help="pictures to compare on; default: scenes of the built-in sample"
+    )
     parser.add_argument("--fixed_batch", action="store_true", help="keep the file's batch size instead of opening it")
     parser.add_argument(
         "--paddle3_python",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
@@ -63,6 +64,11 @@ class Job:
     ranks: Ranks = ALONE
     rankings: dict[str, Ranker] = field(default_factory=dict)
     analysis: Optional[dict[str, Any]] = None
+
+    def say(self, line: str) -> None:
+        """Print a line on stderr, if progress is shown."""
+        if self.progress:
+            print(line, file=sys.stderr)
 
     def folder(self, name: str) -> Path:
         """Return a new, empty folder in :attr:`work`, whose name ends with ``name``."""

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -16,6 +16,7 @@ from act_pipeline.calibration.feeds import feeds_of, training_reader
 from act_pipeline.calibration.images import calibration_batches
 from act_pipeline.compress.accuracy_control.algorithm import control_accuracy
 from act_pipeline.compress.accuracy_control.revert import rescaled, revert_to_float
+from act_pipeline.compress.accuracy_control.take_back import spare_ops, take_back
 from act_pipeline.compress.candidates import Candidate
 from act_pipeline.compress.job import Job
 from act_pipeline.compress.plan.op_inventory import inventory_of
@@ -85,7 +86,7 @@ def auto(job: Job) -> Candidate:
 
     The order is: calibration by the best of all algorithms, or one that is nearly as good; SmoothQuant with such a
     calibration; at most a tenth of the ops in float; training if the config has its sections; any number of ops in
-    float.
+    float. Where one of the first two is enough, ops that stay float by default are tried in INT8 (`take_back`).
 
     Args and result are those of :func:`ptq`.
     """
@@ -163,27 +164,27 @@ def _best_calibrated(job: Job, source: _FloatModel) -> Candidate:
     """Return a candidate by the calibration algorithm that changes the detections least on held-out images.
 
     Where it is not within the limits, those that are nearly as good there are tried too: the first one within the
-    limits is returned, or else the best of them.
+    limits is returned, with more ops in INT8 where that costs little, or else the best of them.
     """
-    post = _calibrate(job, source)
+    post = _calibrate(job, source, spare_ops(source.selection))
     seconds = _stages(source, post)
     with timed(seconds, "choose"):
         changes = _compare(job, post)
-    least = min(changes.values())
+    allowed = _NEARLY_BEST * min(changes.values())
     tried: list[Candidate] = []
     for algo in sorted(changes, key=changes.__getitem__):
-        if changes[algo] > _NEARLY_BEST * least:
+        if changes[algo] > allowed:
             break
         tried.append(_quantized(job, source, post, algo, changes, {} if tried else seconds))
         if job.tried.meets(tried[-1]):
-            return tried[-1]
+            return take_back(job, tried[-1], post, algo, changes[algo], allowed)
     return max(tried, key=job.tried.rank)
 
 
-def _calibrate(job: Job, source: _FloatModel) -> PostTraining:
-    """Run the calibration images through a float model."""
+def _calibrate(job: Job, source: _FloatModel, spare: Sequence[str] = ()) -> PostTraining:
+    """Run the calibration images through a float model; see :class:`PostTraining` for ``spare``."""
     batches = calibration_batches(job.reader, job.config.quant_post, job.progress)
-    return PostTraining(source.model, job.config, batches, job.device, source.selection)
+    return PostTraining(source.model, job.config, batches, job.device, source.selection, spare)
 
 
 def _stages(source: _FloatModel, post: PostTraining) -> dict[str, float]:

@@ -35,6 +35,12 @@ SIMILARITY = "similarity of two activations that is a score itself: INT8 would r
 LINEAR_ATTENTION = "sums of a linear attention: one INT8 scale cannot hold them beside the rest"
 DISTRIBUTION = "mean of a distribution over box distances (DFL): INT8 would round the distances and move every box"
 NO_MATRIX = "product with a constant that is no matrix: runtimes refuse its INT8 scales"
+# What INT8 distorts in most models, not in all: reason -> name of the group of ops. What a runtime refuses is not here.
+MAY_BE_INT8 = {
+    LINEAR_ATTENTION: "linear attention",
+    SIMILARITY: "similarities that are scores",
+    DISTRIBUTION: "mean of a distribution (DFL)",
+}
 
 
 def float_by_default(graph: StaticGraph, ops: Sequence[QuantizableOp]) -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 _ATTRIBUTE = "op_namescope"
+# PaddleSlim's passes look for this in the scope of an op, see `compress.plan.op_selection.skip_patterns`.
+KEPT_SCOPE = "skip_quant/act_pipeline"
 
 
 def set_module(op: Any, name: str) -> None:
@@ -23,5 +25,19 @@ def module_of(op: Any) -> str:
     Args:
         op: a Paddle operator; programs without scopes have ``/``.
     """
-    scope = op.attr(_ATTRIBUTE) if op.has_attr(_ATTRIBUTE) else ""
-    return ".".join(part for part in str(scope).split("/") if part)
+    return ".".join(part for part in _scope(op).removeprefix(f"/{KEPT_SCOPE}").split("/") if part)
+
+
+def mark_kept(op: Any, kept: bool) -> None:
+    """Mark an op so that PaddleSlim's passes insert no Q/DQ before it, or take the mark away; its module stays.
+
+    Args:
+        op: a Paddle operator.
+        kept: whether it stays float.
+    """
+    scope = _scope(op).removeprefix(f"/{KEPT_SCOPE}") or "/"
+    op._set_attr(_ATTRIBUTE, f"/{KEPT_SCOPE}{scope}" if kept else scope)
+
+
+def _scope(op: Any) -> str:
+    return str(op.attr(_ATTRIBUTE)) if op.has_attr(_ATTRIBUTE) else ""

@@ -27,9 +27,10 @@ from act_pipeline.families.registry import POST_PROCESS_IN_GRAPH, family_named, 
 from act_pipeline.graph.model_files import inspect_model
 from act_pipeline.graph.static_graph import static_mode
 from act_pipeline.importers.onnx.convert import Converted, convert, require_known_ops
+from act_pipeline.importers.onnx.pictures import Pictures
 from act_pipeline.importers.onnx.read import Constants, input_names, read_onnx, require_importers
 from act_pipeline.importers.onnx.source import OnnxInput, OnnxSource
-from act_pipeline.importers.onnx.verify import TOLERANCE, Reference, check_pictures, state_difference
+from act_pipeline.importers.onnx.verify import TOLERANCE, Reference, state_difference
 
 IMPORT_SCHEMA = "act_pipeline.import/1"
 RECORD_FILENAME = "import.json"
@@ -52,6 +53,7 @@ class ImportedModel:
         fixed_batch: why the batch is fixed; empty if it is open.
         paddle3_difference: largest difference to the model of Paddle 3 that the ONNX file was made from; None: of none.
         named_classes: whether the class names are known.
+        compared_on: what was compared with ONNX Runtime, in a few words.
     """
 
     model: InferenceModel
@@ -62,6 +64,7 @@ class ImportedModel:
     fixed_batch: str = ""
     paddle3_difference: float | None = None
     named_classes: bool = True
+    compared_on: str = ""
 
     def summary(self) -> str:
         """Return what was made, in a few lines."""
@@ -72,7 +75,7 @@ class ImportedModel:
         ]
         if self.fixed_batch:
             lines.append(f"the batch is fixed: {self.fixed_batch}")
-        lines.append(f"largest difference to ONNX Runtime: {self.max_difference:.1e}")
+        lines.append(f"largest difference to ONNX Runtime: {self.max_difference:.1e}, on {self.compared_on}")
         unfed = [name for name in self.inputs if name not in _FED]
         if unfed and self.family is not sam.DECODER_FAMILY:
             names = " and ".join(unfed)
@@ -112,7 +115,8 @@ def import_onnx(
         output: the folder to write; None: ``output_inference/<stem of the file>``.
         input_shape: input name -> shape, for inputs with open dimensions besides the batch. An empty name stands for
             the only input with so many dimensions.
-        images: a folder with pictures, or one, to compare with; random numbers without.
+        images: a folder with pictures, or one, to compare with; None: scenes of the built-in sample. They are prepared
+            as for the family. Inputs that are no picture are given random numbers.
         family: the detector family, a name of :mod:`act_pipeline.families`; None: as the outputs say.
         fixed_batch: keep the batch of the file; else it is left open where the graph computes each image by itself.
         prompt: for a model that takes text: what it looks for (:func:`act_pipeline.families.prompt.make_prompt`). It
@@ -133,11 +137,12 @@ def import_onnx(
             is no prompt, or a package of the extra ``importers`` is missing.
     """
     require_importers()
-    if family is not None:
-        family = family_named(family, "--family").name
+    known: DetectorFamily | None = None if family is None else family_named(family, "--family")
+    if mask_decoder is not None or prompt is not None:
+        known = sam.FAMILY if mask_decoder is not None else grounding_dino.FAMILY
     file = Path(path)
     directory = Path(output) if output is not None else Path("output_inference") / file.stem
-    pictures = check_pictures(None if images is None else Path(images))
+    pictures = Pictures.of(None if images is None else Path(images))
     require_replaceable(directory, RECORD_FILENAME, "--output")
     source = read_onnx(file, input_shape, _frozen(file, prompt, freeze))
     require_known_ops(source)
@@ -145,21 +150,22 @@ def import_onnx(
     if prompt is None:
         _require_no_text(source)
     decoder = None if mask_decoder is None else _mask_decoder(mask_decoder)
-    reference = Reference(source, pictures)
+    reference = Reference(source, pictures, known)
     with new_artifact(directory) as staging, static_mode():
         model, converted, difference, reason = _converted(source, reference, staging / "made", fixed_batch)
         for written in model.directory.iterdir():
             shutil.move(str(written), staging / written.name)
         shutil.rmtree(model.directory)
         inputs, outputs = _described(source, converted)
-        asked = grounding_dino.FAMILY.name if prompt is not None else family
-        found = _family(file, outputs, sam.FAMILY.name if decoder is not None else asked)
+        found = _family(file, outputs, None if known is None else known.name)
         if found is not sam.DECODER_FAMILY:
             _require_image(source)
         write_infer_cfg(staging, source, found, prompt)
         if decoder is not None:
             _write_keys(InferenceModel(staging), {sam.MASK_DECODER: os.path.relpath(decoder.directory, directory)})
-        write_record(staging / RECORD_FILENAME, IMPORT_SCHEMA, _record(source, inputs, outputs, difference, reason))
+        record = _record(source, inputs, outputs, difference, reason)
+        record["compared_on"] = reference.compared_on
+        write_record(staging / RECORD_FILENAME, IMPORT_SCHEMA, record)
         converted.graph.close()
     if decoder is not None:
         _write_keys(decoder, {sam.IMAGE_ENCODER: os.path.relpath(directory, decoder.directory)})
@@ -171,6 +177,7 @@ def import_onnx(
         found,
         reason,
         named_classes=bool(source.class_names or prompt is not None or isinstance(found, PairedFamily)),
+        compared_on=reference.compared_on,
     )
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Union
 
 from act_pipeline.config import Quantize
 from act_pipeline.core.errors import UserError, suggest
+from act_pipeline.graph.name_scopes import KEPT_SCOPE, mark_kept
 from act_pipeline.graph.quantizable_ops import QuantizableOp
 from act_pipeline.graph.rtdetr_modules import OTHER_GROUP
 from act_pipeline.graph.static_graph import StaticGraph
-
-# Name scope of ops that stay float: PaddleSlim's passes compare name scopes with not_quant_pattern.
-KEPT_SCOPE = "skip_quant/act_pipeline"
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,15 @@ class Selection:
         kept: name of an op that stays float -> the reason.
         weight_only: names of ops with float activations whose weights are stored in INT8.
         dynamic: those of ``weight_only`` whose activations are rounded by their own range when the model runs.
+        by_default: those of ``kept`` that only :func:`act_pipeline.graph.float_by_default.float_by_default` keeps,
+            and nothing in the config.
     """
 
     ops: tuple[QuantizableOp, ...]
     kept: dict[str, str] = field(default_factory=dict)
     weight_only: tuple[str, ...] = ()
     dynamic: tuple[str, ...] = ()
+    by_default: tuple[str, ...] = ()
 
     @property
     def int8(self) -> list[str]:
@@ -47,7 +48,17 @@ class Selection:
             reason: the reason, for ``kept``.
         """
         kept = {**self.kept, **{name: reason for name in names}}
-        return _selection(self.ops, kept, self.weight_only, self.dynamic)
+        return _selection(self.ops, kept, self.weight_only, self.dynamic, self.by_default)
+
+    def take_back(self, names: Collection[str]) -> Selection:
+        """Return a selection in which ops of ``by_default`` compute in INT8.
+
+        Args:
+            names: names of the ops.
+        """
+        kept = {name: reason for name, reason in self.kept.items() if name not in names}
+        by_default = [name for name in self.by_default if name not in names]
+        return _selection(self.ops, kept, self.weight_only, self.dynamic, by_default)
 
 
 def select(
@@ -68,7 +79,8 @@ def select(
     included = _matching(ops, quantize.include, "include", path)
     if quantize.include:
         kept.update({op.name: "not in quantize.include" for op in ops if op.name not in included})
-    kept.update({name: why for name, why in (sensitive or {}).items() if name not in included and name not in kept})
+    sensitive = {name: why for name, why in (sensitive or {}).items() if name not in included and name not in kept}
+    kept.update(sensitive)
     kept.update(
         {name: f"quantize.exclude: {why}" for name, why in _matching(ops, quantize.exclude, "exclude", path).items()}
     )
@@ -85,7 +97,8 @@ def select(
     }
     without = [op.name for op in ops if op.name in asked and op.name not in kept and op.weight is None]
     kept.update({name: f"{asked[name]}, and it has no weight" for name in without})
-    selection = _selection(tuple(ops), kept, [op.name for op in ops if op.name in asked], tuple(dynamic))
+    by_default = [name for name, why in sensitive.items() if kept[name] == why and name not in asked]
+    selection = _selection(tuple(ops), kept, [op.name for op in ops if op.name in asked], tuple(dynamic), by_default)
     if not selection.int8 and not selection.weight_only:
         raise UserError(f"{path}: quantize leaves none of {len(ops)} ops in INT8; exclude less, or include more")
     return selection
@@ -125,11 +138,15 @@ def check_dynamic(graph: StaticGraph, selection: Selection, path: Path) -> None:
 
 
 def _selection(
-    ops: tuple[QuantizableOp, ...], kept: dict[str, str], weight_only: Sequence[str], dynamic: Sequence[str]
+    ops: tuple[QuantizableOp, ...],
+    kept: dict[str, str],
+    weight_only: Sequence[str],
+    dynamic: Sequence[str],
+    by_default: Sequence[str],
 ) -> Selection:
-    """Return a selection without the ops that are kept in the other two."""
+    """Return a selection without the ops that are kept among those with INT8 weights."""
     left = tuple(name for name in weight_only if name not in kept)
-    return Selection(ops, kept, left, tuple(name for name in left if name in dynamic))
+    return Selection(ops, kept, left, tuple(name for name in left if name in dynamic), tuple(by_default))
 
 
 def _matching(ops: Sequence[QuantizableOp], patterns: Sequence[str], key: str, path: Path) -> dict[str, str]:
@@ -161,13 +178,22 @@ def mark_float(graph: StaticGraph, kept: Sequence[str]) -> None:
     """Mark ops so that PaddleSlim's passes insert no Q/DQ before them, in calibration and in training.
 
     Args:
-        graph: the float graph; the ops' ``op_namescope`` is changed.
+        graph: the float graph; the ops' name scope is changed.
         kept: names of the ops.
     """
-    wanted = set(kept)
+    _mark(graph, kept, True)
+
+
+def unmark_float(graph: StaticGraph, names: Collection[str]) -> None:
+    """Take the mark of :func:`mark_float` away from ops."""
+    _mark(graph, names, False)
+
+
+def _mark(graph: StaticGraph, names: Collection[str], kept: bool) -> None:
+    wanted = set(names)
     for op in graph.program.global_block().ops:
         if op.output_arg_names and op.output_arg_names[0] in wanted:
-            op._set_attr("op_namescope", KEPT_SCOPE)
+            mark_kept(op, kept)
 
 
 def skip_patterns(not_quant_pattern: Union[str, Sequence[str]]) -> list[str]:

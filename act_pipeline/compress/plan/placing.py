@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from typing import Any
 
 from act_pipeline.compress.candidates import Candidate
@@ -64,7 +63,7 @@ def place_by_measurement(job: Job, chosen: Candidate, model: InferenceModel) -> 
             structure = structure_hash(graph, groups)
         timer = Timer(
             chosen.model, chosen.source, model, engine, threads, job.held_out.feeds[:_IMAGES],
-            job.folder("placement"), job.judge.decoder, lambda line: _say(job, line),
+            job.folder("placement"), job.judge.decoder, job.say,
         )  # fmt: skip
         measure = StoredMeasurements(timer, _identity(structure, engine, threads, chosen.source is None))
         floats = [name for name in ("fp32", "bf16") if _runs(engine, name)]
@@ -72,7 +71,7 @@ def place_by_measurement(job: Job, chosen: Candidate, model: InferenceModel) -> 
     chosen.seconds.update(seconds)
     config = job.config
     placed = placed_candidate(chosen, found, engine, job.folder("placed"), config.op_types, config.op_section)
-    kept, found = keep_placed(job.tried, chosen, placed, found, lambda line: _say(job, line))
+    kept, found = keep_placed(job.tried, chosen, placed, found, job.say)
     return kept, placement_record(found, engine, len(ops), measure.made, measure.reused)
 
 
@@ -94,8 +93,3 @@ def _runs(engine: str, precision: str) -> bool:
         return find_support(engine, precision, "CPU").available
     except UserError:
         return False
-
-
-def _say(job: Job, line: str) -> None:
-    if job.progress:
-        print(line, file=sys.stderr)

@@ -26,7 +26,7 @@ from act_pipeline.compress.accuracy_control.revert import revert_to_float
 from act_pipeline.compress.paddleslim import qdq_program
 from act_pipeline.compress.paddleslim.int8_program import save_int8
 from act_pipeline.compress.plan.op_inventory import OpInventory, inventory_of
-from act_pipeline.compress.plan.op_selection import Selection, skip_patterns
+from act_pipeline.compress.plan.op_selection import Selection, skip_patterns, unmark_float
 from act_pipeline.compress.ptq.bias_correction import correct_biases, find_biases
 from act_pipeline.config import Config, QuantPost
 from act_pipeline.config.sections import CalibrationAlgorithm
@@ -75,7 +75,7 @@ class Statistics:
 
     Attributes:
         images: the number of images that were run.
-        activations: quantized activation -> its histogram.
+        activations: activation that is quantized, or may be later -> its histogram.
         means: input of an op whose bias can be corrected -> the mean of each channel.
         ranges: tensor that is only observed -> its range on the first images.
     """
@@ -84,6 +84,12 @@ class Statistics:
     activations: dict[str, AbsHistogram]
     means: dict[str, ChannelMean]
     ranges: dict[str, AbsMax]
+
+    def of(self, names: Collection[str]) -> Statistics:
+        """Return the statistics of a model in which only these activations are quantized."""
+        activations = {name: seen for name, seen in self.activations.items() if name in names}
+        means = {name: seen for name, seen in self.means.items() if name in names}
+        return Statistics(self.images, activations, means, self.ranges)
 
 
 class PostTraining:
@@ -104,6 +110,7 @@ class PostTraining:
         batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
         device: str = "CPU",
         selection: Selection | None = None,
+        spare: Collection[str] = (),
     ) -> None:
         """Run the calibration images through the float model.
 
@@ -114,6 +121,8 @@ class PostTraining:
             device: ``CPU`` or ``GPU``, where the float model runs.
             selection: the ops to quantize; None: all of ``QuantPost.quantize_op_types``. Those that stay float have to
                 be marked in ``model`` (:func:`act_pipeline.compress.plan.op_selection.mark_float`).
+            spare: ops that stay float by default whose inputs are calibrated too, so that :meth:`write` can have them
+                in INT8.
 
         Raises:
             UserError: a weight or tensor is NaN or infinite, no op can be quantized, or memory does not suffice.
@@ -122,36 +131,45 @@ class PostTraining:
         self._config = config
         self._selection = selection
         self.seconds: dict[str, float] = {}
+        read = [name for op in (selection.ops if selection else ()) if op.name in spare for name in op.activations]
         with timed(self.seconds, "calibrate"):
             self._inserted: Inserted | None = insert(model, config.quant_post)
-            self.statistics = gather(model, self._inserted, config, batches, device)
+            self.statistics = gather(model, self._inserted, config, batches, device, dict.fromkeys(read))
 
     def thresholds(self, algo: CalibrationAlgorithm) -> dict[str, float]:
         """Return quantized activation -> its threshold by ``algo``; see `calibration.thresholds.threshold`."""
         return _thresholds(self.statistics, dataclasses.replace(self._config.quant_post, algo=algo))
 
-    def write(self, save_dir: Path, algo: CalibrationAlgorithm | None = None) -> Calibration:
+    def write(
+        self, save_dir: Path, algo: CalibrationAlgorithm | None = None, taken_back: Collection[str] = ()
+    ) -> Calibration:
         """Write the INT8 model.
 
         Args:
             save_dir: an existing folder for the model.
             algo: the calibration algorithm; None: ``QuantPost.algo``.
+            taken_back: those of the spare ops that compute in INT8 in this model.
         """
+        selection = self._selection.take_back(taken_back) if self._selection else None
         seconds = dict(self.seconds)
         with timed(seconds, "quantize"):
             settings = self._config.quant_post
             settings = settings if algo is None else dataclasses.replace(settings, algo=algo)
             # Writing replaces the scope's float weights by integers, so a second call has to load the model again.
-            inserted, self._inserted = self._inserted or insert(self.model, settings), None
-            weight_only = self._selection.weight_only if self._selection else ()
+            inserted = None if taken_back else self._inserted
+            if inserted is None:
+                inserted = insert(self.model, settings, taken_back)
+            else:
+                self._inserted = None
+            weight_only = selection.weight_only if selection else ()
             whole = save_dir / ".whole" if weight_only else save_dir
             whole.mkdir(exist_ok=True)
-            calibration = write(inserted, settings, self.statistics, whole, self._selection)
+            calibration = write(inserted, settings, self.statistics, whole, selection)
             if weight_only:
-                dynamic = self._selection.dynamic if self._selection else ()
+                dynamic = selection.dynamic if selection else ()
                 calibration.model = revert_to_float(calibration.model, weight_only, save_dir, dynamic=dynamic)
                 calibration.inventory = inventory_of(
-                    calibration.model, settings.quantize_op_types, "QuantPost", self._selection
+                    calibration.model, settings.quantize_op_types, "QuantPost", selection
                 )
                 shutil.rmtree(whole)
         calibration.seconds = seconds
@@ -164,12 +182,14 @@ def gather(
     config: Config,
     batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
     device: str = "CPU",
+    spare: Collection[str] = (),
 ) -> Statistics:
     """Run the calibration images through the float model and gather statistics.
 
     Args:
         model, config, batches, device: as for :class:`PostTraining`.
         inserted: the float graph and its program with Q/DQ, of :func:`insert`.
+        spare: further activations to gather statistics of.
 
     Raises:
         UserError: as :class:`PostTraining`.
@@ -185,9 +205,9 @@ def gather(
     _check_weights(inserted, where)
     readers = quantizable_tensors(graph, settings.quantize_op_types)
     feeds = feeds_of(config, model, batches)
-    activations = {name: AbsHistogram(_SAMPLED_VALUES) for name in names}
+    activations = {name: AbsHistogram(_SAMPLED_VALUES) for name in dict.fromkeys([*names, *spare])}
     means = _channel_means(graph, settings, activations)
-    observed = [name for name in qdq_program.observed_tensors(inserted.program) if name not in activations]
+    observed = [name for name in qdq_program.observed_tensors(inserted.program) if name not in names]
     ranges = {name: AbsMax(finite_only=True) for name in observed}
     observers: dict[str, Sequence[Observer]] = {
         name: [histogram, *([means[name]] if name in means else [])] for name, histogram in activations.items()
@@ -195,10 +215,10 @@ def gather(
     with contextlib.closing(feeds()) as images:
         # All tensors are observed on the first images, so that a damaged tensor is found on the first one.
         few = islice(images, -(-_OBSERVED_IMAGES // settings.batch_size))
-        everything = {**observers, **{name: [observer] for name, observer in ranges.items()}}
+        everything = {**observers, **{name: [*observers.get(name, ()), seen] for name, seen in ranges.items()}}
         run = collect(model, everything, few, device, {**_producers(graph), **readers}, where)
         run += collect(model, observers, images, device, readers, where)
-    zeros = [f"{name}, {readers[name]}" for name, seen in activations.items() if seen.abs_max == 0]
+    zeros = [f"{name}, {readers[name]}" for name in names if activations[name].abs_max == 0]
     if zeros:
         _logger.warning(
             "%d of %d quantized activations were zero on all %d calibration images: %s",
@@ -236,10 +256,11 @@ def write(
         selection: the ops to quantize; None: all.
     """
     graph = inserted.graph
+    statistics = statistics.of(qdq_program.quantized_tensors(inserted.program))
     thresholds = _thresholds(statistics, settings)
     # A tensor of zeros is exact at any scale. The threshold 1 is a guess for other values that may occur at inference.
-    used = {name: value or 1.0 for name, value in thresholds.items()}
-    used.update({name: observer.abs_max or 1.0 for name, observer in statistics.ranges.items()})
+    used = {name: observer.abs_max or 1.0 for name, observer in statistics.ranges.items()}
+    used.update({name: value or 1.0 for name, value in thresholds.items()})
     with quiet_upstream():
         corrected = _correct_biases(graph, settings, statistics, selection) if settings.bias_correction else 0
         qdq_program.set_scales(inserted.program, graph, used)
@@ -294,16 +315,18 @@ class Inserted:
     program: Any
 
 
-def insert(model: InferenceModel, settings: QuantPost) -> Inserted:
+def insert(model: InferenceModel, settings: QuantPost, taken_back: Collection[str] = ()) -> Inserted:
     """Load a float model and insert Q/DQ, whose scales are not valid yet.
 
     Args:
         model: the float model with folded constants and BatchNorm.
         settings: section ``QuantPost``.
+        taken_back: ops that get Q/DQ although they are marked in ``model``.
     """
     with quiet_upstream():
         graph = StaticGraph.load(model)
         graph.unwrap_outputs()
+        unmark_float(graph, taken_back)
         program = qdq_program.insert_quantization(
             graph,
             {

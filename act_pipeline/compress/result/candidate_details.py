@@ -93,17 +93,94 @@ class TrainingDetails:
 
 
 @dataclass(frozen=True)
+class TriedGroup:
+    """Ops that stay float by default for one reason, tried in INT8 with the groups that were taken before.
+
+    Attributes:
+        name: of the group, a value of :data:`act_pipeline.graph.float_by_default.MAY_BE_INT8`.
+        ops: names of its ops.
+        change: the change of the detections on the held-out images with it, see
+            :func:`act_pipeline.evaluation.detection_change`.
+        allowed: the largest change with which it is taken.
+    """
+
+    name: str
+    ops: Sequence[str]
+    change: float
+    allowed: float
+
+    @property
+    def taken(self) -> bool:
+        """Whether the ops are in INT8 from then on."""
+        return self.change <= self.allowed
+
+    def line(self, without: float) -> str:
+        """Return the decision for users, in one line.
+
+        Args:
+            without: the change of the detections with all groups in float.
+        """
+        ops = f"{len(self.ops)} op{'s' * (len(self.ops) > 1)}"
+        return (
+            f"float by default: {self.name} ({ops}): in INT8 the detections on held-out training images change by "
+            f"{self.change:.4f} (without: {without:.4f}, allowed: {self.allowed:.4f}): "
+            f"{'INT8' if self.taken else 'stays float'}"
+        )
+
+
+@dataclass(frozen=True)
+class TakenBackDetails:
+    """Groups of ops that stay float by default, tried in INT8.
+
+    Attributes:
+        change: the change of the detections on the held-out images with all of them in float.
+        allowed: the largest change with which a group is taken.
+        images: number of held-out images.
+        groups: the groups, in the order in which they were tried.
+        within_limits: whether the model with the groups that were taken is within the limits of the strategy; if not,
+            they stay float. None: no group was taken.
+    """
+
+    change: float
+    allowed: float
+    images: int
+    groups: Sequence[TriedGroup]
+    within_limits: Optional[bool] = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry ``taken_back``."""
+        groups = [
+            {"name": group.name, "ops": list(group.ops), "change": group.change, "taken": group.taken}
+            for group in self.groups
+        ]
+        return {**asdict(self), "groups": groups}
+
+
+def taken_back_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return what an entry ``taken_back`` of ``act.json`` says, one line a group."""
+    lines = [
+        TriedGroup(group["name"], group["ops"], group["change"], found["allowed"]).line(found["change"])
+        for group in found["groups"]
+    ]
+    if found["within_limits"] is False:
+        lines.append("float by default: the model with them in INT8 is not within the limits: all stay float")
+    return lines
+
+
+@dataclass(frozen=True)
 class CandidateDetails:
     """How a candidate was made; what does not apply is None."""
 
     calibration: Optional[CalibrationDetails] = None
     smooth_quant: Optional[SmoothQuantDetails] = None
     training: Optional[TrainingDetails] = None
+    taken_back: Optional[TakenBackDetails] = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the entries of ``act.json`` that apply."""
         record = {
             "calibration": self.calibration and self.calibration.as_json(),
+            "taken_back": self.taken_back and self.taken_back.as_json(),
             "smooth_quant": self.smooth_quant and asdict(self.smooth_quant),
             "training": self.training and asdict(self.training),
         }

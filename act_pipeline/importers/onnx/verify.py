@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,15 @@ import numpy as np
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
+from act_pipeline.families.interface import DetectorFamily
+from act_pipeline.families.registry import find_family
 from act_pipeline.graph.static_graph import StaticGraph
 from act_pipeline.importers.onnx.convert import Converted, batch_of, first_line, quiet
+from act_pipeline.importers.onnx.pictures import Pictures, Preparation, preparation_of
 from act_pipeline.importers.onnx.source import OnnxInput, OnnxSource
 
 TOLERANCE = 1e-3
 _SEED = 20
-_PIXELS = 255.0
 _MOST_ROWS = 2000
 
 
@@ -25,29 +27,55 @@ class Reference:
 
     Args:
         source: the file.
-        pictures: pictures for the image input, resized to it, RGB from 0 to 1; without, seeded random numbers.
+        pictures: for the image input, prepared as for the family; all other inputs are seeded random numbers.
+        family: the detector family, where it is known; None: as the outputs say.
         count: how many different batches of the file's size to compare.
+
+    Attributes:
+        samples: the inputs of each comparison.
+        compared_on: what they are, for users.
 
     Raises:
         UserError: ONNX Runtime cannot load or run the file.
     """
 
-    def __init__(self, source: OnnxSource, pictures: Sequence[Path] = (), count: int = 3) -> None:
+    def __init__(
+        self, source: OnnxSource, pictures: Pictures, family: DetectorFamily | None = None, count: int = 3
+    ) -> None:
         import onnxruntime
 
         self.source = source
-        rng = np.random.default_rng(_SEED)
-        self.samples = [_sample(source, rng, pictures, index) for index in range(count)]
+        self._pictures, self._count = pictures, count
+        self.samples = self._prepared(preparation := preparation_of(family))
         try:
             session = onnxruntime.InferenceSession(
                 source.reference.SerializeToString(), quiet(), providers=["CPUExecutionProvider"]
             )
             names = list(source.outputs)
+            if family is None and source.image is not None:
+                shapes = [np.shape(each) for each in session.run(names, self.samples[0])]
+                preparation = preparation_of(_family(dict(zip(names, shapes)), source.path))
+                self.samples = self._prepared(preparation)
             self.outputs = [[np.asarray(each) for each in session.run(names, sample)] for sample in self.samples]
         except Exception as error:  # ONNX Runtime has an exception type for each of its status codes
             raise UserError(
                 f"{source.path} does not run in ONNX Runtime: {first_line(error)}; check it, or export it again"
             ) from None
+
+        self.compared_on = self._described(preparation)
+
+    def _prepared(self, preparation: Preparation) -> list[dict[str, np.ndarray]]:
+        rng = np.random.default_rng(_SEED)
+        return [_sample(self.source, rng, self._pictures, preparation, index) for index in range(self._count)]
+
+    def _described(self, preparation: Preparation) -> str:
+        count = self._count * batch_of(self.source)
+        others = [each for each in self.source.inputs if each.name != self.source.image]
+        drawn = ", ".join(each.name for each in others if _known_values(each, (1, 1)) is None)
+        if self.source.image is None:
+            return "random numbers, since no input is a picture"
+        found = f"{count} {self._pictures.words} ({preparation.words})"
+        return f"{found} and random numbers for {drawn}" if drawn else found
 
     def difference(self, model: InferenceModel, converted: Converted, batched: bool) -> float:
         """Return the largest difference of a saved model's outputs; call it within ``static_mode``.
@@ -112,6 +140,13 @@ def compare(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> floa
     return max(_as_sets(one, other) for one, other in zip(rows, others))
 
 
+def _family(shapes: Mapping[str, tuple[int, ...]], where: Path) -> DetectorFamily | None:
+    try:
+        return find_family(shapes, where)
+    except UserError:  # part of a detector, or after a post-process
+        return None
+
+
 def _largest(expected: np.ndarray, found: np.ndarray) -> float:
     if not expected.size:
         return 0.0
@@ -152,47 +187,41 @@ def _as_sets(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def _sample(
-    source: OnnxSource, rng: np.random.Generator, pictures: Sequence[Path], index: int
+    source: OnnxSource, rng: np.random.Generator, pictures: Pictures, preparation: Preparation, index: int
 ) -> dict[str, np.ndarray]:
+    """Return values for all inputs: pictures for the image, seeded numbers for the others."""
     batch = batch_of(source)
-    images = [pictures[(index * batch + each) % len(pictures)] for each in range(batch)] if pictures else []
     size = next((each.shape[2:] for each in source.inputs if each.name == source.image), (640, 640))
     sample = {}
     for each in source.inputs:
-        if each.name == source.image and images:
-            sample[each.name] = np.stack([read_picture(path, each.shape[2:]) for path in images]).astype(each.dtype)
+        if each.name == source.image:
+            taken = [pictures.take(index * batch + position, max(size)) for position in range(batch)]
+            sample[each.name] = np.stack([preparation(picture, size, each.dtype) for picture in taken])
         else:
             sample[each.name] = _values(source, each, size, rng)
     return sample
 
 
-def read_picture(path: Path, size: Sequence[int]) -> np.ndarray:
-    """Return a picture resized to (height, width), float32 [3, H, W], RGB from 0 to 1.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    import cv2
-
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise UserError(f"{path} is no picture that OpenCV can read")
-    resized = cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-    return np.ascontiguousarray(resized[:, :, ::-1].transpose(2, 0, 1)).astype(np.float32) / np.float32(_PIXELS)
-
-
 def _values(source: OnnxSource, each: OnnxInput, size: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     """Return numbers in the range of an input, as far as its name, type and use tell it."""
-    name = each.name.lower()
-    if "mask" in name or "scale_factor" in name:
-        return np.ones(each.shape, each.dtype)
-    if each.shape[-1:] == (2,) and ("shape" in name or "size" in name):
-        return np.broadcast_to(np.array(size, each.dtype), each.shape).copy()
+    known = _known_values(each, size)
+    if known is not None:
+        return known
     if each.dtype == "float32":
         return rng.random(each.shape, np.float32)
     if each.dtype == "bool":
         return rng.random(each.shape) < 0.5
     return rng.integers(0, _table_rows(source, each.name), each.shape).astype(each.dtype)
+
+
+def _known_values(each: OnnxInput, size: Sequence[int]) -> np.ndarray | None:
+    """Return the values of an input whose name tells them: of a mask, a scale or a size."""
+    name = each.name.lower()
+    if "mask" in name or "scale_factor" in name:
+        return np.ones(each.shape, each.dtype)
+    if each.shape[-1:] == (2,) and ("shape" in name or "size" in name):
+        return np.broadcast_to(np.array(size, each.dtype), each.shape).copy()
+    return None
 
 
 def _table_rows(source: OnnxSource, name: str) -> int:
@@ -205,24 +234,6 @@ def _table_rows(source: OnnxSource, name: str) -> int:
         if table is not None and node.inputs[1] in names and table.ndim:
             return int(table.shape[int(node.attrs.get("axis", 0))])
     return 2
-
-
-def check_pictures(images: str | Path | None) -> list[Path]:
-    """Return the pictures of a folder, or the one picture.
-
-    Raises:
-        UserError: there is none.
-    """
-    if images is None:
-        return []
-    place = Path(images)
-    found = sorted(place.iterdir()) if place.is_dir() else [place] if place.is_file() else []
-    found = [path for path in found if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp")]
-    if not found:
-        raise UserError(
-            f"{place} holds no pictures, expected a folder with .jpg, .png or .bmp files; give another --images"
-        )
-    return found
 
 
 def state_difference(value: Any) -> str:

@@ -24,8 +24,9 @@ from act_pipeline.core.records import read_record, write_record
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 from act_pipeline.importers.import_model import IMPORT_SCHEMA, RECORD_FILENAME, ImportedModel, import_onnx
 from act_pipeline.importers.onnx.convert import IMAGE
+from act_pipeline.importers.onnx.pictures import Pictures, preparation_of
 from act_pipeline.importers.onnx.read import require_importers
-from act_pipeline.importers.onnx.verify import TOLERANCE, check_pictures, compare, read_picture, state_difference
+from act_pipeline.importers.onnx.verify import TOLERANCE, compare, state_difference
 from act_pipeline.importers.paddle3.environment import Paddle3, find_paddle3
 from act_pipeline.importers.paddle3.folder import Paddle3Folder, open_input_size
 
@@ -68,7 +69,7 @@ def import_paddle3(
     source = Paddle3Folder.find(Path(folder))
     directory = Path(output) if output is not None else Path("output_inference") / source.directory.resolve().name
     infer_cfg = source.infer_cfg()
-    pictures = check_pictures(None if images is None else Path(images))
+    pictures = Pictures.of(None if images is None else Path(images))
     require_replaceable(directory, RECORD_FILENAME, "--output")
     paddle3 = find_paddle3(python)
     with tempfile.TemporaryDirectory(prefix="act_pipeline_paddle3_") as name:
@@ -154,9 +155,9 @@ def failure_reason(output: str, code: int) -> str:
 
 
 def _difference(
-    paddle3: Paddle3, source: Paddle3Folder, imported: ImportedModel, work: Path, pictures: Sequence[Path]
+    paddle3: Paddle3, source: Paddle3Folder, imported: ImportedModel, work: Path, pictures: Pictures
 ) -> float:
-    """Return the largest difference of the imported model to Paddle 3 on one picture, or on random numbers.
+    """Return the largest difference of the imported model to Paddle 3 on one picture.
 
     Raises:
         UserError: Paddle 3 cannot run its model, or the difference is above the tolerance.
@@ -165,7 +166,7 @@ def _difference(
         entry["onnx_name"]: known
         for known, entry in read_record(imported.model.directory / RECORD_FILENAME, IMPORT_SCHEMA)["inputs"].items()
     }
-    sample = {name: _values(known, imported.inputs[known], imported.inputs, pictures) for name, known in names.items()}
+    sample = {name: _values(known, imported, pictures) for name, known in names.items()}
     np.savez(work / "inputs.npz", **sample)
     _in_paddle3(paddle3, source, "be run", "run", work / "inputs.npz", work / "outputs.npz")
     with np.load(work / "outputs.npz") as arrays:
@@ -189,16 +190,15 @@ def _difference(
     return difference
 
 
-def _values(
-    name: str, shape: Sequence[int], inputs: Mapping[str, Sequence[int]], pictures: Sequence[Path]
-) -> np.ndarray:
+def _values(name: str, imported: ImportedModel, pictures: Pictures) -> np.ndarray:
     """Return values for an input of a detector: an image, its size, or its scale."""
-    sizes = [1 if size < 0 else size for size in shape]
+    sizes = [1 if size < 0 else size for size in imported.inputs[name]]
     if name == "im_shape":
-        height_width = next((each[2:] for each in inputs.values() if len(each) == 4), (640, 640))
+        height_width = next((each[2:] for each in imported.inputs.values() if len(each) == 4), (640, 640))
         return np.broadcast_to(np.array(height_width, np.float32), sizes).copy()
     if name == "scale_factor":
         return np.ones(sizes, np.float32)
-    if name == IMAGE and pictures:
-        return np.broadcast_to(read_picture(pictures[0], sizes[2:]), sizes).copy()
+    if name == IMAGE:
+        picture = preparation_of(imported.family)(pictures.take(0, max(sizes[2:])), sizes[2:])
+        return np.broadcast_to(picture, sizes).copy()
     return np.random.default_rng(_SEED).random(sizes, np.float32)

@@ -197,11 +197,11 @@ def read_family(model: InferenceModel) -> str:
 
 def _difference(first: Path, second: Path, pictures: Path, size: int) -> float:
     """Return the largest difference of two ONNX files in ONNX Runtime on up to four pictures, see `verify.compare`."""
-    from act_pipeline.importers.onnx.verify import check_pictures, read_picture
+    from act_pipeline.importers.onnx.pictures import STRETCHED, Pictures, check_pictures
 
-    largest = 0.0
-    for path in check_pictures(pictures)[:4]:
-        image = read_picture(path, (size, size))[None]
+    largest, found = 0.0, Pictures.of(pictures)
+    for index in range(min(len(check_pictures(pictures)), 4)):
+        image = STRETCHED(found.take(index, size), (size, size))[None]
         outputs = [_run(each, image, size) for each in (first, second)]
         largest = max(largest, compare(*outputs))
     return largest
