@@ -33,7 +33,7 @@ RUNTIMES = ("onnxruntime", "openvino")
 
 
 def quantized_file(path: Path) -> Path:
-    """Write x -> Q/DQ (uint8) -> + 1 -> Q/DQ (int8) -> bbox, bbox_num; the second reads the clipped values."""
+    """Write x -> Q/DQ (uint8) -> + 1 -> Q/DQ (int8), twice: they read the clipped values."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -52,7 +52,10 @@ def quantized_file(path: Path) -> Path:
         helper.make_node("QuantizeLinear", ["sum", *second], ["q2"]),
         helper.make_node("DequantizeLinear", ["q2", *second], ["dq2"]),
         helper.make_node("DequantizeLinear", weight, ["wdq"]),
-        helper.make_node("Mul", ["dq2", "wdq"], ["last"]),
+        helper.make_node("QuantizeLinear", ["sum", *first], ["q3"]),
+        helper.make_node("DequantizeLinear", ["q3", *first], ["dq3"]),
+        helper.make_node("Mul", ["dq2", "wdq"], ["scaled"]),
+        helper.make_node("Add", ["dq3", "scaled"], ["last"]),
     ]
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1, 4, 4])
     last = helper.make_tensor_value_info("last", TensorProto.FLOAT, ["N", 1, 4, 4])
@@ -65,16 +68,16 @@ def quantized_file(path: Path) -> Path:
 def test_the_probe_counts_what_rounding_clips(tmp_path: Path, runtime: str) -> None:
     pytest.importorskip(runtime)
     tensors = write_range_probe(quantized_file(tmp_path / "m.onnx"), tmp_path / "p.onnx")
-    assert tensors == ("image", "sum")
+    assert tensors == ("image", "sum", "sum#2")
     probe = RangeProbe(tmp_path / "p.onnx", runtime, 1)
     values = np.linspace(-12, 17, 16, dtype=np.float32).reshape(1, 1, 4, 4)
     values[0, 0, 0, :3] = [-10.04, 15.54, 15.56]  # less than half a step of 0.1 beyond -10 .. 15.5, and more
     rounded = np.clip(np.rint(values / 0.1), -100, 155) * 0.1 + 1
-    beyond = [(values < -10.05) | (values > 15.55), (rounded < -12.85) | (rounded > 12.75)]
+    beyond = [(values < -10.05) | (values > 15.55), (rounded < -12.85) | (rounded > 12.75), rounded > 15.55]
     wanted = [found.mean() for found in beyond]
-    assert wanted == [2 / 16, 5 / 16]
+    assert wanted == [2 / 16, 5 / 16, 4 / 16]
     np.testing.assert_allclose(probe.run({"image": values, "im_shape": np.zeros((1, 2))}), wanted, atol=1e-6)
-    np.testing.assert_allclose(probe.run({"image": values * 0}), [0, 0], atol=1e-6)
+    np.testing.assert_allclose(probe.run({"image": values * 0}), [0, 0, 0], atol=1e-6)
     with pytest.raises(UserError, match="needs the input image"):
         probe.run({})
 

@@ -6,6 +6,7 @@ all that the new file outputs, so that what only served the detections falls awa
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def write_range_probe(source: Path, target: Path) -> tuple[str, ...]:
         target: the file to write.
 
     Returns:
-        The names of the T tensors, in the order of the output.
+        The names of the T tensors, in the order of the output; a tensor that is rounded twice, with different ranges,
+        has a second name that ends with ``#2``.
 
     Raises:
         UserError: no activation is rounded so.
@@ -54,7 +56,16 @@ def write_range_probe(source: Path, target: Path) -> tuple[str, ...]:
     del graph.value_info[:]
     _drop_unused(graph)
     write_bytes_atomically(target, proto.SerializeToString())
-    return tuple(name for name, _, _ in ranges)
+    return _distinct([name for name, _, _ in ranges])
+
+
+def _distinct(names: list[str]) -> tuple[str, ...]:
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return tuple(found)
 
 
 def _range(onnx: Any, node: Any, constants: dict[str, Any]) -> tuple[float, float] | None:
