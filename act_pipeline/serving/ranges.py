@@ -72,9 +72,9 @@ def range_figures(seen: Sequence[RangeShares], baseline: Mapping[str, float], no
     Returns:
         ``ranged``: number of images; ``beyond_range_share``: mean share over images and tensors; ``beyond_range``: each
         tensor's share divided by that on the calibration images, mean over the tensors (the ratio of the mean shares is
-        that of the few tensors which are clipped most, and varies four times as much); ``beyond_range_tensor``: the tensor with the greatest increase, with
-        ``beyond_range_tensor_share`` and ``beyond_range_tensor_baseline``; ``beyond_range_source``: the runtime, or why
-        there is none.
+        that of the few tensors which are clipped most, and varies four times as much); ``beyond_range_tensor``: the
+        tensor with the greatest increase, with ``beyond_range_tensor_share`` and ``beyond_range_tensor_baseline``;
+        ``beyond_range_source``: the runtime, or why there is none.
     """
     source = seen[-1].runtime if seen else note and f"not available here: {note}"
     found: dict[str, Any] = dict.fromkeys(
