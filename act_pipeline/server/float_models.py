@@ -102,8 +102,6 @@ class FloatModels:
         return RangeShares(model.tensors, found.shares, model.runtime)
 
     def _load_probe(self, version: int) -> None:
-        if self._closed:
-            raise UserError("the server ends")
         model = prepare_probe(self._repository.version(version).folder)
         pool = self._running()
         while len(self._probes) >= _MOST_PROBES:
@@ -140,6 +138,8 @@ class FloatModels:
         return self._running()
 
     def _running(self) -> WorkerPool:
+        if self._closed:
+            raise UserError("the server ends")
         if self._pool is None:
             limits = replace(self._limits, seconds=_PATIENCE * self._limits.seconds)
             self._pool = WorkerPool(1, self._threads, 1, limits, _NICE)
