@@ -24,7 +24,7 @@ from act_pipeline.server.items import Picture
 from act_pipeline.server.settings import Limits
 from act_pipeline.serving import Monitor, RangeShares, Repository, Temperature, load_rules, promote
 from act_pipeline.serving.baseline import recorded_baseline
-from act_pipeline.serving.ranges import read_ranges
+from act_pipeline.serving.ranges import range_figures, read_ranges
 
 RUNTIMES = ("onnxruntime", "openvino")
 
@@ -48,11 +48,11 @@ def quantized_file(path: Path) -> Path:
     nodes = [
         helper.make_node("QuantizeLinear", ["image", *first], ["q"]),
         helper.make_node("DequantizeLinear", ["q", *first], ["dq"]),
-        helper.make_node("Add", ["dq", constant("one", np.float32(1))], ["sum"]),
-        helper.make_node("QuantizeLinear", ["sum", *second], ["q2"]),
+        helper.make_node("Add", ["dq", constant("one", np.float32(1))], ["sum/12"]),
+        helper.make_node("QuantizeLinear", ["sum/12", *second], ["q2"]),
         helper.make_node("DequantizeLinear", ["q2", *second], ["dq2"]),
         helper.make_node("DequantizeLinear", weight, ["wdq"]),
-        helper.make_node("QuantizeLinear", ["sum", *first], ["q3"]),
+        helper.make_node("QuantizeLinear", ["sum/12", *first], ["q3"]),
         helper.make_node("DequantizeLinear", ["q3", *first], ["dq3"]),
         helper.make_node("Mul", ["dq2", "wdq"], ["scaled"]),
         helper.make_node("Add", ["dq3", "scaled"], ["last"]),
@@ -166,6 +166,13 @@ def test_without_a_baseline_there_is_a_share_and_no_ratio(tmp_path: Path) -> Non
     off = Service(tmp_path / "off", USUAL, tell=noisy, rules=["shadow.ranges=false", "rules=[]"])
     assert off.serve(50)["window"]["ranged"] == 0
     off.monitor.close()
+
+
+def test_a_tensor_that_the_baseline_lacks_is_left_out_of_the_ratio() -> None:
+    seen = [RangeShares(("a", "b", "new"), np.array([0.0019, 0.0009, 0.9]), "a test")]
+    found = range_figures(seen, {"a": 0.0009, "b": 0.0009}, None)
+    assert found["beyond_range"] == pytest.approx(1.5) and found["beyond_range_tensor"] == "a"
+    assert range_figures(seen, {"a": 0.0009}, None)["beyond_range"] is None  # most of them are unknown
 
 
 def test_what_cannot_be_is_one_line(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ all that the new file outputs, so that what only served the detections falls awa
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.onnx_export.graph_builder import require_onnx
 
 OUTPUT = "beyond_range"
+_NUMBER = re.compile(r"/\d+$")
 
 
 def write_range_probe(source: Path, target: Path) -> tuple[str, ...]:
@@ -31,8 +33,8 @@ def write_range_probe(source: Path, target: Path) -> tuple[str, ...]:
         target: the file to write.
 
     Returns:
-        The names of the T tensors, in the order of the output; a tensor that is rounded twice, with different ranges,
-        has a second name that ends with ``#2``.
+        The names of the T tensors, in the order of the output: those of the Paddle program, without the numbers that
+        the export adds, which change with its code. A second one of the same name ends with ``#2``.
 
     Raises:
         UserError: no activation is rounded so.
@@ -62,7 +64,8 @@ def write_range_probe(source: Path, target: Path) -> tuple[str, ...]:
 def _distinct(names: list[str]) -> tuple[str, ...]:
     seen: Counter[str] = Counter()
     found = []
-    for name in names:
+    for numbered in names:
+        name = _NUMBER.sub("", numbered)
         seen[name] += 1
         found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
     return tuple(found)

@@ -86,16 +86,17 @@ def range_figures(seen: Sequence[RangeShares], baseline: Mapping[str, float], no
         return found
     tensors = seen[-1].tensors
     shares = np.mean([one.shares for one in seen if one.tensors == tensors], axis=0)
+    # Another version of the export may round some tensors more or less.
+    known = np.array([name in baseline for name in tensors])
+    compared = 2 * known.sum() > len(tensors)
     usual = np.array([baseline.get(name, 0.0) for name in tensors])
-    worst = int((shares - usual).argmax())
+    worst = int(np.where(known, shares - usual, -1.0).argmax()) if compared else int(shares.argmax())
     found.update(
         beyond_range_share=float(shares.mean()),
         beyond_range_tensor=tensors[worst],
         beyond_range_tensor_share=float(shares[worst]),
     )
-    if all(name in baseline for name in tensors):
-        found.update(
-            beyond_range=float(((shares + LEAST_SHARE) / (usual + LEAST_SHARE)).mean()),
-            beyond_range_tensor_baseline=float(usual[worst]),
-        )
+    if compared:
+        ratios = (shares[known] + LEAST_SHARE) / (usual[known] + LEAST_SHARE)
+        found.update(beyond_range=float(ratios.mean()), beyond_range_tensor_baseline=float(usual[worst]))
     return found
