@@ -48,12 +48,18 @@ def int8_model(tmp_path_factory) -> InferenceModel:
 
 
 def export_tiny_model(
-    directory: Path, quantized: bool = False, size: int = SIZE, class_index: int = 0, stored_type: type = np.int8
+    directory: Path,
+    quantized: bool = False,
+    size: int = SIZE,
+    class_index: int = 0,
+    stored_type: type = np.int8,
+    observed: float | None = None,
 ) -> InferenceModel:
     """Export a network that detects ``OBJECT`` in every image, with a score computed by a convolution.
 
     It outputs two rows per image: class 0 at ``OBJECT``, and class 1 at the whole image with a score of 0. With
-    ``quantized``, the convolution's input and weights pass through Q/DQ in the format of ACT's ``onnx_format``.
+    ``quantized``, the convolution's input and weights pass through Q/DQ in the format of ACT's ``onnx_format``, and with
+    ``observed`` the convolution and its ReLU state that calibration saw outputs up to this value.
     """
     import paddle
 
@@ -84,6 +90,9 @@ def export_tiny_model(
         nothing = paddle.concat([score * 0 + 1, score * 0, score * 0, score * 0, width, height], 1)
         bbox = paddle.stack([found, nothing], 1).reshape([-1, 6])
         bbox_num = (paddle.sum(score * 0, axis=1) + 2).astype("int32")
+        for op in main.global_block().ops if observed is not None else ():
+            if op.type in ("conv2d", "relu"):
+                op._set_attr("out_threshold", observed)
         executor = paddle.static.Executor(paddle.CPUPlace())
         executor.run(startup)
         if quantized:  # declared as float32 but stored as int8, as in ACT

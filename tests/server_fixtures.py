@@ -22,6 +22,7 @@ from act_pipeline.server.http.listener import LimitedServer
 from act_pipeline.server.items import Found, Item, Outcome, Picture, Prepared, Refused
 from act_pipeline.server.model import ServedModel
 from act_pipeline.server.settings import Limits
+from act_pipeline.serving import RangeShares
 
 SIDE = 32
 STEPS = [
@@ -143,6 +144,11 @@ class FakeFloats:
         if version not in self.versions:
             return Refused(f"version {version} has no float model here", by_client=False)
         return Found(np.array([[0, self.score or version / 10 + 0.01, 1, 2, 9, 10]], np.float32), 4.5)
+
+    def ranges(self, version: int, item: Item) -> RangeShares | str:
+        if version not in self.versions:
+            return "a test"
+        return RangeShares(("x", "y"), np.array([0.25, 0.5]), "onnxruntime")
 
     def close(self) -> None:
         """Nothing is to be closed."""

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from bundle_fixtures import DEVICE, STEPS, described, export_raw_model, load_script, on_device, tar_names, unpack
-from inference_fixtures import CLASS_NAMES, make_tiny_data, write_reader
+from inference_fixtures import CLASS_NAMES, export_tiny_model, make_tiny_data, write_reader
 
 from act_pipeline.bundle import BundleRequest, make_bundle
 from act_pipeline.bundle.spelling import spell_for
@@ -107,6 +107,29 @@ def test_run_and_verify_on_a_machine_without_paddle(tmp_path, int8_model, data, 
     assert "disc " in ended.stdout and "pictures a second" in ended.stdout
     assert [len(entry["detections"]) for entry in json.loads(result.read_text())] == [1, 1, 1]
     assert len(list((tmp_path / "drawn").iterdir())) == 3
+
+
+def test_each_runtime_of_a_cpu_bundle_gets_the_form_that_it_computes_in_int8(tmp_path, data) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    tiny = export_tiny_model(tmp_path / "tiny", quantized=True, observed=25.0)
+    model = described(tiny, tmp_path / "model")
+    folder = unpack(make_bundle(request(tmp_path, model, "cpu", data)).path, tmp_path / "there")
+    options = runtime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    runtime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+    assert "QLinearConv" in kinds and not {"Conv", "FusedConv"}.intersection(kinds)
+    assert '"FakeQuantize"' in (folder / "model.xml").read_text()
+    rows = {}
+    for name in ("onnxruntime", "openvino"):
+        ended = on_device(folder, "run.py", "--runtime", name, "--json", str(tmp_path / "found.json"))
+        assert ended.returncode == 0, ended.stderr
+        assert ("model.onnx" if name == "onnxruntime" else "model.xml") in ended.stdout.splitlines()[0]
+        rows[name] = [entry["detections"] for entry in json.loads((tmp_path / "found.json").read_text())]
+    assert [len(found) for found in rows["openvino"]] == [1, 1, 1]
+    np.testing.assert_allclose(rows["onnxruntime"], rows["openvino"], atol=0.005)
+    assert "`model.xml` with its `.bin` | the model for OpenVINO" in (folder / "README.md").read_text()
 
 
 def test_verify_finds_a_machine_that_detects_something_else(tmp_path, int8_model, data) -> None:

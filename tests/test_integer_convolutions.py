@@ -123,6 +123,24 @@ def test_quantized_convolutions_run_in_int8(kind: str, tmp_path: Path) -> None:
     assert np.abs(found[0] - plain[0]).mean() < 0.04
 
 
+@pytest.mark.parametrize("rounded", [True, False], ids=["rounded after it", "read as it is"])
+def test_the_range_before_a_silu_clips_nothing_that_shows_after_it(rounded: bool, tmp_path: Path) -> None:
+    net = Net()
+    first = net.conv(net.pair("x", 0.03), "c1", np.full(CHANNELS, 0.005, np.float32))
+    last = silu(net, first)
+    proto = net.finish(net.pair(last, 0.04, 7) if rounded else last)
+    plain, _ = run(proto, tmp_path, optimized=False)
+    largest = float(plain[0].max())
+    assert 7 < largest < 0.04 * 248 and plain[0].min() < -0.2 and (np.abs(plain[0]) < 0.03).any()
+    assert write_integer_convolutions(proto, {"c1": largest}) == 1
+    found, kinds = run(proto, tmp_path)
+    assert "QLinearConv" in kinds
+    # Half a step before the SiLU is 0.035, and half a step after it 0.02. Below -4 a SiLU is above -0.072: a range that
+    # ended there would leave up to that of what is 0.
+    assert np.abs(found[0] - plain[0]).max() < 0.062
+    assert np.abs(found[0] - plain[0])[np.abs(plain[0]) < 0.01].max() < 0.045
+
+
 def test_a_bias_that_int32_cannot_hold_keeps_its_value(tmp_path: Path) -> None:
     """A channel whose BatchNorm gamma is next to 0 has weights next to 0, and a bias 1e12 times as large."""
     net = Net()

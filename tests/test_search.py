@@ -20,10 +20,10 @@ from act_pipeline.core.records import SEARCH_SCHEMA, read_record
 from act_pipeline.data.builtin_sample import make_sample
 from act_pipeline.demo import COMPRESS_CONFIG, MODEL_CONFIG, WEIGHTS
 from act_pipeline.engines.onnx_runtimes.openvino import computes_in_bf16
-from act_pipeline.evaluation.confidence import Difference
+from act_pipeline.evaluation.confidence import AgreementLoss, Difference
 from act_pipeline.search import halving
 from act_pipeline.search.halving import Entry, halve, steps
-from act_pipeline.search.outcome import Row, SearchOutcome, draw, with_front
+from act_pipeline.search.outcome import Row, SearchOutcome, draw, fastest_within, with_front
 from act_pipeline.search.pareto import by_fronts, front
 from act_pipeline.search.variants import Source, Variant
 
@@ -147,6 +147,29 @@ def test_half_of_the_variants_go_on_and_those_beyond_max_drop_do_not(monkeypatch
     assert [entry.variant for entry in halving.ranked(entries, 0.0065)][:2] == ["middle", "slow"]
 
 
+def test_a_variant_that_agrees_too_little_is_dropped(monkeypatch) -> None:
+    """All have the mAP of the full model; the interval of each agreement is 0.02 to either side."""
+    known = {"other": 0.7, "near": 0.89, "same": 0.95}
+    monkeypatch.setattr(halving, "compare_on_some", lambda reference, evaluation, truth: None)
+    monkeypatch.setattr(
+        halving, "agreement_on_some",
+        lambda reference, one: AgreementLoss(one.agrees - 1, one.agrees - 1.02, one.agrees - 0.98, 0.01, 1, 1, np.zeros(1)),
+    )  # fmt: skip
+
+    def evaluate(entry, count):
+        return SimpleNamespace(map=0.5, images=64, agrees=known[entry.variant])
+
+    entries = [Entry(name, None, None, latency_ms=ms) for ms, name in enumerate(known, 1)]
+    alive = halve(entries, evaluate, SimpleNamespace(map=0.5, images=64), None, 0.02, 2, min_agreement=0.9)
+    assert [entry.variant for entry in alive] == ["near", "same"]
+    assert entries[0].dropped == "agreement 0.7000 with the full model on 16 images, surely below min_agreement"
+    assert [entry.variant for entry in halving.ranked(alive, 0.02, 0.9)] == ["same", "near"]
+    assert [halving.within(entry, 0.02, 0.9) for entry in alive] == [False, True]
+    for entry in entries:
+        entry.dropped = None
+    assert len(halve(entries, evaluate, SimpleNamespace(map=0.5, images=64), None, 0.02, 3)) == 3  # without the limit
+
+
 # --- the result ------------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +203,27 @@ def test_table_picture_and_record(tmp_path: Path) -> None:
     assert "no INT8 model is within max_drop 0.005 of the full float model" in "\n".join(none.lines)
 
 
+def test_the_chosen_row_has_min_agreement() -> None:
+    rows = [
+        row("fast", 30, 0.53, agreement=0.8, agreement_probability=0.0),
+        row("near", 40, 0.53, agreement=0.91, agreement_probability=0.7),
+        row("full", 50, 0.53, agreement=0.97, agreement_probability=1.0),
+    ]
+
+    def chosen(confidence: float, min_agreement: float | None) -> str | None:
+        found = fastest_within(rows, 0.005, confidence, min_agreement)
+        return None if found is None else found.name
+
+    assert chosen(0.5, None) == "fast" and chosen(0.5, 0.9) == "near" and chosen(0.6, 0.9) == "near"
+    assert chosen(0.5, 0.95) == "full" and chosen(0.5, 0.99) is None
+    rows[1] = dataclasses.replace(rows[1], agreement_probability=0.55)
+    assert chosen(0.6, 0.9) == "full" and chosen(0.5, 0.9) == "near"
+    outcome = SearchOutcome(rows, rows[1], 0.005, 0.5, "openvino on CPU", {}, {}, min_agreement=0.9)
+    text = "\n".join(outcome.lines)
+    assert "fastest within max_drop 0.005 and min_agreement 0.9: 640 x 640, near" in text and "agreement" in text
+    assert "0.9100" in text and outcome.as_json()["min_agreement"] == 0.9
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -201,7 +245,8 @@ def test_the_sample_is_searched(sample_model: InferenceModel, tmp_path: Path) ->
 
     make_sample(tmp_path / "data", 40, 40, seed=0, size=256)
     overrides = scenes_in(tmp_path / "data")
-    config = load_config(COMPRESS_CONFIG, [f"Global.model_dir={sample_model.directory}", "Strategy.max_drop=0.05"])
+    config = load_config(COMPRESS_CONFIG, [f"Global.model_dir={sample_model.directory}", "Strategy.max_drop=0.05",
+                                           "Strategy.min_agreement=0.5"])  # fmt: skip
     outcome = search(
         config, tmp_path / "search", "cpu", layers=[2], queries=[50, 20], sizes=[SIZE, (160, 160)], candidates=1,
         progress=False, reader_overrides=overrides, say=lambda line: None,
@@ -220,6 +265,8 @@ def test_the_sample_is_searched(sample_model: InferenceModel, tmp_path: Path) ->
         assert model.bytes == one["bytes"] and one["latency_ms"] > 0
         if one["dropped"] is None and one["map_drop"] is not None:
             assert one["map"] == pytest.approx(full["map"] - one["map_drop"], abs=1e-6)
+    agreed = {key: one["agreement"] for key, one in by_name.items() if one["precision"] == "int8"}
+    assert all(0.5 <= value < 1 for value in agreed.values()) and full["agreement"] is None
     smaller = by_name["layers2_queries50_160x160", "fp32"]
     assert smaller["latency_ms"] < full["latency_ms"]
     assert outcome.chosen.map_drop <= 0.05

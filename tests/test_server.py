@@ -230,7 +230,7 @@ def test_the_shadow_runs_in_the_float_model(tmp_path: Path) -> None:
     ask(service, *map(str, range(20)))
     service.monitor.drain_shadow()
     window = service.monitor.figures()["versions"]["1"]["window"]
-    assert window["shadowed"] == 20
+    assert window["shadowed"] == window["ranged"] == 20 and window["beyond_range_share"] == 0.375
     service.close()
 
 

@@ -21,7 +21,8 @@ from serving_fixtures import (
 )
 
 from act_pipeline.core.errors import UserError
-from act_pipeline.serving import Monitor, Repository, State, Temperature, load_rules, promote
+from act_pipeline.core.records import RANGES_FILENAME, RANGES_SCHEMA, write_record
+from act_pipeline.serving import Monitor, RangeShares, Repository, State, Temperature, load_rules, promote
 from act_pipeline.serving.breach import Breach, Figure
 from act_pipeline.serving.metrics import METRICS, PREFIX
 from act_pipeline.serving.routing import choose_version
@@ -40,12 +41,14 @@ class Service:
         for name, part in (("a", 100), ("b", share)):
             model = make_model(root / name, name)
             keep_detections(model, [self.scene.int8_detections(10_000 + i) for i in range(BASELINE_IMAGES)])
+            write_record(model / RANGES_FILENAME, RANGES_SCHEMA, {"images": 8, "shares": {"x": 0.001}})
             promote(self.repository, model, part, category_ids=[0, 1, 2])
         self.float_model = self.scene.float_detections
         rules = load_rules(overrides=["shadow.share=20"])
         self.monitor = Monitor(
-            self.repository, rules, lambda number: self.float_model(number), sensor, lambda: self.now
-        )
+            self.repository, rules, lambda number: self.float_model(number), sensor, lambda: self.now,
+            range_probe=lambda number: RangeShares(("x",), np.array([0.001]), "a test"),
+        )  # fmt: skip
 
     def serve(self, requests: int, new: Callable[[int], np.ndarray], new_s: float = 0.03, old=None) -> int | None:
         """Answer requests; returns the number after which a rule changed the versions, None if none did."""

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from bundle_fixtures import described, export_raw_model, odd_pictures, run_build
-from inference_fixtures import CLASS_NAMES, make_tiny_data, write_reader
+from inference_fixtures import CLASS_NAMES, export_tiny_model, make_tiny_data, write_reader
 from triton_fixtures import RECORDED, Refusal, Server, as_json, configs_of, data_type, model_config_class
 
 from act_pipeline.bundle.description import device_steps
@@ -32,6 +32,8 @@ PARTS = ("preprocess", "detector", "postprocess")
 def models(float_model, int8_model, tmp_path_factory) -> dict[str, InferenceModel]:
     folder = tmp_path_factory.mktemp("described")
     made = {"int8": described(int8_model, folder / "int8"), "float": described(float_model, folder / "float")}
+    tiny = export_tiny_model(folder / "tiny", quantized=True, observed=25.0)
+    made["observed"] = described(tiny, folder / "observed")
     for family in ("yolo", "detr_raw"):
         raw = export_raw_model(folder / f"{family}_raw", family)
         made[family] = described(raw, folder / family, arch=family, NMS=NMS)
@@ -122,7 +124,9 @@ def test_configs_are_what_triton_defines_and_fit_the_model(make, name, options, 
                 size = 4 * int(np.prod(value.dims))
                 assert (folder / "detect_detector" / "warmup" / value.input_data_file).stat().st_size == size, own
     assert all(config.version_policy.latest.num_versions == 1 for config in configs.values())
-    assert (folder / "build.sh").exists() == gpu and (folder / "config.json").exists() != gpu
+    assert (folder / "build.sh").exists() == gpu and (folder / "config.json").exists() == (
+        detector.backend == "openvino"
+    )
     assert "detect_detector" in (folder / "README.md").read_text() and "{" not in (folder / "README.md").read_text()
 
 
@@ -164,6 +168,25 @@ def test_the_ensemble_detects_what_the_package_does(make, models, reader, tmp_pa
     assert max(counts) > 0 and (name == "int8" or len(set(counts)) > 1), (
         "the pictures have different numbers of objects"
     )
+
+
+def test_the_onnxruntime_backend_computes_its_convolutions_in_int8(make, monkeypatch, tmp_path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    folder = make("observed", backend="onnxruntime")
+    options = runtime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    path = folder / "detect_detector" / "1" / "model.onnx"
+    runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+    assert "QLinearConv" in kinds and not {"Conv", "FusedConv"}.intersection(kinds)
+    picture = cv2.imencode(".png", np.full((20, 30, 3), 200, np.uint8))[1].tobytes()
+    batch = np.array([[picture]], object)
+    found = Server(folder, monkeypatch).run("detect", {"picture": batch})
+    wanted = Server(make("observed", backend="openvino"), monkeypatch).run("detect", {"picture": batch})
+    assert found["count"].tolist() == wanted["count"].tolist() == [[1]]
+    for name in ("boxes", "scores", "labels"):
+        np.testing.assert_allclose(found[name], wanted[name], atol=0.005, err_msg=name)
 
 
 def test_a_fixed_batch_runs_with_explicit_sizes(make, monkeypatch) -> None:

@@ -91,7 +91,13 @@ def nms_mode(decoder: Decoder, ops: Any, version: Version | None) -> str | None:
 
 
 def write_onnx(
-    model: InferenceModel, path: Path, target: Target, version: Version | None, batch: int | None, nms: str
+    model: InferenceModel,
+    path: Path,
+    target: Target,
+    version: Version | None,
+    batch: int | None,
+    nms: str,
+    runtime: str = "openvino",
 ) -> Lowered:
     """Write the ONNX file in the form that the device's runtime computes right.
 
@@ -102,11 +108,13 @@ def write_onnx(
         version: its TensorRT; None: another runtime.
         batch: the largest batch, which is fixed in the file for Jetsons and TensorRT-RTX; None: that of the device.
         nms: see :class:`DeviceModel`.
+        runtime: what loads the file where there is no TensorRT: ``openvino`` or ``onnxruntime``.
 
     Raises:
         UserError: an op cannot be exported, or the version does not know it.
     """
-    spelling = "cpu" if version is None else "tensorrt_rtx" if version.name == RTX else "tensorrt"
+    on_cpu = "onnxruntime" if runtime == "onnxruntime" else "cpu"
+    spelling = on_cpu if version is None else "tensorrt_rtx" if version.name == RTX else "tensorrt"
     # Jetsons run one stream of pictures: a fixed batch gives TensorRT one shape to choose kernels for.
     fixed = (batch or target.batch) if target.jetpack or (version is not None and version.name == RTX) else None
     typed = version is not None and version.typed

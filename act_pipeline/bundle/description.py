@@ -152,9 +152,20 @@ def guide(target: Target, version: Version | None, description: Mapping[str, Any
         "",
         "| file | content |",
         "|---|---|",
-        f"| `{description['model']}` | the model, {description['precision']} |",
+        *_model_rows(description),
         "| `bundle.json` | preprocessing, class names, inputs, outputs, profile |",
         "| `expected.json`, `pictures/` | what the model detects where the bundle was made |",
         "| `run.py`, `verify.py`, `preprocess.py` | the programs above |",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _model_rows(description: Mapping[str, Any]) -> list[str]:
+    """Return the lines of the README's table about the model's files."""
+    model, precision, files = description["model"], description["precision"], description["files"]
+    if files.get("openvino", model) == model:
+        return [f"| `{model}` | the model, {precision} |"]
+    return [
+        f"| `{files['openvino']}` with its `.bin` | the model for OpenVINO, {precision} |",
+        f"| `{model}` | the same for ONNX Runtime |",
+    ]

@@ -116,10 +116,13 @@ def make_bundle(request: BundleRequest, say: Say = lambda line: None) -> Bundle:
         folder = Path(made) / output.stem
         folder.mkdir()
         say(f"writing the ONNX file for {target.device}")
-        lowered = write_onnx(model, folder / MODEL, target, version, request.batch, known.nms)
+        lowered = write_onnx(model, folder / MODEL, target, version, request.batch, known.nms, "onnxruntime")
         files = {"onnxruntime": MODEL, "openvino": MODEL} if target.name == "cpu" else {"onnxruntime": MODEL}
         if target.name == "cpu" and known.quantized:
-            write_openvino(folder / MODEL, folder / OPENVINO_MODEL)
+            # Each of the two computes convolutions in INT8 only in its own form.
+            source = Path(made) / MODEL
+            write_onnx(model, source, target, version, request.batch, known.nms, "openvino")
+            write_openvino(source, folder / OPENVINO_MODEL)
             files["openvino"] = OPENVINO_MODEL
         dla = _write_dla(request, target, version, known.quantized, folder, known.nms)
         OnnxModel(folder / MODEL).record_path.unlink()  # it names paths of this machine

@@ -27,6 +27,7 @@ from act_pipeline.compress.qat.resume.checkpoints import Checkpoints
 from act_pipeline.compress.qat.resume.failures import explained
 from act_pipeline.compress.result.act_record import compression_record
 from act_pipeline.compress.result.below_max_drop import below_max_drop
+from act_pipeline.compress.result.calibration_baseline import calibration_baseline
 from act_pipeline.compress.result.outcome import measure_chosen
 from act_pipeline.compress.result.saved_result import Compressed, current_result, write_result
 from act_pipeline.compress.strategies import STRATEGIES
@@ -114,7 +115,8 @@ def compress(
         target = save_dir if met else below_dir
         measured = measure_chosen(job, chosen, inputs.model)
         act = compression_record(job, chosen, inputs.model, seconds, measured, placement)
-        write_result(target, inputs.model, chosen, job, {**act.as_json(), **inputs.source, **processes(ranks)})
+        usual = calibration_baseline(job, chosen.model) if job.fp32 is not None else None
+        write_result(target, inputs.model, chosen, job, {**act.as_json(), **inputs.source, **processes(ranks)}, usual)
         if report is not None:
             write_report(target, inputs.reader, lang=report)
     if not met:

@@ -16,6 +16,7 @@ from act_pipeline.core.package_versions import versions
 # Records that are read by another stage than the one that writes them; other schemas are defined next to their writers.
 ACT_SCHEMA, ACT_FILENAME = "act_pipeline.act/1", "act.json"
 ANALYSIS_SCHEMA, ANALYSIS_FILENAME = "act_pipeline.analysis/1", "analysis.json"
+RANGES_SCHEMA, RANGES_FILENAME = "act_pipeline.ranges/1", "ranges.json"
 BENCHMARK_SCHEMA = "act_pipeline.benchmark/1"
 SEARCH_SCHEMA, SEARCH_FILENAME = "act_pipeline.search/1", "search.json"
 

@@ -253,6 +253,15 @@ def compare_with_kept(path: str | os.PathLike[str], other: Evaluation, truth: Gr
     )
 
 
+def agreement_on_some(reference: Evaluation, other: Evaluation) -> Optional[AgreementLoss]:
+    """Return the agreement of two evaluations - 1 on the images of ``other``, a subset of the reference's images.
+
+    None if neither detects an object there.
+    """
+    some = placed(reference.detections, reference.image_ids, places_of(other.image_ids))
+    return agreement_loss(image_sums(some, other.detections, len(other.image_ids)))
+
+
 def compare_on_some(reference: Evaluation, other: Evaluation, truth: GroundTruth) -> Optional[MapDifference]:
     """Compare the mAPs of two evaluations on the images of ``other``, a subset of the reference's images.
 

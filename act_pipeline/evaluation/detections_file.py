@@ -19,6 +19,8 @@ from act_pipeline.evaluation.coco import placed, places_of
 from act_pipeline.evaluation.result import Evaluation
 
 DETECTIONS_FILENAME = "detections.npz"
+# The INT8 model's on calibration images, with class indices in the place of category ids.
+CALIBRATION_FILENAME = "calibration.npz"
 # COCO's metrics use at most this many detections per image and category.
 KEPT_DETECTIONS = 100
 # Limits against decompression bombs: scores and boxes hardly compress, so a real file never exceeds both.
@@ -83,10 +85,34 @@ def save_detections(
         else:  # one row a prompt: as many as there are objects, in the order of the masks
             text = json.dumps(evaluation.masks)
             arrays[f"{name}{_MASKS}"] = np.frombuffer(text.encode(), np.uint8)
-        narrow = _narrow(rows)
-        exact = bool((_wide(narrow) == rows).all())
-        # Column-major order puts similar numbers next to each other: the compressed file is a third smaller.
-        arrays[name] = np.asfortranarray(narrow if exact else rows)
+        arrays[name] = _stored(rows)
+    _write(path, arrays)
+
+
+def save_calibration_detections(path: str | os.PathLike[str], rows: np.ndarray, images: int) -> None:
+    """Write the INT8 model's detections on calibration images, for :func:`load_detections`.
+
+    Args:
+        path: the file.
+        rows: [M, 7] as ``Evaluation.detections``, with the positions of the images and class indices.
+        images: number of images.
+    """
+    ids: dict[str, np.ndarray] = {
+        _IDS: np.arange(images, dtype=np.int64),
+        _NAMES: np.zeros(images, np.uint32),
+    }
+    _write(path, {**ids, "int8": _stored(best_detections(rows))})
+
+
+def _stored(rows: np.ndarray) -> np.ndarray:
+    """Return rows as they are stored: in float32 if that changes no number."""
+    narrow = _narrow(rows)
+    exact = bool((_wide(narrow) == rows).all())
+    # Column-major order puts similar numbers next to each other: the compressed file is a third smaller.
+    return np.asfortranarray(narrow if exact else rows)
+
+
+def _write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_bytes_atomically(path, buffer.getvalue())

@@ -9,8 +9,8 @@ from typing import Optional
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.data import Reader
 from act_pipeline.evaluation import Evaluation, GroundTruth
-from act_pipeline.evaluation.comparison import compare_on_some
-from act_pipeline.evaluation.confidence import MapDifference
+from act_pipeline.evaluation.comparison import agreement_on_some, compare_on_some
+from act_pipeline.evaluation.confidence import TOLERANCE, AgreementLoss, MapDifference
 from act_pipeline.search.pareto import by_fronts
 from act_pipeline.search.variants import Variant
 
@@ -31,6 +31,7 @@ class Entry:
         latency_ms: median latency of the full model in ms, divided by this one's speed-up.
         evaluation: its evaluation on the images of the last step that it took part in.
         difference: mAP - the full model's on the same images.
+        loss: agreement with the full model on them - 1; None: not asked for, or no object is detected.
         dropped: why it was dropped; None: it was not.
     """
 
@@ -41,6 +42,7 @@ class Entry:
     latency_ms: float = 0.0
     evaluation: Optional[Evaluation] = field(default=None, repr=False)
     difference: Optional[MapDifference] = None
+    loss: Optional[AgreementLoss] = None
     dropped: Optional[str] = None
 
 
@@ -57,11 +59,12 @@ def halve(
     truth: GroundTruth,
     max_drop: float,
     keep: int = 1,
+    min_agreement: Optional[float] = None,
 ) -> list[Entry]:
     """Evaluate variants on more and more images, and drop those that are worse.
 
-    After each step those are dropped whose interval of the change of mAP lies beyond ``max_drop``, and before the next
-    step all but the better half, see :func:`ranked`.
+    After each step those are dropped whose interval of the change of mAP lies beyond ``max_drop``, or whose interval of
+    the agreement lies below ``min_agreement``, and before the next step all but the better half, see :func:`ranked`.
 
     Args:
         entries: the variants without the full model, with their latencies; their evaluations are set.
@@ -70,6 +73,7 @@ def halve(
         truth: the ground truth.
         max_drop: the largest drop of mAP.
         keep: so many go on at least.
+        min_agreement: the least agreement with the full model; None: any.
 
     Returns:
         The variants that were evaluated on all images and dropped by no step.
@@ -83,21 +87,28 @@ def halve(
             entry.difference = compare_on_some(reference, entry.evaluation, truth)
             if entry.difference is not None and entry.difference.high < -max_drop:
                 entry.dropped = f"mAP {entry.difference.difference:+.4f} on {count} images, surely beyond max_drop"
+            entry.loss = None if min_agreement is None else agreement_on_some(reference, entry.evaluation)
+            if entry.dropped is None and entry.loss is not None and 1 + entry.loss.high < (min_agreement or 0.0):
+                entry.dropped = (
+                    f"agreement {entry.loss.agreement:.4f} with the full model on {count} images, surely below "
+                    "min_agreement"
+                )
         alive = [entry for entry in alive if entry.dropped is None]
         if not last:
-            for entry in ranked(alive, max_drop)[max(keep, -(-len(alive) // 2)) :]:
+            for entry in ranked(alive, max_drop, min_agreement)[max(keep, -(-len(alive) // 2)) :]:
                 entry.dropped = f"others are faster or better on {count} images"
             alive = [entry for entry in alive if entry.dropped is None]
     return alive
 
 
-def ranked(entries: Sequence[Entry], max_drop: float) -> list[Entry]:
-    """Return variants, the best first: those within ``max_drop``, then in the order of their Pareto fronts."""
+def ranked(entries: Sequence[Entry], max_drop: float, min_agreement: Optional[float] = None) -> list[Entry]:
+    """Return variants, the best first: those within the limits, then in the order of their Pareto fronts."""
     order = by_fronts([(entry.latency_ms, entry.evaluation.map if entry.evaluation else 0.0) for entry in entries])
     found = [entries[place] for place in order]
-    return sorted(found, key=lambda entry: not within(entry, max_drop))
+    return sorted(found, key=lambda entry: not within(entry, max_drop, min_agreement))
 
 
-def within(entry: Entry, max_drop: float) -> bool:
-    """Return whether the measured drop is at most ``max_drop``; True without labelled objects."""
-    return entry.difference is None or entry.difference.difference >= -max_drop
+def within(entry: Entry, max_drop: float, min_agreement: Optional[float] = None) -> bool:
+    """Return whether the measured drop and agreement are within the limits; True without labelled objects."""
+    agrees = min_agreement is None or entry.loss is None or entry.loss.agreement >= min_agreement - TOLERANCE
+    return agrees and (entry.difference is None or entry.difference.difference >= -max_drop)

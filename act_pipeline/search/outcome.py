@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Optional
 
+from act_pipeline.compress.candidates import MEASURED
 from act_pipeline.core.atomic_files import write_bytes_atomically
 from act_pipeline.core.tables import figure, megabytes, text_table
+from act_pipeline.evaluation.confidence import TOLERANCE
 from act_pipeline.search.pareto import front
 
 PICTURE_FILENAME = "search.png"
@@ -36,6 +38,8 @@ class Row:
         ratio: speed-up over the full model in INT8 (in FP32 for the rows in FP32), median over the rounds.
         dropped: why it was not followed further; None: it was.
         on_front: whether no other row of all images is faster and better.
+        agreement: agreement with the full float model on the evaluated images; None: ``min_agreement`` is not set.
+        agreement_probability: share of the resampled data sets with at least ``min_agreement``; None: not set.
     """
 
     name: str
@@ -56,6 +60,15 @@ class Row:
     ratio: float
     dropped: Optional[str] = None
     on_front: bool = False
+    agreement: Optional[float] = None
+    agreement_probability: Optional[float] = None
+
+    def agrees(self, min_agreement: Optional[float], confidence: float) -> bool:
+        """Return whether the agreement is at least ``min_agreement``, measured and with a probability."""
+        if min_agreement is None or self.agreement is None or self.agreement_probability is None:
+            return True
+        measured = self.agreement >= min_agreement - TOLERANCE
+        return measured and (confidence == MEASURED or self.agreement_probability >= confidence)
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class SearchOutcome:
 
     Attributes:
         rows: all variants, INT8 first, the fastest first.
-        chosen: the fastest row within ``max_drop``; None: there is none.
+        chosen: the fastest row within ``max_drop`` and ``min_agreement``; None: there is none.
         max_drop: the largest drop of mAP.
         confidence: the share of resampled data sets on which it has to hold.
         engine: what evaluated and timed.
@@ -72,6 +85,7 @@ class SearchOutcome:
         source: what the search was made from.
         calibration_images: the most images that the INT8 models of the search were calibrated with.
         full_int8: the folder of the full model in INT8, if it was given; None: it was calibrated as the others were.
+        min_agreement: the least agreement with the full float model; None: any.
     """
 
     rows: Sequence[Row]
@@ -83,6 +97,13 @@ class SearchOutcome:
     source: Mapping[str, Any]
     calibration_images: Optional[int] = None
     full_int8: Optional[str] = None
+    min_agreement: Optional[float] = None
+
+    @property
+    def limits(self) -> str:
+        """The limits in words."""
+        agreement = "" if self.min_agreement is None else f" and min_agreement {self.min_agreement}"
+        return f"max_drop {self.max_drop}{agreement}"
 
     @property
     def faster(self) -> Optional[Row]:
@@ -95,6 +116,7 @@ class SearchOutcome:
             **self.source,
             "engine": self.engine,
             "max_drop": self.max_drop,
+            "min_agreement": self.min_agreement,
             "confidence": self.confidence,
             "chosen": None if self.chosen is None else {"name": self.chosen.name, "precision": self.chosen.precision},
             "calibration_images": self.calibration_images,
@@ -111,8 +133,11 @@ class SearchOutcome:
     @property
     def table(self) -> list[str]:
         """The table, and why variants were dropped."""
-        header = ("", "precision", "ms p50", "x full", "mAP", "change", "images", "MB", "")
-        table = text_table(header, [_cells(row, row is self.chosen) for row in self.rows])
+        agreed = self.min_agreement is not None
+        header = ["", "precision", "ms p50", "x full", "mAP", "change", "images", "MB", ""]
+        if agreed:
+            header.insert(6, "agreement")
+        table = text_table(header, [_cells(row, row is self.chosen, agreed) for row in self.rows])
         lines = [f"mAP and latency in {self.engine}; x full: to the full model at the same precision", "", table, ""]
         if self.full_int8 is not None:
             lines.append(
@@ -125,12 +150,12 @@ class SearchOutcome:
     def _conclusion(self) -> str:
         chosen = self.faster
         if self.chosen is None:
-            return f"no INT8 model is within max_drop {self.max_drop} of the full float model"
+            return f"no INT8 model is within {self.limits} of the full float model"
         if chosen is None:
-            return f"no variant within max_drop {self.max_drop} is faster than the full model in INT8"
+            return f"no variant within {self.limits} is faster than the full model in INT8"
         speed = f"{chosen.ratio:.2f} times as fast as the full model in INT8"
         drop = f"mAP {-(chosen.map_drop or 0.0):+.4f} against the full float model"
-        return f"fastest within max_drop {self.max_drop}: {chosen.words}: {speed}, {drop}: {chosen.folder}"
+        return f"fastest within {self.limits}: {chosen.words}: {speed}, {drop}: {chosen.folder}"
 
 
 def with_front(rows: Sequence[Row]) -> list[Row]:
@@ -142,11 +167,29 @@ def with_front(rows: Sequence[Row]) -> list[Row]:
     return sorted(marked, key=lambda row: (row.precision != "int8", row.latency_ms))
 
 
-def _cells(row: Row, chosen: bool) -> list[str]:
+def fastest_within(
+    rows: Sequence[Row], max_drop: float, confidence: float, min_agreement: Optional[float] = None
+) -> Optional[Row]:
+    """Return the fastest INT8 row within the limits, measured and with the probability ``confidence``; None: no row."""
+    sure = [
+        row
+        for row in rows
+        if row.precision == "int8"
+        and row.probability is not None
+        and row.probability >= confidence
+        and row.map_drop is not None
+        and row.map_drop <= max_drop
+        and row.agrees(min_agreement, confidence)
+    ]
+    return max(sure, key=lambda row: row.ratio, default=None)
+
+
+def _cells(row: Row, chosen: bool, agreed: bool) -> list[str]:
     mark = "chosen" if chosen else "front" if row.on_front else ""
     change = "-" if row.map_drop is None else f"{-row.map_drop:+.4f}"
     speed = [f"{row.latency_ms:.1f}", f"{row.ratio:.2f}"]
-    return [row.words, row.precision, *speed, figure(row.map), change, str(row.images), megabytes(row.bytes), mark]
+    change_by = [change, figure(row.agreement)] if agreed else [change]
+    return [row.words, row.precision, *speed, figure(row.map), *change_by, str(row.images), megabytes(row.bytes), mark]
 
 
 def draw(outcome: SearchOutcome, path: str | os.PathLike[str]) -> None:

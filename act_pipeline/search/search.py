@@ -30,8 +30,8 @@ from act_pipeline.engines.interface import Engine
 from act_pipeline.engines.onnx_runtimes.openvino import FLOAT_PRECISION_KEY, computes_in_bf16
 from act_pipeline.evaluation import Evaluation, GroundTruth
 from act_pipeline.evaluation.batches import Latencies, measure_in_turns
-from act_pipeline.evaluation.comparison import compare_on_some
-from act_pipeline.evaluation.confidence import MapDifference
+from act_pipeline.evaluation.comparison import agreement_on_some, compare_on_some
+from act_pipeline.evaluation.confidence import AgreementLoss, MapDifference
 from act_pipeline.families.interface import PROMPTS
 from act_pipeline.families.registry import decoder_for
 from act_pipeline.search.halving import Entry, halve, ranked, within
@@ -40,6 +40,7 @@ from act_pipeline.search.outcome import (
     Row,
     SearchOutcome,
     draw,
+    fastest_within,
     with_front,
 )
 from act_pipeline.search.variants import Source, Variant
@@ -65,7 +66,7 @@ def search(
     reader_overrides: Sequence[str] = (),
     say: Say = lambda line: print(line, file=sys.stderr),
 ) -> SearchOutcome:
-    """Find the fastest variant of a model within ``Strategy.max_drop``, without training.
+    """Find the fastest variant within ``Strategy.max_drop`` and ``Strategy.min_agreement``, without training.
 
     The variants are exported from the weights, timed in turns in the engine that compress evaluates in, and evaluated
     in float by successive halving. The best of them and the full model are calibrated (``ptq``), evaluated and timed in
@@ -115,24 +116,20 @@ def search(
     with timed(seconds, "evaluate"):
         full.evaluation, _ = judge.evaluate_float(full.model, full.reader, progress)
         truth = GroundTruth.load(full.reader, "eval")
-        alive = halve(rest, _evaluator(judge, progress), full.evaluation, truth, max_drop, keep=candidates)
+        least = config.strategy.min_agreement
+        alive = halve(rest, _evaluator(judge, progress), full.evaluation, truth, max_drop, candidates, least)
     rows = [_row(entry.variant, "fp32", entry.model, entry.evaluation, entry.difference, measured[entry.variant.name],
-                 max_drop, entry.dropped) for entry in entries]  # fmt: skip
-    best = [entry for entry in ranked(alive, max_drop) if within(entry, max_drop)][:candidates]
+                 config, entry.dropped, entry.loss) for entry in entries]  # fmt: skip
+    best = [entry for entry in ranked(alive, max_drop, least) if within(entry, max_drop, least)][:candidates]
     rows += _int8_rows(
         config, judge, [full, *best], full.evaluation, truth, folder,
         full_int8=full_int8, device=device, progress=progress, reader_overrides=reader_overrides, seconds=seconds,
         say=say,
     )  # fmt: skip
     rows = with_front(rows)
-    sure = [
-        row for row in rows
-        if row.precision == "int8" and row.probability is not None and row.probability >= config.strategy.confidence
-        and row.map_drop is not None and row.map_drop <= max_drop
-    ]  # fmt: skip
     outcome = SearchOutcome(
         rows,
-        max(sure, key=lambda row: row.ratio, default=None),
+        fastest_within(rows, max_drop, config.strategy.confidence, least),
         max_drop,
         config.strategy.confidence,
         f"{judge.engine} on {judge.device}",
@@ -141,6 +138,7 @@ def search(
          "reader": str(full.reader.path), "reader_hash": full.reader.fingerprint()},
         min(config.quant_post.images, CALIBRATION_IMAGES),
         None if full_int8 is None else str(full_int8.directory),
+        least,
     )  # fmt: skip
     draw(outcome, folder / PICTURE_FILENAME)
     write_record(folder / SEARCH_FILENAME, SEARCH_SCHEMA, outcome.as_json())
@@ -211,10 +209,11 @@ def _int8_rows(
                 made[each.name] = _Int8(each, model, entry.reader, evaluation)
     with timed(seconds, "time"):
         measured = _latencies(judge, {name: (each.model, each.reader) for name, each in made.items()}, "int8")
+    checked = config.strategy.min_agreement is not None
     return [
         _row(
             each.variant, "int8", each.model, each.evaluation, compare_on_some(reference, each.evaluation, truth),
-            measured[name], config.strategy.max_drop or 0.0, None,
+            measured[name], config, None, agreement_on_some(reference, each.evaluation) if checked else None,
         )
         for name, each in made.items()
     ]  # fmt: skip
@@ -248,9 +247,11 @@ def _row(
     evaluation: Optional[Evaluation],
     difference: Optional[MapDifference],
     latencies: Latencies,
-    max_drop: float,
+    config: Config,
     dropped: Optional[str],
+    loss: Optional[AgreementLoss] = None,
 ) -> Row:
+    limits = config.strategy
     return Row(
         name=variant.name,
         words=variant.words,
@@ -265,10 +266,12 @@ def _row(
         map_drop=None if difference is None else -difference.difference,
         low=None if difference is None else -difference.high,
         high=None if difference is None else -difference.low,
-        probability=None if difference is None else difference.probability(max_drop),
+        probability=None if difference is None else difference.probability(limits.max_drop or 0.0),
         latency_ms=latencies.latency_ms["p50"],
         ratio=latencies.ratio,
         dropped=dropped,
+        agreement=None if loss is None else loss.agreement,
+        agreement_probability=None if loss is None else loss.probability(1 - (limits.min_agreement or 0.0)),
     )
 
 

@@ -120,10 +120,10 @@ def second_result_lines(outcome: SearchOutcome, config: Config) -> list[str]:
     lines = ["", "search for a faster variant", *outcome.table]
     found = outcome.faster
     if found is None:
-        return [*lines, f"second result: none, no variant within max_drop {outcome.max_drop} is faster"]
-    unchecked = "" if config.strategy.min_agreement is None else " (min_agreement not checked)"
+        return [*lines, f"second result: none, no variant within {outcome.limits} is faster"]
+    agreed = "" if found.agreement is None else f", agreement {found.agreement:.4f}"
     return [
         *lines,
         f"second result: {found.words}: {found.ratio:.2f} times as fast as the INT8 model above, mAP {found.map:.4f} "
-        f"({-(found.map_drop or 0.0):+.4f} against the float model){unchecked}: {found.folder}",
+        f"({-(found.map_drop or 0.0):+.4f} against the float model){agreed}: {found.folder}",
     ]

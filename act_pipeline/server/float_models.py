@@ -1,25 +1,34 @@
-"""The float models of the versions, in a process of its own with a low priority: for the shadow and the page."""
+"""The float models of the versions and the probes of their ranges, in a process of its own with a low priority."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from act_pipeline.core.errors import UserError
-from act_pipeline.server.items import Item, Outcome, Refused
+from act_pipeline.server.items import Item, Outcome, Refused, Shares
 from act_pipeline.server.pool import WorkerPool
+from act_pipeline.server.range_probe import ProbedModel
 from act_pipeline.server.settings import Limits
-from act_pipeline.server.versions import prepare
-from act_pipeline.serving import Repository
+from act_pipeline.server.versions import prepare, prepare_probe
+from act_pipeline.serving import RangeShares, Repository
 
 _NICE = 10
 # On a busy machine a process of low priority is late long before it hangs.
 _PATIENCE = 4
+# Number of the float model in the process; a probe has that of its version.
+_FLOAT = 0
+# Those of the live version and of a candidate.
+_MOST_PROBES = 2
 
 
 class FloatModels:
-    """Loads the float model of a version when it is first needed; one at a time is in memory."""
+    """Loads the float model and the probe of a version when they are first needed.
+
+    One float model and two probes at a time are in memory.
+    """
 
     def __init__(self, repository: Repository, threads: int, limits: Limits) -> None:
         """Load nothing yet.
@@ -35,6 +44,8 @@ class FloatModels:
         self._folders: dict[int, Path | None] = {}
         self._loaded: Path | None = None
         self._broken: dict[Path, str] = {}
+        self._probes: dict[int, ProbedModel] = {}
+        self._unprobed: dict[int, str] = {}
         self._closed = False
 
     def has(self, version: int) -> bool:
@@ -61,7 +72,44 @@ class FloatModels:
             except UserError as error:
                 self._broken[folder] = str(error)
                 return Refused(str(error), by_client=False)
-            return pool.run(0, [item])[0]
+            return pool.run(_FLOAT, [item])[0]
+
+    def ranges(self, version: int, item: Item) -> RangeShares | str:
+        """Return the activations of a version's INT8 model on an image; the first call takes seconds.
+
+        Args:
+            version: the version.
+            item: the image.
+
+        Returns:
+            the shares of each tensor beyond its range, or why they cannot be told here.
+
+        Raises:
+            UserError: the probe does not run on this image.
+        """
+        with self._lock:
+            if version not in self._probes and version not in self._unprobed:
+                try:
+                    self._load_probe(version)
+                except UserError as error:
+                    self._unprobed[version] = str(error)
+            if version in self._unprobed:
+                return self._unprobed[version]
+            model = self._probes[version]
+            found: Any = self._running().run(version, [item])[0]
+        if not isinstance(found, Shares):
+            raise UserError(found.reason)
+        return RangeShares(model.tensors, found.shares, model.runtime)
+
+    def _load_probe(self, version: int) -> None:
+        model = prepare_probe(self._repository.version(version).folder)
+        pool = self._running()
+        while len(self._probes) >= _MOST_PROBES:
+            oldest = next(iter(self._probes))
+            del self._probes[oldest]
+            pool.unload(oldest)
+        pool.load(version, model)
+        self._probes[version] = model
 
     def close(self) -> None:
         """End the process."""
@@ -82,12 +130,17 @@ class FloatModels:
     def _with(self, folder: Path) -> WorkerPool:
         if self._loaded != folder:
             model = prepare(folder)
-            if self._pool is None:
-                limits = replace(self._limits, seconds=_PATIENCE * self._limits.seconds)
-                self._pool = WorkerPool(1, self._threads, 1, limits, _NICE)
-            else:
-                self._pool.unload(0)
-            self._pool.load(0, model)
+            pool = self._running()
+            if self._loaded is not None:
+                pool.unload(_FLOAT)
+            pool.load(_FLOAT, model)
             self._loaded = folder
-        assert self._pool is not None
+        return self._running()
+
+    def _running(self) -> WorkerPool:
+        if self._closed:
+            raise UserError("the server ends")
+        if self._pool is None:
+            limits = replace(self._limits, seconds=_PATIENCE * self._limits.seconds)
+            self._pool = WorkerPool(1, self._threads, 1, limits, _NICE)
         return self._pool

@@ -63,4 +63,15 @@ class Refused:
     by_client: bool = True
 
 
+@dataclass(frozen=True)
+class Shares:
+    """The activations of the INT8 model on one image.
+
+    Attributes:
+        shares: share of each tensor's elements that are beyond its calibrated range, float32 [T].
+    """
+
+    shares: np.ndarray
+
+
 Outcome = Union[Found, Refused]

@@ -20,8 +20,9 @@ from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, read_record
 from act_pipeline.engines import Engine, Machine, create_engine, fastest_engine, inspect_artifact, machine
 from act_pipeline.engines.interface import AUTO_REQUESTS, parallel_requests
 from act_pipeline.engines.registry import find_runtime, find_support
-from act_pipeline.server.items import Found, Item, Outcome, Picture, Prepared, Refused
-from act_pipeline.server.pictures import BadPicture, prepare_picture
+from act_pipeline.server.items import Found, Item, Outcome, Prepared, Refused
+from act_pipeline.server.network_inputs import batch_of, prepared_item
+from act_pipeline.server.pictures import BadPicture
 from act_pipeline.server.settings import Limits
 from act_pipeline.serving.version import PLAN_FILENAME
 
@@ -54,6 +55,10 @@ class ServedModel:
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     fixed_batch: Optional[int] = None
 
+    def load(self, threads: int, max_batch: int, limits: Limits) -> LoadedModel:
+        """Load it into this process; for the arguments and errors see :class:`LoadedModel`."""
+        return LoadedModel(self, threads, max_batch, limits)
+
 
 def served_model(folder: str | Path) -> ServedModel:
     """Choose the engine of a model, export what it loads, and read its preprocessing; imports Paddle where needed.
@@ -85,7 +90,7 @@ def served_model(folder: str | Path) -> ServedModel:
             chosen, engine, device, why = PlanModel.load(kept), "tensorrt", "GPU", "the plan of the version"
         else:
             why = f"{why}; its plan is left aside: {runs.why}"
-    reader = _reader(model)
+    reader = recorded_reader(model)
     if summary.input_size is not None and tuple(reader.input_size) != tuple(summary.input_size):
         reader = reader.with_input_size(*summary.input_size)
     described = summary if chosen is model else None
@@ -107,7 +112,7 @@ def served_model(folder: str | Path) -> ServedModel:
     )
 
 
-def _reader(model: InferenceModel) -> Any:
+def recorded_reader(model: InferenceModel) -> Any:
     """Return the reader that is recorded with a model: in its infer_cfg.yml, otherwise named in its act.json."""
     from act_pipeline.data import Reader
     from act_pipeline.data.model_fit import reader_of_model
@@ -186,7 +191,7 @@ class LoadedModel:
         ready: list[tuple[int, tuple[Prepared, np.ndarray]]] = []
         for place, item in enumerate(items):
             try:
-                ready.append((place, self._prepared(item)))
+                ready.append((place, prepared_item(self._model, item, self._limits)))
             except BadPicture as error:
                 outcomes[place] = Refused(str(error))
         start = 0
@@ -211,7 +216,7 @@ class LoadedModel:
     def _run_alone(self, item: Item) -> Outcome:
         assert self._streams is not None
         try:
-            return self._detect(self._streams, [self._prepared(item)], 1)[0]
+            return self._detect(self._streams, [prepared_item(self._model, item, self._limits)], 1)[0]
         except BadPicture as error:
             return Refused(str(error))
 
@@ -229,23 +234,12 @@ class LoadedModel:
             **options,
         )
         for size in sizes:
-            engine.run(self._batch([(blank, np.zeros(2, np.float32))] * size))
+            engine.run(batch_of(model, [(blank, np.zeros(2, np.float32))] * size))
         return engine
-
-    def _prepared(self, item: Item) -> tuple[Prepared, np.ndarray]:
-        if isinstance(item, Picture):
-            return prepare_picture(item.data, self._model.steps, self._limits)
-        expected = (3, *self._model.input_size)
-        if item.image.shape != expected:
-            raise BadPicture(f"image is {list(item.image.shape)}, this version takes {list(expected)}")
-        factors = () if item.scale_factor is None else (item.scale_factor,)
-        if not all(np.isfinite(factor).all() and (factor > 0).all() for factor in factors):
-            raise BadPicture("scale_factor is not positive, expected resized size / original size, y then x")
-        return item, np.zeros(2, np.float32)
 
     def _detect(self, engine: Engine, samples: list[tuple[Prepared, np.ndarray]], size: int) -> list[Outcome]:
         blank = [samples[-1]] * (size - len(samples))  # a fixed batch is filled up
-        batch = self._batch([*samples, *blank])
+        batch = batch_of(self._model, [*samples, *blank])
         started = time.perf_counter()
         try:
             outputs = engine.run(batch)
@@ -255,18 +249,6 @@ class LoadedModel:
         ends = np.cumsum(outputs["bbox_num"])[: len(samples)]
         rows = np.split(outputs["bbox"], ends)[: len(samples)]
         return [Found(np.asarray(part, np.float32), taken / len(samples)) for part in rows]
-
-    def _batch(self, samples: Sequence[tuple[Prepared, np.ndarray]]) -> dict[str, np.ndarray]:
-        height, width = self._model.input_size
-        size, one = np.array([height, width], np.float32), np.ones(2, np.float32)
-        images = [item for item, _ in samples]
-        batch = {
-            "image": np.stack([item.image for item in images]),
-            "im_shape": np.stack([size if item.im_shape is None else item.im_shape for item in images]),
-            "scale_factor": np.stack([one if item.scale_factor is None else item.scale_factor for item in images]),
-            "pad_offset": np.stack([offset for _, offset in samples]),
-        }
-        return {**batch, **{name: np.repeat(value, len(samples), 0) for name, value in self._model.constants.items()}}
 
 
 def batch_sizes(largest: int, fixed: Optional[int]) -> list[int]:

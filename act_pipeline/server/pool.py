@@ -7,17 +7,27 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 
 from act_pipeline.core.errors import UserError
 from act_pipeline.server.items import Item, Outcome, Refused
-from act_pipeline.server.model import LoadedModel, ServedModel
 from act_pipeline.server.settings import Limits
 from act_pipeline.server.worker import BATCHES_AT_ONCE, Worker, WorkerDied
 
 _logger = logging.getLogger(__name__)
 _ATTEMPTS = 3
 _LOAD_SECONDS = 600.0
+
+
+class Loadable(Protocol):
+    """What a worker loads: a :class:`act_pipeline.server.model.ServedModel`, or a probe of one."""
+
+    @property
+    def artifact(self) -> Any:
+        """The file, for messages."""
+
+    def load(self, threads: int, max_batch: int, limits: Limits) -> Any:
+        """Return it loaded in this process, with ``warm``, ``run`` and ``close``."""
 
 
 class WorkerPool:
@@ -37,7 +47,7 @@ class WorkerPool:
         self._seconds, self._nice = limits.seconds, nice
         # How long a batch waits for a process: one that was killed is back within it.
         self._patience = max(2 * limits.seconds, 20.0)
-        self._models: dict[int, ServedModel] = {}
+        self._models: dict[int, Any] = {}
         self._free = threading.Condition()
         self._loading = threading.RLock()
         self._closed = False
@@ -47,7 +57,7 @@ class WorkerPool:
             self._workers += [Worker(self._replace, nice) for _ in range(workers)]
 
     @property
-    def models(self) -> dict[int, ServedModel]:
+    def models(self) -> dict[int, Any]:
         """Number -> model, of those that every worker has or will have."""
         return dict(self._models)
 
@@ -62,12 +72,12 @@ class WorkerPool:
         with self._free:
             return any(worker.alive and number in worker.held for worker in self._workers)
 
-    def load(self, number: int, model: ServedModel) -> None:
+    def load(self, number: int, model: Loadable) -> None:
         """Load a model in each worker, one after the other; the others answer meanwhile.
 
         Args:
             number: how :meth:`run` names it.
-            model: the model.
+            model: the model, or the probe of one.
 
         Raises:
             UserError: it cannot be loaded.
@@ -157,7 +167,7 @@ class WorkerPool:
                     return None
         return None
 
-    def _load(self, worker: Worker, number: int, model: ServedModel) -> None:
+    def _load(self, worker: Worker, number: int, model: Loadable) -> None:
         try:
             worker.call(_load, number, model, *self._arguments, slow=True).result(_LOAD_SECONDS)
         except WorkerDied:
@@ -192,12 +202,12 @@ class WorkerPool:
             started.close()
 
 
-def _load(held: dict[Any, Any], number: int, model: ServedModel, threads: int, max_batch: int, limits: Limits) -> None:
+def _load(held: dict[Any, Any], number: int, model: Loadable, threads: int, max_batch: int, limits: Limits) -> None:
     import cv2
 
     cv2.setNumThreads(1)
     if number not in held:
-        held[number] = LoadedModel(model, threads, max_batch, limits)
+        held[number] = model.load(threads, max_batch, limits)
 
 
 def _warm(held: dict[Any, Any], number: int) -> None:

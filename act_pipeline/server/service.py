@@ -18,7 +18,7 @@ from act_pipeline.server.model import ServedModel
 from act_pipeline.server.pool import WorkerPool
 from act_pipeline.server.settings import Limits
 from act_pipeline.server.versions import LoadedVersions
-from act_pipeline.serving import Monitor, Repository, Rules
+from act_pipeline.serving import Monitor, RangeShares, Repository, Rules
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Service:
         self.versions = LoadedVersions(repository, pool)
         self.floats = floats
         self.live_model = self.versions.start()
-        self.monitor = Monitor(repository, rules, float_model=self._float, background=True)
+        self.monitor = Monitor(repository, rules, float_model=self._float, background=True, range_probe=self._ranges)
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="versions")
 
     def answer(self, requests: Sequence[Request]) -> list[Union[Answer, Refused]]:
@@ -184,19 +184,23 @@ class Service:
                 self.monitor.failed(version, request.id, seconds)
             return refused
         found = [outcome for outcome in outcomes if isinstance(outcome, Found)]
-        has_float = self.floats.has(version)
         for place, (item, one) in enumerate(zip(request.items, found)):
             number = request.id if len(found) == 1 else f"{request.id}/{place}"
-            inputs = (version, item) if has_float else None
-            self.monitor.answered(version, number, one.bbox, seconds, inputs)
+            self.monitor.answered(version, number, one.bbox, seconds, (version, item))
         return Answer(version, found)
 
-    def _float(self, inputs: tuple[int, Item]) -> np.ndarray:
-        """Return the float model's detections for the shadow.
+    def _ranges(self, inputs: tuple[int, Item]) -> Union[RangeShares, str]:
+        """Return the shares of activations beyond their ranges for the shadow, or why they cannot be told."""
+        return self.floats.ranges(*inputs)
+
+    def _float(self, inputs: tuple[int, Item]) -> Optional[np.ndarray]:
+        """Return the float model's detections for the shadow; None: the version has no float model.
 
         Raises:
-            UserError: there is none, or it failed.
+            UserError: it failed.
         """
+        if not self.floats.has(inputs[0]):
+            return None
         outcome = self.floats.run(*inputs)
         if isinstance(outcome, Refused):
             raise UserError(outcome.reason)

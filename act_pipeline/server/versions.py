@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
 from act_pipeline.core.errors import UserError
 from act_pipeline.server.model import ServedModel, served_model
 from act_pipeline.server.pool import WorkerPool
+from act_pipeline.server.range_probe import ProbedModel, probed_model
 from act_pipeline.server.worker import Worker, WorkerDied
 from act_pipeline.serving import Repository, State
 
@@ -26,10 +28,27 @@ def prepare(folder: Path) -> ServedModel:
     Raises:
         UserError: see :func:`act_pipeline.server.model.served_model`.
     """
+    found: ServedModel = _in_own_process(_prepare, folder)
+    return found
+
+
+def prepare_probe(folder: Path) -> ProbedModel:
+    """Return what is needed to load the probe of a model's ranges, made in a process of its own.
+
+    Args:
+        folder: the model folder.
+
+    Raises:
+        UserError: see :func:`act_pipeline.server.range_probe.probed_model`.
+    """
+    found: ProbedModel = _in_own_process(_prepare_probe, folder)
+    return found
+
+
+def _in_own_process(task: Callable[..., Any], folder: Path) -> Any:
     worker = Worker(lambda _: None)
     try:
-        found: ServedModel = worker.call(_prepare, folder, slow=True).result()
-        return found
+        return worker.call(task, folder, slow=True).result()
     except WorkerDied:
         raise UserError(f"{folder}: the process that prepared it ended, most likely for want of memory") from None
     except RuntimeError as error:
@@ -40,6 +59,10 @@ def prepare(folder: Path) -> ServedModel:
 
 def _prepare(_: dict[Any, Any], folder: Path) -> ServedModel:
     return served_model(folder)
+
+
+def _prepare_probe(_: dict[Any, Any], folder: Path) -> ProbedModel:
+    return probed_model(folder)
 
 
 def wanted_versions(state: State) -> list[int]:

@@ -1,9 +1,10 @@
-"""What a version detected when it was evaluated: what the requests are compared with."""
+"""What a version detected when it was made: what the requests are compared with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
@@ -13,7 +14,7 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.core.records import as_number
 from act_pipeline.evaluation.agreement import detection_change
 from act_pipeline.evaluation.detection_rows import outputs_of_rows
-from act_pipeline.evaluation.detections_file import DETECTIONS_FILENAME, load_detections
+from act_pipeline.evaluation.detections_file import CALIBRATION_FILENAME, DETECTIONS_FILENAME, load_detections
 from act_pipeline.evaluation.matching import MIN_SCORE
 from act_pipeline.serving.detections import Seen
 from act_pipeline.serving.histograms import BIN_NAMES, LEAST_SCORE, score_histogram, size_shares
@@ -34,6 +35,7 @@ class Baseline:
         sizes: share of small, medium and large boxes among the objects.
         disagreement: change of the detections compared with the float model's, in [0, 1]; None: not known.
         spread: standard deviation of the objects an image; None: not recorded.
+        source: what the images are: ``calibration``, ``evaluation``, or ``requests``.
     """
 
     images: int
@@ -44,6 +46,7 @@ class Baseline:
     sizes: Mapping[str, float] = field(default_factory=dict)
     disagreement: Optional[float] = None
     spread: Optional[float] = None
+    source: str = "requests"
 
     @classmethod
     def of(
@@ -88,7 +91,9 @@ class Baseline:
         change, spread = (
             None if found.get(name) is None else _finite(found[name]) for name in ("disagreement", "spread")
         )
-        return cls(images, empty, _finite(found["detections"]), scores, classes, sizes, change, spread)
+        # Those of earlier versions are of evaluation images.
+        source = str(found.get("source", "evaluation"))
+        return cls(images, empty, _finite(found["detections"]), scores, classes, sizes, change, spread, source)
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
@@ -124,20 +129,42 @@ def _finite(value: Any) -> float:
 def recorded_baseline(model: InferenceModel, category_ids: Optional[Sequence[int]] = None) -> Optional[Baseline]:
     """Return the figures of the detections that ``compress`` kept next to a model; None: it kept none.
 
+    They are those of the calibration images; without these, of the evaluation images.
+
     Args:
         model: the INT8 model.
-        category_ids: the COCO category id of every class index; None: not known, then there are none by class.
+        category_ids: the COCO category id of every class index, for the evaluation images; None: not known, then there
+            are none by class.
 
     Raises:
         UserError: the file is damaged.
     """
+    calibrated = _of_calibration(model)
     path = model.directory / DETECTIONS_FILENAME
+    if not path.is_file():
+        return calibrated
+    kept = load_detections(path)
+    rows = kept.rows.get("int8")
+    if rows is None or not kept.image_ids:
+        return calibrated
+    made = calibrated or _of_evaluation(path, rows, len(kept.image_ids), category_ids)
+    if "fp32" not in kept.rows or kept.masks:
+        return made
+    return replace(made, disagreement=detection_change(kept.rows["fp32"], rows))
+
+
+def _of_calibration(model: InferenceModel) -> Optional[Baseline]:
+    path = model.directory / CALIBRATION_FILENAME
     if not path.is_file():
         return None
     kept = load_detections(path)
     rows = kept.rows.get("int8")
     if rows is None or not kept.image_ids:
         return None
+    return replace(_of_rows(outputs_of_rows(rows), rows, len(kept.image_ids), True), source="calibration")
+
+
+def _of_evaluation(path: Path, rows: np.ndarray, images: int, category_ids: Optional[Sequence[int]]) -> Baseline:
     table = outputs_of_rows(rows)
     if category_ids is not None:
         index_of = {number: index for index, number in enumerate(category_ids)}
@@ -148,10 +175,11 @@ def recorded_baseline(model: InferenceModel, category_ids: Optional[Sequence[int
                 "--reader_config that the model was compressed with"
             )
         table[:, 0] = [index_of[int(number)] for number in rows[:, 6]]
-    images = len(kept.image_ids)
+    return replace(_of_rows(table, rows, images, category_ids is not None), source="evaluation")
+
+
+def _of_rows(table: np.ndarray, rows: np.ndarray, images: int, by_class: bool) -> Baseline:
+    """Return the figures of detections: as the model outputs them, and with their images."""
     busy = np.unique(rows[rows[:, 5] >= LEAST_SCORE, 0])
     _, objects = np.unique(rows[rows[:, 5] > MIN_SCORE, 0], return_counts=True)
-    made = Baseline.of(Seen.of(table), images, images - len(busy), category_ids is not None, objects)
-    if "fp32" not in kept.rows or kept.masks:
-        return made
-    return replace(made, disagreement=detection_change(kept.rows["fp32"], rows))
+    return Baseline.of(Seen.of(table), images, images - len(busy), by_class, objects)

@@ -22,9 +22,9 @@ METRICS = {
     "latency_seconds": ("gauge", "Latency over the window by quantile."),
     "error_rate": ("gauge", "Share of the requests in the window that failed."),
     "detections_per_image": ("gauge", "Detections with a score above 0.3 an image, over the window."),
-    "detections_change": ("gauge", "Relative change of the detections an image since the evaluation; 0: chance."),
+    "detections_change": ("gauge", "Relative change of the detections an image since the calibration; 0: chance."),
     "scores": ("gauge", "Detections in the window by class and score."),
-    "psi": ("gauge", "Population stability index of the scores, compared with the evaluation."),
+    "psi": ("gauge", "Population stability index of the scores, compared with the calibration images."),
     "psi_class": ("gauge", "The same of one class."),
     "box_share": ("gauge", "Share of small, medium and large boxes (COCO's limits)."),
     "box_side_pixels": ("gauge", "Square root of the boxes' area by quantile."),
@@ -32,6 +32,9 @@ METRICS = {
     "matched": ("gauge", "Share of the float model's boxes that are matched."),
     "mean_iou": ("gauge", "Mean IoU of the matched boxes."),
     "score_shift": ("gauge", "Mean absolute change of the matched boxes' scores."),
+    "beyond_range": ("gauge", "Share of activations beyond their ranges, times that of the calibration images."),
+    "beyond_range_share": ("gauge", "Share of activations beyond their calibrated ranges, mean over the tensors."),
+    "beyond_range_worst": ("gauge", "The same of the tensor whose share grew most."),
     "map": ("gauge", "mAP at IoU 0.50:0.95 of the labelled requests."),
     "map_drop": ("gauge", "mAP of the evaluation minus that of the labelled requests."),
     "rule_active": ("gauge", "1 while a rule is broken."),
@@ -49,6 +52,8 @@ _OF_WINDOW = {
     "matched": "matched",
     "mean_iou": "mean_iou",
     "score_shift": "score_shift",
+    "beyond_range": "beyond_range",
+    "beyond_range_share": "beyond_range_share",
     "map": "map",
     "map_drop": "map_drop",
 }
@@ -113,6 +118,9 @@ def _of_window(of: Mapping[str, str], window: Mapping[str, Any]) -> Iterator[Sam
     for quantile, key in (("0.5", "p50_ms"), ("0.99", "p99_ms")):
         if window[key] is not None:
             yield Sample("latency_seconds", {**of, "quantile": quantile}, window[key] / 1000)
+    if window["beyond_range_tensor"] is not None:
+        worst = {**of, "tensor": window["beyond_range_tensor"]}
+        yield Sample("beyond_range_worst", worst, window["beyond_range_tensor_share"])
     for index, bins in window["scores"].items():
         for bin_name, count in bins.items():
             yield Sample("scores", {**of, "class": index, "bin": bin_name}, count)

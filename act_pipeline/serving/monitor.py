@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from act_pipeline.serving.detections import Seen
 from act_pipeline.serving.disagreement import Disagreement
 from act_pipeline.serving.labels import mean_average_precision
 from act_pipeline.serving.metrics import exposition
+from act_pipeline.serving.ranges import RangeProbe, RangeShares
 from act_pipeline.serving.repository import PointerWatch, Repository
 from act_pipeline.serving.routing import choose_version, is_shadowed
 from act_pipeline.serving.rules import Rules
@@ -49,18 +50,21 @@ class Monitor:
         sensor: Optional[Callable[[], Temperature]] = None,
         clock: Callable[[], float] = time.monotonic,
         background: bool = False,
+        range_probe: Optional[RangeProbe] = None,
     ) -> None:
         """Read the state and the counters.
 
         Args:
             repository: the repository; other processes may change it meanwhile.
             rules: what is watched.
-            float_model: runs the ``inputs`` of :meth:`answered` in the float model and returns ``bbox [K, 6]``; None:
-                no shadow requests.
+            float_model: runs the ``inputs`` of :meth:`answered` in the float model and returns ``bbox [K, 6]``, or None
+                where the version has no float model; None: there is none at all.
             sensor: reads the temperature; None: the sensors of this machine.
             clock: seconds, never going back.
             background: whether the rules are checked in a thread of their own; otherwise the request whose turn it is
                 waits for the check: 10 ms, or seconds when labels have come.
+            range_probe: runs the ``inputs`` of :meth:`answered` in the version's INT8 model and returns the shares of
+                its activations beyond their ranges; None: nothing tells them.
 
         Raises:
             UserError: the pointer or a version's record is damaged.
@@ -77,8 +81,11 @@ class Monitor:
         self._temperature, self._readings = self._sensor(), 0
         self._since_check, self._saved = 0, clock()
         self._shadow = None
-        if float_model is not None and rules.shadow.share > 0:
-            self._shadow = Shadow(float_model, self._compared, self._shadow_failed, rules.shadow.queue)
+        range_probe = range_probe if rules.shadow.ranges else None
+        if (float_model is not None or range_probe is not None) and rules.shadow.share > 0:
+            self._shadow = Shadow(
+                float_model, self._compared, self._shadow_failed, rules.shadow.queue, range_probe, self._ranged
+            )
         self._refresh()
         self._due, self._closing = threading.Event(), False
         self._thread = threading.Thread(target=self._check_when_due, name="rules", daemon=True) if background else None
@@ -105,7 +112,7 @@ class Monitor:
             detections: ``bbox [K, 6]`` of the image: class, score, x1, y1, x2, y2 in pixels of the original image.
                 What is not finite or has another shape counts as a failure.
             seconds: how long the request took.
-            inputs: what ``float_model`` takes; None: the request has no shadow.
+            inputs: what ``float_model`` and ``range_probe`` take; None: the request has no shadow.
         """
         try:
             rows = as_detections(detections)
@@ -294,7 +301,7 @@ class Monitor:
         for version in set(self._watched) - set(state.shares()):
             del self._watched[version]
         for record in new:
-            self._watched[record.number] = Watched(self._rules, record.baseline, record.map)
+            self._watched[record.number] = Watched(self._rules, record.baseline, record.map, record.ranges)
         # A version that has no baseline of its own is compared with the one that it replaced.
         now_live = self._watched.get(state.live or 0)
         if now_live is not None and now_live.baseline is None and former and former.images >= REFERENCE_REQUESTS:
@@ -316,7 +323,15 @@ class Monitor:
         found, score = watched.window.figures(self._clock(), reference), watched.labels.map
         drop = watched.recorded_map - score if watched.recorded_map is not None and score is not None else None
         labelled = len(watched.labels.labelled)
-        return {**found.as_json(), "psi_reference": origin, "map": score, "map_drop": drop, "labelled": labelled}
+        ranges = watched.range_figures(self._clock())
+        return {
+            **found.as_json(),
+            **ranges,
+            "psi_reference": origin,
+            "map": score,
+            "map_drop": drop,
+            "labelled": labelled,
+        }
 
     def _check_versions(self) -> list[dict[str, Any]]:
         done = []
@@ -394,6 +409,12 @@ class Monitor:
             watched = self._watched.get(version)
             if watched is not None:
                 watched.window.compare(self._clock(), found)
+
+    def _ranged(self, version: int, found: Union[RangeShares, str]) -> None:
+        with self._lock:
+            watched = self._watched.get(version)
+            if watched is not None:
+                watched.ranged(self._clock(), found)
 
     def _shadow_failed(self, version: int) -> None:
         self._count(version, "shadow_errors")

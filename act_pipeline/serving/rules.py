@@ -11,6 +11,7 @@ from typing import Literal, Optional
 from act_pipeline.config.schema import Invalid, Source, build, key
 from act_pipeline.core.defaults import find_shipped
 from act_pipeline.core.yaml_files import apply_overrides, load_yaml, parse_override
+from act_pipeline.serving.ranges import MOST_IMAGES
 
 DEFAULT_RULES = Path("configs/serving/rules.yml")
 Metric = Literal[
@@ -18,6 +19,7 @@ Metric = Literal[
     "psi",
     "psi_worst_class",
     "detections_change",
+    "beyond_range",
     "p50_ms",
     "p99_ms",
     "error_rate",
@@ -27,7 +29,7 @@ Metric = Literal[
 ]
 Action = Literal["roll_back", "switch_to_spare", "alarm"]
 # Figures that follow the pictures, and those that follow the load of the machine: all versions have them in common.
-STREAM_METRICS = ("psi", "psi_worst_class", "detections_change")
+STREAM_METRICS = ("psi", "psi_worst_class", "detections_change", "beyond_range")
 LOAD_METRICS = ("p50_ms", "p99_ms")
 
 
@@ -50,15 +52,17 @@ class WindowSettings:
 
 @dataclass(frozen=True)
 class ShadowSettings:
-    """Section ``shadow``: the requests that run in the float model too.
+    """Section ``shadow``: the requests that run in the float model too, and in a probe of the INT8 model.
 
     Attributes:
         share: share of the requests, percent; 0: none.
         queue: the most requests that wait; more are dropped and counted.
+        ranges: whether the shares of activations beyond their calibrated ranges are computed for them.
     """
 
     share: float = key(5.0, at_least=0, at_most=100)
     queue: int = key(16, at_least=1, at_most=10_000)
+    ranges: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ class Rule:
         above, below: the bound; one of the two.
         clear: the breach is over when the figure is within this bound; by default the bound itself.
         min_count: the least number of requests that the figure is computed from: shadowed images for
-            ``disagreement``, labelled images for ``map`` and ``map_drop``, readings for ``temperature``.
+            ``disagreement`` and ``beyond_range``, labelled images for ``map`` and ``map_drop``, readings for
+            ``temperature``.
         checks: consecutive checks out of bounds before the action.
         action: what to do.
     """
@@ -135,12 +140,16 @@ class Rules:
                     f"rules[{index}].min_count",
                     f"is {rule.min_count}, but the window holds {most}: it is never reached",
                 )
-            if rule.metric == "disagreement" and not self.shadow.share:
-                raise Invalid(f"rules[{index}].metric", "is disagreement, which needs shadow.share above 0")
+            if rule.metric in ("disagreement", "beyond_range") and not self.shadow.share:
+                raise Invalid(f"rules[{index}].metric", f"is {rule.metric}, which needs shadow.share above 0")
+            if rule.metric == "beyond_range" and not self.shadow.ranges:
+                raise Invalid(f"rules[{index}].metric", "is beyond_range, which needs shadow.ranges: true")
 
     def _most(self, rule: Rule) -> Optional[int]:
         if rule.metric == "temperature":
             return None
+        if rule.metric == "beyond_range":
+            return MOST_IMAGES
         return self.window.labelled if rule.metric in ("map", "map_drop") else self.window.requests
 
 

@@ -1,4 +1,4 @@
-"""Requests that run in the float model too, in a thread of its own: the answers do not wait for it."""
+"""Requests that run in the float model and in a probe of the ranges too, in a thread: the answers do not wait."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional, Union
 
 import numpy as np
 
-# Runs the float model on what the server gave to `offer`, and returns bbox [K, 6] of the one image.
-FloatModel = Callable[[Any], np.ndarray]
+from act_pipeline.serving.ranges import RangeProbe, RangeShares
+
+# Runs the float model on what the server gave to `offer`, and returns bbox [K, 6] of the one image; None: there is no
+# float model of this version.
+FloatModel = Callable[[Any], Optional[np.ndarray]]
 Report = Callable[[int, np.ndarray, np.ndarray], None]
+RangeReport = Callable[[int, Union[RangeShares, str]], None]
 
 
 @dataclass(frozen=True)
@@ -23,18 +27,29 @@ class _Job:
 
 
 class Shadow:
-    """Runs requests in the float model from a queue of limited length; what does not fit is dropped and counted."""
+    """Runs requests once more from a queue of limited length; what does not fit is dropped and counted."""
 
-    def __init__(self, run: FloatModel, report: Report, failed: Callable[[int], None], length: int = 16) -> None:
+    def __init__(
+        self,
+        run: Optional[FloatModel],
+        report: Report,
+        failed: Callable[[int], None],
+        length: int = 16,
+        probe: Optional[RangeProbe] = None,
+        report_ranges: RangeReport = lambda version, found: None,
+    ) -> None:
         """Start the thread.
 
         Args:
-            run: the float model. Its exceptions are counted, and end nothing.
+            run: the float model; None: there is none. Its exceptions are counted, and end nothing.
             report: called with the version, the float model's and the version's detections, ``[K, 6]`` each.
             failed: called with the version when the float model failed.
             length: the most requests that wait; each holds its inputs in memory.
+            probe: tells how many activations are beyond their ranges; None: nothing does.
+            report_ranges: called with the version and what the probe returned.
         """
         self._run, self._report, self._failed = run, report, failed
+        self._probe, self._report_ranges = probe, report_ranges
         self._queue: queue.Queue[_Job] = queue.Queue(length)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
@@ -82,12 +97,28 @@ class Shadow:
                 continue
             try:
                 self._compare(job)
+                self._look_at_ranges(job)
             finally:
                 self._queue.task_done()
 
-    def _compare(self, job: _Job) -> None:
+    def _look_at_ranges(self, job: _Job) -> None:
+        if self._probe is None:
+            return
         try:
-            reference = as_detections(self._run(job.inputs))
+            found = self._probe(job.inputs)
+        except Exception:  # as below
+            self._failed(job.version)
+            return
+        self._report_ranges(job.version, found)
+
+    def _compare(self, job: _Job) -> None:
+        if self._run is None:
+            return
+        try:
+            found = self._run(job.inputs)
+            if found is None:
+                return
+            reference = as_detections(found)
         except Exception:  # whatever the runtime raises: the answers do not depend on it
             self._failed(job.version)
             return

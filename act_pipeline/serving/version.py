@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,12 +18,20 @@ from act_pipeline.core.artifacts import (
 )
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.output_folders import new_artifact
-from act_pipeline.core.records import ACT_FILENAME, ACT_SCHEMA, as_number, read_record, write_record
+from act_pipeline.core.records import (
+    ACT_FILENAME,
+    ACT_SCHEMA,
+    RANGES_FILENAME,
+    as_number,
+    read_record,
+    write_record,
+)
 from act_pipeline.engines import inspect_artifact
 from act_pipeline.engines.tensorrt.plan import source_of_plan
-from act_pipeline.evaluation.detections_file import DETECTIONS_FILENAME
+from act_pipeline.evaluation.detections_file import CALIBRATION_FILENAME, DETECTIONS_FILENAME
 from act_pipeline.serving.baseline import Baseline, recorded_baseline
 from act_pipeline.serving.durable_files import sync_files, sync_folder
+from act_pipeline.serving.ranges import checked_ranges, read_ranges
 from act_pipeline.serving.verdict import Verdict
 
 VERSION_SCHEMA, VERSION_FILENAME = "act_pipeline.version/1", "version.json"
@@ -44,6 +52,7 @@ class Version:
         map: mAP in the record; None: not evaluated, or no labels.
         baseline: what it detected when it was evaluated; None: not recorded.
         float_model: folder of the float model that its shadow requests run in; None: there is none.
+        ranges: share of the activations beyond their ranges on the calibration images, by tensor; empty: not recorded.
     """
 
     number: int
@@ -55,6 +64,7 @@ class Version:
     map: Optional[float] = None
     baseline: Optional[Baseline] = None
     float_model: Optional[str] = None
+    ranges: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def model(self) -> InferenceModel:
@@ -90,6 +100,8 @@ class Version:
                 map=as_number(record.get("map")),
                 baseline=None if baseline is None else Baseline.from_json(baseline),
                 float_model=float_model,
+                # Records of earlier versions of this package have none.
+                ranges=checked_ranges(record.get("ranges") or {}, path),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); promote the model again") from None
@@ -117,12 +129,13 @@ def write_version(
         UserError: its kept detections are damaged, or the plan's ONNX file is missing or of another model.
     """
     baseline = recorded_baseline(model, category_ids)
+    ranges = read_ranges(model.directory / RANGES_FILENAME)
     source = None if plan is None else _source_of(plan, model)
     with new_artifact(folder) as staging:
         shutil.copyfile(model.model_path, staging / MODEL_FILENAME)
         shutil.copyfile(model.params_path, staging / PARAMS_FILENAME)
         copy_infer_cfg(model, staging, folder)
-        for name in (ACT_FILENAME, DETECTIONS_FILENAME):
+        for name in (ACT_FILENAME, DETECTIONS_FILENAME, CALIBRATION_FILENAME, RANGES_FILENAME):
             if (model.directory / name).is_file():
                 shutil.copyfile(model.directory / name, staging / name)
         if plan is not None and source is not None:
@@ -138,6 +151,7 @@ def write_version(
             "map": _recorded_map(model),
             "baseline": None if baseline is None else baseline.as_json(),
             "float_model": None if float_model is None else str(float_model.absolute()),
+            "ranges": ranges,
         }
         write_record(staging / VERSION_FILENAME, VERSION_SCHEMA, record)
         sync_files(staging)

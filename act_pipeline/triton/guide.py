@@ -84,5 +84,5 @@ def guide(plan: Plan, target: Target, version: Version | None) -> str:
         "release": f" with {version.title} (its release notes tell)" if version else "",
         "batches": batches,
     }
-    parts = [_IMAGE, *([_BUILD] if version else []), _SERVE, *([] if version else [_MODEL_SERVER])]
+    parts = [_IMAGE, *([_BUILD] if version else []), _SERVE, *([_MODEL_SERVER] if plan.backend == "openvino" else [])]
     return "\n".join(part.format(**values) for part in parts)

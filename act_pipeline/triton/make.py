@@ -135,7 +135,7 @@ def make_repository(request: RepositoryRequest, say: Say = lambda line: None) ->
     with tempfile.TemporaryDirectory(prefix="act-triton-") as made, new_artifact(output) as folder:
         say(f"writing the ONNX file for {target.device}")
         path = Path(made) / "model.onnx"
-        lowered = write_onnx(model, path, target, version, wanted, known.nms)
+        lowered = write_onnx(model, path, target, version, wanted, known.nms, backend)
         onnx_summary = inspect_onnx(OnnxModel(path))
         description = describe(
             target, version, lowered, onnx_summary, known.decoder, steps=known.steps, classes=known.classes, files={},
@@ -161,7 +161,7 @@ def make_repository(request: RepositoryRequest, say: Say = lambda line: None) ->
         if version is not None:
             profile = make_profile(OnnxModel(path), onnx_summary, wanted) if max_batch else None
             _write_build(folder, path, plan, target, version, lowered.precision == "int8", profile)
-        else:
+        elif backend == "openvino":
             (folder / "config.json").write_text(json.dumps(openvino_server_config(plan), indent=2) + "\n", "utf-8")
         record = {key: description[key] for key in ("target", "tensorrt", "precision", "family", "source_hash")}
         write_record(folder / RECORD, SCHEMA, {"backend": backend, "max_batch": max_batch, **record})

@@ -10,6 +10,7 @@ from typing import Any
 
 from act_pipeline.compress.candidates import Candidate
 from act_pipeline.compress.job import Job
+from act_pipeline.compress.result.calibration_baseline import CalibrationBaseline
 from act_pipeline.core.artifacts import MODEL_FILENAME, PARAMS_FILENAME, InferenceModel, copy_infer_cfg
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.output_folders import new_artifact
@@ -18,11 +19,14 @@ from act_pipeline.core.records import (
     ACT_SCHEMA,
     ANALYSIS_FILENAME,
     ANALYSIS_SCHEMA,
+    RANGES_FILENAME,
+    RANGES_SCHEMA,
     read_record,
     write_record,
 )
 from act_pipeline.data.infer_cfg import preprocess_section
 from act_pipeline.evaluation import DETECTIONS_FILENAME, save_detections
+from act_pipeline.evaluation.detections_file import CALIBRATION_FILENAME, save_calibration_detections
 
 
 @dataclass
@@ -38,7 +42,14 @@ class Compressed:
     record: dict[str, Any]
 
 
-def write_result(target: Path, model: InferenceModel, chosen: Candidate, job: Job, record: Mapping[str, Any]) -> None:
+def write_result(
+    target: Path,
+    model: InferenceModel,
+    chosen: Candidate,
+    job: Job,
+    record: Mapping[str, Any],
+    usual: CalibrationBaseline | None = None,
+) -> None:
     """Write the INT8 model, ``act.json`` and what was measured; an older result is replaced once this is complete.
 
     Args:
@@ -47,6 +58,7 @@ def write_result(target: Path, model: InferenceModel, chosen: Candidate, job: Jo
         chosen: the candidate to save.
         job: the compression.
         record: the content of ``act.json``.
+        usual: figures on the calibration images, with which a server compares requests; None: there are none.
     """
     with new_artifact(target) as staging:
         for path, name in ((chosen.model.model_path, MODEL_FILENAME), (chosen.model.params_path, PARAMS_FILENAME)):
@@ -57,6 +69,11 @@ def write_result(target: Path, model: InferenceModel, chosen: Candidate, job: Jo
         if job.fp32 is not None and chosen.evaluation is not None:
             names = {image["id"]: image["file_name"] for image in job.reader.annotations("eval").images}
             save_detections(staging / DETECTIONS_FILENAME, {"fp32": job.fp32, "int8": chosen.evaluation}, names)
+        if usual is not None:
+            save_calibration_detections(staging / CALIBRATION_FILENAME, usual.rows, usual.images)
+        if usual is not None and usual.shares:
+            content = {"images": usual.range_images, "shares": dict(usual.shares)}
+            write_record(staging / RANGES_FILENAME, RANGES_SCHEMA, content)
         if job.analysis is not None:
             write_record(staging / ANALYSIS_FILENAME, ANALYSIS_SCHEMA, job.analysis)
         write_record(staging / ACT_FILENAME, ACT_SCHEMA, dict(record))

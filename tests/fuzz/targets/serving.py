@@ -33,6 +33,7 @@ def _version(number: int) -> dict[str, Any]:
     return {
         "version": number, "source": "/models/a", "model_hash": f"sha256:{number:064}", "passed": True,
         "verdict": "within max_drop 0.005", "map": 0.5, "baseline": baseline, "float_model": None,
+        "ranges": {"x": 0.001, "y": 0.0},
     }  # fmt: skip
 
 
