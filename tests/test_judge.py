@@ -53,6 +53,21 @@ def test_the_reference_runs_an_engine_a_core() -> None:
     assert Judge("tensorrt", "tensorrt", "GPU", "").parallel[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("engine", "device", "expected"),
+    [
+        ("openvino", "CPU", True),
+        ("onnxruntime", "CPU", True),
+        ("onnxruntime", "GPU", False),
+        ("tensorrt", "GPU", False),
+        (REFERENCE, "CPU", False),
+        ("paddle_onednn", "CPU", False),
+    ],
+)
+def test_the_engines_with_zero_points(engine: str, device: str, expected: bool) -> None:
+    assert Judge(engine, engine, device, "").has_zero_points is expected
+
+
 class Sleeping:
     def __init__(self, seconds: float, runs: list[str], name: str) -> None:
         self.seconds, self.runs, self.name = seconds, runs, name

@@ -25,12 +25,14 @@ import pytest
 import tiny_training
 
 from act_pipeline.compress.qat.resume.checkpoints import Checkpoints, Snapshot, difference
+from act_pipeline.compress.qat.zero_points import lowest_with_zero_points
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.core.locking import hold_lock
 from act_pipeline.core.output_folders import clear_leftovers, new_artifact
 from act_pipeline.demo import COMPRESS_CONFIG, READER_CONFIG
 from act_pipeline.evaluation.batches import NotFinite
+from act_pipeline.graph.static_graph import static_mode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = [sys.executable, str(REPOSITORY / "tests" / "tiny_training.py")]
@@ -137,6 +139,30 @@ def test_the_order_of_the_data_goes_on_without_reading_it_again(tmp_path: Path) 
     assert tiny_training.result(again) == unbroken
     # PaddleSlim reads the first batch of an epoch to inspect it; then one per iteration, of which 4 of 12 are done.
     assert stopping.drawn == 1 + 8 and numbers.drawn == 1 + 12
+
+
+def test_least_values_of_the_start_are_kept_when_a_run_is_resumed(tmp_path: Path) -> None:
+    """A resumed run does not calibrate again, and its models have the zero points of the uninterrupted one."""
+    start = tiny_training.calibrate(tmp_path / "calibrated")
+    whole = tiny_training.run(tmp_path / "unbroken", iterations=6, start=start)
+    with static_mode():
+        assert len(lowest_with_zero_points(start)) == 3
+        assert lowest_with_zero_points(whole.model) == lowest_with_zero_points(start)
+    symmetric = tiny_training.calibrate(tmp_path / "symmetric", zero_points=False)
+    # With twice as many steps the first loss, the distance from the teacher, is smaller.
+    assert tiny_training.run(tmp_path / "other", 1, start=symmetric).losses[0][1] > 2 * whole.losses[0][1]
+    scored: list[InferenceModel] = []
+
+    def stop(model: InferenceModel) -> float:
+        scored.append(model)
+        if len(scored) > 1:
+            raise OSError(errno.EIO, "the power is gone")
+        return tiny_training.near(model)
+
+    with pytest.raises(OSError):
+        tiny_training.run(tmp_path / "broken", iterations=6, score=stop, every=2, start=start)
+    again = tiny_training.run(tmp_path / "broken", iterations=6, resume=True)
+    assert tiny_training.result(again) == tiny_training.result(whole)
 
 
 def test_a_loader_goes_on_within_an_epoch(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from act_pipeline.calibration import AbsHistogram
 from act_pipeline.calibration.thresholds import threshold
 from act_pipeline.compress.accuracy_control.revert import read_thresholds, rescaled
 from act_pipeline.compress.ptq.quantizer import PostTraining
+from act_pipeline.compress.qat.zero_points import lowest_with_zero_points, round_finely
 from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.demo import READER_CONFIG
+from act_pipeline.execution.vector_rounding import round_in_vectors
 from act_pipeline.graph.int8_rounding import unsigned_range
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 from act_pipeline.onnx_export.float_ops.registry import add_op
@@ -334,3 +336,53 @@ def test_a_channel_of_a_thousand_times_the_others(tmp_path: Path, activation: st
         (found,) = in_onnxruntime(tmp_path / f"{zero_points_used}.onnx", image)
         errors.append(float(((found - expected) ** 2).mean()))
     assert errors[1] < 0.95 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("activation", "layer", "lowest"),
+    [
+        ("relu", "padded", 0.0),
+        ("silu", "pointwise", -0.278),
+        ("silu", "matmul", -0.278),
+        ("silu", "padded", None),  # stays symmetric in the files
+        ("tanh", "matmul", None),
+    ],
+)
+def test_training_rounds_what_the_files_round_with_zero_points(
+    tmp_path: Path, activation: str, layer: str, lowest: float | None
+) -> None:
+    """Its steps are the 255th part of the threshold, in Paddle's kernels and in the faster ones."""
+    (tmp_path / "symmetric").mkdir()
+    with static_mode():
+        source = make_model(tmp_path / "float", activation, [layer])
+        model, symmetric = calibrated(tmp_path, source), calibrated(tmp_path / "symmetric", source, zero_points=False)
+        ((name, threshold),) = read_thresholds(model).items()
+        found = lowest_with_zero_points(model)
+        assert lowest_with_zero_points(symmetric) == {}
+    assert found == ({} if lowest is None else {name: pytest.approx(lowest, abs=1e-3)})
+    step = threshold / (127 if lowest is None else 255)
+    for quick in (False, True):
+        values, rounded_values = in_training(model, name, found, quick)
+        expected = np.clip(np.rint(values / step) * step, None, threshold)
+        np.testing.assert_allclose(rounded_values, expected, rtol=1e-5, atol=1e-6)
+
+
+def in_training(model: InferenceModel, name: str, activations: dict[str, float], quick: bool) -> list[np.ndarray]:
+    """Return an activation, and what its readers get in a training with these zero points."""
+    import paddle
+
+    with static_mode():
+        graph = StaticGraph.load(model)
+        block = graph.program.global_block()
+        assert round_finely(graph.program, activations) == len(activations)
+        (quantize,) = (op for op in block.ops if op.type == "quantize_linear" and op.input("X") == [name])
+        (dequantize,) = (
+            op for op in block.ops if op.type == "dequantize_linear" and op.input("X") == quantize.output("Y")
+        )
+        fetched = [name, dequantize.output("Y")[0]]
+        if quick:
+            assert round_in_vectors(graph.program) == 1
+        with paddle.static.scope_guard(graph.scope):
+            found = graph.executor.run(graph.program, feed={"image": images(2)}, fetch_list=fetched)
+        graph.close()
+    return found

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 
 import act_pipeline  # noqa: E402, F401  (before paddle)
+from act_pipeline.compress.ptq.quantizer import PostTraining  # noqa: E402
 from act_pipeline.compress.qat.distributed.ranks import ALONE, Ranks  # noqa: E402
 from act_pipeline.compress.qat.distributed.remote_training import call_followers  # noqa: E402
 from act_pipeline.compress.qat.int8_snapshots import Scorer  # noqa: E402
@@ -25,6 +26,7 @@ from act_pipeline.compress.qat.resume.checkpoints import Checkpoints  # noqa: E4
 from act_pipeline.compress.qat.resume.failures import explained  # noqa: E402
 from act_pipeline.compress.qat.trainer import train  # noqa: E402
 from act_pipeline.compress.qat.training import Training  # noqa: E402
+from act_pipeline.compress.qat.zero_points import zero_points_of  # noqa: E402
 from act_pipeline.config import Config, load_config  # noqa: E402
 from act_pipeline.core.artifacts import InferenceModel  # noqa: E402
 from act_pipeline.core.errors import run_command  # noqa: E402
@@ -154,6 +156,16 @@ def make_config(
     )
 
 
+def calibrate(directory: Path, zero_points: bool = True) -> InferenceModel:
+    """Write the float model and an INT8 model with the scales and least values of an epoch; return the latter."""
+    directory.mkdir(parents=True)
+    config = make_config(directory / "config.yml", 1, overrides=(f"QuantPost.zero_points={str(zero_points).lower()}",))
+    model = make_model(directory / "float")
+    (directory / "start").mkdir()
+    with static_mode():
+        return PostTraining(model, config, Numbers()).write(directory / "start", "abs_max").model
+
+
 def run(
     directory: Path,
     iterations: int = 20,
@@ -169,6 +181,7 @@ def run(
     ranks: Ranks = ALONE,
     score_survives_nan=lambda graph: False,
     loss: str = "l2",
+    start: InferenceModel | None = None,
 ) -> Training:
     """Train in ``directory``; the INT8 model is written to ``directory/int8``."""
     source = directory / "float"
@@ -192,7 +205,8 @@ def run(
         ranks.leading(),
     ):
         with static_mode():
-            call_followers(ranks, model)
+            lowest = zero_points_of(start, checkpoints)
+            call_followers(ranks, model, lowest)
             shutil.rmtree(save_dir, ignore_errors=True)
             save_dir.mkdir()
             training = train(
@@ -204,6 +218,8 @@ def run(
                 progress=progress,
                 checkpoints=checkpoints,
                 interruption=interruption,
+                start=start,
+                lowest=lowest,
                 ranks=ranks,
             )
     return training

@@ -27,6 +27,7 @@ from act_pipeline.compress.qat.distributed.remote_training import call_followers
 from act_pipeline.compress.qat.int8_snapshots import Scorer
 from act_pipeline.compress.qat.trainer import train
 from act_pipeline.compress.qat.training import Training
+from act_pipeline.compress.qat.zero_points import zero_points_of
 from act_pipeline.compress.result.candidate_details import (
     CalibrationDetails,
     CandidateDetails,
@@ -361,7 +362,9 @@ def _train(job: Job, start: InferenceModel | None) -> Training:
         lambda model: job.judge.evaluate(model, "int8", job.reader, job.progress).map,
         job.judge.survives_nan,
     )
-    call_followers(job.ranks, job.model)
+    # An engine without zero points has to judge, and probably runs, weights that are trained for its own rounding.
+    lowest = zero_points_of(start if job.judge.has_zero_points else None, job.checkpoints)
+    call_followers(job.ranks, job.model, lowest)
     return train(
         job.model,
         config,
@@ -374,6 +377,7 @@ def _train(job: Job, start: InferenceModel | None) -> Training:
         checkpoints=job.checkpoints,
         interruption=job.interruption,
         start=start,
+        lowest=lowest,
         ranks=job.ranks,
     )
 

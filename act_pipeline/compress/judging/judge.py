@@ -75,6 +75,11 @@ class Judge:
         """Whether the engine is ``int8_reference``, which is not used in deployment."""
         return self.engine == REFERENCE
 
+    @property
+    def has_zero_points(self) -> bool:
+        """Whether the engine rounds activations with zero points (`onnx_export.rewrites.zero_points`)."""
+        return self.device == "CPU" and find_runtime(self.engine).onnx
+
     def name(self, precision: str) -> str:
         """Return the name of the engine for a precision, ``fp32`` or ``int8``."""
         return self.fp32_engine if precision == "fp32" else self.engine

@@ -4,8 +4,9 @@
 - ``_prepare_program``: runs Paddle's passes within `compress.paddleslim.fast_passes`, excludes constants
   from training, adds a loss (`compress.qat.detection_loss`), and moves the teacher out of the program
   (`compress.qat.teacher`) unless ``Distillation.teacher_cache_mb`` is 0.
-- ``_compiled_program``: trains the weights of the unfolded float model (`compress.qat.unfolded_weights`), adds checks
-  for divergence (`execution.finite_checks`), and uses faster kernels on a CPU (`execution.cpu_kernels`).
+- ``_compiled_program``: trains the weights of the unfolded float model (`compress.qat.unfolded_weights`), rounds
+  with zero points (`compress.qat.zero_points`), adds checks for divergence (`execution.finite_checks`), and uses faster
+  kernels on a CPU (`execution.cpu_kernels`).
 - ``_start_train``: runs `compress.qat.loop`.
 - ``_save_model``: keeps the files of the evaluated model instead of writing the model again.
 - ``create_tmp_dir``: uses a unique name for every run; PaddleSlim names the folder by minute and parent process.
@@ -31,6 +32,7 @@ from act_pipeline.compress.qat.teacher import Teacher, split_teacher
 from act_pipeline.compress.qat.trainable_weights import trainable_weights
 from act_pipeline.compress.qat.training import Training
 from act_pipeline.compress.qat.unfolded_weights import unfold
+from act_pipeline.compress.qat.zero_points import round_finely
 from act_pipeline.execution import cpu_kernels, finite_checks
 from act_pipeline.execution.cpu_cores import on_cpu
 from act_pipeline.execution.runners import Runner, make_runner
@@ -114,6 +116,7 @@ class _ReplacedMethods(AutoCompression):
         if not isinstance(info.learning_rate, float):
             # PaddleSlim quantizes into a new program, in which Paddle's executor does not find the schedule.
             info.program.lr_scheduler = info.learning_rate
+        round_finely(info.program, self.setup.lowest)
         unfold(info.program, self.setup.factors, self._exe.place)
         finite_checks.guard_grids(info.program)
         if self.setup.ranks.world > 1:

@@ -11,6 +11,7 @@ from typing import Optional
 import numpy as np
 
 from act_pipeline.compress.accuracy_control.revert import read_ranges, read_thresholds
+from act_pipeline.compress.paddleslim.qdq_program import set_lowest
 from act_pipeline.compress.plan.op_inventory import OpInventory
 from act_pipeline.compress.qat import state
 from act_pipeline.compress.qat.divergence import is_due, why_stop
@@ -60,7 +61,8 @@ class TrainingLoop:
         """
         self.setup, self._schedule, self._programs, self._feeds = setup, schedule, programs, feeds
         self._work, self.best_dir = work, work / "strategy_1"
-        self.training = Training(InferenceModel(self.best_dir), OpInventory({}, []))
+        self.training = Training(InferenceModel(self.best_dir), OpInventory({}, []), lowest=dict(setup.lowest))
+        set_lowest(state.program_of(programs.test), setup.lowest)
         self._snapshots = Int8Snapshots(setup.scorer, setup.one_image, setup.op_types, programs.op_order, setup.factors)
         # Several processes exchange gradients within a step, which none of them can repeat alone. On a GPU, copying
         # the weights costs a good part of a step.

@@ -32,6 +32,7 @@ class Setup:
         distillation: the detection loss; None: ACT's losses.
         factors: factors of the weights that are trained unfolded, see `compress.qat.unfolded_weights`.
         start: a calibrated INT8 model whose scales and biases the training starts from; None: PaddleSlim's start.
+        lowest: activation to round with a zero point -> its least value, see `compress.qat.zero_points`.
         checkpoints: the checkpoint to resume from and to write; None: neither.
         interruption: the handling of signals, which end the training between two steps.
         ranks: the processes that train together.
@@ -48,6 +49,7 @@ class Setup:
     distillation: Optional[DetectionDistillation]
     factors: Mapping[str, np.ndarray]
     start: Optional[InferenceModel]
+    lowest: Mapping[str, float]
     checkpoints: Optional[Checkpoints]
     interruption: Interruption
     ranks: Ranks

@@ -6,7 +6,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     interruption: Interruption | None = None,
     start: InferenceModel | None = None,
+    lowest: Mapping[str, float] | None = None,
     ranks: Ranks = ALONE,
 ) -> Training:
     """Train the quantized model and save the best INT8 model.
@@ -62,6 +63,8 @@ def train(
         interruption: the handling of signals, which end the training between two steps.
         start: a calibrated INT8 model of ``model`` whose scales and biases the training starts from; None:
             PaddleSlim's start, whose scales the first batches overwrite.
+        lowest: activation to round with a zero point -> its least value, the output of :func:``.zero_points_of``;
+            None: all are rounded symmetrically.
         ranks: the processes that train together. Only rank 0 evaluates and saves; ``batches`` is this rank's share.
 
     Returns:
@@ -100,6 +103,7 @@ def train(
             distillation=distillation,
             factors=read_factors(model),
             start=start,
+            lowest=lowest or {},
             checkpoints=checkpoints,
             interruption=interruption or Interruption(),
             ranks=ranks,

@@ -25,6 +25,7 @@ class Training:
         losses: ``(iteration, loss)`` of every iteration.
         stopped: why the training ended early; empty if it did not.
         best: ``(iteration, agreement)`` of the best evaluation; None: no evaluation.
+        lowest: activation that is rounded with a zero point -> its least value, see `compress.qat.zero_points`.
         earlier_seconds: time that interrupted runs spent on the iterations that this run did not repeat.
     """
 
@@ -35,6 +36,7 @@ class Training:
     losses: list[tuple[int, float]] = field(default_factory=list)
     stopped: str = ""
     best: Optional[tuple[int, float]] = None
+    lowest: dict[str, float] = field(default_factory=dict)
     earlier_seconds: float = 0.0
 
     def progress(self) -> dict[str, Any]:

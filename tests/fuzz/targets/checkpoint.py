@@ -37,7 +37,7 @@ def _examples(folder: Path) -> st.SearchStrategy[Any]:
     variables = buffer.getvalue()
     (folder / "valid.npz").write_bytes(variables)
     progress = {
-        **Training(None, OpInventory({}, []), 3, [(2, 0.5)], [(1, 0.1)], "", (2, 0.5)).progress(),
+        **Training(None, OpInventory({}, []), 3, [(2, 0.5)], [(1, 0.1)], "", (2, 0.5), {"image": -0.2}).progress(),
         "seconds": 1.0,
         "position": {"epoch": 0, "images": 3},
         "random": read_random_states(),
@@ -60,7 +60,10 @@ def _examples(folder: Path) -> st.SearchStrategy[Any]:
         return json.dumps(seed).encode().replace(digest, found), variables
 
     return st.one_of(
-        st.tuples(json_files([seed, of_two_ranks], keys=("iteration", "random", "best", "others")), st.just(variables)),
+        st.tuples(
+            json_files([seed, of_two_ranks], keys=("iteration", "random", "best", "lowest", "others")),
+            st.just(variables),
+        ),
         st.tuples(json_files([seed]), raw([variables])),
         raw([variables]).map(agreeing),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,18 +25,21 @@ from act_pipeline.execution.memory import freed_memory_kept
 from act_pipeline.graph.static_graph import static_mode
 
 
-def call_followers(ranks: Ranks, model: InferenceModel) -> None:
+def call_followers(ranks: Ranks, model: InferenceModel, lowest: Mapping[str, float]) -> None:
     """Send a float model to the followers, which starts their training; without several ranks do nothing.
 
     Args:
         ranks: this process's part; only the leader sends.
         model: the float model.
+        lowest: activation to round with a zero point -> its least value.
     """
     if isinstance(ranks, Leader):
         files = [(MODEL_FILENAME, model.model_path), (PARAMS_FILENAME, model.params_path)]
         if model.infer_cfg_path.is_file():
             files.append((INFER_CFG_FILENAME, model.infer_cfg_path))
-        ranks.tell("train", {name: np.frombuffer(path.read_bytes(), np.uint8) for name, path in files})
+        ranks.tell(
+            "train", {name: np.frombuffer(path.read_bytes(), np.uint8) for name, path in files}, lowest=dict(lowest)
+        )
 
 
 def follow(config: Config, device: str, ranks: Ranks, reader_overrides: Sequence[str] = ()) -> NoReturn:
@@ -78,13 +81,14 @@ def train_on_command(config: Config, load: Callable[[], Loader], device: str, ra
         UserError: rank 0 has ended, or see `compress.qat.trainer.train`.
     """
     while True:
-        files = ranks.receive().arrays
+        message = ranks.receive()
         with tempfile.TemporaryDirectory(prefix="act_pipeline.") as work, static_mode(), freed_memory_kept(device):
             float_model, save_dir = Path(work, "float"), Path(work, "int8")
             float_model.mkdir()
             save_dir.mkdir()
-            for name, content in files.items():
+            for name, content in message.arrays.items():
                 (float_model / name).write_bytes(content.tobytes())
             batches = ranks.shard(load())
             model = InferenceModel.load(float_model)
-            train(model, config, batches, None, save_dir, device=device, progress=False, ranks=ranks)
+            lowest = message.fields["lowest"]
+            train(model, config, batches, None, save_dir, device=device, progress=False, lowest=lowest, ranks=ranks)

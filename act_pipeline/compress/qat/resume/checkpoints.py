@@ -24,7 +24,7 @@ from act_pipeline.core.hashing import hash_files
 from act_pipeline.core.output_folders import clear_leftovers, new_artifact
 from act_pipeline.core.records import read_record, write_record
 
-CHECKPOINT_SCHEMA = "act_pipeline.checkpoint/3"
+CHECKPOINT_SCHEMA = "act_pipeline.checkpoint/4"
 _RECORD, _VARIABLES, _BEST = "checkpoint.json", "variables.npz", "best"
 
 
@@ -51,6 +51,7 @@ class Checkpoints:
         directory: folder of the checkpoint; it need not exist.
         every: iterations between checkpoints; None: only at each new best and at the end.
         resumed: the state of the interrupted run to resume; None: a new run.
+        lowest: the ``lowest`` of `compress.qat.training.Training` of that run; empty in a new run.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Checkpoints:
         self.directory = target.with_name(f"{target.name}.checkpoint")
         self.every = every
         self.resumed: Optional[Snapshot] = None
+        self.lowest: dict[str, float] = {}
         self._identity = dict(identity)
         self._infer_cfg = infer_cfg
         self._iteration: Optional[int] = None
@@ -104,7 +106,8 @@ class Checkpoints:
             if best is not None:
                 iteration, score = best
                 self._best = [int(iteration), float(score)]
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            self.lowest = {str(name): float(value) for name, value in self.resumed.progress["lowest"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise self.damaged(error) from None
         _say(f"resuming from iteration {self._iteration} ({self.directory})")
 
