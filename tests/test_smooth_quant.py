@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hard_models import scaled_norms
 from sample_fixtures import reader_of_scenes
 
 from act_pipeline.calibration.observers import NotFiniteError
@@ -21,7 +22,7 @@ from act_pipeline.compress.smooth_quant.factors import (
     smoothed_threshold,
     smoothing_factors,
 )
-from act_pipeline.compress.smooth_quant.groups import apply_factors, find_groups
+from act_pipeline.compress.smooth_quant.groups import SmoothGroup, apply_factors, find_groups
 from act_pipeline.config import SmoothQuant, load_config
 from act_pipeline.config.schema import Source, build
 from act_pipeline.core.artifacts import InferenceModel
@@ -76,6 +77,11 @@ def outliers(rows: int = 256, size: float = 100.0) -> np.ndarray:
     return values
 
 
+def matrix(weight: np.ndarray) -> np.ndarray:
+    """Return the weight of a matmul, [channels, out], as the search takes it."""
+    return weight[None, :, :, None]
+
+
 def int8(values: np.ndarray, limit: np.ndarray | float) -> np.ndarray:
     step = np.asarray(limit, np.float64) / 127
     return np.clip(np.rint(values / step), -128, 127) * step
@@ -93,7 +99,8 @@ def test_the_error_is_plain_numpys() -> None:
         divided = rows / factors
         found = int8(divided, np.abs(divided).max()) @ int8(scaled, np.abs(scaled).max(axis=0))
         expected.append(((found - exact) ** 2).sum() / (exact**2).sum())
-    assert layer_error(sample, sample, weights, factors, "abs_max") == pytest.approx(np.mean(expected), rel=1e-2)
+    matrices = [matrix(weight) for weight in weights]
+    assert layer_error(sample, sample, matrices, factors, "abs_max") == pytest.approx(np.mean(expected), rel=1e-2)
 
 
 def test_thresholds_of_smoothed_activations_are_those_of_calibration() -> None:
@@ -112,12 +119,12 @@ def test_the_search_repairs_outliers_and_is_no_worse_than_any_alpha(algo: str) -
     weight = np.random.default_rng(3).standard_normal((CHANNELS, 16)).astype(np.float32)
     weight[2] /= 100
     alphas = SmoothQuant().alphas
-    choice = search(sample_of(rows), [weight], alphas, algo)
+    choice = search(sample_of(rows), [matrix(weight)], alphas, algo)
     assert choice is not None and choice.improvement > 0.9
     assert sqnr_db(choice.error_after) > sqnr_db(choice.error_before) + 10
-    fixed = [search(sample_of(rows), [weight], [alpha], algo).error_after for alpha in alphas]
+    fixed = [search(sample_of(rows), [matrix(weight)], [alpha], algo).error_after for alpha in alphas]
     assert choice.error_after <= 1.2 * min(fixed)
-    rounded = search(sample_of(rows), [weight], alphas, algo, rounded=True)
+    rounded = search(sample_of(rows), [matrix(weight)], alphas, algo, rounded=True)
     assert set(np.log2(rounded.factors) % 1) == {0.0} and rounded.improvement > 0.9
 
 
@@ -134,8 +141,8 @@ def test_the_error_is_measured_on_other_images_than_it_was_chosen_by() -> None:
 
 def test_nothing_is_chosen_where_all_is_zero() -> None:
     weight = np.ones((CHANNELS, 2), np.float32)
-    assert search(sample_of(np.zeros((8, CHANNELS), np.float32)), [weight], [0.5], "mse") is None
-    assert search(sample_of(outliers(8)), [0 * weight], [0.5], "mse") is None
+    assert search(sample_of(np.zeros((8, CHANNELS), np.float32)), [matrix(weight)], [0.5], "mse") is None
+    assert search(sample_of(outliers(8)), [matrix(0 * weight)], [0.5], "mse") is None
 
 
 # ---- observers -------------------------------------------------------------------------------------------------------
@@ -235,19 +242,26 @@ def run(model: InferenceModel | StaticGraph, image: np.ndarray) -> np.ndarray:
         return graph.executor.run(graph.program, feed={"image": image}, fetch_list=graph.fetch_targets)[0]
 
 
+def weights_of(group: SmoothGroup) -> dict[str, bool]:
+    """Return weight -> whether it is transposed."""
+    return {reader.weight: reader.transposed for reader in group.readers}
+
+
 def test_groups_of_the_hand_built_graph(tmp_path: Path) -> None:
     with static_mode():
         graph = StaticGraph.load(hand_built(tmp_path / "m"))
         shared, folding = find_groups(graph)
-        assert (shared.weights, shared.transposed, shared.folds) == (("w0", "w1"), (False, True), False)
-        assert (folding.weights, folding.transposed, folding.folds) == (("w2", "w3"), (False, True), True)
-        assert shared.activation == shared.layer_norm and folding.activation == folding.layer_norm
-        assert [group.weights for group in find_groups(graph, smooth_all_linears=True)][2:] == [("w4",)]
+        assert [(weights_of(group), group.folds) for group in (shared, folding)] == [
+            ({"w0": False, "w1": True}, False),
+            ({"w2": False, "w3": True}, True),
+        ]
+        assert shared.activation == shared.source and folding.activation == folding.source
+        assert [weights_of(group) for group in find_groups(graph, smooth_all_linears=True)][2:] == [{"w4": False}]
         # If a matmul is excluded, the factors cannot be folded into the norm.
-        without = find_groups(graph, exclude=folding.matmuls[:1])[1]
-        assert (without.weights, without.folds) == (("w3",), False)
+        without = find_groups(graph, exclude=folding.ops[:1])[1]
+        assert (weights_of(without), without.folds) == ({"w3": True}, False)
         # The same holds if the norm is itself an output of the model.
-        graph.fetch_targets.append(graph.program.global_block().var(folding.layer_norm))
+        graph.fetch_targets.append(graph.program.global_block().var(folding.source))
         assert [group.folds for group in find_groups(graph)] == [False, False, False]
 
 
@@ -414,7 +428,7 @@ def outputs(model: InferenceModel, feed) -> list[np.ndarray]:
 def test_groups_of_the_sample(sample) -> None:
     with static_mode():
         groups = find_groups(StaticGraph.load(sample[0]))
-    assert [(len(group.matmuls), group.layer_norm) for group in groups] == [
+    assert [(len(group.ops), group.source) for group in groups] == [
         (1, "layer_norm_0.tmp_2"),  # the encoder's FFN
         (2, "layer_norm_2.tmp_2"),  # the heads of the encoder, then q and k, then v of the first decoder layer
         (2, "layer_norm_2.tmp_2"),
@@ -428,7 +442,7 @@ def test_groups_of_the_sample(sample) -> None:
         (2, "layer_norm_8.tmp_2"),  # the last heads
     ]
     assert [group.folds for group in groups] == [False] * 10 + [True]
-    assert len({name for group in groups for name in group.matmuls}) == 18
+    assert len({name for group in groups for name in group.ops}) == 18
 
 
 def test_the_sample_computes_the_same_and_can_be_lowered(sample, tmp_path: Path) -> None:
@@ -439,7 +453,8 @@ def test_the_sample_computes_the_same_and_can_be_lowered(sample, tmp_path: Path)
     feed = {name: value[:1] for name, value in next(batches_of(reader, 4)()).items()}
     with static_mode():
         smoothed = smooth_model(model, batches_of(reader, 16), tmp_path / "s", SmoothQuant(calib_images=8))
-        assert smoothed.images == 8 and len(smoothed.layers) == 11 and len(smoothed.smoothed) >= 4
+        assert smoothed.images == 8 and len(smoothed.layers) == 50 + 11
+        assert len([layer for layer in smoothed.smoothed if layer.source.startswith("layer_norm")]) >= 4
         assert 0 < smoothed.difference <= 1e-4 and not smoothed.powers_of_two
         found = largest_difference(outputs(model, feed), outputs(smoothed.model, feed))
         assert found == pytest.approx(smoothed.difference, abs=1e-6)
@@ -453,42 +468,6 @@ def test_the_sample_computes_the_same_and_can_be_lowered(sample, tmp_path: Path)
         assert record["kept"] == [] and record["quantized"]["matmul_v2"] == made.inventory.quantized["matmul_v2"]
 
 
-def make_outliers(graph: StaticGraph, size: float = 100.0) -> int:
-    """Scale four channels of every norm that a matmul reads, compensate in all readers; return the number of norms."""
-    graph.unwrap_outputs()
-    block = graph.program.global_block()
-    changed = 0
-    for norm in [op for op in block.ops if op.type == "layer_norm"]:
-        name = norm.output("Y")[0]
-        readers = [op for op in block.ops if name in op.input_arg_names]
-        matmuls = [op for op in readers if op.type == "matmul_v2"]
-        if not matmuls:
-            continue
-        large = np.ones(block.var(name).shape[-1], np.float32)
-        large[np.random.default_rng(changed).choice(len(large), 4, replace=False)] = size
-        for slot in ("Scale", "Bias"):
-            graph.set_parameter(norm.input(slot)[0], graph.parameter(norm.input(slot)[0]) * large)
-        for op in matmuls:
-            weight = op.input("Y")[0]
-            graph.set_parameter(weight, graph.parameter(weight) / large[:, None])
-        back = graph.add_parameter(f"{name}.back", 1 / large)
-        like = block.var(name)
-        calm = block.create_var(name=f"{name}.calm", shape=like.shape, dtype=like.dtype)
-        block._insert_op_without_sync(
-            block.ops.index(norm) + 1,
-            type="elementwise_mul",
-            inputs={"X": [like], "Y": [back]},
-            outputs={"Out": [calm]},
-            attrs={"axis": -1},
-        )
-        for op in readers:
-            for slot in op.input_names:
-                if op not in matmuls and name in op.input(slot):
-                    op.desc.set_input(slot, [calm.name if given == name else given for given in op.input(slot)])
-        changed += 1
-    return changed
-
-
 @pytest.mark.slow
 def test_smoothing_gives_the_sample_its_accuracy_back(sample, tmp_path: Path) -> None:
     from act_pipeline.engines import create_engine
@@ -497,7 +476,7 @@ def test_smoothing_gives_the_sample_its_accuracy_back(sample, tmp_path: Path) ->
     model, reader = sample
     with static_mode():
         graph = StaticGraph.load(model)
-        assert make_outliers(graph) == 6
+        assert scaled_norms(graph) == 6
         (tmp_path / "hard").mkdir()
         hard = graph.save(tmp_path / "hard")
         smoothed = smooth_model(hard, batches_of(reader, 24), tmp_path / "s", SmoothQuant())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hard_models import harden, scaled_convolution
 from sample_fixtures import reader_of_scenes, scenes_in
 
 import act_pipeline  # noqa: F401  (makes paddle importable)
@@ -294,63 +294,38 @@ def test_weights_of_the_float_model_of_an_int8_one_are_known_to_lie_on_the_steps
         np.testing.assert_allclose(rounded_weight(weight, axis), weight, atol=1e-6 * np.abs(weight).max())
 
 
-def harden(model: InferenceModel, folder: Path, index: int) -> tuple[InferenceModel, str]:
-    """Scale a channel between two convolutions by 1,000 and back, which does not change the float outputs.
-
-    Returns:
-        the model, and the op with the hard activations.
-    """
-    with static_mode():
-        graph = StaticGraph.load(prepare(model, folder))
-        block = graph.program.global_block()
-        producer = {name: op for op in block.ops for name in op.output_arg_names}
-        readers = [name for op in block.ops for name in op.input_arg_names]
-        chains = []
-        for op in block.ops:
-            relu = producer.get(op.input("Input")[0]) if op.type == "conv2d" else None
-            if relu is None or relu.type != "relu" or readers.count(relu.output_arg_names[0]) != 1:
-                continue
-            add = producer[relu.input("X")[0]]
-            before = producer.get(add.input("X")[0]) if add.type == "elementwise_add" else None
-            if before is not None and before.type == "conv2d":
-                chains.append((before.input("Filter")[0], add.input("Y")[0], op))
-        weight, bias, op = chains[index]
-        for name, places, factor in (
-            (weight, np.s_[3], 1000),
-            (bias, np.s_[3], 1000),
-            (op.input("Filter")[0], np.s_[:, 3], 1 / 1000),
-        ):
-            value = graph.parameter(name)
-            scaled = value.reshape(-1) if name == bias else value
-            scaled[places] *= factor
-            graph.set_parameter(name, scaled.reshape(value.shape))
-        saved = graph.save(folder)
-    shutil.copyfile(model.infer_cfg_path, folder / "infer_cfg.yml")
-    return saved, op.output_arg_names[0]
-
-
 @pytest.fixture
 def two_calibrations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Restrict `auto` to two calibrations, since each is written, exported and compiled."""
     monkeypatch.setattr("act_pipeline.compress.strategies.ALGORITHMS", ("mse", "avg"))
 
 
+@pytest.fixture(scope="module")
+def hard(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
+    """An op whose activations are hard to round, and the overrides that quantize it and eight ops around it."""
+    model, name = harden(sample.model, sample.root / "hard_float", scaled_convolution)
+    names = [op.name for op in ops_of(model, tmp_path_factory.mktemp("hard") / "float") if op.group == "backbone"]
+    neighbours = names[max(names.index(name) - 4, 0) :][:9]
+    return name, [f"Global.model_dir={model.directory}", f"quantize.include=[{', '.join(neighbours)}]"]
+
+
 @pytest.mark.usefixtures("two_calibrations")
-def test_the_floor_gives_back_the_op_that_is_hard(
-    sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_equalizes_the_channels_of_convolutions_before_it_reverts_ops(sample: Sample, hard) -> None:
+    name, overrides = hard
+    quick = "SmoothQuant={calib_images: 4, sample_rows: 128, search_alpha_step: 0.2}"
+    record = sample.compress("equalized", "Strategy={name: auto, max_drop: 0.02}", quick, *overrides).record
+    steps = [step["strategy"] for step in record["steps"]]
+    assert steps[0] == "ptq" and steps[-1] == "smooth_quant" and record["map_drop"] <= 0.02
+    assert record["given_back"] == [] and not record["steps"][0]["meets_max_drop"]
+    layer = next(entry for entry in record["smooth_quant"]["layers"] if name in entry["ops"])
+    assert layer["smoothed"] and layer["folded"] and layer["sqnr_after_db"] > layer["sqnr_before_db"] + 10
+
+
+def test_the_floor_gives_back_the_op_that_is_hard(sample: Sample, hard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("act_pipeline.compress.accuracy_control.ranker.RANK_IMAGES", 1)
-    model, hard = harden(sample.model, sample.root / "hard_float", 4)
-    names = [op.name for op in ops_of(model, tmp_path / "float") if op.group == "backbone"]
-    place = names.index(hard)
+    hard, overrides = hard
     # Three blocks of three: every op that could be reverted is measured alone, which takes some seconds each.
-    neighbours = names[max(place - 4, 0) :][:9]
-    record = sample.compress(
-        "hard",
-        f"Global.model_dir={model.directory}",
-        "Strategy={name: auto, max_drop: 0.02}",
-        f"quantize.include=[{', '.join(neighbours)}]",
-    ).record
+    record = sample.compress("hard", "Strategy={name: ptq, max_drop: 0.02}", *overrides).record
     assert record["steps"][0]["name"].startswith("ptq:") and not record["steps"][0]["meets_max_drop"]
     assert record["map_drop"] <= 0.02 and record["steps"][-1]["meets_max_drop"]
     given = record["given_back"]
@@ -362,7 +337,7 @@ def test_the_floor_gives_back_the_op_that_is_hard(
         entry["output"] for entry in (*record["kept_ops"], *record["weight_only_ops"])
     }
     assert [step["chosen"] for step in record["steps"]].count(True) == 1
-    assert record["strategy"] == "auto" and record["max_drop"] == 0.02
+    assert record["strategy"] == "ptq" and record["max_drop"] == 0.02
     saved = json.loads((sample.root / "hard" / "act.json").read_text())
     assert saved["given_back"] == given
 

@@ -1,6 +1,7 @@
 """Observers of an activation's rows, for algorithms that need more than the distribution of its values.
 
-A row is a vector along the last axis, which a matmul multiplies with a weight ``[channels, out]``.
+A row is a vector along the axis of the channels, which a matmul, or a position of a convolution's kernel, multiplies
+with a weight ``[channels, out]``.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from act_pipeline.calibration.observers import NotFiniteError
 
 
 class ChannelAbsMax:
-    """Record the largest absolute value of every channel of the last axis, image by image.
+    """Record the largest absolute value of every channel, image by image.
 
     It stores ``channels`` float32 values an image, so it suits hundreds of images, not hundreds of thousands.
+
+    Args:
+        axis: the axis of the channels.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, axis: int = -1) -> None:
+        self.axis = axis
         self._seen: list[np.ndarray] = []
 
     @property
@@ -33,7 +38,8 @@ class ChannelAbsMax:
         """Add the values of a batch; see :meth:`act_pipeline.calibration.observers.Observer.update`."""
         if not values.size:
             return
-        rows = values.reshape(images, -1, values.shape[-1])
+        rows = _rows(values, self.axis)
+        rows = rows.reshape(images, -1, rows.shape[-1])
         largest = np.maximum(rows.max(axis=1), -rows.min(axis=1)).astype(np.float32)  # NaN stays NaN
         if not np.isfinite(largest).all():
             raise NotFiniteError("NaN" if np.isnan(largest).any() else "an infinite value")
@@ -49,15 +55,16 @@ class RowSample:
     Args:
         rows: the number of rows to keep.
         seed: seed of the random numbers.
+        axis: the axis of the channels.
 
     Attributes:
-        rows: as given.
+        rows, axis: as given.
         values: the sample, float32 [at most ``rows``, channels]; [0, 0] if nothing was seen.
         image: int64 [at most ``rows``], the index of each row's image, from 0.
     """
 
-    def __init__(self, rows: int, seed: int = 0) -> None:
-        self.rows = rows
+    def __init__(self, rows: int, seed: int = 0, axis: int = -1) -> None:
+        self.rows, self.axis = rows, axis
         self.values = np.zeros((0, 0), np.float32)
         self.image = np.zeros(0, np.int64)
         self._drawn = np.zeros(0)
@@ -68,7 +75,7 @@ class RowSample:
         """Add the values of a batch; see :meth:`act_pipeline.calibration.observers.Observer.update`."""
         if not values.size:
             return
-        rows = values.reshape(-1, values.shape[-1])
+        rows = _rows(values, self.axis)
         drawn = self._random.random(len(rows))
         image = self._images + np.arange(len(rows)) // (len(rows) // images)
         self._images += images
@@ -81,3 +88,8 @@ class RowSample:
         kept = np.sort(np.argsort(drawn)[: self.rows])
         self.values = np.concatenate([self.values, rows.astype(np.float32, copy=False)])[kept]
         self.image, self._drawn = np.concatenate([self.image, image])[kept], drawn[kept]
+
+
+def _rows(values: np.ndarray, axis: int) -> np.ndarray:
+    """Return the values as rows of channels, [rows, channels]; a copy unless the axis is the last one."""
+    return np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])

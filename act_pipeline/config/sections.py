@@ -301,7 +301,9 @@ class QuantPost:
 
 @dataclass(frozen=True)
 class SmoothQuant:
-    """SmoothQuant: move activation outliers into the weights of the matmuls that follow a LayerNorm.
+    """SmoothQuant and cross-layer equalization: move outliers of activations into the weights that multiply them.
+
+    Those are the matmuls that follow a LayerNorm, and convolutions and matmuls that follow another one through ReLU.
 
     ``alpha``, ``smooth_all_linears``, ``search_alpha_min`` and ``search_alpha_max`` are PaddleSlim's names
     (``paddleslim.quant.advanced.Smooth`` and ``PieceWiseSearch``). PaddleSlim searches only if it gets a search
@@ -312,7 +314,7 @@ class SmoothQuant:
         search_alpha_min: the first alpha to try, in [0, 1].
         search_alpha_max: the last alpha to try, in [0, 1].
         search_alpha_step: distance between alphas; PaddleSlim's is 0.01.
-        smooth_all_linears: also smooth matmuls that do not follow a LayerNorm; each costs one multiplication.
+        smooth_all_linears: also smooth all other matmuls; each activation costs one multiplication.
         min_improvement: the relative reduction of a layer's squared error that is required to smooth it, in [0, 1].
         calib_images: the number of calibration images that statistics are gathered on.
         sample_rows: the number of rows to sample of each activation; one half chooses alpha, the other measures it.

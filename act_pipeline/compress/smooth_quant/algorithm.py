@@ -1,6 +1,7 @@
-"""SmoothQuant on a static graph: move activation outliers into the weights of the matmuls after a LayerNorm.
+"""SmoothQuant on a static graph: move outliers of activations into the weights of the ops that read them.
 
-:mod:`act_pipeline.compress.smooth_quant.groups` finds the matmuls that share factors and applies the factors.
+:mod:`act_pipeline.compress.smooth_quant.groups` finds the matmuls after a LayerNorm that share factors, and applies the
+factors; :mod:`act_pipeline.compress.smooth_quant.pairs` finds those between two convolutions or matmuls.
 :mod:`act_pipeline.compress.smooth_quant.factors` computes the factors and their benefit. This module gathers statistics
 of a model, smooths it, checks that its outputs stay the same, and writes it.
 """
@@ -17,7 +18,8 @@ import numpy as np
 from act_pipeline.calibration import collect
 from act_pipeline.calibration.row_sample import ChannelAbsMax, RowSample
 from act_pipeline.compress.smooth_quant.factors import Choice, Sample, search
-from act_pipeline.compress.smooth_quant.groups import SmoothGroup, apply_factors, find_groups
+from act_pipeline.compress.smooth_quant.groups import SmoothGroup, apply_factors, find_groups, input_weights
+from act_pipeline.compress.smooth_quant.pairs import find_pairs
 from act_pipeline.config import SmoothQuant
 from act_pipeline.config.sections import CalibrationAlgorithm
 from act_pipeline.core.artifacts import InferenceModel
@@ -37,19 +39,19 @@ class SmoothedLayer:
     """Result of the search for a group.
 
     Attributes:
-        activation, layer_norm, matmuls: as in :class:`SmoothGroup`.
+        activation, source, ops: as in :class:`SmoothGroup`.
         alpha: the best alpha; None if the activation or all weights were zero.
-        sqnr_before_db: signal-to-quantization-noise ratio of the matmuls' outputs without smoothing, in decibels, on
+        sqnr_before_db: signal-to-quantization-noise ratio of the ops' outputs without smoothing, in decibels, on
             rows that neither alpha nor the threshold was chosen on; None if there is no signal or no noise.
         sqnr_after_db: the same with the best alpha, whether it is used or not.
         smoothed: whether the factors are applied.
-        folded: whether the factors are folded into the LayerNorm; else they are in a separate multiplication.
+        folded: whether the factors are folded into the source; else they are in a separate multiplication.
         reason: why the factors are not applied; empty if they are.
     """
 
     activation: str
-    layer_norm: str | None
-    matmuls: tuple[str, ...]
+    source: str | None
+    ops: tuple[str, ...]
     alpha: float | None
     sqnr_before_db: float | None
     sqnr_after_db: float | None
@@ -111,9 +113,13 @@ def gather_rows(
     """
     # With one seed, the same rows would be sampled of all activations of one shape.
     observers = {
-        group.activation: (ChannelAbsMax(), RowSample(rows, seed + index)) for index, group in enumerate(groups)
+        group.activation: (ChannelAbsMax(group.axis), RowSample(rows, seed + index, group.axis))
+        for index, group in enumerate(groups)
     }
-    ops = {group.activation: f"read by matmul_v2 ({group.matmuls[0]})" for group in groups}
+    ops = {
+        group.activation: f"read by {'matmul_v2' if group.axis == -1 else 'conv2d'} ({group.ops[0]})"
+        for group in groups
+    }
     images = collect(model, observers, feeds, device, ops, where)
     if images == 0:
         raise UserError(
@@ -137,6 +143,9 @@ def smooth(
 ) -> list[SmoothedLayer]:
     """Search the alpha of each group, and smooth the groups whose error falls by at least ``min_improvement``.
 
+    The last group of the graph comes first: its factors scale the output channels of the ops before it, whose errors
+    then count as they matter to it.
+
     Args:
         graph: the float graph that the groups were found in; it is changed.
         groups: groups of :func:`find_groups`.
@@ -149,11 +158,8 @@ def smooth(
         One entry for each group.
     """
     layers = []
-    for group in groups:
-        weights = [
-            graph.parameter(name).T if transposed else graph.parameter(name)
-            for name, transposed in zip(group.weights, group.transposed)
-        ]
+    for group in reversed(groups):
+        weights = [input_weights(graph.parameter(reader.weight), reader, group.channels) for reader in group.readers]
         choice = search(samples[group.activation], weights, settings.alphas, algo, hist_percent, powers_of_two)
         reason = _reason_against(choice, settings.min_improvement)
         if choice is not None and not reason:
@@ -162,8 +168,8 @@ def smooth(
         layers.append(
             SmoothedLayer(
                 group.activation,
-                group.layer_norm,
-                group.matmuls,
+                group.source,
+                group.ops,
                 choice.alpha if choice else None,
                 sqnr_db(before) if before > 0 else None,
                 sqnr_db(after) if after > 0 else None,
@@ -172,7 +178,7 @@ def smooth(
                 reason,
             )
         )
-    return layers
+    return layers[::-1]
 
 
 def _reason_against(choice: Choice | None, min_improvement: float) -> str:
@@ -220,7 +226,9 @@ def smooth_model(
         UserError: see :func:`gather_rows`.
     """
     graph = _load(model)
-    groups = find_groups(graph, settings.smooth_all_linears, exclude)
+    pairs = find_pairs(graph, exclude)
+    paired = [op for pair in pairs for op in pair.ops]
+    groups = [*pairs, *find_groups(graph, settings.smooth_all_linears, [*exclude, *paired])]
     if not groups:
         return Smoothed(model, [], 0)
     samples = gather_rows(

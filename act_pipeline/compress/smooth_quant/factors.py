@@ -21,7 +21,7 @@ import numpy as np
 from act_pipeline.calibration.observers import AbsHistogram
 from act_pipeline.calibration.thresholds import threshold
 from act_pipeline.config.sections import CalibrationAlgorithm
-from act_pipeline.graph.int8_rounding import LEVELS, to_int8, weight_threshold
+from act_pipeline.graph.int8_rounding import LEVELS, to_int8
 
 # Smallest value relative to the largest; smaller ones are clipped, so that no channel close to zero is scaled up.
 _FLOOR = 1e-5
@@ -129,7 +129,8 @@ def search(
 
     Args:
         sample: statistics of the activation.
-        weights: the weights of all matmuls that read it, float32 [channels, out] each.
+        weights: the weights of all ops that read it, float32 [groups, channels / groups, out / groups, positions] each
+            (:func:`act_pipeline.compress.smooth_quant.groups.input_weights`).
         alphas: the alphas to try.
         algo: the algorithm for the activation's threshold; see
             :func:`act_pipeline.calibration.thresholds.threshold`.
@@ -142,7 +143,9 @@ def search(
     weights = [weight for weight in weights if weight.any()]
     if not weights or not sample.abs_max.any() or not sample.rows.any():
         return None
-    weight_max = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
+    # The input channels of a depthwise convolution have scales of their own, so that the factors cost them nothing.
+    dense = [np.abs(weight).max(axis=(2, 3)).reshape(-1) for weight in weights if len(weight) == 1]
+    weight_max = np.max(dense, axis=0) if dense else np.ones(sample.by_image.shape[1])
     chosen_by, measured_on = sample.halves()
     best: tuple[float, float, np.ndarray] | None = None
     for alpha in alphas:
@@ -170,12 +173,14 @@ def layer_error(
 ) -> float:
     """Return the mean over the weights of ``||X W - Q(X / s) Q(s W)||^2 / ||X W||^2``.
 
-    Q rounds to INT8: the activation with one scale, the weights with one scale for each output channel.
+    Q rounds to INT8: the activation with one scale, the weights with one scale for each output channel. Each position
+    of a convolution's kernel counts as a product of its own; that the errors of neighbours are correlated is neglected.
+    A depthwise convolution counts as the mean of its channels, since nothing here says how much each of them matters.
 
     Args:
         chosen_by: the sample that the activation's threshold is computed from.
         measured_on: the sample whose rows are X.
-        weights: W, float32 [channels, out] each, none of them all zero.
+        weights: W, float32 [groups, channels / groups, out / groups, positions] each, none of them all zero.
         factors: s, float32 [channels].
         algo, hist_percent: the algorithm for the threshold.
     """
@@ -184,12 +189,25 @@ def layer_error(
     rounded = rows if limit == 0 else _rounded(rows, np.float32(limit))
     errors = []
     for weight in weights:
-        exact = measured_on.rows @ weight
-        scaled = weight * factors[:, None]
-        found = rounded @ _rounded(scaled, weight_threshold(scaled, 1))
-        power = float((exact.astype(np.float64) ** 2).sum())
-        errors.append(float(((found - exact).astype(np.float64) ** 2).sum()) / power if power > 0 else 0.0)
+        scaled = weight * factors.reshape(*weight.shape[:2], 1, 1)
+        exact = _products(measured_on.rows, weight)
+        difference = (_products(rounded, _rounded(scaled, _weight_limits(scaled))) - exact).astype(np.float64)
+        power, error = (np.square(values, dtype=np.float64).sum(axis=(1, 2)) for values in (exact, difference))
+        errors.append(float(np.mean(error[power > 0] / power[power > 0])) if power.any() else 0.0)
     return float(np.mean(errors))
+
+
+def _products(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return rows times weight, [groups, rows, out / groups * positions]; see :func:`layer_error`."""
+    groups, channels = weight.shape[:2]
+    split = rows.reshape(len(rows), groups, channels).transpose(1, 0, 2)
+    return np.asarray(split @ weight.reshape(groups, channels, -1))
+
+
+def _weight_limits(weight: np.ndarray) -> np.ndarray:
+    """Return the thresholds of the output channels, [groups, 1, out / groups, 1]; 1 for a channel of zeros."""
+    largest = np.abs(weight).max(axis=(1, 3), keepdims=True)
+    return np.where(largest > 0, largest, np.float32(1))
 
 
 def smoothed_threshold(

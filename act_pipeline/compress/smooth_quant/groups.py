@@ -1,15 +1,16 @@
-"""Find the matmuls that SmoothQuant can smooth, and apply their factors.
+"""Groups of ops that share an activation and its factors: the matmuls after a LayerNorm; and factors are applied.
 
 If all readers of a LayerNorm are matmuls, the factors are folded into its gamma and beta and cost nothing. RT-DETR is
 post-norm: the residual connection reads the norm as well, and q and k read it after the position embedding is added. In
-that case one multiplication by a constant is inserted before the matmuls that share the activation.
+that case one multiplication by a constant is inserted before the matmuls that share the activation. The other groups,
+whose factors are folded into a convolution or matmul, are found by :mod:`act_pipeline.compress.smooth_quant.pairs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -17,38 +18,72 @@ from act_pipeline.graph.op_index import GraphIndex
 from act_pipeline.graph.op_inserter import Inserter
 from act_pipeline.graph.static_graph import StaticGraph
 
-_MATMUL = "matmul_v2"
+MATMUL = "matmul_v2"
 # Ops that only move values: the output has exactly the values of the input.
-_MOVERS = ("transpose2", "reshape2", "flatten_contiguous_range", "squeeze2", "unsqueeze2", "assign")
+MOVERS = ("transpose2", "reshape2", "flatten_contiguous_range", "squeeze2", "unsqueeze2", "assign")
 # Ops that do not mix channels: outliers of the input are in the same channels of the output.
-_KEEPERS = (*_MOVERS, "elementwise_add", "elementwise_sub", "gather_nd", "slice", "scale", "dropout")
+_KEEPERS = (*MOVERS, "elementwise_add", "elementwise_sub", "gather_nd", "slice", "scale", "dropout")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An op with a weight that reads the channels of a group.
+
+    Attributes:
+        op: its output.
+        weight: name of the weight: [out, channels, kh, kw] of a convolution, [channels, 1, kh, kw] of a depthwise one,
+            [channels, out] of a matmul, or [out, channels] if ``transposed``.
+        transposed: ``trans_y`` of a matmul.
+        depthwise: whether each output channel reads one input channel.
+        first: index of the first of the group's channels among those that the op reads; above 0 after a concat.
+    """
+
+    op: str
+    weight: str
+    transposed: bool = False
+    depthwise: bool = False
+    first: int = 0
+
+    def axis(self, weight: np.ndarray) -> int:
+        """Return the axis of the weight's input channels."""
+        return 1 if self.transposed or (weight.ndim == 4 and not self.depthwise) else 0
 
 
 @dataclass(frozen=True)
 class SmoothGroup:
-    """Matmuls that share an activation and therefore their factors.
+    """Ops that share an activation and therefore their factors.
 
     Attributes:
-        activation: the tensor whose channels (last axis) are scaled; if ``folds``, the LayerNorm's output.
-        layer_norm: output of the LayerNorm that the activation comes from; None if there is none
+        activation: the tensor whose channels are scaled, and sampled; if ``folds``, everything between ``source`` and
+            the readers is scaled.
+        axis: the axis of its channels: 1 for convolutions, else -1.
+        source: output of the LayerNorm, convolution or matmul that the activation comes from; None if there is none
             (``smooth_all_linears``).
-        folds: whether the factors can be folded into the gamma and beta of that LayerNorm.
-        matmuls: output of each matmul.
-        weights: name of each matmul's weight, [channels, out], or [out, channels] if ``transposed``.
-        transposed: ``trans_y`` of each matmul.
+        divided: the parameters of ``source`` that the factors are folded into -> the axis of the channels, or None for
+            one value for each channel in any shape; empty: an op has to be inserted before the readers.
+        readers: the ops.
         channels: the number of channels of the activation.
     """
 
     activation: str
-    layer_norm: str | None
-    folds: bool
-    matmuls: tuple[str, ...]
-    weights: tuple[str, ...]
-    transposed: tuple[bool, ...]
+    axis: int
+    source: str | None
+    divided: Mapping[str, int | None]
+    readers: tuple[Reader, ...]
     channels: int
 
+    @property
+    def folds(self) -> bool:
+        """Whether the factors can be folded into ``source``, so that they cost nothing at inference."""
+        return bool(self.divided)
 
-class _ChannelIndex(GraphIndex):
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """Output of each reader."""
+        return tuple(reader.op for reader in self.readers)
+
+
+class ChannelIndex(GraphIndex):
     """The ops of a graph, with what is asked about channels."""
 
     def __init__(self, graph: StaticGraph) -> None:
@@ -108,9 +143,9 @@ class _ChannelIndex(GraphIndex):
             return None
         found: list[Any] = []
         for op in self.readers.get(name, ()):
-            if op.type == _MATMUL:
+            if op.type == MATMUL:
                 found.append(op)
-            elif op.type in _MOVERS and self.keeps_channels(op, name, op.output("Out")[0]):
+            elif op.type in MOVERS and self.keeps_channels(op, name, op.output("Out")[0]):
                 further = self.leaves(op.output("Out")[0])
                 if further is None:
                     return None
@@ -135,10 +170,10 @@ def find_groups(
             activation costs one multiplication.
         exclude: outputs of matmuls that stay float and are not smoothed.
     """
-    channel_index = _ChannelIndex(graph)
+    channel_index = ChannelIndex(graph)
     shared: dict[str, list[Any]] = {}
     for op in channel_index.block.ops:
-        if op.type == _MATMUL and op.output("Out")[0] not in exclude and _can_be_smoothed(channel_index, op):
+        if op.type == MATMUL and op.output("Out")[0] not in exclude and _can_be_smoothed(channel_index, op):
             shared.setdefault(op.input("X")[0], []).append(op)
     groups: list[SmoothGroup] = []
     folded: set[str] = set()
@@ -148,30 +183,21 @@ def find_groups(
         norm = channel_index.norm_before(activation)
         if norm is None and not smooth_all_linears:
             continue
-        source, folds = activation, False
-        if norm is not None and _has_own_affine(channel_index, norm):
+        source, divided = activation, dict[str, Optional[int]]()
+        if norm is not None and _affine(channel_index, norm):
             leaves = channel_index.leaves(norm)
             # All of the norm's readers, whatever moves stand between, or none.
             if leaves is not None and all(
                 any(leaf is op for op in shared.get(leaf.input("X")[0], ())) for leaf in leaves
             ):
-                source, folds, ops = norm, True, leaves
+                source, divided, ops = norm, _affine(channel_index, norm), leaves
                 folded.update(op.input("X")[0] for op in ops)
-        groups.append(
-            SmoothGroup(
-                source,
-                norm,
-                folds,
-                tuple(op.output("Out")[0] for op in ops),
-                tuple(op.input("Y")[0] for op in ops),
-                tuple(bool(op.attr("trans_y")) for op in ops),
-                channel_index.channels(activation),
-            )
-        )
+        readers = tuple(Reader(op.output("Out")[0], op.input("Y")[0], bool(op.attr("trans_y"))) for op in ops)
+        groups.append(SmoothGroup(source, -1, norm, divided, readers, channel_index.channels(activation)))
     return groups
 
 
-def _can_be_smoothed(channel_index: _ChannelIndex, op: Any) -> bool:
+def _can_be_smoothed(channel_index: ChannelIndex, op: Any) -> bool:
     activation, weight = op.input("X")[0], op.input("Y")[0]
     graph = channel_index.graph
     if graph.is_parameter(activation) or not graph.is_parameter(weight) or op.attr("trans_x"):
@@ -182,12 +208,32 @@ def _can_be_smoothed(channel_index: _ChannelIndex, op: Any) -> bool:
     return channel_index.channels(activation) == shape[1 if op.attr("trans_y") else 0]
 
 
-def _has_own_affine(channel_index: _ChannelIndex, norm: str) -> bool:
+def _affine(channel_index: ChannelIndex, norm: str) -> dict[str, int | None]:
+    """Return gamma and beta of a LayerNorm, as :attr:`SmoothGroup.divided`; empty if another op reads them too."""
     op = channel_index.producer[norm]
     names = [op.input(slot)[0] for slot in ("Scale", "Bias") if slot in op.input_names and op.input(slot)]
-    return len(names) == 2 and all(
-        len(channel_index.readers[name]) == 1 and channel_index.graph.is_parameter(name) for name in names
-    )
+    owned = all(len(channel_index.readers[name]) == 1 and channel_index.graph.is_parameter(name) for name in names)
+    return dict.fromkeys(names) if len(names) == 2 and owned else {}
+
+
+def input_weights(weight: np.ndarray, reader: Reader, channels: int) -> np.ndarray:
+    """Return the part of a reader's weight that multiplies a group's channels.
+
+    Args:
+        weight: the whole weight.
+        reader: its layout.
+        channels: the number of channels of the group.
+
+    Returns:
+        [groups, channels / groups, out / groups, positions of the kernel]: one group, or as many as ``channels`` for a
+        depthwise convolution; a matmul has one position. The positions of an output channel share an INT8 scale.
+    """
+    axis = reader.axis(weight)
+    part = np.take(weight, range(reader.first, reader.first + channels), axis)
+    if reader.depthwise:
+        return part.reshape(channels, 1, 1, -1)
+    part = np.moveaxis(part, axis, 0)  # [channels, out, ...]
+    return part.reshape(1, channels, part.shape[1], -1)
 
 
 def apply_factors(graph: StaticGraph, group: SmoothGroup, factors: np.ndarray) -> None:
@@ -196,20 +242,35 @@ def apply_factors(graph: StaticGraph, group: SmoothGroup, factors: np.ndarray) -
     Args:
         graph: the float graph. Parameters are changed, and one ``elementwise_mul`` is inserted if the group does not
             fold.
-        group: a group of :func:`find_groups` on this graph.
+        group: a group of :func:`find_groups` or of :func:`act_pipeline.compress.smooth_quant.pairs.find_pairs` on this
+            graph.
         factors: float32 [channels]; with powers of two the results of the graph are identical bit by bit.
     """
-    block = graph.program.global_block()
     inverse = (1 / factors).astype(np.float32)
-    for name, transposed in zip(group.weights, group.transposed):
-        weight = graph.parameter(name)
-        graph.set_parameter(name, weight * (factors[None, :] if transposed else factors[:, None]))
-    if group.folds:
-        norm = next(op for op in block.ops if group.layer_norm in op.output_arg_names)
-        for name in (norm.input("Scale")[0], norm.input("Bias")[0]):
-            graph.set_parameter(name, graph.parameter(name) * inverse)
-        return
-    readers = [op for op in block.ops if op.type == _MATMUL and op.output("Out")[0] in group.matmuls]
+    for reader in group.readers:
+        weight = graph.parameter(reader.weight)
+        axis = reader.axis(weight)
+        scales = np.ones(weight.shape[axis], np.float32)
+        scales[reader.first : reader.first + group.channels] = factors
+        graph.set_parameter(reader.weight, _scaled(weight, scales, axis))
+    for name, divided_axis in group.divided.items():
+        graph.set_parameter(name, _scaled(graph.parameter(name), inverse, divided_axis))
+    if not group.folds:
+        _insert_division(graph, group, inverse)
+
+
+def _scaled(value: np.ndarray, scales: np.ndarray, axis: int | None) -> np.ndarray:
+    """Return a parameter with the channels of an axis scaled; None: it has one value for each channel."""
+    if axis is None:
+        return (value.reshape(-1) * scales).reshape(value.shape)
+    shape = [1] * value.ndim
+    shape[axis] = -1
+    return value * scales.reshape(shape)
+
+
+def _insert_division(graph: StaticGraph, group: SmoothGroup, inverse: np.ndarray) -> None:
+    block = graph.program.global_block()
+    readers = [op for op in block.ops if op.type == MATMUL and op.output("Out")[0] in group.ops]
     like = block.var(group.activation)
     scale = graph.add_parameter(f"{group.activation}.smoothing", inverse)
     made = block.create_var(
