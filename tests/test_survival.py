@@ -511,7 +511,7 @@ def test_leftovers_of_killed_runs_are_removed_and_the_retired_put_back(tmp_path:
 def test_a_checkpoint_is_whole_or_the_last_one(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "int8", {"a": 1}, 1)
     assert checkpoints.how_to_continue() == "nothing is saved: start it again"  # a ptq run has no iterations either
-    checkpoints.save(Snapshot({"iteration": 1, "best": None}, {"x": np.ones(3)}))
+    checkpoints.save(Snapshot({"iteration": 1, "best": None, "lowest": {}}, {"x": np.ones(3)}))
     with pytest.raises(KeyboardInterrupt):
         with new_artifact(checkpoints.directory):
             raise KeyboardInterrupt
