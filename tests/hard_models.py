@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from act_pipeline.cli.flags import Parser
 from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.graph.folding import prepare
 from act_pipeline.graph.op_index import GraphIndex
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
@@ -35,6 +37,10 @@ def scaled_convolution(graph: StaticGraph, index: int = 4, size: float = 1000.0)
         before = ops.producer.get(add.input("X")[0]) if add.type == "elementwise_add" else None
         if before is not None and before.type == "conv2d":
             chains.append((before.input("Filter")[0], add.input("Y")[0], op))
+    if len(chains) <= index:
+        raise UserError(
+            f"the model has {len(chains)} pairs of convolutions with ReLU only between, expected {index + 1}"
+        )
     weight, bias, op = chains[index]
     for name, places, factor in (
         (weight, np.s_[3], size),
@@ -140,5 +146,16 @@ def harden(
     return saved, found
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__)
+    parser.add_argument("kind", choices=list(KINDS))
+    parser.add_argument("model", help="folder of a float model")
+    parser.add_argument("output", help="folder for the hard model")
+    arguments = parser.parse(argv)
+    _, found = harden(InferenceModel.load(arguments.model), Path(arguments.output), KINDS[arguments.kind])
+    print(f"{arguments.output}: {arguments.kind}, {found}")
+    return 0
+
+
 if __name__ == "__main__":
-    harden(InferenceModel.load(Path(sys.argv[2])), Path(sys.argv[3]), KINDS[sys.argv[1]])
+    sys.exit(run_command(main))

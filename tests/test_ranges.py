@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import cv2
@@ -25,6 +26,7 @@ from act_pipeline.server.settings import Limits
 from act_pipeline.serving import Monitor, RangeShares, Repository, Temperature, load_rules, promote
 from act_pipeline.serving.baseline import recorded_baseline
 from act_pipeline.serving.ranges import range_figures, read_ranges
+from act_pipeline.serving.shadow import Shadow
 
 RUNTIMES = ("onnxruntime", "openvino")
 
@@ -277,3 +279,26 @@ def test_the_process_of_low_priority_runs_the_probe(demo, tmp_path: Path) -> Non
         assert isinstance(floats.ranges(2, Picture(b"")), str)  # there is no such version
     finally:
         floats.close()
+
+
+@pytest.mark.parametrize(("seconds", "probed"), [(0.2, 1), (0.0, 5)])
+def test_slow_probes_are_few(seconds: float, probed: int) -> None:
+    """A probe that takes long pauses; the requests meanwhile run in the float model only."""
+    seen: list[int] = []
+    floats: list[int] = []
+
+    def probe(inputs: int) -> RangeShares:
+        time.sleep(seconds)
+        seen.append(inputs)
+        return RangeShares(("x",), np.zeros(1, np.float32), "test")
+
+    def run(inputs: int) -> np.ndarray:
+        floats.append(inputs)
+        return np.zeros((0, 6))
+
+    shadow = Shadow(run, lambda *_: None, lambda _: None, probe=probe, probe_time=0.05)
+    for number in range(5):
+        assert shadow.offer(1, number, np.zeros((0, 6)))
+    shadow.drain()
+    shadow.close()
+    assert len(seen) == probed and floats == list(range(5))

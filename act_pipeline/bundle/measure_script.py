@@ -34,12 +34,16 @@ if [ -f {machine} ] && [ "$(cat {machine})" != "$now" ]; then
 fi
 printf '%s\\n' "$now" >{machine}
 
-# call LOG WHAT FLAG...: trtexec with its output in a file
+# call LOG WHAT FILE FLAG...: trtexec, which has to write FILE, with its output in a log
 call() {{
-    log="logs/$1.log" what="$2"
-    shift 2
+    log="logs/$1.log" what="$2" made="$3"
+    shift 3
     if ! "$TRTEXEC" "$@" >"$log" 2>&1; then
         echo "error: trtexec cannot $what: $(grep '\\[E\\]' "$log" | head -n 1); see $log" >&2
+        exit 1
+    fi
+    if [ ! -f "$made" ]; then
+        echo "error: trtexec ended without an error, but did not write $made ($what); see $log" >&2
         exit 1
     fi
 }}
@@ -49,7 +53,8 @@ build() {{
     shift
     if [ -f "engines/$name.plan" ]; then return; fi
     echo "building the engine of $name"
-    call "build_$name" "build $name" "--onnx={candidates}/$name.onnx" "--saveEngine=engines/$name.part" \\
+    call "build_$name" "build $name" "engines/$name.part" \\
+        "--onnx={candidates}/$name.onnx" "--saveEngine=engines/$name.part" \\
         --timingCacheFile=engines/timing.cache {build_flags} "$@"
     mv "engines/$name.part" "engines/$name.plan"
 }}
@@ -62,7 +67,8 @@ turn() {{
     rm -rf "$folder.part"
     mkdir -p "$folder.part"
     for name in "$@"; do
-        call "time_$name" "time $name" "--loadEngine=engines/$name.plan" "--exportTimes=$folder.part/$name.json" \\
+        call "time_$name" "time $name" "$folder.part/$name.json" \\
+            "--loadEngine=engines/$name.plan" "--exportTimes=$folder.part/$name.json" \\
             {run_flags}
     done
     mv "$folder.part" "$folder"
@@ -70,7 +76,8 @@ turn() {{
 # profile NAME: the times of its layers, which do not decide
 profile() {{
     if [ -f "{results}/profile_$1.json" ]; then return; fi
-    call "profile_$1" "profile $1" "--loadEngine=engines/$1.plan" "--exportProfile={results}/profile.part" \\
+    call "profile_$1" "profile $1" {results}/profile.part \\
+        "--loadEngine=engines/$1.plan" "--exportProfile={results}/profile.part" \\
         {profile_flags}
     mv {results}/profile.part "{results}/profile_$1.json"
 }}

@@ -51,6 +51,7 @@ class Monitor:
         clock: Callable[[], float] = time.monotonic,
         background: bool = False,
         range_probe: Optional[RangeProbe] = None,
+        probe_time: float = 1.0,
     ) -> None:
         """Read the state and the counters.
 
@@ -65,6 +66,7 @@ class Monitor:
                 waits for the check: 10 ms, or seconds when labels have come.
             range_probe: runs the ``inputs`` of :meth:`answered` in the version's INT8 model and returns the shares of
                 its activations beyond their ranges; None: nothing tells them.
+            probe_time: the largest share of the time that ``range_probe`` may run.
 
         Raises:
             UserError: the pointer or a version's record is damaged.
@@ -84,8 +86,9 @@ class Monitor:
         range_probe = range_probe if rules.shadow.ranges else None
         if (float_model is not None or range_probe is not None) and rules.shadow.share > 0:
             self._shadow = Shadow(
-                float_model, self._compared, self._shadow_failed, rules.shadow.queue, range_probe, self._ranged
-            )
+                float_model, self._compared, self._shadow_failed, rules.shadow.queue, range_probe, self._ranged,
+                probe_time,
+            )  # fmt: skip
         self._refresh()
         self._due, self._closing = threading.Event(), False
         self._thread = threading.Thread(target=self._check_when_due, name="rules", daemon=True) if background else None

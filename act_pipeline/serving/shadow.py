@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Optional, Union
@@ -17,6 +18,8 @@ from act_pipeline.serving.ranges import RangeProbe, RangeShares
 FloatModel = Callable[[Any], Optional[np.ndarray]]
 Report = Callable[[int, np.ndarray, np.ndarray], None]
 RangeReport = Callable[[int, Union[RangeShares, str]], None]
+# Seconds of a probe that count as nothing, and the longest pause after one, whose first run loads it.
+_SHORT, _LONGEST_PAUSE = 0.01, 60.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Shadow:
         length: int = 16,
         probe: Optional[RangeProbe] = None,
         report_ranges: RangeReport = lambda version, found: None,
+        probe_time: float = 1.0,
     ) -> None:
         """Start the thread.
 
@@ -47,9 +51,11 @@ class Shadow:
             length: the most requests that wait; each holds its inputs in memory.
             probe: tells how many activations are beyond their ranges; None: nothing does.
             report_ranges: called with the version and what the probe returned.
+            probe_time: the largest share of the time that the probe may run, in (0, 1]; requests between are not probed.
         """
         self._run, self._report, self._failed = run, report, failed
         self._probe, self._report_ranges = probe, report_ranges
+        self._probe_time, self._probe_again = probe_time, 0.0
         self._queue: queue.Queue[_Job] = queue.Queue(length)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
@@ -102,14 +108,19 @@ class Shadow:
                 self._queue.task_done()
 
     def _look_at_ranges(self, job: _Job) -> None:
-        if self._probe is None:
+        if self._probe is None or time.monotonic() < self._probe_again:
             return
+        started = time.monotonic()
         try:
             found = self._probe(job.inputs)
         except Exception:  # as below
             self._failed(job.version)
             return
         self._report_ranges(job.version, found)
+        took = time.monotonic() - started
+        if took > _SHORT:
+            pause = took * (1 / self._probe_time - 1)
+            self._probe_again = time.monotonic() + min(pause, _LONGEST_PAUSE)
 
     def _compare(self, job: _Job) -> None:
         if self._run is None:

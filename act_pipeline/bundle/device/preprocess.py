@@ -28,7 +28,10 @@ def decode_picture(data, name):
     """Return the content of a picture file as ``read_picture`` does; ``name`` is for the message."""
     try:
         if cv2 is not None:
-            return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), 1), cv2.COLOR_BGR2RGB)
+            found = cv2.imdecode(np.frombuffer(data, np.uint8), 1) if data else None
+            if found is None:
+                raise ValueError("OpenCV cannot decode it")
+            return cv2.cvtColor(found, cv2.COLOR_BGR2RGB)
         from PIL import Image, ImageOps
 
         return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))

@@ -250,7 +250,9 @@ def main(argv=None):
     parser.add_argument("--frames", type=int, help="end after this number of frames")
     parser.add_argument("--batch", type=int, default=1, help="pictures in a run")
     parser.add_argument("--threshold", type=float, default=0.3, help="the lowest score that is shown")
-    parser.add_argument("--repeat", type=int, default=0, help="time the first batch, median of this number of runs")
+    parser.add_argument(
+        "--repeat", type=int, default=0, help="time the first batch, median of this number of runs (0: no timing)"
+    )
     parser.add_argument("--draw", help="folder for the pictures with their boxes")
     parser.add_argument("--json", help="file for the detections")
     add_runtime_flags(parser)

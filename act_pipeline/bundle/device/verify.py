@@ -157,6 +157,9 @@ def main(argv=None):
     try:
         with open(os.path.join(HERE, "expected.json"), encoding="utf-8") as file:
             expected = json.load(file)
+        for flag, path in (("--coco", options.coco), ("--images", options.images)):
+            if path and not os.path.exists(path):
+                raise Refused("%s: %s does not exist" % (flag, path))
         detector = Detector(load_bundle(), options.runtime, model=options.model)
         agrees = check_pictures(detector, expected, options)
         if options.coco:

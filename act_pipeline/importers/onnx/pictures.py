@@ -121,9 +121,12 @@ def check_pictures(images: str | Path) -> list[Path]:
     place = Path(images)
     found = sorted(place.iterdir()) if place.is_dir() else [place] if place.is_file() else []
     found = [path for path in found if path.suffix.lower() in _SUFFIXES]
+    if not place.exists():
+        raise UserError(f"{place} does not exist, expected a folder with pictures, or one; give another --images")
     if not found:
         raise UserError(
-            f"{place} holds no pictures, expected a folder with .jpg, .png or .bmp files; give another --images"
+            f"{place} {'holds no pictures' if place.is_dir() else 'is no picture'}, "
+            "expected a folder with .jpg, .png or .bmp files; give another --images"
         )
     return found
 

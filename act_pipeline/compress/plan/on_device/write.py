@@ -93,11 +93,14 @@ def write_study(request: StudyRequest, say: Say = lambda line: None) -> tuple[St
         UserError: the device has no ``trtexec`` or no INT8, the model is not an INT8 model of this package, the float
             model is another one, or the folder holds something else.
     """
-    target = find_target(request.target)
+    target = find_target(request.target.lower())
     version = _timed_version(target, request.tensorrt)
     output = Path(request.output)
     model = InferenceModel.load(request.model_path, request.model_filename, request.params_filename)
-    check_precision(target, inspect_model(model).quantized, str(model.directory))
+    quantized = inspect_model(model).quantized
+    if not quantized:
+        raise UserError(f"{model.directory} is a float model, expected the INT8 model of a compression (--model_path)")
+    check_precision(target, quantized, str(model.directory))
     act = act_of(model)
     float_model = _float_model(model, act, request.float_model_path)
     groups, structure = _groups(model, float_model)
