@@ -20,7 +20,6 @@ from act_pipeline.server.settings import Limits
 from act_pipeline.server.versions import LoadedVersions
 from act_pipeline.serving import Monitor, RangeShares, Repository, Rules
 
-
 # Without a limit, probes of 5% of the requests cost R18 at 640 a third of its images a second (2 cores).
 _PROBE_TIME = 0.05
 

@@ -51,7 +51,7 @@ class Shadow:
             length: the most requests that wait; each holds its inputs in memory.
             probe: tells how many activations are beyond their ranges; None: nothing does.
             report_ranges: called with the version and what the probe returned.
-            probe_time: the largest share of the time that the probe may run, in (0, 1]; requests between are not probed.
+            probe_time: the largest share of the time that the probe may run, in (0, 1]; others are not probed.
         """
         self._run, self._report, self._failed = run, report, failed
         self._probe, self._report_ranges = probe, report_ranges
