@@ -6,7 +6,6 @@ A server compares requests with both.
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Optional
@@ -56,8 +55,7 @@ def calibration_baseline(job: Job, model: InferenceModel) -> Optional[Calibratio
         feeds = list(batches)
     if not feeds or any(PROMPTS in feed for feed in feeds):
         return None
-    if job.progress:
-        print(f"detecting on {len(feeds)} calibration images, with which a server compares requests", file=sys.stderr)
+    job.say(f"detecting on {len(feeds)} calibration images, with which a server compares requests")
     try:
         rows = job.judge.detect(model, "int8", job.reader, feeds).rows
     except NotFinite:

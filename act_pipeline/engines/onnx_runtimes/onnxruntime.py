@@ -31,7 +31,7 @@ PROVIDERS = {
 _PACKAGE = 'pip install "act_pipeline[onnxruntime]", or -r requirements/onnxruntime.txt'
 _ERRORS_ONLY = 3
 # In 1.31 it rounds float biases and requantizes their sums: scores change by up to 0.2 instead of 0.05.
-_INEXACT_OPTIMIZERS = ["WeightBiasQuantization"]
+INEXACT_OPTIMIZERS = ["WeightBiasQuantization"]
 
 
 class OnnxRuntimeEngine:
@@ -152,7 +152,7 @@ class OnnxRuntimeEngine:
                 str(self.artifact.path),
                 options,
                 providers=self._providers(summary, batch_size),
-                disabled_optimizers=_INEXACT_OPTIMIZERS,
+                disabled_optimizers=INEXACT_OPTIMIZERS,
             )
 
     def _providers(self, summary: OnnxSummary, batch_size: int) -> list[Any]:

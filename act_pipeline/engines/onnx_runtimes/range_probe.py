@@ -11,7 +11,7 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines.interface import refusals
 from act_pipeline.engines.machine import Machine
-from act_pipeline.engines.onnx_runtimes.onnxruntime import import_onnxruntime
+from act_pipeline.engines.onnx_runtimes.onnxruntime import INEXACT_OPTIMIZERS, import_onnxruntime
 from act_pipeline.engines.onnx_runtimes.openvino import import_openvino, set_batch
 from act_pipeline.engines.onnx_runtimes.signal_stack import signal_stack_kept
 from act_pipeline.engines.registry import find_support
@@ -88,7 +88,7 @@ def _onnxruntime(path: Path, threads: int) -> tuple[list[str], _Run]:
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
     session = runtime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=INEXACT_OPTIMIZERS
     )
     return [value.name for value in session.get_inputs()], lambda inputs: np.asarray(session.run(None, inputs)[0])
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from act_pipeline.onnx_export.program import Op, Source
 
+_SELECTIONS = ("gather_nd", "take_along_axis")
 _PRODUCTS = ("matmul_v2", "matmul")
 _BINARY = ("elementwise_add", "elementwise_sub", "elementwise_mul", "elementwise_div")
 _UNARY = (
@@ -51,9 +52,10 @@ def select_early(source: Source) -> None:
     Args:
         source: the program, changed in place.
     """
-    for op in list(source.ops):
-        selection = _selection(source, op, _writers(source))
-        chain = _rowwise(source, selection) if selection else []
+    for op in [op for op in source.ops if op.type in _SELECTIONS]:
+        writers = _writers(source)
+        selection = _selection(source, op, writers)
+        chain = _rowwise(source, selection, writers) if selection else []
         if selection and any(passed.type in _PRODUCTS for passed in chain):
             _move(source, selection, chain)
 
@@ -79,9 +81,10 @@ def _selection(source: Source, op: Op, writers: Mapping[str, Op]) -> _Selection 
     return _Selection(op, slot, index, picked[1])
 
 
-def _rowwise(source: Source, selection: _Selection) -> list[Op]:
+def _rowwise(source: Source, selection: _Selection, writers: Mapping[str, Op]) -> list[Op]:
     """Return the ops before a selection that compute each row by itself, the last one first."""
-    writers, name, chain = _writers(source), selection.rows, []
+    chain: list[Op] = []
+    name = selection.rows
     length = source.shapes[name][1]
     reading = Counter(source.outputs)
     for op in source.ops:
