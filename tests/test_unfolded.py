@@ -12,7 +12,8 @@ from paddleslim.common.recover_program import recover_inference_program
 
 from act_pipeline.compress.qat.unfolded_weights import folded, read_factors, unfold
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.graph.folding import BATCH_NORM_FACTOR, fold_batch_norm
+from act_pipeline.graph.folding import fold_batch_norm
+from act_pipeline.graph.op_types import BATCH_NORM_FACTOR
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 CHANNELS = 8

@@ -1,4 +1,4 @@
-"""Folding of constants and BatchNorm into the weights of a float model, before quantization."""
+"""Folding of constants and BatchNorm into the weights of a float model, and fewer multiplications in its neck."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import numpy as np
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.quiet import quiet_upstream
+from act_pipeline.graph.neck_convolutions import split_neck_convolutions
 from act_pipeline.graph.op_index import GraphIndex
-from act_pipeline.graph.op_types import CONVOLUTIONS
+from act_pipeline.graph.op_types import BATCH_NORM_FACTOR, CONVOLUTIONS
 from act_pipeline.graph.static_graph import StaticGraph
 
-# Attribute of a convolution whose weights hold a BatchNorm: one factor an output channel, see :func:`fold_batch_norm`.
-BATCH_NORM_FACTOR = "batch_norm_factor"
 # Elements of a constant that is left to be computed from smaller ones, so that files hold only these: the masks and
 # position biases of Swin's windows are 10 of 41 MB of a small GroundingDINO. Runtimes fold them when they load a model.
 MOST_GROWN_ELEMENTS = 1 << 16
@@ -34,7 +33,7 @@ def grows(result: int, sources: Iterable[int]) -> bool:
 
 
 def prepare(model: InferenceModel, directory: Path) -> InferenceModel:
-    """Write an equivalent copy of a float model with constants and BatchNorm folded into its weights.
+    """Write an equivalent copy of a float model as it is quantized, see :func:`fold`.
 
     Args:
         model: the float model.
@@ -50,7 +49,7 @@ def prepare(model: InferenceModel, directory: Path) -> InferenceModel:
 
 
 def fold(model: InferenceModel) -> StaticGraph:
-    """Load a float model and fold its constants and BatchNorm.
+    """Load a float model, fold its constants and BatchNorm, and split the 1 x 1 convolutions of its neck.
 
     Args:
         model: the float model; its files are not changed.
@@ -65,6 +64,7 @@ def fold(model: InferenceModel) -> StaticGraph:
         graph = StaticGraph.load(model)
         fold_constants(graph)
         fold_batch_norm(graph)
+        split_neck_convolutions(graph)
     return graph
 
 
@@ -141,8 +141,8 @@ def fold_batch_norm(graph: StaticGraph) -> int:
     ``gamma * (w * x - mean) / sqrt(var + eps) + beta`` is ``w' * x + b'`` with ``s = gamma / sqrt(var + eps)``,
     ``w' = s * w`` (for each output channel) and ``b' = beta - s * mean``. Because of the fold before quantization, the
     quantized weights are those that engines compute with, and training does not change the statistics. The convolution
-    stores ``s`` in the attribute :data:`BATCH_NORM_FACTOR`, from which `compress.qat.unfolded_weights` recovers the
-    weights of the float model.
+    stores ``s`` in the attribute ``graph.op_types.BATCH_NORM_FACTOR``, from which `compress.qat.unfolded_weights`
+    recovers the weights of the float model.
 
     Args:
         graph: a float graph, changed in place.

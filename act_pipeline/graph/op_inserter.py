@@ -21,19 +21,20 @@ class Inserter:
         """
         self._block, self._at, self._attributes = block, at, attributes
 
-    def add(self, op_type: str, inputs: dict[str, Any], outputs: dict[str, Any], **attributes: Any) -> None:
-        """Insert an op.
+    def add(self, op_type: str, inputs: dict[str, Any], outputs: dict[str, Any], **attributes: Any) -> Any:
+        """Insert an op and return it.
 
         Args:
             op_type: Paddle's op type.
             inputs, outputs: slot -> a variable, or a list of variables.
-            **attributes: attributes of this op.
+            **attributes: attributes of this op; Paddle sets its name scope, see `act_pipeline.graph.name_scopes`.
         """
         inputs, outputs = (
             {slot: held if isinstance(held, list) else [held] for slot, held in slots.items()}
             for slots in (inputs, outputs)
         )
-        self._block._insert_op_without_sync(
+        op = self._block._insert_op_without_sync(
             self._at, type=op_type, inputs=inputs, outputs=outputs, attrs={**self._attributes, **attributes}
         )
         self._at += 1
+        return op

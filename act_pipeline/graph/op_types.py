@@ -3,6 +3,8 @@
 CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 # What INT8 kernels of the runtimes compute, and what is counted in ``act.json``.
 QUANTIZABLE_OPS = (*CONVOLUTIONS, "matmul_v2")
+# Attribute of a convolution whose weights hold a BatchNorm: one factor an output channel, see `graph.folding`.
+BATCH_NORM_FACTOR = "batch_norm_factor"
 # Attribute of a matmul_v2 with an INT8 weight whose other input is rounded by its own range when the model runs.
 DYNAMIC = "act_dynamic"
 # Attribute of a quantize_linear: the least value of its tensor on the calibration images. Runtimes with zero points may

@@ -92,8 +92,9 @@ def _group(module: str) -> str:
 
 
 def _projection_names(bounds: Bounds) -> _Names:
+    missing = len(bounds.decoder_projections) - len(bounds.neck_projections)
     return {
-        **{id(op): f"neck.input_proj.{level}" for level, op in enumerate(bounds.neck_projections)},
+        **{id(op): f"neck.input_proj.{level}" for level, op in enumerate(bounds.neck_projections, max(missing, 0))},
         **{id(op): f"transformer.input_proj.{level}" for level, op in enumerate(bounds.decoder_projections)},
     }
 

@@ -16,6 +16,7 @@ from act_pipeline.graph.op_types import CONVOLUTIONS, TOP_K
 from act_pipeline.graph.static_graph import StaticGraph
 
 _MATMULS = ("matmul_v2", "matmul", "mul")
+_ACTIVATIONS = ("relu", "silu", "swish", "sigmoid", "gelu", "hard_swish", "leaky_relu", "relu6")
 _RESHAPING = ("reshape2", "transpose2", "flatten_contiguous_range", "flatten2", "squeeze2", "unsqueeze2")
 # Ops that may come between a projection and the product of queries and keys.
 _PASSING = (*_RESHAPING, "scale", "elementwise_add", "elementwise_mul", "elementwise_div")
@@ -77,7 +78,7 @@ class Bounds:
         encoder: index of the first op of the neck.
         memory: index of the first op of the decoder.
         selection: index of the first top-k.
-        neck_projections: the projections of the backbone's levels, in order.
+        neck_projections: the projections of the backbone's levels, in order; those of finer levels may be missing.
         decoder_projections: the projections of the neck's levels, in order.
     """
 
@@ -123,13 +124,22 @@ def _deepest_projection(index: LayerIndex, attention: int) -> Any:
 
 
 def _neck_projections(index: LayerIndex, deepest: Any, levels: int) -> list[Any]:
-    """Return the projections of the backbone's levels: the convolutions just before the deepest level's, and that."""
+    """Return the projections of the backbone's levels: the convolutions just before the deepest level's, and that.
+
+    Those of finer levels may be missing: they can be part of other convolutions (`graph.neck_convolutions`).
+    """
     before = [op for op in index.weighted if index.at(op) < index.at(deepest) and op.type == "conv2d"]
     projections = [*before[len(before) - levels + 1 :], deepest]
     width = index.weight_shape(deepest)[0]
-    while index.weight_shape(projections[0])[0] != width:
+    while index.weight_shape(projections[0])[0] != width or _is_activated(index, projections[0]):
         projections.pop(0)
     return projections
+
+
+def _is_activated(index: LayerIndex, op: Any) -> bool:
+    """Return whether an activation function reads an op's output, after its bias and a residual connection."""
+    sums = ("elementwise_add", "batch_norm")
+    return index.downstream(op.output_arg_names, lambda reader: reader.type in _ACTIVATIONS, sums) is not None
 
 
 def _projection(index: LayerIndex, name: str) -> Any:

@@ -13,7 +13,7 @@ from act_pipeline.compress.paddleslim.square_weights import orient_square_weight
 from act_pipeline.compress.plan.op_inventory import OpInventory, take_inventory
 from act_pipeline.compress.plan.op_selection import Selection
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.graph.folding import BATCH_NORM_FACTOR
+from act_pipeline.graph.op_types import BATCH_NORM_FACTOR
 from act_pipeline.graph.static_graph import StaticGraph
 
 

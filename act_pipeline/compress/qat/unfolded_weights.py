@@ -24,10 +24,9 @@ from typing import Any
 import numpy as np
 
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.graph.folding import BATCH_NORM_FACTOR
 from act_pipeline.graph.model_files import inspect_model, read_program
 from act_pipeline.graph.op_inserter import Inserter
-from act_pipeline.graph.op_types import CONVOLUTIONS
+from act_pipeline.graph.op_types import BATCH_NORM_FACTOR, CONVOLUTIONS
 from act_pipeline.graph.parameters_file import read_parameters
 from act_pipeline.graph.program_desc import argument
 
