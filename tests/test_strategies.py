@@ -91,7 +91,7 @@ def ops_of(model: InferenceModel, folder: Path) -> list[QuantizableOp]:
 
 def test_every_op_of_an_rtdetr_has_its_official_name(sample: Sample, tmp_path: Path) -> None:
     ops = ops_of(sample.model, tmp_path / "float")
-    assert len({op.name for op in ops}) == len(ops) == 116
+    assert len({op.name for op in ops}) == len(ops) == 118
     assert {op.group for op in ops} == {"backbone", "encoder", "decoder", "head"}
     modules = [op.module for op in ops]
     attention = {"q_proj", "k_proj", "v_proj", "qk", "av", "out_proj"}
@@ -180,7 +180,7 @@ def test_what_is_left_float_and_why_is_recorded(ptq) -> None:
     dynamic = {entry["module"] for entry in record["weight_only_ops"] if entry["reason"] == "quantize.dynamic"}
     assert {module.rsplit(".", 1)[1] for module in dynamic} == {"linear1", "linear2"}
     everything = sum(record["quantized_ops"].values()) + len(kept) + len(record["weight_only_ops"])
-    assert everything == record["quantizable_ops"] == 116
+    assert everything == record["quantizable_ops"] == 118
     assert record["steps"][0]["quantized"] == sum(record["quantized_ops"].values()) and record["steps"][0]["chosen"]
 
 
