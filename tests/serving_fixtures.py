@@ -11,7 +11,9 @@ import numpy as np
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.records import ACT_SCHEMA, write_record
-from act_pipeline.evaluation.act_json import ActRecord, EvaluatedIn, ModelFigures, Step
+from act_pipeline.evaluation.act_candidates import ModelFigures, Step
+from act_pipeline.evaluation.act_json import ActRecord
+from act_pipeline.evaluation.act_measurements import EvaluatedIn
 from act_pipeline.evaluation.comparison import ComparisonFigures
 from act_pipeline.evaluation.detections_file import DETECTIONS_FILENAME
 from act_pipeline.serving import Monitor, Repository

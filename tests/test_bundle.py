@@ -107,6 +107,9 @@ def test_run_and_verify_on_a_machine_without_paddle(tmp_path, int8_model, data, 
     assert "disc " in ended.stdout and "pictures a second" in ended.stdout
     assert [len(entry["detections"]) for entry in json.loads(result.read_text())] == [1, 1, 1]
     assert len(list((tmp_path / "drawn").iterdir())) == 3
+    ended = on_device(folder, "run.py", "--repeat", "-3")
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+    assert "--repeat is -3, expected at least 0, which is no timing" in ended.stderr
 
 
 def test_each_runtime_of_a_cpu_bundle_gets_the_form_that_it_computes_in_int8(tmp_path, data) -> None:

@@ -271,7 +271,11 @@ def test_paths_are_resolved(act_config: Path, monkeypatch: pytest.MonkeyPatch) -
         ),
         ("  onnx_format: true", "  onnx_format: 1", ["QuantAware.onnx_format is the number 1, expected true or false"]),
         ("  onnx_format: true", "  weight_bits: 80", ["QuantAware.weight_bits is the number 80", "at most 16"]),
-        ("  onnx_format: true", "  moving_rate: .inf", ["QuantAware.moving_rate is the number inf, expected a number"]),
+        (
+            "  onnx_format: true",
+            "  moving_rate: .inf",
+            ["QuantAware.moving_rate is the number inf, expected a finite number"],
+        ),
         (
             "  onnx_format: true",
             "  for_tensorrt: true\n  weight_quantize_type: abs_max",

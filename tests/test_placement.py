@@ -31,7 +31,7 @@ from act_pipeline.compress.plan.placing import check_placement
 from act_pipeline.compress.result.summary import compression_table
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
-from act_pipeline.evaluation.act_json import PlacementRecord
+from act_pipeline.evaluation.act_measurements import PlacementRecord
 from act_pipeline.graph.quantizable_ops import quantizable_ops
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 

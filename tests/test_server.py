@@ -10,6 +10,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from serving_fixtures import make_model
 
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.errors import UserError
+from act_pipeline.server import range_probe
+from act_pipeline.server import versions as server_versions
+from act_pipeline.server.float_models import FloatModels
 from act_pipeline.server.items import Found, Picture, Prepared, Refused
 from act_pipeline.server.model import LoadedModel, batch_sizes, chunks
 from act_pipeline.server.pictures import BadPicture, prepare_picture
@@ -232,6 +236,37 @@ def test_the_shadow_runs_in_the_float_model(tmp_path: Path) -> None:
     window = service.monitor.figures()["versions"]["1"]["window"]
     assert window["shadowed"] == window["ranged"] == 20 and window["beyond_range_share"] == 0.375
     service.close()
+
+
+def test_what_runs_in_the_background_leaves_the_processor_to_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The float model and the probe are prepared at low priority, and the probe has one thread."""
+    priorities: list[int] = []
+    used: list[int] = []
+
+    class Preparing:
+        def __init__(self, died: Any, nice: int = 0) -> None:
+            priorities.append(nice)
+
+        def call(self, *arguments: Any, **options: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_exception(UserError("not here"))
+            return future
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(server_versions, "Worker", Preparing)
+    repository = Repository.open(tmp_path / "repository", create=True)
+    promote(repository, make_model(tmp_path / "a", "a"), 100, float_model=make_model(tmp_path / "float", "f"))
+    floats = FloatModels(repository, 2, LIMITS)
+    assert floats.ranges(1, prepared()) == "not here"
+    assert floats.run(1, prepared()) == Refused("not here", by_client=False)
+    assert priorities == [10, 10]
+    monkeypatch.setattr(range_probe, "RangeProbe", lambda path, runtime, threads: used.append(threads))
+    range_probe.ProbedModel(tmp_path, "onnxruntime", (), (SIDE, SIDE), STEPS).load(4, 8, LIMITS)
+    assert used == [1]
 
 
 def test_requests_as_tensors() -> None:

@@ -146,9 +146,24 @@ def test_a_rule_acts_after_its_checks_and_again_after_it_is_clear() -> None:
         ("rules.0.above=null", "rules.0..above and below are both given or both missing"),
         (
             "rules.0.clear=0.9",
-            "rules.0..clear is 0.9, which is itself out of bounds, expected a value within above 0.15",
+            "rules.0..clear is 0.9, at which the rule .above 0.15. is broken, expected at most 0.15",
         ),
-        ("rules.0.min_count=9999", "is 9999, but the window holds 500: it is never reached"),
+        ("rules.0.min_count=9999", "is 9999 .*, and disagreement is of the last 500 requests at most: it is never"),
+        (
+            "rules=[{metric: beyond_range, above: 2}]",
+            r"rules.0..min_count is 100 \(100 if it is missing\), .* last 50 sh",
+        ),
+        ("rules.6.above=1.5", "rules.6..above is 1.5, expected 0 to 1, as error_rate is"),
+        ("rules.6.above=1", "rules.6..above is 1, and error_rate is never above it, expected 0 to 1"),
+        ("rules.6.clear=-0.1", "rules.6..clear is -0.1, expected 0 to 1"),
+        ("rules.5.above=-1", "rules.5..above is -1, expected at least 0, as p99_ms is"),
+        ("rules=[{metric: map, below: 0}]", "rules.0..below is 0, and map is never below it"),
+        ("rules.0.above=.nan", "rules.0..above is .*nan.*, expected a finite number"),
+        ("rules.0.above=.inf", "rules.0..above is .*inf.*, expected a finite number"),
+        (
+            "rules=[{metric: psi, above: 1}, {metric: p99_ms, above: 9}, {metric: psi, above: 2}]",
+            "rules.2. is psi above 2, alarm; rules.0. is the same, above 1: remove one",
+        ),
         ("rules.0.metric=pst", "rules.0..metric is the text 'pst', expected one of disagreement"),
         ("shadow.share=0", "needs shadow.share above 0"),
     ],
@@ -156,6 +171,16 @@ def test_a_rule_acts_after_its_checks_and_again_after_it_is_clear() -> None:
 def test_a_wrong_rule_is_one_line(override: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         load_rules(overrides=[override])
+
+
+def test_two_rules_of_one_figure_are_told_apart_in_the_metrics(tmp_path: Path) -> None:
+    rules = load_rules(overrides=["rules=[{metric: psi, above: 1}, {metric: psi, above: 2, action: roll_back}]"])
+    repository = Repository.open(tmp_path / "repository", create=True)
+    promote(repository, make_model(tmp_path / "a", "a"), 100)
+    lines = [
+        line for line in Monitor(repository, rules, None, cool).prometheus().splitlines() if "rule_active{" in line
+    ]
+    assert len({line.split("}")[0] for line in lines}) == len(lines) == 2, lines
 
 
 def test_temperatures_of_hwmon_of_zones_and_of_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Find which ops of an INT8 model TensorRT computes sooner in FP16 on its target machine, by trtexec there.
 
 `write` makes a folder with the candidates as ONNX files and measure.sh, which times them on the target machine. `read`
-decides by what it wrote there, or says what is left to be measured.
+decides by what it wrote there; its exit code is 4 where measure.sh has to run once more before it can decide.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from act_pipeline.cli.flags import Parser, at_least
 from act_pipeline.core.command_names import name_commands
+from act_pipeline.core.errors import EXIT_UNDECIDED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +48,7 @@ def _write(arguments: object) -> int:
         print(f"{folder} has the candidates of these ops: what was measured there holds for this model too")
     else:
         print(f"{len(study.candidates)} candidates of {len(study.groups)} groups of ops: {folder}")
-    print(_there(folder, study.target.device))
+    print(_there(folder, study.target.device, f"{Path(given['model_path'])}_{given['target']}"))
     return 0
 
 
@@ -61,9 +62,12 @@ def _read(arguments: object) -> int:
     for line in outcome.table:
         print(line)
     if outcome.saved is None:
-        print(f"not decided: {outcome.candidates} candidates are left to be timed together")
-        print(_there(str(folder), "the same machine"))
-        return 0
+        print(
+            f"not decided yet: ops gain by themselves, so that {outcome.candidates} models have to be timed in turns; "
+            "engines that are built there are used again"
+        )
+        print(_there(str(folder), "the same machine", str(save_dir)))
+        return EXIT_UNDECIDED
     act, why = outcome.saved.act, outcome.saved.unevaluated
     assert act.placement is not None
     for line in placement_lines(act.placement):
@@ -77,10 +81,10 @@ def _read(arguments: object) -> int:
     return 0
 
 
-def _there(folder: str, machine: str) -> str:
+def _there(folder: str, machine: str, save_dir: str) -> str:
     return name_commands(
         f"next: copy {folder} to {machine}, run ./measure.sh in it, copy its results/ back into {folder}, then: "
-        f"deploy/placement.py read {folder} --save_dir MODEL"
+        f"deploy/placement.py read {folder} --save_dir {save_dir}"
     )
 
 

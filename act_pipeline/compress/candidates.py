@@ -17,7 +17,7 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
 from act_pipeline.evaluation import Comparison, Evaluation, GroundTruth, compare
-from act_pipeline.evaluation.act_json import FloatOp
+from act_pipeline.evaluation.act_candidates import FloatOp
 from act_pipeline.evaluation.confidence import TOLERANCE
 
 # The Strategy.confidence at which the measured drop decides.

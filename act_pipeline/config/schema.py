@@ -207,6 +207,8 @@ def _convert(value: Any, kind: Any, field: dataclasses.Field[Any], source: Sourc
         hint = suggest(value, _choices(kind)) if isinstance(value, str) else ""
         if isinstance(value, str) and _is_quoted(value, kind):
             hint = "; write it without quotes"
+        if isinstance(value, float) and not math.isfinite(value):
+            expected = expected.replace("a number", "a finite number")
         raise UserError(f"{source.locate(name)} is {describe(value)}, expected {expected}{hint}") from None
 
 

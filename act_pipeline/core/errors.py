@@ -12,6 +12,7 @@ from act_pipeline.core.progress import end_bars
 
 EXIT_USER_ERROR = 2
 EXIT_BELOW_FLOOR = 3
+EXIT_UNDECIDED = 4
 EXIT_INTERRUPTED = 130
 
 _DISK_ERRORS = {

@@ -12,7 +12,8 @@ import numpy as np
 from act_pipeline.core.command_names import name_commands
 from act_pipeline.core.output_folders import BELOW_SUFFIX
 from act_pipeline.data.annotations import Annotations
-from act_pipeline.evaluation.act_json import ActRecord, FloatOp, ModelFigures
+from act_pipeline.evaluation.act_candidates import FloatOp, ModelFigures
+from act_pipeline.evaluation.act_json import ActRecord
 from act_pipeline.evaluation.matching import MIN_SCORE
 from act_pipeline.report.curves import RECALLS, Scores, score
 from act_pipeline.report.differences import iou_map, most_different, pair_images, summarize

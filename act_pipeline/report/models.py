@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from act_pipeline.evaluation.act_json import ActRecord, ModelFigures, Step
+from act_pipeline.evaluation.act_candidates import ModelFigures, Step
+from act_pipeline.evaluation.act_json import ActRecord
 from act_pipeline.evaluation.certainty import rounded_up
 from act_pipeline.evaluation.comparison import AgreementInterval, Interval
 from act_pipeline.evaluation.confidence import TOLERANCE

@@ -21,7 +21,9 @@ from act_pipeline.core.records import (
     read_record,
 )
 from act_pipeline.evaluation import DETECTIONS_FILENAME, EVAL_SCHEMA, Detections, load_detections
-from act_pipeline.evaluation.act_json import ActRecord, ImageLatency, ModelFigures
+from act_pipeline.evaluation.act_candidates import ModelFigures
+from act_pipeline.evaluation.act_json import ActRecord
+from act_pipeline.evaluation.act_measurements import ImageLatency
 from act_pipeline.evaluation.result import EvalRecord
 
 HALF_PRECISIONS = ("fp16", "bf16")

@@ -102,7 +102,7 @@ class FloatModels:
         return RangeShares(model.tensors, found.shares, model.runtime)
 
     def _load_probe(self, version: int) -> None:
-        model = prepare_probe(self._repository.version(version).folder)
+        model = prepare_probe(self._repository.version(version).folder, _NICE)
         pool = self._running()
         while len(self._probes) >= _MOST_PROBES:
             oldest = next(iter(self._probes))
@@ -129,7 +129,7 @@ class FloatModels:
 
     def _with(self, folder: Path) -> WorkerPool:
         if self._loaded != folder:
-            model = prepare(folder)
+            model = prepare(folder, _NICE)
             pool = self._running()
             if self._loaded is not None:
                 pool.unload(_FLOAT)

@@ -46,7 +46,7 @@ class ProbedModel:
         Raises:
             UserError: the runtime refuses it.
         """
-        return LoadedProbe(self, threads, limits)
+        return LoadedProbe(self, limits)
 
 
 def probed_model(folder: str | Path) -> ProbedModel:
@@ -79,10 +79,11 @@ def probed_model(folder: str | Path) -> ProbedModel:
 class LoadedProbe:
     """A probe in its runtime; one thread may call :meth:`run`."""
 
-    def __init__(self, model: ProbedModel, threads: int, limits: Limits) -> None:
+    def __init__(self, model: ProbedModel, limits: Limits) -> None:
         """Load the probe; see :meth:`ProbedModel.load`."""
         self._model, self._limits = model, limits
-        self._probe = RangeProbe(model.artifact, model.runtime, threads)
+        # Nobody waits for it, and a process of low priority is often held up: the other threads would spin meanwhile.
+        self._probe = RangeProbe(model.artifact, model.runtime, threads=1)
 
     def warm(self) -> None:
         """Do nothing: images are run one by one."""

@@ -19,34 +19,36 @@ _logger = logging.getLogger(__name__)
 _PERIOD_S = 0.5
 
 
-def prepare(folder: Path) -> ServedModel:
+def prepare(folder: Path, nice: int = 0) -> ServedModel:
     """Return what is needed to load a model, made in a process of its own: this one never loads Paddle.
 
     Args:
         folder: the model folder.
+        nice: added to the priority number of the process.
 
     Raises:
         UserError: see :func:`act_pipeline.server.model.served_model`.
     """
-    found: ServedModel = _in_own_process(_prepare, folder)
+    found: ServedModel = _in_own_process(_prepare, folder, nice)
     return found
 
 
-def prepare_probe(folder: Path) -> ProbedModel:
+def prepare_probe(folder: Path, nice: int = 0) -> ProbedModel:
     """Return what is needed to load the probe of a model's ranges, made in a process of its own.
 
     Args:
         folder: the model folder.
+        nice: added to the priority number of the process.
 
     Raises:
         UserError: see :func:`act_pipeline.server.range_probe.probed_model`.
     """
-    found: ProbedModel = _in_own_process(_prepare_probe, folder)
+    found: ProbedModel = _in_own_process(_prepare_probe, folder, nice)
     return found
 
 
-def _in_own_process(task: Callable[..., Any], folder: Path) -> Any:
-    worker = Worker(lambda _: None)
+def _in_own_process(task: Callable[..., Any], folder: Path, nice: int) -> Any:
+    worker = Worker(lambda _: None, nice)
     try:
         return worker.call(task, folder, slow=True).result()
     except WorkerDied:

@@ -100,11 +100,11 @@ def samples(figures: Mapping[str, Any]) -> Iterator[Sample]:
         if version["role"] is not None:
             yield Sample("share", {**of, "role": version["role"]}, version["share"])
         for rule in version["rules"]:
-            yield Sample("rule_active", {**of, "metric": rule["metric"]}, float(rule["active"]))
+            yield Sample("rule_active", {**of, **_labels(rule)}, float(rule["active"]))
         if version["window"] is not None:
             yield from _of_window(of, version["window"])
     for rule in figures["device_rules"]:
-        yield Sample("rule_active", {"version": "", "metric": rule["metric"]}, float(rule["active"]))
+        yield Sample("rule_active", {"version": "", **_labels(rule)}, float(rule["active"]))
     temperature = figures["temperature"]
     if temperature["celsius"] is not None:
         yield Sample("temperature_celsius", {"source": temperature["source"]}, temperature["celsius"])
@@ -140,3 +140,8 @@ def _line(sample: Sample) -> str:
 
 def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _labels(rule: Mapping[str, Any]) -> dict[str, str]:
+    """Return what tells a rule from the others, of which several may be of one metric."""
+    return {name: str(rule[name]) for name in ("metric", "bound", "action")}

@@ -11,7 +11,6 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from act_pipeline.core.errors import UserError
-from act_pipeline.serving.baseline import Baseline
 from act_pipeline.serving.breach import Breach, Figure
 from act_pipeline.serving.cause import COMMON, cause_of
 from act_pipeline.serving.counters import COUNTERS_FILENAME, Counters
@@ -21,19 +20,17 @@ from act_pipeline.serving.disagreement import Disagreement
 from act_pipeline.serving.labels import mean_average_precision
 from act_pipeline.serving.metrics import exposition
 from act_pipeline.serving.ranges import RangeProbe, RangeShares
-from act_pipeline.serving.repository import PointerWatch, Repository
+from act_pipeline.serving.repository import Repository
 from act_pipeline.serving.routing import choose_version, is_shadowed
 from act_pipeline.serving.rules import Rules
 from act_pipeline.serving.shadow import FloatModel, Shadow, as_detections
-from act_pipeline.serving.state import State
 from act_pipeline.serving.temperature import Sensor, Temperature
-from act_pipeline.serving.watched import Watched, figure_of, rule_state
+from act_pipeline.serving.watched import figure_of, rule_state
+from act_pipeline.serving.watched_versions import WatchedVersions
 from act_pipeline.serving.window import Answer
 
 _logger = logging.getLogger(__name__)
 SAVE_SECONDS = 1.0
-# The live version's window serves as the reference of a version without a recorded one from so many requests on.
-REFERENCE_REQUESTS = 100
 
 
 class Monitor:
@@ -72,13 +69,11 @@ class Monitor:
             UserError: the pointer or a version's record is damaged.
         """
         self._repository, self._rules, self._clock = repository, rules, clock
-        self._pointer = PointerWatch(repository)
         self._counters = Counters(repository.folder / COUNTERS_FILENAME)
         self._sensor = sensor or Sensor()
         self._lock = threading.RLock()
         self._checking = threading.Lock()
-        self._watched: dict[int, Watched] = {}
-        self._state = self._refused = State()
+        self._versions = WatchedVersions(repository, rules, clock)
         self._device = [Breach(rule) for rule in rules.rules if rule.metric in DEVICE_METRICS]
         self._temperature, self._readings = self._sensor(), 0
         self._since_check, self._saved = 0, clock()
@@ -89,7 +84,7 @@ class Monitor:
                 float_model, self._compared, self._shadow_failed, rules.shadow.queue, range_probe, self._ranged,
                 probe_time,
             )  # fmt: skip
-        self._refresh()
+        self._versions.refresh()
         self._due, self._closing = threading.Event(), False
         self._thread = threading.Thread(target=self._check_when_due, name="rules", daemon=True) if background else None
         if self._thread is not None:
@@ -102,7 +97,7 @@ class Monitor:
             request_id: the request's id; the same id gets the same version while the shares do not change.
         """
         with self._lock:
-            return choose_version(self._refresh(), request_id, self._rules.seed)
+            return choose_version(self._versions.refresh(), request_id, self._rules.seed)
 
     def answered(
         self, version: int, request_id: str, detections: np.ndarray, seconds: float, inputs: Any = None
@@ -129,7 +124,7 @@ class Monitor:
                     self._count(version, "shadow_dropped")
         seen = Seen.of(rows)
         with self._lock:
-            watched = self._watched.get(version)
+            watched = self._versions.of.get(version)
             if watched is not None:
                 watched.labels.answer(request_id, rows)
             self._counters.add(version, "detections", int(seen.sure.sum()))
@@ -165,7 +160,7 @@ class Monitor:
         if rows.ndim != 2 or rows.shape[1] != 5 or not np.isfinite(rows).all():
             raise ValueError(f"objects are {list(rows.shape)}, expected finite rows of 5: class, x1, y1, x2, y2")
         with self._lock:
-            for version, watched in self._watched.items():
+            for version, watched in self._versions.of.items():
                 if watched.labels.post(request_id, rows):
                     self._counters.add(version, "labelled")
                     return True
@@ -174,14 +169,14 @@ class Monitor:
     def figures(self) -> dict[str, Any]:
         """Return the figures that :meth:`prometheus` and the page show, values for JSON."""
         with self._lock:
-            state = self._refresh()
+            state = self._versions.refresh()
             roles, shares = state.roles(), state.shares()
             versions = {
                 str(version): {
                     "role": roles.get(version),
                     "share": shares.get(version, 0) / 100,
                     "counters": self._counters.of(version),
-                    "window": self._window(version) if version in self._watched else None,
+                    "window": self._versions.figures(version) if version in self._versions.of else None,
                     "rules": self._rule_states(version),
                 }
                 for version in sorted({*self._counters.versions(), *roles})
@@ -236,7 +231,7 @@ class Monitor:
     def _add(self, version: int, answer: Answer) -> None:
         with self._lock:
             self._counters.add(version, "requests")
-            watched = self._watched.get(version)
+            watched = self._versions.of.get(version)
             if watched is not None:
                 watched.window.add(answer)
             self._since_check += 1
@@ -264,7 +259,7 @@ class Monitor:
     def _score_labels(self) -> None:
         """Compute the mAP of the versions that have new labels; takes seconds for some hundred images."""
         with self._lock:
-            labels = [watched.labels for watched in self._watched.values()]
+            labels = [watched.labels for watched in self._versions.of.values()]
             due = [(each, each.posted, list(each.labelled.values())) for each in labels if each.scored != each.posted]
         for each, posted, images in due:
             score = mean_average_precision(images)
@@ -278,69 +273,11 @@ class Monitor:
         except OSError as error:  # a full disk ends no request
             _logger.warning("the counters are not saved: %s", error)
 
-    def _refresh(self) -> State:
-        """Return the present state, having followed a change of it.
-
-        A change to a version that cannot be read is not followed: those of before go on answering.
-
-        Raises:
-            UserError: there are none of before.
-        """
-        state = self._pointer.state()
-        if state not in (self._state, self._refused):
-            try:
-                self._follow(state)
-            except UserError as error:
-                if self._state.live is None:
-                    raise
-                self._refused = state
-                _logger.warning("the change of versions is not followed: %s", error)
-        return self._state
-
-    def _follow(self, state: State) -> None:
-        new = [self._repository.version(version) for version in state.shares() if version not in self._watched]
-        before = self._watched.get(self._state.live or 0)
-        former = before.window.baseline() if before is not None else None
-        for version in set(self._watched) - set(state.shares()):
-            del self._watched[version]
-        for record in new:
-            self._watched[record.number] = Watched(self._rules, record.baseline, record.map, record.ranges)
-        # A version that has no baseline of its own is compared with the one that it replaced.
-        now_live = self._watched.get(state.live or 0)
-        if now_live is not None and now_live.baseline is None and former and former.images >= REFERENCE_REQUESTS:
-            now_live.baseline, now_live.origin = former, f"version {self._state.live}"
-        self._state = state
-
-    def _reference(self, version: int) -> tuple[Optional[Baseline], Optional[str]]:
-        """Return what a version's detections are compared with, and where that is from."""
-        watched, live = self._watched[version], self._state.live
-        if watched.baseline is not None or live in (None, version):
-            return watched.baseline, watched.origin
-        other = self._watched[live or 0].window.baseline()
-        enough = other is not None and other.images >= REFERENCE_REQUESTS
-        return (other, f"version {live}") if enough else (None, None)
-
-    def _window(self, version: int) -> dict[str, Any]:
-        watched = self._watched[version]
-        reference, origin = self._reference(version)
-        found, score = watched.window.figures(self._clock(), reference), watched.labels.map
-        drop = watched.recorded_map - score if watched.recorded_map is not None and score is not None else None
-        labelled = len(watched.labels.labelled)
-        ranges = watched.range_figures(self._clock())
-        return {
-            **found.as_json(),
-            **ranges,
-            "psi_reference": origin,
-            "map": score,
-            "map_drop": drop,
-            "labelled": labelled,
-        }
-
     def _check_versions(self) -> list[dict[str, Any]]:
         done = []
         with self._lock:
-            state, watched = self._refresh(), dict(self._watched)
-            windows = {version: self._window(version) for version in watched}
+            state, watched = self._versions.refresh(), dict(self._versions.of)
+            windows = {version: self._versions.figures(version) for version in watched}
         # The candidate first: what it broke is not the live version's fault.
         for version in sorted(windows, key=lambda number: number != state.candidate):
             for breach in watched[version].breaches:
@@ -363,7 +300,7 @@ class Monitor:
         done = []
         for breach in self._device:
             with self._lock:
-                state = self._refresh()
+                state = self._versions.refresh()
             version = state.live if state.candidate is None else state.candidate
             if version is None or not breach.check(Figure(self._temperature.degrees, self._readings)):
                 continue
@@ -398,24 +335,24 @@ class Monitor:
         with self._lock:
             if entry is not None:
                 self._counters.add(version, "decisions")
-            self._refresh()
+            self._versions.refresh()
         return entry
 
     def _rule_states(self, version: int) -> list[dict[str, Any]]:
-        watched = self._watched.get(version)
+        watched = self._versions.of.get(version)
         return [rule_state(breach) for breach in watched.breaches] if watched is not None else []
 
     def _compared(self, version: int, reference: np.ndarray, detections: np.ndarray) -> None:
         found = Disagreement.of(reference, detections)
         with self._lock:
             self._counters.add(version, "shadowed")
-            watched = self._watched.get(version)
+            watched = self._versions.of.get(version)
             if watched is not None:
                 watched.window.compare(self._clock(), found)
 
     def _ranged(self, version: int, found: Union[RangeShares, str]) -> None:
         with self._lock:
-            watched = self._watched.get(version)
+            watched = self._versions.of.get(version)
             if watched is not None:
                 watched.ranged(self._clock(), found)
 

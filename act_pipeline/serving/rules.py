@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,10 +28,20 @@ Metric = Literal[
     "map",
     "map_drop",
 ]
+# The least and the greatest value of a figure, where it has them.
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("disagreement", "error_rate", "map"), (0.0, 1.0)),
+    "map_drop": (-1.0, 1.0),
+    "temperature": (-273.15, math.inf),
+}
+_NOT_NEGATIVE = (0.0, math.inf)
 Action = Literal["roll_back", "switch_to_spare", "alarm"]
 # Figures that follow the pictures, and those that follow the load of the machine: all versions have them in common.
 STREAM_METRICS = ("psi", "psi_worst_class", "detections_change", "beyond_range")
 LOAD_METRICS = ("p50_ms", "p99_ms")
+_DEFAULT_COUNT = 100
+# What ``min_count`` counts where it is not requests.
+_COUNTED = {"beyond_range": "shadowed images", "map": "labelled images", "map_drop": "labelled images"}
 
 
 @dataclass(frozen=True)
@@ -74,8 +85,8 @@ class Rule:
         above, below: the bound; one of the two.
         clear: the breach is over when the figure is within this bound; by default the bound itself.
         min_count: the least number of requests that the figure is computed from: shadowed images for
-            ``disagreement`` and ``beyond_range``, labelled images for ``map`` and ``map_drop``, readings for
-            ``temperature``.
+            ``disagreement`` and ``beyond_range`` (which is of the last 50), labelled images for ``map`` and
+            ``map_drop``, readings for ``temperature``.
         checks: consecutive checks out of bounds before the action.
         action: what to do.
     """
@@ -84,17 +95,33 @@ class Rule:
     above: Optional[float] = None
     below: Optional[float] = None
     clear: Optional[float] = None
-    min_count: int = key(100, at_least=1)
+    min_count: int = key(_DEFAULT_COUNT, at_least=1)
     checks: int = key(2, at_least=1)
     action: Action = "alarm"
 
     def __post_init__(self) -> None:
         if (self.above is None) == (self.below is None):
             raise Invalid("above", "and below are both given or both missing, expected one of the two")
+        low, high = _RANGES.get(self.metric, _NOT_NEGATIVE)
+        for name in ("above", "below", "clear"):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise Invalid(name, f"is {value:g}, expected {_interval(low, high)}, as {self.metric} is")
+        if high == self.above or low == self.below:
+            name, value = ("above", high) if self.below is None else ("below", low)
+            raise Invalid(name, f"is {value:g}, and {self.metric} is never {name} it, expected {_interval(low, high)}")
         if self.clear is not None and self.is_out(self.clear):
+            side = "at most" if self.above is not None else "at least"
             raise Invalid(
-                "clear", f"is {self.clear:g}, which is itself out of bounds, expected a value within {self.bound}"
+                "clear",
+                f"is {self.clear:g}, at which the rule ({self.bound}) is broken, expected {side} "
+                f"{self.above if self.above is not None else self.below:g}",
             )
+
+    def same_as(self, other: Rule) -> bool:
+        """Return whether another rule is of the same figure on the same side, and does the same."""
+        one, two = ((each.metric, each.above is None, each.action) for each in (self, other))
+        return one == two
 
     @property
     def bound(self) -> str:
@@ -134,11 +161,19 @@ class Rules:
 
     def __post_init__(self) -> None:
         for index, rule in enumerate(self.rules):
+            for before, other in enumerate(self.rules[:index]):
+                if rule.same_as(other):
+                    raise Invalid(
+                        f"rules[{index}]",
+                        f"is {rule.metric} {rule.bound}, {rule.action}; rules[{before}] is the same, {other.bound}: "
+                        "remove one of them, or give it another action",
+                    )
             most = self._most(rule)
             if most is not None and rule.min_count > most:
                 raise Invalid(
                     f"rules[{index}].min_count",
-                    f"is {rule.min_count}, but the window holds {most}: it is never reached",
+                    f"is {rule.min_count} ({_DEFAULT_COUNT} if it is missing), and {rule.metric} is of the last {most} "
+                    f"{_COUNTED.get(rule.metric, 'requests')} at most: it is never reached, expected at most {most}",
                 )
             if rule.metric in ("disagreement", "beyond_range") and not self.shadow.share:
                 raise Invalid(f"rules[{index}].metric", f"is {rule.metric}, which needs shadow.share above 0")
@@ -151,6 +186,10 @@ class Rules:
         if rule.metric == "beyond_range":
             return MOST_IMAGES
         return self.window.labelled if rule.metric in ("map", "map_drop") else self.window.requests
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
 
 
 def load_rules(path: str | os.PathLike[str] = DEFAULT_RULES, overrides: Iterable[str] = ()) -> Rules:

@@ -47,7 +47,7 @@ def preprocess(image, steps):
         original, y then x) and ``pad_offset`` (padding above and on the left), float32 [2] each.
     """
     sample = {"im_shape": np.array(image.shape[:2], np.float32), "scale_factor": np.ones(2, np.float32)}
-    offset = np.zeros(2, np.float32)
+    offset, resized = np.zeros(2, np.float32), False
     for step in steps:
         kind, before = step["type"], image.shape[:2]
         if kind == "Resize":
@@ -58,7 +58,9 @@ def preprocess(image, steps):
                 height, width = scale_y * before[0], scale_x * before[1]
             else:
                 scale_y, scale_x = height / before[0], width / before[1]
-            image = resize(image, scale_x, scale_y, step.get("interp", 1)).astype(np.float32)
+            if resized:  # a second one is given float32, as by the reader
+                image = image.astype(np.float32)
+            image, resized = resize(image, scale_x, scale_y, step.get("interp", 1)), True
             sample["im_shape"] = np.asarray([height, width], np.float32)
             factors = [float(sample["scale_factor"][0]) * scale_y, float(sample["scale_factor"][1]) * scale_x]
             sample["scale_factor"] = np.asarray(factors, np.float32)
@@ -92,12 +94,7 @@ def preprocess(image, steps):
                 canvas[top : top + before[0], left : left + before[1]] = image
                 image = canvas
         elif kind == "NormalizeImage":
-            image = image.astype(np.float32)
-            if step.get("is_scale", True):
-                image *= 1.0 / 255.0
-            if step.get("norm_type", "mean_std") == "mean_std":
-                image -= np.array(step.get("mean", [0.485, 0.456, 0.406]))[np.newaxis, np.newaxis, :]
-                image /= np.array(step.get("std", [0.229, 0.224, 0.225]))[np.newaxis, np.newaxis, :]
+            image = normalize(image, step)
         if kind in ("LetterBoxResize", "Pad"):  # where the picture lies on the canvas
             added = np.array(image.shape[:2], np.float64) - np.rint(sample["im_shape"].astype(np.float64))
             mode = 1 if kind == "LetterBoxResize" else step.get("pad_mode", 0)
@@ -105,6 +102,23 @@ def preprocess(image, steps):
             offset += (np.rint(added / 2 - 0.1) if kind == "LetterBoxResize" else moved).astype(np.float32)
     sample.update(image=np.ascontiguousarray(image.transpose(2, 0, 1), np.float32), pad_offset=offset)
     return sample
+
+
+def normalize(image, step):
+    """Return float32 [H, W, 3]; pixels of 8 bits are looked up among the 256 results for each channel."""
+    if cv2 is not None and image.dtype == np.uint8:
+        values = np.repeat(np.arange(256, dtype=np.float32), 3).reshape(256, 1, 3)
+        table, planes = normalize(values, step), np.empty((3,) + image.shape[:2], np.float32)
+        for channel, pixels in enumerate(cv2.split(image)):
+            cv2.LUT(pixels, np.ascontiguousarray(table[:, :, channel]), planes[channel])
+        return planes.transpose(1, 2, 0)
+    image = image.astype(np.float32)
+    if step.get("is_scale", True):
+        image *= 1.0 / 255.0
+    if step.get("norm_type", "mean_std") == "mean_std":
+        image -= np.array(step.get("mean", [0.485, 0.456, 0.406]))[np.newaxis, np.newaxis, :]
+        image /= np.array(step.get("std", [0.229, 0.224, 0.225]))[np.newaxis, np.newaxis, :]
+    return image
 
 
 def resize(image, scale_x, scale_y, interp):

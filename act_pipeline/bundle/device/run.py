@@ -260,6 +260,8 @@ def main(argv=None):
     try:
         if options.batch < 1:
             raise Refused("--batch is %d, expected at least 1" % options.batch)
+        if options.repeat < 0:
+            raise Refused("--repeat is %d, expected at least 0, which is no timing" % options.repeat)
         detector = Detector(load_bundle(), options.runtime, model=options.model)
         print("%s on %s" % (detector.engine.title, detector.path))
         results = (detect_stream if options.video else detect_pictures)(detector, options)

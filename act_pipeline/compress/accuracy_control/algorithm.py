@@ -30,7 +30,7 @@ from act_pipeline.compress.job import Job
 from act_pipeline.compress.plan.op_inventory import inventory_of
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.progress import each
-from act_pipeline.evaluation.act_json import FloatOp
+from act_pipeline.evaluation.act_candidates import FloatOp
 
 # Number of top-ranked ops that are tried before a step, and number of images that they are compared on.
 _SHORTLIST = 3

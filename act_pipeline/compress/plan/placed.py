@@ -9,7 +9,7 @@ from act_pipeline.compress.accuracy_control.revert import revert_to_float
 from act_pipeline.compress.candidates import Candidate, Candidates
 from act_pipeline.compress.plan.op_inventory import inventory_of
 from act_pipeline.compress.plan.placement import Placement, verdict_line
-from act_pipeline.evaluation.act_json import PlacementRecord
+from act_pipeline.evaluation.act_measurements import PlacementRecord
 
 
 def placed_candidate(

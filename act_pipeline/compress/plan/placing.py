@@ -20,7 +20,7 @@ from act_pipeline.core.package_versions import versions
 from act_pipeline.core.timing import timed
 from act_pipeline.engines import machine
 from act_pipeline.engines.registry import find_support
-from act_pipeline.evaluation.act_json import PlacementRecord
+from act_pipeline.evaluation.act_measurements import PlacementRecord
 from act_pipeline.graph.static_graph import StaticGraph
 from act_pipeline.onnx_export.export import lowering_hash
 

@@ -10,7 +10,9 @@ from act_pipeline.compress.job import Job
 from act_pipeline.compress.result.outcome import Measured
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.evaluation import ComparisonFigures
-from act_pipeline.evaluation.act_json import ActRecord, EvaluatedIn, FloatOp, ModelFigures, PlacementRecord, Step
+from act_pipeline.evaluation.act_candidates import FloatOp, ModelFigures, Step
+from act_pipeline.evaluation.act_json import ActRecord
+from act_pipeline.evaluation.act_measurements import EvaluatedIn, PlacementRecord
 
 
 def compression_record(

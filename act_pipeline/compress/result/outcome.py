@@ -15,7 +15,7 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.core.timing import timed
 from act_pipeline.engines import find_support
 from act_pipeline.evaluation import compare_on_some
-from act_pipeline.evaluation.act_json import ImageLatency, LatencyPair, ReferenceCheck
+from act_pipeline.evaluation.act_measurements import ImageLatency, LatencyPair, ReferenceCheck
 
 _logger = logging.getLogger(__name__)
 # Images of the eval split, from the first on: the reference takes 0.2 s an image for RT-DETR-R18 at 640 on two cores.

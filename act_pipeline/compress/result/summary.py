@@ -7,7 +7,9 @@ from typing import Any
 
 from act_pipeline.compress.result.candidate_details import taken_back_lines
 from act_pipeline.core.tables import figure, megabytes, text_table
-from act_pipeline.evaluation.act_json import ActRecord, PlacementRecord, Step
+from act_pipeline.evaluation.act_candidates import Step
+from act_pipeline.evaluation.act_json import ActRecord
+from act_pipeline.evaluation.act_measurements import PlacementRecord
 from act_pipeline.evaluation.certainty import certainty_lines
 from act_pipeline.evaluation.comparison import Interval
 

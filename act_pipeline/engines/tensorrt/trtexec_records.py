@@ -87,4 +87,7 @@ def _entries(path: Path, flag: str) -> list[dict[str, Any]]:
 
 
 def _malformed(path: Path, flag: str, why: str) -> UserError:
-    return UserError(f"{path} is no file of trtexec {flag} ({why}); delete {path.parent} and run measure.sh again")
+    return UserError(
+        f"{path} is no file of trtexec {flag} ({why}); on the machine that is timed, delete "
+        f"{'/'.join(path.parent.parts[-3:])}, run measure.sh again, and copy results/ back"
+    )

@@ -31,7 +31,9 @@ from act_pipeline.data import Reader
 from act_pipeline.data.model_fit import fit_reader
 from act_pipeline.engines.device import paddle_device
 from act_pipeline.evaluation import DETECTIONS_FILENAME, Evaluation, save_detections
-from act_pipeline.evaluation.act_json import ActRecord, EvaluatedIn, FloatOp, ModelFigures
+from act_pipeline.evaluation.act_candidates import FloatOp, ModelFigures
+from act_pipeline.evaluation.act_json import ActRecord
+from act_pipeline.evaluation.act_measurements import EvaluatedIn
 from act_pipeline.graph.folding import fold
 from act_pipeline.graph.op_types import QUANTIZABLE_OPS
 from act_pipeline.graph.quantizable_ops import quantizable_ops
