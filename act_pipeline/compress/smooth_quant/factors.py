@@ -71,7 +71,7 @@ class Choice:
         factors: float32 [channels]; the activation is divided by them.
         error_before: mean over the weights of ``||X W - Q(X) Q(W)||^2 / ||X W||^2``, on the half of the sample that
             neither alpha nor a threshold was chosen on.
-        error_after: the same with ``Q(X / s) Q(s W)``.
+        error_after: the same with ``Q(X / s) Q(s W)``, and factors of the other half.
     """
 
     alpha: float
@@ -125,7 +125,10 @@ def search(
     hist_percent: float = 0.9999,
     rounded: bool = False,
 ) -> Choice | None:
-    """Search the alpha with the least error on one half of a sample, and measure the error on the other half.
+    """Search the alpha with the least error on one half of a sample, and measure the error with it on the other half.
+
+    Each half is rounded with the factors and the threshold of the other one, as images after the calibration are: with
+    few images, a channel that is hardly used on them would else seem to gain from factors that clip it later.
 
     Args:
         sample: statistics of the activation.
@@ -146,21 +149,19 @@ def search(
     # The input channels of a depthwise convolution have scales of their own, so that the factors cost them nothing.
     dense = [np.abs(weight).max(axis=(2, 3)).reshape(-1) for weight in weights if len(weight) == 1]
     weight_max = np.max(dense, axis=0) if dense else np.ones(sample.by_image.shape[1])
-    chosen_by, measured_on = sample.halves()
-    best: tuple[float, float, np.ndarray] | None = None
-    for alpha in alphas:
-        factors = smoothing_factors(sample.abs_max, weight_max, alpha)
-        factors = (powers_of_two(factors) if rounded else factors).astype(np.float32)
-        error = layer_error(chosen_by, chosen_by, weights, factors, algo, hist_percent)
-        if best is None or error < best[0]:
-            best = error, alpha, factors
-    assert best is not None, "no alpha to try"
-    _, alpha, factors = best
-    plain = np.ones_like(factors)
-    before, after = (
-        layer_error(chosen_by, measured_on, weights, used, algo, hist_percent) for used in (plain, factors)
-    )
-    return Choice(alpha, factors, before, after)
+    one, other = sample.halves()
+
+    def factors_of(part: Sample, alpha: float) -> np.ndarray:
+        factors = smoothing_factors(part.abs_max, weight_max, alpha)
+        return (powers_of_two(factors) if rounded else factors).astype(np.float32)
+
+    def error_of(alpha: float, seen: Sample, unseen: Sample) -> float:
+        return layer_error(seen, unseen, weights, factors_of(seen, alpha), algo, hist_percent)
+
+    alpha = min(alphas, key=lambda alpha: error_of(alpha, other, one))
+    plain = np.ones_like(weight_max, np.float32)
+    before = layer_error(one, other, weights, plain, algo, hist_percent)
+    return Choice(alpha, factors_of(sample, alpha), before, error_of(alpha, one, other))
 
 
 def layer_error(
