@@ -49,7 +49,7 @@ class SmoothedLayer:
         activation, source, ops: as in :class:`SmoothGroup`.
         alpha: the best alpha; None if the activation or all weights were zero.
         sqnr_before_db: signal-to-quantization-noise ratio of the ops' outputs without smoothing, in decibels, on
-            rows that neither alpha nor the threshold was chosen on; None if there is no signal or no noise.
+            images that the threshold and the factors were not chosen on; None if there is no signal or no noise.
         sqnr_after_db: the same with the best alpha, whether it is used or not.
         smoothed: whether the factors are applied.
         folded: whether the factors are folded into the source; else they are in a separate multiplication.
