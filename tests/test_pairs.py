@@ -216,7 +216,8 @@ def test_depthwise_channels_of_very_different_ranges_are_equalized(
     # One depthwise convolution more follows a ReLU, and has not been scaled.
     repaired = [layer for layer in layers if layer.sqnr_before_db < 12]
     assert len(layers) - 1 == len(repaired) == changed == 9
-    assert all(layer.smoothed and layer.folded and layer.sqnr_after_db > 30 for layer in repaired)
+    # Each half of the eight images is rounded with the factors of the other one.
+    assert all(layer.smoothed and layer.folded and layer.sqnr_after_db > 25 for layer in repaired)
     # Only the multiplications for LayerNorms with residuals are new.
     assert len(kinds[1]) - len(kinds[0]) == sum(layer.smoothed and not layer.folded for layer in smoothed.layers)
 
