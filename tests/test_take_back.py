@@ -161,7 +161,9 @@ def test_auto_takes_back_what_costs_nothing(
     monkeypatch.setattr(
         "act_pipeline.compress.pipeline.float_by_default", lambda graph, ops: {ops[0].name: DISTRIBUTION}
     )
-    monkeypatch.setattr("act_pipeline.compress.strategies._compare", lambda job, post: {"avg": 0.1, "mse": 0.2})
+    monkeypatch.setattr(
+        "act_pipeline.compress.calibrating._compare", lambda job, post, algorithms=None: {"avg": 0.1, "mse": 0.2}
+    )
     monkeypatch.setattr("act_pipeline.compress.pipeline.measure_chosen", lambda *chosen: Measured())
     config = load_config(config_of(decoder, tmp_path))
     record = compress(config, tmp_path / "int8", "CPU", progress=True).record

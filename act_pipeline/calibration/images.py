@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 
 import numpy as np
 
@@ -16,7 +17,7 @@ _logger = logging.getLogger(__name__)
 
 
 def calibration_batches(
-    reader: Reader, settings: QuantPost, progress: bool = True
+    reader: Reader, settings: QuantPost, progress: bool = True, *, stage: str = "calibrate", most: int | None = None
 ) -> Callable[[], Iterator[Mapping[str, np.ndarray]]]:
     """Return a function that yields the calibration images, chosen at random from the train split.
 
@@ -26,6 +27,8 @@ def calibration_batches(
         reader: the data.
         settings: ``images``, ``batch_size`` and ``seed``.
         progress: show a progress bar on stderr.
+        stage: what the progress bar says.
+        most: how many of the images are wanted at most; None: all.
 
     Returns:
         A function whose every call yields the same batches: reader's name -> array.
@@ -51,8 +54,10 @@ def calibration_batches(
             "calib_images" if settings.batch_nums is None else "batch_nums",
         )
 
+    batches_wanted = len(loader) if most is None else min(len(loader), -(-most // settings.batch_size))
+
     def batches() -> Iterator[Mapping[str, np.ndarray]]:
         with contextlib.closing(iter(loader)) as images:
-            yield from each(images, "calibrate", "batch", len(loader), shown=progress)
+            yield from each(islice(images, batches_wanted), stage, "batch", batches_wanted, shown=progress)
 
     return batches

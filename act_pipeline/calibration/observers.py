@@ -168,6 +168,26 @@ class AbsHistogram(AbsMax):
             self._counts, self._base = counts, base
 
 
+class Divided:
+    """Feed a tensor to another observer with each channel divided by a factor of its own.
+
+    Args:
+        observer: the other observer.
+        by: the factors, float32 [channels].
+        axis: the axis of the channels.
+    """
+
+    def __init__(self, observer: Observer, by: np.ndarray, axis: int) -> None:
+        self._observer, self._axis = observer, axis
+        self._inverse = (1 / by).astype(np.float32)
+
+    def update(self, values: np.ndarray, images: int) -> None:
+        """Add the values of a batch; see :meth:`Observer.update`."""
+        shape = [1] * values.ndim
+        shape[self._axis] = -1
+        self._observer.update(values * self._inverse.reshape(shape), images)
+
+
 class ChannelMean:
     """Record the mean of every channel.
 
@@ -187,6 +207,12 @@ class ChannelMean:
     def mean(self) -> np.ndarray:
         """float64 [channels]; empty if nothing was seen."""
         return np.zeros(0) if self._sum is None else self._sum / max(self._count, 1)
+
+    def divided(self, by: np.ndarray) -> ChannelMean:
+        """Return what would have been seen of a tensor whose channels are divided by ``by``, [channels]."""
+        found = ChannelMean(self.axis)
+        found._sum, found._count = None if self._sum is None else self._sum / by, self._count
+        return found
 
     def update(self, values: np.ndarray, images: int) -> None:
         """Add the values of a batch to the statistics; see :meth:`Observer.update`."""

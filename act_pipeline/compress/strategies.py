@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import get_args
 
-from act_pipeline.calibration.algorithms import ALGORITHMS
-from act_pipeline.calibration.feeds import feeds_of, training_reader
+from act_pipeline.calibration.feeds import training_reader
 from act_pipeline.calibration.images import calibration_batches
 from act_pipeline.compress.accuracy_control.algorithm import control_accuracy
-from act_pipeline.compress.accuracy_control.revert import rescaled, revert_to_float
-from act_pipeline.compress.accuracy_control.take_back import spare_ops, take_back
+from act_pipeline.compress.accuracy_control.revert import revert_to_float
+from act_pipeline.compress.calibrating import (
+    best_of,
+    calibrated,
+    compared,
+    compared_with_equalized,
+    smoothed,
+    unchanged,
+)
 from act_pipeline.compress.candidates import Candidate
 from act_pipeline.compress.job import Job
 from act_pipeline.compress.plan.op_inventory import inventory_of
-from act_pipeline.compress.plan.op_selection import Selection
-from act_pipeline.compress.ptq.quantizer import Calibration, PostTraining
+from act_pipeline.compress.ptq.quantizer import PostTraining
 from act_pipeline.compress.qat.detection_loss import unaligned_rows
 from act_pipeline.compress.qat.distributed.remote_training import call_followers
 from act_pipeline.compress.qat.int8_snapshots import Scorer
@@ -29,28 +30,19 @@ from act_pipeline.compress.qat.trainer import train
 from act_pipeline.compress.qat.training import Training
 from act_pipeline.compress.qat.zero_points import zero_points_of
 from act_pipeline.compress.result.candidate_details import (
-    CalibrationDetails,
     CandidateDetails,
-    SmoothQuantDetails,
     TrainingDetails,
     TrainingPoint,
 )
-from act_pipeline.compress.smooth_quant.algorithm import smooth_model
-from act_pipeline.config.sections import CalibrationAlgorithm, WeightedOp
+from act_pipeline.config.sections import WeightedOp
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.core.progress import each
 from act_pipeline.core.timing import timed
 from act_pipeline.data.model_fit import log_notes
-from act_pipeline.graph.quantizable_ops import quantizable_ops
-from act_pipeline.graph.static_graph import StaticGraph
 
 _WEIGHTED: dict[str, WeightedOp] = {name: name for name in get_args(WeightedOp)}
 # SmoothQuant adds multiplications, so `auto` goes on with its model only if that removes more than this share of the
 # loss of accuracy.
 _SMOOTHING_GAIN = 0.1
-# `auto` tries calibrations whose change of the held-out detections is at most this many times the least one: some 30
-# images cannot rank what is closer. None of them costs anything at inference, unlike the steps that follow.
-_NEARLY_BEST = 1.15
 # `auto` reverts at most this share of the ops to float before it trains.
 _MIXED_SHARE = 0.1
 # Images of the calibration that `qat_dis` starts from; its scales are the start of the training's moving averages.
@@ -66,12 +58,12 @@ def ptq(job: Job) -> Candidate:
     Returns:
         The candidate to save: within the limits (``max_drop``, ``min_agreement``), or the best one.
     """
-    return _within_limits(job, _calibrated(job, _unchanged(job)))
+    return _within_limits(job, calibrated(job, unchanged(job)))
 
 
 def smooth_quant(job: Job) -> Candidate:
     """Move outliers of activations into weights, then proceed as :func:`ptq`, with the same argument and result."""
-    return _within_limits(job, _calibrated(job, _smoothed(job)))
+    return _within_limits(job, calibrated(job, smoothed(job)))
 
 
 def qat_dis(job: Job) -> Candidate:
@@ -85,19 +77,21 @@ def qat_dis(job: Job) -> Candidate:
 def auto(job: Job) -> Candidate:
     """Try strategies, the cheapest first, until a candidate is within the limits.
 
-    The order is: calibration by the best of all algorithms, or one that is nearly as good; SmoothQuant with such a
-    calibration; at most a tenth of the ops in float; training if the config has its sections; any number of ops in
-    float. Where one of the first two is enough, ops that stay float by default are tried in INT8 (`take_back`).
+    The order is: calibration by the best of all algorithms, or one that is nearly as good, with the channels equalized
+    where that is clearly better or is needed and costs no time at inference; SmoothQuant with such a calibration; at
+    most a tenth of the ops in float; training if the config has its sections; any number of ops in float. Where one of
+    the first two is enough, ops that stay float by default are tried in INT8 (`take_back`).
 
     Args and result are those of :func:`ptq`.
     """
-    candidate = _best_calibrated(job, _unchanged(job))
+    found, equalized = compared_with_equalized(job)
+    candidate = best_of(job, found)
     if job.tried.meets(candidate):
         return candidate
     job.tried.announce("SmoothQuant, because calibration alone loses too much: it moves outliers into weights")
-    smoothed = _smoothed(job)
-    if smoothed.smoothing is not None and smoothed.smoothing.smoothed:
-        smooth = _best_calibrated(job, smoothed)
+    more = smoothed(job)
+    if more.smoothed > equalized.smoothed:
+        smooth = best_of(job, [compared(job, more)])
         if job.tried.meets(smooth):
             return smooth
         if job.tried.gains(smooth, candidate, _SMOOTHING_GAIN):
@@ -132,162 +126,6 @@ def _within_limits(job: Job, candidate: Candidate) -> Candidate:
     job.tried.announce(f"{candidate.name} with ops reverted to float, as many as it takes")
     found = control_accuracy(job, candidate)
     return found if job.tried.meets(found) else job.tried.best()
-
-
-@dataclass(frozen=True)
-class _FloatModel:
-    """A float model to calibrate.
-
-    Attributes:
-        strategy: ``ptq`` or ``smooth_quant``.
-        model: the model, smoothed or not.
-        selection: the ops to quantize.
-        smoothing: how it was smoothed; None: it is not.
-    """
-
-    strategy: str
-    model: InferenceModel
-    selection: Selection
-    smoothing: SmoothQuantDetails | None = None
-
-
-def _unchanged(job: Job) -> _FloatModel:
-    return _FloatModel("ptq", job.model, job.selection)
-
-
-def _calibrated(job: Job, source: _FloatModel) -> Candidate:
-    """Return a candidate by calibration with ``QuantPost.algo``."""
-    post = _calibrate(job, source)
-    return _quantized(job, source, post, job.config.quant_post.algo, {}, _stages(source, post))
-
-
-def _best_calibrated(job: Job, source: _FloatModel) -> Candidate:
-    """Return a candidate by the calibration algorithm that changes the detections least on held-out images.
-
-    Where it is not within the limits, those that are nearly as good there are tried too: the first one within the
-    limits is returned, with more ops in INT8 where that costs little, or else the best of them.
-    """
-    post = _calibrate(job, source, spare_ops(source.selection))
-    seconds = _stages(source, post)
-    with timed(seconds, "choose"):
-        changes = _compare(job, post)
-    allowed = _NEARLY_BEST * min(changes.values())
-    tried: list[Candidate] = []
-    for algo in sorted(changes, key=changes.__getitem__):
-        if changes[algo] > allowed:
-            break
-        tried.append(_quantized(job, source, post, algo, changes, {} if tried else seconds))
-        if job.tried.meets(tried[-1]):
-            return take_back(job, tried[-1], post, algo, changes[algo], allowed)
-    return max(tried, key=job.tried.rank)
-
-
-def _calibrate(job: Job, source: _FloatModel, spare: Sequence[str] = ()) -> PostTraining:
-    """Run the calibration images through a float model; see :class:`PostTraining` for ``spare``."""
-    batches = calibration_batches(job.reader, job.config.quant_post, job.progress)
-    return PostTraining(source.model, job.config, batches, job.device, source.selection, spare)
-
-
-def _stages(source: _FloatModel, post: PostTraining) -> dict[str, float]:
-    """Return the seconds of the stages that all algorithms share."""
-    return {**({"smooth": source.smoothing.seconds} if source.smoothing else {}), **post.seconds}
-
-
-def _quantized(
-    job: Job,
-    source: _FloatModel,
-    post: PostTraining,
-    algo: CalibrationAlgorithm,
-    compared: dict[CalibrationAlgorithm, float],
-    seconds: dict[str, float],
-) -> Candidate:
-    """Write and add the candidate of a calibration algorithm.
-
-    Args:
-        job: the compression.
-        source: the float model.
-        post: its calibration.
-        algo: the algorithm.
-        compared: the change of the held-out detections by algorithm, see :meth:`HeldOut.change`; empty: not compared.
-        seconds: stage -> seconds, of what came before.
-    """
-    calibration = post.write(job.folder(source.strategy), algo)
-    return job.tried.add(
-        Candidate(
-            f"{source.strategy}:{algo}",
-            source.strategy,
-            calibration.model,
-            source.model,
-            source.selection,
-            calibration.inventory,
-            CandidateDetails(_calibration_details(job, algo, calibration, compared), source.smoothing),
-            {**seconds, "quantize": calibration.seconds["quantize"]},
-        )
-    )
-
-
-def _calibration_details(
-    job: Job,
-    algo: CalibrationAlgorithm,
-    calibration: Calibration,
-    compared: dict[CalibrationAlgorithm, float],
-) -> CalibrationDetails:
-    settings = job.config.quant_post
-    return CalibrationDetails(
-        algo=algo,
-        hist_percent=settings.hist_percent if algo == "hist" else None,
-        images=calibration.images,
-        images_asked=settings.images,
-        seed=settings.seed,
-        bias_correction=settings.bias_correction,
-        corrected_biases=calibration.corrected_biases,
-        zero_tensors=calibration.zero_tensors,
-        compared=compared,
-        compared_images=len(job.held_out.feeds) if compared else None,
-    )
-
-
-def _compare(job: Job, post: PostTraining) -> dict[CalibrationAlgorithm, float]:
-    """Return algorithm -> the change of the detections on the held-out training images, see :meth:`HeldOut.change`."""
-    found: dict[CalibrationAlgorithm, float] = {}
-    folder = job.folder("compared")
-    written = post.write(folder, next(iter(ALGORITHMS))).model
-    for algo in each(ALGORITHMS, "choose", "algorithm", shown=job.progress):
-        thresholds = post.thresholds(algo)
-        with tempfile.TemporaryDirectory(dir=folder) as other:
-            found[algo] = job.held_out.change(rescaled(written, thresholds, Path(other)))
-    shutil.rmtree(folder)
-    return found
-
-
-def _smoothed(job: Job) -> _FloatModel:
-    """Return the smoothed float model; it is unchanged if nothing was smoothed."""
-    seconds: dict[str, float] = {}
-    settings = job.config.quant_post
-    with timed(seconds, "smooth"):
-        smoothed = smooth_model(
-            job.model,
-            feeds_of(job.config, job.model, calibration_batches(job.reader, settings, job.progress)),
-            job.folder("smoothed"),
-            job.config.smooth_quant,
-            algo=settings.algo,
-            hist_percent=settings.hist_percent,
-            device=job.device,
-            exclude=[*job.selection.kept, *job.selection.weight_only],
-            where=str(job.config.global_.model_dir),
-        )
-    details = SmoothQuantDetails(
-        layers=[dataclasses.asdict(layer) for layer in smoothed.layers],
-        smoothed=len(smoothed.smoothed),
-        images=smoothed.images,
-        difference=smoothed.difference,
-        seconds=round(seconds["smooth"], 2),
-    )
-    # The names of the ops do not change, but some read a different tensor now.
-    with contextlib.closing(StaticGraph.load(smoothed.model)) as graph:
-        ops = quantizable_ops(graph, job.config.op_types)
-    selection = dataclasses.replace(job.selection, ops=tuple(ops))
-    return _FloatModel("smooth_quant", smoothed.model, selection, details)
 
 
 def _trained(job: Job, start_from: Candidate | None = None) -> Candidate:

@@ -317,7 +317,7 @@ class SmoothQuant:
         smooth_all_linears: also smooth all other matmuls; each activation costs one multiplication.
         min_improvement: the relative reduction of a layer's squared error that is required to smooth it, in [0, 1].
         calib_images: the number of calibration images that statistics are gathered on.
-        sample_rows: the number of rows to sample of each activation; one half chooses alpha, the other measures it.
+        sample_rows: the number of rows to sample of each activation; each half is rounded as the other one says.
         seed: seed of the random choice of the rows.
     """
 

@@ -8,6 +8,7 @@ and code as a trained one (`compress.paddleslim.int8_program`).
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import shutil
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, Observer, collect, quantizable_tensors
+from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, Divided, Observer, collect, quantizable_tensors
 from act_pipeline.calibration.feeds import feeds_of
 from act_pipeline.calibration.thresholds import threshold
 from act_pipeline.compress.accuracy_control.revert import revert_to_float
@@ -28,6 +29,7 @@ from act_pipeline.compress.paddleslim.int8_program import save_int8
 from act_pipeline.compress.plan.op_inventory import OpInventory, inventory_of
 from act_pipeline.compress.plan.op_selection import Selection, skip_patterns, unmark_float
 from act_pipeline.compress.ptq.bias_correction import correct_biases, find_biases
+from act_pipeline.compress.smooth_quant.groups import DividedTensor
 from act_pipeline.config import Config, QuantPost
 from act_pipeline.config.sections import CalibrationAlgorithm
 from act_pipeline.core.artifacts import InferenceModel
@@ -78,18 +80,29 @@ class Statistics:
         activations: activation that is quantized, or may be later -> its histogram.
         means: input of an op whose bias can be corrected -> the mean of each channel.
         ranges: tensor that is only observed -> its range on the first images.
+        divided: tensor that has other values in an equalized model -> its histogram or range there.
     """
 
     images: int
     activations: dict[str, AbsHistogram]
     means: dict[str, ChannelMean]
     ranges: dict[str, AbsMax]
+    divided: dict[str, AbsMax] = field(default_factory=dict)
 
     def of(self, names: Collection[str]) -> Statistics:
         """Return the statistics of a model in which only these activations are quantized."""
         activations = {name: seen for name, seen in self.activations.items() if name in names}
         means = {name: seen for name, seen in self.means.items() if name in names}
         return Statistics(self.images, activations, means, self.ranges)
+
+    def equalized(self, divided: Mapping[str, DividedTensor]) -> Statistics:
+        """Return the statistics of the equalized model, which were gathered on the same images."""
+        other: dict[str, Any] = self.divided
+        means = {name: seen.divided(divided[name].by) if name in other else seen for name, seen in self.means.items()}
+        activations = {name: other.get(name, seen) for name, seen in self.activations.items()}
+        return Statistics(
+            self.images, activations, means, {name: other.get(name, seen) for name, seen in self.ranges.items()}
+        )
 
 
 class PostTraining:
@@ -111,6 +124,7 @@ class PostTraining:
         device: str = "CPU",
         selection: Selection | None = None,
         spare: Collection[str] = (),
+        divided: Mapping[str, DividedTensor] | None = None,
     ) -> None:
         """Run the calibration images through the float model.
 
@@ -123,6 +137,7 @@ class PostTraining:
                 be marked in ``model`` (:func:`act_pipeline.compress.plan.op_selection.mark_float`).
             spare: ops that stay float by default whose inputs are calibrated too, so that :meth:`write` can have them
                 in INT8.
+            divided: tensors that have other values in an equalized model, for :meth:`equalized`; None: there is none.
 
         Raises:
             UserError: a weight or tensor is NaN or infinite, no op can be quantized, or memory does not suffice.
@@ -130,11 +145,25 @@ class PostTraining:
         self.model = model
         self._config = config
         self._selection = selection
+        self._divided = divided or {}
         self.seconds: dict[str, float] = {}
         read = [name for op in (selection.ops if selection else ()) if op.name in spare for name in op.activations]
         with timed(self.seconds, "calibrate"):
             self._inserted: Inserted | None = insert(model, config.quant_post)
-            self.statistics = gather(model, self._inserted, config, batches, device, dict.fromkeys(read))
+            self.statistics = gather(model, self._inserted, config, batches, device, dict.fromkeys(read), self._divided)
+
+    def equalized(self, model: InferenceModel, selection: Selection | None) -> PostTraining:
+        """Return the calibration of the equalized model on the same images, which are not run again.
+
+        Args:
+            model: the equalized float model, whose tensors are those of ``divided``, and else have the same values.
+            selection: the ops to quantize; None: all.
+        """
+        found = copy.copy(self)
+        found.model, found._selection, found._divided, found.seconds = model, selection, {}, {}
+        found._inserted = None
+        found.statistics = self.statistics.equalized(self._divided)
+        return found
 
     def thresholds(self, algo: CalibrationAlgorithm) -> dict[str, float]:
         """Return quantized activation -> its threshold by ``algo``; see `calibration.thresholds.threshold`."""
@@ -183,6 +212,7 @@ def gather(
     batches: Callable[[], Iterator[Mapping[str, np.ndarray]]],
     device: str = "CPU",
     spare: Collection[str] = (),
+    divided: Mapping[str, DividedTensor] | None = None,
 ) -> Statistics:
     """Run the calibration images through the float model and gather statistics.
 
@@ -190,6 +220,7 @@ def gather(
         model, config, batches, device: as for :class:`PostTraining`.
         inserted: the float graph and its program with Q/DQ, of :func:`insert`.
         spare: further activations to gather statistics of.
+        divided: see :class:`PostTraining`.
 
     Raises:
         UserError: as :class:`PostTraining`.
@@ -212,10 +243,20 @@ def gather(
     observers: dict[str, Sequence[Observer]] = {
         name: [histogram, *([means[name]] if name in means else [])] for name, histogram in activations.items()
     }
+    apart: dict[str, AbsMax] = {}
+    for name, tensor in (divided or {}).items():
+        if name in observers:
+            apart[name] = AbsHistogram(_SAMPLED_VALUES)
+            observers[name] = [*observers[name], Divided(apart[name], tensor.by, tensor.axis)]
+    ranged: dict[str, Sequence[Observer]] = {name: [seen] for name, seen in ranges.items()}
+    for name in ranges:
+        if divided and name in divided and name not in apart:
+            apart[name] = AbsMax(finite_only=True)
+            ranged[name] = [ranges[name], Divided(apart[name], divided[name].by, divided[name].axis)]
     with contextlib.closing(feeds()) as images:
         # All tensors are observed on the first images, so that a damaged tensor is found on the first one.
         few = islice(images, -(-_OBSERVED_IMAGES // settings.batch_size))
-        everything = {**observers, **{name: [*observers.get(name, ()), seen] for name, seen in ranges.items()}}
+        everything = {**observers, **{name: [*observers.get(name, ()), *seen] for name, seen in ranged.items()}}
         run = collect(model, everything, few, device, {**_producers(graph), **readers}, where)
         run += collect(model, observers, images, device, readers, where)
     zeros = [f"{name}, {readers[name]}" for name in names if activations[name].abs_max == 0]
@@ -227,7 +268,7 @@ def gather(
             run,
             "; ".join(zeros[:_NAMED_TENSORS]) + " ..." * (len(zeros) > _NAMED_TENSORS),
         )
-    return Statistics(run, activations, means, ranges)
+    return Statistics(run, activations, means, ranges, apart)
 
 
 def _channel_means(graph: StaticGraph, settings: QuantPost, activations: Collection[str]) -> dict[str, ChannelMean]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,14 @@ import numpy as np
 from act_pipeline.calibration import collect
 from act_pipeline.calibration.row_sample import ChannelAbsMax, RowSample
 from act_pipeline.compress.smooth_quant.factors import Choice, Sample, search
-from act_pipeline.compress.smooth_quant.groups import SmoothGroup, apply_factors, find_groups, input_weights
+from act_pipeline.compress.smooth_quant.groups import (
+    DividedTensor,
+    SmoothGroup,
+    apply_factors,
+    divided_tensors,
+    find_groups,
+    input_weights,
+)
 from act_pipeline.compress.smooth_quant.pairs import find_pairs
 from act_pipeline.config import SmoothQuant
 from act_pipeline.config.sections import CalibrationAlgorithm
@@ -42,7 +49,7 @@ class SmoothedLayer:
         activation, source, ops: as in :class:`SmoothGroup`.
         alpha: the best alpha; None if the activation or all weights were zero.
         sqnr_before_db: signal-to-quantization-noise ratio of the ops' outputs without smoothing, in decibels, on
-            rows that neither alpha nor the threshold was chosen on; None if there is no signal or no noise.
+            images that the threshold and the factors were not chosen on; None if there is no signal or no noise.
         sqnr_after_db: the same with the best alpha, whether it is used or not.
         smoothed: whether the factors are applied.
         folded: whether the factors are folded into the source; else they are in a separate multiplication.
@@ -70,6 +77,7 @@ class Smoothed:
         images: the number of images that statistics were gathered on.
         difference: change of the outputs on the first image; see :func:`largest_difference`.
         powers_of_two: whether the factors are rounded to powers of two, since exact factors changed the outputs.
+        divided: the tensors of the original model that have other values in the smoothed one.
     """
 
     model: InferenceModel
@@ -77,6 +85,7 @@ class Smoothed:
     images: int
     difference: float = 0.0
     powers_of_two: bool = False
+    divided: Mapping[str, DividedTensor] = field(default_factory=dict)
 
     @property
     def smoothed(self) -> list[SmoothedLayer]:
@@ -140,7 +149,7 @@ def smooth(
     algo: CalibrationAlgorithm = "mse",
     hist_percent: float = 0.9999,
     powers_of_two: bool = False,
-) -> list[SmoothedLayer]:
+) -> tuple[list[SmoothedLayer], dict[str, np.ndarray]]:
     """Search the alpha of each group, and smooth the groups whose error falls by at least ``min_improvement``.
 
     The last group of the graph comes first: its factors scale the output channels of the ops before it, whose errors
@@ -155,15 +164,16 @@ def smooth(
         powers_of_two: round the factors to powers of two; the graph's results are then identical bit by bit.
 
     Returns:
-        One entry for each group.
+        One entry for each group; and activation -> factors, of the groups that were smoothed.
     """
-    layers = []
+    layers, factors = [], dict[str, np.ndarray]()
     for group in reversed(groups):
         weights = [input_weights(graph.parameter(reader.weight), reader, group.channels) for reader in group.readers]
         choice = search(samples[group.activation], weights, settings.alphas, algo, hist_percent, powers_of_two)
         reason = _reason_against(choice, settings.min_improvement)
         if choice is not None and not reason:
             apply_factors(graph, group, choice.factors)
+            factors[group.activation] = choice.factors
         before, after = (choice.error_before, choice.error_after) if choice else (0.0, 0.0)
         layers.append(
             SmoothedLayer(
@@ -178,7 +188,7 @@ def smooth(
                 reason,
             )
         )
-    return layers[::-1]
+    return layers[::-1], factors
 
 
 def _reason_against(choice: Choice | None, min_improvement: float) -> str:
@@ -202,6 +212,7 @@ def smooth_model(
     hist_percent: float = 0.9999,
     device: str = "CPU",
     exclude: Collection[str] = (),
+    free_only: bool = False,
     where: str = "",
 ) -> Smoothed:
     """Write a float model with equal outputs and a smaller loss in INT8; call it within :func:`static_mode`.
@@ -217,6 +228,7 @@ def smooth_model(
         algo, hist_percent: the algorithm for the activations' thresholds in the later calibration.
         device: ``CPU`` or ``GPU``, where the float model runs.
         exclude: outputs of matmuls that stay float.
+        free_only: leave out what costs time at inference: factors that cannot be folded.
         where: path of the model in error messages; empty: the folder of ``model``.
 
     Returns:
@@ -229,6 +241,8 @@ def smooth_model(
     pairs = find_pairs(graph, exclude)
     paired = [op for pair in pairs for op in pair.ops]
     groups = [*pairs, *find_groups(graph, settings.smooth_all_linears, [*exclude, *paired])]
+    if free_only:
+        groups = [group for group in groups if group.folds]
     if not groups:
         return Smoothed(model, [], 0)
     samples = gather_rows(
@@ -244,7 +258,7 @@ def smooth_model(
     first = next(_first_images(feeds(), 1))
     expected = _outputs(graph, first)
     for powers_of_two in (False, True):
-        layers = smooth(
+        layers, factors = smooth(
             graph, groups, samples, settings, algo=algo, hist_percent=hist_percent, powers_of_two=powers_of_two
         )
         if not any(layer.smoothed for layer in layers):
@@ -253,7 +267,9 @@ def smooth_model(
         if difference <= _TOLERANCE:
             directory.mkdir(parents=True, exist_ok=True)
             with quiet_upstream():
-                return Smoothed(graph.save(directory), layers, images, difference, powers_of_two)
+                saved = graph.save(directory)
+            divided = divided_tensors(_load(model), groups, factors)
+            return Smoothed(saved, layers, images, difference, powers_of_two, divided)
         _logger.info(
             "%s: SmoothQuant's factors%s change the float model's outputs by %.1e, more than %.0e",
             where or model.directory,

@@ -236,6 +236,51 @@ def input_weights(weight: np.ndarray, reader: Reader, channels: int) -> np.ndarr
     return part.reshape(1, channels, part.shape[1], -1)
 
 
+@dataclass(frozen=True)
+class DividedTensor:
+    """A tensor whose channels are divided by factors in a smoothed graph.
+
+    Attributes:
+        by: float32 [channels]; 1 for channels that stay as they are.
+        axis: the axis of the channels.
+    """
+
+    by: np.ndarray
+    axis: int
+
+
+def divided_tensors(
+    graph: StaticGraph, groups: Sequence[SmoothGroup], factors: Mapping[str, np.ndarray]
+) -> dict[str, DividedTensor]:
+    """Return the tensors that are divided where factors are folded, by name; all others keep their values.
+
+    Args:
+        graph: the graph that the groups were found in.
+        groups: the groups; those without factors, or that do not fold, divide no tensor that ``graph`` has.
+        factors: activation of a group -> its factors, float32 [channels].
+    """
+    index = ChannelIndex(graph)
+    found: dict[str, DividedTensor] = {}
+    for group in groups:
+        if not group.folds or group.source is None or group.activation not in factors:
+            continue
+        reached = [(group.source, 0)]
+        while reached:
+            name, first = reached.pop()
+            size = int(index.block.var(name).shape[group.axis])
+            tensor = found.setdefault(name, DividedTensor(np.ones(size, np.float32), group.axis))
+            tensor.by[first : first + group.channels] = factors[group.activation]
+            for op in index.readers.get(name, ()):
+                if op.output_arg_names[0] in group.ops:
+                    continue
+                before = 0
+                if op.type == "concat":
+                    names = op.input("X")
+                    before = sum(int(index.block.var(x).shape[group.axis]) for x in names[: names.index(name)])
+                reached.append((op.output("Out")[0], first + before))
+    return found
+
+
 def apply_factors(graph: StaticGraph, group: SmoothGroup, factors: np.ndarray) -> None:
     """Divide a group's activation by factors, and multiply the input channels of its weights by them.
 
