@@ -55,6 +55,17 @@ def test_what_are_no_times_is_one_line(tmp_path: Path, text: str) -> None:
         read_compute_ms(tmp_path / "times.json")
 
 
+def test_only_what_is_damaged_is_measured_again(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "step1" / "round03"
+    folder.mkdir(parents=True)
+    (folder / "int8.json").write_text("[")
+    (folder.parents[1] / "profile_int8.json").write_text("[")
+    with pytest.raises(UserError, match=r"; where it was measured, delete step1/round03 in results/ "):
+        read_compute_ms(folder / "int8.json")
+    with pytest.raises(UserError, match=r"; where it was measured, delete profile_int8\.json in results/ "):
+        read_layer_times(folder.parents[1] / "profile_int8.json")
+
+
 @pytest.mark.parametrize("text", ["[]", '[{"count": 3}]', PROFILE.replace('"averageMs" : 1', '"averageMs" : nan'),
                                   PROFILE.replace("a + b", 'a "b" c')])  # fmt: skip
 def test_what_is_no_profile_is_one_line(tmp_path: Path, text: str) -> None:

@@ -87,7 +87,10 @@ def _entries(path: Path, flag: str) -> list[dict[str, Any]]:
 
 
 def _malformed(path: Path, flag: str, why: str) -> UserError:
+    # measure.sh repeats a round whose folder is missing, and a profile whose file is.
+    is_time = path.parent.name.startswith("round")
+    again = "/".join(path.parts[-3:-1]) if is_time else path.name
     return UserError(
-        f"{path} is no file of trtexec {flag} ({why}); on the machine that is timed, delete "
-        f"{'/'.join(path.parent.parts[-3:])}, run measure.sh again, and copy results/ back"
+        f"{path} is no file of trtexec {flag} ({why}); where it was measured, delete {again} in results/ (no more than "
+        "that), run measure.sh again, and copy results/ back"
     )
