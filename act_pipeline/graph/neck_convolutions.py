@@ -143,7 +143,8 @@ def _rewrite(graph: StaticGraph, conv: _Convolution, parts: Sequence[_Part]) -> 
     """Let a convolution read the parts that are not upsampled, and add its products with the others."""
     block = graph.program.global_block()
     weights = np.split(conv.weight, np.cumsum([part.channels for part in parts])[:-1], axis=1)
-    bias, kept, names, raised = conv.bias, [], [], []
+    bias, kept, names = conv.bias, [], []
+    raised: list[Any] = []
     for part, weight in zip(parts, weights):
         if part.upsampling is not None:
             raised.append(_upsampled_product(graph, conv, part, weight, len(raised)))
