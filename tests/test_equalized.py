@@ -60,9 +60,14 @@ class Trials:
         monkeypatch.setattr(calibrating, "spare_ops", lambda selection: [])
         monkeypatch.setattr(calibrating, "_calibrate", lambda *given: Post("plain"))
         monkeypatch.setattr(calibrating, "_compare", compare)
-        monkeypatch.setattr(calibrating, "_quantized", quantized)
+        monkeypatch.setattr(calibrating, "_made", quantized)
+        monkeypatch.setattr(calibrating, "_with_rounded_residuals", lambda *given: None)
         monkeypatch.setattr(calibrating, "take_back", lambda job, candidate, *given: candidate)
-        tried = SimpleNamespace(meets=lambda name: name == meets, rank=lambda name: -self.evaluated.index(name))
+        tried = SimpleNamespace(
+            add=lambda name: name,
+            meets=lambda name: name == meets,
+            rank=lambda name: -self.evaluated.index(name),
+        )
         self.job: Any = SimpleNamespace(
             model=None,
             selection=None,

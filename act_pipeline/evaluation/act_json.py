@@ -14,7 +14,7 @@ from act_pipeline.evaluation.act_candidates import FloatOp, ModelFigures, Step
 from act_pipeline.evaluation.act_measurements import EvaluatedIn, LatencyPair, PlacementRecord, ReferenceCheck
 from act_pipeline.evaluation.comparison import ComparisonFigures
 
-_DETAILS = ("calibration", "equalization", "taken_back", "smooth_quant", "training")
+_DETAILS = ("calibration", "equalization", "residuals", "taken_back", "smooth_quant", "training")
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class ActRecord:
         kept_ops, weight_only_ops: ops in float, and ops with INT8 weights whose activations have no fixed scale (float,
             or rounded at run time where the reason is ``quantize.dynamic``).
         given_back: ops that accuracy control reverted to float.
-        details: ``calibration``, ``equalization``, ``taken_back``, ``smooth_quant`` and ``training`` of the saved
-            candidate, as in the file.
+        details: ``calibration``, ``equalization``, ``residuals``, ``taken_back``, ``smooth_quant`` and ``training`` of
+            the saved candidate, as in the file.
         steps: the candidates, in the order in which they were tried.
         evaluation: how the models were evaluated.
         latency: latencies of both models; None: not measured.

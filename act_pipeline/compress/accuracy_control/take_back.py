@@ -11,6 +11,7 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 
+from act_pipeline.compress.accuracy_control.residuals import round_residuals
 from act_pipeline.compress.candidates import Candidate
 from act_pipeline.compress.job import Job
 from act_pipeline.compress.plan.op_selection import Selection
@@ -67,6 +68,9 @@ def take_back(
         candidate.seconds.update(seconds)
         candidate.details = dataclasses.replace(candidate.details, taken_back=details)
         return candidate
+    if candidate.details.residuals is not None and candidate.details.residuals.rounded:
+        model, _ = round_residuals(best.model, job.folder("rounded"))
+        best = dataclasses.replace(best, model=model)
     made = job.tried.add(_candidate(candidate, best, taken, seconds))
     details = dataclasses.replace(details, within_limits=job.tried.meets(made))
     for each in (candidate, made):

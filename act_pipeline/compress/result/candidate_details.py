@@ -1,4 +1,4 @@
-"""How a candidate was made, as stored in ``act.json``: its calibration, equalization, SmoothQuant and training."""
+"""How a candidate was made, as stored in ``act.json``: its calibration, what was compared, and its training."""
 
 from __future__ import annotations
 
@@ -106,6 +106,49 @@ class EqualizationDetails:
 def equalization_line(found: Mapping[str, Any]) -> str:
     """Return what an entry ``equalization`` of ``act.json`` says."""
     return EqualizationDetails(**{name: value for name, value in found.items() if name != "kept"}).line
+
+
+@dataclass(frozen=True)
+class ResidualDetails:
+    """Residual connections of rounded maps, compared with float ones; see `compress.accuracy_control.residuals`.
+
+    Attributes:
+        ops: number of ops that read a rounded map.
+        change: the change of the detections on the held-out images with them, see
+            :func:`act_pipeline.evaluation.detection_change`.
+        without: the change with float residual connections.
+        allowed: the largest change with which they are rounded.
+        images: number of held-out images.
+    """
+
+    ops: int
+    change: float
+    without: float
+    allowed: float
+    images: int
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the residual connections read rounded maps."""
+        return self.change <= self.allowed
+
+    @property
+    def line(self) -> str:
+        """The decision for users, in one line."""
+        return (
+            f"residual connections ({self.ops} op{'s' * (self.ops > 1)}): with rounded maps the detections on held-out "
+            f"training images change by {self.change:.4f} (without: {self.without:.4f}, allowed: {self.allowed:.4f}): "
+            f"{'rounded' if self.rounded else 'stay float'}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry ``residuals``."""
+        return {**asdict(self), "rounded": self.rounded}
+
+
+def residuals_line(found: Mapping[str, Any]) -> str:
+    """Return what an entry ``residuals`` of ``act.json`` says."""
+    return ResidualDetails(**{name: value for name, value in found.items() if name != "rounded"}).line
 
 
 @dataclass(frozen=True)
@@ -221,12 +264,14 @@ class CandidateDetails:
     training: Optional[TrainingDetails] = None
     taken_back: Optional[TakenBackDetails] = None
     equalization: Optional[EqualizationDetails] = None
+    residuals: Optional[ResidualDetails] = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the entries of ``act.json`` that apply."""
         record = {
             "calibration": self.calibration and self.calibration.as_json(),
             "equalization": self.equalization and self.equalization.as_json(),
+            "residuals": self.residuals and self.residuals.as_json(),
             "taken_back": self.taken_back and self.taken_back.as_json(),
             "smooth_quant": self.smooth_quant and asdict(self.smooth_quant),
             "training": self.training and asdict(self.training),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from act_pipeline.compress.result.candidate_details import equalization_line, taken_back_lines
+from act_pipeline.compress.result.candidate_details import equalization_line, residuals_line, taken_back_lines
 from act_pipeline.core.tables import figure, megabytes, text_table
 from act_pipeline.evaluation.act_candidates import Step
 from act_pipeline.evaluation.act_json import ActRecord
@@ -49,6 +49,7 @@ def compression_table(record: Mapping[str, Any]) -> str:
         more = f" and {len(given) - _NAMED_OPS} more" if len(given) > _NAMED_OPS else ""
         lines.append(f"reverted to float: {', '.join(given[:_NAMED_OPS])}{more}")
     lines += [equalization_line(act.details["equalization"])] if "equalization" in act.details else []
+    lines += [residuals_line(act.details["residuals"])] if "residuals" in act.details else []
     lines += taken_back_lines(act.details["taken_back"]) if "taken_back" in act.details else []
     lines.append(
         f"* kept{_limits(act)}; {evaluated.images} images in "
