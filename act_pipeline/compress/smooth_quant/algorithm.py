@@ -8,6 +8,7 @@ of a model, smooths it, checks that its outputs stay the same, and writes it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -237,54 +238,55 @@ def smooth_model(
     Raises:
         UserError: see :func:`gather_rows`.
     """
-    graph = _load(model)
-    pairs = find_pairs(graph, exclude)
-    paired = [op for pair in pairs for op in pair.ops]
-    groups = [*pairs, *find_groups(graph, settings.smooth_all_linears, [*exclude, *paired])]
-    if free_only:
-        groups = [group for group in groups if group.folds]
-    if not groups:
-        return Smoothed(model, [], 0)
-    samples = gather_rows(
-        model,
-        groups,
-        _first_images(feeds(), settings.calib_images),
-        rows=settings.sample_rows,
-        seed=settings.seed,
-        device=device,
-        where=where,
-    )
-    images = max(len(sample.by_image) for sample in samples.values())
-    first = next(_first_images(feeds(), 1))
-    expected = _outputs(graph, first)
-    for powers_of_two in (False, True):
-        layers, factors = smooth(
-            graph, groups, samples, settings, algo=algo, hist_percent=hist_percent, powers_of_two=powers_of_two
-        )
-        if not any(layer.smoothed for layer in layers):
-            return Smoothed(model, layers, images)
-        difference = largest_difference(expected, _outputs(graph, first))
-        if difference <= _TOLERANCE:
-            directory.mkdir(parents=True, exist_ok=True)
-            with quiet_upstream():
-                saved = graph.save(directory)
-            divided = divided_tensors(_load(model), groups, factors)
-            return Smoothed(saved, layers, images, difference, powers_of_two, divided)
-        _logger.info(
-            "%s: SmoothQuant's factors%s change the float model's outputs by %.1e, more than %.0e",
-            where or model.directory,
-            ", powers of two," * powers_of_two,
-            difference,
-            _TOLERANCE,
-        )
-        graph = _load(model)
-    return Smoothed(model, _undone(layers, difference), images, difference)
+    with contextlib.ExitStack() as stack:
 
+        def opened() -> StaticGraph:
+            graph = stack.enter_context(contextlib.closing(StaticGraph.load(model)))
+            graph.unwrap_outputs()
+            return graph
 
-def _load(model: InferenceModel) -> StaticGraph:
-    graph = StaticGraph.load(model)
-    graph.unwrap_outputs()
-    return graph
+        graph = opened()
+        pairs = find_pairs(graph, exclude)
+        paired = [op for pair in pairs for op in pair.ops]
+        groups = [*pairs, *find_groups(graph, settings.smooth_all_linears, [*exclude, *paired])]
+        if free_only:
+            groups = [group for group in groups if group.folds]
+        if not groups:
+            return Smoothed(model, [], 0)
+        samples = gather_rows(
+            model,
+            groups,
+            _first_images(feeds(), settings.calib_images),
+            rows=settings.sample_rows,
+            seed=settings.seed,
+            device=device,
+            where=where,
+        )
+        images = max(len(sample.by_image) for sample in samples.values())
+        first = next(_first_images(feeds(), 1))
+        expected = _outputs(graph, first)
+        for powers_of_two in (False, True):
+            layers, factors = smooth(
+                graph, groups, samples, settings, algo=algo, hist_percent=hist_percent, powers_of_two=powers_of_two
+            )
+            if not any(layer.smoothed for layer in layers):
+                return Smoothed(model, layers, images)
+            difference = largest_difference(expected, _outputs(graph, first))
+            if difference <= _TOLERANCE:
+                directory.mkdir(parents=True, exist_ok=True)
+                with quiet_upstream():
+                    saved = graph.save(directory)
+                divided = divided_tensors(opened(), groups, factors)
+                return Smoothed(saved, layers, images, difference, powers_of_two, divided)
+            _logger.info(
+                "%s: SmoothQuant's factors%s change the float model's outputs by %.1e, more than %.0e",
+                where or model.directory,
+                ", powers of two," * powers_of_two,
+                difference,
+                _TOLERANCE,
+            )
+            graph = opened()
+        return Smoothed(model, _undone(layers, difference), images, difference)
 
 
 def _undone(layers: Sequence[SmoothedLayer], difference: float) -> list[SmoothedLayer]:
