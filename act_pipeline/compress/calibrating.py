@@ -46,9 +46,6 @@ from act_pipeline.graph.static_graph import StaticGraph
 _NEARLY_BEST = 1.15
 # Equalization comes first only where the held-out detections change by at most this many times what they do without.
 _CLEARLY_BETTER = 0.95
-# Residual connections are rounded where the held-out detections change by at most this many times what they do without:
-# some 30 images cannot tell less from nothing, and it saves time in every runtime that fuses additions.
-_HARDLY_WORSE = 1.05
 # Algorithms that the equalized model is compared with, the best ones of the model without: each takes seconds.
 _EQUALIZED_ALGORITHMS = 2
 
@@ -223,7 +220,7 @@ def best(job: Job, found: Compared, least: float) -> Candidate:
         if changes[algo] > _NEARLY_BEST * least:
             break
         made = _made(job, found.source, found.post, algo, changes, {} if tried else seconds, found.equalization)
-        rounded = _with_rounded_residuals(job, made, changes[algo])
+        rounded = _with_rounded_residuals(job, made, changes[algo], _NEARLY_BEST * least)
         for candidate in [made] if rounded is None else [rounded, made]:
             tried.append(job.tried.add(candidate))
             if job.tried.meets(candidate):
@@ -231,23 +228,22 @@ def best(job: Job, found: Compared, least: float) -> Candidate:
     return max(tried, key=job.tried.rank)
 
 
-def _with_rounded_residuals(job: Job, candidate: Candidate, change: float) -> Candidate | None:
-    """Return a candidate with residual connections of rounded maps; None where that is worse on the held-out images.
+def _with_rounded_residuals(job: Job, candidate: Candidate, change: float, allowed: float) -> Candidate | None:
+    """Return a candidate with residual connections of rounded maps; None where that is worse than is allowed.
 
     Args:
         job: the compression.
         candidate: the candidate. The comparison is noted in its details if nothing is returned; else its seconds are
             the new candidate's.
         change: the change of its detections on the held-out images.
+        allowed: the largest change that is allowed.
     """
     seconds: dict[str, float] = {}
     with timed(seconds, "round_residuals"):
         model, ops = round_residuals(candidate.model, job.folder("rounded"))
         if not ops:
             return None
-        found = ResidualDetails(
-            len(ops), job.held_out.change(model), change, _HARDLY_WORSE * change, len(job.held_out.feeds)
-        )
+        found = ResidualDetails(len(ops), job.held_out.change(model), change, allowed, len(job.held_out.feeds))
     job.say(found.line)
     details = dataclasses.replace(candidate.details, residuals=found)
     if not found.rounded:
