@@ -374,6 +374,8 @@ def test_auto_tries_what_is_nearly_as_good_before_what_costs_time(
     steps: list[str],
 ) -> None:
     monkeypatch.setattr("act_pipeline.compress.calibrating._compare", lambda job, post, algorithms=None: changes)
+    # With rounded residual connections each model would be evaluated twice (tests/test_residuals.py).
+    monkeypatch.setattr("act_pipeline.compress.calibrating.round_residuals", lambda model, folder: (model, []))
     monkeypatch.setattr(Judge, "evaluate", scoring(*maps))
     record = sample.compress(
         f"near_{'_'.join(map(str, changes.values()))}", "Strategy={name: auto, max_drop: 0.2}", QUICK_SEARCH
