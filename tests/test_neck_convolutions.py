@@ -58,7 +58,6 @@ def narrow(fine: Any, coarse: Any) -> Any:
 
 
 def smooth(fine: Any, coarse: Any) -> Any:
-    """Interpolation does not commute with rounding alone, but its weights are not those of copied pixels."""
     return activated(paddle.concat([raised(coarse, "bilinear"), fine], axis=1), 8)
 
 
@@ -73,6 +72,24 @@ def read_twice(fine: Any, coarse: Any) -> Any:
 
 def all_raised(fine: Any, coarse: Any) -> Any:
     return activated(paddle.concat([raised(coarse), raised(relu(coarse))], axis=1), 8) + fine[:, :1]
+
+
+def rows(fine: Any, coarse: Any) -> Any:
+    """The maps lie below one another."""
+    return activated(paddle.concat([raised(conv(coarse, 6, 1)), fine], axis=2), 8)
+
+
+def lowered(fine: Any, coarse: Any) -> Any:
+    """A map of fewer pixels is made: before that the product would have more."""
+    small = paddle.nn.functional.interpolate(fine, scale_factor=0.5, mode="nearest")
+    return activated(paddle.concat([small, coarse], axis=1), 8)
+
+
+def by_column(fine: Any, coarse: Any) -> Any:
+    """As many columns of pixels as channels, and a vector that is added to the columns."""
+    both = paddle.concat([raised(coarse), fine], axis=1)
+    vector = paddle.static.create_parameter([16], "float32")
+    return relu(conv(both, 16, 1, bias_attr=False) + vector)
 
 
 def saved(build: _Build, folder: Path) -> InferenceModel:
@@ -137,9 +154,17 @@ def test_the_result_is_the_same_with_fewer_multiplications(
             np.testing.assert_array_equal(run(loaded), run(graph))
 
 
-@pytest.mark.parametrize("build", [smooth, wide, read_twice, all_raised])
+@pytest.mark.parametrize("build", [smooth, wide, read_twice, all_raised, rows, lowered, by_column])
 def test_others_are_left_as_they_are(build: _Build, tmp_path: Path) -> None:
     with static_mode(), contextlib.closing(StaticGraph.load(saved(build, tmp_path))) as graph:
         fold_batch_norm(graph)
         before = graph.program.to_string(False)
         assert split_neck_convolutions(graph) == 0 and graph.program.to_string(False) == before
+
+
+def test_a_concatenation_that_is_an_output_is_left_as_it_is(tmp_path: Path) -> None:
+    with static_mode(), contextlib.closing(StaticGraph.load(saved(plain, tmp_path))) as graph:
+        fold_batch_norm(graph)
+        block = graph.program.global_block()
+        graph.fetch_targets.append(block.var(next(op for op in block.ops if op.type == "concat").output("Out")[0]))
+        assert split_neck_convolutions(graph) == 0

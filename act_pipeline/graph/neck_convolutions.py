@@ -74,10 +74,14 @@ def split_neck_convolutions(graph: StaticGraph) -> int:
         The number of convolutions that were rewritten.
     """
     block = graph.program.global_block()
+    fetched = {target.name for target in graph.fetch_targets}
+    index = GraphIndex(block.ops)
     rewritten = 0
     for concat in [op for op in block.ops if op.type == "concat"]:
-        index = GraphIndex(block.ops)
-        readers = [_convolution(graph, index, op) for op in index.readers.get(concat.output("Out")[0], ())]
+        output = concat.output("Out")[0]
+        if output in fetched or len(block.var(output).shape) != 4 or concat.attr("axis") not in (1, -3):
+            continue
+        readers = [_convolution(graph, index, op) for op in index.readers.get(output, ())]
         convolutions = [reader for reader in readers if reader is not None]
         if not convolutions or len(convolutions) < len(readers):
             continue
@@ -92,6 +96,7 @@ def split_neck_convolutions(graph: StaticGraph) -> int:
         unread += [op for part in parts if part.projection for op in (part.projection.op, part.projection.addition)]
         for op in unread:
             block._remove_op(block.ops.index(op), sync=False)
+        index = GraphIndex(block.ops)
         rewritten += len(convolutions)
     if rewritten:
         graph.remove_unused_parameters()
@@ -108,8 +113,14 @@ def _convolution(graph: StaticGraph, index: GraphIndex, op: Any) -> Optional[_Co
     bias = added[0].input("Y")[0]
     if any(not graph.is_parameter(name) or len(index.readers[name]) != 1 for name in (weight, bias)):
         return None
+    block, addition = graph.program.global_block(), added[0]
+    outputs, shape = block.var(weight).shape[0], tuple(block.var(bias).shape)
+    # A vector on another axis than the channels' would be added to columns of pixels.
+    by_channel = addition.attr("axis") == 1 if len(shape) == 1 else shape[-3:] == (outputs, 1, 1)
+    if tuple(block.var(weight).shape[2:]) != (1, 1) or not by_channel or addition.input("X") != op.output("Output"):
+        return None
     values, constants = (graph.parameter(name).astype(np.float64) for name in (weight, bias))
-    if values.shape[2:] != (1, 1) or constants.size != len(values):
+    if constants.size != outputs:
         return None
     return _Convolution(op, added[0], values[:, :, 0, 0], constants.reshape(-1))
 
@@ -127,7 +138,7 @@ def _part(graph: StaticGraph, index: GraphIndex, name: str, outputs: int) -> _Pa
     op = index.producer.get(name)
     if op is None or len(index.readers[name]) != 1 or name in {target.name for target in graph.fetch_targets}:
         return _Part(name, channels)
-    if op.type == _UPSAMPLING:
+    if _upsamples(graph, op):
         return _Part(name, channels, upsampling=op)
     projection = (
         _convolution(graph, index, index.producer.get(op.input("X")[0])) if op.type == "elementwise_add" else None
@@ -137,6 +148,15 @@ def _part(graph: StaticGraph, index: GraphIndex, name: str, outputs: int) -> _Pa
         if inputs * outputs < channels * (inputs + outputs):
             return _Part(name, channels, projection=projection)
     return _Part(name, channels)
+
+
+def _upsamples(graph: StaticGraph, op: Any) -> bool:
+    """Return whether an op copies the pixels of its only input to a larger map, of a size that is known."""
+    if op.type != _UPSAMPLING or op.input_arg_names != op.input("X"):
+        return False
+    block = graph.program.global_block()
+    before, after = (block.var(name).shape[2:] for name in (op.input("X")[0], op.output("Out")[0]))
+    return all(0 < small < large for small, large in zip(before, after))
 
 
 def _rewrite(graph: StaticGraph, conv: _Convolution, parts: Sequence[_Part]) -> None:
