@@ -1,8 +1,9 @@
 """Calibrated candidates: of the float model, smoothed or not, by the config's algorithm or by the best of all.
 
 Where factors between ops cost nothing at inference (cross-layer equalization, and LayerNorms that only matmuls read),
-`auto` compares the model with them and without on held-out training images (:func:`compared`). Both are calibrated in
-one run of the calibration images: the factors are searched before, and what they divide is observed both ways.
+`auto` compares the model with them and without on held-out training images (:func:`compared_with_equalized`). Both are
+calibrated in one run of the calibration images: the factors are searched before, and what they divide is observed both
+ways.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def compared_with_equalized(job: Job) -> tuple[list[Compared], FloatModel]:
     equal = smoothed(job, free_only=True)
     source = unchanged(job)
     post = _calibrate(job, source, spare_ops(source.selection), equal.divided)
-    seconds = {**_stages(equal, post)} if equal.smoothing and equal.smoothing.layers else _stages(source, post)
+    seconds = _stages(equal if equal.smoothing and equal.smoothing.layers else source, post)
     with timed(seconds, "choose"):
         plain = Compared(source, post, _compare(job, post), seconds)
         if not equal.smoothed:
@@ -214,13 +215,13 @@ def best(job: Job, found: Compared, least: float) -> Candidate:
         found: a calibrated model.
         least: the least change of all models that are tried.
     """
-    changes, seconds = found.changes, found.seconds
+    changes, seconds, allowed = found.changes, found.seconds, _NEARLY_BEST * least
     tried: list[Candidate] = []
     for algo in sorted(changes, key=changes.__getitem__):
-        if changes[algo] > _NEARLY_BEST * least:
+        if changes[algo] > allowed:
             break
         made = _made(job, found.source, found.post, algo, changes, {} if tried else seconds, found.equalization)
-        rounded = _with_rounded_residuals(job, made, changes[algo], _NEARLY_BEST * least)
+        rounded = _with_rounded_residuals(job, made, changes[algo], allowed)
         for candidate in [made] if rounded is None else [rounded, made]:
             tried.append(job.tried.add(candidate))
             if job.tried.meets(candidate):
@@ -239,14 +240,17 @@ def _with_rounded_residuals(job: Job, candidate: Candidate, change: float, allow
         allowed: the largest change that is allowed.
     """
     seconds: dict[str, float] = {}
+    folder = job.folder("rounded")
     with timed(seconds, "round_residuals"):
-        model, ops = round_residuals(candidate.model, job.folder("rounded"))
+        model, ops = round_residuals(candidate.model, folder)
         if not ops:
+            folder.rmdir()
             return None
-        found = ResidualDetails(len(ops), job.held_out.change(model), change, allowed, len(job.held_out.feeds))
+        found = ResidualDetails(job.held_out.change(model), change, allowed, len(job.held_out.feeds), len(ops))
     job.say(found.line)
     details = dataclasses.replace(candidate.details, residuals=found)
     if not found.rounded:
+        shutil.rmtree(folder)
         candidate.details = details
         candidate.seconds.update(seconds)
         return None

@@ -3,6 +3,7 @@
 CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 # What INT8 kernels of the runtimes compute, and what is counted in ``act.json``.
 QUANTIZABLE_OPS = (*CONVOLUTIONS, "matmul_v2")
+QUANTIZE, DEQUANTIZE = "quantize_linear", "dequantize_linear"
 # Attribute of a convolution whose weights hold a BatchNorm: one factor an output channel, see `graph.folding`.
 BATCH_NORM_FACTOR = "batch_norm_factor"
 # Attribute of a matmul_v2 with an INT8 weight whose other input is rounded by its own range when the model runs.

@@ -15,9 +15,8 @@ from typing import Any
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.graph.op_index import GraphIndex
+from act_pipeline.graph.op_types import DEQUANTIZE, QUANTIZE
 from act_pipeline.graph.static_graph import StaticGraph
-
-_QUANTIZE, _DEQUANTIZE = "quantize_linear", "dequantize_linear"
 
 
 def round_residuals(model: InferenceModel, directory: Path) -> tuple[InferenceModel, list[str]]:
@@ -49,11 +48,11 @@ def _maps(graph: StaticGraph) -> Iterator[tuple[str, str, list[Any]]]:
     position = {id(op): at for at, op in enumerate(index.ops)}
     fetched = {target.name for target in graph.fetch_targets}
     for name, readers in index.readers.items():
-        pairs = [op for op in readers if op.type == _QUANTIZE and op.input("X") == [name]]
+        pairs = [op for op in readers if op.type == QUANTIZE and op.input("X") == [name]]
         others = [op for op in readers if op not in pairs]
         if len(pairs) != 1 or not others or name in fetched or len(block.var(name).shape) != 4:
             continue
-        dequantize = [op for op in index.readers.get(pairs[0].output("Y")[0], ()) if op.type == _DEQUANTIZE]
+        dequantize = [op for op in index.readers.get(pairs[0].output("Y")[0], ()) if op.type == DEQUANTIZE]
         if len(dequantize) != 1 or any(position[id(op)] < position[id(dequantize[0])] for op in others):
             continue
         if all(_is_residual(graph, op) for op in others):

@@ -20,13 +20,11 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.graph.folding import fold_constants
 from act_pipeline.graph.model_files import inspect_model, read_program
 from act_pipeline.graph.op_index import GraphIndex
-from act_pipeline.graph.op_types import DYNAMIC
+from act_pipeline.graph.op_types import DEQUANTIZE, DYNAMIC, QUANTIZE
 from act_pipeline.graph.parameters_file import read_parameters, write_parameters
 from act_pipeline.graph.program_desc import argument, parsed, variables
 from act_pipeline.graph.quantizable_ops import QuantizableOp
 from act_pipeline.graph.static_graph import StaticGraph
-
-_QUANTIZE, _DEQUANTIZE = "quantize_linear", "dequantize_linear"
 
 
 def revert_to_float(
@@ -62,10 +60,10 @@ def revert_to_float(
                 op._set_attr(DYNAMIC, marked)
             for name in op.input_arg_names:
                 dequantize = producer.get(name)
-                if dequantize is None or dequantize.type != _DEQUANTIZE:
+                if dequantize is None or dequantize.type != DEQUANTIZE:
                     continue
                 before = producer.get(dequantize.input("X")[0])
-                if before is not None and before.type == _QUANTIZE:
+                if before is not None and before.type == QUANTIZE:
                     op._rename_input(name, before.input("X")[0])
                 elif original is not None and op.output_arg_names[0] not in int8_weights:
                     _restore_weight(graph, original, op, originals[op.output_arg_names[0]], name)
@@ -111,7 +109,7 @@ def dequantized_ops(model: InferenceModel, ops: Sequence[QuantizableOp]) -> tupl
         axes = {
             op.output("Y")[0]: int(op.attr("quant_axis"))
             for op in nodes
-            if op.type == _DEQUANTIZE and graph.is_parameter(op.input("X")[0])
+            if op.type == DEQUANTIZE and graph.is_parameter(op.input("X")[0])
         }
         weights = {op.output_arg_names[0]: name for op in nodes for name in op.input_arg_names if name in axes}
     return tuple(
@@ -137,7 +135,7 @@ def rescaled(model: InferenceModel, thresholds: Mapping[str, float], directory: 
     program = model.model_path.read_bytes()
     values = read_parameters(model, inspect_model(model).parameters)
     for op in parsed(program).blocks[0].ops:
-        if op.type == _QUANTIZE and argument(op.inputs, "X") in thresholds:
+        if op.type == QUANTIZE and argument(op.inputs, "X") in thresholds:
             values[argument(op.inputs, "Scale")] = np.array([thresholds[argument(op.inputs, "X")] or 1.0], np.float32)
     other = InferenceModel(directory)
     other.model_path.write_bytes(program)
@@ -155,7 +153,7 @@ def read_thresholds(model: InferenceModel) -> dict[str, float]:
         return {
             op.input("X")[0]: float(graph.parameter(op.input("Scale")[0])[0])
             for op in graph.program.global_block().ops
-            if op.type == _QUANTIZE
+            if op.type == QUANTIZE
         }
 
 
@@ -178,7 +176,7 @@ def _named(graph: StaticGraph, names: Collection[str]) -> list[Any]:
     return [
         op
         for op in graph.program.global_block().ops
-        if op.output_arg_names and op.output_arg_names[0] in wanted and op.type not in (_QUANTIZE, _DEQUANTIZE)
+        if op.output_arg_names and op.output_arg_names[0] in wanted and op.type not in (QUANTIZE, DEQUANTIZE)
     ]
 
 
@@ -198,7 +196,7 @@ def _remove_unread_pairs(graph: StaticGraph) -> None:
     while True:
         read = kept.union(name for op in block.ops for name in op.input_arg_names)
         unread = [
-            op for op in block.ops if op.type in (_QUANTIZE, _DEQUANTIZE) and not read.intersection(op.output_arg_names)
+            op for op in block.ops if op.type in (QUANTIZE, DEQUANTIZE) and not read.intersection(op.output_arg_names)
         ]
         if not unread:
             break

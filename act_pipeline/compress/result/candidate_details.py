@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional, TypeVar
 
 from act_pipeline.config.sections import CalibrationAlgorithm
+
+_Compared = TypeVar("_Compared", bound="_HeldOutComparison")
 
 
 @dataclass(frozen=True)
@@ -64,28 +66,54 @@ class SmoothQuantDetails:
 
 
 @dataclass(frozen=True)
-class EqualizationDetails:
-    """A calibrated model with factors between ops that cost no time at inference, compared with the one without.
+class _HeldOutComparison:
+    """A calibrated model with a change and without it, compared on the held-out images.
 
     Attributes:
-        groups: number of activations with factors.
-        change: the least change of the detections on the held-out images with them, see
-            :func:`act_pipeline.evaluation.detection_change`.
-        without: the least change without them.
-        allowed: the largest change with which they are kept.
+        change: the least change of the detections with it, see :func:`act_pipeline.evaluation.detection_change`.
+        without: the least change of the detections without it.
+        allowed: the largest change of the detections with which it is made.
         images: number of held-out images.
     """
 
-    groups: int
     change: float
     without: float
     allowed: float
     images: int
 
+    VERDICT: ClassVar[str]
+
+    @property
+    def made(self) -> bool:
+        """Whether the detections change by no more than is allowed."""
+        return self.change <= self.allowed
+
+    @classmethod
+    def from_json(cls: type[_Compared], found: Mapping[str, Any]) -> _Compared:
+        """Read what :meth:`as_json` returns."""
+        return cls(**{name: value for name, value in found.items() if name != cls.VERDICT})
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry of ``act.json``."""
+        return {**asdict(self), self.VERDICT: self.made}
+
+
+@dataclass(frozen=True)
+class EqualizationDetails(_HeldOutComparison):
+    """Factors between ops that cost no time at inference, the entry ``equalization``.
+
+    Attributes:
+        groups: number of activations with factors.
+    """
+
+    groups: int
+
+    VERDICT = "kept"
+
     @property
     def kept(self) -> bool:
         """Whether the model with factors is clearly better, and therefore comes first."""
-        return self.change <= self.allowed
+        return self.made
 
     @property
     def line(self) -> str:
@@ -98,39 +126,28 @@ class EqualizationDetails:
             f"{self.allowed:.4f} to be kept): {verdict}"
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the entry ``equalization``."""
-        return {**asdict(self), "kept": self.kept}
-
 
 def equalization_line(found: Mapping[str, Any]) -> str:
     """Return what an entry ``equalization`` of ``act.json`` says."""
-    return EqualizationDetails(**{name: value for name, value in found.items() if name != "kept"}).line
+    return EqualizationDetails.from_json(found).line
 
 
 @dataclass(frozen=True)
-class ResidualDetails:
-    """Residual connections of rounded maps, compared with float ones; see `compress.accuracy_control.residuals`.
+class ResidualDetails(_HeldOutComparison):
+    """Residual connections of rounded maps, the entry ``residuals``; see `compress.accuracy_control.residuals`.
 
     Attributes:
         ops: number of ops that read a rounded map.
-        change: the change of the detections on the held-out images with them, see
-            :func:`act_pipeline.evaluation.detection_change`.
-        without: the change with float residual connections.
-        allowed: the largest change with which they are rounded.
-        images: number of held-out images.
     """
 
     ops: int
-    change: float
-    without: float
-    allowed: float
-    images: int
+
+    VERDICT = "rounded"
 
     @property
     def rounded(self) -> bool:
         """Whether the residual connections read rounded maps."""
-        return self.change <= self.allowed
+        return self.made
 
     @property
     def line(self) -> str:
@@ -141,14 +158,10 @@ class ResidualDetails:
             f"{'rounded' if self.rounded else 'stay float'}"
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the entry ``residuals``."""
-        return {**asdict(self), "rounded": self.rounded}
-
 
 def residuals_line(found: Mapping[str, Any]) -> str:
     """Return what an entry ``residuals`` of ``act.json`` says."""
-    return ResidualDetails(**{name: value for name, value in found.items() if name != "rounded"}).line
+    return ResidualDetails.from_json(found).line
 
 
 @dataclass(frozen=True)
