@@ -45,6 +45,15 @@ def blocks(image: Any) -> Any:
     return d + c.mean([1], keepdim=True)
 
 
+def projected(image: Any) -> Any:
+    """The first block of a stage, whose connection has a convolution, and one whose sum is read in float too."""
+    conv, relu = paddle.static.nn.conv2d, paddle.nn.functional.relu
+    a = relu(conv(image, 8, 3, padding=1))
+    b = relu(conv(a, 8, 3, padding=1) + conv(a, 8, 1))
+    c = conv(b, 8, 3, padding=1) + conv(b, 8, 1)
+    return conv(c, 8, 3, padding=1) * c
+
+
 def without(image: Any) -> Any:
     return paddle.static.nn.conv2d(paddle.static.nn.conv2d(image, 8, 3), 8, 3).mean([2, 3])
 
@@ -71,10 +80,11 @@ def calibrated(build: Any, folder: Path) -> InferenceModel:
     return PostTraining(model, load_config(config), lambda: batches).write(folder / "int8").model
 
 
-def run(model: InferenceModel) -> np.ndarray:
+def run(model: InferenceModel, tensor: str = "") -> np.ndarray:
     graph = StaticGraph.load(model)
     with paddle.static.scope_guard(graph.scope):
-        found = graph.executor.run(graph.program, {"image": IMAGES}, [graph.fetch_targets[0].name])[0]
+        name = tensor or graph.fetch_targets[0].name
+        found = graph.executor.run(graph.program, {"image": IMAGES}, [name])[0]
     graph.close()
     return np.asarray(found)
 
@@ -106,6 +116,46 @@ def test_additions_and_poolings_read_what_the_convolution_reads(tmp_path: Path) 
     assert reading.count("Add") == 1 and reading.count("AveragePool") == 1
     output = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": IMAGES})[0]
     assert np.abs(output - found).max() < 0.05 * np.abs(exact).max()
+
+
+def test_the_map_of_a_connection_with_a_convolution_is_rounded(tmp_path: Path) -> None:
+    with static_mode():
+        int8 = calibrated(projected, tmp_path)
+        rounded, (name,) = round_residuals(int8, tmp_path / "rounded")
+        graph = StaticGraph.load(rounded)
+        index = GraphIndex(graph.program.global_block().ops)
+        addition = index.producer[name]
+        assert index.readers[name][0].type == "relu"
+        other, dequantize = (index.producer[read] for read in addition.input_arg_names)
+        assert (other.type, dequantize.type) == ("elementwise_add", "dequantize_linear")
+        quantize = index.producer[dequantize.input("X")[0]]
+        bias = index.producer[quantize.input("X")[0]]
+        weight = index.producer[bias.input("X")[0]].input("Filter")[0]
+        assert tuple(graph.program.global_block().var(weight).shape) == (8, 8, 1, 1)
+        threshold = float(graph.parameter(quantize.input("Scale")[0])[0])
+        graph.close()
+        assert np.isclose(threshold, np.abs(run(int8, quantize.input("X")[0])).max(), rtol=0.1)  # algo: abs_max
+        exact, found = run(int8), run(rounded)
+        assert 0 < np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+    lower(rounded, tmp_path / "rounded.onnx", "cpu")
+    path = str(tmp_path / "rounded.onnx")
+    output = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": IMAGES})[0]
+    assert np.abs(output - found).max() < 0.05 * np.abs(exact).max()
+
+
+def test_ptq_rounds_residual_connections_if_the_config_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Candidate("ptq:mse", "ptq", "float", None, None, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(calibrating, "_calibrate", lambda *given: SimpleNamespace(seconds={}))
+    monkeypatch.setattr(calibrating, "_made", lambda *given: made)
+    monkeypatch.setattr(calibrating, "round_residuals", lambda *given: ("rounded", ["a"]))
+    nothing: Any = None
+    for value, expected in ((False, "float"), (True, "rounded")):
+        job: Any = SimpleNamespace(
+            config=SimpleNamespace(quant_post=SimpleNamespace(algo="mse", round_residuals=value)),
+            tried=SimpleNamespace(add=lambda candidate: candidate),
+            folder=lambda name: tmp_path,
+        )
+        assert calibrating.calibrated(job, FloatModel("ptq", nothing, nothing)).model == expected
 
 
 def test_a_model_without_residual_connections_is_left_as_it_is(tmp_path: Path) -> None:

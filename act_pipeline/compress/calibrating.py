@@ -146,9 +146,13 @@ def smoothed(job: Job, free_only: bool = False) -> FloatModel:
 
 
 def calibrated(job: Job, source: FloatModel) -> Candidate:
-    """Return a candidate by calibration with ``QuantPost.algo``."""
+    """Return a candidate by calibration with ``QuantPost.algo``, with rounded residual connections if the config says so."""
     post = _calibrate(job, source)
-    return job.tried.add(_made(job, source, post, job.config.quant_post.algo, {}, _stages(source, post)))
+    made = _made(job, source, post, job.config.quant_post.algo, {}, _stages(source, post))
+    if job.config.quant_post.round_residuals:
+        model, ops = round_residuals(made.model, job.folder("rounded"))
+        made = dataclasses.replace(made, model=model, note="residual connections rounded" if ops else made.note)
+    return job.tried.add(made)
 
 
 def compared(job: Job, source: FloatModel) -> Compared:

@@ -262,6 +262,8 @@ class QuantPost:
         bias_correction: whether to correct biases for the mean error that the rounding of weights causes.
         zero_points: whether OpenVINO and ONNX Runtime round one-sided activations (after ReLU, SiLU, softmax and so on)
             from their least value to their threshold, with a zero point, instead of symmetrically.
+        round_residuals: whether ``ptq`` and ``smooth_quant`` let residual connections read rounded maps, which is faster;
+            ``auto`` decides itself.
         weight_quantize_type: ``channel_wise_abs_max``, or ``abs_max`` for one scale a weight.
         quantize_op_types: the op types to quantize.
         not_quant_pattern: name scopes of ops that stay float.
@@ -276,6 +278,7 @@ class QuantPost:
     seed: int = key(0, at_least=0)
     bias_correction: bool = True
     zero_points: bool = True
+    round_residuals: bool = False
     weight_quantize_type: Literal["channel_wise_abs_max", "abs_max"] = "channel_wise_abs_max"
     quantize_op_types: list[WeightedOp] = key(
         factory=lambda: ["conv2d", "depthwise_conv2d", "mul", "matmul", "matmul_v2"]

@@ -3,6 +3,7 @@
 CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 # What INT8 kernels of the runtimes compute, and what is counted in ``act.json``.
 QUANTIZABLE_OPS = (*CONVOLUTIONS, "matmul_v2")
+ACTIVATIONS = ("relu", "silu", "swish", "sigmoid", "gelu", "hard_swish", "leaky_relu", "relu6")
 QUANTIZE, DEQUANTIZE = "quantize_linear", "dequantize_linear"
 # Attribute of a convolution whose weights hold a BatchNorm: one factor an output channel, see `graph.folding`.
 BATCH_NORM_FACTOR = "batch_norm_factor"

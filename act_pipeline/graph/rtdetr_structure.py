@@ -12,11 +12,10 @@ from typing import Any, Optional
 
 from act_pipeline.graph.name_scopes import module_of
 from act_pipeline.graph.op_index import GraphIndex
-from act_pipeline.graph.op_types import CONVOLUTIONS, TOP_K
+from act_pipeline.graph.op_types import ACTIVATIONS, CONVOLUTIONS, TOP_K
 from act_pipeline.graph.static_graph import StaticGraph
 
 _MATMULS = ("matmul_v2", "matmul", "mul")
-_ACTIVATIONS = ("relu", "silu", "swish", "sigmoid", "gelu", "hard_swish", "leaky_relu", "relu6")
 _RESHAPING = ("reshape2", "transpose2", "flatten_contiguous_range", "flatten2", "squeeze2", "unsqueeze2")
 # Ops that may come between a projection and the product of queries and keys.
 _PASSING = (*_RESHAPING, "scale", "elementwise_add", "elementwise_mul", "elementwise_div")
@@ -139,7 +138,7 @@ def _neck_projections(index: LayerIndex, deepest: Any, levels: int) -> list[Any]
 def _is_activated(index: LayerIndex, op: Any) -> bool:
     """Return whether an activation function reads an op's output, after its bias and a residual connection."""
     sums = ("elementwise_add", "batch_norm")
-    return index.downstream(op.output_arg_names, lambda reader: reader.type in _ACTIVATIONS, sums) is not None
+    return index.downstream(op.output_arg_names, lambda reader: reader.type in ACTIVATIONS, sums) is not None
 
 
 def _projection(index: LayerIndex, name: str) -> Any:

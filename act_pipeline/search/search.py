@@ -161,7 +161,7 @@ def _config_of(config: Config, model: InferenceModel) -> Config:
     strategy = dataclasses.replace(config.strategy, name="ptq", max_drop=None, min_agreement=None, search=False)
     calibrated = config.quant_post
     count = min(calibrated.images, CALIBRATION_IMAGES)
-    calibrated = dataclasses.replace(calibrated, calib_images=count, batch_nums=None)
+    calibrated = dataclasses.replace(calibrated, calib_images=count, batch_nums=None, round_residuals=True)
     return dataclasses.replace(config, global_=places, strategy=strategy, quant_post=calibrated)
 
 

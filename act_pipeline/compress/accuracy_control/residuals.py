@@ -4,6 +4,9 @@ A block of a ResNet reads a map twice: its first convolution reads it rounded to
 So the map is written in float and rounded afterwards. Where the addition, and a pooling on the way to it, read the
 rounded map too, the convolution before writes bytes, and nothing else is left to write. NNCF and TensorRT's own
 calibration round residual connections in this way. It is one more rounding of what the connection carries.
+
+At the start of a stage the connection has a convolution of its own. Its output is rounded too, so that runtimes add it
+within the other convolution, which then writes bytes: two maps in float less, of the largest ones.
 """
 
 from __future__ import annotations
@@ -13,10 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.graph.op_index import GraphIndex
-from act_pipeline.graph.op_types import DEQUANTIZE, QUANTIZE
+from act_pipeline.graph.op_inserter import Inserter
+from act_pipeline.graph.op_types import ACTIVATIONS, DEQUANTIZE, QUANTIZE
+from act_pipeline.graph.residual_connections import Shortcut, shortcuts
 from act_pipeline.graph.static_graph import StaticGraph
+
+# Attribute in which an op's INT8 program notes the range of its output, see `compress.paddleslim.int8_program.convert`.
+_RANGE = "out_threshold"
 
 
 def round_residuals(model: InferenceModel, directory: Path) -> tuple[InferenceModel, list[str]]:
@@ -38,6 +48,11 @@ def round_residuals(model: InferenceModel, directory: Path) -> tuple[InferenceMo
             for op in readers:
                 op._rename_input(name, rounded)
                 changed.append(str(op.output_arg_names[0]))
+        for shortcut in list(shortcuts(graph)):
+            threshold = _threshold(graph, shortcut)
+            if threshold is not None:
+                _round(graph, shortcut, threshold)
+                changed.append(str(shortcut.addition.output_arg_names[0]))
         return (graph.save(directory), changed) if changed else (model, changed)
 
 
@@ -64,3 +79,32 @@ def _is_residual(graph: StaticGraph, op: Any) -> bool:
     if op.type == "pool2d":
         return True
     return op.type == "elementwise_add" and not any(graph.is_parameter(name) for name in op.input_arg_names)
+
+
+def _threshold(graph: StaticGraph, shortcut: Shortcut) -> float | None:
+    """Return the range of a shortcut's map; None if it is unknown, or if an op reads the sum in float."""
+    index = GraphIndex(graph.program.global_block().ops)
+    op = index.producer[shortcut.name]
+    threshold = float(op.attr(_RANGE)) if op.has_attr(_RANGE) else 0.0
+    name, fetched = shortcut.addition.output("Out")[0], {target.name for target in graph.fetch_targets}
+    readers = index.readers.get(name, [])
+    if len(readers) == 1 and readers[0].type in ACTIVATIONS and name not in fetched:
+        name = readers[0].output("Out")[0]
+        readers = index.readers.get(name, [])
+    rounded = bool(readers) and all(op.type == QUANTIZE for op in readers) and name not in fetched
+    return threshold if rounded and threshold > 0 else None
+
+
+def _round(graph: StaticGraph, shortcut: Shortcut, threshold: float) -> None:
+    """Let an addition read a shortcut's map rounded to INT8."""
+    block, name = graph.program.global_block(), shortcut.name
+    scale = graph.add_parameter(f"{name}@scale", np.array([threshold], np.float32))
+    like = block.var(name)
+    inserter = Inserter(block, block.ops.index(shortcut.addition), quant_axis=-1, bit_length=8)
+    held = like
+    for op_type, end in ((QUANTIZE, "quantized"), (DEQUANTIZE, "quantized.dequantized")):
+        zero = graph.add_parameter(f"{name}.{end}@zero_point", np.zeros(1, np.int32))
+        made = block.create_var(name=f"{name}.{end}", shape=list(like.shape), dtype=like.dtype)
+        inserter.add(op_type, {"X": held, "Scale": scale, "ZeroPoint": zero}, {"Y": made})
+        held = made
+    shortcut.addition._rename_input(name, held.name)

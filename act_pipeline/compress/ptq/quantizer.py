@@ -37,6 +37,7 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.core.quiet import quiet_upstream
 from act_pipeline.core.timing import timed
 from act_pipeline.graph.op_index import GraphIndex
+from act_pipeline.graph.residual_connections import shortcuts
 from act_pipeline.graph.static_graph import StaticGraph
 
 _logger = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ class Statistics:
         images: the number of images that were run.
         activations: activation that is quantized, or may be later -> its histogram.
         means: input of an op whose bias can be corrected -> the mean of each channel.
-        ranges: tensor that is only observed -> its range on the first images.
+        ranges: tensor that is only observed -> its range on the first images; of what residual connections may read
+            rounded (`graph.residual_connections`) its histogram.
         divided: tensor that has other values in an equalized model -> its histogram or range there.
     """
 
@@ -239,7 +241,8 @@ def gather(
     activations = {name: AbsHistogram(_SAMPLED_VALUES) for name in dict.fromkeys([*names, *spare])}
     means = _channel_means(graph, settings, activations)
     observed = [name for name in qdq_program.observed_tensors(inserted.program) if name not in names]
-    ranges = {name: AbsMax(finite_only=True) for name in observed}
+    added = {shortcut.name for shortcut in shortcuts(graph)}
+    ranges = {name: AbsHistogram(_SAMPLED_VALUES) if name in added else AbsMax(finite_only=True) for name in observed}
     observers: dict[str, Sequence[Observer]] = {
         name: [histogram, *([means[name]] if name in means else [])] for name, histogram in activations.items()
     }
@@ -300,8 +303,8 @@ def write(
     statistics = statistics.of(qdq_program.quantized_tensors(inserted.program))
     thresholds = _thresholds(statistics, settings)
     # A tensor of zeros is exact at any scale. The threshold 1 is a guess for other values that may occur at inference.
-    used = {name: observer.abs_max or 1.0 for name, observer in statistics.ranges.items()}
-    used.update({name: value or 1.0 for name, value in thresholds.items()})
+    ranges = {name: _threshold(seen, settings) for name, seen in statistics.ranges.items()}
+    used = {name: value or 1.0 for name, value in {**ranges, **thresholds}.items()}
     with quiet_upstream():
         corrected = _correct_biases(graph, settings, statistics, selection) if settings.bias_correction else 0
         qdq_program.set_scales(inserted.program, graph, used)
@@ -325,10 +328,14 @@ def write(
 
 
 def _thresholds(statistics: Statistics, settings: QuantPost) -> dict[str, float]:
-    return {
-        name: threshold(seen, settings.algo, settings.hist_percent, settings.zero_points)
-        for name, seen in statistics.activations.items()
-    }
+    return {name: _threshold(seen, settings) for name, seen in statistics.activations.items()}
+
+
+def _threshold(seen: AbsMax, settings: QuantPost) -> float:
+    """Return the threshold of a tensor: by the algorithm if there is a histogram of it."""
+    if not isinstance(seen, AbsHistogram):
+        return seen.abs_max
+    return threshold(seen, settings.algo, settings.hist_percent, settings.zero_points)
 
 
 def _correct_biases(
