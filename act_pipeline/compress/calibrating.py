@@ -146,7 +146,7 @@ def smoothed(job: Job, free_only: bool = False) -> FloatModel:
 
 
 def calibrated(job: Job, source: FloatModel) -> Candidate:
-    """Return a candidate by calibration with ``QuantPost.algo``, with rounded residual connections if the config says so."""
+    """Return a candidate by calibration with ``QuantPost.algo``, and ``QuantPost.round_residuals``."""
     post = _calibrate(job, source)
     made = _made(job, source, post, job.config.quant_post.algo, {}, _stages(source, post))
     if job.config.quant_post.round_residuals:
