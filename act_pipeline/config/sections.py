@@ -262,8 +262,8 @@ class QuantPost:
         bias_correction: whether to correct biases for the mean error that the rounding of weights causes.
         zero_points: whether OpenVINO and ONNX Runtime round one-sided activations (after ReLU, SiLU, softmax and so on)
             from their least value to their threshold, with a zero point, instead of symmetrically.
-        round_residuals: whether residual connections read rounded maps in ``ptq`` and ``smooth_quant``, which is faster;
-            ``auto`` decides itself.
+        round_residuals: whether residual connections read rounded maps in ``ptq`` and ``smooth_quant``; it is faster,
+            and ``auto`` decides itself.
         weight_quantize_type: ``channel_wise_abs_max``, or ``abs_max`` for one scale a weight.
         quantize_op_types: the op types to quantize.
         not_quant_pattern: name scopes of ops that stay float.
