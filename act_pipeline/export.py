@@ -45,6 +45,7 @@ def export_model(
     output_dir: str | os.PathLike[str] = "output_inference",
     overrides: Sequence[str] = (),
     reuse: bool = False,
+    label_list: Sequence[str] | None = None,
 ) -> InferenceModel:
     """Export a model into ``output_dir/<name of the config>``, with a record of what it was made from, ``export.json``.
 
@@ -55,6 +56,7 @@ def export_model(
             them, ``TestReader.fuse_normalize=true`` lets the graph normalize, ``DETRPostProcess.bbox_decode_type=pad``
             takes pictures that were padded.
         reuse: return the model that is there already if its record says that it was made from the same.
+        label_list: class names; None takes them from the config's data sets.
 
     Returns:
         the model. Its inputs are ``image [N, 3, H, W]``, ``im_shape [N, 2]``, ``scale_factor [N, 2]``, its outputs
@@ -68,7 +70,7 @@ def export_model(
         UserError: the config, the weights or the input size are not as they must be, or do not fit each other.
     """
     config = find_shipped(config)
-    plan = plan_export(str(config), apply_overrides(load_yaml(config), overrides), overrides)
+    plan = plan_export(str(config), apply_overrides(load_yaml(config), overrides), overrides, label_list)
     weights = plan.content.get("weights")
     if not isinstance(weights, str):
         raise UserError(

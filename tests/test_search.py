@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +23,10 @@ from act_pipeline.demo import COMPRESS_CONFIG, MODEL_CONFIG, WEIGHTS
 from act_pipeline.engines.onnx_runtimes.openvino import computes_in_bf16
 from act_pipeline.evaluation.confidence import AgreementLoss, Difference
 from act_pipeline.search import halving
-from act_pipeline.search.halving import Entry, halve, steps
+from act_pipeline.search.halving import Entry, Limits, halve, steps
 from act_pipeline.search.outcome import Row, SearchOutcome, draw, fastest_within, with_front
 from act_pipeline.search.pareto import by_fronts, front
+from act_pipeline.search.screening import screen
 from act_pipeline.search.variants import Source, Variant
 
 SIZE = (224, 224)
@@ -133,7 +135,8 @@ def test_half_of_the_variants_go_on_and_those_beyond_max_drop_do_not(monkeypatch
 
     monkeypatch.setattr(halving, "compare_on_some", compared)
     entries = [Entry(name, None, None, latency_ms=ms) for name, (ms, _) in known.items()]
-    alive = halve(entries, evaluate, SimpleNamespace(map=0.5, images=64), None, max_drop=0.02)
+    limits = Limits(SimpleNamespace(map=0.5, images=64), None, 0.02)
+    alive = halve(entries, evaluate, limits)
     assert {entry.variant for entry in alive} == {"fast"}
     reasons = {entry.variant: entry.dropped for entry in entries}
     assert reasons["fast"] is None and reasons["bad"] == "mAP -0.2000 on 16 images, surely beyond max_drop"
@@ -142,9 +145,17 @@ def test_half_of_the_variants_go_on_and_those_beyond_max_drop_do_not(monkeypatch
     assert [count for _, count in evaluated] == [16] * 5 + [32] * 2 + [64]
     for entry in entries:
         entry.dropped = None
-    assert len(halve(entries, evaluate, SimpleNamespace(map=0.5, images=64), None, max_drop=0.02, keep=3)) == 3
+    assert len(halve(entries, evaluate, limits, keep=3)) == 3
     # What is within max_drop comes before what is faster.
-    assert [entry.variant for entry in halving.ranked(entries, 0.0065)][:2] == ["middle", "slow"]
+    closer = dataclasses.replace(limits, max_drop=0.0065)
+    assert [entry.variant for entry in halving.ranked(entries, closer)][:2] == ["middle", "slow"]
+    # What the first step found before is not evaluated again.
+    evaluated.clear()
+    for entry in entries:
+        entry.dropped, entry.evaluation = None, None
+        limits.judge(entry, evaluate(entry, 16))
+    halve([entry for entry in entries if not entry.dropped], evaluate, limits)
+    assert [count for _, count in evaluated] == [16] * 5 + [32] * 2 + [64]
 
 
 def test_a_variant_that_agrees_too_little_is_dropped(monkeypatch) -> None:
@@ -157,17 +168,49 @@ def test_a_variant_that_agrees_too_little_is_dropped(monkeypatch) -> None:
     )  # fmt: skip
 
     def evaluate(entry, count):
-        return SimpleNamespace(map=0.5, images=64, agrees=known[entry.variant])
+        return SimpleNamespace(map=0.5, images=count or 64, agrees=known[entry.variant])
 
     entries = [Entry(name, None, None, latency_ms=ms) for ms, name in enumerate(known, 1)]
-    alive = halve(entries, evaluate, SimpleNamespace(map=0.5, images=64), None, 0.02, 2, min_agreement=0.9)
+    limits = Limits(SimpleNamespace(map=0.5, images=64), None, 0.02, min_agreement=0.9)
+    alive = halve(entries, evaluate, limits, 2)
     assert [entry.variant for entry in alive] == ["near", "same"]
     assert entries[0].dropped == "agreement 0.7000 with the full model on 16 images, surely below min_agreement"
-    assert [entry.variant for entry in halving.ranked(alive, 0.02, 0.9)] == ["same", "near"]
-    assert [halving.within(entry, 0.02, 0.9) for entry in alive] == [False, True]
+    assert [entry.variant for entry in halving.ranked(alive, limits)] == ["same", "near"]
+    assert [halving.within(entry, limits) for entry in alive] == [False, True]
     for entry in entries:
         entry.dropped = None
-    assert len(halve(entries, evaluate, SimpleNamespace(map=0.5, images=64), None, 0.02, 3)) == 3  # without the limit
+    assert len(halve(entries, evaluate, dataclasses.replace(limits, min_agreement=None), 3)) == 3
+
+
+def test_smaller_variants_of_one_beyond_the_limits_are_not_tried() -> None:
+    full = Variant(3, 300, (640, 640))
+    variants = [Variant(*one) for one in itertools.product((3, 2, 1), (300, 100), ((640, 640), (512, 512)))]
+    looks: list[list[Variant]] = []
+
+    def look(entries) -> None:
+        looks.append([entry.variant for entry in entries])
+        for entry in entries:
+            bad = entry.variant.size[0] == 512 or entry.variant.layers == 1
+            entry.dropped = "surely beyond max_drop" if bad else None
+
+    entries, skipped = screen([one for one in variants if one != full], lambda one: Entry(one, None, None), look)
+    assert looks == [
+        [Variant(3, 300, (512, 512)), Variant(3, 100, (640, 640)), Variant(2, 300, (640, 640))],
+        [Variant(2, 100, (640, 640)), Variant(1, 300, (640, 640))],
+    ]
+    assert [entry.variant for entry in entries] == [one for look in looks for one in look]
+    assert len(entries) + len(skipped) == len(variants) - 1
+    for each in skipped:
+        assert each.larger in (Variant(3, 300, (512, 512)), Variant(1, 300, (640, 640)))
+        assert each.variant.is_cut_of(each.larger) and not each.larger.is_cut_of(each.variant)
+    assert not Variant(2, 300, (640, 640)).is_cut_of(Variant(3, 100, (640, 640)))
+
+
+def test_few_variants_are_in_memory_at_a_time() -> None:
+    looks: list[int] = []
+    variants = [Variant(None, None, (size, size)) for size in range(320, 640, 32)]
+    entries, skipped = screen(variants, lambda one: Entry(one, None, None), lambda some: looks.append(len(some)))
+    assert looks == [4, 4, 2] and len(entries) == 10 and not skipped
 
 
 # --- the result ------------------------------------------------------------------------------------------------------
@@ -188,10 +231,15 @@ def test_table_picture_and_record(tmp_path: Path) -> None:
     assert [(one.name, one.on_front) for one in rows] == [
         ("d", False), ("b", True), ("c", False), ("a", True), ("e", False)
     ]  # fmt: skip
-    outcome = SearchOutcome(rows, rows[1], 0.005, 0.5, "openvino on CPU", {"time": 1.0}, {"model": "m"})
+    outcome = SearchOutcome(
+        rows, rows[1], 0.005, 0.5, "openvino on CPU", {"time": 1.0}, {"model": "m"},
+        skipped=[("640 x 640, f", "640 x 640, d"), ("640 x 640, g", "640 x 640, d")],
+    )  # fmt: skip
     text = "\n".join(outcome.lines)
     assert "fastest within max_drop 0.005: 640 x 640, b: 1.25 times as fast as the full model in INT8" in text
     assert "dropped: 640 x 640, d: worse" in text
+    assert "not tried: 2 smaller than 640 x 640, d" in text
+    assert outcome.as_json()["skipped"][1] == {"variant": "640 x 640, g", "larger": "640 x 640, d"}
     (line,) = [line for line in text.splitlines() if line.endswith("  chosen")]
     assert line.startswith("640 x 640, b ")
     assert outcome.as_json()["chosen"] == {"name": "b", "precision": "int8"}
@@ -255,7 +303,8 @@ def test_the_sample_is_searched(sample_model: InferenceModel, tmp_path: Path) ->
     assert record["chosen"] == {"name": outcome.chosen.name, "precision": "int8"}
     by_name = {(one["name"], one["precision"]): one for one in record["rows"]}
     in_bf16 = 2 if computes_in_bf16() else 0
-    assert len(by_name) == 4 + 2 + in_bf16 and (tmp_path / "search" / "search.png").exists()
+    skipped = record["skipped"]  # at 160 x 160 with fewer queries, if all of them lose too much
+    assert len(by_name) == 4 - len(skipped) + 2 + in_bf16 and len(skipped) <= 1 and (tmp_path / "search" / "search.png").exists()
     stated = [InferenceModel.load(one["folder"]).infer_cfg().get("float_precision") for one in record["rows"]]
     assert stated.count("bf16") == in_bf16
     full = by_name["layers2_queries50_224x224", "fp32"]

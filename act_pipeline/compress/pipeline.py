@@ -28,7 +28,7 @@ from act_pipeline.compress.qat.resume.failures import explained
 from act_pipeline.compress.result.act_record import compression_record
 from act_pipeline.compress.result.below_max_drop import below_max_drop
 from act_pipeline.compress.result.calibration_baseline import calibration_baseline
-from act_pipeline.compress.result.outcome import measure_chosen
+from act_pipeline.compress.result.outcome import Measured, measure_chosen
 from act_pipeline.compress.result.saved_result import Compressed, current_result, write_result
 from act_pipeline.compress.strategies import STRATEGIES
 from act_pipeline.config import Config
@@ -64,6 +64,7 @@ def compress(
     resume: bool = False,
     report: str | None = None,
     ranks: Ranks = ALONE,
+    checks: bool = True,
 ) -> Compressed:
     """Compress the model that a config names and write the INT8 model, its record and optionally a report.
 
@@ -82,6 +83,7 @@ def compress(
         report: language of the ``report.html`` to write into ``save_dir``, ``en`` or ``zh``; None: no report.
         ranks: the processes that train together. Only the leader calls this function; the others run
             `compress.qat.distributed.remote_training.follow`.
+        checks: measure the latency and evaluate in ``int8_reference`` at the end; no other result depends on it.
 
     Returns:
         The INT8 model in ``save_dir`` and its record.
@@ -113,7 +115,7 @@ def compress(
             chosen, placement = place_by_measurement(job, chosen, inputs.model)
         met = job.tried.meets(chosen)
         target = save_dir if met else below_dir
-        measured = measure_chosen(job, chosen, inputs.model)
+        measured = measure_chosen(job, chosen, inputs.model) if checks else Measured()
         act = compression_record(job, chosen, inputs.model, seconds, measured, placement)
         usual = calibration_baseline(job, chosen.model) if job.fp32 is not None else None
         write_result(target, inputs.model, chosen, job, {**act.as_json(), **inputs.source, **processes(ranks)}, usual)

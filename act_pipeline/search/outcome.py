@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Optional
@@ -86,6 +87,7 @@ class SearchOutcome:
         calibration_images: the most images that the INT8 models of the search were calibrated with.
         full_int8: the folder of the full model in INT8, if it was given; None: it was calibrated as the others were.
         min_agreement: the least agreement with the full float model; None: any.
+        skipped: variants that were not tried, and for each a larger one that is surely beyond a limit, in words.
     """
 
     rows: Sequence[Row]
@@ -98,6 +100,7 @@ class SearchOutcome:
     calibration_images: Optional[int] = None
     full_int8: Optional[str] = None
     min_agreement: Optional[float] = None
+    skipped: Sequence[tuple[str, str]] = ()
 
     @property
     def limits(self) -> str:
@@ -121,6 +124,7 @@ class SearchOutcome:
             "chosen": None if self.chosen is None else {"name": self.chosen.name, "precision": self.chosen.precision},
             "calibration_images": self.calibration_images,
             "full_int8": self.full_int8,
+            "skipped": [{"variant": words, "larger": larger} for words, larger in self.skipped],
             "seconds": dict(self.seconds),
             "rows": [asdict(row) for row in self.rows],
         }
@@ -144,7 +148,9 @@ class SearchOutcome:
                 f"the full model in INT8 is {self.full_int8}; the variants were calibrated with at most "
                 f"{self.calibration_images} images"
             )
-        return lines + [f"dropped: {row.words}: {row.dropped}" for row in self.rows if row.dropped]
+        lines += [f"dropped: {row.words}: {row.dropped}" for row in self.rows if row.dropped]
+        counts = Counter(larger for _, larger in self.skipped)
+        return lines + [f"not tried: {count} smaller than {larger}" for larger, count in counts.items()]
 
     @property
     def _conclusion(self) -> str:

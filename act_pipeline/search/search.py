@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
-
-import numpy as np
+from typing import NamedTuple, Optional
 
 from act_pipeline.calibration.feeds import open_reader
 from act_pipeline.compress import compress
@@ -26,15 +23,13 @@ from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
 from act_pipeline.engines.device import paddle_device
 from act_pipeline.engines.float_model import require_float
-from act_pipeline.engines.interface import Engine
 from act_pipeline.engines.onnx_runtimes.openvino import FLOAT_PRECISION_KEY, computes_in_bf16
 from act_pipeline.evaluation import Evaluation, GroundTruth
-from act_pipeline.evaluation.batches import Latencies, measure_in_turns
+from act_pipeline.evaluation.batches import Latencies
 from act_pipeline.evaluation.comparison import agreement_on_some, compare_on_some
 from act_pipeline.evaluation.confidence import AgreementLoss, MapDifference
-from act_pipeline.families.interface import PROMPTS
 from act_pipeline.families.registry import decoder_for
-from act_pipeline.search.halving import Entry, halve, ranked, within
+from act_pipeline.search.halving import Entry, Limits, halve, ranked, within
 from act_pipeline.search.outcome import (
     PICTURE_FILENAME,
     Row,
@@ -43,11 +38,12 @@ from act_pipeline.search.outcome import (
     fastest_within,
     with_front,
 )
+from act_pipeline.search.screening import first_look, loaded, screen, timed_in_turns
 from act_pipeline.search.variants import Source, Variant
 
 # Images for the calibration of each variant: the chosen one can be compressed again with more.
 CALIBRATION_IMAGES = 64
-ROUNDS, _TIMED_IMAGES = 10, 4
+ROUNDS, _FLOAT_ROUNDS = 10, 5
 
 Say = Callable[[str], None]
 
@@ -68,8 +64,9 @@ def search(
 ) -> SearchOutcome:
     """Find the fastest variant within ``Strategy.max_drop`` and ``Strategy.min_agreement``, without training.
 
-    The variants are exported from the weights, timed in turns in the engine that compress evaluates in, and evaluated
-    in float by successive halving. The best of them and the full model are calibrated (``ptq``), evaluated and timed in
+    The variants are exported from the weights, the larger ones first, timed in turns in the engine that compress
+    evaluates in, and evaluated in float by successive halving. Those that are smaller than one that is surely beyond a
+    limit are not tried. The best of them and the full model are calibrated (``ptq``), evaluated and timed in
     INT8. ``save_dir`` gets ``search.json``, ``search.png`` and the models, in ``float/`` and ``int8/``; a second search
     with the same config takes those that are there.
 
@@ -99,37 +96,40 @@ def search(
     variants = source.variants(layers, queries, sizes)
     seconds: dict[str, float] = {}
     judge = choose_judge(config.strategy.engine, paddle_device(device), model, decoder=decoder_for(config, model))
-    with timed(seconds, "export"):
-        say(f"exporting {len(variants) - 1} variants of {model.directory}")
-        entries = [
-            _entry(config, variant, model if variant == source.full else source.export(variant, folder / "float"),
-                   reader_overrides)
-            for variant in variants
-        ]  # fmt: skip
-    full, rest = entries[0], entries[1:]
+    full = _entry(config, source.full, model, reader_overrides)
     full.reader.require_labels("eval", "the search")
-    with timed(seconds, "time"):
-        say(f"timing them in {judge.fp32_engine}, {ROUNDS} rounds in turns")
-        measured = _latencies(judge, {entry.variant.name: (entry.model, entry.reader) for entry in entries}, "fp32")
-        for entry in entries:  # by the ratios within the rounds, which move less than the medians
-            entry.latency_ms = measured[full.variant.name].latency_ms["p50"] / measured[entry.variant.name].ratio
     with timed(seconds, "evaluate"):
         full.evaluation, _ = judge.evaluate_float(full.model, full.reader, progress)
-        truth = GroundTruth.load(full.reader, "eval")
-        least = config.strategy.min_agreement
-        alive = halve(rest, _evaluator(judge, progress), full.evaluation, truth, max_drop, candidates, least)
-    rows = [_row(entry.variant, "fp32", entry.model, entry.evaluation, entry.difference, measured[entry.variant.name],
-                 config, entry.dropped, entry.loss) for entry in entries]  # fmt: skip
-    best = [entry for entry in ranked(alive, max_drop, least) if within(entry, max_drop, least)][:candidates]
+    limits = Limits(full.evaluation, GroundTruth.load(full.reader, "eval"), max_drop, config.strategy.min_agreement)
+
+    def make(variant: Variant) -> Entry:
+        with timed(seconds, "export"):
+            made = source.export(variant, folder / "float")
+        return _entry(config, variant, made, reader_overrides)
+
+    def look(entries: Sequence[Entry]) -> None:
+        say(f"a first look in {judge.fp32_engine} at {'; '.join(entry.variant.words for entry in entries)}")
+        with timed(seconds, "first_look"):
+            first_look(judge, full, entries, limits, _FLOAT_ROUNDS, progress)
+
+    say(f"exporting up to {len(variants) - 1} variants of {model.directory}")
+    entries, skipped = screen(variants[1:], make, look)
+    with timed(seconds, "evaluate"):
+        alive = halve(
+            [entry for entry in entries if not entry.dropped], _evaluator(judge, progress), limits, candidates
+        )
+    rows = [_row(entry.variant, "fp32", entry.model, entry.evaluation, entry.difference, _timed(entry),
+                 config, entry.dropped, entry.loss) for entry in (full, *entries)]  # fmt: skip
+    best = [entry for entry in ranked(alive, limits) if within(entry, limits)][:candidates]
     rows += _int8_rows(
-        config, judge, [full, *best], full.evaluation, truth, folder,
+        config, judge, [full, *best], limits, folder,
         full_int8=full_int8, device=device, progress=progress, reader_overrides=reader_overrides, seconds=seconds,
         say=say,
     )  # fmt: skip
     rows = with_front(rows)
     outcome = SearchOutcome(
         rows,
-        fastest_within(rows, max_drop, config.strategy.confidence, least),
+        fastest_within(rows, max_drop, config.strategy.confidence, limits.min_agreement),
         max_drop,
         config.strategy.confidence,
         f"{judge.engine} on {judge.device}",
@@ -138,7 +138,8 @@ def search(
          "reader": str(full.reader.path), "reader_hash": full.reader.fingerprint()},
         min(config.quant_post.images, CALIBRATION_IMAGES),
         None if full_int8 is None else str(full_int8.directory),
-        least,
+        limits.min_agreement,
+        tuple((each.variant.words, each.larger.words) for each in skipped),
     )  # fmt: skip
     draw(outcome, folder / PICTURE_FILENAME)
     write_record(folder / SEARCH_FILENAME, SEARCH_SCHEMA, outcome.as_json())
@@ -178,8 +179,7 @@ def _int8_rows(
     config: Config,
     judge: Judge,
     entries: Sequence[Entry],
-    reference: Evaluation,
-    truth: GroundTruth,
+    limits: Limits,
     folder: Path,
     *,
     full_int8: InferenceModel | None,
@@ -197,7 +197,7 @@ def _int8_rows(
         with timed(seconds, "calibrate"):
             model = full_int8 if full_int8 is not None and entry is entries[0] else compress(
                 _config_of(config, entry.model), folder / "int8" / variant.name, device, progress=progress, reuse=True,
-                reader_overrides=[*reader_overrides, *entry.reader_overrides],
+                reader_overrides=[*reader_overrides, *entry.reader_overrides], checks=False,
             ).model  # fmt: skip
         models = {variant: model}
         if judge.engine == "openvino" and computes_in_bf16():
@@ -208,12 +208,15 @@ def _int8_rows(
                 evaluation = judge.evaluate(model, "int8", entry.reader, progress)
                 made[each.name] = _Int8(each, model, entry.reader, evaluation)
     with timed(seconds, "time"):
-        measured = _latencies(judge, {name: (each.model, each.reader) for name, each in made.items()}, "int8")
-    checked = config.strategy.min_agreement is not None
+        with loaded(judge, {name: (each.model, each.reader) for name, each in made.items()}, "int8") as found:
+            measured = timed_in_turns(found, ROUNDS)
+    checked = limits.min_agreement is not None
+    reference = limits.reference
     return [
         _row(
-            each.variant, "int8", each.model, each.evaluation, compare_on_some(reference, each.evaluation, truth),
-            measured[name], config, None, agreement_on_some(reference, each.evaluation) if checked else None,
+            each.variant, "int8", each.model, each.evaluation,
+            compare_on_some(reference, each.evaluation, limits.truth), measured[name], config, None,
+            agreement_on_some(reference, each.evaluation) if checked else None,
         )
         for name, each in made.items()
     ]  # fmt: skip
@@ -238,6 +241,11 @@ def _with_bf16(model: InferenceModel, folder: Path) -> InferenceModel:
             shutil.copyfile(path, staging / path.name)
         copy_infer_cfg(model, staging, folder, {FLOAT_PRECISION_KEY: "bf16"})
     return InferenceModel.load(folder, model.model_filename, model.params_filename)
+
+
+def _timed(entry: Entry) -> Latencies:
+    assert entry.latencies is not None
+    return entry.latencies
 
 
 def _row(
@@ -273,28 +281,3 @@ def _row(
         agreement=None if loss is None else loss.agreement,
         agreement_probability=None if loss is None else loss.probability(1 - (limits.min_agreement or 0.0)),
     )
-
-
-class _OnOwnImages:
-    """An engine that runs images of its own input size, chosen by their position."""
-
-    def __init__(self, engine: Engine, batches: Sequence[Mapping[str, np.ndarray]]) -> None:
-        self._engine, self._batches = engine, batches
-
-    def run(self, place: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self._engine.run(self._batches[int(place["place"])])
-
-
-def _latencies(
-    judge: Judge, models: Mapping[str, tuple[InferenceModel, Reader]], precision: str
-) -> dict[str, Latencies]:
-    """Measure latencies in turns, each model on the first images in its own input size; ratios are to the first one."""
-    with contextlib.ExitStack() as stack:
-        engines: dict[str, Any] = {}
-        for name, (model, reader) in models.items():
-            engine = stack.enter_context(contextlib.closing(judge.load(model, precision, reader)))
-            found = zip(range(_TIMED_IMAGES), reader.loader("eval", batch_size=1, shuffle=False, drop_last=False))
-            batches = [{key: array for key, array in batch.items() if key != PROMPTS} for _, batch in found]
-            engines[name] = _OnOwnImages(engine, batches)
-            count = len(batches)
-        return measure_in_turns(engines, [{"place": np.array(place)} for place in range(count)], ROUNDS)

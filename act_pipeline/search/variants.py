@@ -54,6 +54,12 @@ class Variant:
             return f"{size}{rest}"
         return f"{size}, {self.layers} decoder layer{'' if self.layers == 1 else 's'}, {self.queries} queries{rest}"
 
+    def is_cut_of(self, other: Variant) -> bool:
+        """Return whether it is another variant with fewer decoder layers or queries, at the same input size."""
+        if self == other or self.size != other.size:
+            return False
+        return (self.layers or 0) <= (other.layers or 0) and (self.queries or 0) <= (other.queries or 0)
+
     def overrides(self) -> list[str]:
         """Return the ``key=value`` for the model config."""
         height, width = self.size
@@ -88,6 +94,7 @@ class Source:
         overrides: those of the export.
         full: the model as it is.
         top_queries, classes: the post-process selects so many of (queries x classes).
+        label_list: the class names; None: an earlier version wrote none.
     """
 
     config: str
@@ -95,6 +102,7 @@ class Source:
     full: Variant
     top_queries: int
     classes: int
+    label_list: Optional[tuple[str, ...]] = None
 
     @classmethod
     def of(cls, model: InferenceModel) -> Source:
@@ -128,7 +136,11 @@ class Source:
             layers = 1 + (last if last >= 0 else count + last)
             queries = int(transformer.get("num_queries", _QUERIES))
         top = int(_section(content, "DETRPostProcess").get("num_top_queries", _TOP_QUERIES))
-        return cls(config, overrides, Variant(layers, queries, size), top, int(content.get("num_classes", _CLASSES)))
+        names = record.get("label_list")
+        return cls(
+            config, overrides, Variant(layers, queries, size), top, int(content.get("num_classes", _CLASSES)),
+            None if names is None else tuple(map(str, names)),
+        )  # fmt: skip
 
     def variants(
         self,
@@ -171,7 +183,8 @@ class Source:
 
     def export(self, variant: Variant, folder: Path) -> InferenceModel:
         """Export a variant into a folder below ``folder``, unless it is there already."""
-        return export_model(self.config, folder / variant.name, [*self.overrides, *variant.overrides()], reuse=True)
+        overrides = [*self.overrides, *variant.overrides()]
+        return export_model(self.config, folder / variant.name, overrides, reuse=True, label_list=self.label_list)
 
 
 def _check(flag: str, numbers: Sequence[int] | None, least: int, most: int) -> None:
