@@ -25,6 +25,7 @@ from act_pipeline.data.annotations import Annotations
 from act_pipeline.data.classes import check_count, read_label_list
 from act_pipeline.data.infer_cfg import normalization
 from act_pipeline.engines.interface import runtime_error_line
+from act_pipeline.graph.quick_building import quick_building
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 from act_pipeline.rtdetr.build import build_model
 from act_pipeline.rtdetr.fit import check_config, check_model
@@ -216,7 +217,8 @@ def export_layer(
         traced = staging / "traced"
         try:
             static = paddle.jit.to_static(model, input_spec=[inputs], full_graph=True)
-            paddle.jit.save(static, str(traced / "model"), **saved)
+            with quick_building():
+                paddle.jit.save(static, str(traced / "model"), **saved)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError) as error:
             raise UserError(
                 f"the model cannot be traced at the input size {list(size)}: {runtime_error_line(error)}; check the "

@@ -304,7 +304,11 @@ def test_the_sample_is_searched(sample_model: InferenceModel, tmp_path: Path) ->
     by_name = {(one["name"], one["precision"]): one for one in record["rows"]}
     in_bf16 = 2 if computes_in_bf16() else 0
     skipped = record["skipped"]  # at 160 x 160 with fewer queries, if all of them lose too much
-    assert len(by_name) == 4 - len(skipped) + 2 + in_bf16 and len(skipped) <= 1 and (tmp_path / "search" / "search.png").exists()
+    assert (
+        len(by_name) == 4 - len(skipped) + 2 + in_bf16
+        and len(skipped) <= 1
+        and (tmp_path / "search" / "search.png").exists()
+    )
     stated = [InferenceModel.load(one["folder"]).infer_cfg().get("float_precision") for one in record["rows"]]
     assert stated.count("bf16") == in_bf16
     full = by_name["layers2_queries50_224x224", "fp32"]

@@ -1,11 +1,10 @@
-"""Patches of Paddle and PaddleSlim: a scope for each run, and faster building and searching of programs."""
+"""Patches of Paddle and PaddleSlim: a scope for each run, and a faster search of programs."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -40,24 +39,3 @@ def quick_walks() -> Iterator[None]:
 
     with mock.patch.object(GraphWrapper, "next_ops", next_ops):
         yield
-
-
-@contextlib.contextmanager
-def quick_building() -> Iterator[None]:
-    """Let Paddle build programs without call stacks of ops and without synchronizing the block at every renaming.
-
-    These take most of the time. For each op, Paddle reads the source of all functions in the call stack
-    (``op_callstack``); without it, error messages do not show where an op was created. For each variable that is
-    renamed, as all of the teacher's are, Paddle searches the block for variables added in C++.
-    """
-    from paddle.base import framework
-
-    rename = framework.Block._rename_var
-
-    def rename_alone(block: Any, name: str, new_name: str) -> Any:
-        with mock.patch.object(block, "_sync_with_cpp", lambda: None):
-            return rename(block, name, new_name)
-
-    with mock.patch.object(framework.Block, "_rename_var", rename_alone):
-        with mock.patch.object(framework, "traceback", SimpleNamespace(extract_stack=list)):
-            yield

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Optional
 from unittest import mock
 
 from act_pipeline.compress.paddleslim.fast_passes import fast_passes
-from act_pipeline.compress.paddleslim.patches import quick_building
 from act_pipeline.compress.qat.distributed import averaging
 from act_pipeline.compress.qat.loop import TrainingLoop
 from act_pipeline.compress.qat.programs import Programs, Schedule
@@ -36,6 +35,7 @@ from act_pipeline.compress.qat.zero_points import round_finely
 from act_pipeline.execution import cpu_kernels, finite_checks
 from act_pipeline.execution.cpu_cores import on_cpu
 from act_pipeline.execution.runners import Runner, make_runner
+from act_pipeline.graph.quick_building import quick_building
 
 if TYPE_CHECKING:
     from paddleslim.auto_compression import AutoCompression
