@@ -23,6 +23,7 @@ from act_pipeline.config.sections import CalibrationAlgorithm
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.demo import READER_CONFIG
+from act_pipeline.engines.interface import EngineSupport
 from act_pipeline.graph.int8_rounding import weight_threshold
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
@@ -232,6 +233,18 @@ def test_collect_sees_what_the_graph_computes(tmp_path: Path, batch: int) -> Non
         each = np.abs(values[name]).reshape(8, -1).max(1)
         assert observer.abs_max == pytest.approx(each.max(), rel=1e-5)
         assert threshold(observer, "avg") == pytest.approx(each.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "paddle"])
+def test_collect_of_the_image_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str) -> None:
+    """Where only the image is quantized, the graph that is run has no parameters."""
+    if runtime == "paddle":
+        nothing = EngineSupport("openvino", "fp32", "CPU", False, "not installed")
+        monkeypatch.setattr("act_pipeline.engines.tensor_runners.find_support", lambda *_: nothing)
+    observer = AbsMax()
+    with static_mode():
+        assert collect(tiny_graph(tmp_path / "m"), {"image": [observer]}, [{"image": images()}]) == 8
+    assert observer.abs_max == np.abs(images()).max()
 
 
 @pytest.mark.parametrize(("bad", "word"), [(np.nan, "NaN"), (np.inf, "infinite")])

@@ -130,7 +130,13 @@ def expose(graph: StaticGraph, names: Sequence[str], directory: Path) -> Inferen
             needed.update(op.input_arg_names)
     graph.unwrap_outputs()
     graph.feed_names = [name for name in graph.feed_names if name in needed]
-    graph.fetch_targets = [block.var(name) for name in names]
+    targets = [block.var(name) for name in names]
+    if not any(graph.is_parameter(name) for name in needed):
+        # Inputs alone: Paddle neither writes nor loads a model without parameters, so one is multiplied by 1.
+        one = graph.add_parameter("expose@one", np.ones(1, np.float32))
+        plain, targets[0] = targets[0], block.create_var(name="expose@input", dtype="float32", shape=targets[0].shape)
+        block.append_op(type="elementwise_mul", inputs={"X": plain, "Y": one}, outputs={"Out": targets[0]})
+    graph.fetch_targets = targets
     return graph.save(directory)
 
 
