@@ -223,6 +223,38 @@ def test_a_killed_triton_comes_back_and_leaves_nothing(started: Started, answers
     assert not [pid for pid in stubs if Path(f"/proc/{pid}").exists() and "Z" not in state_of(pid)]
 
 
+def test_triton_comes_back_when_all_processes_of_its_model_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("act_pipeline.server.triton.process._ALONE_CHECKS", 2)
+    service: Any = type("Service", (), {"floats": FakeFloats(), "model": staticmethod(lambda _: None)})()
+    with tempfile.TemporaryDirectory(prefix="t_") as folder:
+        made = Started(Path(folder), Answers(), Batching(1), 2)
+        front = Front(service, made.triton, LIMITS)
+        assert made.triton.pid is not None
+        for stub in children(made.triton.pid):
+            os.kill(stub, signal.SIGKILL)
+        assert front.request("POST", "/detect", picture())[0] == 200
+        assert made.triton.restarts == 1
+        front.close()
+        made.close()
+
+
+@pytest.mark.slow
+def test_a_pause_of_all_processes_changes_nothing() -> None:
+    """As `docker pause` does."""
+    with tempfile.TemporaryDirectory(prefix="t_") as folder:
+        made = Started(Path(folder), Answers(), Batching(1), 2)
+        triton = made.triton.pid
+        assert triton is not None
+        stubs = children(triton)
+        for signum in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in (triton, *stubs):
+                os.kill(pid, signum)
+            time.sleep(10.0 if signum == signal.SIGSTOP else 1.0)
+        infer(made, "http", 0.5)
+        assert made.triton.restarts == 0 and children(triton) == stubs and "Z" not in map(state_of, stubs)
+        made.close()
+
+
 def children(pid: int) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):

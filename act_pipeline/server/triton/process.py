@@ -29,6 +29,8 @@ from act_pipeline.server.triton.bridge import Bridge
 
 _logger = logging.getLogger(__name__)
 _START_SECONDS = 60.0
+# Triton starts an instance's process again by itself, within this many seconds, unless all of them have ended.
+_ALONE_CHECKS = 8
 _LOG_LINES = 200
 _LOCAL = "127.0.0.1"
 # They write files, map memory, or load models: nothing that a request may do.
@@ -199,7 +201,7 @@ class TritonProcess:
             self._started.set()
             process = self._process
             assert process is not None
-            process.wait()
+            self._wait(process)
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)  # what a killed one leaves of its own processes
             if self._closing.is_set():
@@ -208,6 +210,21 @@ class TritonProcess:
             _logger.warning("Triton has ended (%s); it is started again", process.returncode)
             pause = 0.5 if time.monotonic() - began > 60 else min(pause * 2, 10.0)
             self._closing.wait(pause)
+
+    def _wait(self, process: subprocess.Popen[str]) -> None:
+        """Wait for the end of Triton, which is killed if all processes of its instances have ended: then it hangs."""
+        alone = 0
+        children: list[int] = []
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1.0)
+                return
+            if not any(map(_lives, children)):
+                children = _children(process.pid)
+            alone = 0 if self._closing.is_set() or any(map(_lives, children)) else alone + 1
+            if alone == _ALONE_CHECKS:
+                _logger.warning("the processes of Triton's model have ended")
+                process.kill()
 
     def _start(self) -> None:
         self.http_port, self.metrics_port = free_port(_LOCAL), free_port(_LOCAL)
@@ -263,6 +280,23 @@ class TritonProcess:
         for path in Path("/dev/shm").glob(f"{self._shm}*"):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _children(pid: int) -> list[int]:
+    """Return the ids of a process's children, zombies too; each thread has its own list."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, path.read_text().split())
+    return found
+
+
+def _lives(pid: int) -> bool:
+    """Return whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def free_port(host: str) -> int:

@@ -3,31 +3,28 @@
 Triton's process runs a copy of this file, without the package: the standard library, NumPy, and what Triton gives.
 """
 
-import faulthandler
+import fcntl
 import json
 import os
-import threading
 import time
 from multiprocessing.connection import Client
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-_STUCK_SECONDS = 6
 INPUTS = ("picture", "image", "im_shape", "scale_factor")
 
 
-def _end_with_parent(parent):
-    """End this process soon after Triton's, which may be killed without a chance to end it.
+def _end_with_server(connection):
+    """Let the kernel end this process (SIGIO) with the server's, whose end closes a connection that is otherwise idle.
 
-    The backend may hang with Python's lock held, sending an answer to the process that is gone: then this thread does
-    not run any more, and faulthandler's, which needs no lock, ends the process.
+    Triton may be killed together with the server, without a chance to end this process, which may hang then with
+    Python's lock held, so that no thread of it could watch. A timer would end it after any pause (`docker pause`).
     """
-    with open(os.devnull, "w") as nowhere:
-        while os.getppid() == parent:
-            faulthandler.dump_traceback_later(_STUCK_SECONDS, exit=True, file=nowhere)
-            time.sleep(1.0)
-    os._exit(1)
+    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
+    if connection.poll():  # it ended before
+        os._exit(1)
 
 
 class TritonPythonModel:
@@ -38,8 +35,9 @@ class TritonPythonModel:
             bridge = json.load(file)
         self._address, self._key = bridge["address"], bytes.fromhex(bridge["key"])
         self._connection = None
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         self._connect(10.0)
+        self._idle = Client(self._address, "AF_UNIX", authkey=self._key)
+        _end_with_server(self._idle)
 
     def execute(self, requests):
         batch = []
