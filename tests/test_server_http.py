@@ -110,6 +110,7 @@ def test_metrics_and_health(running: Running, front: Front, monkeypatch: pytest.
     [
         ("POST", "/detect", b"garbage", {}, 400),
         ("POST", "/detect?threshold=2", b"x", {}, 400),
+        ("POST", "/detect?thresold=0.5", picture(), {}, 400),
         ("POST", "/detect?version=x", b"x", {}, 400),
         ("POST", "/detect?version=9", picture(), {}, 400),
         ("POST", PATH, b"[" * 1000, {}, 400),

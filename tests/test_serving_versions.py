@@ -122,6 +122,8 @@ def test_a_folder_of_something_else_is_not_made_a_repository(models: dict[str, s
         Repository.open(tmp_path, create=True)
     with pytest.raises(UserError, match="is a file"):
         Repository.open(Path(models["a"]) / "act.json")
+    with pytest.raises(UserError, match="cannot make /proc/x"):
+        Repository.open("/proc/x", create=True)
 
 
 def test_a_damaged_pointer_is_one_line_and_a_watch_goes_on_with_the_last(

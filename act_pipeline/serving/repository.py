@@ -19,7 +19,7 @@ from typing import Any, Optional
 
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.locking import hold_lock
-from act_pipeline.core.output_folders import clear_leftovers
+from act_pipeline.core.output_folders import clear_leftovers, making
 from act_pipeline.serving.audit import AUDIT_FILENAME, AuditLog
 from act_pipeline.serving.durable_files import write_durably
 from act_pipeline.serving.state import State
@@ -49,7 +49,7 @@ class Repository:
             create: whether an absent or empty folder becomes one.
 
         Raises:
-            UserError: the folder is missing, a file, or holds something else.
+            UserError: the folder is missing, a file, holds something else, or cannot be made.
         """
         found = cls(Path(folder))
         if found.folder.exists() and not found.folder.is_dir():
@@ -64,7 +64,8 @@ class Repository:
             )
         if found.folder.is_dir() and any(found.folder.iterdir()):
             raise UserError(f"{folder} holds something else, expected a repository or an empty folder")
-        (found.folder / VERSIONS_FOLDER).mkdir(parents=True, exist_ok=True)
+        with making(folder):
+            (found.folder / VERSIONS_FOLDER).mkdir(parents=True, exist_ok=True)
         return found
 
     @property

@@ -255,6 +255,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _query(self) -> _Query:
         values = dict(parse_qsl(urlsplit(self.path).query))
+        unknown = sorted(set(values) - {"id", "threshold", "version"})
+        if unknown:  # with `thresold=0.5` the answer would have every detection
+            raise BadRequest(400, f"{unknown[0][:50]!r} is no parameter, expected id, threshold, version")
         try:
             version = int(values["version"]) if "version" in values else None
             threshold = float(values.get("threshold", 0.0))
