@@ -13,6 +13,7 @@ import pytest
 from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, collect, quantizable_tensors
 from act_pipeline.calibration.algorithms import ALGORITHMS
 from act_pipeline.calibration.algorithms.kl import kl_threshold
+from act_pipeline.calibration.algorithms.mse import mse_threshold
 from act_pipeline.calibration.histograms import uniform_histogram
 from act_pipeline.calibration.thresholds import threshold
 from act_pipeline.compress import compress
@@ -24,7 +25,7 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.demo import READER_CONFIG
 from act_pipeline.engines.interface import EngineSupport
-from act_pipeline.graph.int8_rounding import weight_threshold
+from act_pipeline.graph.int8_rounding import unsigned_range, weight_threshold
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -104,6 +105,24 @@ def test_mse_has_the_least_error_of_all_thresholds(name: str) -> None:
     largest = float(np.abs(values).max())
     least = min(error(largest * share) for share in np.exp2(-np.arange(0, 6, 0.02)))
     assert error(found) <= 1.03 * least + 1e-9 * largest**2
+
+
+@pytest.mark.parametrize("power", [2, 2.4, 3])
+@pytest.mark.parametrize("name", sorted(set(tensors()) - {"zeros"}))
+def test_the_search_of_thresholds_that_ends_early_finds_the_least_error_of_all(name: str, power: float) -> None:
+    observer = seen(tensors()[name])
+    lower, upper, counts = observer.bins()
+    values = (lower + upper) / 2
+    for lowest in (None, 0.0, observer.lowest, -0.2 * observer.abs_max):
+
+        def error(limit: float, lowest: float | None = lowest) -> float:
+            step, _ = unsigned_range(limit, lowest)
+            return float(counts @ np.abs(np.minimum(np.rint(values / step) * step, limit) - values) ** power)
+
+        limits = upper[-1] * np.exp2(-np.arange(97) / 16)
+        errors = [error(limit) for limit in limits]
+        found = mse_threshold(lower, upper, counts, lowest, power)
+        assert found in limits and error(found) == pytest.approx(min(errors), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", sorted(set(tensors()) - {"zeros"}))
