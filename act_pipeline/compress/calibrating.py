@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +45,8 @@ from act_pipeline.graph.static_graph import StaticGraph
 # `auto` tries calibrations whose change of the held-out detections is at most this many times the least one: some 30
 # images cannot rank what is closer. None of them costs anything at inference, unlike the steps that follow.
 _NEARLY_BEST = 1.15
+# Algorithms that run on all held-out images; the first images choose them.
+_FINALISTS = 3
 # Equalization comes first only where the held-out detections change by at most this many times what they do without.
 _CLEARLY_BETTER = 0.95
 # Algorithms that the equalized model is compared with, the best ones of the model without: each takes seconds.
@@ -82,7 +84,7 @@ class Compared:
     Attributes:
         source: the float model.
         post: its calibration.
-        changes: algorithm -> change of the detections, see :meth:`HeldOut.change`.
+        changes: algorithm -> change of the detections, see :meth:`HeldOut.changes`.
         seconds: stage -> seconds, for the first candidate.
         equalization: the comparison with factors and without, for ``act.json``; None: there are no factors.
     """
@@ -297,7 +299,7 @@ def _made(
         seconds: stage -> seconds, of what came before.
         equalization: the comparison with factors and without; None: there was none.
     """
-    calibration = post.write(job.folder(source.strategy), algo)
+    calibration = post.written.get(algo) or post.write(job.folder(source.strategy), algo)
     details = CandidateDetails(
         _calibration_details(job, algo, calibration, changes), source.smoothing, equalization=equalization
     )
@@ -337,14 +339,16 @@ def _calibration_details(
 def _compare(
     job: Job, post: PostTraining, algorithms: Collection[CalibrationAlgorithm] | None = None
 ) -> dict[CalibrationAlgorithm, float]:
-    """Return algorithm -> the change of the detections on the held-out training images, see :meth:`HeldOut.change`."""
-    found: dict[CalibrationAlgorithm, float] = {}
+    """Return algorithm -> the change of the detections on the held-out images, of the best: see `HeldOut.changes`."""
     folder = job.folder("compared")
     algorithms = ALGORITHMS if algorithms is None else algorithms
-    written = post.write(folder, next(iter(algorithms))).model
-    for algo in each(algorithms, "choose", "algorithm", shown=job.progress):
-        thresholds = post.thresholds(algo)
-        with tempfile.TemporaryDirectory(dir=folder) as other:
-            found[algo] = job.held_out.change(rescaled(written, thresholds, Path(other)))
-    shutil.rmtree(folder)
-    return found
+    first = next(iter(algorithms))
+    post.written[first] = post.write(folder, first)
+    written = post.written[first].model
+
+    def models() -> Iterator[tuple[CalibrationAlgorithm, InferenceModel]]:
+        for algo in each(algorithms, "choose", "algorithm", shown=job.progress):
+            with tempfile.TemporaryDirectory(dir=folder) as other:
+                yield algo, rescaled(written, post.thresholds(algo), Path(other))
+
+    return job.held_out.changes(models(), _FINALISTS)

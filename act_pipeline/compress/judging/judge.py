@@ -50,6 +50,13 @@ class Detected(NamedTuple):
         taken = self.rows[:, 0] < images
         return Detected(self.rows[taken], self.masks and [mask for mask, take in zip(self.masks, taken) if take])
 
+    def followed_by(self, others: Detected, images: int) -> Detected:
+        """Return these detections, on the first ``images`` images, and others on the images after them."""
+        rows = others.rows.copy()
+        rows[:, 0] += images
+        masks = None if self.masks is None or others.masks is None else [*self.masks, *others.masks]
+        return Detected(np.concatenate([self.rows, rows]), masks)
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -180,25 +187,8 @@ class Judge:
             NotFinite: a box or a score is NaN or infinite.
             UserError: see :meth:`load`.
         """
-        rows: list[np.ndarray] = []
-        masks: list[Any] = []
-        has_masks, image = False, 0
         with contextlib.closing(self.load(model, precision, reader)) as engine:
-            for feed in feeds:
-                outputs = engine.run(feed)
-                counts = np.asarray(outputs["bbox_num"]).reshape(-1)
-                bbox = np.asarray(outputs["bbox"], np.float64).reshape(-1, 6)
-                if not np.isfinite(bbox).all():
-                    raise NotFinite("the model's boxes are not finite (NaN or infinite) on a training image")
-                ids = np.repeat(image + np.arange(len(counts)), counts)
-                rows.append(rows_of_outputs(bbox, ids))
-                has_masks = "masks" in outputs
-                masks.extend(outputs.get("masks", ()))
-                image += len(counts)
-        found = np.concatenate(rows) if rows else np.zeros((0, 7))
-        if has_masks:
-            return Detected(found, masks)
-        return Detected(found[found[:, 6] >= 0])  # class -1 marks padding rows
+            return detections(engine, feeds)
 
     def latencies(
         self, models: Mapping[str, tuple[InferenceModel, str]], reader: Reader
@@ -222,6 +212,28 @@ class Judge:
                 for label, (model, precision) in models.items()
             }
             return measure_in_turns(engines, batches, _TIMED_ROUNDS), _TIMED_ROUNDS
+
+
+def detections(engine: Engine, feeds: Sequence[Mapping[str, np.ndarray]]) -> Detected:
+    """Return the detections of a loaded model on batches; see :meth:`Judge.detect`."""
+    rows: list[np.ndarray] = []
+    masks: list[Any] = []
+    has_masks, image = False, 0
+    for feed in feeds:
+        outputs = engine.run(feed)
+        counts = np.asarray(outputs["bbox_num"]).reshape(-1)
+        bbox = np.asarray(outputs["bbox"], np.float64).reshape(-1, 6)
+        if not np.isfinite(bbox).all():
+            raise NotFinite("the model's boxes are not finite (NaN or infinite) on a training image")
+        ids = np.repeat(image + np.arange(len(counts)), counts)
+        rows.append(rows_of_outputs(bbox, ids))
+        has_masks = "masks" in outputs
+        masks.extend(outputs.get("masks", ()))
+        image += len(counts)
+    found = np.concatenate(rows) if rows else np.zeros((0, 7))
+    if has_masks:
+        return Detected(found, masks)
+    return Detected(found[found[:, 6] >= 0])  # class -1 marks padding rows
 
 
 def _first(batches: Iterable[Any], count: int) -> Iterable[Any]:

@@ -116,6 +116,7 @@ class PostTraining:
         model: the float model.
         statistics: statistics of the calibration images.
         seconds: ``calibrate`` -> seconds that the calibration images took.
+        written: algorithm -> the model that was written for a comparison, for who wants the same one.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class PostTraining:
         self._selection = selection
         self._divided = divided or {}
         self.seconds: dict[str, float] = {}
+        self.written: dict[CalibrationAlgorithm, Calibration] = {}
         read = [name for op in (selection.ops if selection else ()) if op.name in spare for name in op.activations]
         with timed(self.seconds, "calibrate"):
             self._inserted: Inserted | None = insert(model, config.quant_post)
@@ -163,6 +165,7 @@ class PostTraining:
         """
         found = copy.copy(self)
         found.model, found._selection, found._divided, found.seconds = model, selection, {}, {}
+        found.written = {}
         found._inserted = None
         found.statistics = self.statistics.equalized(self._divided)
         return found

@@ -23,7 +23,8 @@ class CalibrationDetails:
         bias_correction: ``QuantPost.bias_correction``.
         corrected_biases: number of biases that were corrected.
         zero_tensors: activations that are zero on all images.
-        compared: algorithm -> change of the detections, where the best algorithm was chosen; else empty.
+        compared: algorithm -> change of the detections, where the best algorithm was chosen, of the finalists; else
+            empty.
         compared_images: number of images of that comparison; None: none.
     """
 
