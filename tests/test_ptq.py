@@ -10,11 +10,20 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, collect, quantizable_tensors
+from act_pipeline.calibration import (
+    AbsHistogram,
+    AbsMax,
+    ChannelMean,
+    Divided,
+    DividedHistogram,
+    collect,
+    quantizable_tensors,
+)
 from act_pipeline.calibration.algorithms import ALGORITHMS
 from act_pipeline.calibration.algorithms.kl import kl_threshold
 from act_pipeline.calibration.algorithms.mse import mse_threshold
 from act_pipeline.calibration.histograms import uniform_histogram
+from act_pipeline.calibration.observers import NotFiniteError
 from act_pipeline.calibration.thresholds import threshold
 from act_pipeline.compress import compress
 from act_pipeline.compress.ptq.bias_correction import Bias, correct_biases, find_biases, output_shift
@@ -105,6 +114,28 @@ def test_mse_has_the_least_error_of_all_thresholds(name: str) -> None:
     largest = float(np.abs(values).max())
     least = min(error(largest * share) for share in np.exp2(-np.arange(0, 6, 0.02)))
     assert error(found) <= 1.03 * least + 1e-9 * largest**2
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((4, 6, 9, 7), 1), ((4, 50, 8), -1), ((4, 8), 1), ((2, 3, 40), 1)])
+@pytest.mark.parametrize(("sample", "images"), [(None, 2), (20, 2), (20, 1)])
+def test_a_divided_histogram_is_the_histogram_of_divided_values(
+    shape: tuple[int, ...], axis: int, sample: int | None, images: int
+) -> None:
+    rng = np.random.default_rng(3)
+    by = np.exp(rng.uniform(-3, 3, shape[axis])).astype(np.float32)
+    plain = AbsHistogram(sample)
+    slow, quick = Divided(plain, by, axis), DividedHistogram(sample, by, axis)
+    for scale in (1, 40, 0.1):
+        values = (scale * rng.standard_normal(shape)).astype(np.float32)
+        slow.update(values, images)
+        quick.update(values, images)
+    assert (quick.abs_max, quick.lowest, quick.mean_abs_max) == (plain.abs_max, plain.lowest, plain.mean_abs_max)
+    assert quick.images == plain.images == 3 * images
+    for found, expected in zip(quick.bins(), plain.bins()):
+        np.testing.assert_array_equal(found, expected)
+    values[0] = np.inf
+    with pytest.raises(NotFiniteError, match="infinite"):
+        quick.update(values, images)
 
 
 @pytest.mark.parametrize("power", [2, 2.4, 3])

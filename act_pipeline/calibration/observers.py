@@ -73,8 +73,8 @@ class AbsMax:
         if not values.size:
             return
         rows = values.reshape(images, -1)
-        least = rows.min(axis=1)
-        largest = np.maximum(rows.max(axis=1), -least).astype(np.float64)  # NaN stays NaN
+        least, most = self._extremes(values, images)
+        largest = np.maximum(most, -least).astype(np.float64)  # NaN stays NaN
         if not np.isfinite(largest).all():
             if np.isnan(largest).any():
                 raise NotFiniteError("NaN")
@@ -87,6 +87,11 @@ class AbsMax:
         self.lowest = min(self.lowest, float(least.min()))
         self._sum += float(largest.sum())
         self.images += images
+
+    def _extremes(self, values: np.ndarray, images: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the least and the largest value of every image, [images] each."""
+        rows = values.reshape(images, -1)
+        return rows.min(axis=1), rows.max(axis=1)
 
 
 class AbsHistogram(AbsMax):
@@ -129,14 +134,18 @@ class AbsHistogram(AbsMax):
 
     def _sampled(self, values: np.ndarray, images: int) -> np.ndarray:
         """Return the values to count, float32 [values], contiguous."""
-        flat = values.reshape(-1)
-        step = flat.size // (self.sample * images) if self.sample else 1
+        start, step = self._places(values, images)
+        return np.ascontiguousarray(values.reshape(-1)[start::step])
+
+    def _places(self, values: np.ndarray, images: int) -> tuple[int, int]:
+        """Return the index of the first value to count, and the step to the next one."""
+        step = values.size // (self.sample * images) if self.sample else 1
         if step <= 1:
-            return flat
+            return 0, 1
         # A step with a common factor with a dimension would sample only some of its rows, columns or channels.
         while any(math.gcd(step, size) > 1 for size in values.shape):
             step += 1
-        return np.ascontiguousarray(flat[self.images % step :: step])
+        return self.images % step, step
 
     def bins(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the bins that are not empty, in ascending order.
@@ -166,6 +175,39 @@ class AbsHistogram(AbsMax):
             counts[: _BINS - moved] = self._counts[moved:]
             counts[0] += self._counts[:moved].sum()
             self._counts, self._base = counts, base
+
+
+class DividedHistogram(AbsHistogram):
+    """Record the histogram of a tensor with each channel divided by a factor of its own.
+
+    It is what :class:`Divided` gives, bit by bit, but only the sample and the channels' extremes are divided.
+
+    Args:
+        sample: see :class:`AbsHistogram`.
+        by: the factors, float32 [channels], above 0.
+        axis: the axis of the channels.
+    """
+
+    def __init__(self, sample: int | None, by: np.ndarray, axis: int) -> None:
+        super().__init__(sample)
+        self._inverse, self._axis = (1 / by).astype(np.float32), axis
+
+    def _extremes(self, values: np.ndarray, images: int) -> tuple[np.ndarray, np.ndarray]:
+        channels = values.reshape(images, -1, len(self._inverse), self._inner(values))
+        if channels.shape[3] == 1:
+            least, most = channels[..., 0].min(axis=1), channels[..., 0].max(axis=1)
+        else:
+            least, most = channels.min(axis=3).min(axis=1), channels.max(axis=3).max(axis=1)
+        return (least * self._inverse).min(axis=1), (most * self._inverse).max(axis=1)
+
+    def _sampled(self, values: np.ndarray, images: int) -> np.ndarray:
+        start, step = self._places(values, images)
+        channel = np.arange(start, values.size, step) // self._inner(values) % len(self._inverse)
+        return values.reshape(-1)[start::step] * self._inverse[channel]
+
+    def _inner(self, values: np.ndarray) -> int:
+        """Return the number of values of a channel that follow one another."""
+        return math.prod(values.shape[self._axis % values.ndim + 1 :])
 
 
 class Divided:

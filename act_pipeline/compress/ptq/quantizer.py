@@ -20,7 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, Divided, Observer, collect, quantizable_tensors
+from act_pipeline.calibration import (
+    AbsHistogram,
+    AbsMax,
+    ChannelMean,
+    Divided,
+    DividedHistogram,
+    Observer,
+    collect,
+    quantizable_tensors,
+)
 from act_pipeline.calibration.feeds import feeds_of
 from act_pipeline.calibration.thresholds import threshold
 from act_pipeline.compress.accuracy_control.revert import revert_to_float
@@ -252,8 +261,8 @@ def gather(
     apart: dict[str, AbsMax] = {}
     for name, tensor in (divided or {}).items():
         if name in observers:
-            apart[name] = AbsHistogram(_SAMPLED_VALUES)
-            observers[name] = [*observers[name], Divided(apart[name], tensor.by, tensor.axis)]
+            apart[name] = DividedHistogram(_SAMPLED_VALUES, tensor.by, tensor.axis)
+            observers[name] = [*observers[name], apart[name]]
     ranged: dict[str, Sequence[Observer]] = {name: [seen] for name, seen in ranges.items()}
     for name in ranges:
         if divided and name in divided and name not in apart:
