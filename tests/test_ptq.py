@@ -10,20 +10,12 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from act_pipeline.calibration import (
-    AbsHistogram,
-    AbsMax,
-    ChannelMean,
-    Divided,
-    DividedHistogram,
-    collect,
-    quantizable_tensors,
-)
+from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, Divided, collect, quantizable_tensors
 from act_pipeline.calibration.algorithms import ALGORITHMS
 from act_pipeline.calibration.algorithms.kl import kl_threshold
 from act_pipeline.calibration.algorithms.mse import mse_threshold
 from act_pipeline.calibration.histograms import uniform_histogram
-from act_pipeline.calibration.observers import NotFiniteError
+from act_pipeline.calibration.observers import DividedHistogram, NotFiniteError
 from act_pipeline.calibration.thresholds import threshold
 from act_pipeline.compress import compress
 from act_pipeline.compress.ptq.bias_correction import Bias, correct_biases, find_biases, output_shift

@@ -20,17 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from act_pipeline.calibration import (
-    AbsHistogram,
-    AbsMax,
-    ChannelMean,
-    Divided,
-    DividedHistogram,
-    Observer,
-    collect,
-    quantizable_tensors,
-)
+from act_pipeline.calibration import AbsHistogram, AbsMax, ChannelMean, Observer, collect, quantizable_tensors
 from act_pipeline.calibration.feeds import feeds_of
+from act_pipeline.calibration.observers import Divided, DividedHistogram
 from act_pipeline.calibration.thresholds import threshold
 from act_pipeline.compress.accuracy_control.revert import revert_to_float
 from act_pipeline.compress.paddleslim import qdq_program
