@@ -15,7 +15,7 @@ from bundle_fixtures import DEVICE, load_script, odd_pictures, run_build
 from inference_fixtures import make_tiny_data, write_reader
 
 from act_pipeline.bundle.build_script import build_script
-from act_pipeline.bundle.description import device_steps
+from act_pipeline.bundle.description import SCHEMA, device_steps
 from act_pipeline.core.errors import UserError
 from act_pipeline.data import Reader
 from act_pipeline.data.transforms import UnreadableImage
@@ -84,6 +84,19 @@ def test_the_device_prepares_pictures_as_the_reader_bit_for_bit(tmp_path, pictur
             np.testing.assert_array_equal(found[key], np.asarray(wanted[key], np.float32), err_msg=f"{path} {key}")
         same += 1
     assert len(pictures) == 100 and same >= 60, (same, refused)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{}", "expected the schema"), ("[]", "expected the schema"), ("{", "is no JSON")]
+)
+def test_a_damaged_description_is_refused_in_one_line(tmp_path, content: str, message: str) -> None:
+    script = load_script("run")
+    (tmp_path / "bundle.json").write_text(content)
+    with pytest.raises(script.Refused, match=message) as refused:
+        script.load_bundle(str(tmp_path))
+    assert "\n" not in str(refused.value)
+    (tmp_path / "bundle.json").write_text(json.dumps({"schema": SCHEMA}))
+    assert script.load_bundle(str(tmp_path)) == {"schema": script.SCHEMA}
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])

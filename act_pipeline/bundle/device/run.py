@@ -18,12 +18,20 @@ sys.path.insert(0, HERE)
 
 from preprocess import Refused, cv2, one_line, preprocess, read_picture  # noqa: E402
 
+SCHEMA = "act_pipeline.bundle/1"
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def load_bundle(folder=HERE):
-    with open(os.path.join(folder, "bundle.json"), encoding="utf-8") as file:
-        return json.load(file)
+    path = os.path.join(folder, "bundle.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except ValueError as error:
+        raise Refused("%s is no JSON (%s): make the bundle again" % (path, error)) from None
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise Refused("%s is no description of a bundle, expected the schema %s: make it again" % (path, SCHEMA))
+    return found
 
 
 def decode(bundle, outputs, samples):
