@@ -123,7 +123,8 @@ def compress(
             write_report(target, inputs.reader, lang=report)
     if not met:
         raise below_max_drop(job, chosen, act.comparison, target)
-    return Compressed(InferenceModel.load(save_dir), read_record(save_dir / ACT_FILENAME, ACT_SCHEMA))
+    record = read_record(save_dir / ACT_FILENAME, ACT_SCHEMA)
+    return Compressed(InferenceModel.load(save_dir), record, chosen.evaluation)
 
 
 @dataclass(frozen=True)

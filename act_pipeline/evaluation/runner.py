@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import Protocol
 
@@ -71,6 +71,7 @@ def evaluate_in_parallel(
     progress: bool = True,
     limit: int | None = None,
     batch_size: int = 1,
+    before: Evaluation | None = None,
 ) -> Evaluation:
     """Evaluate as :func:`evaluate` does with the highest throughput, for scores rather than latencies.
 
@@ -80,6 +81,7 @@ def evaluate_in_parallel(
         engines: engines of one model, see :func:`act_pipeline.evaluation.batches.run_in_parallel`; they are not closed.
             One that takes several requests is here as many times.
         reader, split, progress, limit, batch_size: see :func:`evaluate`.
+        before: an evaluation of the same model on the first images, which are not run again; with batch size 1 only.
 
     Returns:
         an evaluation whose ``latency_ms`` is None if there are several engines, and whose ``images_per_second`` is
@@ -90,12 +92,17 @@ def evaluate_in_parallel(
     """
     loader = reader.loader(split, batch_size=batch_size, shuffle=False, drop_last=False)
     truth = GroundTruth.load(reader, split)
+    done = [] if before is None else before.image_ids
+    batches = _batches(loader, limit, batch_size, progress, done)
     start = time.perf_counter()
-    runs = list(run_in_parallel(engines, _batches(loader, limit, batch_size, progress), truth.category_ids, truth.path))
+    runs = list(run_in_parallel(engines, batches, truth.category_ids, truth.path))
     seconds = time.perf_counter() - start
+    if before is not None:
+        runs.append(BatchRun(tuple(done), before.detections, 0.0, before.masks))
     found = score(runs, truth, batch_size)
     latency_ms = None if len(engines) > 1 else found.latency_ms
-    return replace(found, latency_ms=latency_ms, images_per_second=found.images / max(seconds, 1e-9))
+    new = found.images - len(done)
+    return replace(found, latency_ms=latency_ms, images_per_second=new / max(seconds, 1e-9))
 
 
 def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Evaluation:
@@ -148,15 +155,25 @@ def score(runs: Sequence[BatchRun], truth: GroundTruth, batch_size: int) -> Eval
 
 
 def _batches(
-    loader: Iterable[Mapping[str, np.ndarray]], limit: int | None, batch_size: int, progress: bool
+    loader: Iterable[Mapping[str, np.ndarray]],
+    limit: int | None,
+    batch_size: int,
+    progress: bool,
+    done: Collection[int] = (),
 ) -> Iterator[Mapping[str, np.ndarray]]:
+    """Yield the batches of the first ``limit`` images, without those whose images are ``done``."""
     total = len(loader) if isinstance(loader, Sized) else None
     if limit is not None:
         wanted = -(-limit // batch_size)
         total = wanted if total is None else min(total, wanted)
     seen: set[int] = set()
+    done = set(done)
+    total = None if total is None else total - len(done) // batch_size
     with Progress("evaluate", "batch", total, shown=progress) as bar:
         for batch in loader:
+            if done.issuperset(np.asarray(batch["im_id"]).reshape(-1).tolist()):
+                seen.update(np.asarray(batch["im_id"]).reshape(-1).tolist())
+                continue
             if limit is not None:
                 taken = _of_first_images(batch["im_id"], seen, limit)
                 if taken < len(batch["im_id"]):

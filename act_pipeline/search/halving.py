@@ -18,6 +18,8 @@ from act_pipeline.search.variants import Variant
 # Fewer images would drop variants by chance.
 MIN_IMAGES = 16
 _SHARES = (4, 2, 1)
+# One of so many variants goes on from a step to the next.
+_REDUCTION = 3
 
 
 @dataclass
@@ -89,7 +91,7 @@ def halve(
     """Evaluate variants on more and more images, and drop those that are worse.
 
     After each step those are dropped that are surely beyond the limits (:meth:`Limits.judge`), and before the next step
-    all but the better half, see :func:`ranked`.
+    all but the better third, see :func:`ranked`.
 
     Args:
         entries: the variants without the full model, with their latencies; their evaluations are set. Those that were
@@ -110,7 +112,7 @@ def halve(
                 limits.judge(entry, evaluate(entry, None if last else count))
         alive = [entry for entry in alive if entry.dropped is None]
         if not last:
-            for entry in ranked(alive, limits)[max(keep, -(-len(alive) // 2)) :]:
+            for entry in ranked(alive, limits)[max(keep, -(-len(alive) // _REDUCTION)) :]:
                 entry.dropped = f"others are faster or better on {count} images"
             alive = [entry for entry in alive if entry.dropped is None]
     return alive

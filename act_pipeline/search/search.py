@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from act_pipeline.calibration.feeds import open_reader
-from act_pipeline.compress import compress
+from act_pipeline.compress import Compressed, compress
 from act_pipeline.compress.judging.choice import choose_judge
 from act_pipeline.compress.judging.judge import Judge
 from act_pipeline.config import Config
@@ -168,9 +168,7 @@ def _config_of(config: Config, model: InferenceModel) -> Config:
 
 def _evaluator(judge: Judge, progress: bool) -> Callable[[Entry, Optional[int]], Evaluation]:
     def evaluate(entry: Entry, count: Optional[int]) -> Evaluation:
-        if count is None:
-            return judge.evaluate_float(entry.model, entry.reader, progress)[0]
-        return judge.evaluate(entry.model, "fp32", entry.reader, progress, limit=count)
+        return judge.evaluate(entry.model, "fp32", entry.reader, progress, limit=count, before=entry.evaluation)
 
     return evaluate
 
@@ -195,17 +193,19 @@ def _int8_rows(
         variant = entry.variant
         say(f"INT8 of {variant.words}")
         with timed(seconds, "calibrate"):
-            model = full_int8 if full_int8 is not None and entry is entries[0] else compress(
+            done = Compressed(full_int8, {}) if full_int8 is not None and entry is entries[0] else compress(
                 _config_of(config, entry.model), folder / "int8" / variant.name, device, progress=progress, reuse=True,
                 reader_overrides=[*reader_overrides, *entry.reader_overrides], checks=False,
-            ).model  # fmt: skip
+            )  # fmt: skip
+            model = done.model
         models = {variant: model}
         if judge.engine == "openvino" and computes_in_bf16():
             rest_in_bf16 = dataclasses.replace(variant, bf16=True)
             models[rest_in_bf16] = _with_bf16(model, folder / "int8" / rest_in_bf16.name)
         with timed(seconds, "evaluate"):
             for each, model in models.items():
-                evaluation = judge.evaluate(model, "int8", entry.reader, progress)
+                evaluation = done.evaluation if each == variant else None
+                evaluation = evaluation or judge.evaluate(model, "int8", entry.reader, progress)
                 made[each.name] = _Int8(each, model, entry.reader, evaluation)
     with timed(seconds, "time"):
         with loaded(judge, {name: (each.model, each.reader) for name, each in made.items()}, "int8") as found:

@@ -120,7 +120,13 @@ class Judge:
         return create_engine(name, model, precision, self.device, threads, decoder=self.decoder)
 
     def evaluate(
-        self, model: InferenceModel, precision: str, reader: Reader, progress: bool, limit: int | None = None
+        self,
+        model: InferenceModel,
+        precision: str,
+        reader: Reader,
+        progress: bool,
+        limit: int | None = None,
+        before: Evaluation | None = None,
     ) -> Evaluation:
         """Evaluate a model on the eval split.
 
@@ -130,6 +136,7 @@ class Judge:
             reader: the data.
             progress: show a progress bar on stderr.
             limit: evaluate only this number of images, from the first on; None: all.
+            before: an evaluation of the same model on the first images, which are not run again.
         """
         count, threads = self.parallel
         with contextlib.ExitStack() as stack:
@@ -138,7 +145,7 @@ class Judge:
             engines = [engine]
             for _ in range(count - 1):
                 engines.append(stack.enter_context(contextlib.closing(engine.clone())))
-            return evaluate_in_parallel(engines, reader, progress=progress, limit=limit)
+            return evaluate_in_parallel(engines, reader, progress=progress, limit=limit, before=before)
 
     def evaluate_float(self, model: InferenceModel, reader: Reader, progress: bool) -> tuple[Evaluation, bool]:
         """Evaluate the float model on the eval split, or read its evaluation from the user's cache.

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from act_pipeline.compress.candidates import Candidate
 from act_pipeline.compress.job import Job
@@ -25,7 +25,7 @@ from act_pipeline.core.records import (
     write_record,
 )
 from act_pipeline.data.infer_cfg import preprocess_section
-from act_pipeline.evaluation import DETECTIONS_FILENAME, save_detections
+from act_pipeline.evaluation import DETECTIONS_FILENAME, Evaluation, save_detections
 from act_pipeline.evaluation.detections_file import CALIBRATION_FILENAME, save_calibration_detections
 
 
@@ -36,10 +36,12 @@ class Compressed:
     Attributes:
         model: the INT8 model.
         record: the content of ``act.json``.
+        evaluation: the INT8 model's evaluation; None: nothing was evaluated, or the result was there already.
     """
 
     model: InferenceModel
     record: dict[str, Any]
+    evaluation: Optional[Evaluation] = None
 
 
 def write_result(
