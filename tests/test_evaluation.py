@@ -193,6 +193,20 @@ def test_engines_run_beside_each_other_and_find_what_one_finds(reader):
     assert beside.latency_ms is None and beside.images_per_second > 0
 
 
+def test_images_of_an_earlier_evaluation_are_not_run_again(reader):
+    def rows(height, width):
+        return [right(height, width, score=height / 1000)] if height < 60 else []
+
+    engine = ScriptedEngine(rows)
+    first = evaluate_in_parallel([engine], reader, progress=False, limit=1)
+    some = evaluate_in_parallel([engine], reader, progress=False, limit=3, before=first)
+    whole = evaluate_in_parallel([engine], reader, progress=False, before=some)
+    assert engine.sizes == [1] * 4 and (first.images, some.images, whole.images) == (1, 3, 4)
+    exact = run(rows, reader)
+    assert (whole.map, whole.stats, whole.image_ids) == (exact.map, exact.stats, exact.image_ids)
+    np.testing.assert_array_equal(whole.detections, exact.detections)
+
+
 def test_one_engine_beside_none_has_latencies(reader):
     found = evaluate_in_parallel([ScriptedEngine(lambda h, w: [right(h, w)])], reader, progress=False)
     assert found.latency_ms["p50"] >= 0 and found.images == 4

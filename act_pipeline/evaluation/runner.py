@@ -98,7 +98,7 @@ def evaluate_in_parallel(
     runs = list(run_in_parallel(engines, batches, truth.category_ids, truth.path))
     seconds = time.perf_counter() - start
     if before is not None:
-        runs.append(BatchRun(tuple(done), before.detections, 0.0, before.masks))
+        runs.insert(0, BatchRun(tuple(done), before.detections, 0.0, before.masks))
     found = score(runs, truth, batch_size)
     latency_ms = None if len(engines) > 1 else found.latency_ms
     new = found.images - len(done)
