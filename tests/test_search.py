@@ -21,11 +21,12 @@ from act_pipeline.core.records import SEARCH_SCHEMA, read_record
 from act_pipeline.data.builtin_sample import make_sample
 from act_pipeline.demo import COMPRESS_CONFIG, MODEL_CONFIG, WEIGHTS
 from act_pipeline.engines.onnx_runtimes.openvino import computes_in_bf16
+from act_pipeline.evaluation.batches import Latencies
 from act_pipeline.evaluation.confidence import AgreementLoss, Difference
 from act_pipeline.search import halving
 from act_pipeline.search.halving import Entry, Limits, halve, steps
 from act_pipeline.search.outcome import Row, SearchOutcome, draw, fastest_within, with_front
-from act_pipeline.search.pareto import by_fronts, front
+from act_pipeline.search.pareto import front
 from act_pipeline.search.screening import screen
 from act_pipeline.search.variants import Source, Variant
 
@@ -38,7 +39,6 @@ SIZE = (224, 224)
 def test_the_front_has_what_nothing_beats_in_both() -> None:
     points = [(3.0, 0.5), (1.0, 0.3), (2.0, 0.3), (2.0, 0.4), (4.0, 0.5), (1.0, 0.2)]
     assert front(points) == [1, 3, 0]
-    assert by_fronts(points) == [1, 3, 0, 5, 2, 4]
     assert front([(1.0, 0.5), (1.0, 0.5)]) == [0, 1]  # equal points do not beat each other
 
 
@@ -136,7 +136,7 @@ def test_a_third_of_the_variants_go_on_and_those_beyond_max_drop_do_not(monkeypa
         return Difference(change, change - 0.01, change + 0.01, 0.005, 1, 1, np.array([change]))
 
     monkeypatch.setattr(halving, "compare_on_some", compared)
-    entries = [Entry(name, None, None, latency_ms=ms) for name, (ms, _) in known.items()]
+    entries = [Entry(name, None, None, latencies=Latencies({}, 10 / ms)) for name, (ms, _) in known.items()]
     limits = Limits(SimpleNamespace(map=0.5, images=64), None, 0.02)
     alive = halve(entries, evaluate, limits)
     assert {entry.variant for entry in alive} == {"fast"}
@@ -161,19 +161,37 @@ def test_a_third_of_the_variants_go_on_and_those_beyond_max_drop_do_not(monkeypa
     assert [count for _, count in evaluated] == [16] * 7 + [32] * 2 + [64]
 
 
+def test_what_may_be_within_the_limits_and_is_faster_goes_on() -> None:
+    """Names: probability of a drop within 0.02, speed-up. The measured drop of the second one is beyond the limit."""
+
+    def entry(name: str, share: float, ratio: float, found: float = 0.5) -> Entry:
+        drops = np.where(np.arange(100) < 100 * share, 0.0, -0.05)
+        difference = Difference(float(np.median(drops)), -0.05, 0.0, 0.02, 100, 18, drops)
+        return Entry(name, None, None, (), Latencies({}, ratio), SimpleNamespace(map=found), difference)
+
+    limits = Limits(SimpleNamespace(map=0.5, images=72), None, 0.02)
+    sure, likely, hardly = entry("sure", 1.0, 1.02), entry("likely", 0.4, 1.1), entry("hardly", 0.05, 1.2)
+    slow, slower = entry("slow", 1.0, 0.99, 0.51), entry("slower", 1.0, 0.9, 0.50)
+    found = halving.ranked([slower, hardly, sure, slow, likely], limits)
+    assert [one.variant for one in found] == ["likely", "sure", "hardly", "slow", "slower"]
+    assert not halving.within(likely, limits) and halving.within(sure, limits)
+
+
 def test_a_variant_that_agrees_too_little_is_dropped(monkeypatch) -> None:
     """All have the mAP of the full model; the interval of each agreement is 0.02 to either side."""
     known = {"other": 0.7, "near": 0.89, "same": 0.95}
     monkeypatch.setattr(halving, "compare_on_some", lambda reference, evaluation, truth: None)
     monkeypatch.setattr(
         halving, "agreement_on_some",
-        lambda reference, one: AgreementLoss(one.agrees - 1, one.agrees - 1.02, one.agrees - 0.98, 0.01, 1, 1, np.zeros(1)),
+        lambda reference, one: AgreementLoss(
+            one.agrees - 1, one.agrees - 1.02, one.agrees - 0.98, 0.01, 1, 1, np.full(1, one.agrees - 1)
+        ),
     )  # fmt: skip
 
     def evaluate(entry, count):
         return SimpleNamespace(map=0.5, images=count or 64, agrees=known[entry.variant])
 
-    entries = [Entry(name, None, None, latency_ms=ms) for ms, name in enumerate(known, 1)]
+    entries = [Entry(name, None, None, latencies=Latencies({}, 10 / ms)) for ms, name in enumerate(known, 1)]
     limits = Limits(SimpleNamespace(map=0.5, images=64), None, 0.02, min_agreement=0.9)
     alive = halve(entries, evaluate, limits, 2)
     assert [entry.variant for entry in alive] == ["near", "same"]

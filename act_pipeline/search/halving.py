@@ -12,7 +12,6 @@ from act_pipeline.evaluation import Evaluation, GroundTruth
 from act_pipeline.evaluation.batches import Latencies
 from act_pipeline.evaluation.comparison import agreement_on_some, compare_on_some
 from act_pipeline.evaluation.confidence import TOLERANCE, AgreementLoss, MapDifference
-from act_pipeline.search.pareto import by_fronts
 from act_pipeline.search.variants import Variant
 
 # Fewer images would drop variants by chance.
@@ -31,8 +30,7 @@ class Entry:
         model: its export.
         reader: the data, resized for it.
         reader_overrides: what makes this reader of the config's.
-        latency_ms: median latency of the full model in ms, divided by this one's speed-up.
-        latencies: its latencies beside the full model's, and the ratio to it; None: not timed.
+        latencies: its latencies beside the full model's, and how many times as fast it is; None: not timed.
         evaluation: its evaluation on the images of the last step that it took part in.
         difference: mAP - the full model's on the same images.
         loss: agreement with the full model on them - 1; None: not asked for, or no object is detected.
@@ -43,7 +41,6 @@ class Entry:
     model: InferenceModel
     reader: Reader
     reader_overrides: tuple[str, ...] = ()
-    latency_ms: float = 0.0
     latencies: Optional[Latencies] = field(default=None, repr=False)
     evaluation: Optional[Evaluation] = field(default=None, repr=False)
     difference: Optional[MapDifference] = None
@@ -119,10 +116,23 @@ def halve(
 
 
 def ranked(entries: Sequence[Entry], limits: Limits) -> list[Entry]:
-    """Return variants, the best first: those within the limits, then in the order of their Pareto fronts."""
-    order = by_fronts([(entry.latency_ms, entry.evaluation.map if entry.evaluation else 0.0) for entry in entries])
-    found = [entries[place] for place in order]
-    return sorted(found, key=lambda entry: not within(entry, limits))
+    """Return variants in the order of the speed that they promise, the best first.
+
+    That is the probability of being within the limits times what they are faster than the full model: on few images a
+    variant that is measured to lie below ``max_drop`` may be within it, and one that gains nothing is of no use. Equal
+    ones are in the order of their mAP.
+    """
+    return sorted(entries, key=lambda entry: _promise(entry, limits), reverse=True)
+
+
+def _promise(entry: Entry, limits: Limits) -> tuple[float, float]:
+    chances = [1.0]
+    if entry.difference is not None:
+        chances.append(entry.difference.probability(limits.max_drop))
+    if limits.min_agreement is not None and entry.loss is not None:
+        chances.append(entry.loss.probability(1 - limits.min_agreement))
+    faster = max(entry.latencies.ratio - 1, 0.0) if entry.latencies else 0.0
+    return min(chances) * faster, entry.evaluation.map if entry.evaluation else 0.0
 
 
 def within(entry: Entry, limits: Limits) -> bool:

@@ -93,10 +93,8 @@ def first_look(
     ) as found:
         measured = timed_in_turns(found, rounds)
         full.latencies = full.latencies or measured[full.variant.name]
-        full.latency_ms = full.latencies.latency_ms["p50"]
-        for entry in entries:  # by the ratios within the rounds, which move less than the medians
+        for entry in entries:
             entry.latencies = measured[entry.variant.name]
-            entry.latency_ms = full.latency_ms / entry.latencies.ratio
             engine, _ = found[entry.variant.name]
             limit = None if count == limits.reference.images else count
             limits.judge(entry, evaluate_in_parallel([engine], entry.reader, progress=progress, limit=limit))
