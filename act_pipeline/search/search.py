@@ -168,6 +168,8 @@ def _config_of(config: Config, model: InferenceModel) -> Config:
 
 def _evaluator(judge: Judge, progress: bool) -> Callable[[Entry, Optional[int]], Evaluation]:
     def evaluate(entry: Entry, count: Optional[int]) -> Evaluation:
+        if count is None:  # into the cache, where the compression of the variant finds it
+            return judge.evaluate_float(entry.model, entry.reader, progress, entry.evaluation)[0]
         return judge.evaluate(entry.model, "fp32", entry.reader, progress, limit=count, before=entry.evaluation)
 
     return evaluate

@@ -18,15 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from act_pipeline.compress.accuracy_control.revert import read_ranges
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.graph.op_index import GraphIndex
 from act_pipeline.graph.op_inserter import Inserter
 from act_pipeline.graph.op_types import ACTIVATIONS, DEQUANTIZE, QUANTIZE
 from act_pipeline.graph.residual_connections import Shortcut, shortcuts
 from act_pipeline.graph.static_graph import StaticGraph
-
-# Attribute in which an op's INT8 program notes the range of its output, see `compress.paddleslim.int8_program.convert`.
-_RANGE = "out_threshold"
 
 
 def round_residuals(model: InferenceModel, directory: Path) -> tuple[InferenceModel, list[str]]:
@@ -48,10 +46,10 @@ def round_residuals(model: InferenceModel, directory: Path) -> tuple[InferenceMo
             for op in readers:
                 op._rename_input(name, rounded)
                 changed.append(str(op.output_arg_names[0]))
+        ranges = read_ranges(model)
         for shortcut in list(shortcuts(graph)):
-            threshold = _threshold(graph, shortcut)
-            if threshold is not None:
-                _round(graph, shortcut, threshold)
+            if ranges.get(shortcut.name, 0) > 0 and _sum_is_rounded(graph, shortcut):
+                _round(graph, shortcut, ranges[shortcut.name])
                 changed.append(str(shortcut.addition.output_arg_names[0]))
         return (graph.save(directory), changed) if changed else (model, changed)
 
@@ -81,18 +79,15 @@ def _is_residual(graph: StaticGraph, op: Any) -> bool:
     return op.type == "elementwise_add" and not any(graph.is_parameter(name) for name in op.input_arg_names)
 
 
-def _threshold(graph: StaticGraph, shortcut: Shortcut) -> float | None:
-    """Return the range of a shortcut's map; None if it is unknown, or if an op reads the sum in float."""
+def _sum_is_rounded(graph: StaticGraph, shortcut: Shortcut) -> bool:
+    """Return whether all that read the sum, after an activation function if there is one, read it rounded."""
     index = GraphIndex(graph.program.global_block().ops)
-    op = index.producer[shortcut.name]
-    threshold = float(op.attr(_RANGE)) if op.has_attr(_RANGE) else 0.0
     name, fetched = shortcut.addition.output("Out")[0], {target.name for target in graph.fetch_targets}
     readers = index.readers.get(name, [])
     if len(readers) == 1 and readers[0].type in ACTIVATIONS and name not in fetched:
         name = readers[0].output("Out")[0]
         readers = index.readers.get(name, [])
-    rounded = bool(readers) and all(op.type == QUANTIZE for op in readers) and name not in fetched
-    return threshold if rounded and threshold > 0 else None
+    return bool(readers) and all(op.type == QUANTIZE for op in readers) and name not in fetched
 
 
 def _round(graph: StaticGraph, shortcut: Shortcut, threshold: float) -> None:

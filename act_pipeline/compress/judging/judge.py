@@ -147,13 +147,16 @@ class Judge:
                 engines.append(stack.enter_context(contextlib.closing(engine.clone())))
             return evaluate_in_parallel(engines, reader, progress=progress, limit=limit, before=before)
 
-    def evaluate_float(self, model: InferenceModel, reader: Reader, progress: bool) -> tuple[Evaluation, bool]:
+    def evaluate_float(
+        self, model: InferenceModel, reader: Reader, progress: bool, before: Evaluation | None = None
+    ) -> tuple[Evaluation, bool]:
         """Evaluate the float model on the eval split, or read its evaluation from the user's cache.
 
         Args:
             model: the float model.
             reader: the data.
             progress: show a progress bar on stderr.
+            before: see :meth:`evaluate`.
 
         Returns:
             The evaluation, and whether it comes from the cache.
@@ -164,7 +167,7 @@ class Judge:
             self.fp32_engine,
             self.device,
             self.parallel[1],
-            lambda: self.evaluate(model, "fp32", reader, progress),
+            lambda: self.evaluate(model, "fp32", reader, progress, before=before),
         )
 
     def survives_nan(self, graph: StaticGraph) -> bool:
