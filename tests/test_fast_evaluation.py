@@ -224,7 +224,7 @@ def test_a_cache_that_cannot_be_written_is_let_be(tmp_path: Path, monkeypatch: p
 
 def test_a_changed_model_or_annotation_is_evaluated_anew(demo, tmp_path: Path, cache: Path, monkeypatch) -> None:
     counted = []
-    monkeypatch.setattr(Judge, "evaluate", lambda *args: counted.append(args) or made())
+    monkeypatch.setattr(Judge, "evaluate", lambda *args, **options: counted.append(args) or made())
     model, reader = demo.fp32, demo.reader()
     assert [REFERENCE.evaluate_float(model, reader, False)[1] for _ in range(2)] == [False, True]
     other = InferenceModel(tmp_path)
