@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
 import pytest
+from two_level_models import Build, conv, projected, relu, run, saved
 
-from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.graph.folding import fold_batch_norm
 from act_pipeline.graph.name_scopes import module_of
 from act_pipeline.graph.neck_convolutions import split_neck_convolutions
 from act_pipeline.graph.op_types import BATCH_NORM_FACTOR
 from act_pipeline.graph.static_graph import StaticGraph, static_mode
-
-conv, relu = paddle.static.nn.conv2d, paddle.nn.functional.relu
-_Build = Callable[[Any, Any], Any]
-
-
-def projected(x: Any, channels: int) -> Any:
-    return paddle.static.nn.batch_norm(conv(x, channels, 1, bias_attr=False), is_test=True)
 
 
 def raised(x: Any, mode: str = "nearest") -> Any:
@@ -92,33 +84,6 @@ def by_column(fine: Any, coarse: Any) -> Any:
     return relu(conv(both, 16, 1, bias_attr=False) + vector)
 
 
-def saved(build: _Build, folder: Path) -> InferenceModel:
-    with static_mode():
-        main, startup = paddle.static.Program(), paddle.static.Program()
-        main.random_seed = startup.random_seed = 1
-        scope, rng = paddle.static.Scope(), np.random.default_rng(0)
-        with paddle.static.scope_guard(scope), paddle.static.program_guard(main, startup):
-            with paddle.utils.unique_name.guard():
-                image = paddle.static.data("image", [-1, 3, 16, 16], "float32")
-                fine = relu(conv(image, 6, 3, padding=1))
-                output = build(fine, relu(conv(fine, 10, 3, stride=2, padding=1)))
-                executor = paddle.static.Executor(paddle.CPUPlace())
-                executor.run(startup)
-                for op in main.global_block().ops:
-                    if op.type == "batch_norm":
-                        for slot in ("Scale", "Bias", "Mean", "Variance"):
-                            tensor = scope.find_var(op.input(slot)[0]).get_tensor()
-                            tensor.set(rng.uniform(0.5, 2, tensor.shape()).astype(np.float32), paddle.CPUPlace())
-                paddle.static.save_inference_model(str(folder / "model"), [image], [output], executor, program=main)
-    return InferenceModel.load(folder)
-
-
-def run(graph: StaticGraph) -> np.ndarray:
-    image = np.random.default_rng(1).standard_normal((2, 3, 16, 16)).astype(np.float32)
-    with paddle.static.scope_guard(graph.scope):
-        return np.asarray(graph.executor.run(graph.program, {"image": image}, [graph.fetch_targets[0].name])[0])
-
-
 def shapes(graph: StaticGraph) -> list[tuple[tuple[int, ...], int]]:
     """Return the weight's shape and the height of the output of each 1 x 1 convolution."""
     block = graph.program.global_block()
@@ -137,7 +102,7 @@ def shapes(graph: StaticGraph) -> list[tuple[tuple[int, ...], int]]:
     ],
 )
 def test_the_result_is_the_same_with_fewer_multiplications(
-    build: _Build, count: int, expected: list[Any], tmp_path: Path
+    build: Build, count: int, expected: list[Any], tmp_path: Path
 ) -> None:
     with static_mode(), contextlib.closing(StaticGraph.load(saved(build, tmp_path))) as graph:
         fold_batch_norm(graph)
@@ -155,7 +120,7 @@ def test_the_result_is_the_same_with_fewer_multiplications(
 
 
 @pytest.mark.parametrize("build", [smooth, wide, read_twice, all_raised, rows, lowered, by_column])
-def test_others_are_left_as_they_are(build: _Build, tmp_path: Path) -> None:
+def test_others_are_left_as_they_are(build: Build, tmp_path: Path) -> None:
     with static_mode(), contextlib.closing(StaticGraph.load(saved(build, tmp_path))) as graph:
         fold_batch_norm(graph)
         before = graph.program.to_string(False)

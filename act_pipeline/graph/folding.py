@@ -12,9 +12,11 @@ import numpy as np
 
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.quiet import quiet_upstream
+from act_pipeline.graph.memory_projections import merge_memory_projections
 from act_pipeline.graph.neck_convolutions import split_neck_convolutions
 from act_pipeline.graph.op_index import GraphIndex
 from act_pipeline.graph.op_types import BATCH_NORM_FACTOR, CONVOLUTIONS
+from act_pipeline.graph.row_masks import multiply_by_masks
 from act_pipeline.graph.static_graph import StaticGraph
 
 # Elements of a constant that is left to be computed from smaller ones, so that files hold only these: the masks and
@@ -65,6 +67,8 @@ def fold(model: InferenceModel) -> StaticGraph:
         fold_constants(graph)
         fold_batch_norm(graph)
         split_neck_convolutions(graph)
+        multiply_by_masks(graph)
+        merge_memory_projections(graph)
     return graph
 
 

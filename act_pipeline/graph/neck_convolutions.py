@@ -21,30 +21,10 @@ from act_pipeline.graph.name_scopes import module_of, set_module
 from act_pipeline.graph.op_index import GraphIndex
 from act_pipeline.graph.op_inserter import Inserter
 from act_pipeline.graph.op_types import BATCH_NORM_FACTOR
+from act_pipeline.graph.pointwise_convolutions import PointwiseConvolution, pointwise_convolution
 from act_pipeline.graph.static_graph import StaticGraph
 
 _UPSAMPLING = "nearest_interp_v2"
-
-
-@dataclass(frozen=True)
-class _Convolution:
-    """A 1 x 1 convolution and the op that adds its bias.
-
-    Attributes:
-        op: the convolution.
-        addition: the only reader of its output.
-        weight: its weight, float64 [out, in].
-        bias: its bias, float64 [out].
-    """
-
-    op: Any
-    addition: Any
-    weight: np.ndarray
-    bias: np.ndarray
-
-    @property
-    def name(self) -> str:
-        return str(self.op.input("Filter")[0])
 
 
 @dataclass(frozen=True)
@@ -61,7 +41,7 @@ class _Part:
     name: str
     channels: int
     upsampling: Any = None
-    projection: Optional[_Convolution] = None
+    projection: Optional[PointwiseConvolution] = None
 
 
 def split_neck_convolutions(graph: StaticGraph) -> int:
@@ -81,7 +61,7 @@ def split_neck_convolutions(graph: StaticGraph) -> int:
         output = concat.output("Out")[0]
         if output in fetched or len(block.var(output).shape) != 4 or concat.attr("axis") not in (1, -3):
             continue
-        readers = [_convolution(graph, index, op) for op in index.readers.get(output, ())]
+        readers = [pointwise_convolution(graph, index, op) for op in index.readers.get(output, ())]
         convolutions = [reader for reader in readers if reader is not None]
         if not convolutions or len(convolutions) < len(readers):
             continue
@@ -103,28 +83,6 @@ def split_neck_convolutions(graph: StaticGraph) -> int:
     return rewritten
 
 
-def _convolution(graph: StaticGraph, index: GraphIndex, op: Any) -> Optional[_Convolution]:
-    """Return a 1 x 1 convolution whose weight and bias nothing else reads; None if the op is something else."""
-    if op is None or op.type != "conv2d" or op.attr("groups") != 1 or list(op.attr("strides")) != [1, 1]:
-        return None
-    weight, added = op.input("Filter")[0], index.readers.get(op.output("Output")[0], [])
-    if any(op.attr("paddings")) or "Bias" in op.input_names or [reader.type for reader in added] != ["elementwise_add"]:
-        return None
-    bias = added[0].input("Y")[0]
-    if any(not graph.is_parameter(name) or len(index.readers[name]) != 1 for name in (weight, bias)):
-        return None
-    block, addition = graph.program.global_block(), added[0]
-    outputs, shape = block.var(weight).shape[0], tuple(block.var(bias).shape)
-    # A vector on another axis than the channels' would be added to columns of pixels.
-    by_channel = addition.attr("axis") == 1 if len(shape) == 1 else shape[-3:] == (outputs, 1, 1)
-    if tuple(block.var(weight).shape[2:]) != (1, 1) or not by_channel or addition.input("X") != op.output("Output"):
-        return None
-    values, constants = (graph.parameter(name).astype(np.float64) for name in (weight, bias))
-    if constants.size != outputs:
-        return None
-    return _Convolution(op, added[0], values[:, :, 0, 0], constants.reshape(-1))
-
-
 def _part(graph: StaticGraph, index: GraphIndex, name: str, outputs: int) -> _Part:
     """Describe a concatenated tensor.
 
@@ -141,7 +99,9 @@ def _part(graph: StaticGraph, index: GraphIndex, name: str, outputs: int) -> _Pa
     if _upsamples(graph, op):
         return _Part(name, channels, upsampling=op)
     projection = (
-        _convolution(graph, index, index.producer.get(op.input("X")[0])) if op.type == "elementwise_add" else None
+        pointwise_convolution(graph, index, index.producer.get(op.input("X")[0]))
+        if op.type == "elementwise_add"
+        else None
     )
     if projection is not None:
         inputs = projection.weight.shape[1]
@@ -159,7 +119,7 @@ def _upsamples(graph: StaticGraph, op: Any) -> bool:
     return all(0 < small < large for small, large in zip(before, after))
 
 
-def _rewrite(graph: StaticGraph, conv: _Convolution, parts: Sequence[_Part]) -> None:
+def _rewrite(graph: StaticGraph, conv: PointwiseConvolution, parts: Sequence[_Part]) -> None:
     """Let a convolution read the parts that are not upsampled, and add its products with the others."""
     block = graph.program.global_block()
     weights = np.split(conv.weight, np.cumsum([part.channels for part in parts])[:-1], axis=1)
@@ -188,7 +148,9 @@ def _rewrite(graph: StaticGraph, conv: _Convolution, parts: Sequence[_Part]) -> 
     _add_to_output(graph, conv, raised)
 
 
-def _upsampled_product(graph: StaticGraph, conv: _Convolution, part: _Part, weight: np.ndarray, number: int) -> Any:
+def _upsampled_product(
+    graph: StaticGraph, conv: PointwiseConvolution, part: _Part, weight: np.ndarray, number: int
+) -> Any:
     """Compute the product with an upsampled part before its upsampling.
 
     The product has a bias of its own, 0, by which the mean error of its INT8 weights is corrected.
@@ -222,7 +184,7 @@ def _upsampled_product(graph: StaticGraph, conv: _Convolution, part: _Part, weig
     return raised
 
 
-def _add_to_output(graph: StaticGraph, conv: _Convolution, terms: Sequence[Any]) -> None:
+def _add_to_output(graph: StaticGraph, conv: PointwiseConvolution, terms: Sequence[Any]) -> None:
     """Add terms to a convolution's output, after its bias: runtimes compute all three in the convolution's kernel."""
     block = graph.program.global_block()
     result = block.var(conv.addition.output("Out")[0])

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from act_pipeline.graph.name_scopes import module_of
+from act_pipeline.graph.name_scopes import is_of_level, module_of
 from act_pipeline.graph.rtdetr_structure import Attention, Bounds, LayerIndex, attentions, find_bounds
 from act_pipeline.graph.static_graph import StaticGraph
 from act_pipeline.graph.towers import find_towers
@@ -74,7 +74,8 @@ def find_places(graph: StaticGraph) -> dict[str, Place]:
     }
     places = {}
     for op in index.weighted:
-        module = names.get(id(op)) or f"{_part(index.at(op), bounds)}.{index.layer(op)}"
+        named = module_of(op) if is_of_level(op) else names.get(id(op))
+        module = named or f"{_part(index.at(op), bounds)}.{index.layer(op)}"
         places[op.output_arg_names[0]] = Place(module, _group(module))
     return places
 
@@ -92,7 +93,7 @@ def _group(module: str) -> str:
 
 
 def _projection_names(bounds: Bounds) -> _Names:
-    missing = len(bounds.decoder_projections) - len(bounds.neck_projections)
+    missing = bounds.levels - len(bounds.neck_projections)
     return {
         **{id(op): f"neck.input_proj.{level}" for level, op in enumerate(bounds.neck_projections, max(missing, 0))},
         **{id(op): f"transformer.input_proj.{level}" for level, op in enumerate(bounds.decoder_projections)},
@@ -126,14 +127,17 @@ def _decoder_names(index: LayerIndex, within: Sequence[Any], bounds: Bounds) -> 
     for layer, attention in enumerate(found):
         names.update(_self_attention_names(attention, f"transformer.decoder.layers.{layer}"))
     unnamed = [op for op in linear if id(op) not in names]
-    return {**names, **_names_after_self_attention(index, unnamed, found)}
+    # The value projections are convolutions of each level, which have their names, if the memory is not computed.
+    roles = _AFTER_SELF_ATTENTION if bounds.decoder_projections else _AFTER_SELF_ATTENTION[1:]
+    return {**names, **_names_after_self_attention(index, unnamed, found, roles)}
 
 
 def _selection_names(index: LayerIndex, linear: Sequence[Any], bounds: Bounds) -> _Names:
     """Name the linear layers before the top-k; :func:`_box_head_names` overrides those of the boxes."""
     selecting = [op for op in linear if index.at(op) < bounds.selection]
     names = dict.fromkeys(map(id, selecting), "transformer.enc_score_head.0")
-    names.update(dict.fromkeys(map(id, selecting[:1]), "transformer.enc_output.0"))
+    if bounds.decoder_projections:
+        names.update(dict.fromkeys(map(id, selecting[:1]), "transformer.enc_output.0"))
     return names
 
 
@@ -176,14 +180,16 @@ def _position_names(index: LayerIndex, linear: Sequence[Any]) -> _Names:
     return names
 
 
-def _names_after_self_attention(index: LayerIndex, unnamed: Sequence[Any], found: Sequence[Attention]) -> _Names:
+def _names_after_self_attention(
+    index: LayerIndex, unnamed: Sequence[Any], found: Sequence[Attention], roles: Sequence[str]
+) -> _Names:
     """Name the rest of each decoder layer, from its self-attention to the next layer's, and its score head."""
     names: _Names = {}
     starts = [index.at(attention.last) for attention in found]
     for layer, (start, end) in enumerate(zip(starts, [*starts[1:], len(index.ops)])):
         rest = [op for op in unnamed if start < index.at(op) < end]
-        for role, op in zip(_AFTER_SELF_ATTENTION, rest):
+        for role, op in zip(roles, rest):
             names[id(op)] = f"transformer.decoder.layers.{layer}.{role}"
-        for op in rest[len(_AFTER_SELF_ATTENTION) :]:
+        for op in rest[len(roles) :]:
             names[id(op)] = f"transformer.dec_score_head.{layer}"
     return names

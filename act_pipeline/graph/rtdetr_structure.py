@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from act_pipeline.graph.name_scopes import module_of
+from act_pipeline.graph.name_scopes import is_of_level, module_of
 from act_pipeline.graph.op_index import GraphIndex
 from act_pipeline.graph.op_types import ACTIVATIONS, CONVOLUTIONS, TOP_K
 from act_pipeline.graph.static_graph import StaticGraph
@@ -78,7 +78,9 @@ class Bounds:
         memory: index of the first op of the decoder.
         selection: index of the first top-k.
         neck_projections: the projections of the backbone's levels, in order; those of finer levels may be missing.
-        decoder_projections: the projections of the neck's levels, in order.
+        decoder_projections: the projections of the neck's levels, in order; empty if they are part of the layers that
+            read the memory (`graph.memory_projections`).
+        levels: number of the neck's levels.
     """
 
     encoder: int
@@ -86,6 +88,7 @@ class Bounds:
     selection: int
     neck_projections: list[Any]
     decoder_projections: list[Any]
+    levels: int
 
 
 def find_bounds(index: LayerIndex) -> Optional[Bounds]:
@@ -93,27 +96,30 @@ def find_bounds(index: LayerIndex) -> Optional[Bounds]:
     selection = next((at for at, op in enumerate(index.ops) if op.type in TOP_K), None)
     if selection is None:
         return None
-    decoder_projections = _decoder_projections(index, selection)
+    joined = _joined_projections(index, selection)
     attention = next((at for at, op in enumerate(index.ops[:selection]) if op.type == "softmax"), None)
-    if not decoder_projections or attention is None:
+    if not joined or attention is None:
         return None
-    memory = min(map(index.at, decoder_projections))
+    merged = [projections for projections in joined if all(map(is_of_level, projections))]
+    memory = min(index.at(op) for projections in (merged or joined[-1:]) for op in projections)
     deepest = _deepest_projection(index, attention)
     if deepest is None or attention > memory:
         return None
-    neck_projections = _neck_projections(index, deepest, len(decoder_projections))
-    return Bounds(index.at(neck_projections[0]), memory, selection, neck_projections, decoder_projections)
+    levels = len(joined[-1])
+    neck_projections = _neck_projections(index, deepest, levels)
+    projections = [] if merged else joined[-1]
+    return Bounds(index.at(neck_projections[0]), memory, selection, neck_projections, projections, levels)
 
 
-def _decoder_projections(index: LayerIndex, selection: int) -> list[Any]:
-    """Return the projections that the memory, the last concatenation of flattened levels, consists of."""
-    projections: list[Any] = []
+def _joined_projections(index: LayerIndex, selection: int) -> list[list[Any]]:
+    """Return the projections that each concatenation of flattened levels consists of, the memory's last."""
+    found = []
     for op in index.ops[:selection]:
         if op.type == "concat":
-            found = [_projection(index, name) for name in op.input("X")]
-            if all(found):
-                projections = found
-    return projections
+            projections = [_projection(index, name) for name in op.input("X")]
+            if all(projections):
+                found.append(projections)
+    return found
 
 
 def _deepest_projection(index: LayerIndex, attention: int) -> Any:
