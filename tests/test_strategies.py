@@ -93,7 +93,7 @@ def ops_of(model: InferenceModel, folder: Path) -> list[QuantizableOp]:
 
 def test_every_op_of_an_rtdetr_has_its_official_name(sample: Sample, tmp_path: Path) -> None:
     ops = ops_of(sample.model, tmp_path / "float")
-    assert len({op.name for op in ops}) == len(ops) == 118
+    assert len({op.name for op in ops}) == len(ops) == 121
     assert {op.group for op in ops} == {"backbone", "encoder", "decoder", "head"}
     modules = [op.module for op in ops]
     attention = {"q_proj", "k_proj", "v_proj", "qk", "av", "out_proj"}
@@ -103,12 +103,13 @@ def test_every_op_of_an_rtdetr_has_its_official_name(sample: Sample, tmp_path: P
         *((f"transformer.decoder.layers.{layer}.self_attn", attention) for layer in (0, 1)),
         *((f"transformer.decoder.layers.{layer}.cross_attn", crossing) for layer in (0, 1)),
     ):
-        assert {name.rsplit(".", 1)[1] for name in modules if name.startswith(f"{prefix}.")} == roles
+        inside = [name.removeprefix(f"{prefix}.") for name in modules if name.startswith(f"{prefix}.")]
+        assert {name.split(".")[0] for name in inside} == roles
     by_module = {op.module: op for op in ops}
     assert by_module["transformer.dec_score_head.1"].group == "head"
     assert by_module["transformer.query_pos_head.layers.0"].group == "decoder"
     assert by_module["neck.input_proj.2"].type == "conv2d" and by_module["neck.input_proj.2"].weight_axis == 0
-    assert by_module["transformer.enc_output.0"].weight_axis == 1
+    assert by_module["transformer.query_pos_head.layers.0"].weight_axis == 1
     product = by_module["transformer.decoder.layers.0.self_attn.qk"]
     assert product.weight is None and len(product.activations) == 2
     # Each cross-attention's projections read the right tensors, independent of the order of the program.
@@ -116,7 +117,8 @@ def test_every_op_of_an_rtdetr_has_its_official_name(sample: Sample, tmp_path: P
     for layer in (0, 1):
         prefix = f"transformer.decoder.layers.{layer}.cross_attn"
         assert graph[f"{prefix}.sampling_offsets"] == graph[f"{prefix}.attention_weights"]
-        assert graph["transformer.decoder.layers.0.cross_attn.value_proj"] == graph[f"{prefix}.value_proj"]
+        for level in range(3):
+            assert graph[f"transformer.enc_output.0.level_{level}"] == graph[f"{prefix}.value_proj.level_{level}"]
 
 
 def test_a_graph_that_is_no_rtdetr_has_names_too(float_model: InferenceModel, tmp_path: Path) -> None:
@@ -169,7 +171,8 @@ def test_what_is_left_float_and_why_is_recorded(ptq) -> None:
     record = ptq.record
     kept = {entry["module"]: entry for entry in record["kept_ops"]}
     assert kept["transformer.dec_score_head.1"]["reason"] == "quantize.exclude: head"
-    assert kept["transformer.decoder.layers.0.cross_attn.value_proj"]["reason"] == "quantize.exclude: *.cross_attn"
+    value = kept["transformer.decoder.layers.0.cross_attn.value_proj.level_0"]
+    assert value["reason"] == "quantize.exclude: *.cross_attn"
     assert "it has no weight" in kept["neck.encoder.0.layers.0.self_attn.qk"]["reason"]
     assert {entry["module"].rsplit(".", 1)[1] for entry in record["weight_only_ops"]} == {
         "q_proj",
@@ -182,7 +185,7 @@ def test_what_is_left_float_and_why_is_recorded(ptq) -> None:
     dynamic = {entry["module"] for entry in record["weight_only_ops"] if entry["reason"] == "quantize.dynamic"}
     assert {module.rsplit(".", 1)[1] for module in dynamic} == {"linear1", "linear2"}
     everything = sum(record["quantized_ops"].values()) + len(kept) + len(record["weight_only_ops"])
-    assert everything == record["quantizable_ops"] == 118
+    assert everything == record["quantizable_ops"] == 121
     assert record["steps"][0]["quantized"] == sum(record["quantized_ops"].values()) and record["steps"][0]["chosen"]
 
 
@@ -476,7 +479,7 @@ def test_a_trained_model_below_the_floor_names_the_section_that_it_was_trained_b
             "one_type",
             "Strategy={name: qat_dis}",
             "QuantAware.quantize_op_types=[matmul_v2]",
-            "quantize.include=['transformer.enc_output.0', 'transformer.dec_score_head.1']",
+            "quantize.include=['transformer.enc_bbox_head.layers.0', 'transformer.dec_score_head.1']",
             *settings,
         )
     record = json.loads((sample.root / "one_type.below_max_drop" / "act.json").read_text())
