@@ -100,6 +100,12 @@ def shared(fine: Any, coarse: Any) -> Any:
     return [paddle.matmul(memory, weight) + bias for bias in biases]
 
 
+def sized(fine: Any, coarse: Any) -> Any:
+    """The memory's width is asked for, and no result has it."""
+    memory = memory_of(fine, coarse)
+    return [linear(memory, 5), paddle.shape(memory).astype("float32")]
+
+
 def masked_by_column(fine: Any, coarse: Any) -> Any:
     """A factor of each channel is not the same for all the channels of a row."""
     return linear(memory_of(fine, coarse) * paddle.static.create_parameter([1, 1, WIDTH], "float32"), 5)
@@ -133,7 +139,7 @@ def test_the_result_is_the_same_without_the_projections(build: Build, masks: int
 
 @pytest.mark.parametrize(
     "build",
-    [activated, read_by_another, projection_read_by_another, wide, turned, shared, masked_by_column],
+    [activated, read_by_another, projection_read_by_another, wide, turned, shared, sized, masked_by_column],
 )
 def test_others_are_left_as_they_are(build: Build, tmp_path: Path) -> None:
     with static_mode(), contextlib.closing(loaded(build, tmp_path)) as graph:

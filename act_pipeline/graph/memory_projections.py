@@ -74,6 +74,8 @@ def merge_memory_projections(graph: StaticGraph) -> int:
         readers = [reader for op in reading if (reader := _reader(graph, index, memory, op))]
         if not readers or len(levels) < len(concat.input("X")) or len(readers) + len(sizing) < len(reading):
             continue
+        if sizing and block.var(readers[0].product.output("Out")[0]).shape[2] != block.var(memory).shape[2]:
+            continue  # the first result takes the memory's place there
         _rewrite(graph, concat, levels, readers, sizing)
         rewritten += len(readers)
     if rewritten:
