@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from act_pipeline.bundle.spelling import spell_for
 from act_pipeline.cli.main import main
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
+from act_pipeline.engines import machine
 from act_pipeline.engines.tensorrt.targets import TARGETS, VERSIONS
 
 BASE = [
@@ -282,6 +284,25 @@ def test_an_op_that_a_parser_lacks_is_named(tmp_path) -> None:
     with pytest.raises(UserError, match="m has GridSample, which the ONNX parser of TensorRT 8.2 does not know"):
         spell_for(tmp_path / "m.onnx", VERSIONS["8.2"], "m")
     spell_for(tmp_path / "m.onnx", VERSIONS["8.5"], "m")
+
+
+@pytest.mark.parametrize(("module", "package"), [("google", "protobuf"), ("paddle", "paddlepaddle")])
+def test_a_package_that_is_missing_here_is_one_line(tmp_path, int8_model, module, package) -> None:
+    model, script = described(int8_model, tmp_path / "model"), DEVICE.parents[2] / "deploy" / "bundle.py"
+    flags = [f"--model_path={model.directory}", "--target=t4", f"--output={tmp_path / 't4.tar'}"]
+    ended = on_device(tmp_path / "there", str(script), *flags, absent=(module,))
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith(f"error: the package {package} is missing (") and ended.stderr.count("\n") == 1
+    assert "requirements/cpu.txt" in ended.stderr
+
+
+def test_a_missing_runtime_is_told_before_the_export(tmp_path, int8_model, data, monkeypatch) -> None:
+    here = dataclasses.replace(machine(), packages={})
+    monkeypatch.setattr("act_pipeline.engines.registry.machine", lambda: here)
+    said: list[str] = []
+    with pytest.raises(UserError, match="openvino and onnx are not installed; .*-r requirements/openvino.txt"):
+        make_bundle(request(tmp_path, described(int8_model, tmp_path / "model"), "t4", data), said.append)
+    assert not said
 
 
 def test_nano_is_told_a_smaller_input_and_why_fp16(tmp_path, data, capsys) -> None:

@@ -110,6 +110,31 @@ def test_the_list_of_commands_imports_none_of_them(tmp_path: Path) -> None:
     assert [line.split()[0] for line in listed if line.startswith("  ")] == list(COMMANDS)
 
 
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [("google.protobuf", "protobuf"), ("google", "protobuf"), ("paddle", "paddlepaddle"), ("six", "six")],
+)
+def test_a_missing_package_is_one_line(
+    module: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(argv: object) -> int:
+        return len(importlib.import_module(module).__name__)
+
+    monkeypatch.setattr("act_pipeline.cli.bundle.main", command)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["bundle"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: the package {package} is missing (") and len(said.splitlines()) == 1
+    assert "-r requirements/cpu.txt" in said
+
+
+@pytest.mark.parametrize("module", ["act_pipeline.none", "paddle.none", "none"])
+def test_another_module_that_is_missing_is_a_bug(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("act_pipeline.cli.bundle.main", lambda argv: importlib.import_module(module))
+    with pytest.raises(ModuleNotFoundError):
+        main(["bundle"])
+
+
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0 and capsys.readouterr().out == f"act-pipeline {__version__}\n"
 

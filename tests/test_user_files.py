@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 
 from act_pipeline.cli.flags import add_opt
+from act_pipeline.cli.main import main
 from act_pipeline.compress import compress
 from act_pipeline.config import load_config
+from act_pipeline.core.artifacts import OnnxModel
 from act_pipeline.core.atomic_files import write_text_atomically
 from act_pipeline.core.defaults import CONFIGS
 from act_pipeline.core.errors import EXIT_USER_ERROR, UserError, run_command
 from act_pipeline.core.locking import hold_lock
 from act_pipeline.core.output_folders import new_artifact, require_replaceable
+from act_pipeline.core.output_places import require_writable_file, require_writable_folder
+from act_pipeline.engines.tensorrt.plan import build_plan
 
 
 def test_a_folder_of_other_files_is_not_replaced(tmp_path: Path) -> None:
@@ -66,3 +70,67 @@ def test_a_file_system_that_takes_no_folders_is_one_line(place: str) -> None:
             pass
     with pytest.raises(UserError, match=f"cannot make {place}"):
         write_text_atomically(place, "text")
+    for check in (
+        lambda: require_replaceable(place, "act.json", "--o"),
+        lambda: require_writable_file(place, "--o", "a"),
+    ):
+        with pytest.raises(UserError, match=f"--o={place}: no file can be written to /proc .*; choose another place"):
+            check()
+
+
+def test_what_can_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "old.tar").write_text("old")
+    require_writable_file(tmp_path / "old.tar", "--output", "new.tar")
+    require_writable_file(tmp_path / "a" / "b" / "new.tar", "--output", "new.tar")
+    require_writable_folder(tmp_path / "a", "--output")
+    require_writable_folder(tmp_path, "--output")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.tar"]
+    with pytest.raises(UserError, match=f"--output={tmp_path} is a folder, expected a file name such as .*/new.tar"):
+        require_writable_file(tmp_path, "--output", "new.tar")
+    with pytest.raises(UserError, match="old.tar is a file, expected a folder to write to; choose another --output"):
+        require_writable_folder(tmp_path / "old.tar", "--output")
+
+
+# There is no model for any of them, which would be the next thing to be said.
+_CONFIG = ["-c", str(CONFIGS / "sample.yml"), "-o", "Global.model_dir=."]
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "name"),
+    [
+        (["bundle", "--model_path=none", "--target=t4"], "--output", "t4.tar"),
+        (["onnx", "--model_path=none"], "--output", "model.onnx"),
+        (["onnx", "--model_path=none"], "--output_dir", "models"),
+        (["triton-repository", "--model_path=none"], "--output", "repository"),
+        (["import", "--onnx=none.onnx"], "--output", "model"),
+        (["search", *_CONFIG, "Strategy.max_drop=0.01"], "--save_dir", "search"),
+        (["compress", *_CONFIG], "--save_dir", "int8"),
+        (["analyze", *_CONFIG], "--output_dir", "analysis"),
+        (["eval", "--model_path=none"], "--json", "eval.json"),
+        (["eval", "--model_path=none", "--image_file=none.jpg"], "--output_dir", "drawn"),
+        (["benchmark", "--model_path=none"], "--json", "benchmark.json"),
+    ],
+)
+def test_a_place_in_a_file_is_refused_before_any_work(
+    command: list[str], flag: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").write_text("mine")
+    assert main([*command, f"{flag}={tmp_path / 'mine' / name}"]) == EXIT_USER_ERROR
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {flag}={tmp_path / 'mine' / name}") and len(said.splitlines()) == 1
+    assert f": {tmp_path / 'mine'} is a file, expected a folder; choose another place" in said
+
+
+def test_so_is_that_of_a_plan(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    model = OnnxModel(tmp_path / "none.onnx")
+    with pytest.raises(UserError, match="mine is a file, expected a folder"):
+        build_plan(model, tmp_path / "mine" / "model.plan")
+    with pytest.raises(UserError, match=f"--output={tmp_path} is a folder, .* such as {tmp_path / 'model.plan'}"):
+        build_plan(model, tmp_path)
+
+
+def test_a_folder_named_as_a_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t4.tar").mkdir()
+    assert main(["bundle", "--model_path=none", "--target=t4", f"--output={tmp_path / 't4.tar'}"]) == EXIT_USER_ERROR
+    assert "t4.tar is a folder, expected a file name such as " in capsys.readouterr().err

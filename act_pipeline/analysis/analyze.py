@@ -24,6 +24,7 @@ from act_pipeline.calibration.observers import NotFiniteError
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.output_places import require_writable_folder
 from act_pipeline.core.process_pool import EXECUTORS
 from act_pipeline.core.records import ANALYSIS_FILENAME, ANALYSIS_SCHEMA, read_record, write_record
 from act_pipeline.core.timing import timed
@@ -106,8 +107,7 @@ def analyze(
 
     _check_arguments(images, sensitivity_images, map_images, workers, executor)
     target = Path(output_dir)
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file, expected a folder to write to: choose another --output_dir")
+    require_writable_folder(target, "--output_dir")
     model = InferenceModel.load(config.global_.model_dir, config.global_.model_filename, config.global_.params_filename)
     require_float(model)
     if images is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.output_places import require_writable_file
 from act_pipeline.core.progress import Progress
 from act_pipeline.core.records import BENCHMARK_SCHEMA, write_record
 from act_pipeline.engines import Machine, create_engine, machine
@@ -77,8 +77,9 @@ def run_benchmark(
         UserError: nothing can run, or a requested file cannot be read or written.
     """
     request.check()
-    for flag in ("json", "chart"):
-        _check_place(flag, getattr(request, flag))
+    for flag, example in (("json", "benchmark.json"), ("chart", "benchmark.png")):
+        if getattr(request, flag) is not None:
+            require_writable_file(getattr(request, flag), f"--{flag}", example)
     if request.peer is not None:
         from act_pipeline.benchmark.nncf_peer import require_nncf
 
@@ -276,15 +277,3 @@ def _finish(request: BenchmarkRequest, record: BenchmarkRecord) -> BenchmarkOutc
         write_record(request.json, BENCHMARK_SCHEMA, record.as_json())
         lines.append(f"record: {request.json}")
     return BenchmarkOutcome(record, lines)
-
-
-def _check_place(flag: str, path: str | None) -> None:
-    """Check before the work starts that an output file can be written."""
-    if path is None:
-        return
-    place = Path(path)
-    if place.is_dir():
-        raise UserError(f"--{flag}={place} is a folder, expected a file name")
-    folder = next(parent for parent in (place.parent, *place.parent.parents) if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"--{flag}={place}: {folder} is no folder that can be written to; choose another place")

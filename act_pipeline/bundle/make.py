@@ -17,11 +17,13 @@ from typing import Any
 from act_pipeline.bundle.build_script import build_script
 from act_pipeline.bundle.content import device_model, write_onnx, write_openvino
 from act_pipeline.bundle.description import describe, guide
-from act_pipeline.bundle.pictures import Expected, expected_detections
+from act_pipeline.bundle.pictures import ENGINE, Expected, expected_detections
 from act_pipeline.bundle.spelling import spell_for
 from act_pipeline.core.artifacts import InferenceModel, OnnxModel, copy_infer_cfg
 from act_pipeline.core.atomic_files import write_bytes_atomically
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.output_places import require_writable_file
+from act_pipeline.engines import find_support
 from act_pipeline.engines.onnx_runtimes.onnx_files import inspect_onnx
 from act_pipeline.engines.tensorrt.build import make_profile
 from act_pipeline.engines.tensorrt.targets import RTX, Target, Version, find_target
@@ -100,18 +102,20 @@ def make_bundle(request: BundleRequest, say: Say = lambda line: None) -> Bundle:
 
     Raises:
         UserError: the device cannot run the model, the model is of a family that the device's scripts do not know, its
-            preprocessing is unknown, or no picture has a detection.
+            preprocessing is unknown, no picture has a detection, or nothing can be written to ``output``.
     """
     target = find_target(request.target)
     version = target.version(request.tensorrt)
     output = Path(request.output)
-    if output.suffix != ".tar" or output.is_dir():
+    if output.suffix != ".tar":
         raise UserError(f"--output is {output}, expected a file name that ends in .tar, such as {target.name}.tar")
+    require_writable_file(output, "--output", f"{target.name}.tar")
     if request.batch is not None and request.batch < 1:
         raise UserError(f"--batch is {request.batch}, expected at least 1")
     model = InferenceModel.load(request.model_path, request.model_filename, request.params_filename)
     advice = "" if request.pictures else "give --reader_config or --pictures"
     known = device_model(model, target, version, request.reader_config, advice)
+    find_support(ENGINE, "fp32", "CPU").require()  # it detects in the pictures, long after the export has begun
     with tempfile.TemporaryDirectory(prefix="act-bundle-") as made:
         folder = Path(made) / output.stem
         folder.mkdir()

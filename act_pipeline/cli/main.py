@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from act_pipeline.core.errors import UserError, run_command, suggest
@@ -56,12 +57,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         the command's exit code; 2 for a command that there is not, and where ``run_command`` says so; 130 for Ctrl-C,
         143 for SIGTERM.
     """
-    return run_command(ended_by_signals(_dispatch), argv)
+    return _run(_dispatch, argv)
 
 
 def run_module(module: str) -> NoReturn:
     """End the process with what a module's ``main`` makes of the command line; for the scripts of the repository."""
-    sys.exit(run_command(ended_by_signals(lambda argv: importlib.import_module(module).main(argv))))
+    sys.exit(_run(lambda argv: importlib.import_module(module).main(argv)))
+
+
+def _run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
+    """Run a command's ``main``: an error that the user can fix, a missing package too, is one line and exit code 2."""
+
+    @functools.wraps(main)
+    def with_packages(argv: Sequence[str] | None) -> int:
+        try:
+            return main(argv)
+        except ModuleNotFoundError as error:
+            from act_pipeline.doctor.requirements import missing_package
+
+            line = missing_package(error)
+            if line is None:
+                raise
+            raise UserError(line) from None
+
+    return run_command(ended_by_signals(with_packages), argv)
 
 
 def _dispatch(argv: Sequence[str] | None) -> int:

@@ -52,11 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse(argv)
 
     from act_pipeline.core.artifacts import InferenceModel, OnnxModel
+    from act_pipeline.core.output_places import require_writable_file
     from act_pipeline.onnx_export import lower
 
-    model = InferenceModel.load(arguments.model_path, arguments.model_filename, arguments.params_filename)
     suffix = "_fp16" if arguments.float16 else ""
-    output = arguments.output or Path(arguments.output_dir) / f"model_{arguments.target}{suffix}.onnx"
+    output = Path(arguments.output or Path(arguments.output_dir) / f"model_{arguments.target}{suffix}.onnx")
+    require_writable_file(output, "--output_dir" if arguments.output is None else "--output", "model.onnx")
+    model = InferenceModel.load(arguments.model_path, arguments.model_filename, arguments.params_filename)
     lowered = lower(
         model,
         output,

@@ -220,8 +220,6 @@ def _running(run: _Run, *, resume: bool) -> Iterator[_Running]:
         interruption = stack.enter_context(interruptible(lambda: run.how_to_continue))
         stack.enter_context(run.ranks.leading())
         save_dir.parent.mkdir(parents=True, exist_ok=True)
-        if save_dir.exists() and not save_dir.is_dir():
-            raise UserError(f"{save_dir} is a file, expected a folder to write to: choose another --save_dir")
         hidden = tempfile.TemporaryDirectory(prefix=f".{save_dir.name}.", dir=save_dir.parent)
         work = Path(stack.enter_context(hidden))
         stack.enter_context(static_mode())

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.output_places import require_writable_place
 
 # Suffix of the output folder if the best INT8 model is not within Strategy.max_drop.
 BELOW_SUFFIX = ".below_max_drop"
@@ -68,7 +69,7 @@ def new_artifact(directory: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def require_replaceable(directory: str | os.PathLike[str], record: str, flag: str) -> None:
-    """Check that :func:`new_artifact` may replace a folder: it is absent, empty, or what an earlier run wrote.
+    """Check that :func:`new_artifact` can write a folder, and may: it is absent, empty, or what an earlier run wrote.
 
     Args:
         directory: the folder.
@@ -76,11 +77,12 @@ def require_replaceable(directory: str | os.PathLike[str], record: str, flag: st
         flag: the command's flag that names another place, for the message.
 
     Raises:
-        UserError: it is a file, or holds something else, which would be lost.
+        UserError: it is a file, or holds something else, which would be lost, or nothing can be written there.
     """
     folder = Path(directory)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, expected a folder to write to; choose another {flag}")
+    require_writable_place(folder, flag)
     if not folder.is_dir() or (folder / record).is_file():
         return
     found = sorted(path.name for path in folder.iterdir())

@@ -115,6 +115,19 @@ def remedy_for(message: str) -> str:
     return INSTALL
 
 
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """Return one line about a package of the basic path that an import did not find; None if it is not of these.
+
+    Args:
+        error: what the import raised. A module that is missing in an installed package is a bug, or another version.
+    """
+    for requirement in REQUIREMENTS:
+        module = requirement.module or requirement.names[0]
+        if error.name and f"{module}.".startswith(f"{error.name}."):  # without protobuf `google` is missing too
+            return f"the package {requirement.names[0]} is missing ({error}); {INSTALL}"
+    return None
+
+
 def installed_version(name: str) -> str | None:
     """Return a package's version without importing it, None if it is not installed."""
     try:

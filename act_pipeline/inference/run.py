@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from act_pipeline.core.artifacts import InferenceModel, location
 from act_pipeline.core.cpus import available_cpus
 from act_pipeline.core.defaults import DEFAULT_READER, find_shipped
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.output_places import require_writable_file, require_writable_folder
 from act_pipeline.engines import Artifact, Machine, create_engine, find_support, inspect_artifact, machine
 from act_pipeline.engines.interface import AUTO_REQUESTS
 from act_pipeline.engines.registry import find_runtime
@@ -53,7 +52,9 @@ def run_inference(
     _check_shards(request)
     _check_hint(request)
     if request.json is not None:
-        _check_record_path(Path(request.json))
+        require_writable_file(request.json, "--json", "eval.json")
+    if request.image_file:
+        require_writable_folder(request.output_dir, "--output_dir")
     if request.engine == ALL:
         from act_pipeline.inference.every_engine import run_in_every_engine
 
@@ -145,17 +146,6 @@ def _check_hint(request: InferenceRequest) -> None:
     for flag, given in (("--image_file", request.image_file and not request.benchmark), ("--shards", request.sharded)):
         if given:
             raise UserError(f"--hint=throughput contradicts {flag}; leave one of them out")
-
-
-def _check_record_path(path: Path) -> None:
-    """Check before the work starts that the record can be written."""
-    if path.is_dir():
-        raise UserError(f"--json={path} is a folder, expected a file name such as {path / 'eval.json'}")
-    folder = next(parent for parent in (path.parent, *path.parent.parents) if parent.exists())
-    if not folder.is_dir():
-        raise UserError(f"--json={path}: {folder} is a file, expected a folder; choose another place")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--json={path}: no permission to write to {folder}; choose another place")
 
 
 def _reader(request: InferenceRequest, reader: Any, model: Artifact, say: Say) -> Any:

@@ -11,6 +11,8 @@ from act_pipeline.core.errors import UserError
 from act_pipeline.graph.int8_rounding import to_int8, unsigned_range
 from act_pipeline.onnx_export.program import QuantizedTensor, Source
 
+ONNX_PACKAGE = 'pip install "act_pipeline[onnx]", or -r requirements/cpu.txt'
+
 
 def require_onnx() -> Any:
     """Import and return ``onnx``.
@@ -21,7 +23,7 @@ def require_onnx() -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise UserError(f'onnx cannot be imported ({error}); install it: pip install "act_pipeline[onnx]"') from None
+        raise UserError(f"onnx cannot be imported ({error}); install it: {ONNX_PACKAGE}") from None
     return onnx
 
 

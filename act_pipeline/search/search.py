@@ -18,6 +18,7 @@ from act_pipeline.config import Config
 from act_pipeline.core.artifacts import InferenceModel, copy_infer_cfg
 from act_pipeline.core.errors import UserError
 from act_pipeline.core.output_folders import new_artifact
+from act_pipeline.core.output_places import require_writable_folder
 from act_pipeline.core.records import SEARCH_FILENAME, SEARCH_SCHEMA, write_record
 from act_pipeline.core.timing import timed
 from act_pipeline.data import Reader
@@ -82,7 +83,8 @@ def search(
         say: is called with one line per step.
 
     Raises:
-        UserError: the model was not exported here, there are no labels or no ``max_drop``, or a variant cannot be made.
+        UserError: the model was not exported here, there are no labels or no ``max_drop``, a variant cannot be
+            made, or nothing can be written to ``save_dir``.
     """
     max_drop = config.strategy.max_drop
     if max_drop is None:
@@ -90,6 +92,7 @@ def search(
     if config.global_.evaluation is not True:
         raise UserError(f"{config.path}: Global.Evaluation is {config.global_.evaluation}, expected true for a search")
     folder, places = Path(save_dir), config.global_
+    require_writable_folder(folder, "--save_dir")
     model = InferenceModel.load(places.model_dir, places.model_filename, places.params_filename)
     require_float(model)
     source = Source.of(model)

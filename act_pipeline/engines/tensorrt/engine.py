@@ -27,6 +27,7 @@ from act_pipeline.engines.tensorrt.module import (
     register_plugins,
 )
 from act_pipeline.families.registry import Decoder
+from act_pipeline.onnx_export.graph_builder import ONNX_PACKAGE
 
 if TYPE_CHECKING:
     from act_pipeline.engines.tensorrt.plan import Say
@@ -46,7 +47,7 @@ def tensorrt_refusal(here: Machine) -> tuple[str, str] | None:
     if not installed():
         return "neither tensorrt nor tensorrt_rtx is installed", INSTALL
     if "onnx" not in here.packages:
-        return "onnx is not installed", 'pip install "act_pipeline[onnx]"'
+        return "onnx is not installed", ONNX_PACKAGE
     if not here.nvidia_gpus:
         return here.absent.get("nvidia_gpus", "no NVIDIA GPU"), _ELSEWHERE
     if not has_cudart():

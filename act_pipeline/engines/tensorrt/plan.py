@@ -14,6 +14,7 @@ from typing import Any
 from act_pipeline.core.artifacts import Artifact, InferenceModel, OnnxModel, PlanModel, location
 from act_pipeline.core.atomic_files import write_bytes_atomically
 from act_pipeline.core.errors import UserError
+from act_pipeline.core.output_places import require_writable_file
 from act_pipeline.core.records import read_record, write_record
 from act_pipeline.engines.tensorrt.build import BuildOptions, Built, Recipe, build, make_recipe, plan_source
 from act_pipeline.engines.tensorrt.cudart import Gpu, current_gpu
@@ -106,7 +107,7 @@ def build_plan(
 
     Raises:
         UserError: the model is a plan already, the module is missing, the export to ONNX fails, TensorRT cannot build
-            the model, ``path`` is a folder, or a plan for the target cannot be made here.
+            the model, ``path`` cannot be written, or a plan for the target cannot be made here.
 
     Example:
         >>> model = InferenceModel.load("output/rtdetr_sample_int8")  # doctest: +SKIP
@@ -114,6 +115,8 @@ def build_plan(
     """
     if isinstance(model, PlanModel):
         raise UserError(f"{model.path} is a TensorRT plan already, expected a model folder or an ONNX file")
+    if path is not None:
+        require_writable_file(path, "--output", "model.plan")
     gpu = gpu or current_gpu()
     if target is not None:
         check_precision(target, precision == "int8", str(location(model)))
@@ -127,8 +130,6 @@ def build_plan(
     recipe = make_recipe(trt, gpu, onnx_model, summary, precision=precision, batch_size=batch_size, options=options)
     cache = cache_directory(model)
     output = Path(path) if path is not None else cache / plan_name(recipe)
-    if output.is_dir():
-        raise UserError(f"--output is {output}, a folder; give the file to write, such as {output / 'model.plan'}")
     return _build_and_write(trt, onnx_model, recipe, output, cache, say)
 
 

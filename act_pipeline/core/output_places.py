@@ -1,0 +1,73 @@
+"""Checks before the work starts that a command can write where it is told to."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from act_pipeline.core.errors import UserError
+
+
+def require_writable_file(path: str | os.PathLike[str], flag: str, example: str) -> None:
+    """Check that a file can be written, or replaced.
+
+    Args:
+        path: the file; its folders need not exist.
+        flag: the command's flag that names it, for messages.
+        example: a file name that would be right, for messages.
+
+    Raises:
+        UserError: it is a folder, or nothing can be written there.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise UserError(f"{flag}={file} is a folder, expected a file name such as {file / example}")
+    require_writable_place(file, flag)
+
+
+def require_writable_folder(path: str | os.PathLike[str], flag: str) -> None:
+    """Check that files can be written into a folder, which is made if it is missing.
+
+    Args:
+        path: the folder.
+        flag: the command's flag that names it, for messages.
+
+    Raises:
+        UserError: it is a file, or nothing can be written there.
+    """
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, expected a folder to write to; choose another {flag}")
+    _require_takes_files(folder, f"{flag}={folder}")
+
+
+def require_writable_place(path: str | os.PathLike[str], flag: str) -> None:
+    """Check that a file or folder can be made, or replaced by a rename.
+
+    Args:
+        path: the file or folder; the folders that it is in need not exist.
+        flag: the command's flag that names it, for messages.
+
+    Raises:
+        UserError: nothing can be written where it would be.
+    """
+    _require_takes_files(Path(path).absolute().parent, f"{flag}={path}")
+
+
+def _require_takes_files(folder: Path, given: str) -> None:
+    """Write a file without a name into a folder, or into the nearest one that exists: permissions alone say too little.
+
+    ``root`` may write everywhere, but not to a read-only disk, nor to ``/proc``.
+    """
+    folder = folder.absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"{given}: {there} is a file, expected a folder; choose another place")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{given}: no file can be written to {there} ({error.strerror}); choose another place"
+        ) from None
