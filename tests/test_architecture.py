@@ -99,6 +99,12 @@ def test_an_import_against_the_order_is_found_inside_a_function(tmp_path: Path) 
     assert not violations(tmp_path / "wrong.py", "act_pipeline.cli.wrong")
 
 
+def test_no_module_grows_beyond_one_idea() -> None:
+    """CONTRIBUTING.md says about 400 lines."""
+    long = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8").count("\n") for path in MODULES}
+    assert not {path: lines for path, lines in long.items() if lines > 425}
+
+
 def test_paddles_private_names_stand_in_the_allotted_modules() -> None:
     found = {
         str(path.relative_to(PACKAGE))
