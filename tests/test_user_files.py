@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,31 @@ def test_what_can_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
         require_writable_file(tmp_path, "--output", "new.tar")
     with pytest.raises(UserError, match="old.tar is a file, expected a folder to write to; choose another --output"):
         require_writable_folder(tmp_path / "old.tar", "--output")
+
+
+def test_a_device_or_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(UserError, match=f"--json={tmp_path / name} is a device or a pipe, .* such as eval.json"):
+            require_writable_file(tmp_path / name, "--json", "eval.json")
+        with pytest.raises(UserError, match=f"{tmp_path / name} is a device or a pipe"):
+            write_text_atomically(tmp_path / name, "text")
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_link_to_nothing_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nothing")
+    said = f"{tmp_path / 'link'} is a link to nothing, expected a folder"
+    with pytest.raises(UserError, match=said):
+        require_writable_file(tmp_path / "link" / "a" / "model.onnx", "--output", "model.onnx")
+    with pytest.raises(UserError, match=said):
+        require_writable_folder(tmp_path / "link", "--output_dir")
+
+
+def test_an_empty_file_name_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["onnx", "--model_path=none", "--output="]) == EXIT_USER_ERROR
+    assert capsys.readouterr().err == "error: --output is empty, expected a file name such as model.onnx\n"
 
 
 # There is no model for any of them, which would be the next thing to be said.
