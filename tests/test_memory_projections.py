@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ import paddle
 import pytest
 from two_level_models import Build, conv, projected, relu, run, saved
 
+from act_pipeline.compress.judging.float_checks import check_nodes
+from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel
+from act_pipeline.core.defaults import CONFIGS
+from act_pipeline.core.errors import UserError
 from act_pipeline.graph.folding import fold, fold_batch_norm, fold_constants
 from act_pipeline.graph.memory_projections import merge_memory_projections
 from act_pipeline.graph.name_scopes import module_of
@@ -118,6 +123,20 @@ def loaded(build: Build, folder: Path) -> StaticGraph:
     return graph
 
 
+def one_op_each(folder: Path, tensors: Sequence[str]) -> InferenceModel:
+    """A program that computes tensors of these names."""
+    from paddle.base.proto import framework_pb2
+
+    program = framework_pb2.ProgramDesc()
+    block = program.blocks.add(idx=0, parent_idx=-1)
+    for name in tensors:
+        block.ops.add(type="relu").outputs.add(parameter="Out", arguments=[name])
+    folder.mkdir()
+    (folder / "model.pdmodel").write_bytes(program.SerializeToString())
+    (folder / "model.pdiparams").write_bytes(b"none")
+    return InferenceModel.load(folder)
+
+
 def kinds(graph: StaticGraph) -> Counter[str]:
     return Counter(op.type for op in graph.program.global_block().ops)
 
@@ -174,6 +193,26 @@ def test_other_choices_are_left_as_they_are(build: Build, tmp_path: Path) -> Non
     with static_mode(), contextlib.closing(loaded(build, tmp_path)) as graph:
         before = graph.program.to_string(False)
         assert multiply_by_masks(graph) == 0 and graph.program.to_string(False) == before
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        ("removed", "Distillation.node: 'removed' is not computed in the model as it is quantized"),
+        ("kepd", "'kepd' is no tensor of .*; did you mean 'kept'"),
+    ],
+)
+def test_a_node_that_is_not_computed_is_one_line(node: str, said: str, tmp_path: Path) -> None:
+    def of(*tensors: str) -> InferenceModel:
+        return one_op_each(tmp_path / "-".join(tensors), tensors)
+
+    model, prepared = of("removed", "kept"), of("kept", "new")
+    nodes = ["Distillation.loss=l2", f"Distillation.node=[kept, {node}]"]
+    with pytest.raises(UserError, match=said):
+        check_nodes(load_config(CONFIGS / "sample.yml", nodes), model, prepared)
+    check_nodes(load_config(CONFIGS / "sample.yml", [*nodes, "Strategy.name=ptq"]), model, prepared)
+    nodes[1] = "Distillation.node=[teacher_a, kept]"
+    check_nodes(load_config(CONFIGS / "sample.yml", nodes), model, prepared)
 
 
 def test_the_parts_of_an_rtdetr_have_the_names_of_their_layers(sample_model: InferenceModel) -> None:

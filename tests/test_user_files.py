@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from act_pipeline.core.atomic_files import write_text_atomically
 from act_pipeline.core.defaults import CONFIGS
 from act_pipeline.core.errors import EXIT_USER_ERROR, UserError, run_command
 from act_pipeline.core.locking import hold_lock
-from act_pipeline.core.output_folders import new_artifact, require_replaceable
+from act_pipeline.core.output_folders import clear_leftovers, new_artifact, require_replaceable
 from act_pipeline.core.output_places import require_writable_file, require_writable_folder
 from act_pipeline.engines.tensorrt.plan import build_plan
 
@@ -89,6 +90,44 @@ def test_what_can_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
         require_writable_file(tmp_path, "--output", "new.tar")
     with pytest.raises(UserError, match="old.tar is a file, expected a folder to write to; choose another --output"):
         require_writable_folder(tmp_path / "old.tar", "--output")
+
+
+def test_a_device_or_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(UserError, match=f"--json={tmp_path / name} is a device or a pipe, .* such as eval.json"):
+            require_writable_file(tmp_path / name, "--json", "eval.json")
+        with pytest.raises(UserError, match=f"{tmp_path / name} is a device or a pipe"):
+            write_text_atomically(tmp_path / name, "text")
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_link_to_a_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "int8").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "int8")
+    (tmp_path / "disk" / ".int8.killed00").mkdir()
+    clear_leftovers(tmp_path / "link")
+    with new_artifact(tmp_path / "link") as staging:
+        (staging / "act.json").write_text("{}")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "int8" / "act.json").is_file()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["int8"]
+
+
+def test_a_link_to_nothing_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nothing")
+    said = f"{tmp_path / 'link'} is a link to nothing, expected a folder"
+    with pytest.raises(UserError, match=said):
+        require_writable_file(tmp_path / "link" / "a" / "model.onnx", "--output", "model.onnx")
+    with pytest.raises(UserError, match=said):
+        require_writable_folder(tmp_path / "link", "--output_dir")
+    with pytest.raises(UserError, match=said):
+        require_replaceable(tmp_path / "link", "act.json", "--save_dir")
+
+
+def test_an_empty_file_name_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["onnx", "--model_path=none", "--output="]) == EXIT_USER_ERROR
+    assert capsys.readouterr().err == "error: --output is empty, expected a file name such as model.onnx\n"
 
 
 # There is no model for any of them, which would be the next thing to be said.

@@ -56,12 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from act_pipeline.onnx_export import lower
 
     suffix = "_fp16" if arguments.float16 else ""
-    output = Path(arguments.output or Path(arguments.output_dir) / f"model_{arguments.target}{suffix}.onnx")
-    require_writable_file(output, "--output_dir" if arguments.output is None else "--output", "model.onnx")
+    output, flag = arguments.output, "--output"
+    if output is None:
+        output, flag = str(Path(arguments.output_dir) / f"model_{arguments.target}{suffix}.onnx"), "--output_dir"
+    require_writable_file(output, flag, "model.onnx")
     model = InferenceModel.load(arguments.model_path, arguments.model_filename, arguments.params_filename)
     lowered = lower(
         model,
-        output,
+        Path(output),
         arguments.target,
         opset=arguments.opset,
         batch=_batch(arguments.batch),

@@ -17,7 +17,13 @@ from act_pipeline.compress.held_out import HeldOut
 from act_pipeline.compress.identity import processes, shared_identity, source_identity, training_identity
 from act_pipeline.compress.job import Job
 from act_pipeline.compress.judging.choice import choose_judge
-from act_pipeline.compress.judging.float_checks import check_limits, check_origin, check_outputs, check_worth
+from act_pipeline.compress.judging.float_checks import (
+    check_limits,
+    check_nodes,
+    check_origin,
+    check_outputs,
+    check_worth,
+)
 from act_pipeline.compress.judging.judge import Judge
 from act_pipeline.compress.plan.op_selection import Selection, check_dynamic, mark_float, select
 from act_pipeline.compress.plan.placing import check_placement, place_by_measurement
@@ -238,6 +244,7 @@ def _make_job(run: _Run, running: _Running, seconds: dict[str, float]) -> Job:
     config, reader = inputs.config, inputs.reader
     with timed(seconds, "prepare"):
         prepared, selection = _prepare(inputs.model, config, running.work / "float")
+        check_nodes(config, inputs.model, prepared)
         check_outputs(config, prepared, reader)
         judge = choose_judge(
             config.strategy.engine, inputs.device, inputs.model, decoder=decoder_for(config, inputs.model)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from act_pipeline.core.errors import UserError
 from act_pipeline.core.output_folders import making
 
 
@@ -20,8 +21,13 @@ def open_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Args:
         path: the file to create or replace; missing folders are created.
+
+    Raises:
+        UserError: something is there that is no regular file, ``/dev/null`` say, or no file can be made there.
     """
     target = Path(path)
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise UserError(f"{target} is a device or a pipe, expected a file to write to; choose another place")
     with making(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)

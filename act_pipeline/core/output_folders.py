@@ -39,7 +39,8 @@ def making(target: str | os.PathLike[str]) -> Iterator[None]:
 def new_artifact(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to ``directory`` when the block ends without an error.
 
-    An existing folder is replaced as a whole; after an error it is unchanged. A kill between the two renames is
+    An existing folder is replaced as a whole; after an error it is unchanged. A link to a folder stays, and what it
+    leads to is replaced. A kill between the two renames is
     repaired by :func:`clear_leftovers`.
 
     Args:
@@ -48,7 +49,7 @@ def new_artifact(directory: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         UserError: ``directory`` is a file, or nothing can be made there.
     """
-    target = Path(directory)
+    target = _followed(directory)
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file, expected a folder to write to; choose another place")
     with making(target):
@@ -82,7 +83,9 @@ def require_replaceable(directory: str | os.PathLike[str], record: str, flag: st
     folder = Path(directory)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, expected a folder to write to; choose another {flag}")
-    require_writable_place(folder, flag)
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(f"{folder} is a link to nothing, expected a folder to write to; choose another {flag}")
+    require_writable_place(_followed(folder), flag)
     if not folder.is_dir() or (folder / record).is_file():
         return
     found = sorted(path.name for path in folder.iterdir())
@@ -101,7 +104,7 @@ def clear_leftovers(directory: str | os.PathLike[str]) -> None:
     Args:
         directory: the folder that the runs were to create.
     """
-    target = Path(directory)
+    target = _followed(directory)
     # mkdtemp adds eight characters to the prefix: the pattern must not match folders of `name.other`.
     for retired in sorted(target.parent.glob(f".{glob.escape(target.name)}.old.????????")):
         if (retired / "was").is_dir() and not target.exists():
@@ -110,3 +113,9 @@ def clear_leftovers(directory: str | os.PathLike[str]) -> None:
     for staging in target.parent.glob(f".{glob.escape(target.name)}.????????"):
         if staging.is_dir():
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _followed(directory: str | os.PathLike[str]) -> Path:
+    """Return the folder that a link leads to, and another folder as it is: a rename would replace the link."""
+    folder = Path(directory)
+    return folder.resolve() if folder.is_symlink() else folder

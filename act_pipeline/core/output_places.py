@@ -18,11 +18,15 @@ def require_writable_file(path: str | os.PathLike[str], flag: str, example: str)
         example: a file name that would be right, for messages.
 
     Raises:
-        UserError: it is a folder, or nothing can be written there.
+        UserError: it is a folder or no regular file, or nothing can be written there.
     """
     file = Path(path)
+    if not str(path):
+        raise UserError(f"{flag} is empty, expected a file name such as {example}")
     if file.is_dir():
         raise UserError(f"{flag}={file} is a folder, expected a file name such as {file / example}")
+    if file.exists() and not file.is_file():  # a rename would put a file in the place of /dev/null, for everybody
+        raise UserError(f"{flag}={file} is a device or a pipe, expected a file name such as {example}")
     require_writable_place(file, flag)
 
 
@@ -61,7 +65,9 @@ def _require_takes_files(folder: Path, given: str) -> None:
     ``root`` may write everywhere, but not to a read-only disk, nor to ``/proc``.
     """
     folder = folder.absolute()
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    there = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
+    if there.is_symlink() and not there.exists():
+        raise UserError(f"{given}: {there} is a link to nothing, expected a folder; choose another place")
     if not there.is_dir():
         raise UserError(f"{given}: {there} is a file, expected a folder; choose another place")
     try:

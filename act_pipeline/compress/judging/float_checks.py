@@ -5,13 +5,16 @@ from __future__ import annotations
 from act_pipeline.calibration.feeds import model_feed
 from act_pipeline.config import Config
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.core.errors import UserError
+from act_pipeline.core.errors import UserError, suggest
 from act_pipeline.data import Reader
 from act_pipeline.evaluation import Evaluation
 from act_pipeline.evaluation.matching import MIN_SCORE
 from act_pipeline.execution.finite_checks import check_float_model
-from act_pipeline.graph.model_files import inspect_model
+from act_pipeline.graph.model_files import inspect_model, read_program
 
+# The strategies that train, and how ACT's names of a teacher's tensors begin.
+_TRAINED = ("qat_dis", "auto")
+_TEACHER = "teacher"
 # PaddleSlim's tolerance between TrainConfig.origin_metric and the float model's measured mAP.
 _ORIGIN_TOLERANCE = 0.05
 # A float model below this mAP, on at least this many images and boxes, has not been trained or gets other input than in
@@ -24,6 +27,41 @@ _TELLING_BOXES = 20
 def check_outputs(config: Config, prepared: InferenceModel, reader: Reader) -> None:
     batch = next(iter(reader.loader("train", batch_size=1, shuffle=False)))
     check_float_model(prepared, model_feed(config, list(inspect_model(prepared).inputs), batch))
+
+
+def check_nodes(config: Config, model: InferenceModel, prepared: InferenceModel) -> None:
+    """Refuse tensors to compare in the training that are not computed in the model as it is quantized.
+
+    ACT takes a list whose first name it does not find as pairs of a teacher's and a student's tensor.
+
+    Args:
+        config: the compression config.
+        model: the model that the user gave.
+        prepared: the model that is quantized.
+
+    Raises:
+        UserError: a name of ``Distillation.node`` is no tensor of ``prepared``.
+    """
+    if config.strategy.name not in _TRAINED or config.distillation is None or not config.distillation.node:
+        return
+    given = [name for each in config.distillation.node for name in (each if isinstance(each, list) else [each])]
+    there = _tensors(prepared)
+    for name in given:
+        if name in there or name.startswith(_TEACHER):
+            continue
+        what = f"{config.path}: Distillation.node: '{name}'"
+        if name in _tensors(model):
+            raise UserError(
+                f"{what} is not computed in the model as it is quantized, where BatchNorms and some projections are "
+                "part of the layers beside them (docs/internals.md); name a tensor after those"
+            )
+        raise UserError(f"{what} is no tensor of {model.directory}{suggest(name, there)}")
+
+
+def _tensors(model: InferenceModel) -> set[str]:
+    """Return the names of what the ops of a model compute."""
+    ops = read_program(model.model_path).blocks[0].ops
+    return {name for op in ops for output in op.outputs for name in output.arguments}
 
 
 def check_limits(config: Config, reader: Reader) -> None:
