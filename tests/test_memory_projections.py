@@ -75,6 +75,14 @@ def masked_by_where(fine: Any, coarse: Any) -> Any:
     return [relu(linear(chosen, WIDTH)), relu(linear(memory, WIDTH))]
 
 
+def masked_twice(fine: Any, coarse: Any) -> Any:
+    """The second mask multiplies what the first one has left."""
+    chosen = memory_of(fine, coarse)
+    for mask in (valid(), constant(np.arange(PIXELS)[None, :, None] % 3)):
+        chosen = paddle.where(mask.astype("bool"), chosen, paddle.to_tensor(0.0))
+    return relu(chosen)
+
+
 def activated(fine: Any, coarse: Any) -> Any:
     return linear(paddle.concat([rows(relu(projected(fine, WIDTH))), rows(projected(coarse, WIDTH))], axis=1), WIDTH)
 
@@ -154,6 +162,13 @@ def test_the_result_is_the_same_without_the_projections(build: Build, masks: int
         (tmp_path / "again").mkdir()
         with contextlib.closing(StaticGraph.load(graph.save(tmp_path / "again"))) as again:
             np.testing.assert_array_equal(run(again), run(graph))
+
+
+def test_one_mask_after_another(tmp_path: Path) -> None:
+    with static_mode(), contextlib.closing(loaded(masked_twice, tmp_path)) as graph:
+        before = run(graph)
+        assert multiply_by_masks(graph) == 2 and not kinds(graph)["where"] and not kinds(graph)["fill_any_like"]
+        np.testing.assert_array_equal(run(graph), before)
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ def multiply_by_masks(graph: StaticGraph) -> int:
         The number of ops replaced.
     """
     block = graph.program.global_block()
-    search = _Search(graph)
     replaced = 0
     for op in [op for op in block.ops if op.type == "where"]:
+        search = _Search(graph)  # each replacement removes ops
         (condition,), (chosen,), (other,) = (op.input(slot) for slot in ("Condition", "X", "Y"))
         result = block.var(op.output("Out")[0])
         mask, rows = search.without_zeros(condition), block.var(search.without_zeros(chosen))
