@@ -40,8 +40,7 @@ def new_artifact(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to ``directory`` when the block ends without an error.
 
     An existing folder is replaced as a whole; after an error it is unchanged. A link to a folder stays, and what it
-    leads to is replaced. A kill between the two renames is
-    repaired by :func:`clear_leftovers`.
+    leads to is replaced. A kill between the two renames is repaired by :func:`clear_leftovers`.
 
     Args:
         directory: the folder to create or replace.

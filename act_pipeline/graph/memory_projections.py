@@ -20,21 +20,12 @@ import numpy as np
 from act_pipeline.graph.name_scopes import set_level
 from act_pipeline.graph.op_index import GraphIndex
 from act_pipeline.graph.op_inserter import Inserter
-from act_pipeline.graph.op_types import BATCH_NORM_FACTOR
-from act_pipeline.graph.pointwise_convolutions import PointwiseConvolution, pointwise_convolution
+from act_pipeline.graph.pointwise_convolutions import PointwiseConvolution, add_pointwise, pointwise_convolution
 from act_pipeline.graph.rtdetr_modules import find_places
 from act_pipeline.graph.static_graph import StaticGraph
+from act_pipeline.graph.unread_ops import remove_unread
 
 _FLATTEN = "flatten_contiguous_range"
-
-
-@dataclass(frozen=True)
-class _Level:
-    """A level of the memory: its projection, and the ops that flatten it to [N, H * W, C]."""
-
-    projection: PointwiseConvolution
-    flatten: Any
-    transpose: Any
 
 
 @dataclass(frozen=True)
@@ -50,6 +41,11 @@ class _Reader:
     product: Any
     addition: Any
     mask: Any = None
+
+    @property
+    def replaced(self) -> Any:
+        """The op that writes what the levels are computed to: with a mask, the layer's bias is added after it."""
+        return self.product if self.mask else self.addition
 
 
 def merge_memory_projections(graph: StaticGraph) -> int:
@@ -68,23 +64,23 @@ def merge_memory_projections(graph: StaticGraph) -> int:
         memory, index = concat.output("Out")[0], GraphIndex(block.ops)
         if memory in fetched or len(block.var(memory).shape) != 3 or concat.attr("axis") not in (1, -2):
             continue
-        levels = [level for name in concat.input("X") if (level := _level(graph, index, name))]
+        projections = [found for name in concat.input("X") if (found := _projection(graph, index, name))]
         reading = index.readers.get(memory, [])
         sizing = [op for op in reading if op.type == "shape"]
         readers = [reader for op in reading if (reader := _reader(graph, index, memory, op))]
-        if not readers or len(levels) < len(concat.input("X")) or len(readers) + len(sizing) < len(reading):
+        if not readers or len(projections) < len(concat.input("X")) or len(readers) + len(sizing) < len(reading):
             continue
         if sizing and block.var(readers[0].product.output("Out")[0]).shape[2] != block.var(memory).shape[2]:
             continue  # the first result takes the memory's place there
-        _rewrite(graph, concat, levels, readers, sizing)
+        _rewrite(graph, concat, projections, readers, sizing)
         rewritten += len(readers)
     if rewritten:
         graph.remove_unused_parameters()
     return rewritten
 
 
-def _level(graph: StaticGraph, index: GraphIndex, name: str) -> Optional[_Level]:
-    """Return the level that a tensor [N, H * W, C] is, if nothing else reads any tensor from its projection on."""
+def _projection(graph: StaticGraph, index: GraphIndex, name: str) -> Optional[PointwiseConvolution]:
+    """Return the convolution whose output, flattened, is a tensor [N, H * W, C], if nothing else reads any between."""
     transpose = _alone(index, name, "transpose2")
     flatten = transpose and _alone(index, transpose.input("X")[0], _FLATTEN)
     if not flatten or list(transpose.attr("axis")) != [0, 2, 1]:
@@ -92,8 +88,7 @@ def _level(graph: StaticGraph, index: GraphIndex, name: str) -> Optional[_Level]
     if len(graph.program.global_block().var(flatten.input("X")[0]).shape) != 4 or flatten.attr("start_axis") != 2:
         return None
     added = _alone(index, flatten.input("X")[0], "elementwise_add")
-    projection = pointwise_convolution(graph, index, index.producer.get(added.input("X")[0])) if added else None
-    return _Level(projection, flatten, transpose) if projection else None
+    return pointwise_convolution(graph, index, index.producer.get(added.input("X")[0])) if added else None
 
 
 def _reader(graph: StaticGraph, index: GraphIndex, memory: str, op: Any) -> Optional[_Reader]:
@@ -131,27 +126,30 @@ def _alone(index: GraphIndex, name: str, kind: str) -> Any:
 
 
 def _rewrite(
-    graph: StaticGraph, concat: Any, levels: Sequence[_Level], readers: Sequence[_Reader], sizing: Sequence[Any]
+    graph: StaticGraph,
+    concat: Any,
+    projections: Sequence[PointwiseConvolution],
+    readers: Sequence[_Reader],
+    sizing: Sequence[Any],
 ) -> None:
     """Let every reader read the levels, and the ops that ask for the memory's sizes ask for those of a result."""
     block, places = graph.program.global_block(), find_places(graph)
     inserter = Inserter(block, block.ops.index(concat))
     results = [
-        _add_reader(graph, inserter, levels, reader, places[reader.product.output("Out")[0]].module)
+        _add_reader(graph, inserter, projections, reader, places[reader.product.output("Out")[0]].module)
         for reader in readers
     ]
     for op in sizing:
         op.desc.set_input("Input", results[:1])
-    unread = [concat]
-    for level in levels:
-        unread += [level.transpose, level.flatten, level.projection.addition, level.projection.op]
     for reader in readers:
-        unread += [reader.product, reader.mask or reader.addition]
-    for op in unread:
-        block._remove_op(block.ops.index(op), sync=False)
+        read = reader.replaced.input_arg_names
+        block._remove_op(block.ops.index(reader.replaced), sync=False)
+        remove_unread(block, read, [target.name for target in graph.fetch_targets])
 
 
-def _add_reader(graph: StaticGraph, inserter: Inserter, levels: Sequence[_Level], reader: _Reader, module: str) -> str:
+def _add_reader(
+    graph: StaticGraph, inserter: Inserter, projections: Sequence[PointwiseConvolution], reader: _Reader, module: str
+) -> str:
     """Compute a linear layer of the levels, and return the name of its result [N, L, outputs].
 
     A mask multiplies the memory, but not the layer's bias: with a mask, the result is what the mask multiplies.
@@ -160,60 +158,35 @@ def _add_reader(graph: StaticGraph, inserter: Inserter, levels: Sequence[_Level]
     name = reader.product.input("Y")[0]
     weight = graph.parameter(name).astype(np.float64)
     bias = 0.0 if reader.mask else graph.parameter(reader.addition.input("Y")[0]).astype(np.float64)
-    result = block.var((reader.product if reader.mask else reader.addition).output("Out")[0])
-    parts = []
-    for number, level in enumerate(levels):
-        projection = level.projection
-        merged = PointwiseConvolution(
-            projection.op, projection.addition, weight.T @ projection.weight, projection.bias @ weight + bias
-        )
-        part, conv = _add_level(graph, inserter, merged, f"{name}.level_{number}")
-        set_level(conv, module, number)
-        parts.append(part)
+    result = block.var(reader.replaced.output("Out")[0])
+    rows = []
+    for level, projection in enumerate(projections):
+        part, source = f"{name}.level_{level}", block.var(projection.op.input("Input")[0])
+        merged, constant = weight.T @ projection.weight, projection.bias @ weight + bias
+        conv, output = add_pointwise(graph, inserter, projection.op, source, part, merged, constant)
+        set_level(conv, module, level)
+        rows.append(_add_flattening(block, inserter, output, part))
     if not reader.mask:
-        inserter.add("concat", {"X": parts}, {"Out": result}, axis=1)
+        inserter.add("concat", {"X": rows}, {"Out": result}, axis=1)
         return str(result.name)
     joined = block.create_var(name=f"{name}.levels", shape=list(result.shape), dtype=result.dtype)
-    inserter.add("concat", {"X": parts}, {"Out": joined}, axis=1)
+    inserter.add("concat", {"X": rows}, {"Out": joined}, axis=1)
     mask = block.var(reader.mask.input("Y")[0])
     inserter.add("elementwise_mul", {"X": joined, "Y": mask}, {"Out": result}, axis=-1)
     return str(joined.name)
 
 
-def _add_level(graph: StaticGraph, inserter: Inserter, conv: PointwiseConvolution, name: str) -> tuple[Any, Any]:
-    """Add a convolution with other weights of the same input, and flatten its output.
-
-    Args:
-        graph: the graph, to which ops are added.
-        inserter: where.
-        conv: the convolution and its new weight and bias.
-        name: name of the new weight.
-
-    Returns:
-        The variable [N, H * W, outputs], and the op of the convolution.
-    """
-    block = graph.program.global_block()
-    source = block.var(conv.op.input("Input")[0])
-    weight = graph.add_parameter(name, conv.weight[:, :, None, None].astype(np.float32))
-    bias = graph.add_parameter(f"{name}.bias", conv.bias.astype(np.float32))
-    count, (height, width), outputs = source.shape[0], source.shape[2:], len(conv.weight)
+def _add_flattening(block: Any, inserter: Inserter, source: Any, name: str) -> Any:
+    """Flatten a variable [N, C, H, W] to [N, H * W, C], and return that variable."""
+    count, channels, height, width = source.shape
     pixels = height * width if min(height, width) > 0 else -1
-    shapes = {
-        "out": [count, outputs, height, width],
-        "sum": [count, outputs, height, width],
-        "columns": [count, outputs, pixels],
-        "rows": [count, pixels, outputs],
-        "columns_from": [0, count, outputs, height, width],
-        "rows_from": [0, count, outputs, pixels],
-    }
-    made = {
-        end: block.create_var(name=f"{name}.{end}", shape=shape, dtype=source.dtype) for end, shape in shapes.items()
-    }
-    attributes = {each: conv.op.attr(each) for each in conv.op.attr_names if each != BATCH_NORM_FACTOR}
-    op = inserter.add("conv2d", {"Input": source, "Filter": weight}, {"Output": made["out"]}, **attributes)
-    inserter.add("elementwise_add", {"X": made["out"], "Y": bias}, {"Out": made["sum"]}, axis=1)
-    flattened = {"Out": made["columns"], "XShape": made["columns_from"]}
-    inserter.add(_FLATTEN, {"X": made["sum"]}, flattened, start_axis=2, stop_axis=3)
-    turned = {"Out": made["rows"], "XShape": made["rows_from"]}
-    inserter.add("transpose2", {"X": made["columns"]}, turned, axis=[0, 2, 1])
-    return made["rows"], op
+
+    def declare(end: str, *shape: int) -> Any:
+        return block.create_var(name=f"{name}.{end}", shape=shape, dtype=source.dtype)
+
+    columns, rows = declare("columns", count, channels, pixels), declare("rows", count, pixels, channels)
+    outputs = {"Out": columns, "XShape": declare("columns_from", 0, *source.shape)}
+    inserter.add(_FLATTEN, {"X": source}, outputs, start_axis=2, stop_axis=3)
+    outputs = {"Out": rows, "XShape": declare("rows_from", 0, *columns.shape)}
+    inserter.add("transpose2", {"X": columns}, outputs, axis=[0, 2, 1])
+    return rows

@@ -21,7 +21,12 @@ from act_pipeline.graph.name_scopes import module_of, set_module
 from act_pipeline.graph.op_index import GraphIndex
 from act_pipeline.graph.op_inserter import Inserter
 from act_pipeline.graph.op_types import BATCH_NORM_FACTOR
-from act_pipeline.graph.pointwise_convolutions import PointwiseConvolution, pointwise_convolution
+from act_pipeline.graph.pointwise_convolutions import (
+    PointwiseConvolution,
+    add_pointwise,
+    attributes,
+    pointwise_convolution,
+)
 from act_pipeline.graph.static_graph import StaticGraph
 
 _UPSAMPLING = "nearest_interp_v2"
@@ -168,19 +173,14 @@ def _upsampled_product(
     block = graph.program.global_block()
     source, like = block.var(part.upsampling.input("X")[0]), block.var(conv.addition.output("Out")[0])
     name = f"{conv.name}.upsampled_{number}"
-    parameter = graph.add_parameter(name, weight[:, :, None, None].astype(np.float32))
-    bias = graph.add_parameter(f"{name}.bias", np.zeros(len(weight), np.float32))
-    shape = [like.shape[0], len(weight), *source.shape[2:]]
-    product, biased = (block.create_var(name=f"{name}.{end}", shape=shape, dtype=like.dtype) for end in ("out", "sum"))
-    raised = block.create_var(name=f"{name}.raised", shape=list(like.shape), dtype=like.dtype)
     inserter = Inserter(block, block.ops.index(conv.op))
-    made = inserter.add("conv2d", {"Input": source, "Filter": parameter}, {"Output": product}, **_attributes(conv.op))
+    made, biased = add_pointwise(graph, inserter, conv.op, source, name, weight, np.zeros(len(weight)))
     if module_of(conv.op):
         set_module(made, module_of(conv.op))
     if conv.op.has_attr(BATCH_NORM_FACTOR):
         made._set_attr(BATCH_NORM_FACTOR, conv.op.attr(BATCH_NORM_FACTOR))
-    inserter.add("elementwise_add", {"X": product, "Y": bias}, {"Out": biased}, axis=1)
-    inserter.add(_UPSAMPLING, {"X": biased}, {"Out": raised}, **_attributes(part.upsampling))
+    raised = block.create_var(name=f"{name}.raised", shape=list(like.shape), dtype=like.dtype)
+    inserter.add(_UPSAMPLING, {"X": biased}, {"Out": raised}, **attributes(part.upsampling))
     return raised
 
 
@@ -202,7 +202,3 @@ def _add_to_output(graph: StaticGraph, conv: PointwiseConvolution, terms: Sequen
 def _set(graph: StaticGraph, name: str, value: np.ndarray) -> None:
     graph.program.global_block().var(name).desc.set_shape(list(value.shape))
     graph.set_parameter(name, value.astype(np.float32))
-
-
-def _attributes(op: Any) -> dict[str, Any]:
-    return {name: op.attr(name) for name in op.attr_names}

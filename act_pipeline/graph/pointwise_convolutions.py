@@ -8,6 +8,7 @@ from typing import Any, Optional
 import numpy as np
 
 from act_pipeline.graph.op_index import GraphIndex
+from act_pipeline.graph.op_inserter import Inserter
 from act_pipeline.graph.static_graph import StaticGraph
 
 
@@ -62,3 +63,37 @@ def pointwise_convolution(graph: StaticGraph, index: GraphIndex, op: Any) -> Opt
     if constants.size != outputs:
         return None
     return PointwiseConvolution(op, added[0], values[:, :, 0, 0], constants.reshape(-1))
+
+
+def add_pointwise(
+    graph: StaticGraph, inserter: Inserter, like: Any, source: Any, name: str, weight: np.ndarray, bias: np.ndarray
+) -> tuple[Any, Any]:
+    """Add a 1 x 1 convolution and its bias to a graph.
+
+    Args:
+        graph: the graph.
+        inserter: where.
+        like: a 1 x 1 convolution with the attributes of the new one.
+        source: the variable that it reads, [N, in, H, W].
+        name: name of its weight, which the names of its other variables begin with.
+        weight: [out, in].
+        bias: [out].
+
+    Returns:
+        The op of the convolution, and the variable of its output with the bias, [N, out, H, W].
+    """
+    block = graph.program.global_block()
+    filters = graph.add_parameter(name, weight[:, :, None, None].astype(np.float32))
+    added = graph.add_parameter(f"{name}.bias", bias.astype(np.float32))
+    shape = [source.shape[0], len(weight), *source.shape[2:]]
+    product, result = (
+        block.create_var(name=f"{name}.{end}", shape=shape, dtype=source.dtype) for end in ("out", "sum")
+    )
+    op = inserter.add("conv2d", {"Input": source, "Filter": filters}, {"Output": product}, **attributes(like))
+    inserter.add("elementwise_add", {"X": product, "Y": added}, {"Out": result}, axis=1)
+    return op, result
+
+
+def attributes(op: Any) -> dict[str, Any]:
+    """Return the attributes of an op by name, for another one like it."""
+    return {name: op.attr(name) for name in op.attr_names}
