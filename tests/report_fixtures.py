@@ -186,6 +186,7 @@ def search_record(**changes: Any) -> dict[str, Any]:
         "rows": [
             row(1, 200, "int8", 88.5, 1.41, 0.0321, on_front=True),
             row(2, 100, "int8", 105.25, 1.19, 0.0082, on_front=True),
+            row(2, 100, "int8", 104.75, 1.2, 0.0112, name="layers2_queries100_640x480_bf16", bf16=True),
             row(3, 300, "int8", 125.5, 1.0, 0.0035, on_front=True),
             row(1, 200, "fp32", 301.5, 1.31, 0.0309),
             row(2, 100, "fp32", 355.25, 1.11, 0.0019),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from act_pipeline.compress.accuracy_control.revert import read_thresholds, resca
 from act_pipeline.compress.judging.choice import choose_judge
 from act_pipeline.compress.judging.judge import REFERENCE, Judge
 from act_pipeline.compress.judging.tensorrt_shapes import collect_shapes
+from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import fastest_engine, machine
+from act_pipeline.engines.onnx_runtimes import openvino
 from act_pipeline.engines.paddle.dynamic_shape import ShapeKey, stale_reason
 from act_pipeline.evaluation.batches import measure_in_turns
 from act_pipeline.graph.static_graph import static_mode
@@ -38,6 +42,27 @@ def test_a_model_that_the_engine_does_not_take_is_judged_by_the_reference(
     assert judge.is_reference and judge.fp32_engine == "paddle_onednn"
     assert "op erf has no rule" in caplog.text
     assert choose_judge("openvino", "CPU", demo.fp32).engine == "openvino", "a name is taken at its word"
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_candidates_compute_in_bf16_what_is_not_int8_where_the_float_model_says_so(
+    demo, supported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their folders have no infer_cfg.yml; the result is what `infer_eval` finds with the written model."""
+    monkeypatch.setattr(openvino, "computes_in_bf16", lambda core: supported)
+    shutil.copytree(demo.fp32.directory, tmp_path / "float")
+    with open(tmp_path / "float" / "infer_cfg.yml", "a", encoding="utf-8") as file:
+        file.write("float_precision: bf16\n")
+    (tmp_path / "candidate").mkdir()
+    for name in ("model.pdmodel", "model.pdiparams"):
+        shutil.copyfile(demo.compressed.model.directory / name, tmp_path / "candidate" / name)
+    candidate = InferenceModel.load(tmp_path / "candidate")
+    for folder, expected in ((tmp_path / "float", "bf16" if supported else "f32"), (demo.fp32.directory, "f32")):
+        judge = choose_judge("openvino", "CPU", InferenceModel.load(folder))
+        with contextlib.closing(judge.load(candidate, "int8", demo.reader(), 1)) as engine:
+            assert engine.float_precision == expected
+        with contextlib.closing(judge.load(demo.fp32, "fp32", demo.reader(), 1)) as engine:
+            assert engine.float_precision == "f32"
 
 
 @pytest.mark.parametrize(("asked", "words"), [("paddle_trt", "paddle_trt int8 on GPU cannot run here")])

@@ -438,12 +438,12 @@ def test_the_variants_of_a_search_are_shown(whole):
     for figure in ("640×480", "1.19", "−0.0082", "−0.0137", "−0.0022", "INT8", "FP32", "0.5284", "105.2", "95%"):
         assert figure in said, figure
     words = texts(page.named("html")[0]["lang"][:2])
-    for text in ("chosen", "on_front"):
+    for text in ("chosen", "on_front", "variant_bf16"):
         assert page.text_of("variants").count(words[text]) >= 1, text
     assert words["variants_full_given"].partition("{")[0].replace(" ", "") in said
     drawn = (artifact / "report.html").read_text(encoding="utf-8")
     chart = drawn[drawn.index('id="variants"') :].partition("<svg")[2].partition("</svg>")[0]
-    assert re.findall(r">(\d)</text>", chart) == ["1", "2", "3", "4", "5", "7"], (
+    assert re.findall(r">(\d)</text>", chart) == ["1", "2", "3", "4", "5", "6", "8"], (
         "the dropped row is no point of the chart"
     )
     assert "var(--int8)" in chart and "var(--loss)" in chart

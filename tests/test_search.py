@@ -17,7 +17,7 @@ from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError, run_command
 from act_pipeline.core.hashing import hash_files
-from act_pipeline.core.records import SEARCH_SCHEMA, read_record
+from act_pipeline.core.records import ACT_SCHEMA, SEARCH_SCHEMA, read_record
 from act_pipeline.data.builtin_sample import make_sample
 from act_pipeline.demo import COMPRESS_CONFIG, MODEL_CONFIG, WEIGHTS
 from act_pipeline.engines.onnx_runtimes.openvino import computes_in_bf16
@@ -272,6 +272,13 @@ def test_table_picture_and_record(tmp_path: Path) -> None:
     assert "no INT8 model is within max_drop 0.005 of the full float model" in "\n".join(none.lines)
 
 
+def test_of_rows_that_are_as_fast_the_better_is_chosen() -> None:
+    rows = [row("fast", 40.0, 0.526), row("as fast", 40.7, 0.529), row("slower", 42.0, 0.53)]
+    assert fastest_within(rows, 0.005, 0.5).name == "as fast"
+    assert fastest_within(rows[:1] + rows[2:], 0.005, 0.5).name == "fast"
+    assert fastest_within([], 0.005, 0.5) is None
+
+
 def test_the_chosen_row_has_min_agreement() -> None:
     rows = [
         row("fast", 30, 0.53, agreement=0.8, agreement_probability=0.0),
@@ -331,7 +338,12 @@ def test_the_sample_is_searched(sample_model: InferenceModel, tmp_path: Path) ->
         and (tmp_path / "search" / "search.png").exists()
     )
     stated = [InferenceModel.load(one["folder"]).infer_cfg().get("float_precision") for one in record["rows"]]
-    assert stated.count("bf16") == in_bf16
+    assert stated.count("bf16") == in_bf16 == [one["bf16"] for one in record["rows"]].count(True)
+    strategies = {
+        one["name"]: read_record(Path(one["folder"]) / "act.json", ACT_SCHEMA)["strategy"]
+        for one in record["rows"] if one["precision"] == "int8" and not one["bf16"]
+    }  # fmt: skip
+    assert strategies.pop("layers2_queries50_224x224") == "ptq" and set(strategies.values()) == {"auto"}
     full = by_name["layers2_queries50_224x224", "fp32"]
     assert full["map_drop"] is None and full["ratio"] == 1 and full["map"] > 0.5
     for one in record["rows"]:

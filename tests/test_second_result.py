@@ -315,7 +315,7 @@ sys.exit(run_command(lambda argv: second.second_result(load_config({str(COMPRESS
 def test_the_sample_is_compressed_and_searched(sample_model: InferenceModel, tmp_path: Path, monkeypatch) -> None:
     """The full model's row is the compression's own result; the report has the variants."""
     from act_pipeline.compress import compress
-    from act_pipeline.search import search as search_module
+    from act_pipeline.search import int8_models
 
     make_sample(tmp_path / "data", 24, 24, seed=0, size=256)
     overrides = scenes_in(tmp_path / "data")
@@ -326,7 +326,7 @@ def test_the_sample_is_compressed_and_searched(sample_model: InferenceModel, tmp
     )  # fmt: skip
     made: list[str] = []
     monkeypatch.setattr(
-        search_module, "compress",
+        int8_models, "compress",
         lambda config, folder, *args, **more: made.append(Path(folder).name) or compress(config, folder, *args, **more),
     )  # fmt: skip
     second.check_search(config, tmp_path / "int8", overrides)

@@ -89,7 +89,8 @@ def compress(
         report: language of the ``report.html`` to write into ``save_dir``, ``en`` or ``zh``; None: no report.
         ranks: the processes that train together. Only the leader calls this function; the others run
             `compress.qat.distributed.remote_training.follow`.
-        checks: measure the latency and evaluate in ``int8_reference`` at the end; no other result depends on it.
+        checks: measure the latency, evaluate in ``int8_reference`` and detect on calibration images for a server at the
+            end; no other result depends on it.
 
     Returns:
         The INT8 model in ``save_dir`` and its record.
@@ -123,7 +124,7 @@ def compress(
         target = save_dir if met else below_dir
         measured = measure_chosen(job, chosen, inputs.model) if checks else Measured()
         act = compression_record(job, chosen, inputs.model, seconds, measured, placement)
-        usual = calibration_baseline(job, chosen.model) if job.fp32 is not None else None
+        usual = calibration_baseline(job, chosen.model) if checks and job.fp32 is not None else None
         write_result(target, inputs.model, chosen, job, {**act.as_json(), **inputs.source, **processes(ranks)}, usual)
         if report is not None:
             write_report(target, inputs.reader, lang=report)

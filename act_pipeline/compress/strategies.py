@@ -80,7 +80,8 @@ def auto(job: Job) -> Candidate:
     The order is: calibration by the best of all algorithms, or one that is nearly as good, with the channels equalized
     where that is clearly better or is needed and costs no time at inference; SmoothQuant with such a calibration; at
     most a tenth of the ops in float; training if the config has its sections; any number of ops in float. Where one of
-    the first two is enough, ops that stay float by default are tried in INT8 (`take_back`).
+    the first two is enough, ops that stay float by default are tried in INT8 (`take_back`). Without limits the first
+    calibration is the result.
 
     Args and result are those of :func:`ptq`.
     """

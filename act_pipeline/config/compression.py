@@ -96,19 +96,12 @@ class Config:
                 f"is {strategy.min_agreement}, but Global.Evaluation is false: nothing is compared; expected "
                 "Global.Evaluation: agreement (no labels needed), or true",
             )
-        if strategy.name == "auto" and strategy.min_agreement is None:
-            if evaluation == "agreement":
-                raise Invalid(
-                    "Strategy.min_agreement",
-                    "is missing, expected a number from 0 to 1, 0.9 say: auto stops at a limit, and with "
-                    "Global.Evaluation: agreement there is no mAP for max_drop; add it",
-                )
-            if strategy.max_drop is None:
-                raise Invalid(
-                    "Strategy.max_drop",
-                    "is empty, and there is no min_agreement, but auto stops at a limit; expected one of them, or name "
-                    "ptq, smooth_quant or qat_dis",
-                )
+        if strategy.name == "auto" and strategy.min_agreement is None and evaluation == "agreement":
+            raise Invalid(
+                "Strategy.min_agreement",
+                "is missing, expected a number from 0 to 1, 0.9 say: auto stops at a limit, and with "
+                "Global.Evaluation: agreement there is no mAP for max_drop; add it",
+            )
 
     @property
     def trains(self) -> bool:

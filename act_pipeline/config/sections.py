@@ -358,7 +358,8 @@ class Strategy:
     Attributes:
         name: ``ptq``: calibration only. ``smooth_quant``: calibration after outliers of activations were moved into the
             weights. ``qat_dis``: training with distillation by PaddleSlim's ACT. ``auto``: these in turn, also with
-            some ops reverted to float, until a model is within ``max_drop`` and has ``min_agreement``.
+            some ops reverted to float, until a model is within ``max_drop`` and has ``min_agreement``; without limits
+            the best calibration.
         engine: the engine that evaluates the float model and the INT8 models, a name of
             ``deploy/infer_eval.py --engine``. ``auto``: the engine that runs INT8 fastest on this machine.
             ``int8_reference``: Paddle computes every Q/DQ op; it needs no other engine and is not used in deployment.

@@ -110,6 +110,7 @@ TEXTS = {
     "variant_size": "{height} × {width}",
     "variant_layers": ", {layers} decoder layers, {queries} queries",
     "variant_layers_one": ", {layers} decoder layer, {queries} queries",
+    "variant_bf16": ", the rest in bf16",
     "variant_precision": "precision",
     "variant_dropped": "dropped after {images} images",
     "times_full": "times the full",

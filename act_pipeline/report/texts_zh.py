@@ -96,6 +96,7 @@ TEXTS = {
     "variant_size": "{height} × {width}",
     "variant_layers": "，{layers} 个解码层，{queries} 个查询",
     "variant_layers_one": "，{layers} 个解码层，{queries} 个查询",
+    "variant_bf16": "，其余为 bf16",
     "variant_precision": "精度类型",
     "variant_dropped": "{images} 张图像后淘汰",
     "times_full": "与完整模型之比",

@@ -20,11 +20,11 @@ def variants(search: Mapping[str, Any] | None) -> dict[str, Any] | None:
         search: the content of ``search.json``, or None.
 
     Returns:
-        ``rows`` (``number`` from 1, ``name``, ``layers``, ``queries``, ``height``, ``width``, ``precision``,
-        ``latency_ms``, ``times_full``: the speed-up over the full model at the same precision, ``map``, ``change`` of
-        the mAP from the full float model's on the same images, ``low`` and ``high``: its interval of ``level``,
-        ``images``, ``dropped``, ``on_front``, ``chosen``), in the order of the record; ``images``: the most that a row
-        was evaluated on; ``lowest_map``: the full float model's mAP on them - ``max_drop``; ``max_drop``,
+        ``rows`` (``number`` from 1, ``name``, ``layers``, ``queries``, ``height``, ``width``, ``bf16``,
+        ``precision``, ``latency_ms``, ``times_full``: the speed-up over the full model at the same precision, ``map``,
+        ``change`` of the mAP from the full float model's on the same images, ``low`` and ``high``: its interval of
+        ``level``, ``images``, ``dropped``, ``on_front``, ``chosen``), in the order of the record; ``images``: the most
+        that a row was evaluated on; ``lowest_map``: the full float model's mAP on them - ``max_drop``; ``max_drop``,
         ``confidence``, ``engine``, ``calibration_images``; ``full_given``: whether the full model in INT8 is the result
         of a compression, which need not be calibrated as the others are; ``faster``: the chosen row, if it is not the
         full model; ``any_within``: whether a row was chosen. None if there is no row.
@@ -74,6 +74,7 @@ def _row(part: Mapping[str, Any]) -> dict[str, Any] | None:
         "height": sides[0],
         "width": sides[1],
         "precision": str(part.get("precision")),
+        "bf16": part.get("bf16") is True,
         "latency_ms": latency,
         "times_full": ratio,
         "map": as_number(part.get("map")),

@@ -16,6 +16,7 @@ from act_pipeline.evaluation.confidence import TOLERANCE
 from act_pipeline.search.pareto import front
 
 PICTURE_FILENAME = "search.png"
+_SAME_SPEED = 1.02
 _COLORS = {"fp32": "#999999", "int8": "#D55E00"}
 
 
@@ -41,6 +42,7 @@ class Row:
         on_front: whether no other row of all images is faster and better.
         agreement: agreement with the full float model on the evaluated images; None: ``min_agreement`` is not set.
         agreement_probability: share of the resampled data sets with at least ``min_agreement``; None: not set.
+        bf16: see :class:`act_pipeline.search.variants.Variant`.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Row:
     on_front: bool = False
     agreement: Optional[float] = None
     agreement_probability: Optional[float] = None
+    bf16: bool = False
 
     def agrees(self, min_agreement: Optional[float], confidence: float) -> bool:
         """Return whether the agreement is at least ``min_agreement``, measured and with a probability."""
@@ -85,7 +88,7 @@ class SearchOutcome:
         seconds: stage -> seconds.
         source: what the search was made from.
         calibration_images: the most images that the INT8 models of the search were calibrated with.
-        full_int8: the folder of the full model in INT8, if it was given; None: it was calibrated as the others were.
+        full_int8: the folder of the full model in INT8, if it was given; None: it was calibrated by ``ptq``.
         min_agreement: the least agreement with the full float model; None: any.
         skipped: variants that were not tried, and for each a larger one that is surely beyond a limit, in words.
     """
@@ -156,7 +159,10 @@ class SearchOutcome:
     def _conclusion(self) -> str:
         chosen = self.faster
         if self.chosen is None:
-            return f"no INT8 model is within {self.limits} of the full float model"
+            more = (
+                "" if self.full_int8 else "; the full model was calibrated by ptq, tools/compress.py tries more for it"
+            )
+            return f"no INT8 model is within {self.limits} of the full float model{more}"
         if chosen is None:
             return f"no variant within {self.limits} is faster than the full model in INT8"
         speed = f"{chosen.ratio:.2f} times as fast as the full model in INT8"
@@ -176,7 +182,10 @@ def with_front(rows: Sequence[Row]) -> list[Row]:
 def fastest_within(
     rows: Sequence[Row], max_drop: float, confidence: float, min_agreement: Optional[float] = None
 ) -> Optional[Row]:
-    """Return the fastest INT8 row within the limits, measured and with the probability ``confidence``; None: no row."""
+    """Return the fastest INT8 row within the limits, measured and with the probability ``confidence``; None: no row.
+
+    Of those that are as fast but for :data:`_SAME_SPEED`, which is less than the machine's noise, it is the best.
+    """
     sure = [
         row
         for row in rows
@@ -187,7 +196,9 @@ def fastest_within(
         and row.map_drop <= max_drop
         and row.agrees(min_agreement, confidence)
     ]
-    return max(sure, key=lambda row: row.ratio, default=None)
+    fastest = max((row.ratio for row in sure), default=0.0)
+    near = [row for row in sure if row.ratio * _SAME_SPEED >= fastest]
+    return max(near, key=lambda row: (row.map or 0.0, row.ratio), default=None)
 
 
 def _cells(row: Row, chosen: bool, agreed: bool) -> list[str]:

@@ -74,33 +74,39 @@ def screen(
     return entries, skipped
 
 
+Loaded = Mapping[str, tuple[Engine, Sequence[Mapping[str, np.ndarray]]]]
+
+
 def first_look(
-    judge: Judge, full: Entry, entries: Sequence[Entry], limits: Limits, rounds: int, progress: bool = False
+    judge: Judge,
+    full: Entry,
+    reference: Loaded,
+    entries: Sequence[Entry],
+    limits: Limits,
+    rounds: int,
+    progress: bool = False,
 ) -> None:
-    """Time variants in turns with the full model, and evaluate them on the images of the first step.
+    """Evaluate variants on the images of the first step, and time them in turns with the full model.
 
     Args:
         judge: runs them.
         full: the full model; its latencies are set.
+        reference: the full model, see :func:`loaded`.
         entries: the variants; their latencies and evaluations are set, and those beyond the limits dropped.
         limits: what they are held to.
         rounds: rounds of the timing.
         progress: show a progress bar for each evaluation on stderr.
     """
     count = steps(limits.reference.images)[0]
-    with loaded(
-        judge, {entry.variant.name: (entry.model, entry.reader) for entry in (full, *entries)}, "fp32"
-    ) as found:
-        measured = timed_in_turns(found, rounds)
-        full.latencies = full.latencies or measured[full.variant.name]
+    limit = None if count == limits.reference.images else count
+    with loaded(judge, {entry.variant.name: (entry.model, entry.reader) for entry in entries}, "fp32") as found:
         for entry in entries:
-            entry.latencies = measured[entry.variant.name]
             engine, _ = found[entry.variant.name]
-            limit = None if count == limits.reference.images else count
             limits.judge(entry, evaluate_in_parallel([engine], entry.reader, progress=progress, limit=limit))
-
-
-Loaded = Mapping[str, tuple[Engine, Sequence[Mapping[str, np.ndarray]]]]
+        measured = timed_in_turns({**reference, **found}, rounds, warmup=1)
+    full.latencies = full.latencies or measured[full.variant.name]
+    for entry in entries:
+        entry.latencies = measured[entry.variant.name]
 
 
 @contextlib.contextmanager
@@ -116,11 +122,17 @@ def loaded(judge: Judge, models: Mapping[str, tuple[InferenceModel, Reader]], pr
         yield engines
 
 
-def timed_in_turns(found: Loaded, rounds: int) -> dict[str, Latencies]:
-    """Measure latencies in turns, each model on the first images in its own input size; ratios are to the first one."""
+def timed_in_turns(found: Loaded, rounds: int, warmup: int = 2) -> dict[str, Latencies]:
+    """Measure latencies in turns, each model on the first images in its own input size; ratios are to the first one.
+
+    Args:
+        found: the models.
+        rounds: number of timed rounds.
+        warmup: number of untimed rounds before them.
+    """
     count = min(len(batches) for _, batches in found.values())
     engines: dict[str, Any] = {name: _OnOwnImages(engine, batches) for name, (engine, batches) in found.items()}
-    return measure_in_turns(engines, [{"place": np.array(place)} for place in range(count)], rounds)
+    return measure_in_turns(engines, [{"place": np.array(place)} for place in range(count)], rounds, warmup)
 
 
 class _OnOwnImages:

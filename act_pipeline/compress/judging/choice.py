@@ -9,6 +9,7 @@ from act_pipeline.compress.judging.judge import REFERENCE, Judge
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.errors import UserError
 from act_pipeline.engines import Machine, fastest_engine, find_support, machine, support
+from act_pipeline.engines.onnx_runtimes.openvino import states_bf16
 from act_pipeline.engines.registry import find_runtime
 from act_pipeline.families.registry import Decoder, decoder_of
 from act_pipeline.graph.model_files import inspect_model
@@ -44,21 +45,21 @@ def choose_judge(
         name, found, why = fastest_engine("int8", "auto" if device == "GPU" else "CPU", here)
         refusal = _refusal(name, model) if name != REFERENCE else None
         if refusal is None:
-            return _judge(name, found, why, here, decoder)
+            return _judge(name, found, why, here, decoder, model)
         _logger.warning("evaluating in %s: %s does not accept the model: %s", REFERENCE, name, refusal)
-        return _judge(REFERENCE, "CPU", f"{name} does not take the model", here, decoder)
+        return _judge(REFERENCE, "CPU", f"{name} does not take the model", here, decoder, model)
     devices = [entry for entry in ("GPU", "CPU") if _available(asked, entry, here)]
     if not devices:  # raises the error that names what is missing
         rows = [entry for entry in support(here) if (entry.engine, entry.precision) == (asked, "int8")]
         (rows[-1] if rows else find_support(asked, "int8", "CPU", here)).require()
-    return _judge(asked, device if device in devices else devices[0], "Strategy.engine names it", here, decoder)
+    return _judge(asked, device if device in devices else devices[0], "Strategy.engine names it", here, decoder, model)
 
 
-def _judge(name: str, device: str, why: str, here: Machine, decoder: Decoder) -> Judge:
+def _judge(name: str, device: str, why: str, here: Machine, decoder: Decoder, model: InferenceModel) -> Judge:
     fp32 = name
     if name == REFERENCE:
         fp32 = "paddle_onednn" if find_support("paddle_onednn", "fp32", "CPU", here).available else "paddle"
-    return Judge(name, fp32, device, why, decoder)
+    return Judge(name, fp32, device, why, decoder, rest_in_bf16=name == "openvino" and states_bf16(model))
 
 
 def _available(name: str, device: str, here: Machine) -> bool:

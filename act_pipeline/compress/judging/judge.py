@@ -69,6 +69,8 @@ class Judge:
         device: ``CPU`` or ``GPU``, where both run.
         why: the reason for the choice, in one line.
         decoder: turns the outputs of all of them into detections; None: each model's own.
+        rest_in_bf16: whether the float model's description has OpenVINO compute in bf16 what is not INT8. The models
+            that strategies write have no description.
     """
 
     engine: str
@@ -76,6 +78,7 @@ class Judge:
     device: str
     why: str
     decoder: Optional[Decoder] = None
+    rest_in_bf16: bool = False
 
     @property
     def is_reference(self) -> bool:
@@ -117,7 +120,8 @@ class Judge:
         name = self.name(precision)
         if find_runtime(name).shapes:
             collect_shapes(model, reader, self.device)
-        return create_engine(name, model, precision, self.device, threads, decoder=self.decoder)
+        options = {"float_precision": "bf16"} if self.rest_in_bf16 and precision == "int8" else {}
+        return create_engine(name, model, precision, self.device, threads, decoder=self.decoder, **options)
 
     def evaluate(
         self,

@@ -257,4 +257,17 @@ def _float_precision(precision: str, asked: str, model: Artifact, core: Any) -> 
         return fixed
     if asked != "auto":
         return asked
-    return "bf16" if _stated_precision(model) == "bf16" and computes_in_bf16(core) else "f32"
+    return "bf16" if states_bf16(model, core) else "f32"
+
+
+def states_bf16(model: Artifact, core: Any = None) -> bool:
+    """Return whether a model's description asks for bf16 for what is not INT8, and this CPU computes in it.
+
+    Args:
+        model: the model.
+        core: ``openvino.Core``; None: a new one.
+
+    Raises:
+        UserError: the description asks for another precision than bf16 and f32.
+    """
+    return _stated_precision(model) == "bf16" and computes_in_bf16(core)
