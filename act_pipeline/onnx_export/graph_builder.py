@@ -128,13 +128,25 @@ class GraphBuilder:
     def get(self, name: str) -> str:
         """Return the ONNX name of a Paddle tensor; the Q/DQ pair of a quantized one is added on first use."""
         if name in self.quantized:
-            return self.dequantized(self.quantized[name])
+            tensor = self.quantized[name]
+            made, divisor = self.dequantized(tensor), self.divisor(tensor)
+            key = ("multiplied", made)
+            if divisor != 1 and key not in self._made:
+                self._made[key] = self.node("Mul", [made, self.initializer(divisor, f"{name}.scale")], name)
+            return self._made.get(key, made)
         if name in self.values:
             return self.values[name]
         return self.initializer(self.constants[name], name)
 
+    def divisor(self, tensor: QuantizedTensor) -> np.float32:
+        """Return what :meth:`dequantized` divides a tensor by: its scale with ``unit_scales``, else 1."""
+        activation = tensor.weight is None and tensor.source not in self.constants
+        return np.float32(tensor.scale.reshape(())[()]) if self.unit_scales and activation else np.float32(1)
+
     def dequantized(self, tensor: QuantizedTensor, transposed: bool = False, channel_axis: int = -1) -> str:
         """Return the ONNX name of a dequantized tensor; its nodes are added once and shared by all readers.
+
+        With ``unit_scales`` an activation is divided by its scale (:meth:`divisor`), which the reader makes up for.
 
         Args:
             tensor: the quantized tensor.

@@ -90,7 +90,7 @@ def convolution(build: GraphBuilder, op: Op, followers: list[Op]) -> None:
             bias = bias + build.constants[follower.input("Y")].astype(np.float64).reshape(-1)
     values = build.quantized.get(op.input("Input"))
     inputs = [build.get(op.input("Input")) if values is None else build.dequantized(values, channel_axis=1)]
-    inputs.append(_filter(build, op, factor * _taken_over(build, values)))
+    inputs.append(_filter(build, op, factor * (1 if values is None else build.divisor(values))))
     shift = values.shift if values is not None else 0.0
     if shift:
         bias = bias - shift * factor * _sums_of_weights(build.quantized[filter_name], channels)
@@ -238,13 +238,6 @@ def _scaled(tensor: QuantizedTensor, weight: np.ndarray, factor: np.ndarray, axi
     return replace(tensor, scale=np.where(off, 1, scale).astype(np.float32), axis=axis, weight=weight)
 
 
-def _taken_over(build: GraphBuilder, tensor: QuantizedTensor | None) -> np.float32 | np.ndarray:
-    """Return the scale that an activation was divided by (``unit_scales``), a factor of the other operand; else 1."""
-    if build.unit_scales and tensor is not None and tensor.weight is None:
-        return tensor.scale.reshape(())[()]
-    return np.float32(1)
-
-
 def matmul(build: GraphBuilder, op: Op) -> None:
     """Add a MatMul; a transposed operand is transposed before it is rounded.
 
@@ -260,7 +253,7 @@ def matmul(build: GraphBuilder, op: Op) -> None:
         return
     operands = []
     tensors = [build.quantized.get(op.input(slot)) for slot in ("X", "Y")]
-    taken_over = [_taken_over(build, tensor) for tensor in tensors]
+    taken_over = [np.float32(1) if tensor is None else build.divisor(tensor) for tensor in tensors]
     for index, slot in enumerate(("X", "Y")):
         name, tensor = op.input(slot), tensors[index]
         turn = _transposes(op, slot) and len(build.shapes[tensor.source if tensor is not None else name]) > 1
