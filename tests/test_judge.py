@@ -59,6 +59,7 @@ def test_candidates_compute_in_bf16_what_is_not_int8_where_the_float_model_says_
     candidate = InferenceModel.load(tmp_path / "candidate")
     for folder, expected in ((tmp_path / "float", "bf16" if supported else "f32"), (demo.fp32.directory, "f32")):
         judge = choose_judge("openvino", "CPU", InferenceModel.load(folder))
+        assert ("the rest bf16, as infer_cfg.yml says" in judge.why) == (expected == "bf16") == judge.rest_in_bf16
         with contextlib.closing(judge.load(candidate, "int8", demo.reader(), 1)) as engine:
             assert engine.float_precision == expected
         with contextlib.closing(judge.load(demo.fp32, "fp32", demo.reader(), 1)) as engine:

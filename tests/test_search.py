@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from sample_fixtures import scenes_in
 from act_pipeline.cli.main import main
 from act_pipeline.config import load_config
 from act_pipeline.core.artifacts import InferenceModel
-from act_pipeline.core.errors import UserError, run_command
+from act_pipeline.core.errors import Interrupted, UserError, run_command
 from act_pipeline.core.hashing import hash_files
 from act_pipeline.core.records import ACT_SCHEMA, SEARCH_SCHEMA, read_record
 from act_pipeline.data.builtin_sample import make_sample
@@ -258,6 +259,9 @@ def test_table_picture_and_record(tmp_path: Path) -> None:
     )  # fmt: skip
     text = "\n".join(outcome.lines)
     assert "fastest within max_drop 0.005: 640 x 640, b: 1.25 times as fast as the full model in INT8" in text
+    assert outcome.lines[-1] == "to ship it, compress its float model, Global.model_dir=/m/e"
+    in_bf16 = dataclasses.replace(outcome, chosen=dataclasses.replace(rows[1], bf16=True))
+    assert in_bf16.lines[-1].endswith("/m/e; for bf16, with the line 'float_precision: bf16' in its infer_cfg.yml")
     assert "dropped: 640 x 640, d: worse" in text
     assert "not tried: 2 smaller than 640 x 640, d" in text
     assert outcome.as_json()["skipped"][1] == {"variant": "640 x 640, g", "larger": "640 x 640, d"}
@@ -312,6 +316,23 @@ def test_flags_say_what_is_wrong(argv, message: str, capsys) -> None:
     assert run_command(main, ["search", *argv]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_what_ends_a_search_early_is_one_line(demo, tmp_path: Path, monkeypatch, capsys) -> None:
+    from act_pipeline.search import search as searching
+
+    argv = ["search", "-c", str(COMPRESS_CONFIG), "-o", f"Global.model_dir={demo.fp32.directory}"]
+    assert run_command(main, [*argv, f"--save_dir={demo.fp32.directory}"]) == 2
+    assert "--save_dir is the folder of the model" in capsys.readouterr().err
+
+    def interrupt(*args, **more):
+        raise Interrupted(signal.SIGINT, "nothing is saved: start it again")
+
+    monkeypatch.setattr(searching, "search", interrupt)
+    assert run_command(main, [*argv, f"--save_dir={tmp_path}"]) == 130
+    said = capsys.readouterr().err
+    assert f"the search is not finished; the same command goes on with what is in {tmp_path}" in said
+    assert "nothing is saved" not in said
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 from act_pipeline.cli.flags import Parser, add_config, add_devices, add_opt, at_least, load_config_of
+from act_pipeline.core.errors import Interrupted
 
 NONE_WITHIN = 3
 
@@ -40,12 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_opt(parser, "set keys of the config: Strategy.max_drop=0.01 Global.model_dir=output/my_rtdetr")
     arguments = parser.parse(argv)
 
+    from act_pipeline.core.interruption import interruptible
     from act_pipeline.search.search import search
 
-    outcome = search(
-        load_config_of(arguments), arguments.save_dir, arguments.devices, layers=arguments.layers,
-        queries=arguments.queries, sizes=arguments.sizes, candidates=arguments.candidates,
-    )  # fmt: skip
+    config = load_config_of(arguments)
+    stopped = f"the search is not finished; the same command goes on with what is in {arguments.save_dir}"
+    with interruptible(lambda: stopped):
+        try:
+            outcome = search(
+                config, arguments.save_dir, arguments.devices, layers=arguments.layers, queries=arguments.queries,
+                sizes=arguments.sizes, candidates=arguments.candidates,
+            )  # fmt: skip
+        except Interrupted as error:  # by a compression in it, which knows of its own result only
+            raise Interrupted(error.signum, stopped) from None
     for line in outcome.lines:
         print(line)
     print(f"search.json, search.png and the models: {arguments.save_dir}")

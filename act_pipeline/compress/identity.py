@@ -10,6 +10,7 @@ from act_pipeline.config import Config
 from act_pipeline.core.artifacts import InferenceModel
 from act_pipeline.core.package_versions import versions
 from act_pipeline.data import Reader
+from act_pipeline.engines.onnx_runtimes.openvino import FLOAT_PRECISION_KEY
 
 
 def source_identity(config: Config, model: InferenceModel, reader: Reader, splits: Sequence[str]) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def source_identity(config: Config, model: InferenceModel, reader: Reader, split
     return {
         "config": config.as_dict(),
         "source_hash": model.content_hash(),
+        FLOAT_PRECISION_KEY: model.infer_cfg().get(FLOAT_PRECISION_KEY),
         "data_hash": {split: reader.fingerprint(split) for split in splits},
         "versions": versions(),
     }

@@ -12,6 +12,7 @@ from typing import Any, Optional
 from act_pipeline.compress.candidates import MEASURED
 from act_pipeline.core.atomic_files import write_bytes_atomically
 from act_pipeline.core.tables import figure, megabytes, text_table
+from act_pipeline.engines.onnx_runtimes.openvino import FLOAT_PRECISION_KEY
 from act_pipeline.evaluation.confidence import TOLERANCE
 from act_pipeline.search.pareto import front
 
@@ -135,7 +136,23 @@ class SearchOutcome:
     @property
     def lines(self) -> list[str]:
         """The text to print: the table and what was chosen."""
-        return [*self.table, self._conclusion]
+        return [*self.table, self._conclusion, *self.how_to_ship]
+
+    @property
+    def how_to_ship(self) -> list[str]:
+        """The line that says which float model to compress for the chosen variant; none if it is the full model."""
+        chosen = self.faster
+        same = [
+            row.folder
+            for row in self.rows
+            if chosen is not None
+            and row.precision == "fp32"
+            and (row.layers, row.queries, row.size) == (chosen.layers, chosen.queries, chosen.size)
+        ]
+        if chosen is None or not same:
+            return []
+        line = f"; for bf16, with the line '{FLOAT_PRECISION_KEY}: bf16' in its infer_cfg.yml" if chosen.bf16 else ""
+        return [f"to ship it, compress its float model, Global.model_dir={same[0]}{line}"]
 
     @property
     def table(self) -> list[str]:

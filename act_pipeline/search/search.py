@@ -89,6 +89,8 @@ def search(
     require_writable_folder(folder, "--save_dir")
     model = InferenceModel.load(places.model_dir, places.model_filename, places.params_filename)
     require_float(model)
+    if folder.resolve() == model.directory.resolve():
+        raise UserError(f"--save_dir is the folder of the model, {folder}; choose another one for the search")
     source = Source.of(model)
     variants = source.variants(layers, queries, sizes)
     seconds: dict[str, float] = {}

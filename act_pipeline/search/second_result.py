@@ -126,4 +126,5 @@ def second_result_lines(outcome: SearchOutcome, config: Config) -> list[str]:
         *lines,
         f"second result: {found.words}: {found.ratio:.2f} times as fast as the INT8 model above, mAP {found.map:.4f} "
         f"({-(found.map_drop or 0.0):+.4f} against the float model){agreed}: {found.folder}",
+        *outcome.how_to_ship,
     ]

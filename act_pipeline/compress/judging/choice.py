@@ -59,7 +59,10 @@ def _judge(name: str, device: str, why: str, here: Machine, decoder: Decoder, mo
     fp32 = name
     if name == REFERENCE:
         fp32 = "paddle_onednn" if find_support("paddle_onednn", "fp32", "CPU", here).available else "paddle"
-    return Judge(name, fp32, device, why, decoder, rest_in_bf16=name == "openvino" and states_bf16(model))
+    if name == "openvino" and states_bf16(model):
+        why = f"{why.replace('; the rest f32', '')}; the rest bf16, as {model.infer_cfg_path.name} says"
+        return Judge(name, fp32, device, why, decoder, rest_in_bf16=True)
+    return Judge(name, fp32, device, why, decoder)
 
 
 def _available(name: str, device: str, here: Machine) -> bool:
